@@ -1,0 +1,92 @@
+"""Files that are never half written, and files that are looked at before they are trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+TEMPORARY_PREFIX = ".trifuse-"
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_write(path: Path, *, verify: Callable[[Path], object] | None = None) -> Iterator[IO[bytes]]:
+    """Write a file so that ``path`` holds either its old content or the whole new content, whatever happens.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, checked by ``verify`` if given
+    (which raises when it does not like what it reads back), and take the place of ``path`` in one rename.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid4().hex}-{path.name}")
+    try:
+        with open(temporary, "xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if verify is not None:
+            verify(temporary)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_write(path) as stream:
+        stream.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given, NaN refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left in ``folder``."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def describe_content(path: Path) -> str:
+    """Say what a file really is, judged by its first bytes and not by its name."""
+    with open(path, "rb") as stream:
+        head = stream.read(512)
+    if not head:
+        return "an empty file"
+    if head.startswith(b"\x1f\x8b"):
+        return "a gzip file"
+    if head.startswith(b"PK\x03\x04"):
+        return "a zip file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer (the real file was not downloaded)"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (a download that needed a login?)"
+    if head[344:348] in (b"n+1\0", b"ni1\0"):
+        return "an uncompressed NIfTI file"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        return "a text file"
+    return "an unknown binary file"
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

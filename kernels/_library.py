@@ -1,0 +1,143 @@
+"""What every operator shares: the operator namespace, the import guard, argument checks, and the backend choice.
+
+Backends:
+
+==============  =============================================================================================
+``triton``      the Triton kernels, through a registered operator; the default for GPU tensors
+``torch``       the fast plain-PyTorch form, called directly; the default everywhere else
+``reference``   the slow, obvious form that defines the operator; only when forced
+==============  =============================================================================================
+
+Types: float32, bfloat16 and float16 accumulate in float32 and return the input's type; float64 is computed in
+float64 by the plain-PyTorch form on every device. Autocast changes nothing: operators run in the type they are given.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+if __package__ != "trifuse.kernels":
+    raise ImportError(
+        f"this folder is the package 'trifuse.kernels', but it was imported as {__package__!r}; "
+        "install trifuse (pip install -e .) and use: import trifuse.kernels"
+    )
+
+from .errors import BackendError, ShapeError
+
+BACKENDS = ("triton", "torch", "reference")
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST_CUDA_CAPABILITY = (8, 0)
+
+_library = torch.library.Library("trifuse", "DEF")
+_forced: str | None = None
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force one backend for every operator called inside the block, in this process.
+
+    Args:
+        name: ``"triton"``, ``"torch"`` or ``"reference"``. A forced backend never falls back: where it cannot run,
+            the operator raises `BackendError`.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; use one of {', '.join(map(repr, BACKENDS))}")
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def choose_backend(op: str, tensor: Tensor) -> str:
+    """Return the backend that ``op`` runs on for a tensor like ``tensor``."""
+    if _forced is None:
+        return default_backend(tensor.device, tensor.dtype)[0]
+    if _forced == "triton":
+        obstacle = triton_obstacle(tensor.device, tensor.dtype)
+        if obstacle:
+            raise BackendError(f"{op}: the Triton backend was forced, but {obstacle}")
+    return _forced
+
+
+def default_backend(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the backend chosen when none is forced, and the reason."""
+    if device.type == "cpu":
+        return "torch", "CPU tensors use plain PyTorch"
+    obstacle = triton_obstacle(device, dtype)
+    return ("torch", obstacle) if obstacle else ("triton", f"{device.type} tensors use Triton")
+
+
+@torch.compiler.assume_constant_result
+def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Say what keeps the Triton kernels from running on such tensors; empty if nothing does."""
+    if dtype not in TRITON_DTYPES:
+        return f"the kernels have no {dtype} form; use {', '.join(map(str, TRITON_DTYPES))}"
+    if device.type == "meta":
+        return ""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; run: pip install triton"
+    if device.type == "cuda":
+        return _gpu_obstacle(device.index or 0)
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    return f"it cannot run on {device.type} tensors (on a CPU, only with TRITON_INTERPRET=1 set before the first use)"
+
+
+@cache
+def _gpu_obstacle(index: int) -> str:
+    if torch.version.hip is not None:
+        return ""
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= OLDEST_CUDA_CAPABILITY:
+        return ""
+    return f"compute capability {capability} of GPU {index} is below the oldest supported, {OLDEST_CUDA_CAPABILITY}"
+
+
+def register(
+    schema: str, launch: Callable[..., object], meta: Callable[..., object], autograd: Callable[..., object] | None = None
+) -> None:
+    """Register ``trifuse::<schema>``: its Triton launch, its shape rule, and its gradient if it has one.
+
+    The launch serves GPU tensors, and CPU tensors where the Triton interpreter is on. Registration through
+    `torch.library.Library` costs about half the host time per call of `torch.library.custom_op`.
+    """
+    name = schema.split("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, launch, "CUDA")
+    _library.impl(name, launch, "CPU")
+    _library.impl(name, meta, "Meta")
+    if autograd is not None:
+        _library.impl(name, autograd, "Autograd")
+
+
+def check_dtype(op: str, argument: str, tensor: Tensor) -> None:
+    """Refuse types that the operators do not compute in."""
+    if tensor.dtype not in FLOAT_DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+        raise TypeError(f"{op}: {argument} is {tensor.dtype}; expected one of {allowed}; convert it with .to(...)")
+
+
+def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
+    """Refuse arguments that lie on different devices."""
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ShapeError(f"{op}: expected all arguments on one device, got {places}; move them with .to(device)")
+
+
+def under_transform(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether a composable form is needed: compilation, vmap, functional or forward-mode differentiation."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.autograd.forward_ad._current_level >= 0
+        or any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+    )
