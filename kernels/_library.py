@@ -134,10 +134,10 @@ def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
         raise ShapeError(f"{op}: expected all arguments on one device, got {places}; move them with .to(device)")
 
 
-def under_transform(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether a composable form is needed: compilation, vmap, functional or forward-mode differentiation."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.autograd.forward_ad._current_level >= 0
-        or any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether vmap, functional or forward-mode differentiation is at work, which need a composable form."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.autograd.forward_ad._current_level >= 0 or any(
+        torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors
     )
