@@ -22,16 +22,21 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _library
-from ._library import check_dtype, check_same_device, under_transform
 from .errors import BackendError, ShapeError
 
-_NAME = "memory_efficient_attention"
+OP = "memory_efficient_attention"
 _FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 _PROBE_SHAPE = (1, 16, 2, 64)
 
 
 def memory_efficient_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, attn_bias: Tensor | None = None, dropout_p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    attn_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Compute attention as it is defined, with the whole score matrix in memory.
 
@@ -49,7 +54,13 @@ def memory_efficient_attention_reference(
 
 
 def memory_efficient_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, attn_bias: Tensor | None = None, dropout_p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    attn_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Attend from every query to every key with memory linear in the number of tokens.
 
@@ -72,14 +83,21 @@ def memory_efficient_attention(
     """
     _check(q, k, v, attn_bias, dropout_p)
     if _library._forced == "triton":
-        raise BackendError(f"{_NAME}: no Triton kernel: SDPA and xformers are already it; use backend('torch')")
+        raise BackendError(f"{OP}: no Triton kernel: SDPA and xformers are already it; use backend('torch')")
     if _library._forced == "reference":
         return memory_efficient_attention_reference(q, k, v, scale=scale, attn_bias=attn_bias, dropout_p=dropout_p)
-    if under_transform([q, k, v]):
-        return _sdpa(q, k, v, scale, attn_bias, dropout_p)
-    if attention_backend(q.device, q.dtype)[0] == "xformers" and _library._forced is None:
+    if _library.under_functional_transform((q, k, v)):
+        with sdpa_kernel(SDPBackend.MATH):
+            return _sdpa(q, k, v, scale, attn_bias, dropout_p)
+    if _use_xformers(q):
         return _xformers(q, k, v, scale, attn_bias, dropout_p)
     return _sdpa(q, k, v, scale, attn_bias, dropout_p)
+
+
+def _use_xformers(q: Tensor) -> bool:
+    if torch.compiler.is_compiling() or _library._forced is not None:
+        return False
+    return attention_backend(q.device, q.dtype)[0] == "xformers"
 
 
 @cache
@@ -140,26 +158,26 @@ def _scale(q: Tensor, scale: float | None) -> float:
 def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout_p: float) -> None:
     tensors = {"q": q, "k": k, "v": v} | ({} if bias is None else {"attn_bias": bias})
     for name, tensor in tensors.items():
-        check_dtype(_NAME, name, tensor)
-    check_same_device(_NAME, tensors)
+        _library.check_dtype(OP, name, tensor)
+    _library.check_same_device(OP, tensors)
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         types = ", ".join(f"{name} is {tensor.dtype}" for name, tensor in tensors.items())
-        raise TypeError(f"{_NAME}: expected one type for all arguments, got {types}; convert them with .to(...)")
+        raise TypeError(f"{OP}: expected one type for all arguments, got {types}; convert them with .to(...)")
     for name in "qkv":
         if tensors[name].dim() != 4:
-            raise ShapeError(f"{_NAME}: expected {name} of shape (B, M, h, d), got {tuple(tensors[name].shape)}")
+            raise ShapeError(f"{OP}: expected {name} of shape (B, M, h, d), got {tuple(tensors[name].shape)}")
     if k.shape != v.shape or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
         raise ShapeError(
-            f"{_NAME}: expected q (B, M_q, h, d) and k, v (B, M_k, h, d) with the same B, h and d, "
+            f"{OP}: expected q (B, M_q, h, d) and k, v (B, M_k, h, d) with the same B, h and d, "
             f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         )
     scores = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     if bias is not None and not _broadcasts(bias.shape, scores):
         raise ShapeError(
-            f"{_NAME}: expected attn_bias broadcastable to (B, h, M_q, M_k) = {scores}, got {tuple(bias.shape)}"
+            f"{OP}: expected attn_bias broadcastable to (B, h, M_q, M_k) = {scores}, got {tuple(bias.shape)}"
         )
     if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"{_NAME}: expected dropout_p in [0, 1), got {dropout_p}")
+        raise ValueError(f"{OP}: expected dropout_p in [0, 1), got {dropout_p}")
 
 
 def _broadcasts(shape: torch.Size, target: tuple[int, ...]) -> bool:

@@ -1,0 +1,256 @@
+"""A frozen DINOv2 vision transformer that gives the patch tokens of any of its blocks.
+
+    tokens = [class, patches(image)] + positions;   token streams x_0 = tokens, x_i+1 = block_i(x_i);   F_i = norm(x_i+1)[patches]
+
+Source: Oquab et al., DINOv2: Learning Robust Visual Features without Supervision; Darcet et al., Vision Transformers
+Need Registers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
+from trifuse.kernels.errors import ShapeError, TrifuseError
+
+from .variants import PATCH_SIZE, VARIANTS, EncoderShape
+
+POSITION_MODES = ("offset", "size", "antialias")
+INIT_STD = 0.02
+_OFFSET_PATCHES = 0.1
+
+
+class DinoV2Encoder(nn.Module):
+    """Turn images (B, 3, H, W) into the patch tokens (B, M, D) of chosen blocks; frozen for good.
+
+    The weights never require gradients, the module stays in eval mode whatever `train` is told, and nothing is recorded
+    for a backward pass. Images should be normalised with the mean and deviation that DINOv2 was trained with; they are
+    converted to the type of the weights.
+
+    Args:
+        variant: ``"small"``, ``"base"``, ``"large"``, ``"giant"``, ``"tiny"`` (for tests), or an `EncoderShape`.
+        pos_mode: how the position table is resampled (bicubic) to the image's patch grid. ``"offset"``: by the factor
+            (h + 0.1) / 37, as published for the checkpoints without registers; ``"size"``: to the exact size, as in
+            transformers; ``"antialias"``: to the exact size with a low-pass filter, as published with registers.
+        norm_blocks: whether the final LayerNorm is applied to every block's tokens. Without it their scale grows with
+            depth.
+        checkpoint: weights to load: a folder written by `convert_dinov2`, or a file in any of the published layouts.
+            None draws random weights.
+        dtype: type of the weights, e.g. ``torch.bfloat16``; None means float32.
+        num_registers: number of register tokens of the checkpoint family; they are dropped from the features.
+        generator: source of the random weights; None means PyTorch's global one.
+
+    Attributes:
+        embed_dim: token width D.
+        depth: number of blocks N.
+        patch_size: side of a patch in pixels.
+    """
+
+    def __init__(
+        self,
+        variant: str | EncoderShape = "giant",
+        pos_mode: str = "offset",
+        norm_blocks: bool = True,
+        checkpoint: str | os.PathLike[str] | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_registers: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        shape = _shape_of(variant)
+        if pos_mode not in POSITION_MODES:
+            raise ValueError(f"DinoV2Encoder: expected pos_mode in {POSITION_MODES}, got {pos_mode!r}")
+        self.shape, self.pos_mode, self.norm_blocks, self.num_registers = shape, pos_mode, norm_blocks, num_registers
+        self.embed_dim, self.depth, self.patch_size = shape.embed_dim, shape.depth, PATCH_SIZE
+
+        device = torch.get_default_device()
+        with torch.device("meta"):  # so that no weight is drawn twice, nor drawn only to be loaded over
+            self._build(shape)
+        self.to(dtype or torch.float32).to_empty(device=device)
+        if checkpoint is None:
+            self.reset_parameters(generator)
+        else:
+            self.load_checkpoint(checkpoint)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        self.train(False)
+
+    def _build(self, shape: EncoderShape) -> None:
+        D = shape.embed_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, D))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + shape.native_grid**2, D))
+        if self.num_registers:
+            self.register_tokens = nn.Parameter(torch.empty(1, self.num_registers, D))
+        self.mask_token = nn.Parameter(torch.empty(1, D))  # unused here, but part of the published state dict
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, D, PATCH_SIZE, stride=PATCH_SIZE)})
+        self.blocks = nn.ModuleList([TransformerBlock(D, shape.num_heads, ffn=shape.ffn) for _ in range(shape.depth)])
+        self.norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw random weights: truncated normal of deviation 0.02, LayerScale 1, class and register tokens nearly 0."""
+        for tokens in [self.pos_embed, self.patch_embed["proj"].weight]:
+            nn.init.trunc_normal_(tokens, std=INIT_STD, generator=generator)
+        for token in [self.cls_token] + ([self.register_tokens] if self.num_registers else []):
+            nn.init.normal_(token, std=1e-6, generator=generator)
+        nn.init.zeros_(self.patch_embed["proj"].bias)
+        nn.init.zeros_(self.mask_token)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif (
+                module is not self
+                and hasattr(module, "reset_parameters")
+                and not isinstance(module, nn.Conv2d | nn.Linear)
+            ):
+                module.reset_parameters(generator)
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Load a folder written by `convert_dinov2`, or a file in any of the published layouts."""
+        raise NotImplementedError
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        """Return the patch grid (h, w) of images of shape (B, 3, H, W).
+
+        Raises:
+            ShapeError: the shape is not that of a batch of RGB images, or a side is not a multiple of the patch size.
+        """
+        _check_images(x)
+        return x.shape[2] // PATCH_SIZE, x.shape[3] // PATCH_SIZE
+
+    def forward(self, x: Tensor, blocks: str | Sequence[int] = "all") -> dict[str, Any]:
+        """Return the patch tokens of some blocks.
+
+        Args:
+            x: images of shape (B, 3, H, W), H and W multiples of the patch size.
+            blocks: ``"all"``, or block indices from 0 in any order, negative ones counting from the end.
+
+        Returns:
+            ``features``: a list of contiguous maps (B, M, D) in **ascending block order**, whatever the order asked
+            for (the order of the published implementation, too), each block once; ``grid``: (h, w), M = h * w, row by
+            row.
+        """
+        return {"features": [tokens for _, tokens in self.iterate(x, blocks)], "grid": self.grid_of(x)}
+
+    @torch.no_grad()
+    def iterate(self, x: Tensor, blocks: str | Sequence[int] = "all") -> Iterator[tuple[int, Tensor]]:
+        """Yield (block index, patch tokens (B, M, D)) in ascending order, keeping no map once it was handed out.
+
+        Blocks deeper than the last one asked for are not run. See `forward` for the arguments.
+        """
+        wanted = self._ascending(blocks)
+        self._check_frozen()
+        for index, tokens in self._streams(x, stop=max(wanted, default=-1) + 1):
+            if index in wanted:
+                yield index, self._patch_tokens(tokens)
+
+    def train(self, mode: bool = True) -> DinoV2Encoder:
+        """Stay in eval mode, whatever ``mode`` is."""
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> DinoV2Encoder:
+        """Refuse to be unfrozen."""
+        if requires_grad:
+            _refuse_unfreezing("it")
+        return super().requires_grad_(False)
+
+    def extra_repr(self) -> str:
+        return f"depth={self.depth}, pos_mode={self.pos_mode!r}, norm_blocks={self.norm_blocks}, frozen"
+
+    def _streams(self, x: Tensor, stop: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (block index, all tokens after it (B, 1 + registers + M, D)) for the first ``stop`` blocks."""
+        tokens = self._embed(x)
+        for index in range(stop):
+            tokens = self.blocks[index](tokens)
+            yield index, tokens
+
+    def _embed(self, x: Tensor) -> Tensor:
+        h, w = self.grid_of(x)
+        patches = self.patch_embed["proj"](x.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)
+        positions = self.positions((h, w))
+        first = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+        registers = [self.register_tokens.expand(len(x), -1, -1)] if self.num_registers else []
+        return torch.cat([first, *registers, patches + positions[:, 1:]], dim=1)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Return the position table resampled to ``grid``: (1, 1 + h * w, D), the class token's entry first, untouched.
+
+        It is left as it is only where the number of patches is the native one and the grid is square. Resampling is
+        done in float32 whatever the type of the weights, as in both published implementations.
+        """
+        h, w = grid
+        native = self.shape.native_grid
+        if h == w == native:
+            return self.pos_embed
+        table = self.pos_embed[:, 1:].unflatten(1, (native, native)).permute(0, 3, 1, 2).float()
+        if self.pos_mode == "offset":
+            factors = [(side + _OFFSET_PATCHES) / native for side in grid]
+            table = F.interpolate(table, scale_factor=factors, mode="bicubic")
+        else:
+            table = F.interpolate(table, size=grid, mode="bicubic", antialias=self.pos_mode == "antialias")
+        assert table.shape[2:] == (h, w), f"positions resampled to {tuple(table.shape[2:])} instead of {grid}"
+        return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], dim=1)
+
+    def _patch_tokens(self, tokens: Tensor) -> Tensor:
+        patches = tokens[:, 1 + self.num_registers :]
+        return self.norm(patches) if self.norm_blocks else patches.contiguous()
+
+    def _ascending(self, blocks: str | Sequence[int]) -> list[int]:
+        if isinstance(blocks, str):
+            if blocks != "all":
+                raise ValueError(f"DinoV2Encoder: expected blocks 'all' or a sequence of indices, got {blocks!r}")
+            return list(range(self.depth))
+        for index in blocks:
+            if not -self.depth <= index < self.depth:
+                raise ValueError(f"DinoV2Encoder: block {index} does not exist; it has blocks 0 to {self.depth - 1}")
+        return sorted({index % self.depth for index in blocks})
+
+    def _check_frozen(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                _refuse_unfreezing(name)
+
+
+def _refuse_unfreezing(what: str) -> NoReturn:
+    raise TrifuseError(
+        f"DinoV2Encoder: {what} was asked to require gradients, but the encoder is frozen and records none; "
+        "leave it out of requires_grad_(True) and train the parts around it"
+    )
+
+
+def _shape_of(variant: str | EncoderShape) -> EncoderShape:
+    if isinstance(variant, EncoderShape):
+        return variant
+    if variant not in VARIANTS:
+        raise ValueError(f"DinoV2Encoder: unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
+    return VARIANTS[variant]
+
+
+def _check_images(x: Tensor) -> None:
+    got = f"got {tuple(x.shape)}"
+    if x.dim() == 3:
+        raise ShapeError(f"DinoV2Encoder: expected images (B, 3, H, W), {got}; add the batch with image[None]")
+    if x.dim() != 4:
+        raise ShapeError(f"DinoV2Encoder: expected images (B, 3, H, W), {got}")
+    if x.shape[1] != 3:
+        if x.shape[3] in (1, 3, 4):
+            advice = "channels come second: use images.permute(0, 3, 1, 2)"
+        elif x.shape[1] == 1:
+            advice = "repeat a grey image with images.expand(-1, 3, -1, -1)"
+        else:
+            advice = f"choose 3 of the {x.shape[1]} channels, e.g. images[:, :3] of an RGBA image"
+        raise ShapeError(f"DinoV2Encoder: expected images (B, 3, H, W), {got}; {advice}")
+    for name, side in (("height", x.shape[2]), ("width", x.shape[3])):
+        if side == 0 or side % PATCH_SIZE:
+            nearest = max(PATCH_SIZE, PATCH_SIZE * round(side / PATCH_SIZE))
+            raise ShapeError(
+                f"DinoV2Encoder: {name} {side} is not divisible by the patch size {PATCH_SIZE}; "
+                f"use {nearest} (resize or pad the image)"
+            )

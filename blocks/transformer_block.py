@@ -1,0 +1,108 @@
+"""The pre-norm transformer block of DINOv2, and its parts; parameter names are those of the published weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import MemoryEfficientAttention, init_linear
+
+LAYER_NORM_EPS = 1e-6
+
+
+class LayerScale(nn.Module):
+    """Add a branch to its residual, each channel weighted by a learned factor: ``residual + gamma * branch``.
+
+    Both are of shape (..., D); one pass over memory does both steps.
+
+    Source: Touvron et al., Going deeper with Image Transformers, Eq. 4.
+    """
+
+    def __init__(self, dim: int, init_values: float = 1.0) -> None:
+        super().__init__()
+        self.init_values = init_values
+        self.gamma = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.constant_(self.gamma, self.init_values)
+
+    def forward(self, residual: Tensor, branch: Tensor) -> Tensor:
+        return torch.addcmul(residual, branch, self.gamma)
+
+
+class Mlp(nn.Module):
+    """Widen, apply the exact GELU, narrow: (B, M, D) -> (B, M, D)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        for linear in (self.fc1, self.fc2):
+            init_linear(linear, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """Gate one widened half by the other: ``w3(silu(a) * b)`` with ``a, b = w12(x)``: (B, M, D) -> (B, M, D).
+
+    Source: Shazeer, GLU Variants Improve Transformer, Eq. 6.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden_dim)
+        self.w3 = nn.Linear(hidden_dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        for linear in (self.w12, self.w3):
+            init_linear(linear, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class TransformerBlock(nn.Module):
+    """Attend, then transform each token: ``x + ls1(attn(norm1(x)))``, then ``x + ls2(mlp(norm2(x)))``.
+
+    Args:
+        dim: token width D.
+        num_heads: number of attention heads.
+        mlp_ratio: width of the hidden layer over D.
+        ffn: ``"mlp"`` (Linear, GELU, Linear) or ``"swiglu"``, whose hidden width is two thirds of the MLP's, rounded up
+            to a multiple of 8, so that both cost the same.
+        init_values: first value of both LayerScale factors.
+
+    Source: Oquab et al., DINOv2, section 4 and appendix B.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, ffn: str = "mlp", init_values: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = MemoryEfficientAttention(dim, num_heads)
+        self.ls1 = LayerScale(dim, init_values)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = _feed_forward(ffn, dim, int(dim * mlp_ratio))
+        self.ls2 = LayerScale(dim, init_values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.ls1(x, self.attn(self.norm1(x)))
+        return self.ls2(x, self.mlp(self.norm2(x)))
+
+
+def _feed_forward(ffn: str, dim: int, hidden_dim: int) -> nn.Module:
+    if ffn == "mlp":
+        return Mlp(dim, hidden_dim)
+    if ffn == "swiglu":
+        return SwiGLU(dim, 8 * -(-int(hidden_dim * 2 / 3) // 8))
+    raise ValueError(f"TransformerBlock: expected ffn 'mlp' or 'swiglu', got {ffn!r}")
