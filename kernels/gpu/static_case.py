@@ -39,7 +39,7 @@ class StaticCase:
         kernel: the ``triton.jit`` function.
         signature: type of each argument in order, e.g. ``"*bf16"``, ``"i64"``, ``"constexpr"``; a tuple of types for a
             tuple argument.
-        constants: value of each constexpr argument.
+        constants: value of each constexpr argument, by name; element k of the tuple argument at position i is (i, k).
         aligned: names of the pointers and integers that are multiples of 16 at run time.
         budgets: one for each target; the library's own kernels have one for each of `TARGETS`.
         num_warps: warps per program.
@@ -48,7 +48,7 @@ class StaticCase:
     name: str
     kernel: Any
     signature: Mapping[str, str | tuple[str, ...]]
-    constants: Mapping[str, object]
+    constants: Mapping[str | tuple[int, int], object]
     aligned: tuple[str, ...]
     budgets: Mapping[str, Budget]
     num_warps: int = 4

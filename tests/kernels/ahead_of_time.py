@@ -1,7 +1,7 @@
 """Compile Triton kernels for GPUs that are not here, and read what they cost from the machine code.
 
-Run as a script, without TRITON_INTERPRET: it compiles the ``STATIC_CASES`` of the modules named on the command line
-and prints one JSON row per case and target.
+Run as a script, without TRITON_INTERPRET: it compiles the ``STATIC_CASES`` of the modules named on the command line and
+prints JSON: one row per case and target with its cost and the rules it breaks, and the kernels that have no case.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
-from trifuse.kernels.gpu.static_case import StaticCase
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from trifuse.kernels.gpu.static_case import Budget, StaticCase
 
 PROCESSES = 2
 
@@ -36,10 +41,6 @@ class Cost:
 
 def compile_case(case: StaticCase, target: str) -> Cost:
     """Compile one case for one target and read its cost."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     nvidia = target.startswith("sm_")
     gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32) if nvidia else GPUTarget("hip", target, 64)
     source = ASTSource(
@@ -58,13 +59,12 @@ def _aligned_paths(case: StaticCase) -> list[tuple[int, ...]]:
     paths: list[tuple[int, ...]] = []
     for position, (name, kind) in enumerate(case.signature.items()):
         if name in case.aligned:
-            paths += [(position,)] if isinstance(kind, str) else [(position, k) for k in range(len(kind))]
+            elements = [] if isinstance(kind, str) else [k for k, part in enumerate(kind) if part != "constexpr"]
+            paths += [(position,)] if isinstance(kind, str) else [(position, k) for k in elements]
     return paths
 
 
 def _read_cubin(cubin: bytes, shared_bytes: int) -> Cost:
-    import triton
-
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as stream:
         stream.write(cubin)
@@ -100,22 +100,48 @@ def _output(command: list[object]) -> str:
     return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
 
 
+def broken_rules(cost: Cost, budget: Budget) -> dict[str, str]:
+    """Name each rule that a kernel breaks, with what it costs and what it may cost."""
+    rules = {
+        "spills": (cost.spills == 0, f"{cost.spills}, none allowed"),
+        "atomics": (cost.atomics == 0, f"{cost.atomics}, none allowed"),
+        "registers": (cost.registers <= budget.registers, f"{cost.registers}, at most {budget.registers}"),
+        "wide loads": (cost.wide_loads >= budget.wide_loads, f"{cost.wide_loads}, at least {budget.wide_loads}"),
+        "shuffles": (cost.shuffles <= budget.shuffles, f"{cost.shuffles}, at most {budget.shuffles}"),
+    }
+    return {rule: message for rule, (kept, message) in rules.items() if not kept}
+
+
+def kernels_without_a_case(module: ModuleType) -> list[str]:
+    """Name the Triton kernels of a module that no case compiles; a kernel is a jit function named ``*_kernel``."""
+    compiled = {case.kernel for case in module.STATIC_CASES}
+    return [
+        f"{module.__name__}.{name}"
+        for name, value in vars(module).items()
+        if isinstance(value, triton.JITFunction) and name.endswith("_kernel") and value not in compiled
+    ]
+
+
 def _row(job: tuple[str, int, str]) -> dict[str, object]:
     module, index, target = job
     case = importlib.import_module(module).STATIC_CASES[index]
-    return {"case": case.name, "module": module, "target": target, **asdict(compile_case(case, target))}
+    cost = compile_case(case, target)
+    broken = broken_rules(cost, case.budgets[target])
+    return {"module": module, "case": case.name, "target": target, "cost": asdict(cost), "broken": broken}
 
 
-def main(modules: list[str]) -> None:
+def main(names: list[str]) -> None:
+    modules = {name: importlib.import_module(name) for name in names}
     jobs = [
-        (module, index, target)
-        for module in modules
-        for index, case in enumerate(importlib.import_module(module).STATIC_CASES)
+        (name, index, target)
+        for name, module in modules.items()
+        for index, case in enumerate(module.STATIC_CASES)
         for target in case.budgets
     ]
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("fork")) as pool:
-        for row in pool.map(_row, jobs):
-            print(json.dumps(row), flush=True)
+        rows = list(pool.map(_row, jobs))
+    without = [kernel for module in modules.values() for kernel in kernels_without_a_case(module)]
+    print(json.dumps({"rows": rows, "without_a_case": without}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kernels that each break one rule of the ahead-of-time gate, to show that the gate sees it."""
+"""Kernels that each break one rule of the ahead-of-time gate, named after the rule."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def copy_kernel(x, out, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def sum_kernel(x, out, n, BLOCK: tl.constexpr):
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + tl.program_id(0), tl.sum(tl.load(x + offset, mask=offset < n, other=0.0), 0))
+
+
+@triton.jit
 def sum_by_atomics_kernel(x, out, n, BLOCK: tl.constexpr):
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tl.atomic_add(out, tl.sum(tl.load(x + offset, mask=offset < n, other=0.0), 0))
@@ -22,30 +28,38 @@ def sum_by_atomics_kernel(x, out, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def spilling_kernel(x, out, n, BLOCK: tl.constexpr):
-    rows = tl.arange(0, BLOCK)
-    tile = tl.load(x + rows[:, None] * BLOCK + rows[None, :])
+    offset = tl.arange(0, BLOCK)
+    tile = tl.load(x + offset)
     for _ in range(n):
-        tile = tile * tile + tl.exp(tile)
-    tl.store(out + rows[:, None] * BLOCK + rows[None, :], tile)
+        tile = tile * tile + tile
+    tl.store(out + offset, tile)
 
 
-def _case(name: str, kernel: object, block: int, aligned: tuple[str, ...], budget: Budget) -> StaticCase:
+@triton.jit
+def forgotten_kernel(x):
+    tl.store(x, 0.0)
+
+
+def _case(
+    name: str, kernel: object, block: int, budget: Budget, aligned: str = "x out n", targets: str = "sm_90 gfx942"
+) -> StaticCase:
     return StaticCase(
         name=name,
         kernel=kernel,
         signature={"x": "*fp32", "out": "*fp32", "n": "i32", "BLOCK": "constexpr"},
         constants={"BLOCK": block},
-        aligned=aligned,
-        budgets={"sm_90": budget, "gfx942": budget},
+        aligned=tuple(aligned.split()),
+        budgets=dict.fromkeys(targets.split(), budget),
     )
 
 
-_ALL = ("x", "out", "n")
+_AMPLE = Budget(registers=512, wide_loads=1, shuffles=99)
 STATIC_CASES = [
-    _case("sound copy", copy_kernel, 1024, _ALL, Budget(registers=48, wide_loads=1, shuffles=0)),
-    _case("copy, alignment forgotten", copy_kernel, 1024, (), Budget(registers=48, wide_loads=1, shuffles=0)),
-    _case("copy, registers over budget", copy_kernel, 8192, _ALL, Budget(registers=16, wide_loads=1, shuffles=0)),
-    _case("sum by atomics", sum_by_atomics_kernel, 1024, _ALL, Budget(registers=64, wide_loads=1, shuffles=99)),
-    _case("sum, shuffles over budget", sum_by_atomics_kernel, 1024, _ALL, Budget(registers=64, wide_loads=1, shuffles=0)),
-    _case("spilling tile", spilling_kernel, 256, _ALL, Budget(registers=255, wide_loads=0, shuffles=9999)),
+    _case("sound", copy_kernel, 1024, _AMPLE),
+    _case("wide loads", copy_kernel, 1024, _AMPLE, aligned=""),
+    _case("registers", copy_kernel, 8192, Budget(registers=16, wide_loads=1, shuffles=0)),
+    _case("shuffles", sum_kernel, 1024, Budget(registers=512, wide_loads=1, shuffles=0)),
+    _case("atomics", sum_by_atomics_kernel, 1024, _AMPLE),
+    _case("spills", spilling_kernel, 32768, _AMPLE, targets="sm_90"),
+    _case("spills", spilling_kernel, 131072, _AMPLE, targets="gfx942"),
 ]

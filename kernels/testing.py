@@ -1,0 +1,3 @@
+"""What you need to test and time your own operators."""
+
+from __future__ import annotations
