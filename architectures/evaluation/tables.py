@@ -1,0 +1,346 @@
+"""Per-case score tables: made from a folder of predictions, written as CSV, read back, and summarised."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trifuse.architectures.files import write_text
+from trifuse.kernels import DataError
+
+from .metrics import MM3_PER_ML, Conventions, case_metrics, failure_metrics
+
+if TYPE_CHECKING:
+    from trifuse.architectures.data.cases import Case, Study
+
+OK = "ok"
+MISSING = "missing prediction"
+EXTRA = "extra prediction"
+NOTHING_LABELLED = "no labelled slice"
+MEAN_OF_CLASSES = "mean of classes"
+PLAUSIBLE_SPACING_MM = (0.01, 100.0)
+
+_FIXED_COLUMNS = ("case_id", "patient", "class_name", "slice", "status")
+_LAST_COLUMN = "conventions"
+
+Labels = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one class in one case, or in one slice of it (``slice`` counts from 0)."""
+
+    case_id: str
+    patient: str
+    class_name: str
+    slice: int | None
+    status: str
+    scores: dict[str, float]
+    conventions: Conventions
+
+    @property
+    def failed(self) -> bool:
+        """Whether the scores stand for a prediction that was missing, unreadable or of no known case."""
+        return self.status not in (OK, NOTHING_LABELLED)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and standard deviation (n - 1 in the denominator; NaN for one) of one score of one class.
+
+    ``count`` scores went in; ``undefined`` more were NaN under the convention and did not.
+    """
+
+    class_name: str
+    metric: str
+    mean: float
+    sd: float
+    count: int
+    undefined: int
+
+
+def score_case(
+    prediction: Labels,
+    truth: Labels,
+    spacing_mm: Sequence[float],
+    class_names: Sequence[str],
+    conventions: Conventions,
+    *,
+    case_id: str,
+    patient: str,
+) -> list[Row]:
+    """Score predicted class ids of shape (D, H, W), slices first, against the true ones: one row per class and unit.
+
+    ``class_names[0]`` is the background and gets no row.
+
+    Raises:
+        ShapeError: the two differ in shape.
+    """
+    rows = []
+    for class_id, class_name in enumerate(class_names[1:], start=1):
+        for index, p, t in _units(prediction == class_id, truth == class_id, (truth != 0).any((1, 2)), conventions):
+            spacing = spacing_mm[-t.ndim :]
+            scores = case_metrics(p, t, spacing, conventions, voxel_ml=math.prod(spacing_mm) / MM3_PER_ML)
+            rows.append(Row(case_id, patient, class_name, index, OK, scores, conventions))
+    if not rows:
+        undefined = dict.fromkeys(conventions.metrics, math.nan)
+        rows = [Row(case_id, patient, name, None, NOTHING_LABELLED, undefined, conventions) for name in class_names[1:]]
+    return rows
+
+
+def evaluate_cases(
+    pred_dir: Path,
+    study: Study,
+    case_ids: Sequence[str],
+    conventions: Conventions | None = None,
+    *,
+    accept_spacing: bool = False,
+) -> list[Row]:
+    """Score ``<case_id>.nii.gz`` of a folder against the labels of a study, reading one case at a time.
+
+    Nothing is dropped: a prediction that is missing, unreadable or on another grid gets the worst scores, and so does
+    a file of the folder that belongs to no case of the study. Files of the study's other cases are left alone.
+
+    Args:
+        pred_dir: folder of predicted class ids, as `predict_cases` writes them.
+        study: where the labels are.
+        case_ids: the cases to score.
+        conventions: how to score; by default strict, one score per volume.
+        accept_spacing: score even where a spacing in mm is hard to believe (below 0.01 or above 100).
+
+    Raises:
+        DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing is
+            hard to believe; all such problems at once.
+    """
+    from trifuse.architectures.data.cases import load_case
+
+    conventions = conventions or Conventions()
+    cases = _find_cases(study, case_ids)
+    rows: list[Row] = []
+    problems: list[DataError] = []
+    for case in cases:
+        try:
+            _, truth = load_case(study, case)
+            assert truth is not None
+            if not accept_spacing:
+                _check_spacing(case, truth.spacing_mm)
+        except DataError as error:
+            problems.append(error)
+            continue
+        prediction, status = _read_prediction(prediction_path(pred_dir, case.case_id), truth.voxels.shape)
+        if prediction is None:
+            rows += _failed_rows(case, truth.voxels, truth.spacing_mm, study.class_names, status, conventions)
+        else:
+            names = study.class_names
+            rows += score_case(
+                prediction,
+                truth.voxels,
+                truth.spacing_mm,
+                names,
+                conventions,
+                case_id=case.case_id,
+                patient=case.patient,
+            )
+    if problems:
+        raise DataError.merge(problems)
+    worst = failure_metrics(None, None, conventions)
+    for stem in _extra_predictions(pred_dir, study):
+        rows += [Row(stem, stem, name, None, EXTRA, worst, conventions) for name in study.class_names[1:]]
+    return rows
+
+
+def prediction_path(folder: Path, case_id: str) -> Path:
+    """Return where the prediction of a case lies."""
+    return Path(folder) / f"{case_id}.nii.gz"
+
+
+def write_case_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write one line per row as CSV, atomically, decimals with a dot in any locale, the conventions in each line."""
+    metrics = rows[0].conventions.metrics
+    lines = (
+        [
+            row.case_id,
+            row.patient,
+            row.class_name,
+            "" if row.slice is None else row.slice,
+            row.status,
+            *(number(row.scores[metric]) for metric in metrics),
+            row.conventions.label,
+        ]
+        for row in rows
+    )
+    write_csv(path, [*_FIXED_COLUMNS, *metrics, _LAST_COLUMN], lines)
+
+
+def read_case_table(path: Path) -> list[Row]:
+    """Read what `write_case_table` wrote.
+
+    Raises:
+        DataError: the file is missing, empty, no such table, mixes conventions, or holds a cell that is no number.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            lines = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(path, "case table", got=error, want="a CSV table written by evaluate") from None
+    if not lines:
+        raise DataError(path, "case table", got="no rows", want="at least one scored case")
+    labels = sorted({line.get(_LAST_COLUMN) or "" for line in lines})
+    if len(labels) > 1:
+        raise DataError(path, _LAST_COLUMN, got=f"{len(labels)} of them: {labels}", want="one per table")
+    try:
+        conventions = Conventions.from_label(labels[0])
+    except ValueError as error:
+        raise DataError(path, _LAST_COLUMN, got=error, want="the last column of a table written by evaluate") from None
+    absent = [column for column in (*_FIXED_COLUMNS, *conventions.metrics) if lines[0].get(column) is None]
+    if absent:
+        raise DataError(path, "columns", got=f"none called {', '.join(absent)}", want="a table written by evaluate")
+    return [_parse(path, number_, line, conventions) for number_, line in enumerate(lines, start=2)]
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """Return mean and SD over the rows for each class and score, and over the mean of the classes if there are many.
+
+    NaN scores, undefined under the convention, are left out of the mean and counted.
+    """
+    summaries = []
+    for class_name in dict.fromkeys(row.class_name for row in rows):
+        of_class = [row for row in rows if row.class_name == class_name]
+        for metric in of_class[0].scores:
+            summaries.append(_summary(class_name, metric, [row.scores[metric] for row in of_class]))
+    if len({row.class_name for row in rows}) > 1:
+        for metric in rows[0].scores:
+            summaries.append(_summary(MEAN_OF_CLASSES, metric, list(_class_means(rows, metric))))
+    return summaries
+
+
+def write_summary_table(path: Path, summaries: Sequence[Summary], conventions: Conventions) -> None:
+    """Write the summary as CSV, atomically, the conventions in each line."""
+    lines = (
+        [s.class_name, s.metric, number(s.mean), number(s.sd), s.count, s.undefined, conventions.label]
+        for s in summaries
+    )
+    write_csv(path, ["class_name", "metric", "mean", "sd", "count", "undefined", _LAST_COLUMN], lines)
+
+
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file atomically: UTF-8, commas, a bare newline, cells as they are given."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    write_text(Path(path), text.getvalue())
+
+
+def number(value: float) -> str:
+    """Return the shortest text that reads back as the same float; never a decimal comma."""
+    return repr(float(value))
+
+
+def _units(p: NDArray, t: NDArray, labelled: NDArray, conventions: Conventions) -> Iterator[tuple]:
+    """Yield (slice number or None, prediction, truth) for everything that gets a score of its own."""
+    scored = labelled if conventions.slices == "labelled" else np.ones_like(labelled)
+    if conventions.aggregation == "slice":
+        yield from ((int(index), p[index], t[index]) for index in np.flatnonzero(scored))
+    elif scored.any():
+        # Unscored slices are emptied, not cut out, so that distances between the others stay what they are.
+        yield None, p & scored[:, None, None], t
+
+
+def _find_cases(study: Study, case_ids: Sequence[str]) -> list[Case]:
+    known = {case.case_id: case for case in study.cases}
+    if not case_ids:
+        raise DataError(study.root, "cases", got="none to evaluate", want="at least one")
+    problems = [DataError(i, "case", got="no such case", want="one of the study") for i in case_ids if i not in known]
+    found = [known[case_id] for case_id in case_ids if case_id in known]
+    problems += [
+        DataError(c.case_id, "label", got="none", want="a label to score against") for c in found if not c.label
+    ]
+    if problems:
+        raise DataError.merge(problems)
+    return found
+
+
+def _check_spacing(case: Case, spacing_mm: Sequence[float]) -> None:
+    low, high = PLAUSIBLE_SPACING_MM
+    if not all(low <= step <= high for step in spacing_mm):
+        raise DataError(
+            case.label,
+            "spacing",
+            got=f"{tuple(spacing_mm)} mm",
+            want=f"{low:g} to {high:g} mm",
+            hint="mL and mm would be wrong; correct the header, or pass accept_spacing=True if it is right",
+        )
+
+
+def _read_prediction(path: Path, shape: tuple[int, ...]) -> tuple[Labels | None, str]:
+    """Return the predicted class ids, or None and what is wrong with them."""
+    from trifuse.architectures.data.nifti import read_labels
+
+    if not path.exists():
+        return None, MISSING
+    try:
+        voxels = read_labels(path).voxels
+    except DataError as error:
+        return None, f"unreadable prediction: {error.field or 'damaged file'}"
+    if voxels.shape != shape:
+        return None, f"prediction of shape {voxels.shape}, truth of shape {shape}".replace(",", " x")
+    return voxels, OK
+
+
+def _failed_rows(
+    case: Case,
+    truth: Labels,
+    spacing_mm: Sequence[float],
+    class_names: Sequence[str],
+    status: str,
+    conventions: Conventions,
+) -> list[Row]:
+    rows = []
+    for class_id, class_name in enumerate(class_names[1:], start=1):
+        t = truth == class_id
+        for index, _, unit in _units(t, t, (truth != 0).any((1, 2)), conventions):
+            scores = failure_metrics(unit.shape, spacing_mm[-unit.ndim :], conventions)
+            rows.append(Row(case.case_id, case.patient, class_name, index, status, scores, conventions))
+    return rows
+
+
+def _extra_predictions(pred_dir: Path, study: Study) -> list[str]:
+    known = {case.case_id for case in study.cases}
+    stems = (path.name.removesuffix(".nii.gz") for path in Path(pred_dir).glob("*.nii.gz"))
+    return sorted(stem for stem in stems if stem not in known and not stem.startswith("."))
+
+
+def _parse(path: Path, line_number: int, line: dict[str, str], conventions: Conventions) -> Row:
+    try:
+        scores = {metric: float(line[metric]) for metric in conventions.metrics}
+        index = int(line["slice"]) if line["slice"] else None
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            path, f"line {line_number}", got=error, want="numbers with a decimal dot", hint="write it again"
+        ) from None
+    return Row(line["case_id"], line["patient"], line["class_name"], index, line["status"], scores, conventions)
+
+
+def _class_means(rows: Sequence[Row], metric: str) -> Iterator[float]:
+    units: dict[tuple[str, int | None], list[float]] = {}
+    for row in rows:
+        units.setdefault((row.case_id, row.slice), []).append(row.scores[metric])
+    for scores in units.values():
+        defined = [score for score in scores if not math.isnan(score)]
+        yield sum(defined) / len(defined) if defined else math.nan
+
+
+def _summary(class_name: str, metric: str, scores: Sequence[float]) -> Summary:
+    defined = np.array([score for score in scores if not math.isnan(score)], dtype=float)
+    mean = float(defined.mean()) if defined.size else math.nan
+    sd = float(defined.std(ddof=1)) if defined.size > 1 else math.nan
+    return Summary(class_name, metric, mean, sd, int(defined.size), len(scores) - int(defined.size))

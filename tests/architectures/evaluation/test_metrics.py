@@ -1,0 +1,310 @@
+"""Scores against published tools, a brute-force distance, and every cell of the empty-mask table."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import load_file
+
+from trifuse.architectures.evaluation.metrics import (
+    Conventions,
+    case_metrics,
+    failure_metrics,
+    hausdorff95,
+    image_diagonal,
+)
+from trifuse.kernels import MissingExtra, ShapeError
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
+BINARY = json.loads((GOLDEN / "binary_masks.json").read_text())["cases"]
+BINARY_MASKS = load_file(GOLDEN / "binary_masks.safetensors")
+LABELS = json.loads((GOLDEN / "labels_2d_4cls.json").read_text())
+LABEL_MAPS = load_file(GOLDEN / "labels_2d_4cls.safetensors")
+
+nan, inf = math.nan, math.inf
+
+
+def golden_cases():
+    for name, case in BINARY.items():
+        yield name, BINARY_MASKS[f"{name}.pred"], BINARY_MASKS[f"{name}.ref"], case["spacing"], case["values"]
+    for k, values in LABELS["per_class"].items():
+        yield f"class{k}", LABEL_MAPS["pred"] == int(k), LABEL_MAPS["ref"] == int(k), LABELS["spacing"], values
+
+
+GOLDEN_CASES = list(golden_cases())
+each_golden_case = pytest.mark.parametrize(
+    ("name", "pred", "ref", "spacing", "values"), GOLDEN_CASES, ids=[case[0] for case in GOLDEN_CASES]
+)
+
+
+def number(value) -> float:
+    return float(value)  # "nan" and "inf" stand for themselves
+
+
+def close(got: float, want: float, rel: float) -> bool:
+    return got == pytest.approx(want, rel=rel, abs=1e-12, nan_ok=True)
+
+
+def mask(*shape: int, on: slice | None = None) -> np.ndarray:
+    made = np.zeros(shape, bool)
+    if on is not None:
+        made[(on,) * len(shape)] = True
+    return made
+
+
+@each_golden_case
+def test_golden_medpy(name, pred, ref, spacing, values):
+    scores = case_metrics(pred, ref, spacing)
+    if pred.any() and ref.any():
+        for ours, theirs in [("dsc", "dc"), ("iou", "jc"), ("precision", "precision"), ("sensitivity", "recall")]:
+            assert close(scores[ours], values[f"medpy.{theirs}"], 1e-12), ours
+        assert close(scores["hd95_mm"], values["medpy.hd95"], 1e-12)
+        assert close(case_metrics(pred, ref, None)["hd95_vox"], values["medpy.hd95.unit_spacing"], 1e-12)
+    else:
+        assert str(values["medpy.hd95"]).startswith("raises")  # the case medpy leaves open, and we do not
+        with pytest.raises(ShapeError, match="non-empty"):
+            hausdorff95(pred, ref, spacing)
+
+
+@each_golden_case
+def test_golden_monai(name, pred, ref, spacing, values):
+    scores = case_metrics(pred, ref, spacing, "monai")
+    for ours, theirs in [
+        ("dsc", "dice.ignore_empty"),
+        ("iou", "iou.ignore_empty"),
+        ("precision", "precision"),
+        ("sensitivity", "sensitivity"),
+        ("hd95_mm", "hd95"),
+    ]:
+        assert close(scores[ours], number(values[f"monai.{theirs}"]), 2e-6), ours
+    unit = case_metrics(pred, ref, spacing, Conventions("monai", hd_unit="vox"))["hd95_vox"]
+    assert close(unit, number(values["monai.hd95.unit_spacing"]), 2e-6)
+
+
+@each_golden_case
+def test_golden_transunet_and_merit(name, pred, ref, spacing, values):
+    scores = case_metrics(pred, ref, spacing, Conventions("transunet", hd_unit="vox"))
+    dice, hd95 = values["transunet.percase(dice,hd95)"]
+    assert close(scores["dsc"], dice, 1e-12)
+    assert close(scores["hd95_vox"], hd95, 1e-12)
+    dice, hd95, jaccard, _ = values["merit.percase(dice,hd95,jc,asd)"]
+    assert close(scores["dsc"], dice, 1e-12)
+    assert close(scores["iou"], jaccard, 1e-12)
+    assert close(scores["hd95_vox"], hd95, 1e-12)
+
+
+@each_golden_case
+def test_golden_nnunet(name, pred, ref, spacing, values):
+    scores = case_metrics(pred, ref, spacing, "nnunet")
+    dice, iou, *_ = values["nnunet(dice,iou,tp,fp,fn,tn)"]
+    assert close(scores["dsc"], number(dice), 1e-12)
+    assert close(scores["iou"], number(iou), 1e-12)
+
+
+# Every cell: convention, empty mask, then DSC, IoU, precision, sensitivity, HD95. The diagonal of 4x5 is sqrt(41).
+DIAGONAL = math.sqrt(41)
+EMPTY = [
+    ("strict", "both", 1, 1, 1, 1, 0),
+    ("strict", "truth", 0, 0, 0, nan, DIAGONAL),
+    ("strict", "prediction", 0, 0, nan, 0, DIAGONAL),
+    ("transunet", "both", 0, 0, nan, nan, 0),
+    ("transunet", "truth", 1, 1, 0, nan, 0),
+    ("transunet", "prediction", 0, 0, nan, 0, 0),
+    ("nnunet", "both", nan, nan, nan, nan, nan),
+    ("nnunet", "truth", 0, 0, 0, nan, nan),
+    ("nnunet", "prediction", 0, 0, nan, 0, nan),
+    ("monai", "both", nan, nan, nan, nan, nan),
+    ("monai", "truth", nan, nan, 0, nan, nan),
+    ("monai", "prediction", 0, 0, nan, 0, nan),
+]
+
+
+@pytest.mark.parametrize(("convention", "empty", "dsc", "iou", "precision", "sensitivity", "hd95"), EMPTY)
+def test_d25_every_cell_of_the_empty_mask_table(convention, empty, dsc, iou, precision, sensitivity, hd95):
+    nothing, something = mask(4, 5), mask(4, 5, on=slice(1, 3))
+    pred = nothing if empty in ("both", "prediction") else something
+    truth = nothing if empty in ("both", "truth") else something
+    scores = case_metrics(pred, truth, (1.0, 1.0), convention)
+    want = [dsc, iou, precision, sensitivity, hd95]
+    got = [scores[key] for key in ("dsc", "iou", "precision", "sensitivity", "hd95_mm")]
+    assert got == pytest.approx(want, nan_ok=True)
+    assert math.isfinite(scores["volume_difference_ml"])
+
+
+def test_hd_empty_nan_and_the_diagonal_in_both_units():
+    nothing, something = mask(4, 5), mask(4, 5, on=slice(1, 3))
+    assert math.isnan(case_metrics(nothing, something, (2, 3), Conventions(hd_empty="nan"))["hd95_mm"])
+    assert case_metrics(nothing, something, (2, 3))["hd95_mm"] == pytest.approx(math.hypot(8, 15))
+    assert case_metrics(nothing, something, (2, 3), Conventions(hd_unit="vox"))["hd95_vox"] == pytest.approx(DIAGONAL)
+
+
+def brute_force_hd95(p, t, spacing, percentile):
+    def border(m):
+        padded = np.pad(m, 1)
+        inner = np.ones_like(m)
+        for axis in range(m.ndim):
+            for step in (-1, 1):
+                inner &= np.roll(padded, step, axis)[(slice(1, -1),) * m.ndim]
+        return np.argwhere(m & ~inner) * np.asarray(spacing)
+
+    a, b = border(p), border(t)
+    between = np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
+    directed = between.min(1), between.min(0)
+    if percentile == "pooled":
+        return np.percentile(np.concatenate(directed), 95)
+    return max(np.percentile(d, 95) for d in directed)
+
+
+two_masks = st.integers(2, 3).flatmap(
+    lambda ndim: st.tuples(
+        *[hnp.arrays(bool, st.shared(hnp.array_shapes(min_dims=ndim, max_dims=ndim, max_side=6), key="shape"))] * 2,
+        st.tuples(*[st.sampled_from([0.5, 0.7, 1.0, 1.25, 3.0, 8.0])] * ndim),
+    )
+)
+
+
+@given(two_masks, st.sampled_from(["pooled", "max"]))
+@settings(max_examples=150, deadline=None)
+def test_hd95_equals_brute_force_with_anisotropic_spacing(masks, percentile):
+    p, t, spacing = masks
+    p.flat[0] = t.flat[-1] = True
+    got = hausdorff95(p, t, spacing, percentile=percentile)
+    assert got == pytest.approx(brute_force_hd95(p, t, spacing, percentile), rel=1e-9, abs=1e-9)
+    assert got <= image_diagonal(p.shape, spacing)
+
+
+@given(two_masks, st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_cropping_to_the_masks_changes_no_bit(masks, margin):
+    p, t, spacing = masks
+    p.flat[0] = t.flat[-1] = True
+    assert hausdorff95(np.pad(p, margin), np.pad(t, margin), spacing) == hausdorff95(p, t, spacing)
+
+
+@given(two_masks)
+@settings(max_examples=50, deadline=None)
+def test_swapping_the_masks_swaps_precision_and_sensitivity(masks):
+    p, t, spacing = masks
+    p.flat[0] = t.flat[-1] = True
+    forward, backward = case_metrics(p, t, spacing), case_metrics(t, p, spacing)
+    assert forward["precision"] == backward["sensitivity"]
+    for symmetric in ("dsc", "iou", "hd95_mm", "volume_difference_ml"):
+        assert forward[symmetric] == pytest.approx(backward[symmetric])
+    assert forward["iou"] == pytest.approx(forward["dsc"] / (2 - forward["dsc"]))
+
+
+def test_monai_parity_on_random_volumes():
+    torch = pytest.importorskip("torch")
+    monai = pytest.importorskip("monai.metrics")
+    rng = np.random.default_rng(3)
+    for spacing in [(1.0, 1.0, 1.0), (8.0, 1.25, 0.7)]:
+        p, t = rng.random((2, 5, 9, 8)) > 0.6
+        onehot = [torch.from_numpy(m)[None, None] for m in (p, t)]
+        theirs = monai.compute_hausdorff_distance(*onehot, include_background=True, percentile=95, spacing=spacing)
+        scores = case_metrics(p, t, spacing, "monai")
+        assert scores["hd95_mm"] == pytest.approx(float(theirs), rel=2e-6)
+        assert scores["dsc"] == pytest.approx(float(monai.compute_dice(*onehot)), rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "want"),
+    [
+        ("absolute", "volume_difference_ml", 0.004),
+        ("signed", "volume_difference_ml", -0.004),
+        ("relative", "volume_difference_relative", 0.5),
+        ("signed_relative", "volume_difference_relative", -0.5),
+    ],
+)
+def test_volume_difference_in_ml_relative_and_signed(kind, column, want):
+    pred, truth = mask(4, 4, 4), mask(4, 4, 4, on=slice(0, 2))
+    pred[0, :2, :2] = True  # 4 voxels of 1 mm3 against 8
+    scores = case_metrics(pred, truth, (0.5, 2, 1), Conventions(volume=kind))
+    assert scores[column] == pytest.approx(want)
+
+
+def test_relative_volume_of_nothing_is_undefined_unless_it_is_right():
+    nothing, something = mask(3, 3), mask(3, 3, on=slice(0, 1))
+    relative = Conventions(volume="relative")
+    assert math.isnan(case_metrics(something, nothing, (1, 1), relative)["volume_difference_relative"])
+    assert case_metrics(nothing, nothing, (1, 1), relative)["volume_difference_relative"] == 0
+
+
+def test_slices_know_the_volume_of_a_voxel():
+    scores = case_metrics(mask(3, 3), mask(3, 3, on=slice(0, 2)), (1, 1), voxel_ml=0.25)
+    assert scores["volume_difference_ml"] == 1.0
+
+
+def test_without_a_spacing_everything_is_in_voxels():
+    scores = case_metrics(mask(3, 3, on=slice(0, 1)), mask(3, 3, on=slice(0, 2)), None)
+    assert scores["volume_difference_vox"] == 3
+    assert set(scores) == {"dsc", "iou", "precision", "sensitivity", "volume_difference_vox", "hd95_vox"}
+
+
+def test_arguments_are_left_as_they_were():
+    pred, truth = np.full((3, 3), 7, np.uint8), np.eye(3, dtype=np.int16) * 420
+    before = pred.copy(), truth.copy()
+    assert case_metrics(pred, truth, (1, 1))["sensitivity"] == 1  # any non-zero value is foreground
+    np.testing.assert_array_equal(pred, before[0])
+    np.testing.assert_array_equal(truth, before[1])
+
+
+@pytest.mark.parametrize("convention", ["strict", "transunet", "nnunet", "monai"])
+def test_l11_a_missing_prediction_is_the_worst_under_every_convention(convention):
+    scores = failure_metrics((4, 5), (2, 3), Conventions(convention))
+    assert [scores[key] for key in ("dsc", "iou", "precision", "sensitivity")] == [0, 0, 0, 0]
+    assert scores["hd95_mm"] == pytest.approx(math.hypot(8, 15))
+    assert math.isnan(failure_metrics(None, None, Conventions(convention))["hd95_mm"])
+
+
+def test_conventions_travel_in_one_cell_and_say_what_they_are():
+    chosen = Conventions("monai", hd_unit="vox", aggregation="slice", slices="labelled")
+    assert chosen.percentile == "max"
+    assert Conventions.from_label(chosen.label) == chosen
+    sentence = chosen.describe()
+    for said in ("monai", "voxels", "larger of the two directions", "per slice", "only slices with foreground"):
+        assert said in sentence
+    with pytest.raises(ValueError, match="does not name the conventions"):
+        Conventions.from_label("somebody's own")
+
+
+def test_rejects():
+    with pytest.raises(ShapeError, match=r"one shape; got \(2, 2\) and \(3, 3\)"):
+        case_metrics(mask(2, 2), mask(3, 3), (1, 1))
+    with pytest.raises(ShapeError, match="needs 2 spacings"):
+        case_metrics(mask(2, 2), mask(2, 2), (1, 1, 1))
+    for bad in (0.0, -1.0, nan, inf):
+        with pytest.raises(ShapeError, match="positive and finite"):
+            case_metrics(mask(2, 2), mask(2, 2), (1, bad))
+    with pytest.raises(ValueError, match="empty_masks must be one of strict, transunet, nnunet, monai; got 'lenient'"):
+        case_metrics(mask(2, 2), mask(2, 2), (1, 1), "lenient")
+
+
+def test_l6_without_scipy_the_message_gives_the_command(monkeypatch):
+    real = builtins.__import__
+
+    def without_scipy(name, *args, **kwargs):
+        if name.split(".")[0] == "scipy":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_scipy)
+    with pytest.raises(MissingExtra, match=r"HD95 needs scipy.*pip install 'trifuse\[med\]'"):
+        case_metrics(mask(3, 3, on=slice(0, 1)), mask(3, 3, on=slice(0, 2)), (1, 1))
+
+
+def test_importing_the_folder_loads_neither_scipy_nor_matplotlib():
+    modules = ["metrics", "tables", "statistics", "figures", "report", "predict"]
+    imports = "; ".join(f"import trifuse.architectures.evaluation.{name}" for name in modules)
+    code = f"import sys; {imports}; print(sorted({{'scipy', 'matplotlib', 'tensorboard'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
