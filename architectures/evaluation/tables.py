@@ -20,13 +20,13 @@ from .metrics import MM3_PER_ML, Conventions, case_metrics, failure_metrics
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Case, Study
+    from trifuse.architectures.data.nifti import Volume
 
 OK = "ok"
 MISSING = "missing prediction"
 EXTRA = "extra prediction"
 NOTHING_LABELLED = "no labelled slice"
 MEAN_OF_CLASSES = "mean of classes"
-PLAUSIBLE_SPACING_MM = (0.01, 100.0)
 
 _FIXED_COLUMNS = ("case_id", "patient", "class_name", "slice", "status")
 _LAST_COLUMN = "conventions"
@@ -114,7 +114,7 @@ def evaluate_cases(
         study: where the labels are.
         case_ids: the cases to score.
         conventions: how to score; by default strict, one score per volume.
-        accept_spacing: score even where a spacing in mm is hard to believe (below 0.01 or above 100).
+        accept_spacing: score even where the reader found a spacing, or its unit, hard to believe.
 
     Raises:
         DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing is
@@ -128,27 +128,19 @@ def evaluate_cases(
     problems: list[DataError] = []
     for case in cases:
         try:
-            _, truth = load_case(study, case)
-            assert truth is not None
+            image, truth = load_case(study, case)
             if not accept_spacing:
-                _check_spacing(case, truth.spacing_mm)
+                _check_spacing(case, (image, truth))
         except DataError as error:
             problems.append(error)
             continue
-        prediction, status = _read_prediction(prediction_path(pred_dir, case.case_id), truth.voxels.shape)
+        assert truth is not None  # `_find_cases` has seen to it
+        about = {"case_id": case.case_id, "patient": case.patient}
+        prediction, status = _read_prediction(prediction_path(pred_dir, case.case_id), truth)
         if prediction is None:
-            rows += _failed_rows(case, truth.voxels, truth.spacing_mm, study.class_names, status, conventions)
+            rows += _failed_rows(truth, study.class_names, status, conventions, **about)
         else:
-            names = study.class_names
-            rows += score_case(
-                prediction,
-                truth.voxels,
-                truth.spacing_mm,
-                names,
-                conventions,
-                case_id=case.case_id,
-                patient=case.patient,
-            )
+            rows += score_case(prediction, truth.voxels, truth.spacing_mm, study.class_names, conventions, **about)
     if problems:
         raise DataError.merge(problems)
     worst = failure_metrics(None, None, conventions)
@@ -269,47 +261,39 @@ def _find_cases(study: Study, case_ids: Sequence[str]) -> list[Case]:
     return found
 
 
-def _check_spacing(case: Case, spacing_mm: Sequence[float]) -> None:
-    low, high = PLAUSIBLE_SPACING_MM
-    if not all(low <= step <= high for step in spacing_mm):
+def _check_spacing(case: Case, volumes: Iterable[Volume | None]) -> None:
+    notes = [note.text for volume in volumes if volume is not None for note in volume.notes if note.field == "spacing"]
+    if notes:
         raise DataError(
             case.label,
             "spacing",
-            got=f"{tuple(spacing_mm)} mm",
-            want=f"{low:g} to {high:g} mm",
-            hint="mL and mm would be wrong; correct the header, or pass accept_spacing=True if it is right",
+            got=notes[0],
+            want="a spacing that can be believed before mm and mL are computed from it",
+            hint="correct the header, or pass accept_spacing=True if it is right",
         )
 
 
-def _read_prediction(path: Path, shape: tuple[int, ...]) -> tuple[Labels | None, str]:
+def _read_prediction(path: Path, truth: Volume) -> tuple[Labels | None, str]:
     """Return the predicted class ids, or None and what is wrong with them."""
     from trifuse.architectures.data.nifti import read_labels
 
     if not path.exists():
         return None, MISSING
     try:
-        voxels = read_labels(path).voxels
+        return read_labels(path, like=truth).voxels, OK
     except DataError as error:
-        return None, f"unreadable prediction: {error.field or 'damaged file'}"
-    if voxels.shape != shape:
-        return None, f"prediction of shape {voxels.shape}, truth of shape {shape}".replace(",", " x")
-    return voxels, OK
+        return None, f"unusable prediction: {error.field}"
 
 
 def _failed_rows(
-    case: Case,
-    truth: Labels,
-    spacing_mm: Sequence[float],
-    class_names: Sequence[str],
-    status: str,
-    conventions: Conventions,
+    truth: Volume, class_names: Sequence[str], status: str, conventions: Conventions, *, case_id: str, patient: str
 ) -> list[Row]:
     rows = []
     for class_id, class_name in enumerate(class_names[1:], start=1):
-        t = truth == class_id
-        for index, _, unit in _units(t, t, (truth != 0).any((1, 2)), conventions):
-            scores = failure_metrics(unit.shape, spacing_mm[-unit.ndim :], conventions)
-            rows.append(Row(case.case_id, case.patient, class_name, index, status, scores, conventions))
+        t = truth.voxels == class_id
+        for index, _, unit in _units(t, t, (truth.voxels != 0).any((1, 2)), conventions):
+            scores = failure_metrics(unit.shape, truth.spacing_mm[-unit.ndim :], conventions)
+            rows.append(Row(case_id, patient, class_name, index, status, scores, conventions))
     return rows
 
 

@@ -1,0 +1,269 @@
+"""Whether two runs differ: paired tests over the same cases, and intervals by patient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from trifuse.kernels import DataError, MissingExtra
+
+from .tables import Row, number, read_case_table, write_csv
+
+ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
+BOOTSTRAP_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A two-sided paired test: statistic, p-value, number of pairs."""
+
+    statistic: float
+    p: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One score of one class in two runs, over the cases where both have it. Differences are B minus A."""
+
+    class_name: str
+    metric: str
+    mean_a: float
+    mean_b: float
+    difference: float
+    low: float
+    high: float
+    effect_size: float
+    t_test: PairedTest
+    p_holm: float
+    wilcoxon: PairedTest
+    undefined: int
+
+
+def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
+    """Test whether the mean of ``b - a`` over the same cases is zero: t = mean / (sd / sqrt(n)), n - 1 degrees.
+
+    Where all differences are equal, p is 1 if they are zero and 0 if not. One pair has no p-value (NaN).
+
+    Source: Student (1908), "The probable error of a mean".
+    """
+    d = _differences(a, b)
+    if d.size < 2:
+        return PairedTest(math.nan, math.nan, d.size)
+    mean, sd = float(d.mean()), float(d.std(ddof=1))
+    if sd <= ROUNDING:
+        same = abs(mean) <= ROUNDING
+        return PairedTest(0.0 if same else math.copysign(math.inf, mean), 1.0 if same else 0.0, d.size)
+    t = mean / (sd / math.sqrt(d.size))
+    return PairedTest(t, float(2 * _stats().t.sf(abs(t), d.size - 1)), d.size)
+
+
+def wilcoxon_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
+    """Test whether ``b - a`` is symmetric about zero by signed ranks, zeros dropped; p is 1 if all are zero.
+
+    Source: Wilcoxon (1945), "Individual comparisons by ranking methods".
+    """
+    d = _differences(a, b)
+    if not d.size:
+        return PairedTest(math.nan, math.nan, 0)
+    d = np.where(np.abs(d) <= ROUNDING, 0.0, d)
+    if not d.any():
+        return PairedTest(0.0, 1.0, d.size)
+    result = _stats().wilcoxon(d)
+    return PairedTest(float(result.statistic), float(result.pvalue), d.size)
+
+
+def bootstrap_interval(
+    differences: ArrayLike,
+    patients: Sequence[str],
+    *,
+    level: float = 0.95,
+    resamples: int = BOOTSTRAP_RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile interval of the mean difference, resampling patients with all their cases.
+
+    NaN for fewer than two patients: one patient says nothing about others.
+
+    Source: Efron (1979), "Bootstrap methods: another look at the jackknife".
+    """
+    d = np.asarray(differences, dtype=float)
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    if names.size < 2:
+        return math.nan, math.nan
+    sums, counts = np.bincount(index, weights=d), np.bincount(index)
+    drawn = np.random.default_rng(seed).integers(names.size, size=(resamples, names.size))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number, step down; NaN stays NaN and does not count.
+
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    adjusted = [math.nan] * len(p_values)
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    running = 0.0
+    for rank, (p, i) in enumerate(order):
+        running = max(running, min(1.0, p * (len(order) - rank)))
+        adjusted[i] = running
+    return adjusted
+
+
+def compare_runs(table_a: Path, table_b: Path) -> list[Comparison]:
+    """Compare two case tables of the same cases, one row per class and score.
+
+    Slices are averaged to their case first: slices of one case are not independent.
+
+    Raises:
+        DataError: a table cannot be read, the two were scored under different conventions, or a case or class of one
+            is absent from the other (all of them named).
+    """
+    rows_a, rows_b = read_case_table(table_a), read_case_table(table_b)
+    if rows_a[0].conventions != rows_b[0].conventions:
+        raise DataError(
+            table_b,
+            "conventions",
+            got=rows_b[0].conventions.label,
+            want=rows_a[0].conventions.label,
+            hint="evaluate both runs under one convention",
+        )
+    _check_pairs(table_a, rows_a, table_b, rows_b)
+    compared = [
+        _compare(class_name, metric, rows_a, rows_b)
+        for class_name in dict.fromkeys(row.class_name for row in rows_a)
+        for metric in rows_a[0].conventions.metrics
+    ]
+    adjusted = holm([row.t_test.p for row in compared])
+    return [replace(row, p_holm=p) for row, p in zip(compared, adjusted, strict=True)]
+
+
+def comparison_cells(rows: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Return header and readable cells of a comparison, for a terminal or a report."""
+    header = ["class", "score", "n", "A", "B", "B - A", "95 % interval", "t-test p", "Holm p", "Wilcoxon p", "d"]
+    cells = [
+        [
+            row.class_name,
+            row.metric,
+            str(row.t_test.count),
+            f"{row.mean_a:.4g}",
+            f"{row.mean_b:.4g}",
+            f"{row.difference:+.3g}",
+            f"{row.low:+.3g} to {row.high:+.3g}",
+            format_p(row.t_test.p),
+            format_p(row.p_holm),
+            format_p(row.wilcoxon.p),
+            f"{row.effect_size:+.2f}",
+        ]
+        for row in rows
+    ]
+    return header, [["-" if "nan" in cell else cell for cell in line] for line in cells]
+
+
+def format_comparison(rows: Sequence[Comparison], name_a: str, name_b: str) -> str:
+    """Return a comparison as text in aligned columns."""
+    header, cells = comparison_cells(rows)
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
+    ]
+    notes = [
+        f"A: {name_a}",
+        f"B: {name_b}",
+        "n pairs of cases; two-sided paired tests; interval by patient; d = mean / SD",
+    ]
+    undefined = sum(row.undefined for row in rows)
+    if undefined:
+        notes.append(f"{undefined} scores were undefined in A or B and left out")
+    return "\n".join([*notes, "", *("  ".join(line).rstrip() for line in padded)])
+
+
+def format_p(p: float) -> str:
+    """Return a p-value as people print it: three decimals, or that it is below 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def write_comparison_table(path: Path, rows: Sequence[Comparison]) -> None:
+    """Write a comparison as CSV, atomically, at full precision."""
+    header = ["class_name", "metric", "count", "undefined", "mean_a", "mean_b", "difference", "low", "high", "t"]
+    header += ["p_t_test", "p_holm", "p_wilcoxon", "effect_size"]
+    lines = (
+        [row.class_name, row.metric, row.t_test.count, row.undefined]
+        + [number(value) for value in (row.mean_a, row.mean_b, row.difference, row.low, row.high, row.t_test.statistic)]
+        + [number(value) for value in (row.t_test.p, row.p_holm, row.wilcoxon.p, row.effect_size)]
+        for row in rows
+    )
+    write_csv(path, header, lines)
+
+
+def _differences(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"a paired test needs two lists of one length; got shapes {first.shape} and {second.shape}")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("a paired test needs finite scores; leave out the pairs that are not")
+    return second - first
+
+
+def _check_pairs(table_a: Path, rows_a: Sequence[Row], table_b: Path, rows_b: Sequence[Row]) -> None:
+    keys_a, keys_b = ({(row.case_id, row.class_name, row.slice) for row in rows} for rows in (rows_a, rows_b))
+    problems = [
+        DataError(here, f"case {name}", got="none", want=f"a pair for every row of {Path(there).name}")
+        for here, there, missing in ((table_b, table_a, keys_a - keys_b), (table_a, table_b, keys_b - keys_a))
+        for name in sorted({f"{case_id} ({class_name})" for case_id, class_name, _ in missing})
+    ]
+    if problems:
+        raise DataError.merge(problems)
+
+
+def _compare(class_name: str, metric: str, rows_a: Sequence[Row], rows_b: Sequence[Row]) -> Comparison:
+    a, b = (_scores_of_cases(rows, class_name, metric) for rows in (rows_a, rows_b))
+    defined = [case_id for case_id in a if math.isfinite(a[case_id]) and math.isfinite(b[case_id])]
+    patients = {row.case_id: row.patient for row in rows_a}
+    first, second = np.array([a[c] for c in defined]), np.array([b[c] for c in defined])
+    d = second - first
+    low, high = bootstrap_interval(d, [patients[case_id] for case_id in defined])
+    sd = float(d.std(ddof=1)) if d.size > 1 else math.nan
+    return Comparison(
+        class_name,
+        metric,
+        mean_a=float(first.mean()) if d.size else math.nan,
+        mean_b=float(second.mean()) if d.size else math.nan,
+        difference=float(d.mean()) if d.size else math.nan,
+        low=low,
+        high=high,
+        effect_size=float(d.mean()) / sd if sd > ROUNDING else math.nan,
+        t_test=paired_t_test(first, second),
+        p_holm=math.nan,
+        wilcoxon=wilcoxon_test(first, second),
+        undefined=len(a) - len(defined),
+    )
+
+
+def _scores_of_cases(rows: Sequence[Row], class_name: str, metric: str) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row.class_name == class_name:
+            scores.setdefault(row.case_id, []).append(row.scores[metric])
+    return {case_id: _mean_of_defined(values) for case_id, values in scores.items()}
+
+
+def _mean_of_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError:
+        raise MissingExtra("scipy", "med", "comparing two runs") from None
+    return stats
