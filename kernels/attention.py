@@ -1,6 +1,7 @@
 """Softmax attention that never writes the score matrix: PyTorch's fused kernels, or xformers' where PyTorch has none.
 
-    out[b, i, a] = sum_j p[b, a, i, j] v[b, j, a],    p[b, a, i] = softmax_j(scale <q[b, i, a], k[b, j, a]> + bias[b, a, i, j])
+    out[b, i, a] = sum_j p[b, a, i, j] v[b, j, a]
+    p[b, a, i, :] = softmax_j(scale <q[b, i, a], k[b, j, a]> + bias[b, a, i, j])
 
 The score matrix of one 448 x 448 image in a ViT-g is 24 x 1025 x 1025 numbers, 16 times the queries themselves; a fused
 kernel keeps tiles of it in registers and recomputes them in the backward pass. Vendors have written such kernels better
@@ -119,7 +120,7 @@ def attention_backend(device: torch.device, dtype: torch.dtype) -> tuple[str, st
 
 
 def _obstacle(attend, device: torch.device, dtype: torch.dtype) -> str:
-    """Call one implementation on tiny tensors, with its backward pass; empty if it works, else the first line of why."""
+    """Call one implementation on tiny tensors, backward too; return nothing, or the first line of why not."""
     try:
         with torch.enable_grad():
             q, k, v = torch.zeros(3, *_PROBE_SHAPE, device=device, dtype=dtype, requires_grad=True).unbind(0)

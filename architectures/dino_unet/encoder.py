@@ -1,6 +1,6 @@
 """A frozen DINOv2 vision transformer that gives the patch tokens of any of its blocks.
 
-    tokens = [class, patches(image)] + positions;   token streams x_0 = tokens, x_i+1 = block_i(x_i);   F_i = norm(x_i+1)[patches]
+    x_0 = [class token, patches of the image] + positions;   x_i+1 = block_i(x_i);   F_i = norm(x_i+1) without the class
 
 Source: Oquab et al., DINOv2: Learning Robust Visual Features without Supervision; Darcet et al., Vision Transformers
 Need Registers.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
-from trifuse.kernels.errors import ShapeError, TrifuseError
+from trifuse.kernels.errors import CheckpointError, ShapeError, TrifuseError
 
+from ..pretrained import load_strict
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
 POSITION_MODES = ("offset", "size", "antialias")
@@ -113,8 +115,19 @@ class DinoV2Encoder(nn.Module):
                 module.reset_parameters(generator)
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Load a folder written by `convert_dinov2`, or a file in any of the published layouts."""
-        raise NotImplementedError
+        """Load a folder written by `convert_dinov2`, or a file in any of the published layouts.
+
+        Raises:
+            CheckpointError: nothing is there, it is damaged or holds code, or it is another encoder than this.
+        """
+        from .convert import read_dinov2  # which builds encoders to know their names
+
+        state, report = read_dinov2(path)
+        found = report.config
+        if (VARIANTS[found.variant], found.num_registers) != (self.shape, self.num_registers):
+            asked = f"{self.shape} with {self.num_registers} registers"
+            raise CheckpointError(f"{path}: holds the weights of {found}, but {asked} was asked for")
+        load_strict(self, state, Path(path))
 
     def grid_of(self, x: Tensor) -> tuple[int, int]:
         """Return the patch grid (h, w) of images of shape (B, 3, H, W).

@@ -1,0 +1,283 @@
+"""Bring published DINOv2 weights, in whichever of their three layouts, under the names that the encoder uses.
+
+===================  ============================================  ===========================================
+meaning              original ``.pth``, and ours                   Hugging Face: hub file / in memory since 5.0
+===================  ============================================  ===========================================
+query, key, value    ``blocks.i.attn.qkv`` (rows q, then k, v)     ``encoder.layer.i.attention.attention.query``,
+                                                                   ... / ``encoder.layer.i.attention.q_proj``, ...
+SwiGLU, widening     ``blocks.i.mlp.w12`` (rows gate, then value)  ``...mlp.weights_in`` / ``...mlp.gate_proj``,
+                                                                   ``...mlp.up_proj``
+everything else      one tensor each                               one tensor each
+===================  ============================================  ===========================================
+
+Names are recognised by pattern, tensor by tensor, not by the version of a library. Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trifuse.kernels.errors import CheckpointError
+
+from ..files import describe_content, sha256_of, write_json
+from ..pretrained import (
+    CONFIG_FILE,
+    FORMAT,
+    SCHEMA_VERSION,
+    WEIGHTS_FILE,
+    config_to_json,
+    read_description,
+    read_safetensors,
+    write_safetensors,
+)
+from .encoder import DinoV2Encoder
+from .variants import VARIANTS
+
+ARCHITECTURE = "dinov2"
+
+_BLOCK = r"(?:blocks(?:\.\d+)?|encoder\.layer)\.(\d+)\."  # FSDP wraps blocks in chunks: blocks.<chunk>.<i>
+_KIND = r"\.(weight|bias)"
+_RULES = [  # the published name, ours, and which part of ours it is: (index, number of parts)
+    (r"(?:embeddings\.)?(cls_token|mask_token|register_tokens)", r"\1", (0, 1)),
+    (r"pos_embed|embeddings\.position_embeddings", r"pos_embed", (0, 1)),
+    (rf"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection){_KIND}", r"patch_embed.proj.\1", (0, 1)),
+    (rf"(?:norm|layernorm){_KIND}", r"norm.\1", (0, 1)),
+    (rf"{_BLOCK}(norm[12]){_KIND}", r"blocks.\1.\2.\3", (0, 1)),
+    (rf"{_BLOCK}attn\.(qkv|proj){_KIND}", r"blocks.\1.attn.\2.\3", (0, 1)),
+    (rf"{_BLOCK}attention\.(?:attention\.query|q_proj){_KIND}", r"blocks.\1.attn.qkv.\2", (0, 3)),
+    (rf"{_BLOCK}attention\.(?:attention\.key|k_proj){_KIND}", r"blocks.\1.attn.qkv.\2", (1, 3)),
+    (rf"{_BLOCK}attention\.(?:attention\.value|v_proj){_KIND}", r"blocks.\1.attn.qkv.\2", (2, 3)),
+    (rf"{_BLOCK}attention\.(?:output\.dense|o_proj){_KIND}", r"blocks.\1.attn.proj.\2", (0, 1)),
+    (rf"{_BLOCK}(?:ls|layer_scale)([12])\.(?:gamma|lambda1)", r"blocks.\1.ls\2.gamma", (0, 1)),
+    (rf"{_BLOCK}mlp\.(fc[12]){_KIND}", r"blocks.\1.mlp.\2.\3", (0, 1)),
+    (rf"{_BLOCK}mlp\.(?:w12|weights_in){_KIND}", r"blocks.\1.mlp.w12.\2", (0, 1)),
+    (rf"{_BLOCK}mlp\.gate_proj{_KIND}", r"blocks.\1.mlp.w12.\2", (0, 2)),
+    (rf"{_BLOCK}mlp\.up_proj{_KIND}", r"blocks.\1.mlp.w12.\2", (1, 2)),
+    (rf"{_BLOCK}mlp\.(?:w3|weights_out|down_proj){_KIND}", r"blocks.\1.mlp.w3.\2", (0, 1)),
+]
+_HEADS = r"(?:head|heads|linear_head|classifier|dino_head|ibot_head)\..+"
+_WRAPPERS = r"(?:module\.|backbone\.|dinov2\.|dinov2_with_registers\.)*"
+_NAMES_SHOWN = 10
+_NESTING = ("teacher", "model", "state_dict")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What converted weights are for: arguments of `DinoV2Encoder`.
+
+    Args:
+        variant: a name from `VARIANTS`.
+        num_registers: number of register tokens.
+        pos_mode: how the published code of this family resamples its position table.
+    """
+
+    variant: str
+    num_registers: int
+    pos_mode: str
+
+    def __str__(self) -> str:
+        return f"DinoV2Encoder({self.variant!r}, num_registers={self.num_registers}, pos_mode={self.pos_mode!r})"
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of every tensor of a checkpoint.
+
+    Args:
+        source: where the tensors came from.
+        config: the encoder that they are for.
+        mapped: published name -> our name.
+        ignored: names of tensors that the encoder has no use for: training heads.
+        missing: our names, for which the checkpoint has nothing, or not all parts.
+        misshapen: our names whose tensors have another shape than the encoder's, with both shapes.
+        unexpected: published names that follow no known pattern.
+    """
+
+    source: str
+    config: EncoderConfig
+    mapped: dict[str, str]
+    ignored: tuple[str, ...]
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.config}", f"  {len(self.mapped)} tensors mapped"]
+        for title in ("ignored", "missing", "misshapen", "unexpected"):
+            names = getattr(self, title)
+            if names:
+                rest = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+                lines.append(f"  {len(names)} {title}: {', '.join(names[:_NAMES_SHOWN])}{rest}")
+        return "\n".join(lines)
+
+
+def convert_dinov2(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> ConversionReport:
+    """Convert a published DINOv2 checkpoint to a folder that `DinoV2Encoder` loads.
+
+    Args:
+        path: a ``.pth`` or ``.safetensors`` file in any of the published layouts.
+        out: the folder to write: ``model.safetensors`` under the original names, types and position table, and
+            ``config.json``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds code, or is not a whole DINOv2 encoder.
+    """
+    state, report = read_dinov2(path)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = write_safetensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
+    write_json(
+        folder / CONFIG_FILE,
+        {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "architecture": ARCHITECTURE,
+            "config": config_to_json(report.config),
+            "sha256": {WEIGHTS_FILE: digest},
+            "converted_from": {"file": Path(path).name, "sha256": sha256_of(Path(path))},
+        },
+    )
+    return report
+
+
+def load_dinov2_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint under the encoder's names; see `read_dinov2`."""
+    return read_dinov2(path)[0]
+
+
+def read_dinov2(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Read a checkpoint and bring it under the encoder's names.
+
+    Args:
+        path: a folder written by `convert_dinov2`, or a ``.pth`` or ``.safetensors`` file in any published layout.
+
+    Raises:
+        CheckpointError: nothing is there, it is damaged, holds code, or is not a whole DINOv2 encoder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        digests = read_description(path, ARCHITECTURE).get("sha256")
+        digest = digests.get(WEIGHTS_FILE) if isinstance(digests, dict) else None
+        if not isinstance(digest, str):
+            raise CheckpointError(f"{path / CONFIG_FILE}: expected the SHA-256 of {WEIGHTS_FILE}, got {digest!r}")
+        tensors = read_safetensors(path / WEIGHTS_FILE, digest)
+    elif path.suffix == ".safetensors":
+        tensors = read_safetensors(path)
+    else:
+        tensors = _read_pickled(path)
+    return rename_dinov2(tensors, str(path))
+
+
+def rename_dinov2(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Bring tensors in any published layout under the encoder's names.
+
+    Args:
+        tensors: a state dict, e.g. that of transformers' ``Dinov2Model``. A mask token that is missing becomes zeros:
+            the encoder never uses it.
+        source: where it came from, for the report.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those of one DINOv2 encoder, training heads aside.
+    """
+    mapped, ignored, unexpected = {}, [], []
+    parts: dict[str, dict[int, Tensor]] = {}
+    counts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        rule = _our_name(name)
+        if rule is None:
+            (ignored if re.fullmatch(_WRAPPERS + _HEADS, name) else unexpected).append(name)
+            continue
+        ours, part, count = rule
+        if part in parts.setdefault(ours, {}) or counts.setdefault(ours, count) != count:
+            raise CheckpointError(f"{source}: {name!r} gives {ours!r} a second time; it mixes layouts or encoders")
+        parts[ours][part] = tensor
+        mapped[name] = ours
+    state = {ours: _joined(parts[ours]) for ours in parts if len(parts[ours]) == counts[ours]}
+    config = _detect(state, source)
+    if "cls_token" in state:
+        state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
+    with torch.device("meta"):  # names and shapes without memory for the weights
+        wanted = DinoV2Encoder(config.variant, num_registers=config.num_registers).state_dict()
+    missing = tuple(name for name in wanted if name not in state)
+    misshapen = tuple(
+        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    )
+    report = ConversionReport(source, config, mapped, tuple(ignored), missing, misshapen, tuple(unexpected))
+    if missing or misshapen or unexpected:
+        raise CheckpointError(f"expected all weights of one DINOv2 encoder and nothing else, got {report}")
+    return {name: state[name] for name in wanted}, report
+
+
+def _our_name(name: str) -> tuple[str, int, int] | None:
+    for pattern, ours, (part, count) in _RULES:
+        match = re.fullmatch(_WRAPPERS + f"(?:{pattern})", name)
+        if match:
+            return match.expand(ours), part, count
+    return None
+
+
+def _joined(parts: dict[int, Tensor]) -> Tensor:
+    return torch.cat([parts[index] for index in sorted(parts)]) if len(parts) > 1 else parts[0]
+
+
+def _detect(state: Mapping[str, Tensor], source: str) -> EncoderConfig:
+    """Tell from names and shapes which encoder this is."""
+    positions, cls_token = state.get("pos_embed"), state.get("cls_token")
+    if positions is None or positions.dim() != 3 or cls_token is None:
+        raise CheckpointError(
+            f"{source}: expected the weights of a DINOv2 encoder, found no class token and position table in it"
+        )
+    depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
+    ffn = "swiglu" if any(".mlp.w12." in name for name in state) else "mlp"
+    found = (positions.shape[2], depth, ffn, math.isqrt(positions.shape[1] - 1))
+    for variant, shape in VARIANTS.items():
+        if found == (shape.embed_dim, shape.depth, shape.ffn, shape.native_grid):
+            num_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+            return EncoderConfig(variant, num_registers, "antialias" if num_registers else "offset")
+    raise CheckpointError(
+        f"{source}: tokens of width {found[0]}, {depth} blocks with {ffn} and {found[3]} x {found[3]} positions are "
+        f"none of the variants {', '.join(VARIANTS)}"
+    )
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """Read tensors that `torch.save` wrote; a file that holds anything to be executed is refused unexecuted."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a checkpoint file or a folder of converted weights, found nothing")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors and was not opened, for that could execute code; ask its author for "
+            "safetensors, or save its state_dict() alone with torch.save on a machine that you can spare"
+        ) from error
+    except Exception as error:  # torch reports damage with a dozen types, none of which names the file
+        raise CheckpointError(
+            f"{path}: expected a PyTorch checkpoint, found {describe_content(path)} that cannot be read ({error}); "
+            "is it damaged or cut short?"
+        ) from error
+    for key in _NESTING:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, got {_described(content)}")
+    return content
+
+
+def _described(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    odd = [f"{key!r}: {type(value).__name__}" for key, value in content.items() if not isinstance(value, Tensor)]
+    return f"a dictionary with {', '.join(odd[:3])}"
