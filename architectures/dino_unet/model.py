@@ -1,0 +1,350 @@
+"""DINO-UNet: a frozen DINOv2, its blocks weighed and selected, a U-Net decoder that also sees the image.
+
+Source: left-atrium segmentation from LGE-MRI with a frozen DINOv2 and learnable block fusion (the paper's Fig. 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trifuse.blocks.image_branch import resize_bilinear
+from trifuse.blocks.normalization import NORMS
+from trifuse.blocks.weighted_block_fusion import ORDERS, WeightedBlockFusion, fixed_blocks
+from trifuse.kernels.errors import ShapeError
+
+from ..pretrained import Pretrained
+from .decoder import BOTTLENECKS, FINAL_RESIZES, DinoUNetDecoder
+from .encoder import POSITION_MODES, DinoV2Encoder
+from .variants import PATCH_SIZE, VARIANTS, EncoderShape
+
+SKIP_SCALES = ("renorm", "raw", "none")
+SIZE_POLICIES = ("error", "pad", "resize")
+
+
+@dataclass(frozen=True)
+class DinoUNetConfig:
+    """Everything that defines a `DinoUNet`; the defaults are the paper's where it speaks.
+
+    Args:
+        variant: the encoder: ``"tiny"``, ``"small"``, ``"base"``, ``"large"``, ``"giant"``, or an `EncoderShape`.
+        pos_mode: how the encoder's position table is resampled, see `DinoV2Encoder`.
+        norm_blocks: whether the encoder's final LayerNorm is applied to every block's tokens.
+        num_registers: register tokens of the encoder's checkpoint family.
+        encoder_dtype: type of the encoder's weights.
+        encoder_checkpoint: a converted DINOv2 folder to start from; None starts from random weights. Where the
+            weights once came from is not saved with the network.
+        num_classes: 2 or more for a softmax, 1 for a sigmoid.
+        in_channels: channels of the images, 3, or 1 for grey images, which are repeated.
+        size_policy: what to do with an image whose sides are no multiples of the patch: ``"error"``; ``"pad"`` it at
+            the right and at the bottom by repeating its border, and crop the logits; or ``"resize"`` it to the nearest
+            multiples, and the logits back.
+        channels: channels of the decoder's stages, coarsest first.
+        bottleneck_dim: channels of the bottleneck.
+        block_selection: ``"learned"``, ``"last4"`` or a list such as ``"fixed:[7,5,3,1]"``, stage by stage, coarsest
+            first. Fixed blocks have no weights: ``bottleneck`` is then ``"last"``, the skips are not scaled, and
+            ``order`` and ``freeze_selection_epoch`` mean nothing.
+        index_base: what the first block is called in a fixed list, 0 or 1.
+        top_k: number of selected blocks; one for each stage.
+        order: learned blocks go to the stages by ``"depth"``, deepest to the coarsest, or by ``"weight"``.
+        freeze_selection_epoch: the number of epochs after which the selection no longer changes; None lets it change.
+        bottleneck: what the decoder starts from: ``"last+fused"``, ``"last"`` or ``"fused"``.
+        skip_scale: the factor of each skip: ``"renorm"``, k times its share of the selected weights, 1 on average;
+            ``"raw"``, its weight; ``"none"``.
+        spatial_integration: whether the image enters each stage of the decoder.
+        conv_then_resize: convolve the image before it is resized to the stage, instead of after.
+        convs_per_stage: convolutions after each concatenation.
+        norm: the decoder's normalisation: ``"batch"``, ``"instance"`` or ``"group"``.
+        final_resize: what is resized to the image's size, the ``"logits"`` or the ``"features"`` before the head.
+        stream_fusion: fuse the blocks while the encoder runs, instead of keeping the maps of all of them.
+        init_seed: seed of all random weights.
+
+    Raises:
+        ValueError: a value that is not allowed, or options that contradict each other.
+    """
+
+    variant: str | EncoderShape = "giant"
+    pos_mode: str = "offset"
+    norm_blocks: bool = True
+    num_registers: int = 0
+    encoder_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    encoder_checkpoint: str | None = field(default=None, metadata={"saved": False})
+    num_classes: int = 2
+    in_channels: int = 3
+    size_policy: str = "error"
+    channels: tuple[int, ...] = (256, 128, 64, 32)
+    bottleneck_dim: int = 256
+    block_selection: str = "learned"
+    index_base: int = 0
+    top_k: int = 4
+    order: str = "depth"
+    freeze_selection_epoch: int | None = None
+    bottleneck: str = "last+fused"
+    skip_scale: str = "renorm"
+    spatial_integration: bool = True
+    conv_then_resize: bool = False
+    convs_per_stage: int = 1
+    norm: str = "batch"
+    final_resize: str = "logits"
+    stream_fusion: bool = False
+    init_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.variant, EncoderShape):
+            _require_one_of("variant", self.variant, VARIANTS)
+        _require_one_of("pos_mode", self.pos_mode, POSITION_MODES)
+        _require_one_of("encoder_dtype", self.encoder_dtype, ("float32", "bfloat16", "float16", "float64"))
+        _require_one_of("in_channels", self.in_channels, (1, 3))
+        _require_one_of("size_policy", self.size_policy, SIZE_POLICIES)
+        _require_one_of("order", self.order, ORDERS)
+        _require_one_of("bottleneck", self.bottleneck, BOTTLENECKS)
+        _require_one_of("skip_scale", self.skip_scale, SKIP_SCALES)
+        _require_one_of("norm", self.norm, NORMS)
+        _require_one_of("final_resize", self.final_resize, FINAL_RESIZES)
+        for name in ("num_classes", "bottleneck_dim", "convs_per_stage", "top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels must be one positive number for each stage, got {self.channels}")
+        if self.num_registers < 0:
+            raise ValueError(f"num_registers must be at least 0, got {self.num_registers}")
+        if self.freeze_selection_epoch is not None and self.freeze_selection_epoch < 0:
+            raise ValueError(f"freeze_selection_epoch must be at least 0, got {self.freeze_selection_epoch}")
+        if self.top_k > self.depth:
+            raise ValueError(f"top_k is {self.top_k}, but the encoder has only {self.depth} blocks")
+        if self.top_k != len(self.channels):
+            raise ValueError(
+                f"top_k is {self.top_k}, but channels {self.channels} make {len(self.channels)} stages; "
+                "each stage takes one selected block"
+            )
+        fixed = fixed_blocks(self.block_selection, self.depth, self.index_base)
+        if fixed is not None and len(fixed) != self.top_k:
+            raise ValueError(
+                f"block_selection {self.block_selection!r} names {len(fixed)} blocks for {self.top_k} stages"
+            )
+        if fixed is None and self.bottleneck == "last" and self.skip_scale == "none":
+            raise ValueError(
+                "bottleneck='last' with skip_scale='none' would leave the learned block weights without any gradient; "
+                "choose another of the two, or fixed blocks (block_selection='last4')"
+            )
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks N of the encoder."""
+        return (self.variant if isinstance(self.variant, EncoderShape) else VARIANTS[self.variant]).depth
+
+    @property
+    def learned(self) -> bool:
+        """Whether the blocks are weighed and selected by learned logits."""
+        return self.block_selection == "learned"
+
+    @property
+    def effective_bottleneck(self) -> str:
+        """``bottleneck``, or ``"last"`` where the blocks are fixed."""
+        return self.bottleneck if self.learned else "last"
+
+    @property
+    def effective_skip_scale(self) -> str:
+        """``skip_scale``, or ``"none"`` where the blocks are fixed."""
+        return self.skip_scale if self.learned else "none"
+
+
+class DinoUNet(Pretrained, nn.Module):
+    """Segment images (B, C, H, W) into logits (B, K, H, W) with a frozen DINOv2 and a trained decoder.
+
+    Attributes:
+        encoder: the frozen `DinoV2Encoder`.
+        fusion: the `WeightedBlockFusion` that weighs and selects the blocks; with fixed blocks it only selects.
+        decoder: the `DinoUNetDecoder`.
+    """
+
+    architecture: ClassVar[str] = "dino_unet"
+    config_type: ClassVar[type] = DinoUNetConfig
+
+    def __init__(self, config: DinoUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        generator = _generator(config.init_seed)
+        self.encoder = DinoV2Encoder(
+            config.variant,
+            pos_mode=config.pos_mode,
+            norm_blocks=config.norm_blocks,
+            checkpoint=config.encoder_checkpoint,
+            dtype=getattr(torch, config.encoder_dtype),
+            num_registers=config.num_registers,
+            generator=generator,
+        )
+        self.fusion = WeightedBlockFusion(
+            self.encoder.depth,
+            top_k=config.top_k,
+            mode=config.block_selection,
+            order=config.order,
+            index_base=config.index_base,
+        )
+        self.decoder = DinoUNetDecoder(
+            self.encoder.embed_dim,
+            channels=config.channels,
+            bottleneck_dim=config.bottleneck_dim,
+            num_classes=config.num_classes,
+            bottleneck=config.effective_bottleneck,
+            spatial_integration=config.spatial_integration,
+            conv_then_resize=config.conv_then_resize,
+            convs_per_stage=config.convs_per_stage,
+            norm=config.norm,
+            final_resize=config.final_resize,
+        )
+        self.fusion.reset_parameters(generator)
+        self.decoder.reset_parameters(generator)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment normalised images of shape (B, C, H, W): logits of shape (B, K, H, W).
+
+        Raises:
+            ShapeError: not a batch of images, not the declared channels, or sides that ``size_policy`` refuses.
+        """
+        x = self.prepare(image)
+        if self.config.stream_fusion:
+            logits = self._forward_streaming(x)
+        else:
+            encoded = self.encoder(x, self.required_blocks())
+            logits = self.forward_features(encoded["features"], encoded["grid"], x)
+        return self._at_size_of(image, logits)
+
+    def forward_features(self, features: Sequence[Tensor], grid: tuple[int, int], image: Tensor) -> Tensor:
+        """Segment images whose features are already there, as from a cache.
+
+        Args:
+            features: tokens (B, M, D) of `required_blocks`, in that order.
+            grid: (h, w) with h * w = M.
+            image: the images that the features were made from, (B, 3, H, W), as `prepare` returns them.
+
+        Returns:
+            Logits (B, K, H, W).
+        """
+        blocks = self.required_blocks()
+        if len(features) != len(blocks):
+            raise ShapeError(f"DinoUNet: expected the features of blocks {blocks}, got {len(features)} maps")
+        fused = None
+        if self.decoder.proj_fused is not None:
+            fused = self.fusion(features)
+            fused = self.decoder.proj_fused(fused.to(self.decoder.proj_fused.weight.dtype))
+        return self._decode(dict(zip(blocks, features, strict=True)), self.fusion.selected, fused, grid, image)
+
+    def required_blocks(self) -> tuple[int, ...]:
+        """Return the blocks whose features the network may ever use, ascending: all where they are learned."""
+        if self.config.learned:
+            return tuple(range(self.encoder.depth))
+        return tuple(sorted({*self.fusion.selected, self.encoder.depth - 1}))
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell the network that an epoch begins, counted from 0: freezes the selection when its time has come."""
+        if self.config.learned and epoch == self.config.freeze_selection_epoch:
+            self.fusion.freeze_selection()
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """Bring images (B, C, H, W) to the three channels and the size that the encoder takes."""
+        _check_image(image, self.config.in_channels)
+        if self.config.in_channels == 1:
+            image = image.expand(-1, 3, -1, -1)
+        height, width = image.shape[-2:]
+        if self.config.size_policy == "pad":
+            return F.pad(image, (0, -width % PATCH_SIZE, 0, -height % PATCH_SIZE), mode="replicate")
+        if self.config.size_policy == "resize":
+            return resize_bilinear(image, (_nearest_multiple(height), _nearest_multiple(width)))
+        return image  # the encoder refuses a size that does not fit
+
+    def _at_size_of(self, image: Tensor, logits: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        if self.config.size_policy == "resize":
+            return resize_bilinear(logits, (height, width))
+        return logits[..., :height, :width]  # padded at the right and at the bottom
+
+    def _forward_streaming(self, x: Tensor) -> Tensor:
+        selected = self.fusion.selected
+        keep = {*selected, self.encoder.depth - 1}
+        blocks = "all" if self.decoder.proj_fused is not None else sorted(keep)
+        maps = self.encoder.iterate(x, blocks)
+        kept, fused = self.fusion.stream(maps, keep, self.decoder.proj_fused)
+        return self._decode(kept, selected, fused, self.encoder.grid_of(x), x)
+
+    def _decode(
+        self,
+        maps: dict[int, Tensor],
+        selected: tuple[int, ...],
+        fused: Tensor | None,
+        grid: tuple[int, int],
+        image: Tensor,
+    ) -> Tensor:
+        last = maps[self.encoder.depth - 1]
+        skips = [maps[index] for index in selected]
+        return self.decoder(last, fused, skips, self._skip_scales(selected), grid, image)
+
+    def _skip_scales(self, selected: tuple[int, ...]) -> Tensor | None:
+        """The factor of each stage's skip, shape (k,), through which the logits are trained; None for 1."""
+        if self.config.effective_skip_scale == "none":
+            return None
+        scales = self.fusion.weights[list(selected)]
+        return scales if self.config.skip_scale == "raw" else len(selected) * scales / scales.sum()
+
+
+def dino_unet_tiny(**overrides: Any) -> DinoUNet:
+    """Build the network for tests and demonstrations: 4 blocks of width 64, a narrow decoder."""
+    return DinoUNet(
+        DinoUNetConfig(**{"variant": "tiny", "channels": (32, 24, 16, 8), "bottleneck_dim": 32, **overrides})
+    )
+
+
+def dino_unet_small(**overrides: Any) -> DinoUNet:
+    """Build the network on DINOv2 ViT-S/14, smaller than the paper's; ``overrides`` are `DinoUNetConfig` fields."""
+    return DinoUNet(DinoUNetConfig(**{"variant": "small", **overrides}))
+
+
+def dino_unet_base(**overrides: Any) -> DinoUNet:
+    """Build the paper's network on DINOv2 ViT-B/14; ``overrides`` are fields of `DinoUNetConfig`."""
+    return DinoUNet(DinoUNetConfig(**{"variant": "base", **overrides}))
+
+
+def dino_unet_large(**overrides: Any) -> DinoUNet:
+    """Build the paper's network on DINOv2 ViT-L/14; ``overrides`` are fields of `DinoUNetConfig`."""
+    return DinoUNet(DinoUNetConfig(**{"variant": "large", **overrides}))
+
+
+def dino_unet_giant(**overrides: Any) -> DinoUNet:
+    """Build the paper's network on DINOv2 ViT-g/14; ``overrides`` are fields of `DinoUNetConfig`."""
+    return DinoUNet(DinoUNetConfig(**{"variant": "giant", **overrides}))
+
+
+def _require_one_of(name: str, value: object, allowed: Any) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _check_image(image: Tensor, channels: int) -> None:
+    wanted = f"expected images of shape (B, {channels}, H, W), got {tuple(image.shape)}"
+    if image.ndim != 4:
+        hint = "; add the batch dimension with image[None]" if image.ndim == 3 else ""
+        raise ShapeError(f"DinoUNet: {wanted}{hint}")
+    if image.shape[1] != channels:
+        hint = ""
+        if image.shape[3] == channels:
+            hint = "; channels come second: use image.permute(0, 3, 1, 2)"
+        elif image.shape[1] == 1:
+            hint = "; a network for grey images is built with in_channels=1"
+        raise ShapeError(f"DinoUNet: {wanted}{hint}")
+    if not image.is_floating_point():
+        raise TypeError(f"DinoUNet: expected normalised floating-point images, got {image.dtype}; use image.float()")
+
+
+def _nearest_multiple(side: int) -> int:
+    return max(1, round(side / PATCH_SIZE)) * PATCH_SIZE
+
+
+def _generator(seed: int) -> torch.Generator:
+    """A generator on the device that modules are being built on, as far as it has one."""
+    device = torch.get_default_device()
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)

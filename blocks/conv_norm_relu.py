@@ -1,0 +1,43 @@
+"""Convolution, normalisation, ReLU: the unit that the decoders are built from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .normalization import make_norm
+
+
+class ConvNormReLU(nn.Module):
+    """Convolve 3x3 without bias, normalise, rectify: (B, in_dim, H, W) -> (B, out_dim, H, W).
+
+    Args:
+        in_dim: input channels.
+        out_dim: output channels.
+        norm: ``"batch"``, ``"instance"`` or ``"group"``.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, norm: str = "batch") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size=3, padding=1, bias=False)
+        self.norm = make_norm(norm, out_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weight from He's normal distribution over the fan-out."""
+        init_convs(self, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def init_convs(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Initialise all convolutions and projections in ``module``: He's normal distribution over the fan-out, bias 0.
+
+    Source: He et al., Delving Deep into Rectifiers, Eq. 14.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,193 @@
+"""Weighted block fusion: learn how much each block of a frozen network matters, and which ones to look at closely."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from trifuse.kernels import weighted_block_fusion
+from trifuse.kernels.errors import ShapeError, TrifuseError
+
+INIT_STD = 0.01
+ORDERS = ("depth", "weight")
+_FIXED = re.compile(r"fixed:\[\s*\d+\s*(,\s*\d+\s*)*\]")
+
+
+class WeightedBlockFusion(nn.Module):
+    """Fuse the maps of N blocks by learned weights, and select the k blocks that matter most.
+
+    ``w = softmax(logits)``; ``fused = sum_i w_i F_i``; the selection is the k largest weights, ties to the lower index,
+    read off the logits each time it is asked for.
+
+    Args:
+        num_blocks: number of blocks N.
+        top_k: number of selected blocks k.
+        mode: ``"learned"``; or an ablation without logits: ``"last4"``, blocks N-1, N-2, N-3 and N-4, or a literal
+            list such as ``"fixed:[7,5,3,1]"``. With fixed blocks nothing is fused, and the selected blocks share the
+            weight equally.
+        order: in which order learned blocks are selected: ``"depth"``, deepest first, or ``"weight"``, heaviest first.
+            A fixed list is taken in the order in which it is written.
+        index_base: what the first block is called in a fixed list, 0 or 1.
+
+    Attributes:
+        logits: parameter of shape (N,), None with fixed blocks.
+        frozen_selection: buffer of shape (k,): the selection once it is frozen, -1 as long as it is free.
+
+    Source: left-atrium segmentation with DINOv2, Eqs. 1-2.
+    """
+
+    frozen_selection: Tensor
+
+    def __init__(
+        self, num_blocks: int, top_k: int = 4, mode: str = "learned", order: str = "depth", index_base: int = 0
+    ) -> None:
+        super().__init__()
+        if not 1 <= top_k <= num_blocks:
+            raise ValueError(f"WeightedBlockFusion: top_k must be from 1 to the {num_blocks} blocks, got {top_k}")
+        if order not in ORDERS:
+            raise ValueError(f"WeightedBlockFusion: order must be one of {', '.join(ORDERS)}, got {order!r}")
+        self.num_blocks, self.top_k, self.mode, self.order = num_blocks, top_k, mode, order
+        fixed = fixed_blocks(mode, num_blocks, index_base)
+        if fixed is not None and len(fixed) != top_k:
+            raise ValueError(f"WeightedBlockFusion: mode {mode!r} selects {len(fixed)} blocks, but top_k is {top_k}")
+        self.logits = nn.Parameter(torch.empty(num_blocks)) if fixed is None else None
+        self.register_buffer("frozen_selection", torch.tensor([-1] * top_k if fixed is None else fixed))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Start near uniform: logits from a normal distribution of deviation 0.01."""
+        if self.logits is not None:
+            nn.init.normal_(self.logits, std=INIT_STD, generator=generator)
+
+    @property
+    def weights(self) -> Tensor:
+        """The weight of each block: shape (N,), adding up to 1, differentiable, float32 or wider."""
+        if self.logits is None:
+            weights = torch.zeros(self.num_blocks, device=self.frozen_selection.device)
+            return weights.index_fill(0, self.frozen_selection, 1 / self.top_k)
+        return torch.softmax(self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)), dim=0)
+
+    @property
+    def selected(self) -> tuple[int, ...]:
+        """The indices of the k selected blocks, in the order of the decoder's stages, coarsest first."""
+        frozen = self.frozen_selection.tolist()
+        if frozen[0] >= 0 or self.logits is None:
+            return tuple(frozen)
+        heaviest = torch.argsort(self.logits.detach(), descending=True, stable=True)[: self.top_k].tolist()
+        return tuple(sorted(heaviest, reverse=True) if self.order == "depth" else heaviest)
+
+    def freeze_selection(self) -> None:
+        """Keep the present selection from now on, whatever the logits become; saved with the weights."""
+        self.frozen_selection.copy_(torch.tensor(self.selected))
+
+    def forward(self, features: Sequence[Tensor] | Tensor) -> Tensor:
+        """Fuse N maps of shape (B, M, D), a list or stacked, into one of shape (B, M, D)."""
+        if self.logits is None:
+            raise TrifuseError(f"WeightedBlockFusion: mode {self.mode!r} has no weights to fuse with; use 'learned'")
+        return weighted_block_fusion(features, self.logits)
+
+    def stream(
+        self, maps: Iterable[tuple[int, Tensor]], keep: Collection[int], projection: nn.Linear | None
+    ) -> tuple[dict[int, Tensor], Tensor | None]:
+        """Fuse maps as they are produced, and keep only a few of them.
+
+        Gives what ``projection(self(all_maps))`` gives, and the same gradients of the logits and of the projection's
+        weight. Where the logits need a gradient, each map's projection stays in memory in place of the map.
+
+        Args:
+            maps: (block index, map (B, M, D)), frozen; each map is let go before the next one is asked for.
+            keep: the blocks whose maps are wanted afterwards.
+            projection: the linear layer D -> r without bias that consumes the fused map; None fuses nothing.
+
+        Returns:
+            The kept maps by block index, and the projected fused map (B, M, r), None without a projection.
+        """
+        kept: dict[int, Tensor] = {}
+        if projection is None:
+            return {index: tokens for index, tokens in maps if index in keep}, None
+        if self.logits is None:
+            raise TrifuseError(f"WeightedBlockFusion: mode {self.mode!r} has no weights to fuse with; use 'learned'")
+        weights = self.weights.tolist()
+        fused: Tensor | None = None
+        count = 0
+        projections: list[Tensor] = []
+        needs_projections = torch.is_grad_enabled() and self.logits.requires_grad
+        with torch.no_grad():
+            for index, tokens in maps:
+                if fused is None:
+                    dtype = tokens.dtype
+                    fused = torch.zeros_like(tokens, dtype=torch.promote_types(dtype, torch.float32))
+                fused.add_(tokens, alpha=weights[index])
+                if needs_projections:
+                    projections.append(_project(tokens, projection.weight).to(dtype))
+                if index in keep:
+                    kept[index] = tokens
+                del tokens  # or it would stay in memory while the next one is made
+                count += 1
+        if fused is None or count != self.num_blocks:
+            raise ShapeError(f"WeightedBlockFusion: expected the maps of all {self.num_blocks} blocks, got {count}")
+        fused = fused.to(dtype)
+        if needs_projections:
+            return kept, _FuseThenProject.apply(self.logits, projection.weight, fused, *projections)
+        return kept, _project(fused, projection.weight)
+
+    def extra_repr(self) -> str:
+        return f"num_blocks={self.num_blocks}, top_k={self.top_k}, mode={self.mode!r}, order={self.order!r}"
+
+
+class _FuseThenProject(torch.autograd.Function):
+    """Project a fused map, ``y = f W^T`` with ``f = sum_i w_i F_i``, ``w = softmax(logits)``, the maps F_i being gone.
+
+    With g the gradient of y, the gradient of f would be ``g W``; its product with a map is the product of g with the
+    map's projection, ``<g W, F_i> = <g, F_i W^T> = <g, P_i>``. So the projections are all that backward needs:
+
+        d logits_i = w_i (s_i - sum_j w_j s_j),  s_i = <g, P_i>
+        d W        = g^T f
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, weight: Tensor, fused: Tensor, *projections: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, weight, fused, *projections)
+        return _project(fused, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, weight, fused, *projections = ctx.saved_tensors
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        flat = grad.to(dtype).reshape(-1)
+        products = torch.stack([torch.dot(flat, projection.reshape(-1).to(dtype)) for projection in projections])
+        w = torch.softmax(logits.to(dtype), dim=0)
+        logits_grad = (w * (products - w.dot(products))).to(logits.dtype)
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = (grad.flatten(0, 1).T @ fused.flatten(0, 1).to(grad.dtype)).to(weight.dtype)
+        return logits_grad, weight_grad, None, *(None for _ in projections)
+
+
+def _project(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Apply a linear layer to tokens (B, M, D) of any type, in the type of its weight (or of autocast)."""
+    return F.linear(tokens.to(weight.dtype), weight)
+
+
+def fixed_blocks(mode: str, num_blocks: int, index_base: int = 0) -> list[int] | None:
+    """Return the 0-based blocks that a mode of `WeightedBlockFusion` names, None where they are learned."""
+    if index_base not in (0, 1):
+        raise ValueError(f"index_base must be 0 or 1, got {index_base}")
+    if mode == "learned":
+        return None
+    if mode == "last4":
+        blocks = [num_blocks - 1 - i for i in range(4)]
+    elif _FIXED.fullmatch(mode):
+        blocks = [int(index) - index_base for index in re.findall(r"\d+", mode)]
+    else:
+        raise ValueError(f"unknown mode {mode!r}; use 'learned', 'last4' or a list such as 'fixed:[7,5,3,1]'")
+    missing = [index for index in blocks if not 0 <= index < num_blocks]
+    if missing:
+        raise ValueError(f"mode {mode!r} asks for blocks {missing} (0-based), but there are only 0 to {num_blocks - 1}")
+    return blocks
