@@ -1,0 +1,252 @@
+"""Cases become normalised 2-D slices, kept on disk so that an epoch costs no decoding.
+
+Every case has one cache entry: a NumPy file with one record per slice, mapped into memory, so that a sample costs one
+slice's bytes and processes share them. An entry is found by what it was made of (digests of the two files, the labels'
+meaning, size and version of the transform) and carries a digest of itself: older, half-written or damaged entries are
+never read but rebuilt, and two processes that build the same one both end up with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trifuse.architectures.files import atomic_write, sha256_of
+from trifuse.kernels.errors import DataError
+
+from .cases import Case, Study, load_raw_case, map_labels
+from .nifti import NonFinite, Volume
+
+Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+Keep = Literal["all", "foreground", "labelled"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_PERCENTILES = (1.0, 99.0)
+
+_TRANSFORM_VERSION = 1  # raise it whenever the bytes of an entry would change
+_DIGEST_BYTES = 32
+_SLICES_AT_ONCE = 16
+
+
+def preprocess_volume(volume: Volume, image_size: int) -> Tensor:
+    """Return the slices of a volume as network input of shape (D, 3, S, S), float32.
+
+    Intensities are clipped to the 1st and 99th percentile of the volume and scaled to [0, 1], slices are resized to
+    S x S (bilinear, antialiased), repeated to three channels and normalised as the ImageNet encoders expect.
+    """
+    return network_input(scaled_slices(volume, image_size))
+
+
+def scaled_slices(volume: Volume, image_size: int) -> Tensor:
+    """Return the slices of a volume, scaled to [0, 1] and resized, of shape (D, S, S), float32.
+
+    A volume without contrast gives zeros.
+    """
+    low, high = np.percentile(volume.voxels, CLIP_PERCENTILES)
+    slices = torch.empty(volume.voxels.shape[0], image_size, image_size)
+    for start in range(0, len(slices), _SLICES_AT_ONCE):
+        part = volume.voxels[start : start + _SLICES_AT_ONCE]
+        scaled = (part.clip(low, high) - low) / (high - low) if high > low else np.zeros_like(part)
+        planes = torch.from_numpy(scaled.astype(np.float32))[:, None]
+        planes = F.interpolate(planes, size=(image_size, image_size), mode="bilinear", antialias=True)
+        slices[start : start + _SLICES_AT_ONCE] = planes[:, 0]
+    return slices
+
+
+def network_input(slices: Tensor) -> Tensor:
+    """Repeat slices (..., S, S) in [0, 1] to three channels (..., 3, S, S), with ImageNet's mean and deviation."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (slices.unsqueeze(-3) - mean) / std
+
+
+def resized_labels(labels: Volume, image_size: int) -> Tensor:
+    """Return the slices of a label map, resized to (D, S, S) by the nearest neighbour, uint8."""
+    planes = torch.from_numpy(labels.voxels)[:, None]
+    return F.interpolate(planes, size=(image_size, image_size), mode="nearest-exact")[:, 0]
+
+
+class SliceDataset(Dataset[dict[str, Any]]):
+    """The slices of some cases of a study, as samples for training a 2-D network.
+
+    A sample is asked for by its index, or by ``(seed, epoch, index)``: then ``augment`` is applied, with a generator
+    that these three numbers alone decide, so that a run can be resumed or spread over processes without changing a
+    sample. It is a dictionary of ``image`` (3, S, S) float32, ``target`` (S, S) int64, ``case_id``, ``slice`` and
+    ``index``.
+
+    Args:
+        study: where the cases come from; all of them need labels.
+        case_ids: the cases, in the order of their slices.
+        image_size: S, in pixels.
+        cache: folder of the cache entries; without it they live in a temporary folder as long as the data set does.
+        augment: called with image, target and generator.
+        keep: ``"all"`` slices; ``"foreground"``, those that show a target; ``"labelled"``, those on which anything
+            is drawn at all, whether target or not (cine studies are often contoured in part).
+        nonfinite: what to do with NaN and infinite voxels, see ``read_image``.
+
+    Raises:
+        DataError: a case is unusable or has no labels, or no slice is left. All cases are looked at first.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        case_ids: Sequence[str],
+        image_size: int = 448,
+        cache: Path | None = None,
+        augment: Augment | None = None,
+        keep: Keep = "all",
+        *,
+        nonfinite: NonFinite = "error",
+    ) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="trifuse-slices-") if cache is None else None
+        folder = Path(self._temporary.name) if self._temporary else Path(cache or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.augment = augment
+        self.case_ids = tuple(case_ids)
+        self._paths: list[Path] = []
+        self._entries: dict[int, np.ndarray] = {}
+        self._index: list[tuple[int, int]] = []
+        problems: list[DataError] = []
+        for number, case_id in enumerate(self.case_ids):
+            try:
+                path, entry = _cached(study, study.case(case_id), image_size, folder, nonfinite)
+            except DataError as error:
+                problems.append(error)
+                continue
+            self._paths.append(path)
+            self._entries[number] = entry
+            self._index += [(number, int(position)) for position in np.flatnonzero(_kept(entry, keep))]
+        if problems:
+            raise DataError.merge(problems)
+        if not self._index:
+            hint = 'keep="all" keeps slices without labels'
+            raise DataError(study.root, "slices", got=f"none with keep={keep!r}", want="at least one", hint=hint)
+
+    def __len__(self) -> int:
+        """Return the number of slices that are kept."""
+        return len(self._index)
+
+    def __getitem__(self, key: int | tuple[int, int, int]) -> dict[str, Any]:
+        """Return the sample of that index; with ``(seed, epoch, index)`` augmented."""
+        index = key if isinstance(key, int) else key[2]
+        case_number, position = self._index[index]
+        record = self._entry(case_number)[position]
+        image = network_input(torch.from_numpy(record["image"].copy()))
+        target = torch.from_numpy(record["target"].astype(np.int64))
+        if self.augment is not None and not isinstance(key, int):
+            image, target = self.augment(image, target, _generator(*key))
+        return {
+            "image": image,
+            "target": target,
+            "case_id": self.case_ids[case_number],
+            "slice": position,
+            "index": index,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Hand over the paths, not the mapped files: a worker process maps them itself."""
+        return {**self.__dict__, "_entries": {}, "_temporary": None}
+
+    def _entry(self, number: int) -> np.ndarray:
+        if number not in self._entries:
+            self._entries[number] = _map(self._paths[number])
+        return self._entries[number]
+
+
+def _generator(*key: int) -> torch.Generator:
+    """Make a generator that the key alone decides."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _kept(entry: np.ndarray, keep: Keep) -> np.ndarray:
+    if keep == "all":
+        return np.ones(len(entry), bool)
+    return entry["foreground"] if keep == "foreground" else entry["labelled"]
+
+
+# ------------------------------------------------------------------------------------------------ cache
+
+
+def _record(image_size: int) -> np.dtype:
+    plane = (image_size, image_size)
+    return np.dtype([("image", "<f4", plane), ("target", "u1", plane), ("foreground", "?"), ("labelled", "?")])
+
+
+def _cached(study: Study, case: Case, image_size: int, folder: Path, nonfinite: NonFinite) -> tuple[Path, np.ndarray]:
+    """Map the case's cache entry, building it first if there is no sound one."""
+    if case.label is None:
+        raise DataError(case.image, "label", got="none", want="a label map to train on")
+    path = folder / f"{_key(study, case, image_size, nonfinite)}.npy"
+    if not _is_sound(path):
+        _build(study, case, image_size, path, nonfinite)
+    return path, _map(path)
+
+
+def _key(study: Study, case: Case, image_size: int, nonfinite: NonFinite) -> str:
+    """Name an entry after everything that its bytes depend on."""
+    assert case.label is not None
+    try:
+        digests = [sha256_of(case.image), sha256_of(case.label)]
+    except OSError as error:
+        raise DataError(error.filename, "file", got=error.strerror, want=f"a file of case {case.case_id}") from error
+    meaning = None if study.label_map is None else sorted(study.label_map.items())
+    parts = [_TRANSFORM_VERSION, *digests, meaning, study.others_are_background, image_size, nonfinite]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+
+
+def _is_sound(path: Path) -> bool:
+    """Say whether the last bytes of an entry are the digest of all bytes before them."""
+    try:
+        size = path.stat().st_size - _DIGEST_BYTES
+        if size <= 0:
+            return False
+        digest = hashlib.sha256()
+        with open(path, "rb") as stream:
+            while size and (chunk := stream.read(min(size, 1 << 20))):
+                digest.update(chunk)
+                size -= len(chunk)
+            return stream.read() == digest.digest()
+    except FileNotFoundError:
+        return False
+
+
+def _build(study: Study, case: Case, image_size: int, path: Path, nonfinite: NonFinite) -> None:
+    image, raw = load_raw_case(case, nonfinite=nonfinite)
+    assert raw is not None
+    labels = map_labels(study, raw)
+    entry = np.zeros(len(image.voxels), _record(image_size))
+    entry["image"] = scaled_slices(image, image_size).numpy()
+    entry["target"] = resized_labels(labels, image_size).numpy()
+    entry["foreground"] = labels.voxels.any(axis=(1, 2))
+    entry["labelled"] = raw.voxels.any(axis=(1, 2))
+    with atomic_write(path) as stream:
+        writer = _Digesting(stream)
+        np.lib.format.write_array(writer, entry, allow_pickle=False)
+        stream.write(writer.digest.digest())
+
+
+class _Digesting:
+    """A binary stream that digests what is written to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.digest = stream, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.stream.write(data)
+
+
+def _map(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
