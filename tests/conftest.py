@@ -1,0 +1,33 @@
+"""What every test relies on: the interpreter where there is no GPU, one thread per worker, repeatable drawing, data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+# Before triton is imported anywhere: it reads the variable when a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Workers share the machine's cores: more threads than one each would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("trifuse", deadline=None, max_examples=25, database=None)
+hypothesis.settings.register_profile("repeatable", hypothesis.settings.get_profile("trifuse"), derandomize=True)
+hypothesis.settings.load_profile("repeatable" if "CI" in os.environ else "trifuse")
+
+
+@pytest.fixture(scope="session")
+def trifuse_data() -> Path:
+    """Return the folder of real data that TRIFUSE_DATA names; skip where it names none, fail where it is not there."""
+    if "TRIFUSE_DATA" not in os.environ:
+        pytest.skip("TRIFUSE_DATA is not set: it names the folder with the public data sets")
+    folder = Path(os.environ["TRIFUSE_DATA"])
+    if not folder.is_dir():
+        pytest.fail(f"TRIFUSE_DATA names {folder}, which is not a folder")
+    return folder
