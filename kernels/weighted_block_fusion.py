@@ -25,8 +25,8 @@ from . import _library
 from .errors import ShapeError
 
 OP = "weighted_block_fusion"
-# The chunk of the output stays in the second-level cache while all N maps are added to it.
-CHUNK_ELEMENTS = 1 << 17
+# A chunk of the output, or of the incoming gradient, stays in a core's cache while all N maps pass by.
+CHUNK_ELEMENTS = 1 << 18
 
 
 def weighted_block_fusion_reference(features: Sequence[Tensor] | Tensor, logits: Tensor) -> Tensor:
@@ -67,19 +67,23 @@ def _chunked_sum(features: Sequence[Tensor], logits: Tensor) -> Tensor:
 
 
 def _logits_gradient(grad: Tensor, features: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """Return the gradient of the logits (N,) on a CPU: one dot product per map, in chunks of the compute type."""
+    """Return the gradient of the logits (N,) on a CPU: dot products by chunk, added up in Python's float64."""
     compute_dtype = torch.promote_types(grad.dtype, torch.float32)
-    dots = [
-        sum(float(torch.dot(_flat(g, compute_dtype), _flat(f, compute_dtype))) for g, f in _chunks([grad, feature]))
-        for feature in features
-    ]
+    dots = [0.0] * len(features)
+    for chunk, *parts in _chunks([grad, *features]):
+        chunk = chunk.reshape(-1).to(compute_dtype)
+        for i, part in enumerate(parts):
+            dots[i] += torch.dot(chunk, part.reshape(-1).to(compute_dtype)).item()
     weights = torch.softmax(logits.to(compute_dtype), dim=0)
     products = torch.tensor(dots, dtype=compute_dtype)
     return (weights * (products - weights.dot(products))).to(logits.dtype)
 
 
-def _flat(chunk: Tensor, dtype: torch.dtype) -> Tensor:
-    return chunk.reshape(-1).to(dtype)
+def _map_gradients(grad: Tensor, logits: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
+    """Return the weighted gradient for each map that needs one."""
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    weights = torch.softmax(logits.to(wide.dtype), dim=0)
+    return [(weight * wide).to(grad.dtype) if need else None for weight, need in zip(weights, needed, strict=True)]
 
 
 def _chunks(maps: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -105,9 +109,8 @@ class _ChunkedFusion(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, *features = ctx.saved_tensors
         needs_logits, *needs_features = ctx.needs_input_grad
-        weights = torch.softmax(logits.to(torch.promote_types(grad.dtype, torch.float32)), dim=0).tolist()
         logits_grad = _logits_gradient(grad, features, logits) if needs_logits else None
-        return logits_grad, *(grad * w if needed else None for w, needed in zip(weights, needs_features, strict=True))
+        return logits_grad, *_map_gradients(grad, logits, needs_features)
 
 
 # --------------------------------------------------------------------------------------- the registered operator
@@ -120,11 +123,11 @@ def _launch_forward(features: Sequence[Tensor], logits: Tensor) -> Tensor:
 
 
 def _launch_backward(
-    grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool], needs_logits: bool
-) -> tuple[list[Tensor], Tensor]:
+    grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool]
+) -> tuple[Tensor, list[Tensor]]:
     from .gpu import weighted_block_fusion as gpu
 
-    return gpu.backward(grad, features, logits, needs_features, needs_logits)
+    return gpu.backward(grad, features, logits, needs_features)
 
 
 def _shape_forward(features: Sequence[Tensor], logits: Tensor) -> Tensor:
@@ -132,17 +135,17 @@ def _shape_forward(features: Sequence[Tensor], logits: Tensor) -> Tensor:
 
 
 def _shape_backward(
-    grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool], needs_logits: bool
-) -> tuple[list[Tensor], Tensor]:
-    return [grad.new_empty(grad.shape) for needed in needs_features if needed], torch.empty_like(logits)
+    grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool]
+) -> tuple[Tensor, list[Tensor]]:
+    return logits.new_empty(logits.shape), [grad.new_empty(grad.shape) for needed in needs_features if needed]
 
 
 class _TritonFusion(torch.autograd.Function):
-    """The gradient of the registered operator: only the gradients that are asked for are computed and returned."""
+    """The gradient of the registered operator: only what is asked for is saved, computed and returned."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, *features: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, *features)
+        ctx.save_for_backward(logits, *(features if logits.requires_grad else ()))
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.trifuse.weighted_block_fusion(features, logits)
 
@@ -151,11 +154,12 @@ class _TritonFusion(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, *features = ctx.saved_tensors
         needs_logits, *needs_features = ctx.needs_input_grad
-        computed, logits_grad = torch.ops.trifuse.weighted_block_fusion_backward(
-            grad, features, logits, needs_features, needs_logits
-        )
-        gradients = iter(computed)
-        return (logits_grad if needs_logits else None, *(next(gradients) if n else None for n in needs_features))
+        if not needs_logits:
+            return None, *_map_gradients(grad, logits, needs_features)
+        backward = torch.ops.trifuse.weighted_block_fusion_backward
+        logits_grad, map_grads = backward(grad, features, logits, needs_features)
+        remaining = iter(map_grads)
+        return logits_grad, *(next(remaining) if needed else None for needed in needs_features)
 
 
 def _differentiate(features: Sequence[Tensor], logits: Tensor) -> Tensor:
@@ -164,8 +168,7 @@ def _differentiate(features: Sequence[Tensor], logits: Tensor) -> Tensor:
 
 _library.register(f"{OP}(Tensor[] features, Tensor logits) -> Tensor", _launch_forward, _shape_forward, _differentiate)
 _library.register(
-    f"{OP}_backward(Tensor grad, Tensor[] features, Tensor logits, bool[] needs_features, bool needs_logits)"
-    " -> (Tensor[], Tensor)",
+    f"{OP}_backward(Tensor grad, Tensor[] features, Tensor logits, bool[] needs_features) -> (Tensor, Tensor[])",
     _launch_backward,
     _shape_backward,
 )

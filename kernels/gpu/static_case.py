@@ -42,7 +42,7 @@ class StaticCase:
         constants: value of each constexpr argument, by name; element k of the tuple argument at position i is (i, k).
         aligned: names of the pointers and integers that are multiples of 16 at run time.
         budgets: one for each target; the library's own kernels have one for each of `TARGETS`.
-        num_warps: warps per program.
+        threads: threads per program, in warps of 32 on NVIDIA's GPUs and of 64 on AMD's.
     """
 
     name: str
@@ -51,4 +51,4 @@ class StaticCase:
     constants: Mapping[str | tuple[int, int], object]
     aligned: tuple[str, ...]
     budgets: Mapping[str, Budget]
-    num_warps: int = 4
+    threads: int = 128

@@ -1,13 +1,14 @@
 """Triton kernels of weighted block fusion.
 
-The N maps come as a tuple of pointers: the loop over them is unrolled, so that all N loads of a tile are in flight at
+The N maps come as a tuple of pointers: the loop over them is unrolled, so that many loads of a tile are in flight at
 once, each thread moving 16 bytes per load. A tile is TILE consecutive elements of one sample, which lets the maps be
 views that leave out leading tokens (the class token) without a copy. The softmax of the logits is recomputed by
 every program: N scalars against N * TILE elements.
 
-Forward reads N maps, writes one. Backward reads the gradient and, for the logits, the N maps, and writes the maps'
-gradients that are asked for; each of at most MAX_PROGRAMS programs adds up its tiles in a fixed order and writes N
-partial sums, which a second, single program adds up in a fixed order. No atomics: results repeat bit for bit.
+Forward reads N maps and writes one. Backward reads the gradient and the N maps once, and writes the maps' gradients
+that are asked for; more than MAPS_PER_LAUNCH maps take several launches, each reading the gradient again, so that the
+sums stay in registers. Each of at most MAX_PROGRAMS programs adds up its tiles in a fixed order and writes one partial
+sum per map; a last, single program adds these up in a fixed order. No atomics: results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -19,25 +20,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NUM_WARPS = 4
+from .static_case import TARGETS, Budget, StaticCase
+
+THREADS = 128
+WARP_SIZE = 64 if torch.version.hip else 32
 BYTES_PER_THREAD = 16
+MAPS_IN_FLIGHT = 32  # of the forward pass: a barrier keeps the compiler from loading more before the first is used
+MAPS_PER_LAUNCH = 24  # of the backward pass
 MAX_PROGRAMS = 1024  # of the backward pass; fixed, so that the order of summation does not depend on the device
 REDUCE_ELEMENTS = 8192  # partial sums that the reducing program holds at once
+REDUCE_THREADS = 256
 
 
 @triton.jit
-def _shifted_exponentials(logits, N: tl.constexpr):
-    """Return the N exponentials of the logits minus their maximum, and their sum."""
+def _softmax_parts(logits, N: tl.constexpr):
+    """Return the maximum of the logits and the sum of the exponentials of their distances to it."""
     largest = tl.load(logits).to(tl.float32)
     for i in tl.static_range(1, N):
         largest = tl.maximum(largest, tl.load(logits + i).to(tl.float32))
-    exponentials = ()
     total = 0.0
     for i in tl.static_range(N):
-        exponential = tl.exp(tl.load(logits + i).to(tl.float32) - largest)
-        exponentials = exponentials + (exponential,)
-        total += exponential
-    return exponentials, total
+        total += tl.exp(tl.load(logits + i).to(tl.float32) - largest)
+    return largest, total
+
+
+@triton.jit
+def _softmax_weight(logits, i, largest, total):
+    """Return the weight of map i."""
+    return tl.exp(tl.load(logits + i).to(tl.float32) - largest) / total
 
 
 @triton.jit
@@ -58,55 +68,55 @@ def _weighted_block_fusion_fwd_kernel(
     map_stride,
     N: tl.constexpr,
     TILE: tl.constexpr,
+    IN_FLIGHT: tl.constexpr,
 ):
+    largest, total = _softmax_parts(logits, N)
     row, offsets, exists = _tile_offsets(tl.program_id(0), row_elements, TILE)
-    exponentials, total = _shifted_exponentials(logits, N)
     accumulated = tl.zeros((TILE,), dtype=tl.float32)
     for i in tl.static_range(N):
         values = tl.load(maps[i] + row * map_stride + offsets, mask=exists, other=0.0)
-        accumulated += (exponentials[i] / total) * values.to(tl.float32)
+        accumulated += _softmax_weight(logits, i, largest, total) * values.to(tl.float32)
+        if i % IN_FLIGHT == IN_FLIGHT - 1:
+            tl.debug_barrier()
     tl.store(fused + row * row_elements + offsets, accumulated.to(fused.dtype.element_ty), mask=exists)
 
 
 @triton.jit
 def _weighted_block_fusion_bwd_kernel(
     grad,  # (B, row_elements), contiguous
-    maps,  # N pointers to (B, row_elements), samples map_stride apart
+    maps,  # COUNT pointers to (B, row_elements), samples map_stride apart: the maps from `first` on
+    map_grads,  # COUNT pointers to (B, row_elements), contiguous, or None where no gradient is asked for
     logits,  # (N,)
-    map_grads,  # N pointers to (B, row_elements), contiguous, or None where no gradient is asked for
     partial_sums,  # (programs, N) float32: each program's share of sum(grad * map)
     row_elements,
     map_stride,
     tiles,
+    first,
     N: tl.constexpr,
+    COUNT: tl.constexpr,
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,  # consecutive elements that one thread holds
-    NEEDS_LOGITS: tl.constexpr,
 ):
-    exponentials, total = _shifted_exponentials(logits, N)
+    largest, total = _softmax_parts(logits, N)
     # One running sum per map and thread; threads are added up only once, after the last tile.
     sums = ()
-    for _ in tl.static_range(N):
+    for _ in tl.static_range(COUNT):
         sums = sums + (tl.zeros((TILE // VECTOR,), dtype=tl.float32),)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row, offsets, exists = _tile_offsets(tile, row_elements, TILE)
         incoming = tl.load(grad + row * row_elements + offsets, mask=exists, other=0.0).to(tl.float32)
         updated = ()
-        for i in tl.static_range(N):
+        for i in tl.static_range(COUNT):
+            values = tl.load(maps[i] + row * map_stride + offsets, mask=exists, other=0.0).to(tl.float32)
+            products = tl.reshape(incoming * values, (TILE // VECTOR, VECTOR))
+            updated = updated + (sums[i] + tl.sum(products, axis=1),)
             if map_grads[i] is not None:
-                outgoing = (exponentials[i] / total) * incoming
+                outgoing = _softmax_weight(logits, first + i, largest, total) * incoming
                 pointer = map_grads[i] + row * row_elements + offsets
                 tl.store(pointer, outgoing.to(map_grads[i].dtype.element_ty), mask=exists)
-            if NEEDS_LOGITS:
-                values = tl.load(maps[i] + row * map_stride + offsets, mask=exists, other=0.0).to(tl.float32)
-                products = tl.reshape(incoming * values, (TILE // VECTOR, VECTOR))
-                updated = updated + (sums[i] + tl.sum(products, axis=1),)
-            else:
-                updated = updated + (sums[i],)
         sums = updated
-    if NEEDS_LOGITS:
-        for i in tl.static_range(N):
-            tl.store(partial_sums + tl.program_id(0) * N + i, tl.sum(sums[i], axis=0))
+    for i in tl.static_range(COUNT):
+        tl.store(partial_sums + tl.program_id(0) * N + first + i, tl.sum(sums[i], axis=0))
 
 
 @triton.jit
@@ -139,66 +149,78 @@ def forward(features: Sequence[Tensor], logits: Tensor) -> Tensor:
     fused = torch.empty(maps[0].shape, dtype=maps[0].dtype, device=maps[0].device)
     if fused.numel() == 0:
         return fused
-    tile = _tile(maps[0])
+    tile = THREADS * _vector(fused)
     row_elements = fused[0].numel()
-    grid = (fused.shape[0] * triton.cdiv(row_elements, tile),)
-    _weighted_block_fusion_fwd_kernel[grid](
-        maps, logits.contiguous(), fused, row_elements, map_stride, N=len(maps), TILE=tile, num_warps=NUM_WARPS
+    _weighted_block_fusion_fwd_kernel[(fused.shape[0] * triton.cdiv(row_elements, tile),)](
+        maps,
+        logits.contiguous(),
+        fused,
+        row_elements,
+        map_stride,
+        N=len(maps),
+        TILE=tile,
+        IN_FLIGHT=MAPS_IN_FLIGHT,
+        num_warps=THREADS // WARP_SIZE,
     )
     return fused
 
 
 def backward(
-    grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool], needs_logits: bool
-) -> tuple[list[Tensor], Tensor]:
-    """Launch the backward kernels; return the maps' gradients that are needed and the logits' gradient.
-
-    The logits' gradient is left unwritten where it is not needed.
-    """
+    grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool]
+) -> tuple[Tensor, list[Tensor]]:
+    """Launch the backward kernels; return the logits' gradient and those of the maps that need one."""
     grad, logits = grad.contiguous(), logits.contiguous()
     maps, map_stride = _rows(features)
     map_grads = [torch.empty_like(grad) if needed else None for needed in needs_features]
-    computed = [g for g in map_grads if g is not None]
+    needed_grads = [map_grad for map_grad in map_grads if map_grad is not None]
     if grad.numel() == 0:
-        return computed, torch.zeros_like(logits)
-    tile = _tile(grad)
+        return torch.zeros_like(logits), needed_grads
+    vector = _vector(grad)
     row_elements = grad[0].numel()
-    tiles = grad.shape[0] * triton.cdiv(row_elements, tile)
+    tiles = grad.shape[0] * triton.cdiv(row_elements, THREADS * vector)
     programs = min(tiles, MAX_PROGRAMS)
     partial_sums = torch.empty((programs, len(maps)), dtype=torch.float32, device=grad.device)
-    _weighted_block_fusion_bwd_kernel[(programs,)](
-        grad,
-        maps,
-        logits,
-        tuple(map_grads),
-        partial_sums,
-        row_elements,
-        map_stride,
-        tiles,
-        N=len(maps),
-        TILE=tile,
-        VECTOR=BYTES_PER_THREAD // grad.element_size(),
-        NEEDS_LOGITS=needs_logits,
-        num_warps=NUM_WARPS,
-    )
-    logits_grad = torch.empty_like(logits)
-    if needs_logits:
-        padded = triton.next_power_of_2(len(maps))
-        _weighted_block_fusion_logits_kernel[(1,)](
-            partial_sums,
+    for first, end in launch_groups(len(maps)):
+        _weighted_block_fusion_bwd_kernel[(programs,)](
+            grad,
+            maps[first:end],
+            tuple(map_grads[first:end]),
             logits,
-            logits_grad,
-            programs,
+            partial_sums,
+            row_elements,
+            map_stride,
+            tiles,
+            first,
             N=len(maps),
-            N_PADDED=padded,
-            ROWS=max(1, REDUCE_ELEMENTS // padded),
-            num_warps=2 * NUM_WARPS,
+            COUNT=end - first,
+            TILE=THREADS * vector,
+            VECTOR=vector,
+            num_warps=THREADS // WARP_SIZE,
         )
-    return computed, logits_grad
+    logits_grad = torch.empty_like(logits)
+    padded = triton.next_power_of_2(len(maps))
+    _weighted_block_fusion_logits_kernel[(1,)](
+        partial_sums,
+        logits,
+        logits_grad,
+        programs,
+        N=len(maps),
+        N_PADDED=padded,
+        ROWS=max(1, REDUCE_ELEMENTS // padded),
+        num_warps=REDUCE_THREADS // WARP_SIZE,
+    )
+    return logits_grad, needed_grads
 
 
-def _tile(tensor: Tensor) -> int:
-    return NUM_WARPS * 32 * (BYTES_PER_THREAD // tensor.element_size())
+def launch_groups(n: int) -> list[tuple[int, int]]:
+    """Cut n maps into the fewest groups of at most MAPS_PER_LAUNCH, as even as possible, as (first, end) pairs."""
+    groups = triton.cdiv(n, MAPS_PER_LAUNCH)
+    edges = [n * k // groups for k in range(groups + 1)]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def _vector(tensor: Tensor) -> int:
+    return BYTES_PER_THREAD // tensor.element_size()
 
 
 def _rows(features: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
@@ -207,3 +229,107 @@ def _rows(features: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     if any(f.stride() != strides for f in features) or not features[0][:1].is_contiguous():
         features = [f.contiguous() for f in features]
     return tuple(features), features[0].stride(0)
+
+
+# ------------------------------------------------------------------------------------------- the ahead-of-time gate
+
+_VECTORS = {"bf16": 8, "fp32": 4}
+
+
+def _budgets(registers: tuple[int, ...], wide_loads: int, shuffles: int) -> dict[str, Budget]:
+    return {
+        target: Budget(registers=most, wide_loads=wide_loads, shuffles=shuffles)
+        for target, most in zip(TARGETS, registers, strict=True)
+    }
+
+
+def _forward_case(n: int, dtype: str, registers: tuple[int, ...]) -> StaticCase:
+    return StaticCase(
+        name=f"forward, {n} maps, {dtype}",
+        kernel=_weighted_block_fusion_fwd_kernel,
+        signature={
+            "maps": (f"*{dtype}",) * n,
+            "logits": "*fp32",
+            "fused": f"*{dtype}",
+            "row_elements": "i32",
+            "map_stride": "i32",
+            "N": "constexpr",
+            "TILE": "constexpr",
+            "IN_FLIGHT": "constexpr",
+        },
+        constants={"N": n, "TILE": THREADS * _VECTORS[dtype], "IN_FLIGHT": MAPS_IN_FLIGHT},
+        aligned=("maps", "logits", "fused", "row_elements", "map_stride"),
+        budgets=_budgets(registers, wide_loads=n, shuffles=0),
+        threads=THREADS,
+    )
+
+
+def _backward_case(n: int, count: int, trained: bool, dtype: str, registers: tuple[int, ...]) -> StaticCase:
+    return StaticCase(
+        name=f"backward, {count} of {n} {'trained' if trained else 'frozen'} maps, {dtype}",
+        kernel=_weighted_block_fusion_bwd_kernel,
+        signature={
+            "grad": f"*{dtype}",
+            "maps": (f"*{dtype}",) * count,
+            "map_grads": (f"*{dtype}" if trained else "constexpr",) * count,
+            "logits": "*fp32",
+            "partial_sums": "*fp32",
+            "row_elements": "i32",
+            "map_stride": "i32",
+            "tiles": "i32",
+            "first": "i32",
+            "N": "constexpr",
+            "COUNT": "constexpr",
+            "TILE": "constexpr",
+            "VECTOR": "constexpr",
+        },
+        constants={
+            "N": n,
+            "COUNT": count,
+            "TILE": THREADS * _VECTORS[dtype],
+            "VECTOR": _VECTORS[dtype],
+            **({} if trained else {(2, i): None for i in range(count)}),
+        },
+        aligned=("grad", "maps", "map_grads", "logits", "partial_sums", "row_elements", "map_stride"),
+        budgets=_budgets(registers, wide_loads=count + 1, shuffles=7 * count),
+        threads=THREADS,
+    )
+
+
+def _logits_case(n: int, registers: tuple[int, ...]) -> StaticCase:
+    padded = triton.next_power_of_2(n)
+    return StaticCase(
+        name=f"gradient of {n} logits",
+        kernel=_weighted_block_fusion_logits_kernel,
+        signature={
+            "partial_sums": "*fp32",
+            "logits": "*fp32",
+            "logits_grad": "*fp32",
+            "programs": "i32",
+            "N": "constexpr",
+            "N_PADDED": "constexpr",
+            "ROWS": "constexpr",
+        },
+        constants={"N": n, "N_PADDED": padded, "ROWS": REDUCE_ELEMENTS // padded},
+        aligned=("partial_sums", "logits", "logits_grad"),
+        budgets=_budgets(registers, wide_loads=9, shuffles=40),
+        threads=REDUCE_THREADS,
+    )
+
+
+# The last argument: most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
+STATIC_CASES = [
+    _forward_case(12, "bf16", (64, 64, 64, 64, 64)),
+    _forward_case(12, "fp32", (40, 40, 40, 40, 48)),
+    _forward_case(24, "bf16", (72, 72, 72, 72, 128)),
+    _forward_case(40, "bf16", (80, 80, 80, 80, 232)),
+    _forward_case(64, "fp32", (80, 80, 80, 80, 384)),
+    _backward_case(12, 12, False, "bf16", (64, 64, 80, 64, 80)),
+    _backward_case(24, 24, False, "bf16", (80, 80, 112, 80, 144)),
+    _backward_case(40, 20, False, "bf16", (80, 80, 128, 104, 128)),
+    _backward_case(24, 24, False, "fp32", (80, 80, 112, 80, 144)),
+    _backward_case(24, 24, True, "bf16", (128, 128, 128, 192, 160)),
+    _backward_case(24, 24, True, "fp32", (128, 128, 128, 192, 160)),
+    _logits_case(12, (48, 48, 48, 48, 48)),
+    _logits_case(64, (48, 48, 48, 48, 48)),
+]
