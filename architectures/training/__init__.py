@@ -1,0 +1,20 @@
+"""The one training loop, and what it is made of.
+
+=======================  ===========================================================================
+recipe.py                how to train: every number with its unit, checked when it is written down
+loop.py                  ``fit``: from batch to log line
+batches.py               which samples, in which order, on which rank: a function of the seed alone
+losses.py                Dice and cross-entropy over all ranks
+parameter_groups.py      one optimiser per group of parameters
+schedules.py             learning rate as a function of the step
+ema.py                   moving average of the weights
+checkpoint.py            what is saved so that a run continues as if it had never stopped
+run_folder.py            the output folder: one run, one lock, one configuration
+epoch_log.py             log.csv and TensorBoard
+progress.py              what a person sees meanwhile
+interruption.py          signals: stop at the next step, resumable
+crash.py                 what to know about a loss that is not finite
+distributed.py           several processes as one
+feature_cache.py         the frozen encoder's features, computed once
+=======================  ===========================================================================
+"""

@@ -1,0 +1,153 @@
+"""Several processes as one: everything that crosses from one rank to another.
+
+Ranks come from torchrun's environment; without it there is one rank and every function here returns at once.
+A step sees one global batch. Losses sum over all ranks before they apply their formula, and the gradients of all
+ranks are summed afterwards; so the result does not depend on how many ranks share the batch, or how evenly.
+
+Normalisation layers see their own rank's samples. Their running statistics are those of rank 0, which the other ranks
+take over whenever a checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trifuse.kernels.errors import TrifuseError
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all ranks, differentiably; what a loss applies to its sums before its formula."""
+
+_LONGEST_WAIT = timedelta(hours=2)  # the other ranks wait while rank 0 validates; a rank that dies is noticed at once
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that train together, seen from one of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that validates, logs and saves."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all ranks; the gradient passes through, see `sum_gradients`."""
+        return values if self.size == 1 else _SumOverRanks.apply(values)  # type: ignore[no-any-return]
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give every rank the sum of all ranks' gradients, in one transfer.
+
+        A parameter that no rank used keeps no gradient; one that some ranks used counts as zero on the others.
+        """
+        if self.size == 1:
+            return
+        used = torch.tensor([parameter.grad is not None for parameter in parameters], device=self.device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients] + [used.float()])
+        dist.all_reduce(flat)
+        *summed, used_by = flat.split([gradient.numel() for gradient in gradients] + [len(gradients)])
+        for parameter, gradient, count in zip(parameters, summed, used_by.tolist(), strict=True):
+            parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
+
+    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag))  # on the CPU, so that no GPU has to catch up
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a part that may fail on any rank: if one fails, all raise, and say which one and why."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        if self.any(error is not None):
+            reports = self._gather("" if error is None else f"rank {self.rank}: {error}")
+            if error is None:
+                raise TrifuseError("another rank failed: " + "; ".join(filter(None, reports)))
+        if error is not None:
+            raise error
+
+    def _gather(self, text: str) -> list[str]:
+        """Return every rank's text."""
+        if self.size == 1:
+            return [text]
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        lengths = [torch.tensor(0) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor(len(content)))
+        padded = torch.zeros(max(map(int, lengths)), dtype=torch.uint8)
+        padded[: len(content)] = content
+        texts = [torch.zeros_like(padded) for _ in lengths]
+        dist.all_gather(texts, padded)
+        return [bytes(t[:n].tolist()).decode() for t, n in zip(texts, map(int, lengths), strict=True)]
+
+
+@contextmanager
+def open_world(device: str = "auto") -> Iterator[World]:
+    """Join the other ranks that torchrun started, if it did, and leave them at the end; may be nested.
+
+    Args:
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<index>".
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = _choose_device(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    opened_here = not dist.is_initialized()
+    if opened_here:
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=_LONGEST_WAIT)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        if opened_here:
+            dist.destroy_process_group()
+
+
+def _choose_device(device: str, local_rank: int | None) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and gpus == 0):
+        return torch.device("cpu")
+    index = int(device.partition(":")[2] or 0) if local_rank is None else local_rank
+    if index >= gpus:
+        raise ValueError(f"device {device!r} needs GPU number {index}; found {gpus} GPUs; use device 'cpu'")
+    return torch.device("cuda", index)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient  # d total / d own part = 1; what the other ranks' parts contribute is added by sum_gradients

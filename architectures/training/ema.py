@@ -1,0 +1,62 @@
+"""Moving average of a network's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Average everything that training changes: trainable parameters and floating-point buffers, in float32.
+
+    After n steps the average moves by 1 - min(decay, (1 + n) / (10 + n)), so that a short run is not dominated by
+    where it began.
+
+    Args:
+        model: the network.
+        decay: share of the old average that stays in each step of a long run.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._live = _what_training_changes(model)
+        self.shadow = {name: tensor.detach().float().clone() for name, tensor in self._live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after ``step`` steps."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for name, average in self.shadow.items():
+            average.lerp_(self._live[name].float(), 1 - decay)
+
+    def load(self, shadow: Mapping[str, Tensor]) -> None:
+        """Take over averages that were saved."""
+        for name, average in self.shadow.items():
+            average.copy_(shadow[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the network the averaged weights for a while."""
+        raw = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        self._set(self.shadow)
+        try:
+            yield
+        finally:
+            self._set(raw)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._live.items():
+            tensor.copy_(values[name])
+
+
+def _what_training_changes(model: nn.Module) -> dict[str, Tensor]:
+    saved = model.state_dict(keep_vars=True)
+    return {
+        name: tensor
+        for name, tensor in saved.items()
+        if tensor.is_floating_point() and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
+    }

@@ -1,0 +1,96 @@
+"""log.csv: one row per epoch, one schema, every epoch once, however often the run was cut short."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from trifuse.architectures.files import write_text
+from trifuse.kernels.errors import DataError, MissingExtra
+
+
+class EpochLog:
+    """Append rows to a CSV file, and to TensorBoard if asked for.
+
+    Args:
+        path: of the CSV file. Its first column is ``epoch``, counted from 1; numbers have a decimal point everywhere.
+        epochs_done: rows of later epochs, and a half-written last line, come from a run that was killed before its
+            checkpoint; they are removed, since those epochs are run again.
+        tensorboard: folder for TensorBoard files; None for none.
+
+    Raises:
+        MissingExtra: TensorBoard is asked for but not installed.
+    """
+
+    def __init__(self, path: Path, epochs_done: int, tensorboard: Path | None = None) -> None:
+        self._path = path
+        self._columns = _keep_rows(path, epochs_done)
+        self._board = None if tensorboard is None else _open_tensorboard(tensorboard, epochs_done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def append(self, row: Mapping[str, float | int]) -> None:
+        """Add an epoch.
+
+        Raises:
+            DataError: its columns are not those of the rows before it.
+        """
+        if self._columns is None:
+            self._columns = list(row)
+            _append(self._path, self._columns)
+        if list(row) != self._columns:
+            raise DataError(self._path, "columns", got=list(row), want=self._columns)
+        _append(self._path, [repr(value) for value in row.values()])
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, row["epoch"])
+            self._board.flush()
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a log, numbers as numbers."""
+    with open(path, newline="") as stream:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
+    """Cut the file down to its header and the first epochs, and return the columns."""
+    if not path.exists():
+        return None
+    lines = path.read_text().splitlines(keepends=True)
+    if not lines or not lines[0].endswith("\n"):
+        path.unlink()
+        return None
+    kept = lines[: 1 + epochs_done]
+    if kept != lines:
+        write_text(path, "".join(kept))
+    return next(csv.reader(kept))
+
+
+def _append(path: Path, values: list[str]) -> None:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    with open(path, "a", newline="") as stream:
+        stream.write(line.getvalue())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _open_tensorboard(folder: Path, epochs_done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtra("tensorboard", "tb", "writing TensorBoard files") from error
+    return SummaryWriter(folder, purge_step=epochs_done + 1)

@@ -1,0 +1,304 @@
+"""The training loop: every network here is trained by `fit`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trifuse.architectures.files import write_json
+from trifuse.kernels.errors import TrifuseError
+
+from .batches import Batches
+from .checkpoint import Saves
+from .distributed import World, open_world
+from .ema import WeightAverage
+from .epoch_log import EpochLog
+from .interruption import Interrupted, StopSignals
+from .parameter_groups import GroupSpecification, make_groups
+from .progress import Progress
+from .recipe import Recipe
+from .run_folder import locked, note_session, open_run
+from .step import Batch, Forward, Loss, TrainingStep
+from .training_state import FrozenBase, Position, load_training_state, save_training_state
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+
+_FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        best_epoch: whose weights are in ``best/``, counted from 1; None if no epoch had a score.
+        best_score: its value of the monitored metric.
+        steps: optimiser steps that were done.
+    """
+
+    best_epoch: int | None
+    best_score: float | None
+    steps: int
+
+
+def forward_image(model: nn.Module, batch: Batch) -> Any:
+    """Return the network's output for ``batch["image"]``: what a step computes unless told otherwise."""
+    return model(batch["image"])
+
+
+def fit(
+    model: nn.Module,
+    train_set: Any,
+    recipe: Recipe,
+    out: Path,
+    *,
+    loss: Loss,
+    validate: Validate,
+    run_config: Mapping[str, Any],
+    step: Forward = forward_image,
+    param_groups: GroupSpecification | Callable[[nn.Module], GroupSpecification] | None = None,
+    monitor: str = "dice",
+    describe: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    base: FrozenBase | None = None,
+    resume: bool = False,
+    force_resume: bool = False,
+    tensorboard: bool = False,
+) -> FitResult:
+    """Train a network, alone or on all ranks that torchrun started.
+
+    On a CPU the result is a function of the arguments and the number of threads and ranks: a run that was killed at
+    any moment and resumed ends with the same bits as one that was not.
+
+    Args:
+        model: has ``save_pretrained(folder)``. Parameters without ``requires_grad`` stay as they are.
+        train_set: ``train_set[(seed, epoch, index)]`` is a dictionary of tensors and strings, the same one for the
+            same key; ``len(train_set)`` says how many.
+        recipe: how to train.
+        out: folder for ``run.json``, ``log.csv``, ``sessions.jsonl``, ``best/`` (evaluation weights), ``last/``
+            (what resuming needs) and, if a step is not finite, ``crash/``.
+        loss: ``loss(outputs, batch, reduce)`` is the mean over the samples of all ranks; ``reduce`` sums a tensor over
+            ranks, and ``batch["sample_weight"]`` of shape (B,) is zero for samples that must not count.
+        validate: returns metrics; higher is better for the monitored one. Called on rank 0, before the first step and
+            after every epoch, in evaluation mode and without gradients, with the averaged weights if there are any.
+        run_config: everything beside the recipe that decides the result, as JSON values.
+        step: computes the outputs from a batch.
+        param_groups: the groups, or a function that makes them from the model; see `parameter_groups`.
+        monitor: the metric by which the best epoch is chosen.
+        describe: more numbers about the network for each row of the log.
+        base: names the file of the frozen weights, which are then left out of ``last/``.
+        resume: continue the run in ``out``, if there is one.
+        force_resume: continue although recipe or configuration have changed.
+        tensorboard: also write TensorBoard files.
+
+    Raises:
+        Interrupted: SIGTERM, SIGINT or SIGUSR1 came; ``last/`` holds the step after which it stopped.
+        NumericError: a loss or gradient is not finite; ``last/`` holds the last checkpoint before that.
+        OutputFolderError: ``out`` holds another run, or another process writes to it.
+        CheckpointError: nothing can be saved, or what was saved is damaged.
+        DataError: a sample could not be loaded.
+    """
+    out = Path(out)
+    with ExitStack() as stack:
+        world = stack.enter_context(open_world(recipe.device))
+        progress = Progress(world.is_first)
+        with world.together():
+            if world.is_first:
+                stack.enter_context(locked(out))
+                description = {
+                    "recipe": {k: v for k, v in asdict(recipe).items() if k not in _FREE_TO_CHANGE},
+                    "config": dict(run_config),
+                    "training_samples": len(train_set),
+                }
+                for difference in open_run(out, description, resume=resume or force_resume, force=force_resume):
+                    progress.say(f"resumed with a changed configuration: {difference}")
+                Saves(out, progress.say).recover()
+        with world.together():
+            run = _Run(model, train_set, recipe, out, world, progress, loss, step, param_groups, base)
+            run.validate, run.monitor, run.describe = validate, monitor, describe or (lambda model: {})
+            if world.is_first:
+                session = {name: getattr(recipe, name) for name in _FREE_TO_CHANGE}
+                note_session(out, steps_done=run.position.step, ranks=world.size, **session, runs_on=str(world.device))
+                board = out / "tensorboard" if tensorboard else None
+                run.log = stack.enter_context(EpochLog(out / "log.csv", run.position.epoch, board))
+        gpus = [world.device] if world.device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(gpus))  # the caller's random state stays as it was
+        return run.train(stack.enter_context(StopSignals()))
+
+
+class _Run:
+    """A run of `fit`: its parts, and where it is."""
+
+    validate: Validate
+    monitor: str
+    describe: Callable[[nn.Module], Mapping[str, float]]
+    log: EpochLog
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_set: Any,
+        recipe: Recipe,
+        out: Path,
+        world: World,
+        progress: Progress,
+        loss: Loss,
+        forward: Forward,
+        param_groups: Any,
+        base: FrozenBase | None,
+    ) -> None:
+        self.model, self.recipe, self.world, self.progress, self.base = model, recipe, world, progress, base
+        self.saves = Saves(out, progress.say)
+        model.to(world.device)
+        world.take_from_first(model.state_dict().values())
+        self.groups = make_groups(model, recipe, param_groups)
+        self.average = None if recipe.ema_decay is None else WeightAverage(model, recipe.ema_decay)
+        self.batches = Batches(train_set, recipe, world)
+        self.step = TrainingStep(
+            model,
+            forward,
+            loss,
+            self.groups,
+            self.average,
+            recipe,
+            world,
+            steps_per_epoch=self.batches.steps_per_epoch,
+            crash_folder=out / "crash",
+        )
+        self.position = self._load() if self.saves.last.path.exists() else Position(ranks=world.size)
+
+    def train(self, stop: StopSignals) -> FitResult:
+        """Run the epochs that are left."""
+        if self.position.step == 0:
+            self._check_that_it_can_end_well()
+        while self.position.epoch < self.recipe.epochs:
+            self._train_epoch(stop)
+            self._end_epoch()
+            if self.position.epoch < self.recipe.epochs and self.world.any(stop.requested is not None):
+                self._interrupt(stop)
+        return self._result()
+
+    def _train_epoch(self, stop: StopSignals) -> None:
+        position, steps = self.position, self.batches.steps_per_epoch
+        self.model.train()
+        self.progress.start_epoch(f"epoch {position.epoch + 1} of {self.recipe.epochs}", steps, position.step_in_epoch)
+        started_s = time.monotonic()
+        for micro_batches in self.batches.epoch(position.epoch, position.step_in_epoch):
+            outcome = self.step(micro_batches, position.step)
+            position.take(outcome, self.batches.samples_in_step(position.step_in_epoch), time.monotonic() - started_s)
+            started_s = time.monotonic()
+            self.progress.advance(position.step_in_epoch, outcome.loss)
+            if self.world.any(stop.requested is not None):
+                self._save_last()
+                self._interrupt(stop)
+            every = self.recipe.checkpoint_every_steps
+            if every is not None and position.step % every == 0 and position.step_in_epoch < steps:
+                self._save_last()
+        self.progress.end_epoch()
+
+    def _end_epoch(self) -> None:
+        """Validate, keep the best weights, write the log line, and only then the checkpoint."""
+        position, started_s = self.position, time.monotonic()
+        if self.world.is_first:
+            with self._evaluation_weights():
+                metrics, described = self._measure(), dict(self.describe(self.model))
+                score = metrics[self.monitor]
+                if not math.isnan(score) and (position.best_score is None or score > position.best_score):
+                    self._keep_as_best(score)
+            row = {
+                "epoch": position.epoch + 1,
+                "step": position.step,
+                **self._learning_rates(),
+                "loss": position.loss_sum / self.batches.samples,
+                "gradient_norm": position.largest_gradient_norm,
+                **{f"val_{name}": value for name, value in metrics.items()},
+                **described,
+                "seconds": round(position.seconds + time.monotonic() - started_s, 3),
+            }
+            self.log.append(row)
+            self.progress.say(", ".join(f"{name} {value:.5g}" for name, value in row.items() if name not in described))
+        position.next_epoch()
+        self._save_last()
+
+    def _measure(self) -> dict[str, float]:
+        metrics = {name: float(value) for name, value in self.validate(self.model).items()}
+        if self.monitor not in metrics:
+            raise TrifuseError(
+                f"validation has no {self.monitor!r} to choose the best epoch by; it has {list(metrics)}"
+            )
+        return metrics
+
+    @contextmanager
+    def _evaluation_weights(self) -> Iterator[None]:
+        self.model.eval()
+        with torch.no_grad(), nullcontext() if self.average is None else self.average.applied():
+            yield
+
+    def _learning_rates(self) -> dict[str, float]:
+        """Those of the step before, by log column."""
+        step, steps = max(self.position.step - 1, 0), self.batches.steps_per_epoch
+        rates = {group.name: group.set_learning_rate(self.recipe, step, steps) for group in self.groups}
+        return {"lr" if len(rates) == 1 else f"lr_{name}": rate for name, rate in rates.items()}
+
+    def _check_that_it_can_end_well(self) -> None:
+        """Save and validate once before the first step: what would fail after an epoch fails now."""
+        with self.world.together():
+            if self.world.is_first:
+                self.saves.save_first(self._fill_last)
+                with self._evaluation_weights():
+                    score = self._measure()[self.monitor]
+                if math.isnan(score):
+                    raise TrifuseError(f"validation gives NaN for {self.monitor!r}; is the validation set empty?")
+                self.progress.say(f"before training: {self.monitor} {score:.4f}")
+
+    def _keep_as_best(self, score: float) -> None:
+        epoch = self.position.epoch + 1
+
+        def write(folder: Path) -> None:
+            self.model.save_pretrained(folder)  # type: ignore[operator]
+            write_json(folder / "score.json", {"epoch": epoch, "metric": self.monitor, "score": score})
+
+        if self.saves.save(self.saves.best, write):
+            self.position.best_epoch, self.position.best_score = epoch, score
+
+    def _save_last(self) -> None:
+        self.world.take_from_first(self.model.buffers())
+        if self.world.is_first:
+            self.saves.save(self.saves.last, self._fill_last)
+
+    def _fill_last(self, folder: Path) -> None:
+        self.position.loss_scaling = self.step.state()
+        save_training_state(folder, self.model, self.groups, self.average, self.position, self.base)
+
+    def _load(self) -> Position:
+        position = load_training_state(self.saves.last.path, self.model, self.groups, self.average, self.base)
+        self.step.load_state(position.loss_scaling)
+        ranks = (
+            ""
+            if position.ranks == self.world.size
+            else f" with {position.ranks} ranks before and {self.world.size} now"
+        )
+        self.progress.say(
+            f"resuming after step {position.step} (epoch {position.epoch + 1}, step {position.step_in_epoch}){ranks}; "
+            f"a step still sees {self.recipe.batch_size} samples"
+        )
+        position.ranks = self.world.size
+        return position
+
+    def _interrupt(self, stop: StopSignals) -> None:
+        self.progress.end_epoch()
+        name = "another rank's signal" if stop.requested is None else stop.requested.name
+        raise Interrupted(f"stopped by {name} after step {self.position.step}; resume to continue")
+
+    def _result(self) -> FitResult:
+        best = torch.tensor([self.position.best_epoch or 0, self.position.best_score or 0.0], dtype=torch.float64)
+        self.world.take_from_first([best])
+        epoch, score = int(best[0]), float(best[1])
+        return FitResult(epoch or None, score if epoch else None, self.position.step)

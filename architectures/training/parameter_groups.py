@@ -1,0 +1,140 @@
+"""Parameters in named groups, each with its own optimiser and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .recipe import Optimizer, Recipe, Schedule
+from .schedules import learning_rate
+
+GroupSpecification = Sequence[Mapping[str, Any]]
+"""One mapping per group: "name" and "params", and what differs from the recipe: "lr_mult" (a factor on the recipe's
+lr), "weight_decay", "optimizer", "schedule", "grad_clip"."""
+
+_KEYS = {"name", "params", "lr_mult", "weight_decay", "optimizer", "schedule", "grad_clip"}
+
+
+@dataclass
+class ParameterGroup:
+    """Some parameters of a network, and how they learn.
+
+    Attributes:
+        name: in the log and in the checkpoint.
+        parameters: by their names in the network.
+        optimizer: holds these parameters alone.
+        lr: highest learning rate.
+        schedule: how the learning rate moves.
+        grad_clip: largest norm of the group's gradient; None for no limit.
+    """
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    lr: float
+    schedule: Schedule
+    grad_clip: float | None
+
+    def set_learning_rate(self, recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+        """Set and return the learning rate of a step, counted from 0."""
+        lr = learning_rate(self.schedule, recipe, lr=self.lr, step=step, steps_per_epoch=steps_per_epoch)
+        self.optimizer.param_groups[0]["lr"] = lr
+        return lr
+
+    def clip_gradient(self) -> float:
+        """Bring the gradient to ``grad_clip`` where it is larger, and return the norm that it had."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.grad_clip, norm)
+        return float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimiser's state, ``<parameter>/<what>`` by name."""
+        return {
+            f"{name}/{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+            if isinstance(value, Tensor)
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        entries: dict[int, dict[str, Tensor]] = {}
+        for index, name in enumerate(self.parameters):
+            own = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
+            if own:
+                entries[index] = own
+        self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def make_groups(
+    model: nn.Module,
+    recipe: Recipe,
+    specification: GroupSpecification | Callable[[nn.Module], GroupSpecification] | None,
+) -> list[ParameterGroup]:
+    """Make the optimisers of a network's trainable parameters.
+
+    Args:
+        model: every parameter with ``requires_grad`` belongs to exactly one group, no other to any.
+        recipe: what holds for all groups.
+        specification: the groups, or a function that names them for this model; None for one group of everything.
+
+    Raises:
+        ValueError: a parameter is in no group, in two, or frozen; a group is empty or has an unknown key.
+    """
+    if specification is None:
+        specification = [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad]}]
+    elif callable(specification):
+        specification = specification(model)
+    groups = [dict(group, params=list(group["params"])) for group in specification]
+    _check_groups(model, groups)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [_make_group(group, {names[p]: p for p in group["params"]}, recipe) for group in groups]
+
+
+def _make_group(group: Mapping[str, Any], parameters: dict[str, nn.Parameter], recipe: Recipe) -> ParameterGroup:
+    lr = recipe.lr * group.get("lr_mult", 1.0)
+    weight_decay = group.get("weight_decay", recipe.weight_decay)
+    optimizer = _make_optimizer(
+        group.get("optimizer", recipe.optimizer), parameters.values(), recipe, lr=lr, weight_decay=weight_decay
+    )
+    schedule = group.get("schedule", recipe.schedule)
+    return ParameterGroup(group["name"], parameters, optimizer, lr, schedule, group.get("grad_clip", recipe.grad_clip))
+
+
+def _make_optimizer(
+    kind: Optimizer, parameters: Iterable[nn.Parameter], recipe: Recipe, *, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    if kind == "sgd":
+        momentum = recipe.momentum
+        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+    family = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
+    return family(parameters, lr, betas=recipe.betas, weight_decay=weight_decay)
+
+
+def _check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
+    problems = []
+    owner: dict[nn.Parameter, str] = {}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    if len({group["name"] for group in groups}) < len(groups):
+        problems.append("two groups have the same name")
+    for group in groups:
+        if unknown := sorted(set(group) - _KEYS):
+            problems.append(f"group {group['name']!r} has unknown keys {unknown}; allowed: {sorted(_KEYS)}")
+        if not group["params"]:
+            problems.append(f"group {group['name']!r} is empty; is everything frozen?")
+        for parameter in group["params"]:
+            name = names.get(parameter, "a tensor that is no parameter of the model")
+            if parameter in owner:
+                problems.append(f"{name} is in group {owner[parameter]!r} and again in {group['name']!r}")
+            if not parameter.requires_grad:
+                problems.append(f"{name} is frozen but in group {group['name']!r}")
+            owner[parameter] = group["name"]
+    problems += [f"{name} is in no group" for p, name in names.items() if p.requires_grad and p not in owner]
+    if problems:
+        raise ValueError("parameter groups: " + "\n  ".join(problems))

@@ -1,0 +1,117 @@
+"""How to train: one frozen description, checked as a whole when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+Optimizer = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["warmup_cosine", "poly", "constant"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say how a network is trained.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: samples per optimiser step, over all ranks and micro-batches together.
+        lr: highest learning rate; a parameter group may multiply it.
+        weight_decay: decoupled for AdamW, added to the gradient for Adam and SGD.
+        optimizer: "adamw", "adam" or "sgd" (Nesterov).
+        betas: decay of Adam's two moments.
+        momentum: of SGD.
+        schedule: "warmup_cosine" and "constant" move with every step, "poly" with every epoch.
+        warmup_epochs: linear rise of "warmup_cosine"; may be a fraction of an epoch.
+        min_lr: where "warmup_cosine" ends.
+        precision: of the forward pass; weights, losses and optimiser states stay float32.
+        accumulate: micro-batches per optimiser step; divides the memory, not the batch.
+        ema_decay: of the moving average of the weights that is evaluated and kept as best; None for none.
+        grad_clip: largest gradient norm of a parameter group; None for no limit.
+        seed: of the sample order, the augmentation and dropout.
+        workers: processes that load samples; 0 loads in the training process.
+        checkpoint_every_steps: also write ``last/`` within an epoch; None for once per epoch.
+        device: "auto", "cpu", "cuda" or "cuda:<index>".
+
+    Raises:
+        ValueError: one line per field that is out of range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 0.0
+    optimizer: Optimizer = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    schedule: Schedule = "warmup_cosine"
+    warmup_epochs: float = 0.0
+    min_lr: float = 0.0
+    precision: Precision = "fp32"
+    accumulate: int = 1
+    ema_decay: float | None = None
+    grad_clip: float | None = None
+    seed: int = 42
+    workers: int = 0
+    checkpoint_every_steps: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{field.name} = {value!r}; allowed: {allowed}"
+            for field in fields(self)
+            for allowed, holds in [_ALLOWED[field.name]]
+            for value in [getattr(self, field.name)]
+            if not holds(value)
+        ]
+        if not problems and self.warmup_epochs > self.epochs:
+            problems.append(f"warmup_epochs = {self.warmup_epochs}; allowed: at most epochs = {self.epochs}")
+        if not problems and self.accumulate > self.batch_size:
+            problems.append(f"accumulate = {self.accumulate}; allowed: at most batch_size = {self.batch_size}")
+        if problems:
+            raise ValueError("recipe: " + "\n        ".join(problems))
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _one_of(literal: Any) -> tuple[str, Callable[[Any], bool]]:
+    return ", ".join(map(repr, get_args(literal))), lambda value: value in get_args(literal)
+
+
+_NOT_NEGATIVE = ("a number >= 0", lambda value: _is_number(value) and value >= 0)
+
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "epochs": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
+    "batch_size": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
+    "lr": ("a number > 0", lambda value: _is_number(value) and value > 0),
+    "weight_decay": _NOT_NEGATIVE,
+    "optimizer": _one_of(Optimizer),
+    "betas": (
+        "two numbers in [0, 1)",
+        lambda value: isinstance(value, tuple) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value),
+    ),
+    "momentum": ("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1),
+    "schedule": _one_of(Schedule),
+    "warmup_epochs": _NOT_NEGATIVE,
+    "min_lr": _NOT_NEGATIVE,
+    "precision": _one_of(Precision),
+    "accumulate": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
+    "ema_decay": ("None or a number in (0, 1)", lambda value: value is None or (_is_number(value) and 0 < value < 1)),
+    "grad_clip": ("None or a number > 0", lambda value: value is None or (_is_number(value) and value > 0)),
+    "seed": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
+    "workers": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
+    "checkpoint_every_steps": ("None or a whole number >= 1", lambda value: value is None or _is_whole(value, 1)),
+    "device": (
+        "'auto', 'cpu', 'cuda' or 'cuda:<index>'",
+        lambda value: value in ("auto", "cpu", "cuda") or (isinstance(value, str) and value[:5] == "cuda:"),
+    ),
+}

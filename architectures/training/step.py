@@ -1,0 +1,172 @@
+"""One optimiser step: from a batch to changed weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trifuse.kernels.errors import NumericError
+
+from .batches import MicroBatch, keyed_seed
+from .crash import first_non_finite, write_crash_report
+from .distributed import Reduce, World
+from .ema import WeightAverage
+from .parameter_groups import ParameterGroup
+from .recipe import Recipe
+
+Batch = dict[str, Any]
+Forward = Callable[[nn.Module, Batch], Any]
+Loss = Callable[[Any, Mapping[str, Any], Reduce], Tensor]
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_SKIPPED_STEPS = 20  # in a row: enough for the loss scale to fall from 2**16 to below 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step tells the log.
+
+    Attributes:
+        loss: mean over the step's samples.
+        gradient_norm: largest of the groups, before clipping.
+        skipped: whether the fp16 loss scaler refused the gradient, so that no weight changed.
+    """
+
+    loss: float
+    gradient_norm: float
+    skipped: bool
+
+
+class TrainingStep:
+    """Forward, loss, backward, exchange, clip, update: in this order, and nothing else.
+
+    Args:
+        model: in training mode.
+        forward: what to compute from a batch.
+        loss: of the outputs; sums over ranks before its formula.
+        groups: the optimisers.
+        average: moving average of the weights, or None.
+        recipe: precision and seed.
+        world: the ranks.
+        steps_per_epoch: for the schedules.
+        crash_folder: where a step that is not finite is described.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        loss: Loss,
+        groups: Sequence[ParameterGroup],
+        average: WeightAverage | None,
+        recipe: Recipe,
+        world: World,
+        *,
+        steps_per_epoch: int,
+        crash_folder: Path,
+    ) -> None:
+        self.model, self._forward, self._loss, self._groups, self._average = model, forward, loss, groups, average
+        self._recipe, self._world, self._steps_per_epoch = recipe, world, steps_per_epoch
+        self._crash_folder = crash_folder
+        self._skipped_in_a_row = 0
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+
+    def __call__(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], step: int) -> Outcome:
+        """Run the step number ``step``, counted from 0.
+
+        Raises:
+            NumericError: the loss or its gradient is not finite; the weights are as before the step.
+        """
+        for group in self._groups:
+            group.optimizer.zero_grad(set_to_none=True)
+            group.set_learning_rate(self._recipe, step, self._steps_per_epoch)
+
+        losses = [
+            self._accumulate(micro_batch, batch, keyed_seed(self._recipe.seed, step, number, self._world.rank), step)
+            for number, (micro_batch, batch) in enumerate(micro_batches)
+        ]
+        self._world.sum_gradients([p for group in self._groups for p in group.parameters.values()])
+
+        for group in self._groups:
+            self.scaler.unscale_(group.optimizer)
+        norm = max(group.clip_gradient() for group in self._groups)
+        skipped = not math.isfinite(norm)
+        if skipped:
+            self._count_skipped(micro_batches, step)
+        else:
+            self._skipped_in_a_row = 0
+            for group in self._groups:
+                self.scaler.step(group.optimizer)
+            if self._average is not None:
+                self._average.update(step + 1)
+        self.scaler.update()
+        return Outcome(math.fsum(losses), norm, skipped)
+
+    def state(self) -> dict[str, float]:
+        """Return the loss scaler's state."""
+        return dict(self.scaler.state_dict(), skipped_in_a_row=self._skipped_in_a_row)
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take over what `state` returned."""
+        self._skipped_in_a_row = int(state["skipped_in_a_row"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict({k: v for k, v in state.items() if k != "skipped_in_a_row"})
+
+    def _accumulate(self, micro_batch: MicroBatch, batch: Batch, seed: int, step: int) -> float:
+        """Add a micro-batch's part to the gradients and return its part of the loss."""
+        outputs = self._run_forward(batch, seed)
+        loss = self._loss(outputs, batch, self._world.sum) * micro_batch.share
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            where = first_non_finite(self.model, batch, lambda: self._run_forward(batch, seed))
+            self._stop("the loss", step, [(micro_batch, batch)], where, seed)
+        self.scaler.scale(loss).backward()
+        return value
+
+    def _run_forward(self, batch: Batch, seed: int) -> Any:
+        torch.manual_seed(seed)  # dropout draws from the global generators and from nothing else
+        dtype = _AUTOCAST[self._recipe.precision]
+        with torch.autocast(self._world.device.type, dtype, enabled=dtype is not None):
+            return self._forward(self.model, batch)
+
+    def _count_skipped(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], step: int) -> None:
+        """Let fp16 try again with a smaller loss scale, a bounded number of times; elsewhere stop."""
+        self._skipped_in_a_row += 1
+        if not self.scaler.is_enabled() or self._skipped_in_a_row > _MOST_SKIPPED_STEPS:
+            named = ((name, p.grad) for group in self._groups for name, p in group.parameters.items())
+            bad = [name for name, grad in named if grad is not None and not bool(grad.isfinite().all())]
+            where = f"the gradient of {bad[0]!r}" if bad else "the norm of the gradient"
+            self._stop("the gradient", step, micro_batches, where, None)
+
+    def _stop(
+        self,
+        what: str,
+        step: int,
+        micro_batches: Sequence[tuple[MicroBatch, Batch]],
+        where: str,
+        seed: int | None,
+    ) -> None:
+        samples = [key for micro_batch, _ in micro_batches for key in micro_batch.keys]
+        cases = [case for _, batch in micro_batches for case in batch.get("case_id", [])]
+        report = {
+            "what": f"{what} is not finite",
+            "step": step,
+            "rank": self._world.rank,
+            "first_non_finite": where,
+            "sample_keys": [list(key) for key in samples],
+            "case_ids": cases,
+            "forward_seed": seed,
+            "learning_rates": {g.name: g.optimizer.param_groups[0]["lr"] for g in self._groups},
+            "loss_scale": self.scaler.get_scale(),
+        }
+        path = write_crash_report(self._crash_folder, report)
+        raise NumericError(
+            f"{what} is not finite at step {step}; first seen in {where}; samples "
+            f"{[index for _, _, index in samples]} {cases or ''}; see {path}; the last checkpoint is kept"
+        )

@@ -1,0 +1,160 @@
+"""What is saved so that a run continues as if it had never stopped.
+
+``last/`` holds the network as `save_pretrained` writes it, and ``training_state.safetensors`` and ``.json``: optimiser
+states and moving averages by parameter name, and the position in the run. No random state is needed: sample order,
+augmentation and dropout are functions of the seed and the position. No file holds code.
+
+Where the run names a file for its frozen weights, ``last/`` leaves them out and is not a network of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from trifuse.architectures.files import sha256_of, write_json
+from trifuse.architectures.pretrained import WEIGHTS_FILE, load_strict, read_safetensors, write_safetensors
+from trifuse.kernels.errors import CheckpointError
+
+from .ema import WeightAverage
+from .parameter_groups import ParameterGroup
+from .step import Outcome
+
+_STATE_FILE = "training_state.safetensors"
+_POSITION_FILE = "training_state.json"
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FrozenBase:
+    """A file that holds the frozen part of a network, so that training checkpoints need not.
+
+    Attributes:
+        prefix: of the frozen part's names in the state dict, e.g. ``"encoder."``.
+        path: where it was loaded from, for the reader of the checkpoint.
+        sha256: of that file.
+    """
+
+    prefix: str
+    path: str
+    sha256: str
+
+
+@dataclass
+class Position:
+    """Where a run is: ``step`` optimiser steps are done, ``step_in_epoch`` of them in ``epoch`` (counted from 0)."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0  # over this epoch's samples
+    largest_gradient_norm: float = 0.0  # of this epoch so far
+    seconds: float = 0.0  # spent on this epoch's steps so far
+    best_epoch: int | None = None  # counted from 1
+    best_score: float | None = None
+    ranks: int = 1
+    loss_scaling: dict[str, float] = field(default_factory=dict)
+
+    def take(self, outcome: Outcome, samples: int, seconds: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.step_in_epoch += 1
+        self.loss_sum += outcome.loss * samples
+        if not outcome.skipped:
+            self.largest_gradient_norm = max(self.largest_gradient_norm, outcome.gradient_norm)
+        self.seconds += seconds
+
+    def next_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.epoch += 1
+        self.step_in_epoch, self.loss_sum, self.largest_gradient_norm, self.seconds = 0, 0.0, 0.0, 0.0
+
+
+def save_training_state(
+    folder: Path,
+    model: nn.Module,
+    groups: Sequence[ParameterGroup],
+    average: WeightAverage | None,
+    position: Position,
+    base: FrozenBase | None,
+) -> None:
+    """Write everything that `load_training_state` needs into an empty folder."""
+    tensors: dict[str, Tensor] = {}
+    for group in groups:
+        tensors |= {f"optimizer/{group.name}/{name}": tensor for name, tensor in group.state().items()}
+    if average is not None:
+        tensors |= {f"average/{name}": tensor for name, tensor in average.shadow.items()}
+    files = {}
+    if base is None:
+        model.save_pretrained(folder)  # type: ignore[operator]
+        files[WEIGHTS_FILE] = sha256_of(folder / WEIGHTS_FILE)
+    else:
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(base.prefix)}
+        tensors |= {f"model/{name}": tensor for name, tensor in own.items()}
+    files[_STATE_FILE] = write_safetensors(folder / _STATE_FILE, tensors)
+    write_json(
+        folder / _POSITION_FILE,
+        {
+            "format": "trifuse-training-state",
+            "schema_version": _SCHEMA_VERSION,
+            "position": asdict(position),
+            "groups": [group.name for group in groups],
+            "frozen_base": None if base is None else asdict(base),
+            "sha256": files,
+        },
+    )
+
+
+def load_training_state(
+    folder: Path,
+    model: nn.Module,
+    groups: Sequence[ParameterGroup],
+    average: WeightAverage | None,
+    base: FrozenBase | None,
+) -> Position:
+    """Bring network, optimisers and averages back to where `save_training_state` saved them.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or does not belong to this network or this frozen base.
+    """
+    description = _read_description(folder)
+    saved_base = description["frozen_base"] and FrozenBase(**description["frozen_base"])
+    if (saved_base and saved_base.sha256) != (base and base.sha256):
+        raise CheckpointError(f"{folder}: expected the frozen weights of {saved_base}, got those of {base}")
+    files = description["sha256"]
+    tensors = read_safetensors(folder / _STATE_FILE, files[_STATE_FILE])
+    if base is None:
+        weights = read_safetensors(folder / WEIGHTS_FILE, files[WEIGHTS_FILE])
+    else:
+        weights = model.state_dict() | _under("model/", tensors)
+    load_strict(model, weights, folder)
+    for group in groups:
+        group.load_state(_under(f"optimizer/{group.name}/", tensors))
+    if average is not None:
+        average.load(_under("average/", tensors))
+    return Position(**description["position"])
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / _POSITION_FILE
+    try:
+        description = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; the folder holds no training state") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); the file is damaged") from error
+    if description.get("schema_version") != _SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: expected schema_version {_SCHEMA_VERSION}, got {description.get('schema_version')!r}; "
+            "resume with the trifuse that started the run"
+        )
+    return description
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
