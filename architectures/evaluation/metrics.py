@@ -80,7 +80,7 @@ class Conventions:
         volume: volume difference ``absolute`` or ``signed`` in mL, or divided by the true volume (``relative``,
             ``signed_relative``).
         aggregation: one score per ``volume``, or per ``slice``.
-        slices: score ``all`` slices, or only the ``labelled`` ones, those with any foreground in the truth.
+        slices: score ``all`` slices, or only the ``labelled`` ones, on which anything is drawn.
 
     Raises:
         ValueError: for a word that is none of the above.
@@ -127,7 +127,7 @@ class Conventions:
         )
         unit = "mm, true spacing" if self.hd_unit == "mm" else "voxels, spacing ignored"
         pooled = "both directions pooled" if self.percentile == "pooled" else "larger of the two directions"
-        slices = "all slices" if self.slices == "all" else "only slices with foreground in the truth"
+        slices = "all slices" if self.slices == "all" else "only the slices that somebody labelled"
         volume = self.volume.replace("_", " ") + (", share of the true volume" if "relative" in self.volume else ", mL")
         return (
             f"Empty masks `{self.empty_masks}` ({empty}). HD95: {pooled}, {unit}. "

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from trifuse.architectures.files import remove_leftovers, write_json
 from trifuse.kernels import DataError, NumericError
 
-from .tables import prediction_path
+from .tables import find_cases, prediction_path
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Case, Study
-    from trifuse.architectures.data.nifti import Volume
+    from trifuse.architectures.data.nifti import NonFinite, Volume
 
 MANIFEST = "predictions.json"
 
@@ -68,9 +68,11 @@ def predict_cases(
     image_size: int,
     batch_size: int = 8,
     device: torch.device | str | None = None,
+    nonfinite: NonFinite = "error",
 ) -> list[Path]:
     """Predict cases of a study into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
 
+    ``nonfinite`` says what to do with NaN and infinite voxels, see ``read_image``.
     A case that is already there is not done again, so a run that was stopped or met a broken file goes on where it
     was. A broken case does not stop the others: it is reported at the end.
 
@@ -84,7 +86,7 @@ def predict_cases(
     from trifuse.architectures.data.nifti import read_image, write_labels
 
     out = Path(out)
-    cases = _find_cases(study, case_ids)
+    cases = find_cases(study, case_ids)
     _refuse_input_folder(out, study, cases)
     _claim_folder(out, {"weights_sha256": weights_digest(model), "image_size": image_size})
     problems = []
@@ -93,7 +95,7 @@ def predict_cases(
         if path.exists():
             continue
         try:
-            volume = read_image(case.image)
+            volume = read_image(case.image, nonfinite=nonfinite)
             write_labels(path, predict_volume(model, volume, image_size, batch_size, device), like=volume)
         except (DataError, NumericError) as error:
             problems.append(DataError(case.case_id, "not predicted", got=error))
@@ -115,17 +117,17 @@ def _logits(
     model: nn.Module, volume: Volume, image_size: int, batch_size: int, device: torch.device | str | None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (first slice, logits) for consecutive batches of slices."""
-    from trifuse.architectures.data.slices import preprocess_volume
+    from trifuse.architectures.data.slices import network_input, scaled_slices
 
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    slices = preprocess_volume(volume, image_size)
+    slices = scaled_slices(volume, image_size)
     was_training = model.training
     model.to(device).eval()
     try:
         for start in range(0, len(slices), batch_size):
             with torch.inference_mode():
-                logits = model(slices[start : start + batch_size].to(device))
+                logits = model(network_input(slices[start : start + batch_size]).to(device))
             finite = torch.isfinite(logits).flatten(1).all(dim=1).cpu()
             if not finite.all():
                 bad = [start + int(index) for index in torch.nonzero(~finite)]
@@ -133,16 +135,6 @@ def _logits(
             yield start, logits
     finally:
         model.train(was_training)
-
-
-def _find_cases(study: Study, case_ids: Sequence[str]) -> list[Case]:
-    known = {case.case_id: case for case in study.cases}
-    if not case_ids:
-        raise DataError(study.root, "cases", got="none to predict", want="at least one")
-    unknown = [DataError(i, "case", got="no such case", want="one of the study") for i in case_ids if i not in known]
-    if unknown:
-        raise DataError.merge(unknown)
-    return [known[case_id] for case_id in case_ids]
 
 
 def _refuse_input_folder(out: Path, study: Study, cases: Sequence[Case]) -> None:

@@ -172,14 +172,8 @@ def format_comparison(rows: Sequence[Comparison], name_a: str, name_b: str) -> s
     """Return a comparison as text in aligned columns."""
     header, cells = comparison_cells(rows)
     widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
-    ]
-    notes = [
-        f"A: {name_a}",
-        f"B: {name_b}",
-        "n pairs of cases; two-sided paired tests; interval by patient; d = mean / SD",
-    ]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [header, *cells])
+    notes = [f"A: {name_a}", f"B: {name_b}", "n cases; two-sided paired tests; interval by patient; d = mean / SD"]
     undefined = sum(row.undefined for row in rows)
     if undefined:
         notes.append(f"{undefined} scores were undefined in A or B and left out")

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,17 +76,20 @@ def score_case(
     *,
     case_id: str,
     patient: str,
+    labelled: NDArray[np.bool_] | None = None,
 ) -> list[Row]:
     """Score predicted class ids of shape (D, H, W), slices first, against the true ones: one row per class and unit.
 
-    ``class_names[0]`` is the background and gets no row.
+    ``class_names[0]`` is the background and gets no row. ``labelled`` (D,) says on which slices anybody drew anything;
+    by default those with a class above 0.
 
     Raises:
         ShapeError: the two differ in shape.
     """
     rows = []
+    labelled = (truth != 0).any((1, 2)) if labelled is None else labelled
     for class_id, class_name in enumerate(class_names[1:], start=1):
-        for index, p, t in _units(prediction == class_id, truth == class_id, (truth != 0).any((1, 2)), conventions):
+        for index, p, t in _units(prediction == class_id, truth == class_id, labelled, conventions):
             spacing = spacing_mm[-t.ndim :]
             scores = case_metrics(p, t, spacing, conventions, voxel_ml=math.prod(spacing_mm) / MM3_PER_ML)
             rows.append(Row(case_id, patient, class_name, index, OK, scores, conventions))
@@ -120,33 +123,47 @@ def evaluate_cases(
         DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing is
             hard to believe; all such problems at once.
     """
-    from trifuse.architectures.data.cases import load_case
+    from trifuse.architectures.data.cases import load_raw_case, map_labels
 
     conventions = conventions or Conventions()
-    cases = _find_cases(study, case_ids)
     rows: list[Row] = []
     problems: list[DataError] = []
-    for case in cases:
+    for case in _find_labelled(study, case_ids):
         try:
-            image, truth = load_case(study, case)
+            image, raw = load_raw_case(case, nonfinite="zero")
+            assert raw is not None  # `_find_labelled` has seen to it
             if not accept_spacing:
-                _check_spacing(case, (image, truth))
+                _check_spacing(case, (image, raw))
+            truth = map_labels(study, raw)
         except DataError as error:
             problems.append(error)
             continue
-        assert truth is not None  # `_find_cases` has seen to it
-        about = {"case_id": case.case_id, "patient": case.patient}
         prediction, status = _read_prediction(prediction_path(pred_dir, case.case_id), truth)
-        if prediction is None:
-            rows += _failed_rows(truth, study.class_names, status, conventions, **about)
-        else:
-            rows += score_case(prediction, truth.voxels, truth.spacing_mm, study.class_names, conventions, **about)
+        scored = _score_or_fail(
+            prediction, truth, np.asarray(raw.voxels != 0).any((1, 2)), study.class_names, conventions, case
+        )
+        rows += scored if status == OK else [replace(row, status=status) for row in scored]
     if problems:
         raise DataError.merge(problems)
     worst = failure_metrics(None, None, conventions)
     for stem in _extra_predictions(pred_dir, study):
         rows += [Row(stem, stem, name, None, EXTRA, worst, conventions) for name in study.class_names[1:]]
     return rows
+
+
+def find_cases(study: Study, case_ids: Sequence[str]) -> list[Case]:
+    """Return the cases of these names.
+
+    Raises:
+        DataError: no name is given, or some belong to no case of the study; all of them are listed.
+    """
+    known = {case.case_id: case for case in study.cases}
+    if not case_ids:
+        raise DataError(study.root, "cases", got="0 cases asked for", want="at least one")
+    unknown = [DataError(i, "case", got="no such case", want="one of the study") for i in case_ids if i not in known]
+    if unknown:
+        raise DataError.merge(unknown)
+    return [known[case_id] for case_id in case_ids]
 
 
 def prediction_path(folder: Path, case_id: str) -> Path:
@@ -247,18 +264,12 @@ def _units(p: NDArray, t: NDArray, labelled: NDArray, conventions: Conventions) 
         yield None, p & scored[:, None, None], t
 
 
-def _find_cases(study: Study, case_ids: Sequence[str]) -> list[Case]:
-    known = {case.case_id: case for case in study.cases}
-    if not case_ids:
-        raise DataError(study.root, "cases", got="none to evaluate", want="at least one")
-    problems = [DataError(i, "case", got="no such case", want="one of the study") for i in case_ids if i not in known]
-    found = [known[case_id] for case_id in case_ids if case_id in known]
-    problems += [
-        DataError(c.case_id, "label", got="none", want="a label to score against") for c in found if not c.label
-    ]
-    if problems:
-        raise DataError.merge(problems)
-    return found
+def _find_labelled(study: Study, case_ids: Sequence[str]) -> list[Case]:
+    cases = find_cases(study, case_ids)
+    unlabelled = [case.case_id for case in cases if case.label is None]
+    if unlabelled:
+        raise DataError.merge([DataError(i, "label", got="none", want="a label to score against") for i in unlabelled])
+    return cases
 
 
 def _check_spacing(case: Case, volumes: Iterable[Volume | None]) -> None:
@@ -285,16 +296,31 @@ def _read_prediction(path: Path, truth: Volume) -> tuple[Labels | None, str]:
         return None, f"unusable prediction: {error.field}"
 
 
-def _failed_rows(
-    truth: Volume, class_names: Sequence[str], status: str, conventions: Conventions, *, case_id: str, patient: str
+def _score_or_fail(
+    prediction: Labels | None,
+    truth: Volume,
+    labelled: NDArray[np.bool_],
+    class_names: Sequence[str],
+    conventions: Conventions,
+    case: Case,
 ) -> list[Row]:
-    rows = []
-    for class_id, class_name in enumerate(class_names[1:], start=1):
-        t = truth.voxels == class_id
-        for index, _, unit in _units(t, t, (truth.voxels != 0).any((1, 2)), conventions):
-            scores = failure_metrics(unit.shape, truth.spacing_mm[-unit.ndim :], conventions)
-            rows.append(Row(case_id, patient, class_name, index, status, scores, conventions))
-    return rows
+    """Score a prediction; without one, return a row of the worst scores for everything that would have had a row."""
+    judged = np.zeros_like(truth.voxels) if prediction is None else prediction
+    rows = score_case(
+        judged,
+        truth.voxels,
+        truth.spacing_mm,
+        class_names,
+        conventions,
+        case_id=case.case_id,
+        patient=case.patient,
+        labelled=labelled,
+    )
+    if prediction is not None:
+        return rows
+    first = 1 if conventions.aggregation == "slice" else 0
+    worst = failure_metrics(truth.voxels.shape[first:], truth.spacing_mm[first:], conventions)
+    return [replace(row, scores=worst) for row in rows]
 
 
 def _extra_predictions(pred_dir: Path, study: Study) -> list[str]:

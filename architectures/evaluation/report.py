@@ -1,0 +1,292 @@
+"""report.md: what a run found, how it was measured, and how to do it again."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from trifuse.architectures.files import sha256_of, write_text
+
+from .figures import Picture
+from .statistics import Comparison, comparison_cells
+from .tables import MEAN_OF_CLASSES, Row, Summary, summarise, write_case_table, write_summary_table
+
+if TYPE_CHECKING:
+    from trifuse.architectures.data.cases import Study
+
+REPORT = "report.md"
+METRIC_NAMES = {
+    "dsc": "DSC",
+    "iou": "IoU",
+    "precision": "Precision",
+    "sensitivity": "Sensitivity",
+    "volume_difference_ml": "Volume difference, mL",
+    "volume_difference_relative": "Volume difference, share",
+    "hd95_mm": "HD95, mm",
+    "hd95_vox": "HD95, voxels",
+}
+_IN_UNITS = ("volume_difference_ml", "hd95_mm", "hd95_vox")  # two decimals; fractions have three
+_ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s='"(:,])|^)(?:~?/|[A-Za-z]:[\\/])(?=\w)[^\s'",;)]*""")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scored cases under one convention. ``name`` becomes part of file names, ``title`` a heading."""
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """Numbers transcribed from a publication, never measured here."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ComparisonSection:
+    """Two runs compared; A is the other run, B this one, by name."""
+
+    name_a: str
+    name_b: str
+    rows: Sequence[Comparison] = field(default_factory=tuple)
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    evaluations: Sequence[Evaluation],
+    pictures: Sequence[Picture] = (),
+    facts: Mapping[str, str] | None = None,
+    command: Sequence[str] = (),
+    comparisons: Sequence[ComparisonSection] = (),
+    paper_tables: Sequence[PaperTable] = (),
+    paper: str = "",
+) -> Path:
+    """Write ``report.md`` and the CSV tables it rests on into a run's folder, and return its path.
+
+    The first evaluation gives the headline. Absolute paths in ``facts`` and ``command`` are cut down to their last
+    part: a report can be given away.
+
+    Args:
+        out: the run's folder.
+        title: first line of the report.
+        evaluations: the same predictions scored in one or several ways; each is written as ``<name>_cases.csv`` and
+            ``<name>_summary.csv``.
+        pictures: what to show, in this order; they lie in ``out`` or below.
+        facts: how it was made: data, network, time, versions; see `describe_data`, `describe_network` and
+            `describe_environment`.
+        command: the words of the command that does it again.
+        comparisons: this run against others.
+        paper_tables: what the publication reports, kept apart from everything measured.
+        paper: how to cite that publication.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {title}", _headline(evaluations[0])]
+    parts += [_picture(picture, out) for picture in pictures]
+    parts.append("## Scores")
+    for evaluation in evaluations:
+        parts += _evaluation(evaluation, out)
+    if comparisons:
+        parts.append("## Compared with another run")
+        parts += [part for comparison in comparisons for part in _comparison(comparison)]
+    parts += ["## How it was made", _table(["", ""], [[k, _without_folders(v)] for k, v in (facts or {}).items()])]
+    if command:
+        words = shlex.join(_without_folders(word) for word in command)
+        parts += ["To do it again (folders are shortened to their names):", f"```sh\n{words}\n```"]
+    if paper_tables:
+        parts.append("## What the paper reports")
+        parts.append(
+            f"Transcribed from {paper or 'the publication'}, **not measured here**, and on other data: "
+            "these numbers and the ones above cannot be compared as they stand."
+        )
+        parts += [part for table in paper_tables for part in _paper_table(table)]
+    path = out / REPORT
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def describe_data(study: Study, splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the facts about data: a digest of all used files, the classes, the sizes of the splits."""
+    used = sorted({case_id for case_ids in splits.values() for case_id in case_ids})
+    digest = hashlib.sha256()
+    for case_id in used:
+        case = study.case(case_id)
+        files = [sha256_of(path) for path in (case.image, case.label) if path is not None]
+        digest.update(f"{case_id} {' '.join(files)}\n".encode())
+    cases = ", ".join(f"{name} {_count(len(case_ids), 'case')}" for name, case_ids in splits.items())
+    patients = {study.case(case_id).patient for case_id in used}
+    return {
+        "Data digest": f"`sha256:{digest.hexdigest()}` of {_count(len(used), 'case')}",
+        "Layout": study.layout,
+        "Classes": ", ".join(f"{k} {name}" for k, name in enumerate(study.class_names)),
+        "Split": f"{cases}; {_count(len(patients), 'patient')} in all",
+    }
+
+
+def describe_network(model: nn.Module) -> dict[str, str]:
+    """Return the facts about a network: its class and how many numbers it holds."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"Network": type(model).__name__, "Parameters": f"{total:,}, of which {trained:,} are trained"}
+
+
+def describe_environment(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Return the facts about the machine that explain a number, and none that identify it."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    try:
+        trifuse = version("trifuse")
+    except PackageNotFoundError:
+        trifuse = "not installed"
+    return {
+        "Device": name,
+        "Versions": f"trifuse {trifuse}, torch {torch.__version__}, Python {platform.python_version()}",
+        "Platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people say it: ``4.2 s``, ``3 min 20 s``, ``1 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _headline(evaluation: Evaluation) -> str:
+    conventions = evaluation.rows[0].conventions
+    summaries = {(s.class_name, s.metric): s for s in summarise(evaluation.rows)}
+    class_name = MEAN_OF_CLASSES if (MEAN_OF_CLASSES, "dsc") in summaries else evaluation.rows[0].class_name
+    dsc = summaries[class_name, "dsc"]
+    unit = conventions.aggregation
+    counted = {(row.case_id, row.slice): row for row in evaluation.rows}
+    spread = f" ± {dsc.sd:.3f}" if not math.isnan(dsc.sd) else ""
+    says = "mean ± SD over" if spread else "from"
+    lines = [f"**DSC {_cell(dsc.mean, 'dsc')}{spread}** for {class_name}, {says} {_count(dsc.count, unit)}."]
+    failures = sorted({f"{row.case_id} ({row.status})" for row in evaluation.rows if row.failed})
+    cases = len({case_id for case_id, _ in counted})
+    if failures:
+        lines.append(f"**{len(failures)} of {cases} predictions failed and score 0:** {_escape(', '.join(failures))}.")
+    elif cases > 1:
+        means = _case_means(evaluation.rows)
+        worst, best = min(means, key=lambda c: means[c]), max(means, key=lambda c: means[c])
+        lines.append(f"Best case {_escape(best)} {means[best]:.3f}, worst {_escape(worst)} {means[worst]:.3f}.")
+    return " ".join(lines)
+
+
+def _case_means(rows: Sequence[Row]) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if not math.isnan(row.scores["dsc"]):
+            scores.setdefault(row.case_id, []).append(row.scores["dsc"])
+    return {case_id: sum(values) / len(values) for case_id, values in scores.items()} or {rows[0].case_id: math.nan}
+
+
+def _picture(picture: Picture, out: Path) -> str:
+    png, numbers = (os.path.relpath(path, out).replace(os.sep, "/") for path in (picture.png, picture.csv))
+    return f"## {picture.title}\n\n![{_escape(picture.alt)}]({png})\n\n{picture.alt} Numbers: [{numbers}]({numbers})"
+
+
+def _evaluation(evaluation: Evaluation, out: Path) -> list[str]:
+    rows = evaluation.rows
+    conventions = rows[0].conventions
+    summaries = summarise(rows)
+    cases_csv, summary_csv = f"{evaluation.name}_cases.csv", f"{evaluation.name}_summary.csv"
+    write_case_table(out / cases_csv, rows)
+    write_summary_table(out / summary_csv, summaries, conventions)
+    parts = [f"### {evaluation.title}", conventions.describe(), _summary_table(summaries)]
+    if conventions.aggregation == "volume":
+        parts.append(_case_table(rows))
+    parts.append(f"Tables: [{cases_csv}]({cases_csv}), [{summary_csv}]({summary_csv})")
+    return parts
+
+
+def _summary_table(summaries: Sequence[Summary]) -> str:
+    metrics = list(dict.fromkeys(s.metric for s in summaries))
+    by_key = {(s.class_name, s.metric): s for s in summaries}
+    header = ["Mean ± SD", "n", *(METRIC_NAMES[metric] for metric in metrics)]
+    lines, notes = [], []
+    for class_name in dict.fromkeys(s.class_name for s in summaries):
+        of_class = [by_key[class_name, metric] for metric in metrics]
+        n = max(s.count + s.undefined for s in of_class)
+        lines.append([class_name, str(n), *(_mean_and_sd(s) for s in of_class)])
+        notes += [
+            f"{METRIC_NAMES[s.metric]} of {class_name}: {s.undefined} of {n} undefined and left out of the mean"
+            for s in of_class
+            if s.undefined
+        ]
+    return _table(header, lines) + "".join(f"\n\n{_escape(note)}." for note in notes)
+
+
+def _mean_and_sd(summary: Summary) -> str:
+    return f"{_cell(summary.mean, summary.metric)} ± {_cell(summary.sd, summary.metric)}"
+
+
+def _case_table(rows: Sequence[Row]) -> str:
+    metrics = rows[0].conventions.metrics
+    several = len({row.class_name for row in rows}) > 1
+    header = ["Case", *(["Class"] if several else []), *(METRIC_NAMES[metric] for metric in metrics), "Status"]
+    lines = [
+        [row.case_id, *([row.class_name] if several else [])]
+        + [_cell(row.scores[metric], metric) for metric in metrics]
+        + [row.status]
+        for row in rows
+    ]
+    return _table(header, lines)
+
+
+def _comparison(section: ComparisonSection) -> list[str]:
+    header, cells = comparison_cells(section.rows)
+    note = (
+        f"A is {_escape(section.name_a)}, B is {_escape(section.name_b)}. Two-sided paired tests over cases, Holm over "
+        "the rows of this table; the interval of the mean difference is bootstrapped by patient; d is mean over SD."
+    )
+    return [note, _table(header, cells)]
+
+
+def _paper_table(table: PaperTable) -> list[str]:
+    return [f"### {table.title}", _table(table.header, table.rows), table.note]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: float, metric: str) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if metric in _IN_UNITS else f"{value:.3f}"
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([|<\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _without_folders(text: str) -> str:
+    """Cut absolute paths down to their last part."""
+    return _ABSOLUTE_PATH.sub(lambda match: re.split(r"[\\/]", match.group().rstrip("\\/"))[-1], text)
