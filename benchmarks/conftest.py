@@ -1,0 +1,39 @@
+"""The command-line options of the benchmarks, and the file each of them leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .harness import RESULTS, replay
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("trifuse benchmarks")
+    group.addoption("--seconds", type=float, default=2.0, help="time to spend on each provider of a case")
+    group.addoption("--results", type=Path, default=RESULTS, help="folder for the JSON files")
+
+
+@pytest.fixture
+def show(request, benchmark):
+    """Measure one provider of a comparison on one case and pass, and show it in pytest-benchmark's table."""
+
+    def show(comparison, case, timed, provider):
+        benchmark.group = f"{comparison.name}: {case.name}: {timed.name}"
+        try:
+            timing = comparison.timing(case, timed, provider, seconds=request.config.getoption("seconds"))
+        except LookupError as reason:
+            pytest.skip(str(reason))
+        benchmark.name = provider
+        replay(benchmark, timing)
+
+    return show
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _results(request):
+    yield
+    comparisons = [value for value in vars(request.module).values() if type(value).__name__ == "Comparison"]
+    for comparison in comparisons:
+        comparison.write(request.config.getoption("results"))

@@ -1,0 +1,58 @@
+"""Turn result files into the Markdown tables that the README shows.
+
+python benchmarks/tables.py benchmarks/results/*.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the tables of one result file: one for each case and pass, under a line that says where it was measured."""
+    stamp = record["stamp"]
+    where = (
+        f"Measured on {stamp['device']}, {_threads(stamp['threads'])}, copying {stamp['copy_gb_per_s']} GB/s; "
+        f"torch {stamp['torch']}, commit {stamp['commit']}. Medians of rounds in which all forms ran in turn; "
+        f"speed-ups are medians of the rounds' ratios to {record['baseline']}."
+    )
+    return "\n\n".join([where, *_tables(record["rows"])]) + "\n"
+
+
+def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for (case, timed), group in groupby(rows, key=lambda row: (row["case"], row["pass"])):
+        yield f"**{case}, {timed}**\n\n" + "\n".join(_lines(list(group)))
+
+
+def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    with_bandwidth = any(row["gb_per_s"] is not None for row in rows)
+    yield _line(["form", "median ms", "speed-up", "peak MiB", *(["GB/s"] if with_bandwidth else [])])
+    yield _line(["---", *["---:"] * (3 + with_bandwidth)])
+    for row in rows:
+        bandwidth = [f"{row['gb_per_s']:.0f}"] if with_bandwidth else []
+        yield _line(
+            [row["provider"], f"{row['median_ms']:.3g}", f"{row['speedup']:.2f}", f"{row['peak_mib']:.0f}", *bandwidth]
+        )
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def main(paths: list[str]) -> None:
+    """Print the tables of the result files."""
+    for path in paths:
+        print(markdown(json.loads(Path(path).read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
