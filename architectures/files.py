@@ -77,8 +77,12 @@ def describe_content(path: Path) -> str:
         return "a git-lfs pointer (the real file was not downloaded)"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "an HTML page (a download that needed a login?)"
-    if head[344:348] in (b"n+1\0", b"ni1\0"):
+    if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
         return "an uncompressed NIfTI file"
+    if head[344:348] == b"ni1\0":
+        return "the header of a NIfTI pair (.hdr and .img)"
+    if head[128:132] == b"DICM":
+        return "a DICOM file"
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "a text file"
     return "an unknown binary file"

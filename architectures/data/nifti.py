@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -44,14 +44,13 @@ _SLACK_BYTES = 1 << 20  # padding that some writers leave behind the last voxel
 _CHUNK_BYTES = 1 << 20
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
 _PLAUSIBLE_SPACING_MM = (0.01, 100.0)
-_READABLE = tuple(np.dtype(name) for name in ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+_READABLE = {2: "u1", 256: "i1", 512: "u2", 4: "i2", 768: "u4", 8: "i4", 1280: "u8", 1024: "i8", 16: "f4", 64: "f8"}
 _WRITABLE = tuple(np.dtype(name) for name in ["u1", "i2", "u2", "i4", "f4"])
 _LABEL_TYPES = tuple(np.dtype(name) for name in ["u1", "i2", "u2", "i4"])
 _GEOMETRY_FIELDS = (
     *("pixdim", "dim_info", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-_AXIS_NAMES = ("left-right", "posterior-anterior", "inferior-superior")
 
 # For each world axis that the slices may follow: the world axes (0 R, 1 A, 2 S) of slices, rows and columns, and which
 # way they run. Rows and columns run to the left, the back and the feet, as on a radiologist's screen.
@@ -192,11 +191,11 @@ def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
     Raises:
         DataError: the shape is not that of ``like``, or the labels are no integers.
     """
-    labels = np.asarray(labels)
+    labels = _of_shape(path, labels, like)
     if labels.dtype.kind not in "bui":
         raise DataError(path, "labels", got=f"values of type {labels.dtype}", want="integers or booleans")
-    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-    _write(Path(path), labels.astype(_label_type(path, low, high)), like.geometry)
+    dtype = _label_type(path, int(labels.min()), int(labels.max()))
+    _write(Path(path), labels.astype(dtype), like.geometry)
 
 
 def write_image(path: Path, voxels: np.ndarray, like: Volume) -> None:
@@ -205,7 +204,7 @@ def write_image(path: Path, voxels: np.ndarray, like: Volume) -> None:
     Raises:
         DataError: the shape is not that of ``like``, or NIfTI readers in use would not understand the type.
     """
-    voxels = np.asarray(voxels)
+    voxels = _of_shape(path, voxels, like)
     if voxels.dtype == np.float64:
         voxels = voxels.astype(np.float32)
     if voxels.dtype not in _WRITABLE:
@@ -224,12 +223,14 @@ def new_volume(native: np.ndarray, affine: np.ndarray) -> Volume:
     Raises:
         DataError: the affine is singular or not finite.
     """
+    path = Path("new volume")
+    _axis_lengths(path, "affine", np.asarray(affine))
     header = nib.Nifti1Header()
     header.set_data_shape(native.shape)
     header.set_xyzt_units("mm")
     header.set_sform(affine, code=1)
     header.set_qform(affine, code=1)
-    geometry, notes = _geometry(Path("new volume"), header)
+    geometry, notes = _geometry(path, header, native.shape)
     return _volume(native, geometry, None, notes)
 
 
@@ -265,26 +266,29 @@ def _read(path: Path, frame: int | None) -> tuple[np.ndarray, Geometry, tuple[No
     slope, intercept = _scaling(path, header)
     if (slope, intercept) != (1.0, 0.0):
         data = data.astype(np.float64) * slope + intercept
-    header.set_data_shape(data.shape)
-    geometry, found = _geometry(path, header)
+    geometry, found = _geometry(path, header, data.shape)
     return data, geometry, notes + found
 
 
 def _read_content(path: Path) -> tuple[Any, bytes | bytearray]:
     """Read the whole file, decompressed, and its header; every byte that a checksum covers has been checked."""
     compressed = path.name.lower().endswith(".gz")
-    want = "a gzip-compressed NIfTI file (.nii.gz)" if compressed else "a NIfTI file (.nii)"
-    kind = describe_content(path)
-    if kind != "a gzip file" if compressed else "uncompressed NIfTI" not in kind:
-        raise DataError(path, "content", got=kind, want=want)
+    kind, want = describe_content(path), "a gzip file" if compressed else "an uncompressed NIfTI file"
+    if kind != want:
+        raise DataError(path, "content", got=kind, want=f"{want}, by its name")
+    content: bytes | bytearray
     if compressed:
-        content: bytes | bytearray = _gunzip(path)
+        content = _gunzip(path)
+        header = _parse_header(path, content[:_NIFTI2_BYTES])
+        promised, size = _promised_bytes(path, header), len(content)
     else:
-        content = path.read_bytes()
-    header = _parse_header(path, content[:_NIFTI2_BYTES])
-    promised = _promised_bytes(path, header)
-    if len(content) < promised:
-        raise DataError(path, "voxels", got=f"{len(content)} bytes", want=f"{promised} bytes, by its header")
+        with open(path, "rb") as stream:
+            header = _parse_header(path, stream.read(_NIFTI2_BYTES))
+            promised, size = _promised_bytes(path, header), path.stat().st_size
+            stream.seek(0)
+            content = stream.read(min(promised, size))
+    if size < promised:
+        raise DataError(path, "voxels", got=f"{size} bytes", want=f"{promised} bytes, by its header")
     return header, content
 
 
@@ -379,13 +383,9 @@ def _layout(path: Path, header: Any) -> tuple[tuple[int, ...], np.dtype, int]:
             want="one number per voxel",
             hint="convert it to a grey-scale image first",
         )
-    try:
-        dtype = header.get_data_dtype()
-    except HeaderDataError:
-        dtype = None
-    if dtype is None or dtype.newbyteorder("=") not in _READABLE:
-        got = f"code {code}" + (f" ({dtype})" if dtype is not None else "")
-        raise DataError(path, "datatype", got=got, want="8 to 64 bit integers, or 32 or 64 bit floats")
+    if code not in _READABLE:
+        raise DataError(path, "datatype", got=f"code {code}", want="8 to 64 bit integers, or 32 or 64 bit floats")
+    dtype = np.dtype(header.endianness + _READABLE[code])
     smallest = 544 if isinstance(header, nib.Nifti2Header) else 352
     offset = float(header["vox_offset"]) or smallest
     if not (smallest <= offset < 2**62):
@@ -424,15 +424,17 @@ def _scaling(path: Path, header: Any) -> tuple[float, float]:
 
 def _without_nonfinite(path: Path, native: np.ndarray, policy: NonFinite) -> tuple[np.ndarray, tuple[Note, ...]]:
     """Refuse or replace NaN and infinite voxels."""
+    if policy not in get_args(NonFinite):
+        raise ValueError(f"nonfinite: expected one of {', '.join(get_args(NonFinite))}, got {policy!r}")
     finite = np.isfinite(native)
     if finite.all():
         return native, ()
-    bad = ~finite
-    first = tuple(int(index) for index in np.unravel_index(int(np.argmax(bad)), bad.shape))
-    count = int(bad.sum())
+    first = tuple(int(index) for index in np.unravel_index(int(np.argmin(finite)), finite.shape))
+    count = finite.size - int(finite.sum())
     found = f"{count} NaN or infinite voxels ({count / native.size:.3%}), the first at voxel {first}"
     if policy == "error" or not finite.any():
-        raise DataError(path, "voxels", got=found, want="finite numbers", hint='or allow nonfinite="zero" or "median"')
+        hint = 'images with few of them can be read with nonfinite="zero" or nonfinite="median"'
+        raise DataError(path, "voxels", got=found, want="finite numbers", hint=hint)
     fill = 0.0 if policy == "zero" else float(np.median(native[finite]))
     return np.where(finite, native, native.dtype.type(fill)), (Note("voxels", f"{found}, replaced by {fill:g}"),)
 
@@ -440,7 +442,7 @@ def _without_nonfinite(path: Path, native: np.ndarray, policy: NonFinite) -> tup
 # --------------------------------------------------------------------------------------------- geometry
 
 
-def _geometry(path: Path, header: Any) -> tuple[Geometry, tuple[Note, ...]]:
+def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Geometry, tuple[Note, ...]]:
     """Read where the volume lies, and choose how to show it."""
     pixdim = np.array(header["pixdim"][1:4], np.float64)
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
@@ -450,19 +452,22 @@ def _geometry(path: Path, header: Any) -> tuple[Geometry, tuple[Note, ...]]:
         affine = np.array(header.get_best_affine(), np.float64)
     except (ValueError, HeaderDataError) as error:
         raise DataError(path, name, got=str(error), want="a valid rotation") from error
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        independence = abs(np.linalg.det(affine[:3, :3] / lengths))
-    if not (np.isfinite(affine).all() and independence > 1e-4):
-        rows = np.round(affine, 4).tolist()
-        raise DataError(path, f"affine ({name})", got=rows, want="three independent axes, all finite")
-    shape = tuple(int(length) for length in header.get_data_shape())
+    lengths = _axis_lengths(path, f"affine ({name})", affine)
     axes, flips = _display_axes(affine, shape)
     kept = type(header)()
     for key in _GEOMETRY_FIELDS:
         kept[key] = header[key]
     geometry = Geometry((shape[0], shape[1], shape[2]), affine, axes, flips, kept)
     return geometry, _geometry_notes(header, name, affine, lengths, shape)
+
+
+def _axis_lengths(path: Path, name: str, affine: np.ndarray) -> np.ndarray:
+    """Return the lengths of a voxel's edges, or raise if they do not span a space."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-4 * lengths.prod()):
+        got = np.round(affine, 4).tolist()
+        raise DataError(path, name, got=got, want="three independent axes, all finite")
+    return lengths
 
 
 def _display_axes(affine: np.ndarray, shape: Sequence[int]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
@@ -545,6 +550,13 @@ def _match_grids(path: Path, geometry: Geometry, like: Volume) -> tuple[Geometry
 # ---------------------------------------------------------------------------------------------- writing
 
 
+def _of_shape(path: Path, shown: np.ndarray, like: Volume) -> np.ndarray:
+    shown, want = np.asarray(shown), like.geometry.display_shape
+    if shown.shape != want:
+        raise DataError(path, "shape", got=shown.shape, want=f"{want} (slices, rows, columns), as {like.path}")
+    return shown
+
+
 def _label_type(path: Path, low: int, high: int) -> np.dtype:
     for dtype in _LABEL_TYPES:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
@@ -554,8 +566,6 @@ def _label_type(path: Path, low: int, high: int) -> np.dtype:
 
 def _write(path: Path, shown: np.ndarray, geometry: Geometry) -> None:
     """Write atomically, and read back before the file takes its name."""
-    if shown.shape != geometry.display_shape:
-        raise DataError(path, "shape", got=shown.shape, want=f"{geometry.display_shape} (slices, rows, columns)")
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(path, "name", got=path.name, want=f"a name that ends in {' or '.join(SUFFIXES)}")
     native = geometry.to_native(shown)
@@ -571,9 +581,13 @@ def _write(path: Path, shown: np.ndarray, geometry: Geometry) -> None:
         payload = gzip.compress(payload, compresslevel=6, mtime=0)
 
     def verify(temporary: Path) -> None:
-        written, _, _ = _read(temporary, None)
-        if not np.array_equal(written, native):
-            raise DataError(path, "voxels", got="other values after writing", want="the values that were written")
+        try:
+            same = np.array_equal(_read(temporary, None)[0], native, equal_nan=True)
+        except DataError:
+            same = False
+        if not same:
+            hint = "the disk may be failing; what stood there before is untouched"
+            raise DataError(path, "writing", got="other bytes when read back", want="what was written", hint=hint)
 
     with atomic_write(path, verify=verify) as stream:
         stream.write(payload)

@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -109,6 +109,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         *,
         nonfinite: NonFinite = "error",
     ) -> None:
+        if keep not in get_args(Keep):
+            raise ValueError(f"keep: expected one of {', '.join(get_args(Keep))}, got {keep!r}")
         self._temporary = tempfile.TemporaryDirectory(prefix="trifuse-slices-") if cache is None else None
         folder = Path(self._temporary.name) if self._temporary else Path(cache or "")
         folder.mkdir(parents=True, exist_ok=True)
