@@ -255,7 +255,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     """Load tensors into a module, only if every name, every shape and every value is in order.
 
     Args:
-        module: is left unchanged when anything is wrong.
+        module: is left unchanged when anything is wrong. One on the meta device takes the tensors as they are.
         tensors: one tensor for each entry of ``module.state_dict()``; converted to the module's type and device.
         path: where the tensors came from, for the message.
 
@@ -281,7 +281,8 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     problems = "".join(_section(title, rows, count) for title, rows, count in sections if count)
     if problems:
         raise CheckpointError(f"{path} does not fit {type(module).__name__}:{problems}")
-    module.load_state_dict(tensors)
+    assign = any(tensor.is_meta for tensor in wanted.values())
+    module.load_state_dict({name: tensors[name].to(wanted[name].dtype) for name in wanted}, assign=assign)
 
 
 def _section(title: str, rows: Iterable[str], count: int) -> str:
@@ -408,9 +409,10 @@ class Pretrained:
         if not isinstance(digest, str):
             raise CheckpointError(f"{folder / CONFIG_FILE}: expected the SHA-256 of {WEIGHTS_FILE}, got {digest!r}")
         weights = _weights_file(folder, digest)
-        network = typing.cast(Any, cls)(config)
+        with torch.device("meta"):  # no weight is drawn only to be loaded over
+            network = typing.cast(Any, cls)(config)
         load_strict(network, read_safetensors(weights, digest), weights)
-        return network
+        return network.to(torch.get_default_device())
 
 
 def read_description(folder: Path, architecture: str | None = None) -> dict[str, Any]:
@@ -424,12 +426,9 @@ def read_description(folder: Path, architecture: str | None = None) -> dict[str,
         CheckpointError: nothing there, not ours, newer than this trifuse, or another architecture.
     """
     path = folder / CONFIG_FILE
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, found no such folder"
-        )
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        missing = path if folder.is_dir() else folder
+        raise CheckpointError(f"{missing}: not found; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
         description = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

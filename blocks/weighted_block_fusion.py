@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,44 +88,48 @@ class WeightedBlockFusion(nn.Module):
 
     def forward(self, features: Sequence[Tensor] | Tensor) -> Tensor:
         """Fuse N maps of shape (B, M, D), a list or stacked, into one of shape (B, M, D)."""
-        if self.logits is None:
-            raise TrifuseError(f"WeightedBlockFusion: mode {self.mode!r} has no weights to fuse with; use 'learned'")
-        return weighted_block_fusion(features, self.logits)
+        return weighted_block_fusion(features, self._learned_logits())
 
     def stream(
-        self, maps: Iterable[tuple[int, Tensor]], keep: Collection[int], projection: nn.Linear | None
+        self,
+        maps: Iterable[tuple[int, Tensor]],
+        keep: Collection[int],
+        projection: nn.Linear | None,
+        rerun: Callable[[], Iterable[tuple[int, Tensor]]] | None = None,
     ) -> tuple[dict[int, Tensor], Tensor | None]:
         """Fuse maps as they are produced, and keep only a few of them.
 
         Gives what ``projection(self(all_maps))`` gives, and the same gradients of the logits and of the projection's
-        weight. Where the logits need a gradient, each map's projection stays in memory in place of the map.
+        weight. Where the logits need a gradient, each map's projection stays in memory in place of the map, unless
+        ``rerun`` can bring the maps back.
 
         Args:
             maps: (block index, map (B, M, D)), frozen; each map is let go before the next one is asked for.
             keep: the blocks whose maps are wanted afterwards.
             projection: the linear layer D -> r without bias that consumes the fused map; None fuses nothing.
+            rerun: produces the same maps again, in backward: nothing is kept for the logits' gradient then.
 
         Returns:
             The kept maps by block index, and the projected fused map (B, M, r), None without a projection.
         """
-        kept: dict[int, Tensor] = {}
         if projection is None:
             return {index: tokens for index, tokens in maps if index in keep}, None
-        if self.logits is None:
-            raise TrifuseError(f"WeightedBlockFusion: mode {self.mode!r} has no weights to fuse with; use 'learned'")
+        logits = self._learned_logits()
+        kept: dict[int, Tensor] = {}
         weights = self.weights.tolist()
         fused: Tensor | None = None
-        count = 0
         projections: list[Tensor] = []
-        needs_projections = torch.is_grad_enabled() and self.logits.requires_grad
+        count = 0
+        needs_gradient = torch.is_grad_enabled() and logits.requires_grad
         with torch.no_grad():
             for index, tokens in maps:
                 if fused is None:
                     dtype = tokens.dtype
                     fused = torch.zeros_like(tokens, dtype=torch.promote_types(dtype, torch.float32))
                 fused.add_(tokens, alpha=weights[index])
-                if needs_projections:
-                    projections.append(_project(tokens, projection.weight).to(dtype))
+                if needs_gradient and rerun is None:
+                    projected = _project(tokens, projection.weight)
+                    projections.append(projected.to(min(projected.dtype, dtype, key=lambda narrow: narrow.itemsize)))
                 if index in keep:
                     kept[index] = tokens
                 del tokens  # or it would stay in memory while the next one is made
@@ -132,9 +137,14 @@ class WeightedBlockFusion(nn.Module):
         if fused is None or count != self.num_blocks:
             raise ShapeError(f"WeightedBlockFusion: expected the maps of all {self.num_blocks} blocks, got {count}")
         fused = fused.to(dtype)
-        if needs_projections:
-            return kept, _FuseThenProject.apply(self.logits, projection.weight, fused, *projections)
+        if needs_gradient:
+            return kept, _FuseThenProject.apply(logits, projection.weight, fused, rerun, *projections)
         return kept, _project(fused, projection.weight)
+
+    def _learned_logits(self) -> Tensor:
+        if self.logits is None:
+            raise TrifuseError(f"WeightedBlockFusion: mode {self.mode!r} has no weights to fuse with; use 'learned'")
+        return self.logits
 
     def extra_repr(self) -> str:
         return f"num_blocks={self.num_blocks}, top_k={self.top_k}, mode={self.mode!r}, order={self.order!r}"
@@ -143,16 +153,19 @@ class WeightedBlockFusion(nn.Module):
 class _FuseThenProject(torch.autograd.Function):
     """Project a fused map, ``y = f W^T`` with ``f = sum_i w_i F_i``, ``w = softmax(logits)``, the maps F_i being gone.
 
-    With g the gradient of y, the gradient of f would be ``g W``; its product with a map is the product of g with the
-    map's projection, ``<g W, F_i> = <g, F_i W^T> = <g, P_i>``. So the projections are all that backward needs:
+    With g the gradient of y, that of f is ``g W``. Its product with a map is the product of g with the map's
+    projection, ``<g W, F_i> = <g, F_i W^T> = <g, P_i>``, so the projections are all that backward needs:
 
         d logits_i = w_i (s_i - sum_j w_j s_j),  s_i = <g, P_i>
         d W        = g^T f
+
+    Where ``rerun`` brings the maps back there are no projections, and s_i is ``<g W, F_i>`` itself.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, weight: Tensor, fused: Tensor, *projections: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, weight: Tensor, fused: Tensor, rerun, *projections: Tensor) -> Tensor:
         ctx.save_for_backward(logits, weight, fused, *projections)
+        ctx.rerun, ctx.autocast = rerun, _autocast_state(fused.device.type)
         return _project(fused, weight)
 
     @staticmethod
@@ -160,14 +173,28 @@ class _FuseThenProject(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, weight, fused, *projections = ctx.saved_tensors
         dtype = torch.promote_types(grad.dtype, torch.float32)
-        flat = grad.to(dtype).reshape(-1)
-        products = torch.stack([torch.dot(flat, projection.reshape(-1).to(dtype)) for projection in projections])
+        if ctx.rerun is None:
+            products = _products(grad.to(dtype), projections)
+        else:
+            fused_grad = grad.to(dtype) @ weight.to(dtype)
+            with torch.autocast(grad.device.type, **ctx.autocast):
+                products = _products(fused_grad, (tokens for _, tokens in ctx.rerun()))
         w = torch.softmax(logits.to(dtype), dim=0)
         logits_grad = (w * (products - w.dot(products))).to(logits.dtype)
         weight_grad = None
         if ctx.needs_input_grad[1]:
             weight_grad = (grad.flatten(0, 1).T @ fused.flatten(0, 1).to(grad.dtype)).to(weight.dtype)
-        return logits_grad, weight_grad, None, *(None for _ in projections)
+        return logits_grad, weight_grad, None, None, *(None for _ in projections)
+
+
+def _products(grad: Tensor, maps: Iterable[Tensor]) -> Tensor:
+    """The inner product of a gradient with each map: shape (N,)."""
+    flat = grad.reshape(-1)
+    return torch.stack([torch.dot(flat, tokens.reshape(-1).to(grad.dtype)) for tokens in maps])
+
+
+def _autocast_state(device_type: str) -> dict[str, Any]:
+    return {"enabled": torch.is_autocast_enabled(device_type), "dtype": torch.get_autocast_dtype(device_type)}
 
 
 def _project(tokens: Tensor, weight: Tensor) -> Tensor:

@@ -100,11 +100,7 @@ class DinoUNetDecoder(nn.Module):
         Returns:
             Logits (B, K, H, W).
         """
-        if len(skips) != len(self.stages):
-            raise ShapeError(
-                f"DinoUNetDecoder: expected a skip for each of the {len(self.stages)} stages, coarsest first, "
-                f"got {len(skips)} of shapes {[tuple(tokens.shape) for tokens in skips]}"
-            )
+        self._check(last, fused, skips, grid)
         x = self._bottleneck(last, fused, grid)
         for j, stage in enumerate(self.stages):
             size = (2 * x.shape[2], 2 * x.shape[3])
@@ -115,6 +111,23 @@ class DinoUNetDecoder(nn.Module):
         if self.resize_features:
             return self.head(_resize(x, size))
         return _resize(self.head(x), size)
+
+    def _check(self, last: Tensor | None, fused: Tensor | None, skips: Sequence[Tensor], grid: tuple[int, int]) -> None:
+        if len(skips) != len(self.stages):
+            raise ShapeError(
+                f"DinoUNetDecoder: expected a skip for each of the {len(self.stages)} stages, coarsest first, "
+                f"got {len(skips)} of shapes {[tuple(tokens.shape) for tokens in skips]}"
+            )
+        for name, projection, given in (("last", self.proj_last, last), ("fused", self.proj_fused, fused)):
+            if projection is not None and given is None:
+                raise ShapeError(f"DinoUNetDecoder: the bottleneck needs {name!r}, got None")
+        named = {"last": last, "fused": fused} | {f"skip of stage {j}": skip for j, skip in enumerate(skips, start=1)}
+        for name, tokens in named.items():
+            if tokens is not None and (tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1]):
+                raise ShapeError(
+                    f"DinoUNetDecoder: expected {name} of shape (B, {grid[0]} * {grid[1]}, D) for the grid {grid}, "
+                    f"got {tuple(tokens.shape)}"
+                )
 
     def _bottleneck(self, last: Tensor | None, fused: Tensor | None, grid: tuple[int, int]) -> Tensor:
         parts = []

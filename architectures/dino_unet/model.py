@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,6 +25,7 @@ from .encoder import POSITION_MODES, DinoV2Encoder
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
 SKIP_SCALES = ("renorm", "raw", "none")
+STREAM_GRADIENTS = ("project", "rerun")
 SIZE_POLICIES = ("error", "pad", "resize")
 
 
@@ -62,6 +64,9 @@ class DinoUNetConfig:
         norm: the decoder's normalisation: ``"batch"``, ``"instance"`` or ``"group"``.
         final_resize: what is resized to the image's size, the ``"logits"`` or the ``"features"`` before the head.
         stream_fusion: fuse the blocks while the encoder runs, instead of keeping the maps of all of them.
+        stream_gradient: what the gradient of the block weights is made from when streaming: ``"project"``, the
+            projection of every map, kept in its place (``bottleneck_dim`` instead of D wide); ``"rerun"``, the maps
+            themselves, for which backward runs the encoder once more and nothing is kept.
         init_seed: seed of all random weights.
 
     Raises:
@@ -92,6 +97,7 @@ class DinoUNetConfig:
     norm: str = "batch"
     final_resize: str = "logits"
     stream_fusion: bool = False
+    stream_gradient: str = "project"
     init_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -104,6 +110,7 @@ class DinoUNetConfig:
         _require_one_of("order", self.order, ORDERS)
         _require_one_of("bottleneck", self.bottleneck, BOTTLENECKS)
         _require_one_of("skip_scale", self.skip_scale, SKIP_SCALES)
+        _require_one_of("stream_gradient", self.stream_gradient, STREAM_GRADIENTS)
         _require_one_of("norm", self.norm, NORMS)
         _require_one_of("final_resize", self.final_resize, FINAL_RESIZES)
         for name in ("num_classes", "bottleneck_dim", "convs_per_stage", "top_k"):
@@ -268,8 +275,9 @@ class DinoUNet(Pretrained, nn.Module):
         selected = self.fusion.selected
         keep = {*selected, self.encoder.depth - 1}
         blocks = "all" if self.decoder.proj_fused is not None else sorted(keep)
-        maps = self.encoder.iterate(x, blocks)
-        kept, fused = self.fusion.stream(maps, keep, self.decoder.proj_fused)
+        encode = partial(self.encoder.iterate, x, blocks)
+        rerun = encode if self.config.stream_gradient == "rerun" else None
+        kept, fused = self.fusion.stream(encode(), keep, self.decoder.proj_fused, rerun)
         return self._decode(kept, selected, fused, self.encoder.grid_of(x), x)
 
     def _decode(
