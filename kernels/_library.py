@@ -18,7 +18,6 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ BACKENDS = ("triton", "torch", "reference")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CUDA_CAPABILITY = (8, 0)
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not loaded
 
 _library = torch.library.Library("trifuse", "DEF")
 _forced: str | None = None
@@ -77,14 +77,13 @@ def default_backend(device: torch.device, dtype: torch.dtype) -> tuple[str, str]
     return ("torch", obstacle) if obstacle else ("triton", f"{device.type} tensors use Triton")
 
 
-@torch.compiler.assume_constant_result
 def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Say what keeps the Triton kernels from running on such tensors; empty if nothing does."""
     if dtype not in TRITON_DTYPES:
         return f"the kernels have no {dtype} form; use {', '.join(map(str, TRITON_DTYPES))}"
     if device.type == "meta":
         return ""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "triton is not installed; run: pip install triton"
     if device.type == "cuda":
         return _gpu_obstacle(device.index or 0)
@@ -93,7 +92,6 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     return f"it cannot run on {device.type} tensors (on a CPU, only with TRITON_INTERPRET=1 set before the first use)"
 
 
-@cache
 def _gpu_obstacle(index: int) -> str:
     if torch.version.hip is not None:
         return ""
@@ -104,7 +102,10 @@ def _gpu_obstacle(index: int) -> str:
 
 
 def register(
-    schema: str, launch: Callable[..., object], meta: Callable[..., object], autograd: Callable[..., object] | None = None
+    schema: str,
+    launch: Callable[..., object],
+    meta: Callable[..., object],
+    autograd: Callable[..., object] | None = None,
 ) -> None:
     """Register ``trifuse::<schema>``: its Triton launch, its shape rule, and its gradient if it has one.
 

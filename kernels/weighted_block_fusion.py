@@ -8,9 +8,10 @@
 
 Source: learnable weighting of the blocks of a frozen ViT (left-atrium segmentation with DINOv2, equations 1 and 2).
 
-What fusing saves: `torch.stack` followed by a contraction moves 3N + 1 maps (read N, write N, read N, write 1). Here N maps
-are read once and one is written, forward; backward reads the N maps and the gradient once when the maps are frozen, and
-writes the N gradients in the same pass when they are not. No map is ever copied, nothing but the arguments is saved.
+What fusing saves: `torch.stack` followed by a contraction moves 3N + 1 maps (read N, write N, read N, write 1). Here
+forward reads N maps and writes one; backward reads the N maps and the gradient, and writes the N gradients in the same
+pass where the maps are trained. At B=32, M=1025, D=768, N=12 in bfloat16, forward moves 0.65 GB, the stacked form
+1.86 GB. No map is ever copied, and nothing but the arguments is saved for backward.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def _logits_gradient(grad: Tensor, features: Sequence[Tensor], logits: Tensor) -
         chunk = chunk.reshape(-1).to(compute_dtype)
         for i, part in enumerate(parts):
             dots[i] += torch.dot(chunk, part.reshape(-1).to(compute_dtype)).item()
-    weights = torch.softmax(logits.to(compute_dtype), dim=0)
-    products = torch.tensor(dots, dtype=compute_dtype)
+    weights = torch.softmax(logits.double(), dim=0)
+    products = torch.tensor(dots, dtype=torch.float64)
     return (weights * (products - weights.dot(products))).to(logits.dtype)
 
 

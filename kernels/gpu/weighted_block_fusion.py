@@ -14,6 +14,7 @@ sum per map; a last, single program adds these up in a fixed order. No atomics: 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import triton
@@ -216,7 +217,7 @@ def launch_groups(n: int) -> list[tuple[int, int]]:
     """Cut n maps into the fewest groups of at most MAPS_PER_LAUNCH, as even as possible, as (first, end) pairs."""
     groups = triton.cdiv(n, MAPS_PER_LAUNCH)
     edges = [n * k // groups for k in range(groups + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _vector(tensor: Tensor) -> int:
