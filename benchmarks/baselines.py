@@ -27,12 +27,16 @@ compiled_running_sum = torch.compile(running_sum, dynamic=False)
 
 
 def liger_attention_residuals(features: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """Fuse N maps with Liger-Kernel's attention over residuals, the nearest public kernel, on the same weights.
+    """Fuse N maps with equal weights by Liger-Kernel's attention residuals, the nearest public Triton kernel.
 
-    Its weights come from each token's own keys; with a query of zeros and the logits in a column that only it reads,
-    they are the softmax of the logits.
+    There a learned query gives every token its own weights; a query of zeros makes them equal, so that its result and
+    the maps' gradients are those of weighted block fusion with equal logits. It takes the maps stacked.
     """
-    raise NotImplementedError
+    from liger_kernel.ops.attn_res import LigerAttnResFunction
+
+    width = features[0].shape[-1]
+    query = torch.zeros(width, dtype=features[0].dtype, device=features[0].device)
+    return LigerAttnResFunction.apply(torch.stack(tuple(features)), query, torch.ones_like(query), 1e-6)
 
 
 LIGER_MISSING = "" if importlib.util.find_spec("liger_kernel") else "liger-kernel is not installed"

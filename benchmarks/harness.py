@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -99,11 +100,13 @@ class Comparison:
         """Name of the provider that the others are compared with."""
         return next(iter(self.providers))
 
-    def grid(self) -> list[tuple[Case, Pass, str]]:
-        """List every case that is worth its time on this machine's device, with every pass and provider."""
+    def parametrize(self) -> pytest.MarkDecorator:
+        """Parametrize a test over the cases that are worth their time on this device, the passes and the providers."""
         kind = default_device().type
         cases = [case for case in self.cases if kind in case.devices]
-        return [(case, timed, name) for case in cases for timed in self.passes for name in self.providers]
+        grid = [(case, timed, name) for case in cases for timed in self.passes for name in self.providers]
+        ids = ["-".join((case.name, timed.name, name)).replace(" ", "_") for case, timed, name in grid]
+        return pytest.mark.parametrize(("case", "timed", "provider"), grid, ids=ids)
 
     def timing(self, case: Case, timed: Pass, provider: str, *, seconds: float) -> Timing:
         """Return a provider's timing; the first call for a case and pass judges and times all providers together.

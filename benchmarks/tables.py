@@ -14,7 +14,7 @@ from typing import Any
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Return the tables of one result file: one for each case and pass, under a line that says where it was measured."""
+    """Return a result file as text: where it was measured, and a table for each case and pass."""
     stamp = record["stamp"]
     where = (
         f"Measured on {stamp['device']}, {_threads(stamp['threads'])}, copying {stamp['copy_gb_per_s']} GB/s; "
