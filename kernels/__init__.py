@@ -5,6 +5,7 @@ nothing above torch: triton and xformers are loaded by the first call that needs
 """
 
 from ._library import backend
+from .attention import memory_efficient_attention, memory_efficient_attention_reference
 from .errors import BackendError, CheckpointError, DataError, MissingExtra, NumericError, ShapeError, TrifuseError
 from .weighted_block_fusion import weighted_block_fusion, weighted_block_fusion_reference
 
@@ -18,6 +19,8 @@ __all__ = [
     "ShapeError",
     "TrifuseError",
     "backend",
+    "memory_efficient_attention",
+    "memory_efficient_attention_reference",
     "weighted_block_fusion",
     "weighted_block_fusion_reference",
 ]
