@@ -15,6 +15,7 @@ Dao et al., FlashAttention.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -65,13 +66,17 @@ def memory_efficient_attention(
 ) -> Tensor:
     """Attend from every query to every key with memory linear in the number of tokens.
 
+    Under autocast it runs in autocast's type, as PyTorch's attention does. It can be differentiated once; a second
+    differentiation raises wherever the implementation chosen has none. NaN spreads as far as the mathematics takes
+    it, but PyTorch's CPU kernel may return zeros for a query of NaN with fewer keys than fit a vector register.
+
     Args:
         q: queries of shape (B, M_q, h, d), contiguous or not, e.g. a slice of one packed projection.
         k: keys of shape (B, M_k, h, d).
         v: values of shape (B, M_k, h, d).
         scale: factor on the scores; None means d ** -0.5.
         attn_bias: added to the scaled scores, of the queries' type, broadcastable to (B, h, M_q, M_k). A query whose
-            keys are all hidden by -inf attends to nothing and returns zeros.
+            keys are all hidden by -inf attends to nothing: its result is zeros.
         dropout_p: probability with which an attention weight is dropped, in [0, 1). The draw is PyTorch's own.
 
     Returns:
@@ -83,6 +88,8 @@ def memory_efficient_attention(
         BackendError: the Triton backend was forced; this operator has none.
     """
     _check(q, k, v, attn_bias, dropout_p)
+    if attn_bias is not None:
+        attn_bias = attn_bias[(None,) * (4 - attn_bias.dim())]
     if _library._forced == "triton":
         raise BackendError(f"{OP}: no Triton kernel: SDPA and xformers are already it; use backend('torch')")
     if _library._forced == "reference":
@@ -119,7 +126,7 @@ def attention_backend(device: torch.device, dtype: torch.dtype) -> tuple[str, st
     return "sdpa", f"unfused, as neither PyTorch ({sdpa}) nor xformers ({xformers}) has a fused kernel for {dtype}"
 
 
-def _obstacle(attend, device: torch.device, dtype: torch.dtype) -> str:
+def _obstacle(attend: Callable[[Tensor, Tensor, Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> str:
     """Call one implementation on tiny tensors, backward too; return nothing, or the first line of why not."""
     try:
         with torch.enable_grad():
@@ -153,7 +160,7 @@ def _xformers(
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
-    return q.shape[-1] ** -0.5 if scale is None else scale
+    return max(q.shape[-1], 1) ** -0.5 if scale is None else scale
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout_p: float) -> None:
