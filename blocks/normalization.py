@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
 from trifuse.kernels.errors import ShapeError
 
 NORMS = ("batch", "instance", "group")
-_MAX_GROUPS = 8
+_MOST_GROUPS = 8
+_LEAST_CHANNELS_PER_GROUP = 4
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -42,12 +41,20 @@ class InstanceNorm(nn.InstanceNorm2d):
 def make_norm(kind: str, dim: int) -> nn.Module:
     """Return the normalisation of (B, dim, H, W) maps called ``kind``: ``"batch"``, ``"instance"`` or ``"group"``.
 
-    Groups are eight, or the largest divisor of eight that divides ``dim``. All start as scale 1 and shift 0.
+    There are eight groups, or half as many until they divide ``dim`` and hold at least four channels each. All norms
+    start as scale 1 and shift 0.
     """
     if kind == "batch":
         return BatchNorm(dim)
     if kind == "instance":
         return InstanceNorm(dim)
     if kind == "group":
-        return nn.GroupNorm(math.gcd(_MAX_GROUPS, dim), dim)
+        return nn.GroupNorm(_groups(dim), dim)
     raise ValueError(f"unknown norm {kind!r}; use one of {', '.join(map(repr, NORMS))}")
+
+
+def _groups(dim: int) -> int:
+    groups = _MOST_GROUPS
+    while groups > 1 and (dim % groups or dim // groups < _LEAST_CHANNELS_PER_GROUP):
+        groups //= 2
+    return groups

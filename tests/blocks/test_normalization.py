@@ -1,0 +1,42 @@
+"""The norms that convolutional blocks choose from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from trifuse.blocks.normalization import make_norm
+from trifuse.kernels import ShapeError
+
+
+@pytest.mark.parametrize(("dim", "groups"), [(256, 8), (32, 8), (24, 4), (12, 2), (8, 2), (6, 1), (5, 1), (1, 1)])
+def test_group_norm(dim, groups):
+    x = torch.randn(2, dim, 3, 4)
+    torch.testing.assert_close(make_norm("group", dim)(x), F.group_norm(x, groups))
+
+
+def test_batch_and_instance_norm():
+    x = torch.randn(3, 4, 5, 6)
+    torch.testing.assert_close(make_norm("batch", 4)(x), F.batch_norm(x, None, None, training=True))
+    torch.testing.assert_close(make_norm("instance", 4)(x), F.instance_norm(x))
+    assert make_norm("instance", 4).weight.requires_grad
+
+
+def test_b7_a_single_value_per_channel_is_refused_with_a_remedy():
+    with pytest.raises(ShapeError, match=r"more than one value per channel, got shape \(1, 4, 1, 1\).*norm='group'"):
+        make_norm("batch", 4)(torch.randn(1, 4, 1, 1))
+    with pytest.raises(ShapeError, match=r"per channel and sample, got shape \(2, 4, 1, 1\).*norm='group'"):
+        make_norm("instance", 4)(torch.randn(2, 4, 1, 1))
+
+
+def test_b7_what_is_well_defined_is_not_refused():
+    single = torch.randn(1, 4, 1, 1)
+    assert make_norm("batch", 4).eval()(single).isfinite().all()
+    assert make_norm("batch", 4)(torch.randn(2, 4, 1, 1)).isfinite().all()
+    assert make_norm("group", 4)(single).isfinite().all()
+
+
+def test_unknown_norm():
+    with pytest.raises(ValueError, match="unknown norm 'layer'; use one of 'batch', 'instance', 'group'"):
+        make_norm("layer", 4)
