@@ -152,14 +152,8 @@ def draw_overlays(tiles: Sequence[Tile], class_names: Sequence[str], out: Path) 
     for axis, title in zip(axes[0], ("Image", "Truth", "Prediction"), strict=True):
         axis.annotate(title, (0.5, 1), xytext=(0, 19), xycoords="axes fraction", textcoords="offset points", **heading)
     names = dict(enumerate(class_names))
-    drawn = {
-        int(k)
-        for tile in tiles
-        for labels in (tile.truth, tile.prediction)
-        if labels is not None
-        for k in np.unique(labels)
-    }
-    shown = sorted(drawn & set(range(1, len(class_names)))) or [1]
+    drawn = [np.unique(labels) for tile in tiles for labels in (tile.truth, tile.prediction) if labels is not None]
+    shown = sorted(set(np.concatenate(drawn).tolist()) & set(range(1, len(class_names)))) or [1]
     handles = [Line2D([], [], color=_class_colour(k), lw=2, label=names[k]) for k in shown]
     handles.append(Line2D([], [], color="white", lw=1.2, ls="--", label="true outline, on the prediction"))
     figure.legend(

@@ -76,20 +76,23 @@ def score_case(
     *,
     case_id: str,
     patient: str,
-    labelled: NDArray[np.bool_] | None = None,
+    labelled: Sequence[int] | NDArray | None = None,
 ) -> list[Row]:
     """Score predicted class ids of shape (D, H, W), slices first, against the true ones: one row per class and unit.
 
-    ``class_names[0]`` is the background and gets no row. ``labelled`` (D,) says on which slices anybody drew anything;
+    ``class_names[0]`` is the background and gets no row. ``labelled`` are the slices on which anything is drawn;
     by default those with a class above 0.
 
     Raises:
         ShapeError: the two differ in shape.
     """
     rows = []
-    labelled = (truth != 0).any((1, 2)) if labelled is None else labelled
+    if conventions.slices == "all":
+        labelled = range(len(truth))
+    elif labelled is None:
+        labelled = np.flatnonzero((truth != 0).any((1, 2)))
     for class_id, class_name in enumerate(class_names[1:], start=1):
-        for index, p, t in _units(prediction == class_id, truth == class_id, labelled, conventions):
+        for index, p, t in _units(prediction == class_id, truth == class_id, labelled, conventions.aggregation):
             spacing = spacing_mm[-t.ndim :]
             scores = case_metrics(p, t, spacing, conventions, voxel_ml=math.prod(spacing_mm) / MM3_PER_ML)
             rows.append(Row(case_id, patient, class_name, index, OK, scores, conventions))
@@ -139,9 +142,8 @@ def evaluate_cases(
             problems.append(error)
             continue
         prediction, status = _read_prediction(prediction_path(pred_dir, case.case_id), truth)
-        scored = _score_or_fail(
-            prediction, truth, np.asarray(raw.voxels != 0).any((1, 2)), study.class_names, conventions, case
-        )
+        labelled = np.flatnonzero((raw.voxels != 0).any((1, 2)))
+        scored = _score_or_fail(prediction, truth, labelled, study.class_names, conventions, case)
         rows += scored if status == OK else [replace(row, status=status) for row in scored]
     if problems:
         raise DataError.merge(problems)
@@ -254,14 +256,15 @@ def number(value: float) -> str:
     return repr(float(value))
 
 
-def _units(p: NDArray, t: NDArray, labelled: NDArray, conventions: Conventions) -> Iterator[tuple]:
+def _units(p: NDArray, t: NDArray, scored: Sequence[int] | NDArray, aggregation: str) -> Iterator[tuple]:
     """Yield (slice number or None, prediction, truth) for everything that gets a score of its own."""
-    scored = labelled if conventions.slices == "labelled" else np.ones_like(labelled)
-    if conventions.aggregation == "slice":
-        yield from ((int(index), p[index], t[index]) for index in np.flatnonzero(scored))
-    elif scored.any():
-        # Unscored slices are emptied, not cut out, so that distances between the others stay what they are.
-        yield None, p & scored[:, None, None], t
+    if aggregation == "slice":
+        yield from ((int(index), p[index], t[index]) for index in scored)
+    elif len(scored):
+        # Other slices are emptied, not cut out, so that distances between the scored ones stay what they are.
+        kept = np.zeros_like(p)
+        kept[scored] = p[scored]
+        yield None, kept, t
 
 
 def _find_labelled(study: Study, case_ids: Sequence[str]) -> list[Case]:
@@ -299,7 +302,7 @@ def _read_prediction(path: Path, truth: Volume) -> tuple[Labels | None, str]:
 def _score_or_fail(
     prediction: Labels | None,
     truth: Volume,
-    labelled: NDArray[np.bool_],
+    labelled: NDArray,
     class_names: Sequence[str],
     conventions: Conventions,
     case: Case,

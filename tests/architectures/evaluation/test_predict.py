@@ -1,0 +1,258 @@
+"""From volumes to label maps on the native grid: right, whole files, and going on after a fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trifuse.architectures.data.cases import load_case
+from trifuse.architectures.data.nifti import read_image
+from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases, predict_volume, weights_digest
+from trifuse.kernels import DataError, NumericError
+
+SIZE = 28
+
+
+def ids(study):
+    return [case.case_id for case in study.cases]
+
+
+def test_prediction_lands_on_the_native_grid(make_study, threshold, tmp_path):
+    study = make_study("a", "b")
+    paths = predict_cases(threshold(), study, ids(study), tmp_path / "out", image_size=SIZE, batch_size=3)
+    assert [path.name for path in paths] == ["a.nii.gz", "b.nii.gz"]
+    for case, path in zip(study.cases, paths, strict=True):
+        written, image, label = nib.load(path), nib.load(case.image), nib.load(case.label)
+        assert written.shape == image.shape
+        np.testing.assert_array_equal(written.affine, image.affine)
+        assert written.get_data_dtype() == np.uint8
+        got, want = np.asarray(written.dataobj), np.asarray(label.dataobj)
+        assert 2 * (got & want).sum() / (got.sum() + want.sum()) > 0.9  # resizing there and back costs a rim
+
+
+def test_logits_are_resized_before_the_argmax(make_study):
+    """A checkerboard of class 1 and 2 at half size: labels resized after an argmax would keep its hard squares."""
+
+    class Constant(nn.Module):
+        def forward(self, image):
+            logits = torch.zeros(len(image), 3, 2, 2)
+            logits[:, 1, 0, 0] = logits[:, 2, 1, 1] = 1.0
+            logits[:, 0] = 0.3
+            return logits
+
+    study = make_study("a", depth=3)
+    volume = read_image(study.cases[0].image)
+    labels = predict_volume(Constant(), volume, SIZE)
+    height, width = volume.voxels.shape[1:]
+    small = torch.zeros(1, 3, 2, 2)
+    small[0, 1, 0, 0] = small[0, 2, 1, 1] = 1.0
+    small[0, 0] = 0.3
+    want = nn.functional.interpolate(small, size=(height, width), mode="bilinear", align_corners=False).argmax(1)[0]
+    assert labels.dtype == np.uint8
+    for one in labels:
+        np.testing.assert_array_equal(one, want)
+    nearest = nn.functional.interpolate(small.argmax(1)[None].float(), size=(height, width))[0, 0]
+    assert (want != nearest).any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_batches_hold_batch_size_slices_and_change_nothing(make_study, threshold, batch_size):
+    study = make_study("a", depth=7)
+    volume = read_image(study.cases[0].image)
+    model = threshold(shrink=2)
+    labels = predict_volume(model, volume, SIZE, batch_size)
+    assert max(shape[0] for shape in model.seen) == min(batch_size, 7)
+    assert sum(shape[0] for shape in model.seen) == 7
+    np.testing.assert_array_equal(labels, predict_volume(threshold(shrink=2), volume, SIZE, 2))
+
+
+def test_one_logit_is_a_sigmoid(make_study, threshold):
+    volume = read_image(make_study("a").cases[0].image)
+
+    class One(threshold):
+        def forward(self, image):
+            return super().forward(image)[:, 1:]
+
+    np.testing.assert_array_equal(predict_volume(One(), volume, SIZE), predict_volume(threshold(), volume, SIZE))
+
+
+def test_one_slice_and_training_mode_comes_back(make_study, threshold):
+    study = make_study("a", depth=1, empty=True)
+    volume = read_image(study.cases[0].image)
+    model = threshold(at=1e9).train()
+    assert predict_volume(model, volume, SIZE).shape == volume.voxels.shape
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_memory_does_not_grow_with_classes_times_volume(make_study):
+    """Thirty classes and forty slices: no tensor as large as the whole volume's logits may ever be made."""
+
+    class ManyClasses(nn.Module):
+        def forward(self, image):
+            return image[:, :1].expand(-1, 30, -1, -1)
+
+    volume = read_image(make_study("a", depth=40).cases[0].image)
+    sizes = []
+    resize = nn.functional.interpolate
+
+    def watch(x, *args, **kwargs):
+        y = resize(x, *args, **kwargs)
+        sizes.append(y.numel())
+        return y
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "interpolate", watch)
+        predict_volume(ManyClasses(), volume, SIZE, batch_size=2)
+    assert len(sizes) >= 20
+    assert max(sizes) <= max(30 * 2 * 24 * 20, 16 * SIZE * SIZE)
+
+
+def test_nan_logits_name_the_slices(make_study):
+    class Broken(nn.Module):
+        def forward(self, image):
+            logits = torch.zeros(len(image), 2, 4, 4)
+            logits[1, 0, 0, 0] = float("nan")
+            return logits
+
+    volume = read_image(make_study("a", depth=4).cases[0].image)
+    with pytest.raises(NumericError, match=r"slices \[1\]"):
+        predict_volume(Broken(), volume, SIZE, batch_size=4)
+
+
+def test_l9_one_broken_case_of_ten(make_study, threshold, tmp_path):
+    study = make_study(*(f"case_{i}" for i in range(10)))
+    broken = study.case("case_4").image
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"(?s)case_4: not predicted.*case_4\.nii\.gz") as caught:
+        predict_cases(threshold(), study, ids(study), out, image_size=SIZE)
+    assert "case_3" not in str(caught.value)
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"case_{i}.nii.gz" for i in range(10) if i != 4]
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
+
+    broken.write_bytes(whole)
+    again = threshold()
+    paths = predict_cases(again, study, ids(study), out, image_size=SIZE, batch_size=4)
+    assert len(paths) == 10
+    assert again.seen == [(4, 3, SIZE, SIZE)]  # the four slices of the missing case and nothing else
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_l10_killed_midway_leaves_no_half_file(make_study, tmp_path):
+    study = make_study(*(f"case_{i}" for i in range(8)))
+    script = textwrap.dedent(
+        """
+        import sys, time, torch
+        from trifuse.architectures.data.cases import open_study
+        from trifuse.architectures.evaluation.predict import predict_cases
+        class Slow(torch.nn.Module):
+            def forward(self, image):
+                time.sleep(float(sys.argv[3]))
+                return torch.stack([-image[:, 0], image[:, 0]], 1)
+        study = open_study(sys.argv[1], "plain")
+        predict_cases(Slow(), study, [case.case_id for case in study.cases], sys.argv[2], image_size=28)
+        """
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", script, str(study.root), str(out)]
+    process = subprocess.Popen([*command, "0.2"])
+    deadline = time.monotonic() + 60
+    while not list(out.glob("case_*.nii.gz")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    whole = list(out.glob("case_*.nii.gz"))
+    assert 1 <= len(whole) < 8
+    for path in whole:
+        assert np.asarray(nib.load(path).dataobj).shape == (24, 20, 4)
+    (out / ".trifuse-0-case_7.nii.gz").write_bytes(b"half")  # what a kill within a write leaves behind
+    subprocess.run([*command, "0"], check=True, timeout=60)
+    assert sorted(path.name for path in out.iterdir()) == [*(f"case_{i}.nii.gz" for i in range(8)), MANIFEST]
+
+
+def test_a_failed_write_leaves_nothing_behind(make_study, threshold, tmp_path, monkeypatch):
+    study = make_study("a")
+    out = tmp_path / "out"
+
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".nii.gz"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        predict_cases(threshold(), study, ids(study), out, image_size=SIZE)
+    assert [path.name for path in out.iterdir()] == [MANIFEST]
+
+
+def test_l5_the_folder_of_the_input_is_refused(make_study, threshold):
+    study = make_study("a")
+    before = (study.root / "images" / "a.nii.gz").read_bytes()
+    for folder in (study.root, study.root / "images", study.root / "labels", study.root / "images" / ".." / "images"):
+        with pytest.raises(DataError, match="the folder of the input"):
+            predict_cases(threshold(), study, ids(study), folder, image_size=SIZE)
+    assert (study.root / "images" / "a.nii.gz").read_bytes() == before
+
+
+def test_l4_predictions_of_another_model_are_not_mixed_in(make_study, threshold, tmp_path):
+    study = make_study("a", "b")
+    out = tmp_path / "out"
+    predict_cases(threshold(at=1.0), study, ["a"], out, image_size=SIZE)
+    for model, size in [(threshold(at=2.0), SIZE), (threshold(at=1.0), 2 * SIZE)]:
+        with pytest.raises(DataError, match="choose another output folder"):
+            predict_cases(model, study, ids(study), out, image_size=size)
+    (out / MANIFEST).write_text("{")
+    with pytest.raises(DataError, match="a damaged file"):
+        predict_cases(threshold(at=1.0), study, ids(study), out, image_size=SIZE)
+    (out / MANIFEST).unlink()
+    with pytest.raises(DataError, match="unknown origin"):
+        predict_cases(threshold(at=1.0), study, ids(study), out, image_size=SIZE)
+
+
+def test_manifest_names_the_weights(make_study, threshold, tmp_path):
+    study = make_study("a")
+    model = threshold()
+    predict_cases(model, study, ids(study), tmp_path / "out", image_size=SIZE)
+    written = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert written == {"weights_sha256": weights_digest(model), "image_size": SIZE}
+
+
+def test_weights_digest_sees_every_bit_and_type():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(torch.bfloat16)
+    digest = weights_digest(model)
+    assert digest == weights_digest(model.train())
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1
+    changed = weights_digest(model)
+    assert len({digest, changed, weights_digest(model.float())}) == 3
+
+
+def test_l8_no_case_and_unknown_cases(make_study, threshold, tmp_path):
+    study = make_study("a")
+    with pytest.raises(DataError, match="0 cases"):
+        predict_cases(threshold(), study, [], tmp_path / "out", image_size=SIZE)
+    with pytest.raises(DataError, match=r"(?s)2 problems.*nobody.*somebody"):
+        predict_cases(threshold(), study, ["a", "nobody", "somebody"], tmp_path / "out", image_size=SIZE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_native_size_does_not_depend_on_the_networks(make_study, threshold):
+    study = make_study("a")
+    image, label = load_case(study, study.cases[0])
+    for size in (14, 28, 56):
+        labels = predict_volume(threshold(), image, size)
+        assert labels.shape == label.voxels.shape

@@ -1,0 +1,197 @@
+"""Paired tests against their definitions, and two runs compared."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from trifuse.architectures.evaluation.metrics import Conventions
+from trifuse.architectures.evaluation.statistics import (
+    bootstrap_interval,
+    compare_runs,
+    format_comparison,
+    format_p,
+    holm,
+    paired_t_test,
+    wilcoxon_test,
+    write_comparison_table,
+)
+from trifuse.architectures.evaluation.tables import Row, write_case_table
+from trifuse.kernels import DataError
+
+STRICT = Conventions()
+
+
+def table(path, scores, *, patients=None, conventions=STRICT, class_name="atrium"):
+    rows = [
+        Row(
+            case,
+            (patients or {}).get(case, case),
+            class_name,
+            None,
+            "ok",
+            dict.fromkeys(STRICT.metrics, s),
+            conventions,
+        )
+        for case, s in scores.items()
+    ]
+    write_case_table(path, rows)
+    return path
+
+
+def test_t_test_by_hand():
+    a, b = [1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 5.0, 5.0]
+    d = np.array([1.0, 0.0, 2.0, 1.0])
+    t = d.mean() / (math.sqrt(((d - d.mean()) ** 2).sum() / 3) / 2)
+    result = paired_t_test(a, b)
+    assert result.statistic == pytest.approx(t)
+    assert (result.p, result.count) == (pytest.approx(2 * stats.t.sf(t, 3)), 4)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=20))
+@settings(deadline=None, max_examples=60)
+def test_t_test_equals_scipy(pairs):
+    a, b = np.array(pairs).T
+    if np.std(b - a) < 1e-9:
+        return
+    theirs = stats.ttest_rel(b, a)
+    ours = paired_t_test(a, b)
+    assert ours.statistic == pytest.approx(theirs.statistic, rel=1e-9)
+    assert ours.p == pytest.approx(theirs.pvalue, rel=1e-7, abs=1e-12)
+
+
+def test_t_test_without_spread():
+    assert paired_t_test([0.1, 0.5, 0.7], [0.1, 0.5, 0.7]).p == 1
+    better = paired_t_test([0.7, 0.8, 0.1], [0.8, 0.9, 0.2])  # 0.1 each time, up to rounding
+    assert (better.p, better.statistic) == (0, math.inf)
+    assert paired_t_test([0.8, 0.9], [0.7, 0.8]).statistic == -math.inf
+
+
+def test_too_few_pairs_have_no_p_value():
+    assert math.isnan(paired_t_test([0.1], [0.2]).p)
+    assert math.isnan(paired_t_test([], []).p)
+    assert math.isnan(wilcoxon_test([], []).p)
+
+
+def test_wilcoxon():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 15))
+    assert wilcoxon_test(a, b).p == pytest.approx(stats.wilcoxon(b - a).pvalue)
+    assert wilcoxon_test(a, a).p == 1
+    assert wilcoxon_test([1, 2, 3, 4, 5], [2, 3, 4, 5, 6]).p == pytest.approx(2 / 2**5)
+
+
+@pytest.mark.parametrize("test", [paired_t_test, wilcoxon_test])
+def test_rejects(test):
+    with pytest.raises(ValueError, match="one length"):
+        test([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="finite"):
+        test([1.0, math.nan], [1.0, 2.0])
+
+
+def test_bootstrap_is_by_patient():
+    """Ten copies of each patient's case are no more evidence than one."""
+    d = np.array([0.1, 0.3, -0.05, 0.2, 0.0])
+    patients = list("abcde")
+    once = bootstrap_interval(d, patients, seed=3)
+    copied = bootstrap_interval(np.tile(d, 10), patients * 10, seed=3)
+    assert copied == pytest.approx(once)
+    pretended = bootstrap_interval(np.tile(d, 10), [str(i) for i in range(50)], seed=3)
+    assert pretended[1] - pretended[0] < 0.6 * (once[1] - once[0])
+    assert once[0] < d.mean() < once[1]
+    assert bootstrap_interval(d, patients, seed=3) == once
+    assert all(math.isnan(end) for end in bootstrap_interval([0.1, 0.2], ["a", "a"]))
+
+
+def test_bootstrap_covers():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        low, high = bootstrap_interval(rng.normal(0.5, 1, 30), [str(i) for i in range(30)], resamples=500)
+        hits += low <= 0.5 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_bootstrap_leaves_the_global_generator_alone():
+    np.random.seed(5)
+    want = np.random.random()
+    np.random.seed(5)
+    bootstrap_interval([0.1, 0.2, 0.3], ["a", "b", "c"])
+    assert np.random.random() == want
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, math.nan]) == pytest.approx([0.03, 0.06, 0.06, math.nan], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_compare_pairs_by_case_whatever_the_order(tmp_path):
+    a = table(tmp_path / "a.csv", {"x": 0.7, "y": 0.8, "z": 0.6})
+    b = table(tmp_path / "b.csv", {"z": 0.7, "x": 0.9, "y": 0.8})
+    rows = {row.metric: row for row in compare_runs(a, b)}
+    dsc = rows["dsc"]
+    assert dsc.difference == pytest.approx(0.1)
+    assert dsc.t_test.p == pytest.approx(stats.ttest_rel([0.9, 0.8, 0.7], [0.7, 0.8, 0.6]).pvalue)
+    assert dsc.effect_size == pytest.approx(1.0)
+    assert dsc.low <= dsc.difference <= dsc.high
+    assert dsc.p_holm >= dsc.t_test.p
+    text = format_comparison(list(rows.values()), "one run", "another")
+    assert "A: one run" in text
+    assert "+0.1" in text
+    assert "nan" not in text
+    write_comparison_table(tmp_path / "c.csv", list(rows.values()))
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(STRICT.metrics)
+    assert lines[0].startswith("class_name,metric,count")
+
+
+def test_unmatched_cases_are_an_error_that_lists_them(tmp_path):
+    a = table(tmp_path / "a.csv", {"x": 0.7, "y": 0.8})
+    b = table(tmp_path / "b.csv", {"x": 0.9, "w": 0.8, "v": 0.1})
+    with pytest.raises(DataError, match=r"(?s)3 problems.*b\.csv: case y.*a\.csv: case v.*a\.csv: case w"):
+        compare_runs(a, b)
+
+
+def test_tables_under_different_conventions_are_not_compared(tmp_path):
+    a = table(tmp_path / "a.csv", {"x": 0.7})
+    b = table(tmp_path / "b.csv", {"x": 0.7}, conventions=Conventions("nnunet"))
+    with pytest.raises(DataError, match=r"(?s)strict.*nnunet.*under one convention|nnunet.*under one convention"):
+        compare_runs(a, b)
+
+
+def test_undefined_scores_are_left_out_and_counted(tmp_path):
+    a = table(tmp_path / "a.csv", {"x": 0.7, "y": math.nan, "z": 0.5})
+    b = table(tmp_path / "b.csv", {"x": 0.8, "y": 0.9, "z": 0.5})
+    row = compare_runs(a, b)[0]
+    assert (row.t_test.count, row.undefined) == (2, 1)
+    assert "left out" in format_comparison([row], "a", "b")
+
+
+def test_slices_are_averaged_to_their_case_first(tmp_path):
+    def slices(path, shift):
+        rows = [
+            Row(c, c, "atrium", i, "ok", dict.fromkeys(STRICT.metrics, base + shift * base), STRICT)
+            for c, base in (("x", 0.5), ("y", 0.6), ("z", 0.9))
+            for i in range(40)
+        ]
+        write_case_table(path, rows)
+        return path
+
+    row = compare_runs(slices(tmp_path / "a.csv", 0.0), slices(tmp_path / "b.csv", 0.1))[0]
+    assert row.t_test.count == 3
+
+
+def test_one_case_gives_no_p_value_and_no_crash(tmp_path):
+    a, b = table(tmp_path / "a.csv", {"x": 0.7}), table(tmp_path / "b.csv", {"x": 0.8})
+    rows = compare_runs(a, b)
+    assert math.isnan(rows[0].t_test.p)
+    assert "nan" not in format_comparison(rows, "a", "b")
+
+
+def test_p_values_are_printed_as_people_do():
+    assert [format_p(p) for p in (0.0, 0.0009, 0.0123, 1.0)] == ["< 0.001", "< 0.001", "0.012", "1.000"]
