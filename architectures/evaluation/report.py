@@ -111,7 +111,7 @@ def write_report(
         parts += [part for comparison in comparisons for part in _comparison(comparison)]
     parts += ["## How it was made", _table(["", ""], [[k, _without_folders(v)] for k, v in (facts or {}).items()])]
     if command:
-        words = shlex.join(_without_folders(word) for word in command)
+        words = shlex.join(_shorten(word) for word in command)
         parts += ["To do it again (folders are shortened to their names):", f"```sh\n{words}\n```"]
     if paper_tables:
         parts.append("## What the paper reports")
@@ -285,6 +285,14 @@ def _count(n: int, word: str) -> str:
 
 def _escape(text: str) -> str:
     return re.sub(r"([|<\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _shorten(word: str) -> str:
+    """Cut a word of a command line, an absolute path or an option set to one, down to the path's last part."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    if re.match(r"~|[\\/]|[A-Za-z]:[\\/]", value):
+        value = re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return option + equals + value
 
 
 def _without_folders(text: str) -> str:
