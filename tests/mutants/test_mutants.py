@@ -1,0 +1,74 @@
+"""The mutants stay fit: every patch applies, names a promise and a test that exists, and the runner sees survivors."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+
+def _load_runner():
+    spec = spec_from_file_location("mutant_runner", Path(__file__).with_name("run.py"))
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+runner = _load_runner()
+MUTANTS = runner.all_mutants()
+NAMESPACE_TEST = "tests/test_layout.py::test_trifuse_is_a_namespace"
+NEW_FILE = """--- /dev/null
++++ b/{name}
+@@ -0,0 +1 @@
++# a file that was not there
+"""
+
+
+def test_there_are_at_least_twenty():
+    assert len(MUTANTS) >= 20
+    assert len({mutant.promise for mutant in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.patch.stem)
+def test_patch_applies_and_its_test_exists(mutant):
+    checked = runner.apply(mutant.patch, runner.ROOT, "--check")
+    assert checked.returncode == 0, checked.stderr
+    file, _, name = mutant.test.partition("::")
+    source = ast.parse((runner.ROOT / file).read_text(encoding="utf-8"))
+    assert name.partition("[")[0] in {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_runner_tells_red_from_survivor(tmp_path):
+    """A file at the root named ``__init__.py`` breaks the namespace; one named otherwise changes nothing."""
+    outcomes = {}
+    for name in ("__init__.py", "harmless.py"):
+        patch = tmp_path / f"{name}.patch"
+        patch.write_text(NEW_FILE.format(name=name))
+        outcomes[name], _ = runner.run_tests([NAMESPACE_TEST], patch)
+    assert outcomes == {"__init__.py": runner.RED, "harmless.py": runner.GREEN}
+
+
+def test_runner_imports_the_copy_and_not_the_original(tmp_path):
+    patch = tmp_path / "where.patch"
+    lines = [
+        "def test_where():",
+        "    import pathlib, trifuse.kernels, trifuse.blocks, trifuse.architectures as a",
+        "    here = {str(pathlib.Path(m.__file__).resolve().parents[1]) for m in (trifuse.kernels, trifuse.blocks, a)}",
+        "    assert here == {str(pathlib.Path(__file__).resolve().parents[1])}",
+    ]
+    head = "--- /dev/null\n+++ b/tests/test_where.py\n@@ -0,0 +1,4 @@\n"
+    patch.write_text(head + "".join(f"+{line}\n" for line in lines))
+    code, output = runner.run_tests(["tests/test_where.py"], patch)
+    assert code == runner.GREEN, output
+
+
+def test_patch_that_does_not_apply_is_broken(tmp_path):
+    patch = tmp_path / "stale.patch"
+    patch.write_text("--- a/README.md\n+++ b/README.md\n@@ -1 +1 @@\n-no such line\n+another\n")
+    code, output = runner.run_tests([NAMESPACE_TEST], patch)
+    assert code not in (runner.GREEN, runner.RED)
+    assert "does not apply" in output
