@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -97,10 +96,38 @@ def open_study(
     Raises:
         DataError: files are missing (all of them are listed), names collide, or no case was found.
     """
-    study, problems = _scan(Path(root), layout, targets, patient_pattern)
+    study, problems = scan_study(root, layout, targets, patient_pattern=patient_pattern)
     if problems:
         raise DataError.merge(problems)
     return study
+
+
+def scan_study(
+    root: Path, layout: Layout = "auto", targets: Targets | None = None, *, patient_pattern: str | None = None
+) -> tuple[Study, list[DataError]]:
+    """Do as ``open_study``, but return what is wrong with names and files beside the study.
+
+    Raises:
+        DataError: there is no case at all, or the arguments make no sense.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(root, "folder", got="a file" if root.exists() else "nothing there", want="a folder of cases")
+    found = _detect(root) if layout == "auto" else layout
+    if found == "lascarqs":
+        if targets is not None:
+            raise DataError(root, "targets", got=targets, want="none: LAScarQS has one target, everything above 0")
+        cases, problems = _scan_lascarqs(root)
+        classes = _Classes(("background", "left atrium"), None, False)
+    elif found == "plain":
+        cases, problems = _scan_plain(root)
+        classes = _classes(root, targets)
+    else:
+        raise ValueError(f"layout: expected one of {', '.join(get_args(Layout))}, got {layout!r}")
+    cases = sorted(cases, key=lambda case: natural_key(case.case_id))
+    cases, strangers = _with_patients(cases, patient_pattern)
+    problems += strangers + _collisions(root, cases) + missing_files(cases)
+    return Study(root, found, *classes, tuple(cases)), problems
 
 
 def load_case(study: Study, case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:
@@ -136,8 +163,19 @@ def map_labels(study: Study, raw: Volume) -> Volume:
         for value, index in study.label_map.items():
             classes[raw.voxels == value] = index
         if not study.others_are_background:
-            _refuse_strange_values(study, raw)
-    return Volume(classes, raw.spacing_mm, raw.geometry, raw.path, raw.notes)
+            _refuse_strange_values(raw)
+    return replace(raw, voxels=classes)
+
+
+def missing_files(cases: Sequence[Case]) -> list[DataError]:
+    """Return one error for every file that is not there."""
+    problems = []
+    for case in cases:
+        for name, path in (("image", case.image), ("label", case.label)):
+            if path is not None and not path.is_file():
+                got = "a folder" if path.is_dir() else "nothing there"
+                problems.append(DataError(path, f"{name} of case {case.case_id}", got=got, want="a file"))
+    return problems
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
@@ -146,45 +184,23 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
 
 
-def _refuse_strange_values(study: Study, raw: Volume) -> None:
+def _refuse_strange_values(raw: Volume) -> None:
+    """Refuse values other than 0 and 1 where no targets were named."""
     values, counts = np.unique(raw.voxels, return_counts=True)
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    assert study.label_map is not None
-    if set(found) <= set(study.label_map):
+    if set(found) <= {0, 1}:
         return
-    foreground = [value for value in found if value != 0]
-    names = ", ".join(f'"class{value}": {value}' for value in foreground if value > 0)
+    names = ", ".join(f'"class{value}": {value}' for value in found if value > 0)
     raise DataError(
         raw.path,
         "labels",
         got="; ".join(f"value {value} in {count} voxels" for value, count in found.items()),
-        want=f"only {_listed(study.label_map)}",
+        want="0 and 1",
         hint=f"name the values that you want to segment: targets={{{names}}}" if names else "",
     )
 
 
 # --------------------------------------------------------------------------------------------- scanning
-
-
-def _scan(
-    root: Path, layout: Layout, targets: Targets | None, patient_pattern: str | None
-) -> tuple[Study, list[DataError]]:
-    """Find cases and everything that is wrong with the names and files, without reading a file."""
-    if not root.is_dir():
-        raise DataError(root, "folder", got="a file" if root.exists() else "nothing there", want="a folder of cases")
-    found = _detect(root) if layout == "auto" else layout
-    if found == "lascarqs":
-        if targets is not None:
-            raise DataError(root, "targets", got=targets, want="none: LAScarQS has one target, everything above 0")
-        cases, problems = _scan_lascarqs(root)
-        classes = _Classes(("background", "left atrium"), None, False)
-    else:
-        cases, problems = _scan_plain(root)
-        classes = _classes(root, targets)
-    cases = sorted(cases, key=lambda case: natural_key(case.case_id))
-    cases, strangers = _with_patients(cases, patient_pattern)
-    problems += strangers + _collisions(root, cases) + _missing_files(cases)
-    return Study(root, found, *classes, tuple(cases)), problems
 
 
 def _detect(root: Path) -> Literal["lascarqs", "plain"]:
@@ -215,22 +231,20 @@ def _scan_lascarqs(root: Path) -> tuple[list[Case], list[DataError]]:
 
 def _scan_plain(root: Path) -> tuple[list[Case], list[DataError]]:
     images, labels = root / "images", root / "labels"
-    image_files = dict(_nifti_files(images)) if images.is_dir() else {}
+    image_files = list(_nifti_files(images)) if images.is_dir() else []
     if not image_files:
         raise DataError(root, "cases", got="0 cases", want="files that match images/*.nii.gz or images/*.nii")
-    duplicates = [name for name, count in Counter(name for name, _ in _nifti_files(images)).items() if count > 1]
-    problems = [DataError(images, "name", got=f"{name}.nii and {name}.nii.gz", want="one") for name in duplicates]
-    if not labels.is_dir():
-        return [Case(_short(name, ()), "", path, None) for name, path in image_files.items()], problems
-    label_files = dict(_nifti_files(labels))
+    label_files = dict(_nifti_files(labels)) if labels.is_dir() else {}
     cases = []
-    for name, path in image_files.items():
-        case_id = _short(name, label_files)
-        cases.append(Case(case_id, "", path, label_files.get(case_id, labels / f"{case_id}.nii.gz")))
-    for name in sorted(set(label_files) - {case.case_id for case in cases}, key=natural_key):
-        problems.append(
-            DataError(label_files[name], "label", got="no image of that name", want=f"images/{name}.nii.gz")
-        )
+    for name, path in image_files:
+        case_id = name if name in label_files else name.removesuffix(_FIRST_CHANNEL)
+        label = label_files.get(case_id, labels / f"{case_id}.nii.gz") if labels.is_dir() else None
+        cases.append(Case(case_id, case_id, path, label))
+    strangers = sorted(set(label_files) - {case.case_id for case in cases}, key=natural_key)
+    problems = [
+        DataError(label_files[name], "label", got="no image of that name", want=f"images/{name}.nii.gz")
+        for name in strangers
+    ]
     return cases, problems
 
 
@@ -239,11 +253,6 @@ def _nifti_files(folder: Path) -> Iterator[tuple[str, Path]]:
         suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
         if suffix and not path.name.startswith("."):
             yield path.name[: -len(suffix)], path
-
-
-def _short(name: str, labels: Iterable[str]) -> str:
-    """Drop nnU-Net's channel number, unless there is a label with the full name."""
-    return name.removesuffix(_FIRST_CHANNEL) if name not in labels else name
 
 
 class _Classes(NamedTuple):
@@ -270,8 +279,9 @@ def _classes(root: Path, targets: Targets | None) -> _Classes:
 
 
 def _with_patients(cases: Sequence[Case], pattern: str | None) -> tuple[list[Case], list[DataError]]:
+    """Find the patient in every case's name."""
     if pattern is None:
-        return [Case(case.case_id, case.case_id, case.image, case.label) for case in cases], []
+        return list(cases), []
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -282,7 +292,7 @@ def _with_patients(cases: Sequence[Case], pattern: str | None) -> tuple[list[Cas
         patient = (match.group(1) if expression.groups else match.group()) if match else None
         if not patient:
             problems.append(DataError(case.case_id, "patient", got="no match", want=f"a name that matches {pattern!r}"))
-        named.append(Case(case.case_id, patient or case.case_id, case.image, case.label))
+        named.append(replace(case, patient=patient or case.case_id))
     return named, problems
 
 
@@ -298,16 +308,6 @@ def _collisions(root: Path, cases: Sequence[Case]) -> list[DataError]:
         for names in groups.values()
         if len(names) > 1
     ]
-
-
-def _missing_files(cases: Sequence[Case]) -> list[DataError]:
-    problems = []
-    for case in cases:
-        for name, path in (("image", case.image), ("label", case.label)):
-            if path is not None and not path.is_file():
-                got = "a folder" if path.is_dir() else "nothing there"
-                problems.append(DataError(path, f"{name} of case {case.case_id}", got=got, want="a file"))
-    return problems
 
 
 def _listed(names: Iterable[object], most: int = 12) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trifuse.architectures.files import atomic_write, sha256_of
+from trifuse.architectures.files import TEMPORARY_PREFIX, atomic_write, sha256_of
 from trifuse.kernels.errors import DataError
 
 from .cases import Case, Study, load_raw_case, map_labels
@@ -37,6 +39,7 @@ CLIP_PERCENTILES = (1.0, 99.0)
 _TRANSFORM_VERSION = 1  # raise it whenever the bytes of an entry would change
 _DIGEST_BYTES = 32
 _SLICES_AT_ONCE = 16
+_LEFTOVER_SECONDS = 3600
 
 
 def preprocess_volume(volume: Volume, image_size: int) -> Tensor:
@@ -114,8 +117,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self._temporary = tempfile.TemporaryDirectory(prefix="trifuse-slices-") if cache is None else None
         folder = Path(self._temporary.name) if self._temporary else Path(cache or "")
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_old_leftovers(folder)
         self.augment = augment
         self.case_ids = tuple(case_ids)
+        self.class_names = study.class_names
         self._paths: list[Path] = []
         self._entries: dict[int, np.ndarray] = {}
         self._index: list[tuple[int, int]] = []
@@ -141,12 +146,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | tuple[int, int, int]) -> dict[str, Any]:
         """Return the sample of that index; with ``(seed, epoch, index)`` augmented."""
-        index = key if isinstance(key, int) else key[2]
+        index = key[2] if isinstance(key, tuple) else key
         case_number, position = self._index[index]
         record = self._entry(case_number)[position]
         image = network_input(torch.from_numpy(record["image"].copy()))
         target = torch.from_numpy(record["target"].astype(np.int64))
-        if self.augment is not None and not isinstance(key, int):
+        if self.augment is not None and isinstance(key, tuple):
             image, target = self.augment(image, target, _generator(*key))
         return {
             "image": image,
@@ -155,6 +160,18 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "slice": position,
             "index": index,
         }
+
+    def require_every_class(self) -> None:
+        """Raise if a class is on none of the slices: a network cannot learn what it is never shown.
+
+        Raises:
+            DataError: naming the classes.
+        """
+        shown = np.any([self._entry(case_number)[position]["shows"] for case_number, position in self._index], axis=0)
+        absent = [name for name, seen in zip(self.class_names[1:], shown, strict=True) if not seen]
+        if absent:
+            got = f"{', '.join(absent)} on none of {len(self)} slices of {len(self.case_ids)} cases"
+            raise DataError("training set", "classes", got=got, want="every class on at least one slice")
 
     def __getstate__(self) -> dict[str, Any]:
         """Hand over the paths, not the mapped files: a worker process maps them itself."""
@@ -173,17 +190,19 @@ def _generator(*key: int) -> torch.Generator:
 
 
 def _kept(entry: np.ndarray, keep: Keep) -> np.ndarray:
-    if keep == "all":
-        return np.ones(len(entry), bool)
-    return entry["foreground"] if keep == "foreground" else entry["labelled"]
+    kept: dict[str, Any] = {"all": np.ones(len(entry), bool), "foreground": entry["shows"].any(axis=1), "labelled": entry["labelled"]}
+    return kept[keep]
 
 
 # ------------------------------------------------------------------------------------------------ cache
 
 
-def _record(image_size: int) -> np.dtype:
+def _record(image_size: int, classes: int) -> np.dtype:
+    """Describe a slice: image, target, which classes it shows beside the background, whether anything is drawn."""
     plane = (image_size, image_size)
-    return np.dtype([("image", "<f4", plane), ("target", "u1", plane), ("foreground", "?"), ("labelled", "?")])
+    return np.dtype(
+        [("image", "<f4", plane), ("target", "u1", plane), ("shows", "?", (classes - 1,)), ("labelled", "?")]
+    )
 
 
 def _cached(study: Study, case: Case, image_size: int, folder: Path, nonfinite: NonFinite) -> tuple[Path, np.ndarray]:
@@ -203,7 +222,7 @@ def _key(study: Study, case: Case, image_size: int, nonfinite: NonFinite) -> str
         digests = [sha256_of(case.image), sha256_of(case.label)]
     except OSError as error:
         raise DataError(error.filename, "file", got=error.strerror, want=f"a file of case {case.case_id}") from error
-    meaning = None if study.label_map is None else sorted(study.label_map.items())
+    meaning: Any = None if study.label_map is None else sorted(study.label_map.items())
     parts = [_TRANSFORM_VERSION, *digests, meaning, study.others_are_background, image_size, nonfinite]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
@@ -224,14 +243,23 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
+def _remove_old_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written, but nothing that may still be being written."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
+
+
 def _build(study: Study, case: Case, image_size: int, path: Path, nonfinite: NonFinite) -> None:
     image, raw = load_raw_case(case, nonfinite=nonfinite)
     assert raw is not None
     labels = map_labels(study, raw)
-    entry = np.zeros(len(image.voxels), _record(image_size))
+    entry = np.zeros(len(image.voxels), _record(image_size, len(study.class_names)))
     entry["image"] = scaled_slices(image, image_size).numpy()
     entry["target"] = resized_labels(labels, image_size).numpy()
-    entry["foreground"] = labels.voxels.any(axis=(1, 2))
+    for index in range(1, len(study.class_names)):
+        entry["shows"][:, index - 1] = (labels.voxels == index).any(axis=(1, 2))
     entry["labelled"] = raw.voxels.any(axis=(1, 2))
     with atomic_write(path) as stream:
         writer = _Digesting(stream)

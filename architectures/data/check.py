@@ -1,0 +1,132 @@
+"""Everything that is wrong with a study, found before anything is trained on it, and reported at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from trifuse.architectures.files import sha256_of, write_json
+from trifuse.kernels.errors import DataError
+
+from .cases import Case, Layout, Study, Targets, load_raw_case, map_labels, missing_files, scan_study
+from .nifti import Volume
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found: the study as it stands, errors that forbid using it, and warnings that do not."""
+
+    study: Study
+    errors: tuple[DataError, ...]
+    warnings: tuple[str, ...]
+
+
+def check_folder(
+    root: Path,
+    layout: Layout = "auto",
+    targets: Targets | None = None,
+    *,
+    patient_pattern: str | None = None,
+    digests: Path | None = None,
+) -> Findings:
+    """Check the study in a folder; arguments as for ``open_study`` and ``check_study``.
+
+    Missing files and colliding names do not end the check: what can be read is read.
+
+    Raises:
+        DataError: there is no case at all.
+    """
+    study, problems = scan_study(root, layout, targets, patient_pattern=patient_pattern)
+    findings = check_study(study, digests=digests)
+    known = {str(error) for error in problems}
+    further = tuple(error for error in findings.errors if str(error) not in known)
+    return Findings(study, (*problems, *further), findings.warnings)
+
+
+def check_study(study: Study, *, digests: Path | None = None) -> Findings:
+    """Read every file of a study to its last byte and return all errors and warnings.
+
+    Args:
+        study: the cases.
+        digests: JSON file with the SHA-256 of every file. If it is there, the files are compared with it; if not, it
+            is written, provided that the study has no error. It is the only way to notice a changed byte in an
+            uncompressed file.
+    """
+    errors = missing_files(study.cases)
+    warnings: list[str] = []
+    seen: dict[str, Case] = {}
+    classes: Counter[int] = Counter()
+    background: Counter[int] = Counter()
+    for case in study.cases:
+        if missing_files([case]):
+            continue
+        try:
+            image, raw = load_raw_case(case)
+            warnings += _notes(image) + ([] if raw is None else _notes(raw))
+            first = seen.setdefault(_voxel_digest(image), case)
+            if first is not case:
+                text = f"{case.case_id} and {first.case_id} have the same voxels"
+                if first.patient == case.patient:
+                    warnings.append(text)
+                else:
+                    hint = "if they were split apart, the test set would leak into training"
+                    errors.append(DataError(case.image, "image", got=text, want="images that differ", hint=hint))
+            if raw is not None:
+                labels = map_labels(study, raw)
+                present = set(np.unique(labels.voxels).tolist()) - {0}
+                classes.update(present)
+                if not present:
+                    warnings.append(f"{raw.path}: labels: empty mask, no voxel of any target")
+                if study.others_are_background and study.label_map is not None:
+                    background.update(set(np.unique(raw.voxels).tolist()) - {0, *study.label_map})
+        except DataError as error:
+            errors.append(error)
+    labelled = sum(case.label is not None for case in study.cases)
+    for value, count in sorted(background.items()):
+        warnings.append(f"{study.root}: label value {value} is no target and becomes background in {count} cases")
+    if labelled and not errors:
+        for index, name in enumerate(study.class_names):
+            if index and not classes[index]:
+                want = "at least one case that shows it"
+                errors.append(DataError(study.root, f"class {name!r}", got=f"none of {labelled} cases", want=want))
+    if digests is not None:
+        _compare_digests(study, Path(digests), errors, warnings)
+    return Findings(study, tuple(errors), tuple(warnings))
+
+
+def _notes(volume: Volume) -> list[str]:
+    return [f"{volume.path}: {note.field}: {note.text}" for note in volume.notes]
+
+
+def _voxel_digest(volume: Volume) -> str:
+    return hashlib.sha256(repr(volume.voxels.shape).encode() + volume.voxels.tobytes()).hexdigest()
+
+
+def _compare_digests(study: Study, manifest: Path, errors: list[DataError], warnings: list[str]) -> None:
+    """Compare the study's files with a manifest, or write one."""
+    paths = [path for case in study.cases for path in (case.image, case.label) if path is not None and path.is_file()]
+    found = {path.relative_to(study.root).as_posix(): sha256_of(path) for path in paths}
+    if not manifest.exists():
+        if not errors:
+            write_json(manifest, {"format": "trifuse digests", "schema_version": 1, "sha256": found})
+        return
+    try:
+        recorded = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+        recorded = {str(name): str(digest) for name, digest in recorded.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        errors.append(DataError(manifest, "digests", got=repr(error), want='JSON with "sha256": {file: digest}'))
+        return
+    for name, digest in recorded.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            errors.append(DataError(manifest, "digests", got=name, want="files below the study's folder"))
+        elif name not in found:
+            errors.append(DataError(study.root / name, "digest", got="no such file in the study", want=digest))
+        elif found[name] != digest:
+            hint = "the file has changed since the manifest was written"
+            errors.append(DataError(study.root / name, "digest", got=found[name], want=digest, hint=hint))
+    warnings += [f"{study.root / name}: digest: not in {manifest}" for name in found if name not in recorded]
