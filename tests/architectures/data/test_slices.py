@@ -1,0 +1,409 @@
+"""Slices: the transform of the paper, samples keyed by numbers, and a cache that is never believed blindly."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from trifuse.architectures.data import slices
+from trifuse.architectures.data.augmentation import FlipRotate
+from trifuse.architectures.data.cases import load_case, open_study
+from trifuse.architectures.data.nifti import new_volume
+from trifuse.architectures.data.slices import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SliceDataset,
+    network_input,
+    preprocess_volume,
+    resized_labels,
+    scaled_slices,
+)
+from trifuse.kernels.errors import DataError
+
+S = 14
+
+
+def volume_of(shown):
+    """A volume whose voxels (D, H, W) are the given ones."""
+    grid = new_volume(np.zeros(shown.shape[::-1], np.float32), np.diag([-1.0, -1.0, 3.0, 1.0]))
+    return slices.Volume(np.asarray(shown, np.float32), grid.spacing_mm, grid.geometry)
+
+
+# -------------------------------------------------------------------------------------------- transform
+
+
+def test_transform_matches_its_definition():
+    """Percentiles by sorting, resizing by the weights of a triangle filter, written out."""
+    voxels = np.random.default_rng(0).gamma(2.0, 100.0, (3, 20, 12))
+    got = preprocess_volume(volume_of(voxels), 8)
+    assert got.shape == (3, 3, 8, 8)
+    assert got.dtype == torch.float32
+
+    ordered = np.sort(voxels.astype(np.float32).ravel()).astype(np.float64)
+
+    def percentile(share):
+        place = share * (ordered.size - 1)
+        below = int(place)
+        return ordered[below] + (ordered[below + 1] - ordered[below]) * (place - below)
+
+    low, high = percentile(0.01), percentile(0.99)
+    unit = (np.clip(voxels, low, high) - low) / (high - low)
+
+    def weights(old, new):
+        scale, support = old / new, max(old / new, 1.0)
+        distance = np.abs((np.arange(new)[:, None] + 0.5) * scale - np.arange(old) - 0.5)
+        triangle = np.maximum(0, 1 - distance / support)
+        return triangle / triangle.sum(axis=1, keepdims=True)
+
+    resized = np.einsum("ah,dhw,bw->dab", weights(20, 8), unit, weights(12, 8))
+    for channel in range(3):
+        expected = (resized - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+        np.testing.assert_allclose(got[:, channel].numpy(), expected, atol=2e-5)
+
+
+def test_brightness_and_contrast_of_the_scanner_do_not_matter():
+    voxels = np.random.default_rng(0).gamma(2.0, 100.0, (3, 20, 12))
+    torch.testing.assert_close(
+        scaled_slices(volume_of(voxels), S), scaled_slices(volume_of(voxels * 7 + 300), S), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -3e4])
+def test_d23_constant_volume_gives_zeros(value):
+    with np.errstate(all="raise"):
+        assert scaled_slices(volume_of(np.full((2, 5, 5), value)), S).eq(0).all()
+
+
+def test_d23_constant_but_for_a_few_voxels():
+    """What lies above the 99th percentile is clipped away, and nothing is left to divide by."""
+    voxels = np.zeros((2, 20, 20))
+    voxels[0, 0, 0] = 1000
+    assert scaled_slices(volume_of(voxels), S).eq(0).all()
+
+
+def test_d24_one_slice():
+    assert preprocess_volume(volume_of(np.random.default_rng(0).random((1, 9, 7))), S).shape == (1, 3, S, S)
+
+
+def test_d24_a_thousand_slices_in_bounded_memory(tmp_path):
+    """Reading and scaling 1000 slices takes a few times the size of the volume, not of its network input (2.4 GB)."""
+    code = f"""
+import resource, sys
+import numpy as np
+import torch
+from trifuse.architectures.data.nifti import new_volume, read_image, write_image
+from trifuse.architectures.data.slices import scaled_slices
+torch.set_num_threads(1)
+path = {str(tmp_path / "long.nii")!r}
+voxels = np.random.default_rng(0).integers(0, 1000, (96, 96, 1000), dtype=np.int16)
+if sys.argv[1] == "write":
+    grid = new_volume(voxels, np.diag([-1.0, -1.0, 3.0, 1.0]))
+    write_image(path, grid.voxels, like=grid)
+else:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    slices = scaled_slices(read_image(path), 96)
+    assert slices.shape == (1000, 96, 96)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    for what in ("write", "read"):
+        done = subprocess.run([sys.executable, "-c", code, what], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    float32_kib = 96 * 96 * 1000 * 4 / 1024
+    assert int(done.stdout) < 5 * float32_kib
+
+
+def test_masks_are_resized_by_the_nearest_neighbour():
+    rng = np.random.default_rng(0)
+    labels = volume_of(rng.integers(0, 4, (2, 9, 5)))
+    labels = slices.Volume(labels.voxels.astype(np.uint8), labels.spacing_mm, labels.geometry)
+    got = resized_labels(labels, S).numpy()
+    rows, columns = (np.floor((np.arange(S) + 0.5) * length / S).astype(int) for length in (9, 5))
+    np.testing.assert_array_equal(got, labels.voxels[:, rows][:, :, columns])
+
+
+# ---------------------------------------------------------------------------------------------- samples
+
+
+@pytest.fixture
+def study(tmp_path, put_case):
+    """Two cases of four slices: values 1 and 2 on slice 1, value 2 alone on slice 2, nothing elsewhere."""
+    labels = np.zeros((4, 7, 8), np.uint8)
+    labels[1, 2:5, 2:4], labels[1:3, 2:5, 4:6] = 1, 2
+    for name in "ab":
+        put_case(name, labels=labels)
+    return open_study(tmp_path, targets={"one": 1})
+
+
+IDS = ("a", "b")
+
+
+def same(first, second):
+    return all(torch.equal(torch.as_tensor(first[key]), torch.as_tensor(second[key])) for key in ("image", "target"))
+
+
+def test_samples(study):
+    samples = SliceDataset(study, IDS, S)
+    assert len(samples) == 8
+    for index in range(8):
+        sample = samples[index]
+        case_id, position = IDS[index // 4], index % 4
+        image, labels = load_case(study, study.case(case_id))
+        assert (sample["case_id"], sample["slice"], sample["index"]) == (case_id, position, index)
+        assert (sample["image"].dtype, sample["target"].dtype) == (torch.float32, torch.int64)
+        assert torch.equal(sample["image"], preprocess_volume(image, S)[position])
+        assert torch.equal(sample["target"], resized_labels(labels, S)[position].long())
+
+
+def test_order_of_the_cases_is_the_order_asked_for(study):
+    assert [SliceDataset(study, IDS[::-1], S)[index]["case_id"] for index in (0, 7)] == ["b", "a"]
+
+
+@pytest.mark.parametrize(("keep", "positions"), [("all", [0, 1, 2, 3]), ("foreground", [1]), ("labelled", [1, 2])])
+def test_which_slices_are_kept(study, keep, positions):
+    samples = SliceDataset(study, IDS, S, keep=keep)
+    assert [samples[index]["slice"] for index in range(len(samples))] == positions * 2
+
+
+def test_a_contour_too_small_to_survive_resizing_still_counts(tmp_path, put_case):
+    labels = np.zeros((4, 70, 80), np.uint8)
+    labels[2, 1, 1] = 1
+    put_case("a", labels=labels, shape=(80, 70, 4))
+    samples = SliceDataset(open_study(tmp_path), ["a"], S, keep="foreground")
+    assert [samples[index]["slice"] for index in range(len(samples))] == [2]
+    assert samples[0]["target"].eq(0).all()
+
+
+def test_d25_nothing_left(study):
+    empty = open_study(study.root, targets={"seven": 7})
+    with pytest.raises(DataError, match="none with keep='foreground'"):
+        SliceDataset(empty, IDS, S, keep="foreground")
+    assert len(SliceDataset(empty, IDS, S)) == 8
+
+
+def test_d26_a_class_that_no_slice_shows(study):
+    SliceDataset(study, IDS, S).require_every_class()
+    samples = SliceDataset(open_study(study.root, targets={"one": 1, "seven": 7, "two": 2}), IDS, S)
+    with pytest.raises(DataError, match="got seven on none of 8 slices of 2 cases"):
+        samples.require_every_class()
+
+
+def test_unknown_keep(study):
+    with pytest.raises(ValueError, match="expected one of all, foreground, labelled, got 'some'"):
+        SliceDataset(study, IDS, S, keep="some")
+
+
+def test_all_unusable_cases_are_named(tmp_path, put_case):
+    for name in "abc":
+        put_case(name)
+    (tmp_path / "images/a.nii.gz").write_bytes(b"")
+    study = open_study(tmp_path)
+    (tmp_path / "labels/c.nii.gz").unlink()
+    with pytest.raises(DataError) as caught:
+        SliceDataset(study, ["a", "b", "c", "d"], S)
+    for word in ("3 problems", "images/a.nii.gz", "labels/c.nii.gz", "got d"):
+        assert word in str(caught.value)
+
+
+def test_labels_are_needed(tmp_path, put_case):
+    put_case("a", labels=None)
+    with pytest.raises(DataError, match=r"images/a\.nii\.gz: label: expected a label map to train on"):
+        SliceDataset(open_study(tmp_path), ["a"], S)
+
+
+# --------------------------------------------------------------------------------- augmentation and keys
+
+
+def test_the_key_decides_the_augmentation(study):
+    samples = SliceDataset(study, IDS, S, augment=FlipRotate())
+    plain = SliceDataset(study, IDS, S)
+    assert same(samples[1], plain[1]), "an index alone asks for the slice as it is"
+    torch.manual_seed(0)
+    first = [samples[(7, epoch, 1)] for epoch in range(20)]
+    torch.manual_seed(1)
+    again = [samples[(7, epoch, 1)] for epoch in range(20)]
+    assert all(same(one, other) for one, other in zip(first, again, strict=True))
+    assert len({sample["image"].numpy().tobytes() for sample in first}) > 4
+    others = [samples[(8, epoch, 1)] for epoch in range(20)]
+    assert not all(same(one, other) for one, other in zip(first, others, strict=True))
+
+
+def test_the_key_needs_no_augmentation(study):
+    samples = SliceDataset(study, IDS, S)
+    assert same(samples[(1, 2, 3)], samples[3])
+    assert same(samples[np.int64(3)], samples[3])
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_see_the_same_samples(study, context):
+    """Twice: what a worker leaves behind must not take the cache with it."""
+    samples = SliceDataset(study, IDS, S)
+    keys = [(0, 0, index) for index in range(8)]
+    for _ in range(2):
+        loader = DataLoader(samples, sampler=keys, batch_size=4, num_workers=1, multiprocessing_context=context)
+        images = torch.cat([batch["image"] for batch in loader])
+        assert torch.equal(images, torch.stack([samples[index]["image"] for index in range(8)]))
+    assert same(SliceDataset(study, IDS, S)[2], samples[2])
+
+
+def test_pickling_carries_no_voxels(study, tmp_path):
+    samples = SliceDataset(study, IDS, S, cache=tmp_path / "cache")
+    content = pickle.dumps(samples)
+    assert len(content) < 8000
+    assert same(pickle.loads(content)[5], samples[5])
+
+
+# ------------------------------------------------------------------------------------------------ cache
+
+
+def entries(cache):
+    return sorted(path.name for path in cache.iterdir())
+
+
+def test_without_a_cache_folder_nothing_stays_behind(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(slices.tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    samples = SliceDataset(study, IDS, S)
+    assert os.listdir(tmp_path / "tmp")
+    del samples
+    assert not os.listdir(tmp_path / "tmp")
+
+
+def test_a_second_data_set_decodes_nothing(study, tmp_path, monkeypatch):
+    first = SliceDataset(study, IDS, S, cache=tmp_path / "cache")
+    monkeypatch.setattr(slices, "load_raw_case", lambda *args, **options: pytest.fail("decoded again"))
+    again = SliceDataset(study, IDS, S, cache=tmp_path / "cache", keep="foreground")
+    assert same(again[0], first[1])
+
+
+def test_entries_are_named_after_all_that_they_depend_on(study, tmp_path, monkeypatch, put_case):
+    cache = tmp_path / "cache"
+
+    def entries_with(study=study, size=S, **options):
+        SliceDataset(study, ["a"], size, cache=cache, **options)
+        return len(entries(cache))
+
+    assert entries_with() == entries_with(keep="labelled") == entries_with(augment=FlipRotate()) == 1
+    assert entries_with(size=S + 2) == 2
+    assert entries_with(open_study(study.root, targets={"two": 2})) == 3
+    assert entries_with(open_study(study.root, targets={"both": [1, 2]})) == 4
+    assert entries_with(nonfinite="zero") == 5
+    monkeypatch.setattr(slices, "_TRANSFORM_VERSION", 2)
+    assert entries_with() == 6
+    put_case("a", seed=99, labels=np.ones((4, 7, 8), np.uint8))
+    assert entries_with() == 7
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:20],
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content + b"x",
+        lambda content: content[:500] + bytes([content[500] ^ 1]) + content[501:],
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    ],
+    ids=["empty", "header", "half", "digest", "longer", "flipped", "digest flipped"],
+)
+def test_d34_damaged_entries_are_rebuilt(study, tmp_path, damage):
+    cache = tmp_path / "cache"
+    expected = SliceDataset(study, ["a"], S, cache=cache)[1]
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(damage(content))
+    assert same(SliceDataset(study, ["a"], S, cache=cache)[1], expected)
+    assert path.read_bytes() == content
+
+
+BUILD = """
+import sys, os, time
+from trifuse.architectures.data import slices
+from trifuse.architectures.data.cases import open_study
+root, cache, what = sys.argv[1:]
+if what == "die":
+    real = os.replace
+    os.replace = lambda *names: os._exit(9)
+elif what == "wait":
+    real = slices._build
+    def build(*args):
+        print("ready", flush=True)
+        sys.stdin.readline()
+        real(*args)
+    slices._build = build
+samples = slices.SliceDataset(open_study(root, targets={"one": 1}), ["a", "b"], 14, cache=cache)
+print(float(sum(samples[index]["image"].double().sum() for index in range(len(samples)))))
+"""
+
+
+def build(study, cache, what, **options):
+    command = [sys.executable, "-c", BUILD, str(study.root), str(cache), what]
+    return subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+
+
+def test_d34_killed_while_writing(study, tmp_path):
+    """A process that dies before the entry has its name leaves nothing that is read, and is cleaned up after."""
+    cache = tmp_path / "cache"
+    process = build(study, cache, "die")
+    process.communicate(timeout=60)
+    assert process.returncode == 9
+    (leftover,) = cache.iterdir()
+    assert leftover.name.startswith(".trifuse-")
+    fresh = SliceDataset(study, IDS, S)
+    assert all(same(SliceDataset(study, IDS, S, cache=cache)[index], fresh[index]) for index in range(8))
+    assert leftover.exists(), "it may belong to a process that is still writing"
+    os.utime(leftover, (time.time() - 7200,) * 2)
+    SliceDataset(study, IDS, S, cache=cache)
+    assert not leftover.exists()
+
+
+def test_d35_two_processes_build_the_same_entries(study, tmp_path):
+    """Both are held until both have decided to build; both end right, and one entry per case remains."""
+    cache = tmp_path / "cache"
+    processes = [build(study, cache, "wait") for _ in range(2)]
+    for _ in IDS:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+    sums = {process.communicate(timeout=60)[0] for process in processes}
+    assert all(process.returncode == 0 for process in processes)
+    expected = SliceDataset(study, IDS, S)
+    assert sums == {f"{float(sum(expected[index]['image'].double().sum() for index in range(8)))}\n"}
+    assert len(entries(cache)) == 2
+
+
+# -------------------------------------------------------------------------------------------- real data
+
+
+def test_real_slices_without_contours_are_left_out(tmp_path):
+    root = os.environ.get("TRIFUSE_DATA")
+    if not root:
+        pytest.skip("TRIFUSE_DATA is not set")
+    for truth in sorted(Path(root).glob("sunnybrook_cine_sax/SC-HF-I-[14]/*_gt.nii.gz")):
+        for folder, source in (("labels", truth), ("images", truth.with_name(truth.name.replace("_gt", "")))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / truth.name.replace("_gt", "")).symlink_to(source)
+    study = open_study(tmp_path, targets={"lv": 3}, patient_pattern=r"SC-HF-I-\d")
+    ids = [case.case_id for case in study.cases]
+    everything = SliceDataset(study, ids, 112, cache=tmp_path / "cache")
+    labelled = SliceDataset(study, ids, 112, cache=tmp_path / "cache", keep="labelled")
+    assert len(everything) == 2 * 12 + 2 * 10
+    assert 2 * 9 + 2 * 10 - 4 <= len(labelled) <= 2 * 9 + 2 * 10
+    labelled.require_every_class()
+    sample = labelled[(0, 0, 5)]
+    unit = sample["image"] * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
+    assert unit.min() >= -1e-6
+    assert unit.max() <= 1 + 1e-6
+    torch.testing.assert_close(network_input(unit[0]), sample["image"])
