@@ -326,7 +326,7 @@ def test_streaming_holds_one_map_at_a_time_beside_the_kept_ones(case):
     gc.collect()
     assert sorted(kept) == [1, 4]
     assert len(alive) == 2
-    assert max(most) == 3 - (most[-1] < 3)
+    assert most == [1, 1, 2, 2, 2, 3], "maps in memory when each block has made its own, blocks 1 and 4 kept"
     assert y.requires_grad == (case != "no_grad")
 
 
