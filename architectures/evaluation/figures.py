@@ -22,7 +22,7 @@ from trifuse.architectures.files import atomic_write
 from trifuse.kernels import DataError, MissingExtra
 
 from .metrics import case_metrics
-from .tables import Row, number, prediction_path, write_csv
+from .tables import EXTRA, Row, mean_of_defined, number, prediction_path, write_csv
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Study
@@ -272,11 +272,14 @@ def _draw_masks(axis: Any, labels: NDArray) -> None:
 
 
 def _draw_contour(axis: Any, mask: NDArray, colour: str, width: float, style: str) -> None:
+    from matplotlib import patheffects
+
     if not mask.any():
         return
     closed = np.pad(mask, 1).astype(float)  # so that a mask at the edge of the tile has a closed outline
     rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
-    axis.contour(columns, rows, closed, levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
+    outline = axis.contour(columns, rows, closed, levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
+    outline.set_path_effects([patheffects.withStroke(linewidth=width + 1.2, foreground="black", alpha=0.6)])
     axis.set_xlim(-0.5, mask.shape[1] - 0.5)
     axis.set_ylim(mask.shape[0] - 0.5, -0.5)
 
@@ -400,9 +403,9 @@ def _choose_cases(rows: Sequence[Row], limit: int) -> list[tuple[str, float, str
     """Return (case, mean DSC, worst / median / best), the worst first."""
     scores: dict[str, list[float]] = {}
     for row in rows:
-        if row.status != "extra prediction":
+        if row.status != EXTRA:
             scores.setdefault(row.case_id, []).append(row.scores["dsc"])
-    means = {case_id: float(np.mean([v for v in values if v == v] or [math.nan])) for case_id, values in scores.items()}
+    means = {case_id: mean_of_defined(values) for case_id, values in scores.items()}
     ranked = sorted(means, key=lambda case_id: (math.inf if math.isnan(means[case_id]) else means[case_id], case_id))
     places = range(len(ranked)) if len(ranked) <= limit else np.linspace(0, len(ranked) - 1, limit).round().astype(int)
     notes = {0: "worst", len(ranked) - 1: "best"} if len(ranked) > 2 else {}

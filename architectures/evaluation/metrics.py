@@ -127,7 +127,7 @@ class Conventions:
         )
         unit = "mm, true spacing" if self.hd_unit == "mm" else "voxels, spacing ignored"
         pooled = "both directions pooled" if self.percentile == "pooled" else "larger of the two directions"
-        slices = "all slices" if self.slices == "all" else "only the slices that somebody labelled"
+        slices = "all slices" if self.slices == "all" else "the slices that somebody labelled, and no others"
         volume = self.volume.replace("_", " ") + (", share of the true volume" if "relative" in self.volume else ", mL")
         return (
             f"Empty masks `{self.empty_masks}` ({empty}). HD95: {pooled}, {unit}. "

@@ -20,8 +20,18 @@ from torch import nn
 from trifuse.architectures.files import sha256_of, write_text
 
 from .figures import Picture
+from .metrics import Conventions
 from .statistics import Comparison, comparison_cells
-from .tables import MEAN_OF_CLASSES, Row, Summary, summarise, write_case_table, write_summary_table
+from .tables import (
+    MEAN_OF_CLASSES,
+    Row,
+    Summary,
+    evaluate_cases,
+    mean_of_defined,
+    summarise,
+    write_case_table,
+    write_summary_table,
+)
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Study
@@ -116,13 +126,30 @@ def write_report(
     if paper_tables:
         parts.append("## What the paper reports")
         parts.append(
-            f"Transcribed from {paper or 'the publication'}, **not measured here**, and on other data: "
-            "these numbers and the ones above cannot be compared as they stand."
+            f"Transcribed from {paper or 'the publication'}, **not measured here**: other cases, and a protocol that "
+            "is not stated in full. They say what to expect, and are no target."
         )
         parts += [part for table in paper_tables for part in _paper_table(table)]
     path = out / REPORT
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
+
+
+def standard_evaluations(
+    pred_dir: Path, study: Study, case_ids: Sequence[str], *, empty_masks: str = "strict", labelled: bool = False
+) -> list[Evaluation]:
+    """Score predictions per volume and per slice; with ``labelled`` also over the labelled slices alone.
+
+    Raises:
+        DataError: see `evaluate_cases`.
+    """
+    ways = [
+        ("volume", "Per volume", Conventions(empty_masks)),
+        ("slice", "Per slice", Conventions(empty_masks, aggregation="slice")),
+    ]
+    if labelled:
+        ways.insert(1, ("labelled", "Per volume, labelled slices alone", Conventions(empty_masks, slices="labelled")))
+    return [Evaluation(name, title, evaluate_cases(pred_dir, study, case_ids, way)) for name, title, way in ways]
 
 
 def describe_data(study: Study, splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -153,7 +180,11 @@ def describe_network(model: nn.Module) -> dict[str, str]:
 def describe_environment(device: torch.device | str = "cpu") -> dict[str, str]:
     """Return the facts about the machine that explain a number, and none that identify it."""
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {_count(torch.get_num_threads(), 'thread')}"
+    )
     try:
         trifuse = version("trifuse")
     except PackageNotFoundError:
@@ -197,14 +228,14 @@ def _headline(evaluation: Evaluation) -> str:
 def _case_means(rows: Sequence[Row]) -> dict[str, float]:
     scores: dict[str, list[float]] = {}
     for row in rows:
-        if not math.isnan(row.scores["dsc"]):
-            scores.setdefault(row.case_id, []).append(row.scores["dsc"])
-    return {case_id: sum(values) / len(values) for case_id, values in scores.items()} or {rows[0].case_id: math.nan}
+        scores.setdefault(row.case_id, []).append(row.scores["dsc"])
+    means = {case_id: mean_of_defined(values) for case_id, values in scores.items()}
+    return {case_id: mean for case_id, mean in means.items() if not math.isnan(mean)} or {rows[0].case_id: math.nan}
 
 
 def _picture(picture: Picture, out: Path) -> str:
     png, numbers = (os.path.relpath(path, out).replace(os.sep, "/") for path in (picture.png, picture.csv))
-    return f"## {picture.title}\n\n![{_escape(picture.alt)}]({png})\n\n{picture.alt} Numbers: [{numbers}]({numbers})"
+    return f"## {picture.title}\n\n![{_escape(picture.alt)}]({png})\n\nNumbers: [{numbers}]({numbers})"
 
 
 def _evaluation(evaluation: Evaluation, out: Path) -> list[str]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from trifuse.kernels import DataError, MissingExtra
 
-from .tables import Row, number, read_case_table, write_csv
+from .tables import Row, mean_of_defined, number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
 BOOTSTRAP_RESAMPLES = 10_000
@@ -247,12 +247,7 @@ def _scores_of_cases(rows: Sequence[Row], class_name: str, metric: str) -> dict[
     for row in rows:
         if row.class_name == class_name:
             scores.setdefault(row.case_id, []).append(row.scores[metric])
-    return {case_id: _mean_of_defined(values) for case_id, values in scores.items()}
-
-
-def _mean_of_defined(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
+    return {case_id: mean_of_defined(values) for case_id, values in scores.items()}
 
 
 def _stats() -> Any:

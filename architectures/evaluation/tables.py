@@ -218,9 +218,10 @@ def read_case_table(path: Path) -> list[Row]:
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
-    """Return mean and SD over the rows for each class and score, and over the mean of the classes if there are many.
+    """Return mean and SD over the rows for each class and score, and the mean of the classes' means if there are many.
 
-    NaN scores, undefined under the convention, are left out of the mean and counted.
+    NaN scores, undefined under the convention, are left out of the mean and counted. The SD beside the mean of the
+    classes is that of the units' own means over their classes.
     """
     summaries = []
     for class_name in dict.fromkeys(row.class_name for row in rows):
@@ -229,8 +230,16 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
             summaries.append(_summary(class_name, metric, [row.scores[metric] for row in of_class]))
     if len({row.class_name for row in rows}) > 1:
         for metric in rows[0].scores:
-            summaries.append(_summary(MEAN_OF_CLASSES, metric, list(_class_means(rows, metric))))
+            mean = mean_of_defined([s.mean for s in summaries if s.metric == metric])
+            of_units = _summary(MEAN_OF_CLASSES, metric, list(_class_means(rows, metric)))
+            summaries.append(replace(of_units, mean=mean))
     return summaries
+
+
+def mean_of_defined(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if all are."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def write_summary_table(path: Path, summaries: Sequence[Summary], conventions: Conventions) -> None:
@@ -347,9 +356,7 @@ def _class_means(rows: Sequence[Row], metric: str) -> Iterator[float]:
     units: dict[tuple[str, int | None], list[float]] = {}
     for row in rows:
         units.setdefault((row.case_id, row.slice), []).append(row.scores[metric])
-    for scores in units.values():
-        defined = [score for score in scores if not math.isnan(score)]
-        yield sum(defined) / len(defined) if defined else math.nan
+    yield from map(mean_of_defined, units.values())
 
 
 def _summary(class_name: str, metric: str, scores: Sequence[float]) -> Summary:

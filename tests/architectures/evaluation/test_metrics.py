@@ -271,7 +271,7 @@ def test_conventions_travel_in_one_cell_and_say_what_they_are():
     assert chosen.percentile == "max"
     assert Conventions.from_label(chosen.label) == chosen
     sentence = chosen.describe()
-    for said in ("monai", "voxels", "larger of the two", "per slice", "only the slices that somebody labelled"):
+    for said in ("monai", "voxels", "larger of the two", "per slice", "the slices that somebody labelled"):
         assert said in sentence
     with pytest.raises(ValueError, match="does not name the conventions"):
         Conventions.from_label("somebody's own")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from trifuse.architectures.data.cases import load_case
+from trifuse.architectures.data.cases import load_case, open_study
 from trifuse.architectures.data.nifti import read_image
 from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases, predict_volume, weights_digest
 from trifuse.kernels import DataError, NumericError
@@ -248,6 +249,27 @@ def test_l8_no_case_and_unknown_cases(make_study, threshold, tmp_path):
     with pytest.raises(DataError, match=r"(?s)2 problems.*nobody.*somebody"):
         predict_cases(threshold(), study, ["a", "nobody", "somebody"], tmp_path / "out", image_size=SIZE)
     assert not (tmp_path / "out").exists()
+
+
+def test_d27_l13_names_with_spaces_and_umlauts_and_no_labels_at_all(make_study, threshold, tmp_path):
+    study = make_study("Müller 3", "x" * 200)
+    shutil.rmtree(study.root / "labels")
+    study = open_study(study.root, "plain")
+    paths = predict_cases(threshold(), study, ids(study), tmp_path / "out", image_size=SIZE)
+    assert sorted(path.name for path in paths) == ["Müller 3.nii.gz", "x" * 200 + ".nii.gz"]
+    assert all(path.is_file() for path in paths)
+
+
+def test_d22_nan_voxels_are_refused_or_replaced_as_asked(make_study, threshold, tmp_path):
+    study = make_study("a")
+    image = nib.load(study.cases[0].image)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(voxels, image.affine), study.cases[0].image)
+    with pytest.raises(DataError, match="not predicted"):
+        predict_cases(threshold(), study, ["a"], tmp_path / "out", image_size=SIZE)
+    predict_cases(threshold(), study, ["a"], tmp_path / "out", image_size=SIZE, nonfinite="median")
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
 
 
 def test_native_size_does_not_depend_on_the_networks(make_study, threshold):

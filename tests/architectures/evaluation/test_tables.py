@@ -231,7 +231,8 @@ def test_several_classes_also_get_the_mean_of_their_means():
     dsc = {s.class_name: s for s in summarise(rows) if s.metric == "dsc"}
     assert dsc["atrium"].mean == pytest.approx(0.85)
     assert dsc["scar"].mean == pytest.approx(0.4)
-    assert dsc[MEAN_OF_CLASSES].mean == pytest.approx((0.6 + 0.9) / 2)
+    assert dsc[MEAN_OF_CLASSES].mean == pytest.approx((0.85 + 0.4) / 2)  # over cases first, then over classes
+    assert dsc[MEAN_OF_CLASSES].sd == pytest.approx(np.std([0.6, 0.9], ddof=1))
 
 
 def test_scores_of_several_classes_are_kept_apart():
