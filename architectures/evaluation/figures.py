@@ -39,6 +39,7 @@ PLATE = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "boxstyle": "r
 
 DPI = 150
 SMALL, NORMAL, LARGE = 8, 9, 11  # points
+LONGEST_NAME = 60  # letters of a case's name that fit above its row
 MARKED_EPOCHS = 40  # curves of up to this many epochs get a marker at each
 SCORE_WORDS = ("dice", "dsc", "iou", "precision", "sensitivity")
 BLOCK_COLUMN = "weight_block_"
@@ -139,8 +140,6 @@ def draw_overlays(tiles: Sequence[Tile], class_names: Sequence[str], out: Path) 
         class_names: names of the class ids, the background first.
         out: folder to write into.
     """
-    from matplotlib.lines import Line2D
-
     windows = [_window(tile) for tile in tiles]
     aspects = [_aspect(tile, window) for tile, window in zip(tiles, windows, strict=True)]
     width = 2.6
@@ -151,20 +150,7 @@ def draw_overlays(tiles: Sequence[Tile], class_names: Sequence[str], out: Path) 
     heading = {"ha": "center", "va": "bottom", "fontsize": LARGE, "color": INK, "weight": "bold"}
     for axis, title in zip(axes[0], ("Image", "Truth", "Prediction"), strict=True):
         axis.annotate(title, (0.5, 1), xytext=(0, 19), xycoords="axes fraction", textcoords="offset points", **heading)
-    names = dict(enumerate(class_names))
-    drawn = [np.unique(labels) for tile in tiles for labels in (tile.truth, tile.prediction) if labels is not None]
-    shown = sorted(set(np.concatenate(drawn).tolist()) & set(range(1, len(class_names)))) or [1]
-    handles = [Line2D([], [], color=_class_colour(k), lw=2, label=names[k]) for k in shown]
-    handles.append(Line2D([], [], color="white", lw=1.2, ls="--", label="true outline, on the prediction"))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(4, len(handles)),
-        fontsize=SMALL,
-        facecolor="#4A4A4A",
-        labelcolor="white",
-        edgecolor="none",
-    )
+    _draw_legend(figure, tiles, class_names)
     header = ["case_id", "slice", "pixels_truth", "pixels_prediction", "dsc_slice", "dsc_case"]
     lines = [_tile_numbers(tile) for tile in tiles]
     cases = ", ".join(f"{tile.case_id} {_dsc_text(tile.dsc)}" for tile in tiles)
@@ -247,8 +233,9 @@ def _draw_tile_row(line: Sequence[Any], tile: Tile, window: tuple[slice, slice])
         for spine in axis.spines.values():
             spine.set_visible(False)
     _draw_scale_bar(line[0], image.shape, column_mm)
-    label = f"{tile.case_id}, slice {tile.slice + 1} of {tile.depth}" + (f" ({tile.note})" if tile.note else "")
-    line[0].set_title(label, fontsize=SMALL, color=FAINT, loc="left", pad=3)
+    name = tile.case_id if len(tile.case_id) <= LONGEST_NAME else tile.case_id[: LONGEST_NAME - 1] + "…"
+    label = f"{name}, slice {tile.slice + 1} of {tile.depth}" + (f" ({tile.note})" if tile.note else "")
+    line[0].set_title(label, fontsize=SMALL, color=FAINT, loc="left", pad=3, parse_math=False)
     truth = tile.truth[window]
     _draw_masks(line[1], truth)
     if tile.prediction is None:
@@ -259,6 +246,19 @@ def _draw_tile_row(line: Sequence[Any], tile: Tile, window: tuple[slice, slice])
         _draw_contour(line[2], truth != 0, "white", 1.0, "dashed")
     corner = {"transform": line[2].transAxes, "va": "top", "weight": "bold"}
     line[2].text(0.04, 0.96, f"DSC {_dsc_text(tile.dsc)}", color="white", fontsize=NORMAL, bbox=PLATE, **corner)
+
+
+def _draw_legend(figure: Any, tiles: Sequence[Tile], class_names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    drawn = [np.unique(labels) for tile in tiles for labels in (tile.truth, tile.prediction) if labels is not None]
+    shown = sorted(set(np.concatenate(drawn).tolist()) & set(range(1, len(class_names)))) or [1]
+    handles = [Line2D([], [], color=_class_colour(k), lw=2, label=class_names[k]) for k in shown]
+    handles.append(Line2D([], [], color="white", lw=1.2, ls="--", label="true outline, on the prediction"))
+    look = {"fontsize": SMALL, "facecolor": "#4A4A4A", "labelcolor": "white", "edgecolor": "none"}
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), **look)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _draw_masks(axis: Any, labels: NDArray) -> None:

@@ -10,7 +10,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from trifuse.architectures.files import sha256_of, write_text
+from trifuse.kernels import MissingExtra
 
 from .figures import Picture
 from .metrics import Conventions
@@ -135,6 +137,17 @@ def write_report(
     return path
 
 
+def check_extras() -> None:
+    """Raise MissingExtra now, and not after a day of training, if scoring or drawing would fail for want of a package.
+
+    Raises:
+        MissingExtra: scipy or matplotlib is not installed; the message is the command that installs it.
+    """
+    for package, purpose in (("scipy", "evaluation of HD95"), ("matplotlib", "drawing a figure")):
+        if find_spec(package) is None:
+            raise MissingExtra(package, "med", purpose)
+
+
 def standard_evaluations(
     pred_dir: Path, study: Study, case_ids: Sequence[str], *, empty_masks: str = "strict", labelled: bool = False
 ) -> list[Evaluation]:
@@ -185,13 +198,9 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, str]:
         if device.type == "cuda"
         else f"CPU, {_count(torch.get_num_threads(), 'thread')}"
     )
-    try:
-        trifuse = version("trifuse")
-    except PackageNotFoundError:
-        trifuse = "not installed"
     return {
         "Device": name,
-        "Versions": f"trifuse {trifuse}, torch {torch.__version__}, Python {platform.python_version()}",
+        "Versions": f"trifuse {version('trifuse')}, torch {torch.__version__}, Python {platform.python_version()}",
         "Platform": f"{platform.system()} {platform.machine()}",
     }
 

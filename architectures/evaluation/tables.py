@@ -251,6 +251,15 @@ def write_summary_table(path: Path, summaries: Sequence[Summary], conventions: C
     write_csv(path, ["class_name", "metric", "mean", "sd", "count", "undefined", _LAST_COLUMN], lines)
 
 
+def format_summary(summaries: Sequence[Summary], conventions: Conventions) -> str:
+    """Return a summary as lines to print: each class and metric with its mean, SD and count, and the conventions."""
+    lines = [f"{'class':<20} {'metric':<24} {'mean':>9} {'SD':>9} {'n':>5}"]
+    for s in summaries:
+        sd = "-" if math.isnan(s.sd) else f"{s.sd:.4f}"
+        lines.append(f"{s.class_name:<20} {s.metric:<24} {s.mean:>9.4f} {sd:>9} {s.count:>5}")
+    return "\n".join([*lines, f"conventions: {conventions.label}"])
+
+
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
     """Write a CSV file atomically: UTF-8, commas, a bare newline, cells as they are given."""
     text = io.StringIO()

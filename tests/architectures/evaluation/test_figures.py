@@ -21,7 +21,7 @@ from trifuse.architectures.evaluation.figures import (
 )
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.tables import Row, evaluate_cases
-from trifuse.kernels import DataError
+from trifuse.kernels import DataError, MissingExtra
 
 STRICT = Conventions()
 
@@ -236,6 +236,31 @@ def test_tiles_are_the_largest_slices_of_the_worst_to_best(make_study, tmp_path)
     assert {t.slice for t in collect_tiles(predictions, study, rows, slice_index=0)} == {0}
     picture = draw_overlays(tiles, study.class_names, tmp_path)
     assert_real_png(picture)
+
+
+def test_d27_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """Dollar signs would be read as mathematics, and a name may be longer than the row."""
+    texts = drawn_texts(monkeypatch)
+    picture = draw_overlays([tile("Müller $x_{"), tile("n" * 300)], ("background", r"a$\oops$"), tmp_path)
+    assert_real_png(picture)
+    assert "Müller $x_{, slice 5 of 9" in texts
+    assert "n" * 59 + "…, slice 5 of 9" in texts
+    assert imread(picture.png).shape[1] < 1300
+
+
+def test_l6_without_matplotlib_the_message_gives_the_command(tmp_path, monkeypatch):
+    log = write_log(tmp_path / "log.csv", blocks=3)
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for draw in (
+        lambda: draw_training_curves(log, tmp_path),
+        lambda: draw_block_weights(log, tmp_path),
+        lambda: draw_overlays([tile()], ("background", "atrium"), tmp_path),
+    ):
+        with pytest.raises(MissingExtra, match=r"figure needs matplotlib.*pip install 'trifuse\[med\]'"):
+            draw()
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_an_extra_prediction_has_no_tile(make_study, tmp_path):

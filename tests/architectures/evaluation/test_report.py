@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from trifuse.architectures.evaluation import report
 from trifuse.architectures.evaluation.figures import Tile, draw_overlays, draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.report import (
     ComparisonSection,
     Evaluation,
     PaperTable,
+    check_extras,
     describe_data,
     describe_environment,
     describe_network,
@@ -24,6 +26,7 @@ from trifuse.architectures.evaluation.report import (
 )
 from trifuse.architectures.evaluation.statistics import compare_runs
 from trifuse.architectures.evaluation.tables import EXTRA, MISSING, OK, Row, read_case_table
+from trifuse.kernels import MissingExtra
 
 STRICT = Conventions()
 
@@ -188,6 +191,14 @@ def test_standard_evaluations_score_one_set_of_predictions_in_several_ways(make_
     assert {way.rows[0].conventions.empty_masks for way in ways} == {"strict"}
     (only, _) = standard_evaluations(tmp_path / "p", study, ["a"], empty_masks="nnunet")
     assert only.rows[0].conventions == Conventions("nnunet")
+
+
+@pytest.mark.parametrize("package", ["scipy", "matplotlib"])
+def test_l6_missing_packages_are_named_before_work_starts(monkeypatch, package):
+    check_extras()
+    monkeypatch.setattr(report, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(MissingExtra, match=rf"needs {package}.*pip install 'trifuse\[med\]'"):
+        check_extras()
 
 
 def test_durations():
