@@ -27,6 +27,7 @@ from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 SKIP_SCALES = ("renorm", "raw", "none")
 STREAM_GRADIENTS = ("project", "rerun")
 SIZE_POLICIES = ("error", "pad", "resize")
+TINY_DECODER: dict[str, Any] = {"channels": (32, 24, 16, 8), "bottleneck_dim": 32}
 
 
 @dataclass(frozen=True)
@@ -249,9 +250,10 @@ class DinoUNet(Pretrained, nn.Module):
         return tuple(sorted({*self.fusion.selected, self.encoder.depth - 1}))
 
     def start_epoch(self, epoch: int) -> None:
-        """Tell the network that an epoch begins, counted from 0: freezes the selection when its time has come."""
-        if self.config.learned and epoch == self.config.freeze_selection_epoch:
-            self.fusion.freeze_selection()
+        """Tell the network that an epoch begins, or goes on, counted from 0: freezes the selection in due time."""
+        freeze_epoch = self.config.freeze_selection_epoch
+        if self.config.learned and freeze_epoch is not None and epoch >= freeze_epoch:
+            self.fusion.freeze_selection()  # once frozen, it stays what it is
 
     def prepare(self, image: Tensor) -> Tensor:
         """Bring images (B, C, H, W) to the three channels and the size that the encoder takes."""
@@ -302,9 +304,7 @@ class DinoUNet(Pretrained, nn.Module):
 
 def dino_unet_tiny(**overrides: Any) -> DinoUNet:
     """Build the network for tests and demonstrations: 4 blocks of width 64, a narrow decoder."""
-    return DinoUNet(
-        DinoUNetConfig(**{"variant": "tiny", "channels": (32, 24, 16, 8), "bottleneck_dim": 32, **overrides})
-    )
+    return DinoUNet(DinoUNetConfig(**{"variant": "tiny", **TINY_DECODER, **overrides}))
 
 
 def dino_unet_small(**overrides: Any) -> DinoUNet:

@@ -445,6 +445,18 @@ def test_the_selection_freezes_when_its_epoch_begins():
     assert model(images(1, 3, 28, 28)).isfinite().all()
 
 
+def test_a_resumed_epoch_does_not_freeze_anew():
+    model = network(freeze_selection_epoch=1)
+    model.start_epoch(1)
+    resumed = network(freeze_selection_epoch=1)
+    resumed.load_state_dict(model.state_dict())
+    spread_logits(resumed, seed=7)
+    free = network()
+    spread_logits(free, seed=7)
+    resumed.start_epoch(1)
+    assert resumed.fusion.selected == model.fusion.selected != free.fusion.selected
+
+
 def test_without_the_option_the_selection_never_freezes():
     model = network()
     model.start_epoch(0)
