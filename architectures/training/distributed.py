@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trifuse.kernels.errors import TrifuseError
+from trifuse.kernels.errors import BackendError, TrifuseError
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks, differentiably; what a loss applies to its sums before its formula."""
@@ -115,7 +115,7 @@ def open_world(device: str = "auto") -> Iterator[World]:
         ValueError: the device is not there.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _choose_device(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
     if size == 1:
         yield World(0, 1, chosen)
         return
@@ -131,13 +131,18 @@ def open_world(device: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _choose_device(device: str, local_rank: int | None) -> torch.device:
+def choose_device(device: str = "auto", local_rank: int | None = None) -> torch.device:
+    """Return the device that ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"`` means for a process.
+
+    Raises:
+        BackendError: that GPU is not there.
+    """
     gpus = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and gpus == 0):
         return torch.device("cpu")
     index = int(device.partition(":")[2] or 0) if local_rank is None else local_rank
     if index >= gpus:
-        raise ValueError(f"device {device!r} needs GPU number {index}; found {gpus} GPUs; use device 'cpu'")
+        raise BackendError(f"device {device!r} needs GPU number {index}; found {gpus} GPUs; use device 'cpu'")
     return torch.device("cuda", index)
 
 

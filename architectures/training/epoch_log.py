@@ -30,6 +30,8 @@ class EpochLog:
     def __init__(self, path: Path, epochs_done: int, tensorboard: Path | None = None) -> None:
         self._path = path
         self._columns = _keep_rows(path, epochs_done)
+        self._size = path.stat().st_size if self._columns else 0
+        self._waiting: list[bytes] = []
         self._board = None if tensorboard is None else _open_tensorboard(tensorboard, epochs_done)
 
     def __enter__(self) -> Self:
@@ -42,20 +44,37 @@ class EpochLog:
             self._board.close()
 
     def append(self, row: Mapping[str, float | int]) -> None:
-        """Add an epoch.
+        """Add an epoch; `write` brings it to the disk.
 
         Raises:
             DataError: its columns are not those of the rows before it.
         """
         if self._columns is None:
             self._columns = list(row)
-            _append(self._path, self._columns)
+            self._waiting.append(_line(self._columns))
         if list(row) != self._columns:
             raise DataError(self._path, "columns", got=list(row), want=self._columns)
-        _append(self._path, [repr(value) for value in row.values()])
+        self._waiting.append(_line([repr(value) for value in row.values()]))
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(name, value, row["epoch"])
+
+    def write(self) -> None:
+        """Bring all rows to the disk; after a failure, such as a full disk, the next call tries again.
+
+        Raises:
+            OSError: it did not work.
+        """
+        if self._waiting:
+            content = b"".join(self._waiting)
+            with open(self._path, "ab") as stream:
+                stream.truncate(self._size)  # what a failed attempt left
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            self._size += len(content)
+            self._waiting.clear()
+        if self._board is not None:
             self._board.flush()
 
 
@@ -79,13 +98,10 @@ def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
     return next(csv.reader(kept))
 
 
-def _append(path: Path, values: list[str]) -> None:
+def _line(values: list[str]) -> bytes:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
-    with open(path, "a", newline="") as stream:
-        stream.write(line.getvalue())
-        stream.flush()
-        os.fsync(stream.fileno())
+    return line.getvalue().encode()
 
 
 def _open_tensorboard(folder: Path, epochs_done: int) -> Any:

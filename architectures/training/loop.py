@@ -27,7 +27,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .run_folder import locked, note_session, open_run
 from .step import Batch, Forward, Loss, TrainingStep
-from .training_state import FrozenBase, Position, load_training_state, save_training_state
+from .training_state import FrozenBase, Position, check_base, load_training_state, save_training_state
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -120,6 +120,8 @@ def fit(
                 for difference in open_run(out, description, resume=resume or force_resume, force=force_resume):
                     progress.say(f"resumed with a changed configuration: {difference}")
                 Saves(out, progress.say).recover()
+        model.to(world.device)
+        world.take_from_first(model.state_dict().values())
         with world.together():
             run = _Run(model, train_set, recipe, out, world, progress, loss, step, param_groups, base)
             run.validate, run.monitor, run.describe = validate, monitor, describe or (lambda model: {})
@@ -156,8 +158,8 @@ class _Run:
     ) -> None:
         self.model, self.recipe, self.world, self.progress, self.base = model, recipe, world, progress, base
         self.saves = Saves(out, progress.say)
-        model.to(world.device)
-        world.take_from_first(model.state_dict().values())
+        if base is not None:
+            check_base(model, base)
         self.groups = make_groups(model, recipe, param_groups)
         self.average = None if recipe.ema_decay is None else WeightAverage(model, recipe.ema_decay)
         self.batches = Batches(train_set, recipe, world)
@@ -274,6 +276,7 @@ class _Run:
             self.saves.save(self.saves.last, self._fill_last)
 
     def _fill_last(self, folder: Path) -> None:
+        self.log.write()  # first: a row that is missing on the disk belongs to an epoch that is run again
         self.position.loss_scaling = self.step.state()
         save_training_state(folder, self.model, self.groups, self.average, self.position, self.base)
 

@@ -129,10 +129,12 @@ def _check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
         if not group["params"]:
             problems.append(f"group {group['name']!r} is empty; is everything frozen?")
         for parameter in group["params"]:
-            name = names.get(parameter, "a tensor that is no parameter of the model")
-            if parameter in owner:
+            name = names.get(parameter)
+            if name is None:
+                problems.append(f"group {group['name']!r} holds a tensor that is no parameter of the model")
+            elif parameter in owner:
                 problems.append(f"{name} is in group {owner[parameter]!r} and again in {group['name']!r}")
-            if not parameter.requires_grad:
+            elif not parameter.requires_grad:
                 problems.append(f"{name} is frozen but in group {group['name']!r}")
             owner[parameter] = group["name"]
     problems += [f"{name} is in no group" for p, name in names.items() if p.requires_grad and p not in owner]

@@ -26,7 +26,7 @@ class Progress:
         self._steps = 0
 
     def say(self, text: str) -> None:
-        """Print a line; a reader that has gone away (``| head``) is no error."""
+        """Print a line; a full disk is no error, and a reader that has gone away (``| head``) neither."""
         if not self._enabled:
             return
         try:
@@ -34,7 +34,9 @@ class Progress:
                 print(text, flush=True)
         except BrokenPipeError:
             self._enabled = False
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
+        except OSError:
+            pass  # the line is lost; the run is not
 
     def start_epoch(self, title: str, steps: int, done: int) -> None:
         """Begin an epoch of ``steps`` steps, of which ``done`` are done."""

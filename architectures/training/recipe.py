@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -112,6 +113,6 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "checkpoint_every_steps": ("None or a whole number >= 1", lambda value: value is None or _is_whole(value, 1)),
     "device": (
         "'auto', 'cpu', 'cuda' or 'cuda:<index>'",
-        lambda value: value in ("auto", "cpu", "cuda") or (isinstance(value, str) and value[:5] == "cuda:"),
+        lambda value: isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
     ),
 }

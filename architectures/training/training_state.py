@@ -45,6 +45,17 @@ class FrozenBase:
     sha256: str
 
 
+def check_base(model: nn.Module, base: FrozenBase) -> None:
+    """Refuse a base that would keep something out of the checkpoint that training changes.
+
+    Raises:
+        ValueError: a parameter under the prefix learns.
+    """
+    learning = [n for n, p in model.named_parameters() if p.requires_grad and n.startswith(base.prefix)]
+    if learning:
+        raise ValueError(f"{learning[0]} learns, but {base.prefix!r} is named as frozen; freeze it, or give no base")
+
+
 @dataclass
 class Position:
     """Where a run is: ``step`` optimiser steps are done, ``step_in_epoch`` of them in ``epoch`` (counted from 0)."""

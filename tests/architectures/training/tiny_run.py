@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from trifuse.architectures.pretrained import Pretrained
 from trifuse.architectures.training.batches import keyed_seed
+from trifuse.architectures.training.epoch_log import read_log
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.architectures.training.recipe import Recipe
@@ -99,6 +100,13 @@ def run(out: Path, *, length: int = 10, model: nn.Module | None = None, **option
         out,
         **{"loss": loss, "validate": validate, "run_config": {}} | options,
     )
+
+
+def bits(out: Path) -> dict[str, bytes]:
+    """All that a run leaves behind and that must not depend on when it was interrupted."""
+    log = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(out / "log.csv")]
+    names = ("best/model.safetensors", "best/score.json", "last/model.safetensors", "last/training_state.safetensors")
+    return {name: (out / name).read_bytes() for name in names} | {"log": repr(log).encode()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,257 @@
+"""Runs that are killed, in every place where it could hurt, and disks that are full."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Child
+from tiny_run import Squares, TinyNet, bits, run
+
+from trifuse.architectures.training.checkpoint import CheckpointFolder, Saves
+from trifuse.architectures.training.epoch_log import read_log
+from trifuse.kernels.errors import CheckpointError
+
+OPTIONS = {
+    "epochs": 4,
+    "norm": "batch",
+    "dropout": 0.2,
+    "ema_decay": 0.9,
+    "checkpoint_every_steps": 2,
+    "warmup_epochs": 1,
+}
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, bytes]:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("whole")
+    run(out, **OPTIONS)
+    return bits(out)
+
+
+class KilledAt(Squares):
+    """Squares whose loading kills the process at the n-th sample."""
+
+    def __init__(self, length: int, left: int) -> None:
+        super().__init__(length)
+        self._left = left
+
+    def __getitem__(self, key):
+        self._left -= 1
+        if self._left == 0:
+            die()
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_t1_killed_at_a_random_sample_and_resumed_until_done(tmp_path, whole, seed):
+    """Killed up to three times, each time anywhere in what is left; the bits are those of an undisturbed run."""
+    draw = random.Random(seed)
+    kills = 0
+    while True:
+        data = KilledAt(10, draw.randint(1, 40) if kills < 3 else 0)
+        code = Child(lambda: run(tmp_path, **OPTIONS, data=data, resume=True)).wait()  # noqa: B023
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert bits(tmp_path) == whole
+
+
+def in_the_way_of(calls: list[str], action) -> None:
+    """Let ``action`` run before every call of functions that change the disk."""
+    for name in calls:
+        module = shutil if name == "rmtree" else os
+        original = getattr(module, name)
+
+        def changed(*arguments, _original=original, _name=name, **options):
+            action(_name, arguments)
+            return _original(*arguments, **options)
+
+        setattr(module, name, changed)
+
+
+DISK = ["replace", "rename", "rmtree", "mkdir", "unlink"]
+
+
+def test_t2_killed_before_any_change_of_the_disk(tmp_path, monkeypatch):
+    """One run per change; at each a checkpoint is whole, and resuming ends with the bits of an undisturbed run."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # slow, and no matter to a kill
+    options = OPTIONS | {"epochs": 1}
+    run(tmp_path / "whole", **options)
+    expected = bits(tmp_path / "whole")
+    read, write = os.pipe()
+
+    def count():
+        in_the_way_of(DISK, lambda name, arguments: os.write(write, b"."))
+        run(tmp_path / "counted", **options)
+
+    assert Child(count).wait() == 0
+    changes = len(os.read(read, 10_000))
+    assert changes > 30
+    for change in range(1, changes + 1):
+        out = tmp_path / str(change)
+        left = [change]
+
+        def kill(name, arguments, left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                die()
+
+        def killed(out=out, kill=kill):
+            in_the_way_of(DISK, kill)
+            run(out, **options)
+
+        assert Child(killed).wait() == -signal.SIGKILL
+        run(out, **options, resume=True)
+        assert bits(out) == expected, f"change {change}"
+        assert not [path for path in out.rglob("*") if path.name.startswith(".trifuse-")]
+        assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["best", "last"]
+        shutil.rmtree(out)
+
+
+def test_t4_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path):
+    """What survives a power loss: every file is synced before the first rename, the folder after the last."""
+    order = []
+
+    def note(name, arguments):
+        target = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else str(arguments[0])
+        order.append((name, os.path.relpath(target, tmp_path)))
+
+    def child():
+        in_the_way_of(["fsync", "replace", "rename"], note)
+        run(tmp_path, epochs=1)
+        Path(tmp_path / "order.json").write_text(json.dumps(order))
+
+    assert Child(child).wait() == 0
+    order = [tuple(entry) for entry in json.loads((tmp_path / "order.json").read_text())]
+    swaps = [at for at, (name, target) in enumerate(order) if name == "rename" and target == "last.new"]
+    assert len(swaps) == 2
+    for swap in swaps:
+        assert order[swap + 1] == ("fsync", "."), "the folder is synced after the rename"
+        replaced = [at for at, (name, target) in enumerate(order[:swap]) if name == "replace" and "last.new" in target]
+        for at in replaced[-3:]:
+            assert order[at - 1][0] == "fsync", "a file is synced before it gets its name"
+
+
+def test_folder_recovers_from_every_state_a_kill_can_leave(tmp_path):
+    def fill(path, text):
+        path.mkdir()
+        (path / "file").write_text(text)
+
+    for present, expected in [
+        ({"x": "old"}, "old"),
+        ({"x": "old", "x.new": "half"}, "old"),
+        ({"x.old": "old", "x.new": "new"}, "new"),
+        ({"x": "new", "x.old": "old"}, "new"),
+        ({"x.new": "half"}, None),
+    ]:
+        root = tmp_path / "-".join(present)
+        root.mkdir()
+        for name, text in present.items():
+            fill(root / name, text)
+        CheckpointFolder(root / "x").recover()
+        left = {path.name: (path / "file").read_text() for path in root.iterdir()}
+        assert left == ({"x": expected} if expected else {})
+
+
+def limit_file_size(limit: int | None) -> None:
+    """Let no file of this process grow beyond so many bytes; what a full disk looks like from within."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
+
+
+def constant_score(model) -> dict[str, float]:
+    """With one score for all epochs ``best/`` is written once, and a full disk hits ``last/`` alone."""
+    return {"dice": 0.5}
+
+
+def test_t3_full_disk_keeps_the_old_checkpoint_and_the_next_save_is_another_chance(tmp_path, capfd):
+    run(tmp_path / "whole", epochs=6)
+
+    def child():
+        saves = []
+
+        def save_on_a_full_disk(self, folder):
+            saves.append(folder)
+            limit_file_size(1000 if len(saves) in (4, 5) else None)  # first, best, epochs 1, 2, 3, ...
+            try:
+                save(self, folder)
+            finally:
+                limit_file_size(None)
+
+        save, TinyNet.save_pretrained = TinyNet.save_pretrained, save_on_a_full_disk
+        run(tmp_path / "full", epochs=6, validate=constant_score)
+
+    assert Child(child).wait() == 0
+    said = capfd.readouterr().out
+    assert said.count("last could not be saved ([Errno 27] File too large); the one before it is kept") == 2
+    for name in ("last/model.safetensors", "last/training_state.safetensors"):
+        assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_t3_full_disk_ends_the_run_after_three_saves_and_it_resumes_where_it_was_saved(tmp_path):
+    run(tmp_path / "whole", epochs=6)
+
+    def child():
+        epochs = []
+
+        def fill_the_disk(model):
+            epochs.append(model)
+            if len(epochs) == 4:  # before training, and epochs 1, 2, 3
+                limit_file_size(1000)
+            return constant_score(model)
+
+        with pytest.raises(CheckpointError, match=r"last: 3 saves in a row failed.*too large; make room and resume"):
+            run(tmp_path / "full", epochs=6, validate=fill_the_disk)
+        assert len(epochs) == 6
+
+    assert Child(child).wait() == 0
+    position = json.loads((tmp_path / "full" / "last" / "training_state.json").read_text())["position"]
+    assert position["epoch"] == 2
+    run(tmp_path / "full", epochs=6, resume=True, validate=constant_score)
+    assert [row["epoch"] for row in read_log(tmp_path / "full" / "log.csv")] == [1, 2, 3, 4, 5, 6]
+    name = "last/model.safetensors"
+    assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_best_epoch_that_could_not_be_saved_is_not_called_best(tmp_path):
+    saves = Saves(tmp_path, say=lambda text: None)
+
+    def fails(folder):
+        (folder / "half").write_text("")
+        raise OSError(28, "No space left on device")
+
+    assert saves.save(saves.best, lambda folder: (folder / "good").write_text("")) is True
+    assert saves.save(saves.best, fails) is False
+    assert [path.name for path in saves.best.path.iterdir()] == ["good"]
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert saves.save(saves.last, lambda folder: None) is True
+    assert saves.save(saves.last, fails) is False
+    assert saves.save(saves.best, fails) is False
+    with pytest.raises(CheckpointError, match=r"3 saves in a row failed.*No space left.*make room and resume"):
+        saves.save(saves.last, fails)
+
+
+def test_c20_a_folder_that_cannot_be_written_fails_before_the_first_step(tmp_path, monkeypatch):
+    steps = []
+
+    def refuse(self, folder):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(TinyNet, "save_pretrained", refuse)
+    with pytest.raises(CheckpointError, match=r"last: cannot be written.*Read-only file system"):
+        run(tmp_path, step=lambda model, batch: steps.append(1))
+    assert steps == []

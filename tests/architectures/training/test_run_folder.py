@@ -1,0 +1,65 @@
+"""One run per folder, one process at a time, one configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from conftest import Child
+
+from trifuse.architectures.training.run_folder import OutputFolderError, locked, note_session, open_run
+
+
+def test_t17_second_process_is_refused(tmp_path):
+    def second():
+        with (
+            pytest.raises(OutputFolderError, match=f"in use by process {os.getppid()} on .*choose another folder"),
+            locked(tmp_path),
+        ):
+            pass
+
+    with locked(tmp_path):
+        assert Child(second).wait() == 0
+    with locked(tmp_path):
+        pass
+
+
+def test_lock_dies_with_its_process_and_leftovers_are_removed(tmp_path):
+    def killed():
+        with locked(tmp_path):
+            (tmp_path / ".trifuse-0-log.csv").write_text("half")
+            os.kill(os.getpid(), 9)
+
+    assert Child(killed).wait() == -9
+    with locked(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+
+
+def test_l4_folder_of_another_run_is_refused(tmp_path):
+    assert open_run(tmp_path, {"seed": 1}, resume=True, force=False) == []
+    with pytest.raises(OutputFolderError, match="already holds a run; resume it"):
+        open_run(tmp_path, {"seed": 1}, resume=False, force=False)
+    assert open_run(tmp_path, {"seed": 1}, resume=True, force=False) == []
+
+
+def test_t14_changed_configuration_is_shown_and_only_accepted_by_force(tmp_path):
+    old = {"recipe": {"lr": 0.1, "betas": (0.9, 0.99)}, "config": {"data": {"digest": "a"}, "gone": None}}
+    new = {"recipe": {"lr": 0.2, "betas": (0.9, 0.99)}, "config": {"data": {"digest": "b"}, "new": {}}}
+    open_run(tmp_path, old, resume=False, force=False)
+    with pytest.raises(OutputFolderError) as refusal:
+        open_run(tmp_path, new, resume=True, force=False)
+    lines = ["recipe.lr: 0.1 -> 0.2", "config.data.digest: 'a' -> 'b'", "config.gone: None -> '(absent)'"]
+    assert all(line in str(refusal.value) for line in lines)
+    assert "betas" not in str(refusal.value)
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["lr"] == 0.1
+    assert open_run(tmp_path, new, resume=True, force=True)[:2] == lines[:2]
+    assert open_run(tmp_path, new, resume=True, force=False) == []
+
+
+def test_sessions_are_appended(tmp_path):
+    note_session(tmp_path, ranks=1)
+    note_session(tmp_path, ranks=2)
+    sessions = [json.loads(line) for line in (tmp_path / "sessions.jsonl").read_text().splitlines()]
+    assert [session["ranks"] for session in sessions] == [1, 2]
+    assert {"started", "trifuse", "torch"} <= set(sessions[0])
