@@ -130,6 +130,29 @@ def scan_study(
     return Study(root, found, *classes, tuple(cases)), problems
 
 
+def open_images(path: Path) -> Study:
+    """Find images to segment: a NIfTI file, a folder that holds some, or the images of a study, labelled or not.
+
+    Raises:
+        DataError: there is no image, or two have the same name.
+    """
+    path = Path(path)
+    if path.is_file():
+        found = [file for file in _nifti_files(path.parent) if file[1] == path]
+        if not found:
+            raise DataError(path, "file name", got=path.name, want=f"one that ends in {' or '.join(SUFFIXES)}")
+    else:
+        found = list(_nifti_files(path)) if path.is_dir() else []
+    cases = [Case(name, name, file, None) for name, file in found]
+    if not cases:
+        cases = [replace(case, label=None) for case in scan_study(path)[0].cases]
+    cases.sort(key=lambda case: natural_key(case.case_id))
+    if problems := _collisions(path, cases):
+        raise DataError.merge(problems)
+    root = path.parent if path.is_file() else path
+    return Study(root, "images", ("background", "foreground"), None, False, tuple(cases))
+
+
 def load_case(study: Study, case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:
     """Read a case: its image, and its labels as uint8 classes on the image's grid (None if it has none).
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.cases import load_case, load_raw_case, open_study
+from trifuse.architectures.data.cases import load_case, load_raw_case, open_images, open_study
 from trifuse.architectures.data.left_atrium_phantom import write_left_atrium_phantom
 from trifuse.kernels.errors import DataError
 
@@ -186,6 +186,44 @@ def test_d27_duplicates(tmp_path, put_case):
     put_case("a")
     put_case("a", suffix=".nii")
     refused(tmp_path, "a and a")
+
+
+# ----------------------------------------------------------------------------------- images to segment
+
+
+def test_images_of_a_file_a_folder_or_a_study(tmp_path, put_case, lascarqs):
+    for name in ("a10", "a9"):
+        put_case(name)
+    folder = tmp_path / "images"
+    for path, expected in (
+        (folder / "a10.nii.gz", ["a10"]),
+        (folder, ["a9", "a10"]),
+        (tmp_path, ["a9", "a10"]),
+        (lascarqs, [f"train_{number}" for number in range(1, 12)]),
+    ):
+        study = open_images(path)
+        assert [case.case_id for case in study.cases] == expected
+        assert all(case.label is None and case.image.is_file() for case in study.cases)
+
+
+def test_images_need_no_labels(tmp_path, put_case):
+    put_case("a")
+    (tmp_path / "labels/a.nii.gz").unlink()
+    assert len(open_images(tmp_path).cases) == 1
+
+
+def test_no_images(tmp_path, put_case):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataError, match=r"notes\.txt: file name"):
+        open_images(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="nothing there"):
+        open_images(tmp_path / "absent")
+    with pytest.raises(DataError, match="layout"):
+        open_images(tmp_path)
+    put_case("a")
+    put_case("a", suffix=".nii")
+    with pytest.raises(DataError, match="a and a"):
+        open_images(tmp_path / "images")
 
 
 # ------------------------------------------------------------------------------------- folders, patients
