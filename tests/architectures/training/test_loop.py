@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import signal
 
 import pytest
 import torch
 from conftest import Child
-from tiny_run import Squares, TinyConfig, TinyNet, bits, recipe, run, validate
+from tiny_run import Squares, StopAt, TinyConfig, TinyNet, bits, recipe, run, validate
 from torch import nn
 
 from trifuse.architectures.training import checkpoint
@@ -119,20 +118,6 @@ def test_workers_change_nothing(tmp_path):
     for workers in (0, 2):
         run(tmp_path / str(workers), workers=workers, epochs=2, dropout=0.2)
     assert bits(tmp_path / "0") == bits(tmp_path / "2")
-
-
-class StopAt:
-    """A step that sends this process a signal when it comes to a certain call."""
-
-    def __init__(self, call: int, number: int = signal.SIGTERM, times: int = 1) -> None:
-        self._left, self._number, self._times = call, number, times
-
-    def __call__(self, model, batch):
-        self._left -= 1
-        if self._left == 0:
-            for _ in range(self._times):
-                os.kill(os.getpid(), self._number)
-        return model(batch["image"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
