@@ -69,6 +69,8 @@ class DinoV2Encoder(nn.Module):
         shape = _shape_of(variant)
         if pos_mode not in POSITION_MODES:
             raise ValueError(f"DinoV2Encoder: expected pos_mode in {POSITION_MODES}, got {pos_mode!r}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"DinoV2Encoder: expected a floating-point dtype, got {dtype}")
         self.shape, self.pos_mode, self.norm_blocks, self.num_registers = shape, pos_mode, norm_blocks, num_registers
         self.embed_dim, self.depth, self.patch_size = shape.embed_dim, shape.depth, PATCH_SIZE
 
@@ -152,7 +154,6 @@ class DinoV2Encoder(nn.Module):
         """
         return {"features": [tokens for _, tokens in self.iterate(x, blocks)], "grid": self.grid_of(x)}
 
-    @torch.no_grad()
     def iterate(self, x: Tensor, blocks: str | Sequence[int] = "all") -> Iterator[tuple[int, Tensor]]:
         """Yield (block index, patch tokens (B, M, D)) in ascending order, keeping no map once it was handed out.
 
@@ -160,7 +161,9 @@ class DinoV2Encoder(nn.Module):
         """
         wanted = self._ascending(blocks)
         self._check_frozen()
-        for index, tokens in self._streams(x, stop=max(wanted, default=-1) + 1):
+        # Neither weights nor images require gradients from here on, so none are recorded. A no_grad around a generator
+        # would do the same, but its wrapper keeps a reference to each map.
+        for index, tokens in self._streams(x.detach(), stop=max(wanted, default=-1) + 1):
             if index in wanted:
                 yield index, self._patch_tokens(tokens)
 
@@ -213,7 +216,7 @@ class DinoV2Encoder(nn.Module):
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:
         patches = tokens[:, 1 + self.num_registers :]
-        return self.norm(patches) if self.norm_blocks else patches.contiguous()
+        return self.norm(patches) if self.norm_blocks else patches.clone(memory_format=torch.contiguous_format)
 
     def _ascending(self, blocks: str | Sequence[int]) -> list[int]:
         if isinstance(blocks, str):
