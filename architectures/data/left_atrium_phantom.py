@@ -39,7 +39,7 @@ class _Scanner:
 
 
 _TRAINING_SCANNER = _Scanner(1.0, 272.0, 84.0, 6.0, 0.66, 0.16, 0.035, 0.25, (0, 1, 2), (1, 1, 1))
-_TEST_SCANNER = _Scanner(7 / 6, 288.0, 90.0, 9.0, 0.58, 0.20, 0.050, 0.35, (1, 0, 2), (1, -1, -1))
+_TEST_SCANNER = _Scanner(7 / 6, 288.0, 90.0, 8.0, 0.60, 0.19, 0.045, 0.30, (1, 0, 2), (1, -1, -1))
 
 
 def write_left_atrium_phantom(
@@ -89,7 +89,7 @@ def _scan_chest(
     centre = (np.array(shape) - 1) / 2
     grid = np.stack(np.meshgrid(*(np.arange(length) for length in shape), indexing="ij")) - centre[:, None, None, None]
     position = np.einsum("ab,bijk->aijk", steps, grid) + rng.uniform(-4, 4, 3)[:, None, None, None]
-    brightness, atrium, scar = _chest(rng, position, scanner, softness_mm=0.5 * min(spacing))
+    brightness, atrium, scar = _chest(rng, _warped(rng, position), scanner, softness_mm=0.5 * min(spacing))
     image = _acquire(rng, brightness, position, scanner)
     to_ras = np.diag([-1.0, -1.0, 1.0])
     affine = np.eye(4)
@@ -126,9 +126,10 @@ def _chest(
     paint(_ellipse(position, (0, 82), (7, 6)), 0.55)  # spinal canal
     liver = np.array([-52.0, -8, -92 + rng.uniform(-8, 8)])
     paint(_ellipsoid(position, liver, np.array([62.0, 66, 58])), 0.42)
-    paint(_ellipsoid(position, np.array([2.0, -14, -4]), np.array([66.0, 56, 72]) * heart), muscle * 1.1)
-    paint(ellipsoid(jitter(46, -24, -26), (32, 30, 38)), dark)  # left ventricle: wall, then blood
-    paint(ellipsoid(jitter(44, -25, -22), (22, 20, 30)), blood * rng.uniform(0.95, 1.05))
+    paint(_ellipsoid(position, np.array([2.0, -14, -4]), np.array([68.0, 60, 74]) * heart), 0.36)  # fat round the heart
+    left_ventricle = jitter(46, -22, -22)
+    paint(ellipsoid(left_ventricle, (31, 28, 40)), dark)  # its wall, then its blood
+    paint(ellipsoid(left_ventricle, (21, 18, 32)), blood * rng.uniform(0.95, 1.05))
     paint(ellipsoid(jitter(2, -50, -18), (34, 17, 36)), blood * rng.uniform(0.95, 1.05))  # right ventricle
     paint(ellipsoid(jitter(-43, -14, -6), (23, 26, 36)), blood * rng.uniform(0.95, 1.05))  # right atrium
     paint(_tube(position, jitter(-40, 2, 20), jitter(-38, -2, 90), 9 * heart), blood)  # superior vena cava
@@ -160,12 +161,23 @@ def _chest(
     return picture, depth > 0, scar
 
 
+def _warped(rng: np.random.Generator, position: np.ndarray) -> np.ndarray:
+    """Displace positions along a few long waves, so that nothing stays a perfect ellipsoid."""
+    displacement = np.zeros_like(position)
+    for _ in range(4):
+        wave = rng.normal(size=3)
+        wave *= 2 * np.pi / (rng.uniform(50, 110) * np.linalg.norm(wave))
+        phase = np.einsum("aijk,a->ijk", position, wave) + rng.uniform(0, 2 * np.pi)
+        displacement += rng.uniform(-2.0, 2.0, 3)[:, None, None, None] * np.sin(phase)
+    return position + displacement
+
+
 def _acquire(rng: np.random.Generator, brightness: np.ndarray, position: np.ndarray, scanner: _Scanner) -> np.ndarray:
     """Shade, add texture and Rician noise, and store as 16-bit integers."""
     slope = rng.uniform(-1, 1, 3) * scanner.shading / np.array([100, 100, 60])
     shading = np.exp(np.einsum("aijk,a->ijk", position, slope) - scanner.shading * (position[1] / 100) ** 2)
     signal = brightness * shading
-    real, imaginary = rng.normal(0, scanner.noise, (2, *signal.shape))
+    real, imaginary = rng.normal(0, scanner.noise * rng.uniform(0.8, 1.3), (2, *signal.shape))
     noisy = np.hypot(signal + real, imaginary)
     return np.clip(np.round(noisy * _FULL_SCALE), 0, 32767).astype(np.int16)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -295,53 +295,50 @@ def _read_content(path: Path) -> tuple[Any, bytes | bytearray]:
 def _gunzip(path: Path) -> bytearray:
     """Decompress a gzip file to its end, checksum included, but never beyond what its header promises."""
     content, limit = bytearray(), None
-    decoder = zlib.decompressobj(wbits=31)
+    try:
+        for piece in _inflated(path):
+            content += piece
+            if limit is None and len(content) >= _NIFTI2_BYTES:
+                limit = _plausible_bytes(path, content) + _SLACK_BYTES
+            if limit is not None and len(content) > limit:
+                hint = "it inflates to more than the image it claims to hold, and was not read further"
+                raise DataError(path, "gzip stream", got=f"more than {limit} bytes", want="what it promises", hint=hint)
+    except zlib.error as error:
+        hint = "it was damaged while being stored or copied: fetch it again"
+        raise DataError(
+            path, "gzip stream", got=f"{error}, in byte {len(content)}", want="no damage", hint=hint
+        ) from error
+    except EOFError as error:
+        got = f"an end after {len(content)} decompressed bytes"
+        hint = "it is truncated: fetch it again"
+        raise DataError(path, "gzip stream", got=got, want="a complete file", hint=hint) from error
+    return content
+
+
+def _inflated(path: Path) -> Iterator[bytes]:
+    """Yield the content of a gzip file piece by piece; zlib checks every member, EOFError says that one is cut off."""
+    decoder, pending = zlib.decompressobj(wbits=31), b""
     with open(path, "rb") as stream:
-        pending = b""
         while chunk := pending or stream.read(_CHUNK_BYTES):
             if decoder.eof:  # behind a complete member: zero padding, or one more member
-                if not (chunk := chunk.lstrip(b"\0")):
-                    pending = b""
-                    continue
-                decoder = zlib.decompressobj(wbits=31)
-            try:
-                content += decoder.decompress(chunk, _CHUNK_BYTES)
-            except zlib.error as error:
-                raise DataError(
-                    path,
-                    "gzip stream",
-                    got=f"{error} after {len(content)} bytes",
-                    want="an intact file",
-                    hint="it was damaged while being stored or copied: fetch it again",
-                ) from error
-            pending = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
-            if limit is None and len(content) >= _NIFTI2_BYTES:
-                promised = _promised_bytes(path, _parse_header(path, bytes(content[:_NIFTI2_BYTES])))
-                if promised > path.stat().st_size * _DEFLATE_MAX_RATIO:
-                    raise DataError(
-                        path,
-                        "dim",
-                        got=f"{path.stat().st_size} bytes, too few to hold that however well compressed",
-                        want=f"{promised} bytes, by its header",
-                    )
-                limit = promised + _SLACK_BYTES
-            if limit is not None and len(content) > limit:
-                raise DataError(
-                    path,
-                    "gzip stream",
-                    got=f"more than {limit} bytes",
-                    want="what its header promises",
-                    hint="it inflates to more than the image it claims to hold, and was not read further",
-                )
+                chunk = chunk.lstrip(b"\0")
+                if chunk:
+                    decoder = zlib.decompressobj(wbits=31)
+            if chunk:
+                yield decoder.decompress(chunk, _CHUNK_BYTES)
+                chunk = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+            pending = chunk
     if not decoder.eof:
-        raise DataError(
-            path,
-            "gzip stream",
-            got=f"an end after {len(content)} decompressed bytes",
-            want="a complete file",
-            hint="it is truncated: fetch it again",
-        )
-    return content
+        raise EOFError
+
+
+def _plausible_bytes(path: Path, content: bytearray) -> int:
+    """Return the size that the header promises, unless the file is too short to inflate to it."""
+    promised, size = _promised_bytes(path, _parse_header(path, content[:_NIFTI2_BYTES])), path.stat().st_size
+    if promised > size * _DEFLATE_MAX_RATIO:
+        got = f"{size} bytes, too few to hold that however well compressed"
+        raise DataError(path, "dim", got=got, want=f"{promised} bytes, by its header")
+    return promised
 
 
 def _parse_header(path: Path, block: bytes | bytearray) -> Any:

@@ -190,7 +190,11 @@ def _generator(*key: int) -> torch.Generator:
 
 
 def _kept(entry: np.ndarray, keep: Keep) -> np.ndarray:
-    kept: dict[str, Any] = {"all": np.ones(len(entry), bool), "foreground": entry["shows"].any(axis=1), "labelled": entry["labelled"]}
+    kept: dict[str, Any] = {
+        "all": np.ones(len(entry), bool),
+        "foreground": entry["shows"].any(axis=1),
+        "labelled": entry["labelled"],
+    }
     return kept[keep]
 
 
