@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from trifuse.architectures.dino_unet.model import DinoUNet
+from trifuse.blocks import weighted_block_fusion as fusion_block
+
+from .dinov2_baseline import TransformersEncoder
 
 
 def stack_einsum(features: Sequence[Tensor], logits: Tensor) -> Tensor:
@@ -53,3 +59,22 @@ def attention_by_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend with PyTorch's own fused attention; tensors (B, M, h, d)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+class TransformersDinoUNet(nn.Module):
+    """`DinoUNet` as one would put it together: transformers gives all blocks' tokens, they are stacked and contracted.
+
+    It shares the trained parameters of the network that it is built from.
+    """
+
+    def __init__(self, network: DinoUNet, encoder: TransformersEncoder) -> None:
+        super().__init__()
+        self.network, self.encoder = network, encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment images (B, 3, H, W), sides multiples of 14, into logits (B, K, H, W)."""
+        with torch.no_grad():
+            tokens = self.encoder.model(image, output_hidden_states=True).hidden_states[1:]
+            features = [self.encoder.model.layernorm(x)[:, 1:] for x in tokens]
+        with mock.patch.object(fusion_block, "weighted_block_fusion", stack_einsum):
+            return self.network.forward_features(features, self.network.encoder.grid_of(image), image)

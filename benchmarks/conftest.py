@@ -8,11 +8,19 @@ import pytest
 
 from .harness import RESULTS, replay
 
+MOST_SECONDS = 1800  # a slow form on a slow machine is a result, not a fault
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("trifuse benchmarks")
     group.addoption("--seconds", type=float, default=2.0, help="time to spend on each provider of a case")
     group.addoption("--results", type=Path, default=RESULTS, help="folder for the JSON files")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(MOST_SECONDS))
 
 
 @pytest.fixture

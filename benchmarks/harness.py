@@ -81,6 +81,7 @@ class Comparison:
         truth: an obvious form; it is given the arguments in float64 unless ``exact`` is False.
         missing: reasons why providers cannot run here, by name.
         exact: whether the truth is computed in float64.
+        depth: how many layers multiply the rounding of one another: a factor on the allowed error.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Comparison:
     truth: Callable[..., Any]
     missing: Mapping[str, str] = field(default_factory=dict)
     exact: bool = True
+    depth: float = 1.0
 
     def __post_init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -138,7 +140,7 @@ class Comparison:
             if name not in self.missing:
                 run = _runner(function, arguments, leaves)
                 try:
-                    judge(name, run(), expected)
+                    judge(name, run(), expected, self.depth)
                     sound[name] = run
                 except WrongResult as error:
                     outcomes[name] = error
@@ -168,7 +170,7 @@ class Comparison:
         return path
 
 
-def judge(name: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def judge(name: str, got: Sequence[Tensor], expected: Sequence[Tensor], depth: float = 1.0) -> None:
     """Refuse a result that is not the truth; both are the output followed by the gradients.
 
     Raises:
@@ -183,9 +185,11 @@ def judge(name: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         if not mine.is_floating_point():
             error, allowed = (mine != truth).double().mean().item(), DIFFERING_LABELS
         else:
-            # A sum that cancels is judged by its terms: the norm of the truth, but at least the unit of its scale.
             scale = truth.double().norm().clamp_min(torch.finfo(torch.float32).tiny)
-            error, allowed = ((mine.double() - truth.double()).norm() / scale).item(), RELATIVE_ERROR[mine.dtype]
+            error, allowed = (
+                ((mine.double() - truth.double()).norm() / scale).item(),
+                depth * RELATIVE_ERROR[mine.dtype],
+            )
         if not error <= allowed:
             raise WrongResult(f"{what} differs from the truth by {error:.2g} (relative), allowed {allowed:.2g}")
 
