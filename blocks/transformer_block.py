@@ -95,12 +95,19 @@ class TransformerBlock(nn.Module):
         self.mlp = _feed_forward(ffn, dim, int(dim * mlp_ratio))
         self.ls2 = LayerScale(dim, init_values)
 
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew, as the constructor did."""
+        for norm in (self.norm1, self.norm2):
+            norm.reset_parameters()
+        for part in (self.attn, self.ls1, self.mlp, self.ls2):
+            part.reset_parameters(generator)
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.ls1(x, self.attn(self.norm1(x)))
         return self.ls2(x, self.mlp(self.norm2(x)))
 
 
-def _feed_forward(ffn: str, dim: int, hidden_dim: int) -> nn.Module:
+def _feed_forward(ffn: str, dim: int, hidden_dim: int) -> Mlp | SwiGLU:
     if ffn == "mlp":
         return Mlp(dim, hidden_dim)
     if ffn == "swiglu":

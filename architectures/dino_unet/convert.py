@@ -22,7 +22,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,7 +188,9 @@ def rename_dinov2(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str,
     Raises:
         CheckpointError: the tensors are not exactly those of one DINOv2 encoder, training heads aside.
     """
-    mapped, ignored, unexpected = {}, [], []
+    mapped: dict[str, str] = {}
+    ignored: list[str] = []
+    unexpected: list[str] = []
     parts: dict[str, dict[int, Tensor]] = {}
     counts: dict[str, int] = {}
     for name, tensor in tensors.items():
@@ -260,24 +261,22 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors and was not opened, for that could execute code; ask its author for "
-            "safetensors, or save its state_dict() alone with torch.save on a machine that you can spare"
+            f"{path}: expected tensors saved by PyTorch, found {describe_content(path)} that holds code or something "
+            "else; nothing in it was executed; get the weights as safetensors, or have their owner save the "
+            "state_dict() alone"
         ) from error
     except Exception as error:  # torch reports damage with a dozen types, none of which names the file
         raise CheckpointError(
-            f"{path}: expected a PyTorch checkpoint, found {describe_content(path)} that cannot be read ({error}); "
+            f"{path}: expected tensors saved by PyTorch, found {describe_content(path)} that cannot be read ({error}); "
             "is it damaged or cut short?"
         ) from error
     for key in _NESTING:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, got {_described(content)}")
-    return content
-
-
-def _described(content: Any) -> str:
     if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    odd = [f"{key!r}: {type(value).__name__}" for key, value in content.items() if not isinstance(value, Tensor)]
-    return f"a dictionary with {', '.join(odd[:3])}"
+        raise CheckpointError(f"{path}: expected a dictionary of named tensors, got a {type(content).__name__}")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            what = f"{type(value).__name__} under {name!r}"
+            raise CheckpointError(f"{path}: expected a dictionary of named tensors, got one with a {what}")
+    return content

@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.blocks.attention import INIT_STD
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
 from trifuse.kernels.errors import CheckpointError, ShapeError, TrifuseError
 
@@ -24,8 +25,24 @@ from ..pretrained import load_strict
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
 POSITION_MODES = ("offset", "size", "antialias")
-INIT_STD = 0.02
+TOKEN_INIT_STD = 1e-6
 _OFFSET_PATCHES = 0.1
+
+
+class PatchEmbedding(nn.Module):
+    """Project each patch of an image to a token: (B, 3, H, W) -> (B, M, D), row by row."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, PATCH_SIZE, stride=PATCH_SIZE)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.trunc_normal_(self.proj.weight, std=INIT_STD, generator=generator)
+        nn.init.zeros_(cast(Tensor, self.proj.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class DinoV2Encoder(nn.Module):
@@ -93,28 +110,22 @@ class DinoV2Encoder(nn.Module):
         if self.num_registers:
             self.register_tokens = nn.Parameter(torch.empty(1, self.num_registers, D))
         self.mask_token = nn.Parameter(torch.empty(1, D))  # unused here, but part of the published state dict
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, D, PATCH_SIZE, stride=PATCH_SIZE)})
+        self.patch_embed = PatchEmbedding(D)
         self.blocks = nn.ModuleList([TransformerBlock(D, shape.num_heads, ffn=shape.ffn) for _ in range(shape.depth)])
         self.norm = nn.LayerNorm(D, eps=LAYER_NORM_EPS)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw random weights: truncated normal of deviation 0.02, LayerScale 1, class and register tokens nearly 0."""
-        for tokens in [self.pos_embed, self.patch_embed["proj"].weight]:
-            nn.init.trunc_normal_(tokens, std=INIT_STD, generator=generator)
-        for token in [self.cls_token] + ([self.register_tokens] if self.num_registers else []):
-            nn.init.normal_(token, std=1e-6, generator=generator)
-        nn.init.zeros_(self.patch_embed["proj"].bias)
+        nn.init.normal_(self.cls_token, std=TOKEN_INIT_STD, generator=generator)
+        nn.init.trunc_normal_(self.pos_embed, std=INIT_STD, generator=generator)
+        if self.num_registers:
+            nn.init.normal_(self.register_tokens, std=TOKEN_INIT_STD, generator=generator)
         nn.init.zeros_(self.mask_token)
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif (
-                module is not self
-                and hasattr(module, "reset_parameters")
-                and not isinstance(module, nn.Conv2d | nn.Linear)
-            ):
-                module.reset_parameters(generator)
+        self.patch_embed.reset_parameters(generator)
+        for block in self.blocks:
+            cast(TransformerBlock, block).reset_parameters(generator)
+        self.norm.reset_parameters()
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Load a folder written by `convert_dinov2`, or a file in any of the published layouts.
@@ -189,7 +200,7 @@ class DinoV2Encoder(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         h, w = self.grid_of(x)
-        patches = self.patch_embed["proj"](x.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)
+        patches = self.patch_embed(x.to(self.cls_token.dtype))
         positions = self.positions((h, w))
         first = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
         registers = [self.register_tokens.expand(len(x), -1, -1)] if self.num_registers else []

@@ -100,6 +100,15 @@ def test_starts_near_the_identity():
     assert torch.equal(TransformerBlock(64, 2, init_values=0.0)(x), x)
 
 
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_reset_draws_everything_anew(ffn):
+    block, again = randomised(TransformerBlock(12, 3, ffn=ffn)), TransformerBlock(12, 3, ffn=ffn).double()
+    for one in (block, again):
+        one.reset_parameters(seeded(5))
+    for (name, ours), theirs in zip(block.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def test_unknown_feed_forward_is_refused():
     with pytest.raises(ValueError, match="expected ffn 'mlp' or 'swiglu', got 'relu'"):
         TransformerBlock(12, 3, ffn="relu")
