@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trifuse.kernels.attention import memory_efficient_attention
-from trifuse.kernels.errors import ShapeError
+from trifuse.kernels import ShapeError, memory_efficient_attention
 
 INIT_STD = 0.02
 

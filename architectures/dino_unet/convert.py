@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trifuse.kernels.errors import CheckpointError
+from trifuse.kernels import CheckpointError
 
 from ..files import describe_content, sha256_of, write_json
 from ..pretrained import (

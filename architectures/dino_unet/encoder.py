@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from trifuse.blocks.attention import INIT_STD
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
-from trifuse.kernels.errors import CheckpointError, ShapeError, TrifuseError
+from trifuse.kernels import CheckpointError, ShapeError, TrifuseError
 
 from ..pretrained import load_strict
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
