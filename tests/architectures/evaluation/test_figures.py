@@ -157,34 +157,31 @@ def test_overlays_show_the_masks_and_the_scores(tmp_path):
     assert "case_1 0.731, case_2 0.900" in picture.alt
 
 
-def drawn_texts(monkeypatch):
-    """Collect every text of the figures that are saved."""
-    texts = []
+def drawn_axes(monkeypatch):
+    """Collect the axes of the figures that are saved."""
+    axes = []
     save = figures._save
 
     def keep(figure, *args):
-        figure.canvas.draw()
-        texts.extend(text.get_text() for axis in figure.axes for text in (*axis.texts, axis.title, axis._left_title))
+        axes.extend(figure.axes)
         return save(figure, *args)
 
     monkeypatch.setattr(figures, "_save", keep)
-    return texts
+    return axes
+
+
+def texts_of(axes):
+    return [text.get_text() for axis in axes for text in (*axis.texts, axis.title, axis._left_title)]
 
 
 def test_the_dsc_stands_on_the_tile(tmp_path, monkeypatch):
-    texts = drawn_texts(monkeypatch)
+    axes = drawn_axes(monkeypatch)
     tiles = [tile("a", dsc=0.7314, note="worst"), tile("b", prediction="none", dsc=0.0), tile("c", dsc=math.nan)]
     draw_overlays(tiles, ("background", "atrium"), tmp_path)
-    for said in (
-        "DSC 0.731",
-        "DSC 0.000",
-        "no prediction",
-        "DSC undefined",
-        "a, slice 5 of 9 (worst)",
-        "Truth",
-        "10 mm",
-    ):
+    texts = texts_of(axes)
+    for said in ("DSC 0.731", "DSC 0.000", "DSC undefined", "no prediction", "a, slice 5 of 9 (worst)", "Truth"):
         assert said in texts
+    assert any(text.endswith(" mm") for text in texts)
 
 
 def test_overlays_of_empty_masks_and_anisotropic_pixels(tmp_path):
@@ -194,6 +191,17 @@ def test_overlays_of_empty_masks_and_anisotropic_pixels(tmp_path):
     picture = draw_overlays([nothing, blank, stretched], ("background", "atrium"), tmp_path)
     assert_real_png(picture)
     assert [line["pixels_prediction"] for line in read_csv(picture.csv)] == ["0", "0", "320"]
+
+
+def test_pixels_are_drawn_in_the_shape_they_have(tmp_path, monkeypatch):
+    axes = drawn_axes(monkeypatch)
+    draw_overlays([tile(spacing=(3.0, 2.0))], ("background", "atrium"), tmp_path)
+    assert len(axes) == 3
+    assert {axis.get_aspect() for axis in axes} == {1.5}
+    for axis in axes:
+        box = axis.get_window_extent()
+        rows, columns = abs(np.diff(axis.get_ylim())[0]), abs(np.diff(axis.get_xlim())[0])
+        assert (box.height / rows) / (box.width / columns) == pytest.approx(1.5, rel=1e-3)
 
 
 def test_tiles_keep_the_aspect_of_the_patient():
@@ -240,10 +248,11 @@ def test_tiles_are_the_largest_slices_of_the_worst_to_best(make_study, tmp_path)
 
 def test_d27_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     """Dollar signs would be read as mathematics, and a name may be longer than the row."""
-    texts = drawn_texts(monkeypatch)
-    picture = draw_overlays([tile("Müller $x_{"), tile("n" * 300)], ("background", r"a$\oops$"), tmp_path)
+    axes = drawn_axes(monkeypatch)
+    picture = draw_overlays([tile("Müller $x_{$"), tile("n" * 300)], ("background", r"a$\oops$"), tmp_path)
     assert_real_png(picture)
-    assert "Müller $x_{, slice 5 of 9" in texts
+    texts = texts_of(axes)
+    assert "Müller $x_{$, slice 5 of 9" in texts
     assert "n" * 59 + "…, slice 5 of 9" in texts
     assert imread(picture.png).shape[1] < 1300
 

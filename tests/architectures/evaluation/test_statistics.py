@@ -99,8 +99,8 @@ def test_bootstrap_is_by_patient():
     d = np.array([0.1, 0.3, -0.05, 0.2, 0.0])
     patients = list("abcde")
     once = bootstrap_interval(d, patients, seed=3)
-    copied = bootstrap_interval(np.tile(d, 10), patients * 10, seed=3)
-    assert copied == pytest.approx(once)
+    assert bootstrap_interval(np.tile(d, 10), patients * 10, seed=3) == pytest.approx(once)
+    assert bootstrap_interval(np.repeat(d, 10), np.repeat(patients, 10), seed=3) == pytest.approx(once)
     pretended = bootstrap_interval(np.tile(d, 10), [str(i) for i in range(50)], seed=3)
     assert pretended[1] - pretended[0] < 0.6 * (once[1] - once[0])
     assert once[0] < d.mean() < once[1]
