@@ -1,0 +1,47 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs in its own virtual environment; the next reuses it.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint mutants bench clean
+
+demo: $(VENV)/.demo-ready
+	$(BIN)/trifuse demo dino_unet --overwrite
+
+test: $(VENV)/.test-ready
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.lint-ready
+	mkdir -p build/types && ln -sfn ../.. build/types/trifuse
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+mutants: $(VENV)/.test-ready
+	$(BIN)/python tests/mutants/run.py
+
+bench: $(VENV)/.test-ready
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) build
+
+# torch comes first, so that nothing after it can replace it.
+$(VENV)/.torch-ready: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "trifuse needs Python 3.11 or newer; run: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	touch $@
+
+$(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
+	$(PIP) --editable '.[med]'
+	touch $@
+
+$(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
+	$(PIP) --editable '.[test]'
+	touch $@ $(VENV)/.demo-ready
+
+$(VENV)/.lint-ready: $(VENV)/.torch-ready pyproject.toml
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.demo-ready $(VENV)/.test-ready

@@ -1,0 +1,379 @@
+"""The ``trifuse`` command: parses the words, then hands over. Nothing heavy is imported before the words are understood.
+
+Exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
+CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
+VARIANTS = ("tiny", "small", "base", "large", "giant")
+
+
+class UsageError(Exception):
+    """The words of a command make no sense together."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that suggests what an unknown word may have meant."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {message}{self._suggestion(message)}\n")
+
+    def _suggestion(self, message: str) -> str:
+        known = [option for action in self._actions for option in action.option_strings]
+        known += [str(choice) for action in self._actions for choice in action.choices or ()]
+        words = [word.strip("',()").split("=")[0] for word in message.split()]
+        for word in words:
+            near = difflib.get_close_matches(word, [name for name in known if name != word], n=1)
+            if word not in known and near and (word.startswith("-") or "invalid choice" in message):
+                return f"; did you mean {near[0]}?"
+        return ""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command that ``words`` spell and return its exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        return _run(arguments, words)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the process ends, a few instructions away
+        return 0
+
+
+def _run(arguments: argparse.Namespace, words: list[str]) -> int:
+    from trifuse.kernels import CheckpointError, DataError, NumericError, TrifuseError
+
+    from .training.interruption import Interrupted
+
+    codes: list[tuple[type[Exception], int]] = [
+        (UsageError, 2),
+        (Interrupted, 75),
+        (DataError, 3),
+        (CheckpointError, 4),
+        (NumericError, 5),
+        (TrifuseError, 2),
+    ]
+    try:
+        return arguments.run(arguments, ["trifuse", *words]) or 0
+    except tuple(kind for kind, _ in codes) as error:
+        if arguments.traceback:
+            raise
+        print(f"trifuse: {error}", file=sys.stderr)
+        return next(code for kind, code in codes if isinstance(error, kind))
+
+
+# ------------------------------------------------------------------------------------------------------- the words
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = _Parser(prog="trifuse", description="Fused kernels, blocks and segmentation networks.", epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"trifuse {version('trifuse')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train, predict and report on a synthetic study, in minutes on a CPU")
+    demo_network = demo.add_subparsers(title="networks", required=True, metavar="NETWORK")
+    sub = _command(demo_network, "dino_unet", _demo_dino_unet, "left atrium, on a synthetic LGE phantom")
+    sub.add_argument("--out", type=Path, default=Path("demo/dino_unet"), help="folder to write to (%(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of the phantom and of training (%(default)s)")
+    sub.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in the folder")
+
+    data = commands.add_parser("data", help="look at a study")
+    data_command = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    sub = _command(data_command, "check", _data_check, "read every file of a study and list all that is wrong with it")
+    _study_options(sub)
+    sub.add_argument("--digests", type=Path, help="JSON file of SHA-256 digests: compared if there, else written")
+
+    train = commands.add_parser("train", help="train a network, predict its test cases, write a report")
+    train_network = train.add_subparsers(title="networks", required=True, metavar="NETWORK")
+    sub = _command(train_network, "dino_unet", _train_dino_unet, "frozen DINOv2 with weighted block fusion")
+    _study_options(sub)
+    _training_options(sub)
+    group = sub.add_argument_group("network")
+    group.add_argument("--variant", choices=VARIANTS, help="size of the encoder (giant)")
+    group.add_argument("--encoder", type=Path, help="folder of converted DINOv2 weights; without it they are random")
+    group.add_argument("--cache-features", action="store_true", help="keep the frozen encoder's features on disk")
+
+    sub = _command(commands, "predict", _predict, "segment volumes with a trained network, on their native grid")
+    sub.add_argument("model", type=Path, help="folder of a run, or of a saved network")
+    sub.add_argument("images", type=Path, help="a NIfTI file, a folder of them, or a study")
+    sub.add_argument("--out", type=Path, required=True, help="folder for <case>.nii.gz")
+    sub.add_argument("--image-size", type=int, help="side of the network's input in pixels (the run's, else 448)")
+    sub.add_argument("--batch-size", type=int, default=8, help="slices at a time (%(default)s)")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
+    sub.add_argument(
+        "--nonfinite", choices=("error", "zero", "median"), default="error", help="NaN and infinite voxels"
+    )
+
+    sub = _command(commands, "evaluate", _evaluate, "score predictions against the labels of a study")
+    sub.add_argument("predictions", type=Path, help="folder of <case>.nii.gz")
+    _study_options(sub)
+    sub.add_argument("--out", type=Path, required=True, help="CSV file for one line per case and class")
+    sub.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="cases to score (all with labels)")
+    sub.add_argument("--convention", choices=CONVENTIONS, default="strict", help="of empty masks (%(default)s)")
+    sub.add_argument("--slices", choices=("all", "labelled"), default="all", help="which slices count (%(default)s)")
+    sub.add_argument("--per-slice", action="store_true", help="one score per slice instead of per volume")
+    sub.add_argument("--voxels", action="store_true", help="HD95 in voxels instead of mm")
+    sub.add_argument("--accept-spacing", action="store_true", help="score although a spacing is hard to believe")
+    sub.add_argument("--overwrite", action="store_true", help="replace the CSV file")
+
+    sub = _command(commands, "compare", _compare, "test two runs against each other, case by case")
+    sub.add_argument("a", type=Path, help="case table (CSV), or folder of a run")
+    sub.add_argument("b", type=Path, help="case table (CSV), or folder of a run")
+    sub.add_argument("--out", type=Path, help="CSV file for the comparison")
+
+    ablate = commands.add_parser("ablate", help="train a paper's ablation table on a synthetic study")
+    ablate_network = ablate.add_subparsers(title="networks", required=True, metavar="NETWORK")
+    sub = _command(ablate_network, "dino_unet", _ablate_dino_unet, "Table II: which blocks, with and without the image")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
+    sub.add_argument("--seeds", type=int, default=3, help="repetitions of each row (%(default)s)")
+    sub.add_argument("--epochs", type=int, default=14, help="of each training (%(default)s)")
+    sub.add_argument("--cases", type=int, default=16, help="of the phantom (%(default)s)")
+
+    convert = commands.add_parser("convert", help="bring published weights into trifuse's format")
+    convert_format = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
+    sub = _command(convert_format, "dinov2", _convert_dinov2, "a DINOv2 checkpoint, of either publisher")
+    sub.add_argument("file", type=Path, help=".pth or .safetensors")
+    sub.add_argument("--out", type=Path, required=True, help="folder to write")
+
+    sub = _command(commands, "doctor", _doctor, "say what is installed, and which backend each operator would use")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., int | None], help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=EXIT_CODES)
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _study_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("study")
+    group.add_argument("data", type=Path, help="folder of the study: LAScarQS, or images/ and labels/")
+    group.add_argument("--layout", choices=("auto", "lascarqs", "plain"), help="of the folder (auto)")
+    group.add_argument("--target", action="append", metavar="[NAME=]VALUE", help="label to segment, e.g. lv=3; repeat")
+    group.add_argument("--patient", metavar="REGEX", help="finds the patient in a case's name (each case its own)")
+
+
+def _training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    parser.add_argument("--force-resume", action="store_true", help="continue it although the recipe has changed")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
+    parser.add_argument(
+        "--report", nargs="+", choices=("train", "val", "test"), default=["test"], help="parts to score"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
+    parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, e.g. network.norm=group; repeat"
+    )
+    group = parser.add_argument_group("cases and slices")
+    group.add_argument("--split", type=Path, help='JSON file with "train", "val" and "test"')
+    group.add_argument("--val-cases", nargs="+", metavar="PATTERN", help="cases that choose the best epoch")
+    group.add_argument("--test-cases", nargs="+", metavar="PATTERN", help="cases that are never trained on")
+    group.add_argument("--image-size", type=int, help="side that slices are resized to, in pixels (448)")
+    group.add_argument("--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
+    group.add_argument("--augment", choices=("none", "flip_rot"), help="(none)")
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=int, help="passes over the training slices")
+    group.add_argument("--batch-size", type=int, help="slices per step, over all processes")
+    group.add_argument("--lr", type=float, help="highest learning rate")
+    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the forward pass (fp32)")
+    group.add_argument("--accumulate", type=int, help="micro-batches per step (1)")
+    group.add_argument("--seed", type=int, help="of the order of samples and of augmentation (42)")
+    group.add_argument("--workers", type=int, help="processes that load slices (0)")
+    group.add_argument("--device", help="auto, cpu, cuda or cuda:<index> (auto)")
+
+
+_FIELDS = {
+    "data": "data.root",
+    "layout": "data.layout",
+    "target": "data.targets",
+    "patient": "data.patient_pattern",
+    "split": "data.split",
+    "val_cases": "data.val_cases",
+    "test_cases": "data.test_cases",
+    "image_size": "data.image_size",
+    "keep": "data.keep",
+    "augment": "data.augment",
+    "variant": "network.variant",
+    "encoder": "network.encoder_checkpoint",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "lr": "training.lr",
+    "precision": "training.precision",
+    "accumulate": "training.accumulate",
+    "seed": "training.seed",
+    "workers": "training.workers",
+    "device": "training.device",
+    "cache_features": "cache_features",
+}
+
+
+# ---------------------------------------------------------------------------------------------------- handing over
+
+
+def _demo_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .dino_unet.demo import run_demo
+
+    run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, command=words)
+
+
+def _data_check(arguments: argparse.Namespace, words: list[str]) -> int:
+    from .data.check import check_folder
+    from .run import parse_targets
+
+    findings = check_folder(
+        arguments.data,
+        arguments.layout or "auto",
+        parse_targets(arguments.target or ()),
+        patient_pattern=arguments.patient,
+        digests=arguments.digests,
+    )
+    study = findings.study
+    print(f"{arguments.data}: {study.layout} layout, {len(study.cases)} cases, classes {', '.join(study.class_names)}")
+    for warning in findings.warnings:
+        print(f"warning: {warning}")
+    for error in findings.errors:
+        print(f"error: {error}")
+    print(f"{len(findings.errors)} errors, {len(findings.warnings)} warnings")
+    return 3 if findings.errors else 0
+
+
+def _train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .dino_unet.train import DinoUNetRecipe, train
+    from .run import is_first_process, recipe_from
+
+    given = {
+        path: value
+        for option, path in _FIELDS.items()
+        if (value := getattr(arguments, option)) is not None and value is not False
+    }
+    recipe = recipe_from(DinoUNetRecipe, arguments.config, given, arguments.set)
+    report = train(
+        recipe,
+        arguments.out,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        force_resume=arguments.force_resume,
+        tensorboard=arguments.tensorboard,
+        parts=arguments.report,
+        command=words,
+    )
+    if is_first_process():
+        print(f"report: {report}")
+
+
+def _predict(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .run import predict_images
+
+    paths = predict_images(
+        arguments.model,
+        arguments.images,
+        arguments.out,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        nonfinite=arguments.nonfinite,
+    )
+    print(f"{len(paths)} label maps in {arguments.out}")
+
+
+def _evaluate(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .data.cases import open_study
+    from .evaluation.metrics import Conventions
+    from .evaluation.tables import evaluate_cases, format_summary, summarise, write_case_table
+    from .run import matching_cases, parse_targets
+
+    _refuse_existing(arguments.out, arguments.overwrite)
+    study = open_study(
+        arguments.data,
+        arguments.layout or "auto",
+        parse_targets(arguments.target or ()),
+        patient_pattern=arguments.patient,
+    )
+    labelled = [case.case_id for case in study.cases if case.label is not None]
+    conventions = Conventions(
+        empty_masks=arguments.convention,
+        hd_unit="vox" if arguments.voxels else "mm",
+        aggregation="slice" if arguments.per_slice else "volume",
+        slices=arguments.slices,
+    )
+    cases = matching_cases(study, labelled, arguments.cases)
+    rows = evaluate_cases(arguments.predictions, study, cases, conventions, accept_spacing=arguments.accept_spacing)
+    write_case_table(arguments.out, rows)
+    print(format_summary(summarise(rows), conventions))
+    print(f"cases: {arguments.out}")
+
+
+def _compare(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .evaluation.statistics import compare_runs, format_comparison, write_comparison_table
+
+    table_a, table_b = (_case_table(path) for path in (arguments.a, arguments.b))
+    rows = compare_runs(table_a, table_b)
+    print(format_comparison(rows, str(arguments.a), str(arguments.b)))
+    if arguments.out is not None:
+        _refuse_existing(arguments.out, overwrite=False)
+        write_comparison_table(arguments.out, rows)
+
+
+def _ablate_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .dino_unet.ablate import ablate
+
+    table = ablate(arguments.out, seeds=arguments.seeds, epochs=arguments.epochs, cases=arguments.cases, command=words)
+    print(table.read_text())
+    print(f"table: {table}")
+
+
+def _convert_dinov2(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .dino_unet.convert import convert_dinov2
+
+    print(convert_dinov2(arguments.file, arguments.out))
+
+
+def _doctor(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .doctor import examine, format_findings
+
+    findings = examine()
+    if arguments.json:
+        import json
+
+        print(json.dumps(findings, indent=2))
+    else:
+        print(format_findings(findings))
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already; choose another name, or pass --overwrite where there is one")
+
+
+def _case_table(path: Path) -> Path:
+    """Find the case table of a run; its first report section is named test, val or train."""
+    if not path.is_dir():
+        return path
+    found = [path / f"{part}_cases.csv" for part in ("test", "val", "train") if (path / f"{part}_cases.csv").exists()]
+    if not found:
+        raise UsageError(f"{path} holds no case table; expected test_cases.csv, as trifuse train writes it")
+    return found[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Train DINO-UNet on a study, predict its test cases, and write the report.
+
+``python -m trifuse.architectures.dino_unet.train`` is ``trifuse train dino_unet``, alone or under torchrun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from trifuse.kernels import DataError
+
+from ..evaluation.figures import Picture, draw_block_weights
+from ..evaluation.report import PaperTable
+from ..evaluation.validation import SliceValidation
+from ..pretrained import config_to_json
+from ..run import DataRecipe, Part, claim_folder, is_first_process, prepare_data, report_run
+from ..training.feature_cache import FeatureCache
+from ..training.loop import FitResult, fit
+from ..training.losses import SegmentationLoss
+from ..training.recipe import Recipe
+from .model import DinoUNet, DinoUNetConfig
+
+PAPER = "the paper on left-atrium segmentation with a frozen DINOv2 and weighted block fusion"
+PAPER_TABLES = (
+    PaperTable(
+        "Paper-reported Table I: LAScarQS 2022, 12 test patients, %",
+        ("Model", "DSC", "IoU"),
+        (
+            ("nnU-Net 2D", "87.7 ± 2.7", "81.7 ± 2.8"),
+            ("base", "91.5 ± 6.6", "82.9 ± 9.5"),
+            ("large", "92.1 ± 5.6", "83.8 ± 8.4"),
+            ("giant", "92.3 ± 5.9", "84.1 ± 8.8"),
+        ),
+        "DSC and IoU of this table cannot both be means over the same patients: IoU = DSC / (2 - DSC) is convex.",
+    ),
+    PaperTable(
+        "Paper-reported Table II: which blocks, with and without image integration, DSC, %",
+        ("Blocks", "Integration", "base", "large", "giant"),
+        (
+            ("last 4", "yes", "88.1 ± 8.0", "88.6 ± 6.5", "89.8 ± 4.7"),
+            ("last 4", "no", "87.1 ± 6.4", "86.6 ± 6.4", "88.2 ± 4.8"),
+            ("7,5,3,1", "yes", "88.3 ± 7.8", "88.9 ± 5.8", "90.3 ± 4.3"),
+            ("7,5,3,1", "no", "87.7 ± 6.3", "87.2 ± 6.6", "88.5 ± 5.2"),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class DinoUNetRecipe:
+    """A run of DINO-UNet; the defaults of ``training`` are the paper's.
+
+    Attributes:
+        data: which cases, and how their slices are prepared.
+        network: the network; its number of classes follows the study.
+        training: how it is trained.
+        theta_lr_mult: factor on the learning rate of the block logits.
+        theta_decay: whether weight decay holds for the block logits too, as in the paper.
+        batch_dice: whether the Dice of the loss pools its sums over the batch.
+        cache_features: keep the frozen encoder's features on disk instead of computing them in every epoch.
+    """
+
+    data: DataRecipe
+    network: DinoUNetConfig = field(default_factory=DinoUNetConfig)
+    training: Recipe = field(
+        default_factory=lambda: Recipe(
+            epochs=50, batch_size=32, lr=5e-5, weight_decay=1e-4, betas=(0.9, 0.95), warmup_epochs=5
+        )
+    )
+    theta_lr_mult: float = 1.0
+    theta_decay: bool = True
+    batch_dice: bool = True
+    cache_features: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cache_features and self.data.augment != "none":
+            raise ValueError("cache_features needs augment = 'none': augmented slices have no constant features")
+        if self.theta_lr_mult <= 0:
+            raise ValueError(f"theta_lr_mult must be positive, got {self.theta_lr_mult}")
+
+
+def train(
+    recipe: DinoUNetRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    force_resume: bool = False,
+    tensorboard: bool = False,
+    parts: Sequence[Part] = ("test",),
+    command: Sequence[str] = (),
+) -> Path | None:
+    """Run a recipe from its data to ``out/report.md``, and return that path (None on all ranks but the first).
+
+    Args:
+        recipe: what to do.
+        out: the run's folder.
+        resume: continue the run in ``out``.
+        overwrite: remove the run in ``out`` first.
+        force_resume: continue although the recipe has changed.
+        tensorboard: also write TensorBoard files.
+        parts: of the split to predict, score and report.
+        command: the words to put into the report as the way to do it again.
+    """
+    claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
+    data = prepare_data(recipe.data, out)
+    classes = len(data.study.class_names)
+    if recipe.network.num_classes not in ({1, 2} if classes == 2 else {classes}):
+        raise DataError(
+            recipe.data.root,
+            "classes",
+            got=f"{classes} with the background",
+            want=f"num_classes = {recipe.network.num_classes} of the network",
+        )
+    model = DinoUNet(recipe.network)
+    fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
+    if not is_first_process():
+        return None
+    best = DinoUNet.from_pretrained(out / "best").to(next(model.parameters()).device)
+    return report_run(
+        out,
+        best,
+        data,
+        recipe.data,
+        title=f"DINO-UNet ({_variant_name(recipe.network)}) on {Path(recipe.data.root).name}",
+        parts=parts,
+        command=command,
+        facts=_describe_encoder(best, recipe.network.encoder_checkpoint),
+        draw=lambda log, folder: _draw_blocks(best, log, folder),
+        paper_tables=PAPER_TABLES,
+        paper=PAPER,
+    )
+
+
+def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: Any, out: Path, **options: Any) -> FitResult:
+    """Train a network on prepared data; ``options`` are those of `fit`."""
+    train_set, val_set, step = data.train_set, data.val_set, segment_image
+    if recipe.cache_features:
+        cached = partial(FeatureCache, model, folder=out / "cache", device=recipe.training.device)
+        train_set, val_set, step = cached(train_set), cached(val_set), segment_features
+    return fit(
+        model,
+        train_set,
+        recipe.training,
+        out,
+        loss=SegmentationLoss(batch_dice=recipe.batch_dice),
+        validate=SliceValidation(val_set, data.study.class_names, recipe.training.batch_size, step),
+        run_config={
+            "architecture": DinoUNet.architecture,
+            "data": config_to_json(recipe.data),
+            "network": config_to_json(recipe.network),
+            "theta_lr_mult": recipe.theta_lr_mult,
+            "theta_decay": recipe.theta_decay,
+            "batch_dice": recipe.batch_dice,
+        },
+        step=step,
+        param_groups=lambda network: parameter_groups(network, recipe),
+        describe=block_weights,
+        **options,
+    )
+
+
+def segment_image(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Compute the logits from the image."""
+    return model(batch["image"])
+
+
+def segment_features(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Compute the logits from the encoder's cached features."""
+    image = model.prepare(batch["image"])
+    return model.forward_features(batch["features"], model.encoder.grid_of(image), image)
+
+
+def parameter_groups(model: DinoUNet, recipe: DinoUNetRecipe) -> list[dict[str, Any]]:
+    """Put the block logits into a group of their own; the frozen encoder is in none."""
+    logits = [parameter for parameter in model.fusion.parameters() if parameter.requires_grad]
+    theta = {"name": "theta", "params": logits, "lr_mult": recipe.theta_lr_mult}
+    if not recipe.theta_decay:
+        theta["weight_decay"] = 0.0
+    return [{"name": "decoder", "params": list(model.decoder.parameters())}, *([theta] if logits else [])]
+
+
+def block_weights(model: Any) -> dict[str, float]:
+    """Return the softmax weight of every block, by log column; nothing where the blocks are fixed."""
+    if not model.config.learned:
+        return {}
+    return {f"weight_block_{index}": float(weight) for index, weight in enumerate(model.fusion.weights)}
+
+
+def _describe_encoder(model: DinoUNet, checkpoint: str | None) -> dict[str, str]:
+    weights = "random weights" if checkpoint is None else f"weights of {Path(checkpoint).name}"
+    return {
+        "Encoder": f"{_variant_name(model.config)}, {weights}, frozen",
+        "Blocks, coarsest stage first": ", ".join(map(str, model.fusion.selected)),
+    }
+
+
+def _draw_blocks(model: DinoUNet, log: Path, folder: Path) -> list[Picture]:
+    return [draw_block_weights(log, folder, selected=model.fusion.selected)] if model.config.learned else []
+
+
+def _variant_name(config: DinoUNetConfig) -> str:
+    return config.variant if isinstance(config.variant, str) else f"{config.depth} blocks"
+
+
+if __name__ == "__main__":
+    import sys
+
+    from trifuse.architectures.cli import main
+
+    sys.exit(main(["train", "dino_unet", *sys.argv[1:]]))
