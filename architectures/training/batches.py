@@ -75,6 +75,17 @@ def _chunks(keys: list[Key], size: int) -> list[list[Key]]:
     return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
+def on_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with all its tensors, in lists and dictionaries too, on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: on_device(part, device) for name, part in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [on_device(part, device) for part in batch]
+    return batch
+
+
 class Batches:
     """Load the planned micro-batches of one rank, epoch by epoch."""
 
@@ -122,8 +133,7 @@ class Batches:
                 hint="workers=0 loads them in this process and shows where it happens",
             ) from error
         batch["sample_weight"] = torch.full((len(micro_batch.keys),), float(micro_batch.is_real))
-        device = self._world.device
-        return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        return on_device(batch, self._world.device)
 
 
 class _Reread:

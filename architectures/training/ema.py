@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,16 @@ class WeightAverage:
     def _set(self, values: Mapping[str, Tensor]) -> None:
         for name, tensor in self._live.items():
             tensor.copy_(values[name])
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, average: WeightAverage | None) -> Iterator[None]:
+    """Put a network into evaluation mode, without gradients and with its averaged weights, for a while."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), nullcontext() if average is None else average.applied():
+        yield
+    model.train(was_training)
 
 
 def _what_training_changes(model: nn.Module) -> dict[str, Tensor]:

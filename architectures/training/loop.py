@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from trifuse.kernels.errors import TrifuseError
 from .batches import Batches
 from .checkpoint import Saves
 from .distributed import World, open_world
-from .ema import WeightAverage
+from .ema import WeightAverage, evaluation_mode
 from .epoch_log import EpochLog
 from .interruption import Interrupted, StopSignals
 from .parameter_groups import GroupSpecification, make_groups
@@ -78,7 +78,8 @@ def fit(
     any moment and resumed ends with the same bits as one that was not.
 
     Args:
-        model: has ``save_pretrained(folder)``. Parameters without ``requires_grad`` stay as they are.
+        model: has ``save_pretrained(folder)``. Parameters without ``requires_grad`` stay as they are. If it has a
+            method ``start_epoch``, that is called with the epoch, counted from 0, when one begins or is resumed.
         train_set: ``train_set[(seed, epoch, index)]`` is a dictionary of tensors and strings, the same one for the
             same key; ``len(train_set)`` says how many.
         recipe: how to train.
@@ -190,26 +191,27 @@ class _Run:
     def _train_epoch(self, stop: StopSignals) -> None:
         position, steps = self.position, self.batches.steps_per_epoch
         self.model.train()
-        self.progress.start_epoch(f"epoch {position.epoch + 1} of {self.recipe.epochs}", steps, position.step_in_epoch)
+        getattr(self.model, "start_epoch", lambda epoch: None)(position.epoch)
+        self.progress.start(f"epoch {position.epoch + 1} of {self.recipe.epochs}", steps, position.step_in_epoch)
         started_s = time.monotonic()
         for micro_batches in self.batches.epoch(position.epoch, position.step_in_epoch):
             outcome = self.step(micro_batches, position.step)
             position.take(outcome, self.batches.samples_in_step(position.step_in_epoch), time.monotonic() - started_s)
             started_s = time.monotonic()
-            self.progress.advance(position.step_in_epoch, outcome.loss)
+            self.progress.advance(position.step_in_epoch, f"loss {outcome.loss:.4f}")
             if self.world.any(stop.requested is not None):
                 self._save_last()
                 self._interrupt(stop)
             every = self.recipe.checkpoint_every_steps
             if every is not None and position.step % every == 0 and position.step_in_epoch < steps:
                 self._save_last()
-        self.progress.end_epoch()
+        self.progress.end()
 
     def _end_epoch(self) -> None:
         """Validate, keep the best weights, write the log line, and only then the checkpoint."""
         position, started_s = self.position, time.monotonic()
         if self.world.is_first:
-            with self._evaluation_weights():
+            with evaluation_mode(self.model, self.average):
                 metrics, described = self._measure(), dict(self.describe(self.model))
                 score = metrics[self.monitor]
                 if not math.isnan(score) and (position.best_score is None or score > position.best_score):
@@ -232,16 +234,8 @@ class _Run:
     def _measure(self) -> dict[str, float]:
         metrics = {name: float(value) for name, value in self.validate(self.model).items()}
         if self.monitor not in metrics:
-            raise TrifuseError(
-                f"validation has no {self.monitor!r} to choose the best epoch by; it has {list(metrics)}"
-            )
+            raise TrifuseError(f"validation has no {self.monitor!r} to choose the best epoch by; it has {[*metrics]}")
         return metrics
-
-    @contextmanager
-    def _evaluation_weights(self) -> Iterator[None]:
-        self.model.eval()
-        with torch.no_grad(), nullcontext() if self.average is None else self.average.applied():
-            yield
 
     def _learning_rates(self) -> dict[str, float]:
         """Those of the step before, by log column."""
@@ -254,7 +248,7 @@ class _Run:
         with self.world.together():
             if self.world.is_first:
                 self.saves.save_first(self._fill_last)
-                with self._evaluation_weights():
+                with evaluation_mode(self.model, self.average):
                     score = self._measure()[self.monitor]
                 if math.isnan(score):
                     raise TrifuseError(f"validation gives NaN for {self.monitor!r}; is the validation set empty?")
@@ -283,20 +277,13 @@ class _Run:
     def _load(self) -> Position:
         position = load_training_state(self.saves.last.path, self.model, self.groups, self.average, self.base)
         self.step.load_state(position.loss_scaling)
-        ranks = (
-            ""
-            if position.ranks == self.world.size
-            else f" with {position.ranks} ranks before and {self.world.size} now"
-        )
-        self.progress.say(
-            f"resuming after step {position.step} (epoch {position.epoch + 1}, step {position.step_in_epoch}){ranks}; "
-            f"a step still sees {self.recipe.batch_size} samples"
-        )
+        where = f"resuming after step {position.step} (epoch {position.epoch + 1}, step {position.step_in_epoch})"
+        self.progress.say(f"{where}; ranks: {position.ranks} before, {self.world.size} now, for the same global batch")
         position.ranks = self.world.size
         return position
 
     def _interrupt(self, stop: StopSignals) -> None:
-        self.progress.end_epoch()
+        self.progress.end()
         name = "another rank's signal" if stop.requested is None else stop.requested.name
         raise Interrupted(f"stopped by {name} after step {self.position.step}; resume to continue")
 

@@ -38,22 +38,22 @@ class Progress:
         except OSError:
             pass  # the line is lost; the run is not
 
-    def start_epoch(self, title: str, steps: int, done: int) -> None:
-        """Begin an epoch of ``steps`` steps, of which ``done`` are done."""
+    def start(self, title: str, steps: int, done: int = 0) -> None:
+        """Begin something of ``steps`` steps, of which ``done`` are done."""
         self._title, self._steps = title, steps
         if self._enabled and sys.stderr.isatty():
             self._bar = tqdm(desc=title, total=steps, initial=done, leave=False, dynamic_ncols=True)
 
-    def advance(self, done: int, loss: float) -> None:
+    def advance(self, done: int, note: str = "") -> None:
         """Report a step."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self._bar.set_postfix_str(note, refresh=False)
             self._bar.update()
         elif time.monotonic() - self._last_line_s > _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
-            self.say(f"{self._title}: step {done} of {self._steps}, loss {loss:.4f}")
+            self.say(f"{self._title}: {done} of {self._steps} {note}".rstrip())
 
-    def end_epoch(self) -> None:
+    def end(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()

@@ -27,6 +27,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """No kill and no test can tell whether the disk has synced, but a shared machine takes long over it."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 class Child:
     """A forked process that runs one function; its exit code is 0, 75 if interrupted, 1 if anything else was raised."""
 

@@ -91,7 +91,7 @@ def test_t13_resumed_with_another_number_of_ranks(tmp_path, capfd):
     assert run_ranks(lambda: run(tmp_path / "two", **options, step=StopOneRank(4))) == [75, 75]
     assert json.loads((tmp_path / "two/last/training_state.json").read_text())["position"]["step"] == 4
     assert run_ranks(lambda: run(tmp_path / "two", **options, step=StopOneRank(3), resume=True), ranks=1) == [75]
-    assert "resuming after step 4 (epoch 2, step 1) with 2 ranks before and 1 now" in capfd.readouterr().out
+    assert "resuming after step 4 (epoch 2, step 1); ranks: 2 before, 1 now" in capfd.readouterr().out
     assert run_ranks(lambda: run(tmp_path / "two", **options, resume=True)) == [0, 0]
     assert_same_run(tmp_path / "one", tmp_path / "two")
     sessions = [json.loads(line) for line in (tmp_path / "two" / "sessions.jsonl").read_text().splitlines()]

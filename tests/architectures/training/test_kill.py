@@ -70,6 +70,18 @@ def test_t1_killed_at_a_random_sample_and_resumed_until_done(tmp_path, whole, se
     assert bits(tmp_path) == whole
 
 
+def test_t21_threads_change_the_last_digits_at_most(tmp_path):
+    def with_threads(threads):
+        torch.set_num_threads(threads)
+        run(tmp_path / str(threads), epochs=2)
+
+    for threads in (1, 2):
+        assert Child(lambda threads=threads: with_threads(threads)).wait() == 0
+    one, two = (TinyNet.from_pretrained(tmp_path / str(threads) / "last").state_dict() for threads in (1, 2))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def in_the_way_of(calls: list[str], action) -> None:
     """Let ``action`` run before every call of functions that change the disk."""
     for name in calls:
@@ -86,9 +98,8 @@ def in_the_way_of(calls: list[str], action) -> None:
 DISK = ["replace", "rename", "rmtree", "mkdir", "unlink"]
 
 
-def test_t2_killed_before_any_change_of_the_disk(tmp_path, monkeypatch):
+def test_t2_killed_before_any_change_of_the_disk(tmp_path):
     """One run per change; at each a checkpoint is whole, and resuming ends with the bits of an undisturbed run."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # slow, and no matter to a kill
     options = OPTIONS | {"epochs": 1}
     run(tmp_path / "whole", **options)
     expected = bits(tmp_path / "whole")

@@ -17,7 +17,7 @@ from trifuse.architectures.training.epoch_log import read_log
 from trifuse.architectures.training.interruption import Interrupted
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.architectures.training.schedules import warmup_cosine
-from trifuse.kernels.errors import CheckpointError, DataError, NumericError, TrifuseError
+from trifuse.kernels.errors import BackendError, CheckpointError, DataError, NumericError, TrifuseError
 
 EVERYTHING = {
     "norm": "batch",
@@ -366,7 +366,7 @@ def test_data_errors_pass_through(tmp_path):
 
 def test_l7_a_device_that_is_not_there(tmp_path):
     count = torch.cuda.device_count()
-    with pytest.raises(ValueError, match=f"needs GPU number {count}; found {count} GPUs; use device 'cpu'"):
+    with pytest.raises(BackendError, match=f"needs GPU number {count}; found {count} GPUs; use device 'cpu'"):
         run(tmp_path, device=f"cuda:{count}")
 
 
