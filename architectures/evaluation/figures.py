@@ -132,13 +132,16 @@ def collect_tiles(
     return tiles
 
 
-def draw_overlays(tiles: Sequence[Tile], class_names: Sequence[str], out: Path) -> Picture:
+def draw_overlays(
+    tiles: Sequence[Tile], class_names: Sequence[str], out: Path, *, title: str = "Predictions beside the truth"
+) -> Picture:
     """Draw one row per case (image, truth, prediction with the DSC on it) into ``out/overlays.png``.
 
     Args:
         tiles: what to show, e.g. from `collect_tiles`.
         class_names: names of the class ids, the background first.
         out: folder to write into.
+        title: of the picture.
     """
     windows = [_window(tile) for tile in tiles]
     aspects = [_aspect(tile, window) for tile, window in zip(tiles, windows, strict=True)]
@@ -148,14 +151,16 @@ def draw_overlays(tiles: Sequence[Tile], class_names: Sequence[str], out: Path) 
     for line, tile, window in zip(axes, tiles, windows, strict=True):
         _draw_tile_row(line, tile, window)
     heading = {"ha": "center", "va": "bottom", "fontsize": LARGE, "color": INK, "weight": "bold"}
-    for axis, title in zip(axes[0], ("Image", "Truth", "Prediction"), strict=True):
-        axis.annotate(title, (0.5, 1), xytext=(0, 19), xycoords="axes fraction", textcoords="offset points", **heading)
+    for axis, content in zip(axes[0], ("Image", "Truth", "Prediction"), strict=True):
+        axis.annotate(
+            content, (0.5, 1), xytext=(0, 19), xycoords="axes fraction", textcoords="offset points", **heading
+        )
     _draw_legend(figure, tiles, class_names)
     header = ["case_id", "slice", "pixels_truth", "pixels_prediction", "dsc_slice", "dsc_case"]
     lines = [_tile_numbers(tile) for tile in tiles]
     cases = ", ".join(f"{tile.case_id} {_dsc_text(tile.dsc)}" for tile in tiles)
     alt = f"Overlay sheet of {len(tiles)} cases, image, truth and prediction side by side; DSC of each case: {cases}."
-    return _save(figure, out, "overlays", "Predictions beside the truth", alt, header, lines)
+    return _save(figure, out, "overlays", title, alt, header, lines)
 
 
 def draw_block_weights(log_csv: Path, out: Path, *, selected: Sequence[int] = ()) -> Picture:

@@ -22,15 +22,17 @@ from trifuse.architectures.files import sha256_of, write_text
 from trifuse.kernels import MissingExtra
 
 from .figures import Picture
-from .metrics import Conventions
 from .statistics import Comparison, comparison_cells
 from .tables import (
     MEAN_OF_CLASSES,
+    METRIC_NAMES,
     Row,
-    Summary,
-    evaluate_cases,
+    failures,
+    format_score,
     mean_of_defined,
     summarise,
+    summary_cells,
+    undefined_scores,
     write_case_table,
     write_summary_table,
 )
@@ -39,17 +41,6 @@ if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Study
 
 REPORT = "report.md"
-METRIC_NAMES = {
-    "dsc": "DSC",
-    "iou": "IoU",
-    "precision": "Precision",
-    "sensitivity": "Sensitivity",
-    "volume_difference_ml": "Volume difference, mL",
-    "volume_difference_relative": "Volume difference, share",
-    "hd95_mm": "HD95, mm",
-    "hd95_vox": "HD95, voxels",
-}
-_IN_UNITS = ("volume_difference_ml", "hd95_mm", "hd95_vox")  # two decimals; fractions have three
 _ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s='"(:,])|^)(?:~?/|[A-Za-z]:[\\/])(?=\w)[^\s'",;)]*""")
 
 
@@ -148,23 +139,6 @@ def check_extras() -> None:
             raise MissingExtra(package, "med", purpose)
 
 
-def standard_evaluations(
-    pred_dir: Path, study: Study, case_ids: Sequence[str], *, empty_masks: str = "strict", labelled: bool = False
-) -> list[Evaluation]:
-    """Score predictions per volume and per slice; with ``labelled`` also over the labelled slices alone.
-
-    Raises:
-        DataError: see `evaluate_cases`.
-    """
-    ways = [
-        ("volume", "Per volume", Conventions(empty_masks)),
-        ("slice", "Per slice", Conventions(empty_masks, aggregation="slice")),
-    ]
-    if labelled:
-        ways.insert(1, ("labelled", "Per volume, labelled slices alone", Conventions(empty_masks, slices="labelled")))
-    return [Evaluation(name, title, evaluate_cases(pred_dir, study, case_ids, way)) for name, title, way in ways]
-
-
 def describe_data(study: Study, splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return the facts about data: a digest of all used files, the classes, the sizes of the splits."""
     used = sorted({case_id for case_ids in splits.values() for case_id in case_ids})
@@ -222,11 +196,11 @@ def _headline(evaluation: Evaluation) -> str:
     counted = {(row.case_id, row.slice): row for row in evaluation.rows}
     spread = f" ± {dsc.sd:.3f}" if not math.isnan(dsc.sd) else ""
     says = "mean ± SD over" if spread else "from"
-    lines = [f"**DSC {_cell(dsc.mean, 'dsc')}{spread}** for {class_name}, {says} {_count(dsc.count, unit)}."]
-    failures = sorted({f"{row.case_id} ({row.status})" for row in evaluation.rows if row.failed})
+    lines = [f"**DSC {format_score(dsc.mean, 'dsc')}{spread}** for {class_name}, {says} {_count(dsc.count, unit)}."]
+    failed = failures(evaluation.rows)
     cases = len({case_id for case_id, _ in counted})
-    if failures:
-        lines.append(f"**{len(failures)} of {cases} predictions failed and score 0:** {_escape(', '.join(failures))}.")
+    if failed:
+        lines.append(f"**{len(failed)} of {cases} predictions failed and score 0:** {_escape(', '.join(failed))}.")
     elif cases > 1:
         means = _case_means(evaluation.rows)
         worst, best = min(means, key=lambda c: means[c]), max(means, key=lambda c: means[c])
@@ -254,32 +228,12 @@ def _evaluation(evaluation: Evaluation, out: Path) -> list[str]:
     cases_csv, summary_csv = f"{evaluation.name}_cases.csv", f"{evaluation.name}_summary.csv"
     write_case_table(out / cases_csv, rows)
     write_summary_table(out / summary_csv, summaries, conventions)
-    parts = [f"### {evaluation.title}", conventions.describe(), _summary_table(summaries)]
+    parts = [f"### {evaluation.title}", conventions.describe(), _table(*summary_cells(summaries))]
+    parts += map(_escape, undefined_scores(summaries))
     if conventions.aggregation == "volume":
         parts.append(_case_table(rows))
     parts.append(f"Tables: [{cases_csv}]({cases_csv}), [{summary_csv}]({summary_csv})")
     return parts
-
-
-def _summary_table(summaries: Sequence[Summary]) -> str:
-    metrics = list(dict.fromkeys(s.metric for s in summaries))
-    by_key = {(s.class_name, s.metric): s for s in summaries}
-    header = ["Mean ± SD", "n", *(METRIC_NAMES[metric] for metric in metrics)]
-    lines, notes = [], []
-    for class_name in dict.fromkeys(s.class_name for s in summaries):
-        of_class = [by_key[class_name, metric] for metric in metrics]
-        n = max(s.count + s.undefined for s in of_class)
-        lines.append([class_name, str(n), *(_mean_and_sd(s) for s in of_class)])
-        notes += [
-            f"{METRIC_NAMES[s.metric]} of {class_name}: {s.undefined} of {n} undefined and left out of the mean"
-            for s in of_class
-            if s.undefined
-        ]
-    return _table(header, lines) + "".join(f"\n\n{_escape(note)}." for note in notes)
-
-
-def _mean_and_sd(summary: Summary) -> str:
-    return f"{_cell(summary.mean, summary.metric)} ± {_cell(summary.sd, summary.metric)}"
 
 
 def _case_table(rows: Sequence[Row]) -> str:
@@ -288,7 +242,7 @@ def _case_table(rows: Sequence[Row]) -> str:
     header = ["Case", *(["Class"] if several else []), *(METRIC_NAMES[metric] for metric in metrics), "Status"]
     lines = [
         [row.case_id, *([row.class_name] if several else [])]
-        + [_cell(row.scores[metric], metric) for metric in metrics]
+        + [format_score(row.scores[metric], metric) for metric in metrics]
         + [row.status]
         for row in rows
     ]
@@ -311,12 +265,6 @@ def _paper_table(table: PaperTable) -> list[str]:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(value: float, metric: str) -> str:
-    if math.isnan(value):
-        return "-"
-    return f"{value:.2f}" if metric in _IN_UNITS else f"{value:.3f}"
 
 
 def _count(n: int, word: str) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from trifuse.kernels import DataError, MissingExtra
 
-from .tables import Row, mean_of_defined, number, read_case_table, write_csv
+from .tables import METRIC_NAMES, Row, aligned, mean_of_defined, number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
 BOOTSTRAP_RESAMPLES = 10_000
@@ -152,7 +152,7 @@ def comparison_cells(rows: Sequence[Comparison]) -> tuple[list[str], list[list[s
     cells = [
         [
             row.class_name,
-            row.metric,
+            METRIC_NAMES[row.metric],
             str(row.t_test.count),
             f"{row.mean_a:.4g}",
             f"{row.mean_b:.4g}",
@@ -170,14 +170,11 @@ def comparison_cells(rows: Sequence[Comparison]) -> tuple[list[str], list[list[s
 
 def format_comparison(rows: Sequence[Comparison], name_a: str, name_b: str) -> str:
     """Return a comparison as text in aligned columns."""
-    header, cells = comparison_cells(rows)
-    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [header, *cells])
     notes = [f"A: {name_a}", f"B: {name_b}", "n cases; two-sided paired tests; interval by patient; d = mean / SD"]
     undefined = sum(row.undefined for row in rows)
     if undefined:
         notes.append(f"{undefined} scores were undefined in A or B and left out")
-    return "\n".join([*notes, "", *("  ".join(line).rstrip() for line in padded)])
+    return "\n".join([*notes, "", *aligned(*comparison_cells(rows))])
 
 
 def format_p(p: float) -> str:

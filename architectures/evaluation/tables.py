@@ -28,6 +28,17 @@ EXTRA = "extra prediction"
 NOTHING_LABELLED = "no labelled slice"
 MEAN_OF_CLASSES = "mean of classes"
 
+METRIC_NAMES = {
+    "dsc": "DSC",
+    "iou": "IoU",
+    "precision": "Precision",
+    "sensitivity": "Sensitivity",
+    "volume_difference_ml": "Volume difference, mL",
+    "volume_difference_relative": "Volume difference, share",
+    "hd95_mm": "HD95, mm",
+    "hd95_vox": "HD95, voxels",
+}
+
 _FIXED_COLUMNS = ("case_id", "patient", "class_name", "slice", "status")
 _LAST_COLUMN = "conventions"
 
@@ -251,13 +262,50 @@ def write_summary_table(path: Path, summaries: Sequence[Summary], conventions: C
     write_csv(path, ["class_name", "metric", "mean", "sd", "count", "undefined", _LAST_COLUMN], lines)
 
 
+def summary_cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Return header and readable cells of a summary, one line per class, for a terminal or a report."""
+    metrics = list(dict.fromkeys(s.metric for s in summaries))
+    lines = []
+    for class_name in dict.fromkeys(s.class_name for s in summaries):
+        of_class = {s.metric: s for s in summaries if s.class_name == class_name}
+        n = max(s.count + s.undefined for s in of_class.values())
+        cells = [f"{format_score(s.mean, s.metric)} ± {format_score(s.sd, s.metric)}" for s in of_class.values()]
+        lines.append([class_name, str(n), *cells])
+    return ["Mean ± SD", "n", *(METRIC_NAMES[metric] for metric in metrics)], lines
+
+
+def undefined_scores(summaries: Sequence[Summary]) -> list[str]:
+    """Return a sentence for each score of which some values were undefined and left out."""
+    return [
+        f"{METRIC_NAMES[s.metric]} of {s.class_name}: {s.undefined} of {s.count + s.undefined} undefined and left out "
+        "of the mean."
+        for s in summaries
+        if s.undefined
+    ]
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """Return the cases whose scores stand for a failed prediction, with the reason: ``case_3 (missing prediction)``."""
+    return sorted({f"{row.case_id} ({row.status})" for row in rows if row.failed})
+
+
 def format_summary(summaries: Sequence[Summary], conventions: Conventions) -> str:
-    """Return a summary as lines to print: each class and metric with its mean, SD and count, and the conventions."""
-    lines = [f"{'class':<20} {'metric':<24} {'mean':>9} {'SD':>9} {'n':>5}"]
-    for s in summaries:
-        sd = "-" if math.isnan(s.sd) else f"{s.sd:.4f}"
-        lines.append(f"{s.class_name:<20} {s.metric:<24} {s.mean:>9.4f} {sd:>9} {s.count:>5}")
-    return "\n".join([*lines, f"conventions: {conventions.label}"])
+    """Return a summary as text: the conventions, aligned columns, and what was left out."""
+    return "\n".join([conventions.describe(), "", *aligned(*summary_cells(summaries)), *undefined_scores(summaries)])
+
+
+def format_score(value: float, metric: str) -> str:
+    """Return a score as people read it: three decimals, two if it has a unit, a dash if it is undefined."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if metric.endswith(("_ml", "_mm", "_vox")) else f"{value:.3f}"
+
+
+def aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of text in columns."""
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [header, *cells])
+    return ["  ".join(line).rstrip() for line in padded]
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:

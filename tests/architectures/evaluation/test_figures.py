@@ -242,8 +242,9 @@ def test_tiles_are_the_largest_slices_of_the_worst_to_best(make_study, tmp_path)
     assert tiles[0].spacing_mm == (1.5, 1.25)
     assert [t.case_id for t in collect_tiles(predictions, study, rows, limit=3)] == ["a", "c", "e"]
     assert {t.slice for t in collect_tiles(predictions, study, rows, slice_index=0)} == {0}
-    picture = draw_overlays(tiles, study.class_names, tmp_path)
+    picture = draw_overlays(tiles, study.class_names, tmp_path, title="Test cases")
     assert_real_png(picture)
+    assert picture.title == "Test cases"
 
 
 def test_d27_names_are_drawn_as_they_are(tmp_path, monkeypatch):

@@ -21,7 +21,6 @@ from trifuse.architectures.evaluation.report import (
     describe_environment,
     describe_network,
     format_seconds,
-    standard_evaluations,
     write_report,
 )
 from trifuse.architectures.evaluation.statistics import compare_runs
@@ -139,7 +138,7 @@ def test_comparison_with_another_run(tmp_path):
     section = ComparisonSection("nnU-Net", "ours", rows)
     text = write_report(tmp_path, title="t", evaluations=[volume_evaluation()], comparisons=[section]).read_text()
     assert "A is nnU-Net, B is ours" in text
-    assert "| left atrium | dsc | 5 |" in text
+    assert "| left atrium | DSC | 5 |" in text
     assert "\\< 0.001" in text
 
 
@@ -180,17 +179,6 @@ def test_network_and_environment():
     facts = describe_environment("cpu")
     assert torch.__version__ in facts["Versions"]
     assert facts["Device"].startswith("CPU")
-
-
-def test_standard_evaluations_score_one_set_of_predictions_in_several_ways(make_study, tmp_path):
-    study = make_study("a", "b")
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "a.nii.gz").write_bytes(study.case("a").label.read_bytes())
-    ways = standard_evaluations(tmp_path / "p", study, ["a", "b"], labelled=True)
-    assert [(way.name, len(way.rows)) for way in ways] == [("volume", 2), ("labelled", 2), ("slice", 8)]
-    assert {way.rows[0].conventions.empty_masks for way in ways} == {"strict"}
-    (only, _) = standard_evaluations(tmp_path / "p", study, ["a"], empty_masks="nnunet")
-    assert only.rows[0].conventions == Conventions("nnunet")
 
 
 @pytest.mark.parametrize("package", ["scipy", "matplotlib"])

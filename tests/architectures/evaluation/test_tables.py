@@ -25,6 +25,7 @@ from trifuse.architectures.evaluation.tables import (
     OK,
     Row,
     evaluate_cases,
+    format_summary,
     read_case_table,
     score_case,
     summarise,
@@ -243,6 +244,16 @@ def test_scores_of_several_classes_are_kept_apart():
     assert {r.class_name: r.scores["dsc"] for r in rows} == {"one": 1, "two": 0}
     with pytest.raises(ShapeError):
         score_case(pred[:, :3], truth, (1, 1, 1), ("bg", "one", "two"), STRICT, case_id="a", patient="p")
+
+
+def test_summary_as_text_names_its_conventions_and_what_it_left_out():
+    rows = [row("a", 0.8, sensitivity=math.nan), row("b", 0.9, hd95_mm=12.345)]
+    lines = format_summary(summarise(rows), STRICT).splitlines()
+    assert lines[0] == STRICT.describe()
+    assert lines[2].split()[:5] == ["Mean", "±", "SD", "n", "DSC"]
+    assert lines[3].startswith("atrium     2  0.850 ± 0.071")
+    assert "0.900 ± -" in lines[3]
+    assert lines[-1] == "Sensitivity of atrium: 1 of 2 undefined and left out of the mean."
 
 
 def test_table_survives_the_disk(tmp_path):
