@@ -129,10 +129,12 @@ def convert_dinov2(path: str | os.PathLike[str], out: str | os.PathLike[str]) ->
             ``config.json``.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds code, or is not a whole DINOv2 encoder.
+        CheckpointError: the file is missing, damaged, holds code, is not a whole DINOv2 encoder, or lies in ``out``.
     """
-    state, report = read_dinov2(path)
     folder = Path(out)
+    if Path(path).resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path}: lies in the output folder {folder}, whose files would replace it; name another")
+    state, report = read_dinov2(path)
     folder.mkdir(parents=True, exist_ok=True)
     digest = write_safetensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
     write_json(

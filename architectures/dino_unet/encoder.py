@@ -147,6 +147,7 @@ class DinoV2Encoder(nn.Module):
 
         Raises:
             ShapeError: the shape is not that of a batch of RGB images, or a side is not a multiple of the patch size.
+            TypeError: the images are not of a floating-point type, and so cannot have been normalised.
         """
         _check_images(x)
         return x.shape[2] // PATCH_SIZE, x.shape[3] // PATCH_SIZE
@@ -234,6 +235,7 @@ class DinoV2Encoder(nn.Module):
             if blocks != "all":
                 raise ValueError(f"DinoV2Encoder: expected blocks 'all' or a sequence of indices, got {blocks!r}")
             return list(range(self.depth))
+        blocks = tuple(blocks)
         for index in blocks:
             if not -self.depth <= index < self.depth:
                 raise ValueError(f"DinoV2Encoder: block {index} does not exist; it has blocks 0 to {self.depth - 1}")
@@ -261,6 +263,8 @@ def _shape_of(variant: str | EncoderShape) -> EncoderShape:
 
 
 def _check_images(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"DinoV2Encoder: expected normalised images of a floating-point type, got {x.dtype}")
     got = f"got {tuple(x.shape)}"
     if x.dim() == 3:
         raise ShapeError(f"DinoV2Encoder: expected images (B, 3, H, W), {got}; add the batch with image[None]")

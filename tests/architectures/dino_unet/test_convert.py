@@ -386,3 +386,14 @@ def test_c3_c7_folders_are_checked(tmp_path):
     (folder / "config.json").write_text(json.dumps(described | {"architecture": "dino_unet"}))
     with pytest.raises(CheckpointError, match="wrong architecture: got 'dino_unet', want 'dinov2'"):
         load_dinov2_state_dict(folder)
+
+
+def test_l5_a_source_is_never_written_over(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(random_state("tiny_swiglu"), path)
+    before = path.read_bytes()
+    for out in (tmp_path, tmp_path / "sub" / ".."):
+        with pytest.raises(CheckpointError, match="lies in the output folder"):
+            convert_dinov2(path, out)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "config.json").exists()

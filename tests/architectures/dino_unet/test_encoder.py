@@ -54,7 +54,7 @@ def test_tokens_are_row_major():
     assert moved.nonzero().flatten().tolist() == [6]
 
 
-@pytest.mark.parametrize("blocks", [[3, 1], [1, 3], (3, 1, 3), [-1, 1], range(1, 4, 2)], ids=str)
+@pytest.mark.parametrize("blocks", [[3, 1], [1, 3], (3, 1, 3), [-1, 1], range(1, 4, 2), {3: "", 1: ""}.keys()], ids=str)
 def test_ordering_trap_features_come_in_ascending_order(blocks):
     encoder, image = tiny(), images(1, 3, 28, 28)
     everything = encoder(image)["features"]
@@ -363,6 +363,11 @@ def test_b2_b3_b4_wrong_layouts_are_refused_with_advice(shape, message):
     for use in (encoder, encoder.grid_of):
         with pytest.raises(ShapeError, match=message):
             use(torch.zeros(shape))
+
+
+def test_k1_images_of_integers_are_refused():
+    with pytest.raises(TypeError, match=r"expected normalised images of a floating-point type, got torch\.uint8"):
+        tiny()(torch.zeros(1, 3, 28, 28, dtype=torch.uint8))
 
 
 def test_empty_batch_gives_empty_maps():
