@@ -9,7 +9,7 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +69,7 @@ class ComparisonSection:
 
     name_a: str
     name_b: str
-    rows: Sequence[Comparison] = field(default_factory=tuple)
+    rows: Sequence[Comparison]
 
 
 def write_report(
@@ -255,7 +255,7 @@ def _comparison(section: ComparisonSection) -> list[str]:
         f"A is {_escape(section.name_a)}, B is {_escape(section.name_b)}. Two-sided paired tests over cases, Holm over "
         "the rows of this table; the interval of the mean difference is bootstrapped by patient; d is mean over SD."
     )
-    return [note, _table(header, cells)]
+    return [note, section.rows[0].conventions.describe(), _table(header, cells)]
 
 
 def _paper_table(table: PaperTable) -> list[str]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from trifuse.kernels import DataError, MissingExtra
 
+from .metrics import Conventions
 from .tables import METRIC_NAMES, Row, aligned, mean_of_defined, number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
@@ -44,6 +45,7 @@ class Comparison:
     p_holm: float
     wilcoxon: PairedTest
     undefined: int
+    conventions: Conventions
 
 
 def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
@@ -170,7 +172,8 @@ def comparison_cells(rows: Sequence[Comparison]) -> tuple[list[str], list[list[s
 
 def format_comparison(rows: Sequence[Comparison], name_a: str, name_b: str) -> str:
     """Return a comparison as text in aligned columns."""
-    notes = [f"A: {name_a}", f"B: {name_b}", "n cases; two-sided paired tests; interval by patient; d = mean / SD"]
+    notes = [f"A: {name_a}", f"B: {name_b}", rows[0].conventions.describe()]
+    notes += ["n cases; two-sided paired tests; interval by patient; d = mean / SD"]
     undefined = sum(row.undefined for row in rows)
     if undefined:
         notes.append(f"{undefined} scores were undefined in A or B and left out")
@@ -185,11 +188,12 @@ def format_p(p: float) -> str:
 def write_comparison_table(path: Path, rows: Sequence[Comparison]) -> None:
     """Write a comparison as CSV, atomically, at full precision."""
     header = ["class_name", "metric", "count", "undefined", "mean_a", "mean_b", "difference", "low", "high", "t"]
-    header += ["p_t_test", "p_holm", "p_wilcoxon", "effect_size"]
+    header += ["p_t_test", "p_holm", "p_wilcoxon", "effect_size", "conventions"]
     lines = (
         [row.class_name, row.metric, row.t_test.count, row.undefined]
         + [number(value) for value in (row.mean_a, row.mean_b, row.difference, row.low, row.high, row.t_test.statistic)]
         + [number(value) for value in (row.t_test.p, row.p_holm, row.wilcoxon.p, row.effect_size)]
+        + [row.conventions.label]
         for row in rows
     )
     write_csv(path, header, lines)
@@ -236,6 +240,7 @@ def _compare(class_name: str, metric: str, rows_a: Sequence[Row], rows_b: Sequen
         p_holm=math.nan,
         wilcoxon=wilcoxon_test(first, second),
         undefined=len(a) - len(defined),
+        conventions=rows_a[0].conventions,
     )
 
 

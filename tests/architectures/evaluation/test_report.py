@@ -138,6 +138,7 @@ def test_comparison_with_another_run(tmp_path):
     section = ComparisonSection("nnU-Net", "ours", rows)
     text = write_report(tmp_path, title="t", evaluations=[volume_evaluation()], comparisons=[section]).read_text()
     assert "A is nnU-Net, B is ours" in text
+    assert text.count(STRICT.describe()) == 2
     assert "| left atrium | DSC | 5 |" in text
     assert "\\< 0.001" in text
 

@@ -142,12 +142,14 @@ def test_compare_pairs_by_case_whatever_the_order(tmp_path):
     assert dsc.p_holm >= dsc.t_test.p
     text = format_comparison(list(rows.values()), "one run", "another")
     assert "A: one run" in text
+    assert STRICT.describe() in text
     assert "+0.1" in text
     assert "nan" not in text
     write_comparison_table(tmp_path / "c.csv", list(rows.values()))
     lines = (tmp_path / "c.csv").read_text().splitlines()
     assert len(lines) == 1 + len(STRICT.metrics)
     assert lines[0].startswith("class_name,metric,count")
+    assert all(line.endswith(STRICT.label) for line in lines[1:])
 
 
 def test_unmatched_cases_are_an_error_that_lists_them(tmp_path):
