@@ -306,11 +306,13 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """Return the commit that was measured, from git or, where there is none, from TRIFUSE_COMMIT."""
+    """Return the commit that is measured: what TRIFUSE_COMMIT says, or what git says."""
+    if "TRIFUSE_COMMIT" in os.environ:
+        return os.environ["TRIFUSE_COMMIT"]
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("TRIFUSE_COMMIT", "unknown")
+        return "unknown"
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -24,6 +24,11 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n\n".join([where, *_tables(record["rows"])]) + "\n"
 
 
+def markdown_of_file(path: Path) -> str:
+    """Return a result file as text; see `markdown`."""
+    return markdown(json.loads(path.read_text(encoding="utf-8")))
+
+
 def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     for (case, timed), group in groupby(rows, key=lambda row: (row["case"], row["pass"])):
         yield f"**{case}, {timed}**\n\n" + "\n".join(_lines(list(group)))
@@ -51,7 +56,7 @@ def _threads(count: int) -> str:
 def main(paths: list[str]) -> None:
     """Print the tables of the result files."""
     for path in paths:
-        print(markdown(json.loads(Path(path).read_text(encoding="utf-8"))))
+        print(markdown_of_file(Path(path)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 OWN_CODE = [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 LONGEST_FILE = 400
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc", "v2"}
+OWN_FORMATS = tuple(f"trifuse.architectures.{name}" for name in ("pretrained", "weights_file", "config_json"))
+ASSEMBLIES = {"train.py", "demo.py", "ablate.py"}  # the only files of a network that know data and training
 LAZY = {"triton", "xformers", "scipy", "matplotlib", "nibabel"}
 
 
@@ -65,17 +67,15 @@ def allowed_parts(path: Path) -> tuple[str, ...]:
     if folder == "blocks":
         return ("trifuse.kernels", "trifuse.blocks")
     shared = ("trifuse.kernels", "trifuse.blocks", "trifuse.architectures.files")
+    parts = tuple(f"trifuse.architectures.{name}" for name in ("data", "training", "evaluation", "run"))
     if len(rest) == 1:
-        return ("trifuse",) if rest[0] == "cli.py" else shared
+        return {"cli.py": ("trifuse",), "run.py": (*shared, *OWN_FORMATS, *parts)}.get(rest[0], (*shared, *OWN_FORMATS))
     part = rest[0]
     if part in ("data", "training", "evaluation"):
         joined = {"evaluation": ("trifuse.architectures.data",)}.get(part, ())
-        return (*shared, "trifuse.architectures.pretrained", f"trifuse.architectures.{part}", *joined)
-    own = (f"trifuse.architectures.{part}", "trifuse.architectures.pretrained")
-    if rest[1] in ("train.py", "demo.py", "ablate.py", "__main__.py"):
-        parts = ("data", "training", "evaluation")
-        return (*shared, *own, *(f"trifuse.architectures.{name}" for name in parts))
-    return (*shared, *own)
+        return (*shared, *OWN_FORMATS, f"trifuse.architectures.{part}", *joined)
+    own = (f"trifuse.architectures.{part}", *OWN_FORMATS)
+    return (*shared, *own, *parts) if rest[1] in ASSEMBLIES else (*shared, *own)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
