@@ -1,4 +1,4 @@
-"""The ``trifuse`` command: parses the words, then hands over. Nothing heavy is imported before the words are understood.
+"""The ``trifuse`` command: parses the words, then hands over; nothing heavy is imported before they are understood.
 
 Exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable.
 """
@@ -238,7 +238,7 @@ def _demo_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
 
 def _data_check(arguments: argparse.Namespace, words: list[str]) -> int:
     from .data.check import check_folder
-    from .run import parse_targets
+    from .recipes import parse_targets
 
     findings = check_folder(
         arguments.data,
@@ -259,7 +259,8 @@ def _data_check(arguments: argparse.Namespace, words: list[str]) -> int:
 
 def _train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
     from .dino_unet.train import DinoUNetRecipe, train
-    from .run import is_first_process, recipe_from
+    from .recipes import recipe_from
+    from .run import is_first_process
 
     given = {
         path: value
@@ -282,7 +283,7 @@ def _train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
 
 
 def _predict(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .run import predict_images
+    from .networks import predict_images
 
     paths = predict_images(
         arguments.model,
@@ -300,7 +301,7 @@ def _evaluate(arguments: argparse.Namespace, words: list[str]) -> None:
     from .data.cases import open_study
     from .evaluation.metrics import Conventions
     from .evaluation.tables import evaluate_cases, format_summary, summarise, write_case_table
-    from .run import matching_cases, parse_targets
+    from .recipes import matching_cases, parse_targets
 
     _refuse_existing(arguments.out, arguments.overwrite)
     study = open_study(

@@ -1,4 +1,4 @@
-"""What is installed, and which backend each operator would use here and why: the first thing to send with a question."""
+"""What is installed, and which backend each operator would use here and why: the first thing to ask of a user."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..data.left_atrium_phantom import write_left_atrium_phantom
 from ..data.split import write_split
-from ..run import DataRecipe, claim_folder
+from ..recipes import DataRecipe
+from ..run import claim_folder
 from ..training.recipe import Recipe
 from .model import TINY_DECODER, DinoUNetConfig
 from .train import DinoUNetRecipe, train
@@ -30,7 +31,7 @@ def demo_recipe(study: Path, split: Path, *, epochs: int = 14, seed: int = 0) ->
 
 def write_demo_study(folder: Path, *, cases: int = CASES, seed: int = 0) -> tuple[Path, Path]:
     """Write the phantom study and its split; return their paths."""
-    study, split = folder / "study", folder / "split.json"
+    study, split = folder / "phantom", folder / "phantom_split.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_split(split, write_left_atrium_phantom(study, cases=cases, seed=seed))
     return study, split
@@ -40,7 +41,7 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequ
     """Make the phantom, train on it, predict its test cases, and print where the report lies."""
     run = out / "run"
     claim_folder(run, overwrite=overwrite)
-    print(f"writing a synthetic study of {CASES} LGE volumes to {out / 'study'}", flush=True)
+    print(f"writing a synthetic study of {CASES} LGE volumes to {out / 'phantom'}", flush=True)
     study, split = write_demo_study(out, seed=seed)
     report = train(demo_recipe(study, split, seed=seed), run, command=command)
     assert report is not None  # a demo is one process

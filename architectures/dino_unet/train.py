@@ -19,7 +19,8 @@ from ..evaluation.figures import Picture, draw_block_weights
 from ..evaluation.report import PaperTable
 from ..evaluation.validation import SliceValidation
 from ..pretrained import config_to_json
-from ..run import DataRecipe, Part, claim_folder, is_first_process, prepare_data, report_run
+from ..recipes import DataRecipe
+from ..run import Part, claim_folder, is_first_process, prepare_data, report_run
 from ..training.feature_cache import FeatureCache
 from ..training.loop import FitResult, fit
 from ..training.losses import SegmentationLoss
@@ -177,7 +178,7 @@ def segment_features(model: Any, batch: dict[str, Any]) -> Tensor:
     return model.forward_features(batch["features"], model.encoder.grid_of(image), image)
 
 
-def parameter_groups(model: DinoUNet, recipe: DinoUNetRecipe) -> list[dict[str, Any]]:
+def parameter_groups(model: Any, recipe: DinoUNetRecipe) -> list[dict[str, Any]]:
     """Put the block logits into a group of their own; the frozen encoder is in none."""
     logits = [parameter for parameter in model.fusion.parameters() if parameter.requires_grad]
     theta = {"name": "theta", "params": logits, "lr_mult": recipe.theta_lr_mult}

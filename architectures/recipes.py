@@ -1,0 +1,174 @@
+"""What a run is to do: recipes, and how one is put together from defaults, a file, and the words of a command."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from trifuse.kernels import CheckpointError, DataError, TrifuseError
+
+from .data.cases import Layout, Study, Targets, open_study
+from .data.slices import Keep
+from .data.split import Split, read_split, split_patients, verify_split
+from .pretrained import config_from_json, config_to_json
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which cases a run uses, and how their slices are prepared.
+
+    Attributes:
+        root: the study's folder.
+        layout: ``"lascarqs"``, ``"plain"``, or ``"auto"``.
+        targets: what to segment in the plain layout, each ``"3"``, ``"lv=3"`` or ``"wall=1,2"``.
+        patient_pattern: regular expression that finds the patient in a case's name.
+        split: JSON file that says which cases train, validate and test; None draws the split.
+        val_cases: patterns of the cases that validate, and
+        test_cases: of those that test; given either, all other cases train and nothing is drawn.
+        val_from: what the drawn validation tenth is taken of: ``"all"`` patients, or those ``"remaining"`` for it.
+        split_seed: of the drawn split.
+        image_size: side of the square that slices are resized to, in pixels.
+        keep: slices to train on: ``"all"``, those that show a target (``"foreground"``), or those on which anything
+            is drawn (``"labelled"``).
+        augment: ``"none"`` or ``"flip_rot"``.
+        nonfinite: what to do with NaN and infinite voxels: ``"error"``, ``"zero"`` or ``"median"``.
+    """
+
+    root: str
+    layout: Layout = "auto"
+    targets: tuple[str, ...] = ()
+    patient_pattern: str | None = None
+    split: str | None = None
+    val_cases: tuple[str, ...] = ()
+    test_cases: tuple[str, ...] = ()
+    val_from: Literal["all", "remaining"] = "all"
+    split_seed: int = 42
+    image_size: int = 448
+    keep: Keep = "all"
+    augment: Literal["none", "flip_rot"] = "none"
+    nonfinite: Literal["error", "zero", "median"] = "error"
+
+    def open(self) -> Study:
+        """Find the cases."""
+        return open_study(
+            Path(self.root), self.layout, parse_targets(self.targets), patient_pattern=self.patient_pattern
+        )
+
+    def choose_split(self, study: Study) -> Split:
+        """Read, build or draw the split, whichever the recipe says."""
+        if self.split is not None:
+            return read_split(Path(self.split), study)
+        if not self.val_cases and not self.test_cases:
+            return split_patients(study, seed=self.split_seed, val_from=self.val_from)
+        names = [case.case_id for case in study.cases]
+        test = matching_cases(study, names, self.test_cases)
+        val = matching_cases(study, names, self.val_cases)
+        train = tuple(name for name in names if name not in (*test, *val))
+        return verify_split(study, Split(train, val, test))
+
+
+def parse_targets(words: Sequence[str]) -> Targets | None:
+    """Turn ``["lv=3", "wall=1,2"]`` into ``{"lv": [3], "wall": [1, 2]}``; a lone number gets the name "target".
+
+    Raises:
+        DataError: a word is not of that form.
+    """
+    targets: dict[str, list[int]] = {}
+    for word in words:
+        name, _, values = word.rpartition("=")
+        try:
+            targets[name or "target"] = [int(value) for value in values.split(",")]
+        except ValueError as error:
+            raise DataError(word, "target", want="a label value or NAME=VALUE[,VALUE], such as lv=3") from error
+    return targets or None
+
+
+def matching_cases(study: Study, names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that match any of the patterns.
+
+    Raises:
+        DataError: a pattern matches none.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise DataError(study.root, "cases", got=f"0 cases that match {pattern!r}", want=f"some of {list(names)}")
+    return tuple(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+
+
+class RecipeError(TrifuseError):
+    """A recipe names a field that there is none of, or gives one a value that it cannot have."""
+
+
+def recipe_from(
+    kind: type, file: Path | None = None, given: Mapping[str, Any] | None = None, settings: Sequence[str] = ()
+) -> Any:
+    """Build a run's recipe from its defaults, a TOML file, values by dotted name, and ``"field=value"`` words.
+
+    Later sources win. A value in a word is JSON where it can be, and text where not.
+
+    Raises:
+        RecipeError: naming the field and, for one that is unknown, the nearest known one.
+    """
+    values: dict[str, Any] = config_to_json(kind(DataRecipe(root="")))
+    sources: list[tuple[str, Any]] = []
+    if file is not None:
+        try:
+            sources += _dotted(tomllib.loads(Path(file).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{file}: {error}") from error
+    sources += [(name, _as_value(value)) for name, value in (given or {}).items()]
+    for word in settings:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise RecipeError(f"{word!r}: expected FIELD=VALUE, for example training.lr=1e-4")
+        sources.append((name, _parsed(text)))
+    for name, value in sources:
+        _put(values, kind, name, value)
+    if not values["data"]["root"]:
+        raise RecipeError("data.root: expected the folder of the study")
+    try:
+        return config_from_json(kind, values, "recipe")
+    except CheckpointError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in table.items():
+        pairs += _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return pairs
+
+
+def _as_value(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _put(values: dict[str, Any], kind: type, dotted: str, value: Any) -> None:
+    """Set a field of nested values, after checking that each name on the way is one of the dataclass's."""
+    *sections, name = dotted.split(".")
+    hints = get_type_hints(kind)
+    for section in sections:
+        if section not in hints or not is_dataclass(hints[section]):
+            raise RecipeError(f"{dotted}: there is no section {section!r}{_nearest(section, hints)}")
+        values, hints = values[section], get_type_hints(hints[section])
+    if name not in hints or is_dataclass(hints[name]):
+        raise RecipeError(f"{dotted}: there is no field {name!r}{_nearest(name, hints)}")
+    values[name] = value
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
