@@ -67,6 +67,7 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
         (CheckpointError, 4),
         (NumericError, 5),
         (TrifuseError, 2),
+        (OSError, 3),  # a disk that is full, a folder that may not be written
     ]
     try:
         return arguments.run(arguments, ["trifuse", *words]) or 0
@@ -297,10 +298,10 @@ def _predict(arguments: argparse.Namespace, words: list[str]) -> None:
     print(f"{len(paths)} label maps in {arguments.out}")
 
 
-def _evaluate(arguments: argparse.Namespace, words: list[str]) -> None:
+def _evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
     from .data.cases import open_study
     from .evaluation.metrics import Conventions
-    from .evaluation.tables import evaluate_cases, format_summary, summarise, write_case_table
+    from .evaluation.tables import evaluate_cases, failures, format_summary, summarise, write_case_table
     from .recipes import matching_cases, parse_targets
 
     _refuse_existing(arguments.out, arguments.overwrite)
@@ -322,6 +323,10 @@ def _evaluate(arguments: argparse.Namespace, words: list[str]) -> None:
     write_case_table(arguments.out, rows)
     print(format_summary(summarise(rows), conventions))
     print(f"cases: {arguments.out}")
+    failed = failures(rows)
+    for line in failed:
+        print(f"failed, and scored as such: {line}", file=sys.stderr)
+    return 3 if failed else 0
 
 
 def _compare(arguments: argparse.Namespace, words: list[str]) -> None:

@@ -23,7 +23,7 @@ def atomic_write(path: Path, *, verify: Callable[[Path], object] | None = None) 
     (which raises when it does not like what it reads back), and take the place of ``path`` in one rename.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid4().hex}-{path.name}")
+    temporary = path.with_name(TEMPORARY_PREFIX + uuid4().hex + "".join(path.suffixes[-2:]))
     try:
         with open(temporary, "xb") as stream:
             yield stream

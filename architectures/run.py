@@ -21,6 +21,7 @@ from .evaluation.predict import predict_cases
 from .evaluation.report import (
     Evaluation,
     PaperTable,
+    check_extras,
     describe_data,
     describe_environment,
     describe_network,
@@ -59,11 +60,15 @@ class PreparedData:
 def prepare_data(recipe: DataRecipe, out: Path, *, cache: Path | None = None) -> PreparedData:
     """Open the study, split it, write the split into the run's folder, and prepare the slices.
 
+    What the report will need is looked for as well: a missing package is found before work starts, not after.
+
     A split that lies in ``out`` already, from the run that is resumed, is used as it is.
 
     Raises:
         DataError: everything that is wrong with the cases, at once.
+        MissingExtra: scipy or matplotlib is not installed.
     """
+    check_extras()
     study = recipe.open()
     written = out / SPLIT_FILE
     split = read_split(written, study) if written.exists() else recipe.choose_split(study)
@@ -164,7 +169,8 @@ def report_run(
         tiles = collect_tiles(predictions, data.study, rows)
         folder = figures / part
         folder.mkdir(parents=True, exist_ok=True)
-        overlays.append(draw_overlays(tiles, data.study.class_names, folder))
+        title = f"{_PART_TITLES[part]}: predictions beside the truth"
+        overlays.append(draw_overlays(tiles, data.study.class_names, folder, title=title))
     log = out / "log.csv"
     epochs = read_log(log)
     splits = {part: data.cases_of(part) for part in ("train", "val", "test")}
