@@ -173,7 +173,7 @@ def _warped(rng: np.random.Generator, position: np.ndarray) -> np.ndarray:
 
 
 def _acquire(rng: np.random.Generator, brightness: np.ndarray, position: np.ndarray, scanner: _Scanner) -> np.ndarray:
-    """Shade, add texture and Rician noise, and store as 16-bit integers."""
+    """Shade, add Rician noise, and store as 16-bit integers."""
     slope = rng.uniform(-1, 1, 3) * scanner.shading / np.array([100, 100, 60])
     shading = np.exp(np.einsum("aijk,a->ijk", position, slope) - scanner.shading * (position[1] / 100) ** 2)
     signal = brightness * shading
