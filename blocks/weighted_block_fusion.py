@@ -94,29 +94,29 @@ class WeightedBlockFusion(nn.Module):
         self,
         maps: Iterable[tuple[int, Tensor]],
         keep: Collection[int],
-        projection: nn.Linear | None,
+        weight: Tensor | None,
         rerun: Callable[[], Iterable[tuple[int, Tensor]]] | None = None,
     ) -> tuple[dict[int, Tensor], Tensor | None]:
         """Fuse maps as they are produced, and keep only a few of them.
 
-        Gives what ``projection(self(all_maps))`` gives, and the same gradients of the logits and of the projection's
-        weight. Where the logits need a gradient, each map's projection stays in memory in place of the map, unless
-        ``rerun`` can bring the maps back.
+        Gives what ``linear(self(all_maps), weight)`` gives, and the same gradients of the logits and of the weight.
+        Where the logits need a gradient, each map's projection stays in memory in place of the map, unless ``rerun``
+        can bring the maps back.
 
         Args:
             maps: (block index, map (B, M, D)), frozen; each map is let go before the next one is asked for.
             keep: the blocks whose maps are wanted afterwards.
-            projection: the linear layer D -> r without bias that consumes the fused map; None fuses nothing.
+            weight: (r, D), of the linear layer without bias that consumes the fused map; None fuses nothing.
             rerun: produces the same maps again, in backward: nothing is kept for the logits' gradient then.
 
         Returns:
-            The kept maps by block index, and the projected fused map (B, M, r), None without a projection.
+            The kept maps by block index, and the projected fused map (B, M, r), None without a weight.
         """
-        if projection is None:
+        if weight is None:
             return {index: tokens for index, tokens in maps if index in keep}, None
         logits = self._learned_logits()
         kept: dict[int, Tensor] = {}
-        weights = self.weights.tolist()
+        block_weights = self.weights.tolist()
         fused: Tensor | None = None
         projections: list[Tensor] = []
         count = 0
@@ -126,9 +126,9 @@ class WeightedBlockFusion(nn.Module):
                 if fused is None:
                     dtype = tokens.dtype
                     fused = torch.zeros_like(tokens, dtype=torch.promote_types(dtype, torch.float32))
-                fused.add_(tokens, alpha=weights[index])
+                fused.add_(tokens, alpha=block_weights[index])
                 if needs_gradient and rerun is None:
-                    projected = _project(tokens, projection.weight)
+                    projected = _project(tokens, weight)
                     projections.append(projected.to(min(projected.dtype, dtype, key=lambda narrow: narrow.itemsize)))
                 if index in keep:
                     kept[index] = tokens
@@ -138,8 +138,8 @@ class WeightedBlockFusion(nn.Module):
             raise ShapeError(f"WeightedBlockFusion: expected the maps of all {self.num_blocks} blocks, got {count}")
         fused = fused.to(dtype)
         if needs_gradient:
-            return kept, _FuseThenProject.apply(logits, projection.weight, fused, rerun, *projections)
-        return kept, _project(fused, projection.weight)
+            return kept, _FuseThenProject.apply(logits, weight, fused, rerun, *projections)
+        return kept, _project(fused, weight)
 
     def _learned_logits(self) -> Tensor:
         if self.logits is None:

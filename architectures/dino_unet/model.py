@@ -276,10 +276,11 @@ class DinoUNet(Pretrained, nn.Module):
     def _forward_streaming(self, x: Tensor) -> Tensor:
         selected = self.fusion.selected
         keep = {*selected, self.encoder.depth - 1}
-        blocks = "all" if self.decoder.proj_fused is not None else sorted(keep)
+        weight = None if self.decoder.proj_fused is None else self.decoder.proj_fused.weight
+        blocks = sorted(keep) if weight is None else "all"
         encode = partial(self.encoder.iterate, x, blocks)
         rerun = encode if self.config.stream_gradient == "rerun" else None
-        kept, fused = self.fusion.stream(encode(), keep, self.decoder.proj_fused, rerun)
+        kept, fused = self.fusion.stream(encode(), keep, weight, rerun)
         return self._decode(kept, selected, fused, self.encoder.grid_of(x), x)
 
     def _decode(
