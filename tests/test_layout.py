@@ -28,7 +28,14 @@ LONGER_FILES = {
     "trifuse.architectures.evaluation.tables": 430,
 }
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc", "v2"}
-OWN_FORMATS = tuple(f"trifuse.architectures.{name}" for name in ("pretrained", "weights_file", "config_json"))
+PARTS = ("data", "training", "evaluation")
+# What every part of architectures stands on; the other files beside them belong to the command and may join everything.
+FOUNDATIONS = tuple(f"trifuse.architectures.{name}" for name in ("files", "weights_file", "config_json", "pretrained"))
+COMMAND_FILES = tuple(
+    name
+    for path in (ROOT / "architectures").glob("*.py")
+    if (name := f"trifuse.architectures.{path.stem}") not in FOUNDATIONS
+)
 ASSEMBLIES = {"train.py", "demo.py", "ablate.py"}  # the only files of a network that know data and training
 LAZY = {"triton", "xformers", "scipy", "matplotlib", "nibabel"}
 
@@ -72,16 +79,16 @@ def allowed_parts(path: Path) -> tuple[str, ...]:
         return ("trifuse.kernels",)
     if folder == "blocks":
         return ("trifuse.kernels", "trifuse.blocks")
-    shared = ("trifuse.kernels", "trifuse.blocks", "trifuse.architectures.files")
-    parts = tuple(f"trifuse.architectures.{name}" for name in ("data", "training", "evaluation", "run", "cli"))
+    shared = ("trifuse.kernels", "trifuse.blocks", *FOUNDATIONS)
     if len(rest) == 1:
-        return {"cli.py": ("trifuse",), "run.py": (*shared, *OWN_FORMATS, *parts)}.get(rest[0], (*shared, *OWN_FORMATS))
+        return shared if module_name(path) in FOUNDATIONS else ("trifuse",)
     part = rest[0]
-    if part in ("data", "training", "evaluation"):
-        joined = {"evaluation": ("trifuse.architectures.data",)}.get(part, ())
-        return (*shared, *OWN_FORMATS, f"trifuse.architectures.{part}", *joined)
-    own = (f"trifuse.architectures.{part}", *OWN_FORMATS)
-    return (*shared, *own, *parts) if rest[1] in ASSEMBLIES else (*shared, *own)
+    own = f"trifuse.architectures.{part}"
+    if part in PARTS:
+        return (*shared, own, *(("trifuse.architectures.data",) if part == "evaluation" else ()))
+    if rest[1] in ASSEMBLIES:
+        return (*shared, own, *(f"trifuse.architectures.{name}" for name in PARTS), *COMMAND_FILES)
+    return (*shared, own)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -246,7 +253,7 @@ def test_every_file_is_one_thought():
 @pytest.mark.parametrize("path", OWN_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_path_of_somebody_s_machine(path):
     found = re.findall(
-        r"[\"'(= ](/(?:home/(?!someone)|root/|work/|Users/|mnt/|opt/|tmp/)[\w./-]+)", path.read_text(encoding="utf-8")
+        r"[\"'(= ](/(?:home/(?!someone)|root/|work/|Users/|opt/|tmp/)[\w./-]+)", path.read_text(encoding="utf-8")
     )
     assert found == []
 
