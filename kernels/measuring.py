@@ -1,6 +1,6 @@
 """Time and memory of a computation, measured so that two forms of it can be compared.
 
-Torch is imported at the first use, because `trifuse.kernels.testing`, which takes these tools, is loaded by every pytest.
+Torch is imported at the first use: `trifuse.kernels.testing`, which takes these tools, is loaded by every pytest.
 """
 
 from __future__ import annotations
