@@ -87,10 +87,12 @@ class TrainingStep:
             group.optimizer.zero_grad(set_to_none=True)
             group.set_learning_rate(self._recipe, step, self._steps_per_epoch)
 
-        losses = [
-            self._accumulate(micro_batch, batch, keyed_seed(self._recipe.seed, step, number, self._world.rank), step)
-            for number, (micro_batch, batch) in enumerate(micro_batches)
-        ]
+        seeds = [keyed_seed(self._recipe.seed, step, n, self._world.rank) for n in range(len(micro_batches))]
+        parts = [self._accumulate(*part, seed) for part, seed in zip(micro_batches, seeds, strict=True)]
+        losses = [float(part) for part in parts]  # after all work was handed to the device: it need not wait before
+        for loss, part, seed in zip(losses, micro_batches, seeds, strict=True):
+            if not math.isfinite(loss):
+                self._stop("the loss", step, [part], self._first_non_finite(part[1], seed), seed)
         self._world.sum_gradients([p for group in self._groups for p in group.parameters.values()])
 
         for group in self._groups:
@@ -118,16 +120,14 @@ class TrainingStep:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({k: v for k, v in state.items() if k != "skipped_in_a_row"})
 
-    def _accumulate(self, micro_batch: MicroBatch, batch: Batch, seed: int, step: int) -> float:
+    def _accumulate(self, micro_batch: MicroBatch, batch: Batch, seed: int) -> Tensor:
         """Add a micro-batch's part to the gradients and return its part of the loss."""
-        outputs = self._run_forward(batch, seed)
-        loss = self._loss(outputs, batch, self._world.sum) * micro_batch.share
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            where = first_non_finite(self.model, batch, lambda: self._run_forward(batch, seed))
-            self._stop("the loss", step, [(micro_batch, batch)], where, seed)
+        loss = self._loss(self._run_forward(batch, seed), batch, self._world.sum) * micro_batch.share
         self.scaler.scale(loss).backward()
-        return value
+        return loss.detach()
+
+    def _first_non_finite(self, batch: Batch, seed: int) -> str:
+        return first_non_finite(self.model, batch, lambda: self._run_forward(batch, seed))
 
     def _run_forward(self, batch: Batch, seed: int) -> Any:
         torch.manual_seed(seed)  # dropout draws from the global generators and from nothing else

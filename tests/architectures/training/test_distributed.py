@@ -39,20 +39,21 @@ def assert_same_run(one: Path, other: Path, atol: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("ranks", "options"),
     [
-        {"batch_dice": True, "length": 8},
-        {"batch_dice": True, "length": 11, "grad_clip": 0.3, "ema_decay": 0.9},
-        {"batch_dice": False, "length": 9, "accumulate": 2, "optimizer": "sgd"},
+        (2, {"batch_dice": True, "length": 8}),
+        (2, {"batch_dice": True, "length": 11, "grad_clip": 0.3, "ema_decay": 0.9}),
+        (2, {"batch_dice": False, "length": 9, "accumulate": 2, "optimizer": "sgd"}),
+        (3, {"batch_dice": True, "length": 10}),
     ],
-    ids=["even", "uneven last batch", "a rank without a sample in the last batch"],
+    ids=["even", "uneven last batch", "a last micro-batch of one", "a rank that never has a sample"],
 )
-def test_two_ranks_equal_one_t12(tmp_path, options):
+def test_ranks_equal_one_t12(tmp_path, ranks, options):
     """Ten steps or more on the same global batches; Dice pooled over ranks, and an uneven end in every way."""
     options = {"epochs": 5, "batch_size": 4, "norm": "group"} | options
     run(tmp_path / "one", **options)
-    assert run_ranks(lambda: run(tmp_path / "two", **options)) == [0, 0]
-    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert run_ranks(lambda: run(tmp_path / "several", **options), ranks) == [0] * ranks
+    assert_same_run(tmp_path / "one", tmp_path / "several")
 
 
 def test_one_rank_started_from_other_weights_takes_those_of_rank_0(tmp_path):

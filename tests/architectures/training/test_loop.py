@@ -370,6 +370,24 @@ def test_l7_a_device_that_is_not_there(tmp_path):
         run(tmp_path, device=f"cuda:{count}")
 
 
+def test_the_network_is_told_which_epoch_begins_or_goes_on(tmp_path):
+    class Listening(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.told = []
+
+        def start_epoch(self, epoch):
+            self.told.append(epoch)
+
+    model = Listening()
+    with pytest.raises(Interrupted):
+        run(tmp_path, model=model, step=StopAt(5))
+    assert model.told == [0, 1]
+    model = Listening()
+    run(tmp_path, model=model, resume=True)
+    assert model.told == [1, 2]
+
+
 def test_groups_have_their_own_columns(tmp_path):
     def groups(model):
         return [
