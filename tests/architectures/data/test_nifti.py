@@ -679,7 +679,7 @@ def test_same_voxels_give_the_same_bytes(good, tmp_path, monkeypatch):
     """Neither the name nor the time is written into the file."""
     volume = read_image(good)
     for hour, name in enumerate(("b.nii.gz", "c.nii.gz")):
-        monkeypatch.setattr(gzip.time, "time", lambda: 1e9 + 3600 * hour)  # noqa: B023
+        monkeypatch.setattr(gzip.time, "time", lambda now=1e9 + 3600 * hour: now)
         write_image(tmp_path / name, volume.voxels, like=volume)
     assert (tmp_path / "b.nii.gz").read_bytes() == (tmp_path / "c.nii.gz").read_bytes()
 
