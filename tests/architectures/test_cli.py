@@ -1,0 +1,282 @@
+"""The command: words, suggestions, exit codes, and the whole way on a phantom."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trifuse.architectures.cli import build_parser, main
+from trifuse.architectures.data.left_atrium_phantom import write_left_atrium_phantom
+from trifuse.architectures.data.nifti import read_image, read_labels
+from trifuse.architectures.data.split import write_split
+
+TRAINING = [
+    *("--variant", "tiny", "--image-size", "56", "--epochs", "2", "--batch-size", "4", "--lr", "3e-3"),
+    *("--set", "network.channels=[8,8,8,4]", "--set", "network.bottleneck_dim=8", "--set", "training.warmup_epochs=0"),
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_split(folder / "split.json", write_left_atrium_phantom(folder, cases=4, size=(24, 24, 4)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(study, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert (
+        main(["train", "dino_unet", str(study), "--out", str(out), "--split", str(study / "split.json"), *TRAINING])
+        == 0
+    )
+    return out
+
+
+def run_main(words: list[object], capsys) -> tuple[int, str, str]:
+    try:
+        code = main([str(word) for word in words])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()
+
+
+def test_one_command_leads_from_a_study_to_a_report(finished):
+    report = (finished / "report.md").read_text()
+    assert "DSC" in report
+    assert "Empty masks `strict`" in report
+    assert "Paper-reported" in report
+    for name in ("run.json", "log.csv", "split.json", "best/model.safetensors", "last/model.safetensors",
+                 "test_cases.csv", "test_slices_cases.csv", "figures/curves.png", "figures/block_weights.png",
+                 "figures/test/overlays.png"):  # fmt: skip
+        assert (finished / name).stat().st_size > 0, name
+    rows = list(csv.DictReader((finished / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert sum(float(rows[-1][f"weight_block_{i}"]) for i in range(4)) == pytest.approx(1, abs=1e-5)
+
+
+def test_predictions_lie_on_the_native_grid(finished, study):
+    predicted = sorted((finished / "predictions" / "test").glob("*.nii.gz"))
+    assert [path.name for path in predicted] == ["train_4.nii.gz"]
+    image = read_image(study / "train_data" / "train_4" / "enhanced.nii.gz")
+    labels = read_labels(predicted[0], like=image)
+    assert labels.voxels.shape == image.voxels.shape
+    assert (labels.geometry.affine == image.geometry.affine).all()
+
+
+def test_predict_evaluate_and_compare(finished, study, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for n in (3, 4):
+        shutil.copy(study / "train_data" / f"train_{n}" / "enhanced.nii.gz", images / f"train_{n}.nii.gz")
+    labels = tmp_path / "labels"
+    assert run_main(["predict", finished, images, "--out", labels], capsys)[0] == 0
+    assert (labels / "train_4.nii.gz").read_bytes() == (finished / "predictions/test/train_4.nii.gz").read_bytes()
+
+    table = tmp_path / "scores.csv"
+    cases = ["--cases", "train_3", "train_4"]
+    code, output, _ = run_main(["evaluate", labels, study, "--out", table, *cases], capsys)
+    assert code == 0
+    assert "left atrium" in output
+    with (finished / "test_cases.csv").open() as one, table.open() as two:
+        kept = {row["case_id"]: row for row in csv.DictReader(two)}
+        (expected,) = csv.DictReader(one)
+    assert kept["train_4"]["dsc"] == expected["dsc"]
+
+    (labels / "train_3.nii.gz").unlink()
+    code, _, errors = run_main(["evaluate", labels, study, "--out", tmp_path / "two.csv", *cases], capsys)
+    assert code == 3
+    assert "train_3 (missing prediction)" in errors
+
+    code, output, _ = run_main(["compare", finished, finished, "--out", tmp_path / "comparison.csv"], capsys)
+    assert code == 0
+    assert "left atrium" in output
+    assert (tmp_path / "comparison.csv").exists()
+
+
+def test_one_file_is_predicted_as_well(finished, study, tmp_path, capsys):
+    image = study / "train_data" / "train_4" / "enhanced.nii.gz"
+    assert (
+        run_main(["predict", finished / "best", image, "--out", tmp_path / "o", "--image-size", "56"], capsys)[0] == 0
+    )
+    assert [path.name for path in (tmp_path / "o").glob("*.nii.gz")] == ["enhanced.nii.gz"]
+
+
+def test_l4_an_existing_run_is_refused_resumed_or_overwritten(finished, study, capsys, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    words = ["train", "dino_unet", study, "--out", out, "--split", study / "split.json", *TRAINING]
+    before = (out / "report.md").read_bytes()
+    code, _, errors = run_main(words, capsys)
+    assert (code, (out / "report.md").read_bytes()) == (2, before)
+    assert "--resume" in errors
+    assert run_main([*words, "--resume"], capsys)[0] == 0
+    code, _, errors = run_main([*words, "--resume", "--lr", "1e-2"], capsys)
+    assert code == 2
+    assert "recipe.lr: 0.003 -> 0.01" in errors
+    (out / "mark").touch()
+    assert run_main([*words, "--overwrite", "--epochs", "1"], capsys)[0] == 0
+    assert not (out / "mark").exists()
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.txt").write_text("three years of work")
+    code, _, errors = run_main([*words[:4], stranger, *words[5:], "--overwrite"], capsys)
+    assert (code, (stranger / "thesis.txt").exists()) == (2, True)
+    assert "holds no run of trifuse" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "dino_unte"], "did you mean dino_unet?"),
+        (["train", "dino_unet", "study", "--out", "x", "--epohcs", "3"], "did you mean --epochs?"),
+        (["train", "dino_unet", "study", "--out", "x", "--epochs", "many"], "invalid int value: 'many'"),
+        (["train", "dino_unet", "study", "--out", "x", "--set", "training.lrr=1"], "did you mean 'lr'?"),
+        (["train", "dino_unet", "study", "--out", "x", "--set", "trainig.lr=1"], "did you mean 'training'?"),
+        (["train", "dino_unet", "study", "--out", "x", "--set", "training.lr"], "expected FIELD=VALUE"),
+        (["train", "dino_unet", "study", "--out", "x", "--lr", "-1"], "lr = -1.0; allowed: a number > 0"),
+        (["train", "dino_unet", "study", "--out", "x", "--lr", "nan"], "lr = nan; allowed: a number > 0"),
+        (["train", "dino_unet", "study", "--out", "x", "--set", "network.norm=layer"], "norm must be one of"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_l1_l2_wrong_words_are_named_with_a_suggestion(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run_main(words, capsys)
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert message in errors
+
+
+def test_l3_a_broken_configuration_is_named_with_its_line(tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text("[training]\nlr = = 3\n")
+    code, _, errors = run_main(["train", "dino_unet", "s", "--out", tmp_path / "x", "--config", config], capsys)
+    assert code == 2
+    assert f"{config}: Invalid value (at line 2, column 6)" in errors
+
+
+def test_configuration_file_words_and_settings_in_that_order(tmp_path):
+    from trifuse.architectures.dino_unet.train import DinoUNetRecipe
+    from trifuse.architectures.recipes import recipe_from
+
+    config = tmp_path / "run.toml"
+    config.write_text('[data]\nroot = "study"\n[training]\nlr = 1e-3\nepochs = 7\nbatch_size = 3\n')
+    recipe = recipe_from(
+        DinoUNetRecipe, config, {"training.epochs": 8, "training.batch_size": 4}, ["training.epochs=9"]
+    )
+    training = recipe.training
+    assert (training.lr, training.epochs, training.batch_size, training.warmup_epochs) == (1e-3, 9, 4, 5)
+    assert (recipe.data.root, recipe.network.variant) == ("study", "giant")
+
+
+def test_l7_a_gpu_that_is_not_there(study, tmp_path, capsys):
+    words = ["train", "dino_unet", study, "--out", tmp_path / "x", "--split", study / "split.json", *TRAINING]
+    code, _, errors = run_main([*words, "--device", "cuda:99"], capsys)
+    assert code == 2
+    assert "needs GPU number 99; found" in errors
+
+
+def test_l8_no_case_matches(study, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    code, _, errors = run_main(["data", "check", tmp_path], capsys)
+    assert code == 3
+    assert "images/*.nii.gz" in errors
+    words = ["train", "dino_unet", study, "--out", tmp_path / "x", "--test-cases", "patient*", *TRAINING]
+    code, _, errors = run_main(words, capsys)
+    assert code == 3
+    assert "0 cases that match 'patient*'" in errors
+
+
+def test_data_check_lists_everything_and_fails(study, tmp_path, capsys):
+    folder = shutil.copytree(study, tmp_path / "study")
+    assert run_main(["data", "check", folder], capsys)[0] == 0
+    (folder / "train_data/train_1/enhanced.nii.gz").write_bytes(b"")
+    (folder / "train_data/train_2/atriumSegImgMO.nii.gz").unlink()
+    code, output, _ = run_main(["data", "check", folder], capsys)
+    assert code == 3
+    assert "train_1/enhanced.nii.gz: content: expected a gzip file, by its name, got an empty file" in output
+    assert "train_2/atriumSegImgMO.nii.gz" in output
+
+
+def test_c1_c7_a_model_that_is_none(tmp_path, study, capsys):
+    image = study / "train_data" / "train_4" / "enhanced.nii.gz"
+    code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
+    assert code == 4
+    assert "config.json" in errors
+    config = {"format": "trifuse", "schema_version": 1, "architecture": "unet9000", "config": {}, "sha256": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
+    assert code == 4
+    assert "'unet9000'" in errors
+
+
+def test_doctor_names_every_operator_and_its_reason(capsys):
+    code, output, _ = run_main(["doctor", "--json"], capsys)
+    findings = json.loads(output)
+    assert code == 0
+    assert {row["operator"] for row in findings["operators"]} >= {"weighted_block_fusion", "memory_efficient_attention"}
+    assert all(row["reason"] for row in findings["operators"])
+    assert "weighted_block_fusion" in run_main(["doctor"], capsys)[1]
+
+
+def test_traceback_is_shown_on_request_alone(tmp_path, capsys):
+    words = ["data", "check", str(tmp_path / "nowhere")]
+    code, _, errors = run_main(words, capsys)
+    assert code == 3
+    assert "Traceback" not in errors
+    with pytest.raises(Exception, match="nowhere"):
+        main([*words, "--traceback"])
+
+
+def test_l12_help_and_version_import_nothing_heavy():
+    script = """
+import sys, time
+start = time.perf_counter()
+from trifuse.architectures.cli import main
+for words in (["--version"], ["--help"], ["train", "dino_unet", "--help"]):
+    try:
+        main(words)
+    except SystemExit as stop:
+        assert not stop.code
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+assert time.perf_counter() - start < 0.3, time.perf_counter() - start
+"""
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0, child.stderr
+
+
+def test_t5_sigterm_while_training_exits_with_75_and_resumes(study, tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "dino_unet", str(study), "--out", str(out), "--split", str(study / "split.json"), *TRAINING]
+    words += ["--epochs", "500"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-m", "trifuse.architectures.dino_unet.train", *words[2:]],
+                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    for line in child.stdout:
+        if line.startswith("epoch 2"):
+            child.terminate()
+            break
+    rest = child.stdout.read()
+    assert child.wait(60) == 75, rest
+    assert "resume to continue" in rest
+    steps = json.loads((out / "last" / "training_state.json").read_text())
+    assert steps
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = f"{sys.executable} -m trifuse.architectures.cli doctor | head -1; exit ${{PIPESTATUS[0]}}"
+    child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0
+    assert "Traceback" not in child.stderr
+
+
+def test_every_command_has_help():
+    parser = build_parser()
+    assert "exit codes: 0 ok" in parser.format_help()
