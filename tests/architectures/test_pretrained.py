@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,15 @@ def test_save_and_load(saved):
         "config": {"width": 7},
         "sha256": {"model.safetensors": sha256_of(folder / "model.safetensors")},
     }
+
+
+def test_c10_weights_of_another_type_are_converted(saved):
+    net, folder = saved
+    digest = write_safetensors(folder / "model.safetensors", copy.deepcopy(net).half().state_dict())
+    edit_config(folder, sha256={"model.safetensors": digest})
+    loaded = Net.from_pretrained(folder)
+    assert loaded.weight.dtype == torch.float32
+    torch.testing.assert_close(loaded.weight, net.weight, atol=1e-3, rtol=1e-3)
 
 
 def test_c1_missing_parts_of_a_folder(saved, tmp_path):

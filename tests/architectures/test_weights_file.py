@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trifuse.architectures import weights_file
 from trifuse.architectures.files import sha256_of
 from trifuse.architectures.weights_file import read_safetensors, write_safetensors
 from trifuse.kernels import CheckpointError
@@ -75,6 +76,29 @@ def test_c17_tensors_that_are_one_are_stored_once_and_come_back_as_one(tmp_path)
     got = read_safetensors(tmp_path / "x")
     assert got["a"] is got["b"]
     assert torch.equal(got["part"], shared[:10])
+
+
+def test_c17_a_transposed_view_is_another_tensor(tmp_path):
+    square = torch.arange(9.0).reshape(3, 3)
+    write_safetensors(tmp_path / "x", {"a": square, "b": square.t()})
+    assert_same(read_safetensors(tmp_path / "x"), {"a": square, "b": square.t()})
+
+
+def test_every_tensor_is_aligned_in_the_file(tmp_path):
+    write_safetensors(tmp_path / "x", TENSORS)
+    content = (tmp_path / "x").read_bytes()
+    data = 8 + struct.unpack("<Q", content[:8])[0]
+    for name, described in json.loads(content[8:data]).items():
+        assert (data + described["data_offsets"][0]) % TENSORS[name].element_size() == 0, name
+
+
+def test_what_does_not_read_back_the_same_never_replaces_the_old_file(tmp_path, monkeypatch):
+    write_safetensors(tmp_path / "x", {"a": torch.ones(2)})
+    with monkeypatch.context() as patch:
+        patch.setattr(weights_file, "sha256_of", lambda path: "of other bytes")
+        with pytest.raises(CheckpointError, match="does not read back the same"):
+            write_safetensors(tmp_path / "x", {"a": torch.zeros(2)})
+    assert_same(read_safetensors(tmp_path / "x"), {"a": torch.ones(2)})
 
 
 def test_an_unknown_type_is_refused_and_the_old_file_kept(tmp_path):
