@@ -13,6 +13,7 @@ from tiny_run import Squares, StopAt, TinyConfig, TinyNet, bits, recipe, run, va
 from torch import nn
 
 from trifuse.architectures.training import checkpoint
+from trifuse.architectures.training.batches import plan_epoch
 from trifuse.architectures.training.epoch_log import read_log
 from trifuse.architectures.training.interruption import Interrupted
 from trifuse.architectures.training.run_folder import OutputFolderError
@@ -57,30 +58,40 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path, capsys):
     assert lines[-1].startswith("epoch 25, step 75, lr ")
 
 
-def test_one_step_is_the_textbook_step(tmp_path):
-    """One epoch of one step equals a step written out by hand, weight decay, clipping and warm-up included."""
+def test_two_steps_are_the_textbook_steps(tmp_path):
+    """Two epochs of one step equal two steps written out by hand, weight decay and clipping included."""
     model = TinyNet()
     expected = copy.deepcopy(model)
-    settings = {"epochs": 1, "batch_size": 10, "grad_clip": 0.1, "lr": 0.1}
+    settings = {"epochs": 2, "batch_size": 10, "grad_clip": 0.1, "lr": 0.1, "schedule": "constant"}
     run(tmp_path, model=model, **settings)
-    order = [key[2] for key in step_keys(settings)]
-    samples = [Squares(10)[42, 0, index] for index in order]
     optimizer = torch.optim.AdamW([p for p in expected.parameters() if p.requires_grad], 0.1, weight_decay=1e-2)
-    logits = expected(torch.stack([s["image"] for s in samples]))
-    target = torch.stack([s["target"] for s in samples])
-    p = logits.softmax(1)[:, 1]
-    dice = (2 * (p * target).sum() + 1e-5) / (p.sum() + target.sum() + 1e-5)
-    (nn.functional.cross_entropy(logits, target) - dice).backward()
-    nn.utils.clip_grad_norm_(expected.parameters(), 0.1)
-    optimizer.step()
+    for epoch in range(2):
+        samples = [Squares(10)[key] for key in plan_epoch(10, recipe(**settings), epoch, 0, 1)[0][0].keys]
+        logits = expected(torch.stack([s["image"] for s in samples]))
+        target = torch.stack([s["target"] for s in samples])
+        p = logits.softmax(1)[:, 1]
+        dice = (2 * (p * target).sum() + 1e-5) / (p.sum() + target.sum() + 1e-5)
+        optimizer.zero_grad()
+        (nn.functional.cross_entropy(logits, target) - dice).backward()
+        nn.utils.clip_grad_norm_(expected.parameters(), 0.1)
+        optimizer.step()
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def step_keys(settings):
-    from trifuse.architectures.training.batches import plan_epoch
+def test_checkpoints_within_an_epoch(tmp_path):
+    steps = []
 
-    return plan_epoch(10, recipe(**settings), 0, 0, 1)[0][0].keys
+    def fails(model, batch):
+        steps.append(batch)
+        if len(steps) == 6:
+            raise RuntimeError("out of memory")
+        return model(batch["image"])
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path, checkpoint_every_steps=2, step=fails)
+    position = json.loads((tmp_path / "last" / "training_state.json").read_text())["position"]
+    assert (position["step"], position["epoch"], position["step_in_epoch"]) == (4, 1, 1)
 
 
 def test_t15_learning_rate_follows_the_schedule(tmp_path):
@@ -175,7 +186,7 @@ def test_what_does_not_change_the_result_may_change(tmp_path):
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_t6_nan_in_a_sample_stops_and_is_found(tmp_path, ema_decay):
     options = {"checkpoint_every_steps": 1, "epochs": 1, "batch_size": 1, "ema_decay": ema_decay}
-    at = [key[0][2] for key in (s[0].keys for s in _plan(options))].index(7)
+    at = [key[0][2] for key in (s[0].keys for s in plan_epoch(10, recipe(**options), 0, 0, 1))].index(7)
     with pytest.raises(NumericError, match=rf"loss is not finite at step {at}; .*input 'image'.*\[7\].*case_7.*crash"):
         run(tmp_path, poison=7, **options)
     (path,) = (tmp_path / "crash").iterdir()
@@ -184,12 +195,6 @@ def test_t6_nan_in_a_sample_stops_and_is_found(tmp_path, ema_decay):
     assert report["case_ids"] == ["case_7"]
     assert json.loads((tmp_path / "last" / "training_state.json").read_text())["position"]["step"] == at
     assert all(p.isfinite().all() for p in TinyNet.from_pretrained(tmp_path / "last").parameters())
-
-
-def _plan(options):
-    from trifuse.architectures.training.batches import plan_epoch
-
-    return plan_epoch(10, recipe(**options), 0, 0, 1)
 
 
 class _Burst(nn.Module):

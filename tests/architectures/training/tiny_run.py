@@ -121,7 +121,9 @@ def run(out: Path, *, length: int = 10, model: nn.Module | None = None, **option
 def bits(out: Path) -> dict[str, bytes]:
     """All that a run leaves behind and that must not depend on when it was interrupted."""
     log = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(out / "log.csv")]
-    names = ("best/model.safetensors", "best/score.json", "last/model.safetensors", "last/training_state.safetensors")
+    best = ("best/model.safetensors", "best/score.json")
+    last = ("last/model.safetensors", "last/training_state.safetensors", "last/training_state.json")
+    names = best + last
     return {name: (out / name).read_bytes() for name in names} | {"log": repr(log).encode()}
 
 
