@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     _study_options(sub)
     _training_options(sub)
     group = sub.add_argument_group("network")
-    group.add_argument("--variant", choices=VARIANTS, help="size of the encoder (giant)")
+    group.add_argument("--variant", choices=VARIANTS, help="size of the encoder (that of --encoder, else giant)")
     group.add_argument("--encoder", type=Path, help="folder of converted DINOv2 weights; without it they are random")
     group.add_argument("--cache-features", action="store_true", help="keep the frozen encoder's features on disk")
 
@@ -151,6 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = _command(convert_format, "dinov2", _convert_dinov2, "a DINOv2 checkpoint, of either publisher")
     sub.add_argument("file", type=Path, help=".pth or .safetensors")
     sub.add_argument("--out", type=Path, required=True, help="folder to write")
+    sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
 
     sub = _command(commands, "doctor", _doctor, "say what is installed, and which backend each operator would use")
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -268,6 +269,11 @@ def _train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
         for option, path in _FIELDS.items()
         if (value := getattr(arguments, option)) is not None and value is not False
     }
+    if arguments.encoder is not None:
+        from .pretrained import read_description
+
+        described = read_description(arguments.encoder, "dinov2")["config"]  # variant, registers, position mode
+        given = {f"network.{name}": value for name, value in described.items()} | given
     recipe = recipe_from(DinoUNetRecipe, arguments.config, given, arguments.set)
     report = train(
         recipe,
@@ -351,6 +357,7 @@ def _ablate_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
 def _convert_dinov2(arguments: argparse.Namespace, words: list[str]) -> None:
     from .dino_unet.convert import convert_dinov2
 
+    _refuse_existing(arguments.out / "config.json", arguments.overwrite)
     print(convert_dinov2(arguments.file, arguments.out))
 
 

@@ -58,6 +58,11 @@ def backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
+def forced_backend() -> str | None:
+    """Return the backend that is forced, None if none is."""
+    return _forced
+
+
 def choose_backend(op: str, tensor: Tensor) -> str:
     """Return the backend that ``op`` runs on for a tensor like ``tensor``."""
     if _forced is None:

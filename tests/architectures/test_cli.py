@@ -280,3 +280,29 @@ def test_a_reader_that_leaves_is_no_error():
 def test_every_command_has_help():
     parser = build_parser()
     assert "exit codes: 0 ok" in parser.format_help()
+
+
+def test_converted_weights_bring_their_own_shape(study, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    from trifuse.architectures.dino_unet import DinoUNet, DinoV2Encoder
+
+    encoder = DinoV2Encoder("tiny", num_registers=4, pos_mode="antialias")
+    save_file(encoder.state_dict(), tmp_path / "published.safetensors")
+    words = ["convert", "dinov2", tmp_path / "published.safetensors", "--out", tmp_path / "encoder"]
+    code, output, _ = run_main(words, capsys)
+    assert code == 0
+    assert "DinoV2Encoder('tiny', num_registers=4, pos_mode='antialias')" in output
+    code, _, errors = run_main(words, capsys)
+    assert code == 2
+    assert "exists already" in errors
+
+    train = ["train", "dino_unet", study, "--out", tmp_path / "run", "--split", study / "split.json", *TRAINING[2:]]
+    assert run_main([*train, "--encoder", tmp_path / "encoder", "--epochs", "1"], capsys)[0] == 0
+    trained = DinoUNet.from_pretrained(tmp_path / "run" / "best").encoder
+    for name, value in encoder.state_dict().items():
+        assert (trained.state_dict()[name] == value).all(), name
+    assert "weights of encoder, frozen" in (tmp_path / "run" / "report.md").read_text()
+    code, _, errors = run_main([*train[:4], tmp_path / "x", "--encoder", tmp_path / "nowhere"], capsys)
+    assert code == 4
+    assert "nowhere: not found" in errors
