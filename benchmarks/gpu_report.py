@@ -6,9 +6,9 @@ the import path, and the commit is given by hand::
 
     python benchmarks/gpu_report.py --commit 0123abc --out report
 
-It runs the tests that a GPU can fail (kernels and blocks, with Triton compiled instead of interpreted), then the
-benchmarks, each with a time limit, and writes ``report.md``, one log for each part, and the result files. A part that
-fails does not keep the next one from running; the exit code is that of the worst. Without a GPU it is a rehearsal.
+It runs the tests that only a GPU can fail, then the benchmarks, each with a time limit, and writes ``report.md``, one
+log for each part, and the result files. A part that fails does not keep the next one from running; the exit code is
+that of the worst. Without a GPU it is a rehearsal.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ def parts(out: Path, seconds: float, quick: bool) -> list[Part]:
     """Return what is run: fewer tests and no networks for a quick look."""
     benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
     listed = [
-        Part("tests of the kernels", (*PYTEST, "tests/kernels", "-m", "not slow"), 150),
-        Part("fusion", (*PYTEST, "benchmarks/bench_weighted_block_fusion.py", *benchmark), 120),
-        Part("attention", (*PYTEST, "benchmarks/bench_attention.py", *benchmark), 60),
-        Part("tests of the blocks", (*PYTEST, "tests/blocks", "-m", "not slow"), 60),
-        Part("DINO U-Net", (*PYTEST, "benchmarks/bench_dino_unet.py", *benchmark), 150),
+        Part("tests on the GPU", (*PYTEST, "tests/kernels/test_on_gpu.py"), 120),
+        Part("fusion", (*PYTEST, "benchmarks/bench_weighted_block_fusion.py", *benchmark), 200),
+        Part("attention", (*PYTEST, "benchmarks/bench_attention.py", *benchmark), 40),
+        Part("DINO U-Net", (*PYTEST, "benchmarks/bench_dino_unet.py", *benchmark), 120),
     ]
     return listed[1:3] if quick else listed
 

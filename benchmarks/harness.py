@@ -129,6 +129,7 @@ class Comparison:
 
     def _measure(self, case: Case, timed: Pass, seconds: float) -> dict[str, Timing | Exception]:
         device = default_device()
+        torch.compiler.reset()  # or a compiled form meets the limit of recompilations, and silently runs as it was
         arguments = case.arguments(device)
         leaves = list(timed.leaves(*arguments))
         for leaf in leaves:

@@ -1,0 +1,86 @@
+"""Every operator on a real GPU: compiled kernels, not interpreted ones. Skipped where there is no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trifuse import kernels
+from trifuse.kernels.testing import assert_op_matches, peak_memory_bytes
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to("cuda", dtype).requires_grad_()
+
+
+def fusion_arguments(dtype):
+    """Odd sizes, several tiles, more maps than one launch of the backward kernel takes, a class token left out."""
+    yield [normal(2, 17, 40, dtype=dtype, seed=i) for i in range(12)], normal(12)
+    yield [normal(3, 257, 384, dtype=dtype, seed=i) for i in range(40)], normal(40)
+    yield [normal(2, 101, 64, dtype=dtype, seed=i).detach()[:, 1:].requires_grad_() for i in range(3)], normal(3)
+    yield [normal(1, 1, 1, dtype=dtype)], normal(1)
+
+
+def attention_arguments(dtype):
+    for batch, tokens, heads, width in ((2, 197, 3, 64), (1, 5, 1, 24)):
+        yield tuple(normal(batch, tokens, heads, width, dtype=dtype, seed=i) for i in range(3))
+
+
+ARGUMENTS = {"weighted_block_fusion": fusion_arguments, "memory_efficient_attention": attention_arguments}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", kernels.OPERATORS)
+def test_values_and_every_gradient(name, dtype):
+    operator, reference = getattr(kernels, name), getattr(kernels, f"{name}_reference")
+    for arguments in ARGUMENTS[name](dtype):
+        # A sum over all elements is rounded in another order on a GPU: allow what float32 loses over that many terms.
+        elements = max(leaf.numel() for leaf in torch.utils._pytree.tree_leaves(arguments))
+        atol = 16 * torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps * elements**0.5
+        assert_op_matches(operator, reference, *arguments, atol=atol)
+
+
+def test_fusion_repeats_bit_for_bit():
+    def run():
+        maps, logits = next(fusion_arguments(torch.bfloat16))
+        fused = kernels.weighted_block_fusion(maps, logits)
+        return [fused, *torch.autograd.grad(fused.float().square().sum(), [logits, *maps])]
+
+    assert all(torch.equal(first, second) for first, second in zip(run(), run(), strict=True))
+
+
+def test_fusion_needs_one_map_of_extra_memory():
+    maps = [normal(4, 1025, 768, seed=i).detach() for i in range(12)]
+    logits = torch.zeros(12, device="cuda", requires_grad=True)
+    grad = torch.ones_like(maps[0])
+    kernels.weighted_block_fusion(maps, logits).backward(grad)
+    used = peak_memory_bytes(lambda: kernels.weighted_block_fusion(maps, logits).backward(grad), "cuda")
+    assert used <= 1.2 * maps[0].nbytes
+
+
+def test_k17_offsets_beyond_2_to_the_31():
+    """Samples whose distance fits 32 bits, but not three times that distance."""
+    free, _ = torch.cuda.mem_get_info()
+    stride = 1 << 30
+    if free < 8 * stride:
+        pytest.skip("needs 8 GiB of free GPU memory")
+    storage = torch.zeros(3 * stride + 16, dtype=torch.bfloat16, device="cuda")
+    values = storage.as_strided((4, 1, 16), (stride, 16, 1))
+    values[3] = 3.0
+    fused = kernels.weighted_block_fusion([values, values], torch.zeros(2, device="cuda"))
+    assert torch.equal(fused, values)
+
+
+def test_full_graph_compilation():
+    for name in kernels.OPERATORS:
+        arguments = next(ARGUMENTS[name](torch.bfloat16))
+        operator = getattr(kernels, name)
+        compiled = torch.compile(operator, fullgraph=True)
+        torch.testing.assert_close(compiled(*arguments), operator(*arguments))
