@@ -3,6 +3,7 @@
 ==========================  ==============================================================
 nifti.py                    one file <-> one volume: guarded reading, verified writing
 cases.py                    one folder -> a study of cases: layouts, pairing, checking
+check.py                    a study -> everything that is wrong with it
 split.py                    a study -> train, validation and test patients, kept in JSON
 slices.py                   cases -> normalised 2-D slices, cached on disk
 augmentation.py             one sample -> one of its symmetries, keyed by a generator
