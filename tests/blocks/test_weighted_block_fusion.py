@@ -266,6 +266,7 @@ def test_streaming_in_bfloat16_maps_and_float32_weights():
     stored = projection(weighted_block_fusion_reference(features, fusion.logits).float())
     _, streamed = fusion.stream(enumerate(features), set(), projection.weight)
     assert torch.equal(stored, streamed)
+    assert {saved.dtype for saved in streamed.grad_fn.saved_tensors[2:]} == {torch.bfloat16}, "no wider than the maps"
     wanted = torch.autograd.grad(stored.square().sum(), [fusion.logits, projection.weight])
     got = torch.autograd.grad(streamed.square().sum(), [fusion.logits, projection.weight])
     assert_near(got[0], wanted[0], 2e-2)
@@ -328,6 +329,8 @@ def test_streaming_holds_one_map_at_a_time_beside_the_kept_ones(case):
     assert len(alive) == 2
     assert most == [1, 1, 2, 2, 2, 3], "maps in memory when each block has made its own, blocks 1 and 4 kept"
     assert y.requires_grad == (case != "no_grad")
+    if case in ("rerun", "project"):
+        assert len(y.grad_fn.saved_tensors) == 3 + (6 if case == "project" else 0), "logits, weight, fused; projections"
 
 
 def test_streaming_without_a_projection_only_keeps():
