@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     data_command = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sub = _command(data_command, "check", _data_check, "read every file of a study and list all that is wrong with it")
     _study_options(sub)
+    sub.add_argument("--strict", action="store_true", help="count warnings as errors")
     sub.add_argument("--digests", type=Path, help="JSON file of SHA-256 digests: compared if there, else written")
 
     train = commands.add_parser("train", help="train a network, predict its test cases, write a report")
@@ -256,7 +257,7 @@ def _data_check(arguments: argparse.Namespace, words: list[str]) -> int:
     for error in findings.errors:
         print(f"error: {error}")
     print(f"{len(findings.errors)} errors, {len(findings.warnings)} warnings")
-    return 3 if findings.errors else 0
+    return 3 if findings.errors or (arguments.strict and findings.warnings) else 0
 
 
 def _train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from trifuse.architectures.cli import build_parser, main
 from trifuse.architectures.data.left_atrium_phantom import write_left_atrium_phantom
-from trifuse.architectures.data.nifti import read_image, read_labels
+from trifuse.architectures.data.nifti import read_image, read_labels, write_labels
 from trifuse.architectures.data.split import write_split
 
 TRAINING = [
@@ -203,6 +203,17 @@ def test_data_check_lists_everything_and_fails(study, tmp_path, capsys):
     assert code == 3
     assert "train_1/enhanced.nii.gz: content: expected a gzip file, by its name, got an empty file" in output
     assert "train_2/atriumSegImgMO.nii.gz" in output
+
+
+def test_strict_check_counts_warnings(study, tmp_path, capsys):
+    words = ["data", "check", shutil.copytree(study, tmp_path / "study")]
+    assert run_main([*words, "--strict"], capsys)[0] == 0
+    labels = tmp_path / "study/train_data/train_1/atriumSegImgMO.nii.gz"
+    truth = read_labels(labels)
+    write_labels(labels, truth.voxels * 0, like=truth)
+    code, output, _ = run_main(words, capsys)
+    assert (code, "warning: " in output) == (0, True)
+    assert run_main([*words, "--strict"], capsys)[0] == 3
 
 
 def test_c1_c7_a_model_that_is_none(tmp_path, study, capsys):
