@@ -58,12 +58,14 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, words: list[str]) -> int:
     from trifuse.kernels import CheckpointError, DataError, NumericError, TrifuseError
 
+    from .training.checkpoint import SaveError
     from .training.interruption import Interrupted
 
     codes: list[tuple[type[Exception], int]] = [
         (UsageError, 2),
         (Interrupted, 75),
         (DataError, 3),
+        (SaveError, 5),
         (CheckpointError, 4),
         (NumericError, 5),
         (TrifuseError, 2),

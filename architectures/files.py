@@ -32,7 +32,7 @@ def atomic_write(path: Path, *, verify: Callable[[Path], object] | None = None) 
         if verify is not None:
             verify(temporary)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -88,7 +88,8 @@ def describe_content(path: Path) -> str:
     return "an unknown binary file"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last: without this a rename may be lost with the power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

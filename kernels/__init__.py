@@ -1,13 +1,28 @@
 """The catalogue: fused operators, tensors in and tensors out.
 
-Every operator has a twin, ``<operator>_reference``, that defines it in plain PyTorch. Importing this package loads
-nothing above torch: triton and xformers are loaded by the first call that needs them.
+Every operator has a twin, ``<operator>_reference``, that defines it in plain PyTorch. Names are resolved when they are
+first used: importing this package loads not even torch; triton and xformers come with the first call that needs them.
 """
 
-from ._library import backend
-from .attention import memory_efficient_attention, memory_efficient_attention_reference
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if __name__ != "trifuse.kernels":
+    raise ImportError(
+        f"this folder is the package 'trifuse.kernels', but it was imported as {__name__!r}; "
+        "install trifuse (pip install -e .) and use: import trifuse.kernels"
+    )
+
 from .errors import BackendError, CheckpointError, DataError, MissingExtra, NumericError, ShapeError, TrifuseError
-from .weighted_block_fusion import weighted_block_fusion, weighted_block_fusion_reference
+
+if TYPE_CHECKING:
+    from ._library import backend
+    from .attention import memory_efficient_attention, memory_efficient_attention_reference
+    from .weighted_block_fusion import weighted_block_fusion, weighted_block_fusion_reference
 
 __all__ = [
     "OPERATORS",
@@ -25,4 +40,30 @@ __all__ = [
     "weighted_block_fusion_reference",
 ]
 
-OPERATORS = tuple(name for name in __all__ if f"{name}_reference" in __all__)
+OPERATORS = {"memory_efficient_attention": "attention", "weighted_block_fusion": "weighted_block_fusion"}
+"""The file of each operator."""
+
+
+def __getattr__(name: str) -> Any:
+    file = "_library" if name == "backend" else OPERATORS.get(name.removesuffix("_reference"))
+    if file is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{file}", __name__), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Catalogue(ModuleType):
+    """Keeps an operator's name for the operator: importing the file of the same name would replace it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(
+            name, getattr(value, name) if isinstance(value, ModuleType) and name in OPERATORS else value
+        )
+
+
+sys.modules[__name__].__class__ = _Catalogue

@@ -1,4 +1,4 @@
-"""What every operator shares: the operator namespace, the import guard, argument checks, and the backend choice.
+"""What every operator shares: the operator namespace, argument checks, and the backend choice.
 
 Backends:
 
@@ -21,12 +21,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-
-if __package__ != "trifuse.kernels":
-    raise ImportError(
-        f"this folder is the package 'trifuse.kernels', but it was imported as {__package__!r}; "
-        "install trifuse (pip install -e .) and use: import trifuse.kernels"
-    )
 
 from .errors import BackendError, ShapeError
 

@@ -59,7 +59,7 @@ def _chunked_sum(features: Sequence[Tensor], logits: Tensor) -> Tensor:
     fused = torch.empty(features[0].shape, dtype=dtype)
     for chunk, *parts in _chunks([fused, *features]):
         total = chunk if dtype == compute_dtype else torch.empty(chunk.shape, dtype=compute_dtype)
-        torch.mul(parts[0], weights[0], out=total)
+        torch.mul(parts[0].to(compute_dtype), weights[0], out=total)
         for part, weight in zip(parts[1:], weights[1:], strict=True):
             total.add_(part, alpha=weight)
         if total is not chunk:

@@ -17,14 +17,16 @@ from trifuse.kernels import DataError
 
 from ..evaluation.figures import Picture, draw_block_weights
 from ..evaluation.report import PaperTable
-from ..evaluation.validation import SliceValidation
-from ..pretrained import config_to_json
+from ..pretrained import config_to_json, read_description
 from ..recipes import DataRecipe
 from ..run import Part, claim_folder, is_first_process, prepare_data, report_run
+from ..training.distributed import open_world
 from ..training.feature_cache import FeatureCache
 from ..training.loop import FitResult, fit
 from ..training.losses import SegmentationLoss
 from ..training.recipe import Recipe
+from ..training.training_state import FrozenBase
+from ..training.validation import SliceValidation
 from .model import DinoUNet, DinoUNetConfig
 
 PAPER = "the paper on left-atrium segmentation with a frozen DINOv2 and weighted block fusion"
@@ -109,17 +111,11 @@ def train(
         parts: of the split to predict, score and report.
         command: the words to put into the report as the way to do it again.
     """
-    claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
-    data = prepare_data(recipe.data, out)
-    classes = len(data.study.class_names)
-    if recipe.network.num_classes not in ({1, 2} if classes == 2 else {classes}):
-        raise DataError(
-            recipe.data.root,
-            "classes",
-            got=f"{classes} with the background",
-            want=f"num_classes = {recipe.network.num_classes} of the network",
-        )
-    model = DinoUNet(recipe.network)
+    with open_world(recipe.training.device) as world, world.together():
+        claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
+        data = prepare_data(recipe.data, out)
+        _check_classes(recipe, len(data.study.class_names))
+        model = DinoUNet(recipe.network)
     fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
     if not is_first_process():
         return None
@@ -139,12 +135,19 @@ def train(
     )
 
 
+def _check_classes(recipe: DinoUNetRecipe, classes: int) -> None:
+    if recipe.network.num_classes not in ({1, 2} if classes == 2 else {classes}):
+        got, want = f"{classes} with the background", f"{recipe.network.num_classes}, the network's num_classes"
+        raise DataError(recipe.data.root, "classes", got=got, want=want)
+
+
 def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: Any, out: Path, **options: Any) -> FitResult:
     """Train a network on prepared data; ``options`` are those of `fit`."""
     train_set, val_set, step = data.train_set, data.val_set, segment_image
     if recipe.cache_features:
         cached = partial(FeatureCache, model, folder=out / "cache", device=recipe.training.device)
         train_set, val_set, step = cached(train_set), cached(val_set), segment_features
+    base = _frozen_base(recipe.network.encoder_checkpoint)
     return fit(
         model,
         train_set,
@@ -156,6 +159,7 @@ def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: Any, out: Path, *
             "architecture": DinoUNet.architecture,
             "data": config_to_json(recipe.data),
             "network": config_to_json(recipe.network),
+            "encoder": None if base is None else base.sha256,
             "theta_lr_mult": recipe.theta_lr_mult,
             "theta_decay": recipe.theta_decay,
             "batch_dice": recipe.batch_dice,
@@ -163,6 +167,7 @@ def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: Any, out: Path, *
         step=step,
         param_groups=lambda network: parameter_groups(network, recipe),
         describe=block_weights,
+        base=base,
         **options,
     )
 
@@ -192,6 +197,14 @@ def block_weights(model: Any) -> dict[str, float]:
     if not model.config.learned:
         return {}
     return {f"weight_block_{index}": float(weight) for index, weight in enumerate(model.fusion.weights)}
+
+
+def _frozen_base(checkpoint: str | None) -> FrozenBase | None:
+    """Name the file of the encoder's weights, which then need not lie in every training checkpoint."""
+    if checkpoint is None:
+        return None
+    ((file, sha256),) = read_description(Path(checkpoint))["sha256"].items()
+    return FrozenBase("encoder.", str(Path(checkpoint) / file), sha256)
 
 
 def _describe_encoder(model: DinoUNet, checkpoint: str | None) -> dict[str, str]:

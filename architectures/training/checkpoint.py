@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trifuse.architectures.files import sync_folder
 from trifuse.kernels.errors import CheckpointError
 
 _MOST_FAILURES = 3  # in a row
@@ -48,7 +49,11 @@ class CheckpointFolder:
             os.rename(self.path, self._old)
         os.rename(self._new, self.path)
         shutil.rmtree(self._old, ignore_errors=True)
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
+
+
+class SaveError(CheckpointError):
+    """Checkpoints can no longer be written; the one before them is kept. On the command line, exit code 5."""
 
 
 class Saves:
@@ -92,7 +97,7 @@ class Saves:
         """Save and return True; on a full disk keep the old checkpoint, say so, and return False.
 
         Raises:
-            CheckpointError: several saves in a row failed.
+            SaveError: several saves in a row failed.
         """
         try:
             with checkpoint.replaced() as folder:
@@ -101,18 +106,10 @@ class Saves:
             self._failures += 1
             self._say(f"warning: {checkpoint.path} could not be saved ({error}); the one before it is kept")
             if self._failures >= _MOST_FAILURES:
-                raise CheckpointError(
+                raise SaveError(
                     f"{checkpoint.path}: {self._failures} saves in a row failed, the last one with: {error}; "
                     "make room and resume"
                 ) from error
             return False
         self._failures = 0
         return True
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

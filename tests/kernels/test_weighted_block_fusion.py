@@ -19,7 +19,8 @@ from trifuse.kernels.testing import assert_op_matches, peak_memory_bytes, poison
 
 operator_module = import_module("trifuse.kernels.weighted_block_fusion")
 
-BACKENDS = ("triton", "torch")
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
+BACKENDS = (pytest.param("triton", marks=interpreted), "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (N, B, M, D): one of everything, odd and prime sizes, more than one tile, more than one launch of the backward kernel
 SHAPES = [(1, 1, 1, 1), (2, 1, 7, 3), (3, 2, 5, 48), (12, 2, 17, 40), (5, 1, 3, 700), (25, 1, 3, 5), (64, 1, 2, 9)]
@@ -33,8 +34,9 @@ def random_arguments(n, b, m, d, dtype=torch.float32, maps_grad=True, logits_gra
 
 def check(name, maps, logits):
     """Compare with the reference; each logit's gradient is a difference of dot products, which float32 rounds."""
-    rounding_of_dot_products = 4 * torch.finfo(torch.float32).eps * max(1, maps[0].numel()) ** 0.5
-    atol = 8 * torch.finfo(maps[0].dtype).eps + rounding_of_dot_products
+    atol = 4 * torch.finfo(torch.float32).eps * max(4, maps[0].numel()) ** 0.5
+    if name == "triton" and maps[0].dtype == torch.bfloat16:
+        atol += torch.finfo(torch.bfloat16).eps  # the interpreter cuts off what a GPU rounds when bfloat16 is stored
     with backend(name), poisoned_empty():
         assert_op_matches(weighted_block_fusion, weighted_block_fusion_reference, maps, logits, atol=atol)
 
@@ -183,6 +185,7 @@ def test_k3_float64_is_computed_in_float64():
         weighted_block_fusion(maps, logits)
 
 
+@interpreted
 @pytest.mark.parametrize("trained", [False, True])
 def test_opcheck(trained):
     maps, logits = random_arguments(3, 2, 5, 7, maps_grad=trained)
@@ -277,6 +280,7 @@ def test_results_repeat_bit_for_bit(name):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
+@interpreted
 def test_backward_adds_up_many_tiles_in_few_programs(monkeypatch):
     gpu = import_module("trifuse.kernels.gpu.weighted_block_fusion")
     monkeypatch.setattr(gpu, "MAX_PROGRAMS", 3)
@@ -301,6 +305,14 @@ def test_chunked_path_over_several_chunks(monkeypatch):
         check("torch", [feature[:, 1:].requires_grad_() for feature in maps], logits)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_low_precision_terms_are_not_rounded_before_they_are_added(name):
+    """A third has no exact bfloat16, so terms rounded on their own do not cancel."""
+    maps = [torch.full((1, 1, 1), value, dtype=torch.bfloat16) for value in (1.0, -1.0, 0.0)]
+    with backend(name):
+        assert weighted_block_fusion(maps, torch.zeros(3)).item() == 0
+
+
 def test_peak_extra_memory_is_one_map():
     maps, logits = random_arguments(12, 1, 257, 512, maps_grad=False)
     map_bytes = maps[0].numel() * maps[0].element_size()
@@ -319,16 +331,20 @@ from trifuse.kernels import backend, weighted_block_fusion
 with tempfile.TemporaryFile() as file:
     file.truncate(11 << 30)
     values = torch.from_numpy(numpy.memmap(file, dtype=numpy.float32, mode="r+"))
-    x = values.as_strided((2, 1, 16), (5 << 29, 16, 1))
-    x[1] = 3.0
-    with backend("triton"):
-        fused = weighted_block_fusion([x, x], torch.zeros(2))
-    assert fused[0].eq(0).all() and fused[1].eq(3).all(), fused
+    # a stride beyond 2^31, and one below it whose multiples are beyond
+    for shape, strides in (((2, 1, 16), (5 << 29, 16, 1)), ((3, 1, 16), (5 << 28, 16, 1))):
+        x = values.as_strided(shape, strides)
+        x[-1] = 3.0
+        with backend("triton"):
+            fused = weighted_block_fusion([x, x], torch.zeros(2))
+        assert fused[:-1].eq(0).all() and fused[-1].eq(3).all(), fused
+        x[-1] = 0.0
 """
 
 
+@interpreted
 def test_k17_strides_beyond_2_to_the_31():
-    """Samples lie 5 * 2^29 floats apart in a sparse file; offsets of 32 bits would leave it."""
+    """Samples lie far apart in a sparse file; offsets of 32 bits would leave it."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-c", SPARSE_MAP]
     child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -370,10 +386,10 @@ def test_k5_refuses_what_does_not_fit(maps, logits, message):
         weighted_block_fusion(maps, logits)
 
 
-def test_arguments_are_left_alone():
+@pytest.mark.parametrize("name", BACKENDS)
+def test_arguments_are_left_alone(name):
     maps, logits = random_arguments(3, 2, 4, 5)
     before = copy.deepcopy([feature.detach() for feature in maps])
-    for name in BACKENDS:
-        with backend(name):
-            weighted_block_fusion(maps, logits).sum().backward()
+    with backend(name):
+        weighted_block_fusion(maps, logits).sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(before, maps, strict=True))

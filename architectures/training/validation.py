@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .batches import on_device
+
 
 class SliceValidation:
     """Score a network on a data set of slices, at the size it is trained at.
@@ -33,7 +35,7 @@ class SliceValidation:
         classes = len(self.class_names)
         counts: dict[str, torch.Tensor] = {}
         for batch in self.loader:
-            batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+            batch = on_device(batch, device)
             logits = self.step(model, batch)
             predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
             for case_id, mine, true in zip(batch["case_id"], predicted, batch["target"], strict=True):
