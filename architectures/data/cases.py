@@ -25,7 +25,9 @@ import numpy as np
 
 from trifuse.kernels.errors import DataError
 
-from .nifti import SUFFIXES, NonFinite, Volume, read_image, read_labels
+from .nifti import SUFFIXES, read_image, read_labels
+from .volume import Volume
+from .voxel_values import NonFinite
 
 Layout = Literal["auto", "lascarqs", "plain"]
 Targets = int | Mapping[str, int | Sequence[int]]

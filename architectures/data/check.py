@@ -14,7 +14,7 @@ from trifuse.architectures.files import sha256_of, write_json
 from trifuse.kernels.errors import DataError
 
 from .cases import Case, Layout, Study, Targets, load_raw_case, map_labels, missing_files, scan_study
-from .nifti import Volume
+from .volume import Volume
 
 
 @dataclass(frozen=True)

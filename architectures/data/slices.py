@@ -27,7 +27,8 @@ from trifuse.architectures.files import TEMPORARY_PREFIX, atomic_write, sha256_o
 from trifuse.kernels.errors import DataError
 
 from .cases import Case, Study, load_raw_case, map_labels
-from .nifti import NonFinite, Volume
+from .volume import Volume
+from .voxel_values import NonFinite
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Keep = Literal["all", "foreground", "labelled"]

@@ -22,7 +22,8 @@ from .tables import find_cases, prediction_path
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Case, Study
-    from trifuse.architectures.data.nifti import NonFinite, Volume
+    from trifuse.architectures.data.volume import Volume
+    from trifuse.architectures.data.voxel_values import NonFinite
 
 MANIFEST = "predictions.json"
 

@@ -20,7 +20,7 @@ from .metrics import MM3_PER_ML, Conventions, case_metrics, failure_metrics
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Case, Study
-    from trifuse.architectures.data.nifti import Volume
+    from trifuse.architectures.data.volume import Volume
 
 OK = "ok"
 MISSING = "missing prediction"

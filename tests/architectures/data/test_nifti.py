@@ -18,15 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifuse.architectures.data import nifti
-from trifuse.architectures.data.nifti import (
-    Volume,
-    new_volume,
-    read_image,
-    read_labels,
-    write_image,
-    write_labels,
-)
+from trifuse.architectures.data import gzip_stream, nifti
+from trifuse.architectures.data.nifti import new_volume, read_image, read_labels, write_image, write_labels
+from trifuse.architectures.data.volume import Volume
 from trifuse.kernels.errors import DataError
 
 SHAPE = (7, 6, 5)
@@ -156,8 +150,8 @@ def test_gzip_stream_longer_than_a_chunk(tmp_path, monkeypatch):
     content = save(tmp_path / "plain.nii", np.zeros((20, 10, 10), np.int16)).read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content[:700]) + gzip.compress(content[700:]))
     for chunk in (1, 2, 3, 7, 64, 352, 700, 4352):
-        monkeypatch.setattr(nifti, "_CHUNK_BYTES", chunk)
-        assert nifti._gunzip(tmp_path / "a.nii.gz") == content
+        monkeypatch.setattr(gzip_stream, "_CHUNK_BYTES", chunk)
+        assert gzip_stream.gunzip(tmp_path / "a.nii.gz", 348, lambda header: len(content)) == content
 
 
 @pytest.mark.parametrize(
@@ -243,10 +237,10 @@ except DataError as error:
 
 
 def test_too_little_memory_is_a_data_error(good, monkeypatch):
-    def gunzip(path):
+    def gunzip(*args):
         raise MemoryError
 
-    monkeypatch.setattr(nifti, "_gunzip", gunzip)
+    monkeypatch.setattr(nifti, "gunzip", gunzip)
     refused(good, "memory")
 
 
@@ -688,7 +682,7 @@ def test_same_voxels_give_the_same_bytes(good, tmp_path, monkeypatch):
 def test_a_failed_write_leaves_what_was_there(good, tmp_path, monkeypatch, damage):
     volume, before = read_image(good), good.read_bytes()
     compress = gzip.compress
-    monkeypatch.setattr(nifti.gzip, "compress", lambda *args, **options: damage(compress(*args, **options)))
+    monkeypatch.setattr(gzip, "compress", lambda *args, **options: damage(compress(*args, **options)))
     with pytest.raises(DataError, match="other bytes when read back"):
         write_image(good, volume.voxels + 1, like=volume)
     assert good.read_bytes() == before
@@ -698,7 +692,7 @@ def test_a_failed_write_leaves_what_was_there(good, tmp_path, monkeypatch, damag
 def test_a_write_that_changes_voxels_is_noticed(good, monkeypatch):
     volume, before = read_image(good), good.read_bytes()
     compress = gzip.compress
-    monkeypatch.setattr(nifti.gzip, "compress", lambda payload, **options: compress(payload[:-1] + b"\x01", **options))
+    monkeypatch.setattr(gzip, "compress", lambda payload, **options: compress(payload[:-1] + b"\x01", **options))
     with pytest.raises(DataError, match="other bytes when read back"):
         write_image(good, volume.voxels, like=volume)
     assert good.read_bytes() == before
