@@ -5,6 +5,7 @@ Torch is imported at the first use: `trifuse.kernels.testing`, which takes these
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-CPU_SAMPLE_SECONDS = 2e-3  # a sample on a CPU is as many calls as take about this long
+CPU_SAMPLE_SECONDS = 0.05  # a sample on a CPU is as many calls as take about this long
 MOST_ROUNDS = 200
 
 
@@ -95,8 +96,9 @@ def measure(
     """Time several forms of one computation in turn, round after round, so that they share the machine's moods.
 
     On a GPU a sample is one call between two events, with a cold cache (a buffer twice the size of the L2 cache is
-    written first) and one synchronisation at the very end. On a CPU it is as many calls as take some milliseconds, by
-    the wall clock; the other candidates' work lies between, and nothing else clears the caches.
+    written first) and one synchronisation at the very end. On a CPU it is as many calls as take a twentieth of a second
+    by the wall clock, and it starts with a heap that was returned to the system: no candidate lives off memory that
+    another has freed, as none would in a program of its own.
 
     Args:
         candidates: functions without arguments, by name; each is called a few times before the clock runs.
@@ -115,7 +117,9 @@ def measure(
             function()
         peaks[name] = peak_memory_bytes(function, device)
         once[name] = _one_call(function, device)
-    rounds = max(least_rounds, min(MOST_ROUNDS, int(seconds / (sum(once.values()) / len(once)))))
+    least_sample_s = 0.0 if device.type == "cuda" else CPU_SAMPLE_SECONDS
+    sample_s = sum(max(once_s, least_sample_s) for once_s in once.values()) / len(once)
+    rounds = max(least_rounds, min(MOST_ROUNDS, int(seconds / sample_s)))
     calls = {name: max(1, round(CPU_SAMPLE_SECONDS / once[name])) for name in candidates}
     samples: dict[str, list[Callable[[], float]]] = {name: [] for name in candidates}
     order = list(candidates)
@@ -137,11 +141,20 @@ def _one_call(function: Callable[[], object], device: torch.device) -> float:
 
 
 def _cpu_sample(function: Callable[[], object], calls: int) -> Callable[[], float]:
+    _return_free_memory()
+    function()
     start = time.perf_counter()
     for _ in range(calls):
         function()
     elapsed = (time.perf_counter() - start) / calls
     return lambda: elapsed
+
+
+def _return_free_memory() -> None:
+    """Give what the heap holds free back to the system, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _gpu_sampler(device: torch.device) -> Callable[[Callable[[], object], int], Callable[[], float]]:
