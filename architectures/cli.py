@@ -310,7 +310,9 @@ def _predict(arguments: argparse.Namespace, words: list[str]) -> None:
 def _evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
     from .data.cases import open_study
     from .evaluation.metrics import Conventions
-    from .evaluation.tables import evaluate_cases, failures, format_summary, summarise, write_case_table
+    from .evaluation.scoring import evaluate_cases
+    from .evaluation.summary import failures, format_summary, summarise
+    from .evaluation.tables import write_case_table
     from .recipes import matching_cases, parse_targets
 
     _refuse_existing(arguments.out, arguments.overwrite)

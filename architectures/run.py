@@ -15,8 +15,10 @@ from .data.augmentation import FlipRotate
 from .data.cases import Study
 from .data.slices import Keep, SliceDataset
 from .data.split import Split, read_split, write_split
-from .evaluation.figures import Picture, collect_tiles, draw_overlays, draw_training_curves
+from .evaluation.figures import draw_training_curves
 from .evaluation.metrics import Conventions
+from .evaluation.overlays import collect_tiles, draw_overlays
+from .evaluation.picture import Picture
 from .evaluation.predict import predict_cases
 from .evaluation.report import (
     Evaluation,
@@ -28,7 +30,7 @@ from .evaluation.report import (
     format_seconds,
     write_report,
 )
-from .evaluation.tables import evaluate_cases
+from .evaluation.scoring import evaluate_cases
 from .recipes import DataRecipe
 from .training.epoch_log import read_log
 from .training.run_folder import OutputFolderError

@@ -1,14 +1,17 @@
 """How good it is, and how that is known.
 
-=============  ==========================================================================
+=============  ===============================================================================
 predict.py     volumes in, label maps on the native grid out
 metrics.py     scores of one mask, under a named convention for empty masks
-tables.py      scores of many cases: CSV, mean and standard deviation
+scoring.py     a folder of predictions -> one scored row per case and class, failures included
+summary.py     many rows -> mean and standard deviation, in numbers and in words
+tables.py      rows and summaries as CSV, read back with suspicion
 statistics.py  paired tests between two runs
-figures.py     training curves, overlay sheet, block weights; each with its numbers in words
-validation.py  the score that chooses the best epoch, on slices as they are trained
+picture.py     a PNG, its numbers and its sentence: what all pictures share
+figures.py     training curves and block weights, drawn from the log
+overlays.py    slices of the worst to the best cases, prediction beside truth
 report.py      report.md: all of it, with what is needed to do it again
-=============  ==========================================================================
+=============  ===============================================================================
 
 Importing this package imports nothing else.
 """

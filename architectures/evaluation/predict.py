@@ -18,7 +18,7 @@ from tqdm import tqdm
 from trifuse.architectures.files import remove_leftovers, write_json
 from trifuse.kernels import DataError, NumericError
 
-from .tables import find_cases, prediction_path
+from .scoring import find_cases, prediction_path
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Case, Study

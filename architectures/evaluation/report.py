@@ -21,21 +21,20 @@ from torch import nn
 from trifuse.architectures.files import sha256_of, write_text
 from trifuse.kernels import MissingExtra
 
-from .figures import Picture
+from .picture import Picture
+from .scoring import Row
 from .statistics import Comparison, comparison_cells
-from .tables import (
+from .summary import (
     MEAN_OF_CLASSES,
     METRIC_NAMES,
-    Row,
     failures,
     format_score,
     mean_of_defined,
     summarise,
     summary_cells,
     undefined_scores,
-    write_case_table,
-    write_summary_table,
 )
+from .tables import write_case_table, write_summary_table
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Study

@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike
 from trifuse.kernels import DataError, MissingExtra
 
 from .metrics import Conventions
-from .tables import METRIC_NAMES, Row, aligned, mean_of_defined, number, read_case_table, write_csv
+from .scoring import Row
+from .summary import METRIC_NAMES, aligned, mean_of_defined
+from .tables import number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
 BOOTSTRAP_RESAMPLES = 10_000

@@ -11,16 +11,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from trifuse.architectures.evaluation import figures
-from trifuse.architectures.evaluation.figures import (
-    Tile,
-    collect_tiles,
-    draw_block_weights,
-    draw_overlays,
-    draw_training_curves,
-)
+from trifuse.architectures.evaluation import overlays
+from trifuse.architectures.evaluation.figures import draw_block_weights, draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
-from trifuse.architectures.evaluation.tables import Row, evaluate_cases
+from trifuse.architectures.evaluation.overlays import CLASS_COLOURS, Tile, collect_tiles, draw_overlays
+from trifuse.architectures.evaluation.picture import BLUE, SKY, VERMILION
+from trifuse.architectures.evaluation.scoring import Row, evaluate_cases
 from trifuse.kernels import DataError, MissingExtra
 
 STRICT = Conventions()
@@ -70,7 +66,7 @@ def tile(case_id="a", *, prediction="shifted", dsc=0.8, size=(40, 40), spacing=(
 def test_curves(tmp_path):
     picture = draw_training_curves(write_log(tmp_path / "log.csv"), tmp_path)
     pixels = assert_real_png(picture)
-    assert colour_share(pixels, figures.BLUE) > 0
+    assert colour_share(pixels, BLUE) > 0
     lines = read_csv(picture.csv)
     assert [line["epoch"] for line in lines] == [f"{e}.0" for e in range(1, 7)]
     assert set(lines[0]) == {"epoch", "lr", "loss", "val_dice", "val_iou"}
@@ -108,7 +104,7 @@ def test_block_weights(tmp_path):
     log = write_log(tmp_path / "log.csv", blocks=12)
     picture = draw_block_weights(log, tmp_path, selected=(11, 7, 3, 0))
     pixels = assert_real_png(picture)
-    assert colour_share(pixels, figures.VERMILION) > 0.005  # the selected bars
+    assert colour_share(pixels, VERMILION) > 0.005  # the selected bars
     lines = read_csv(picture.csv)
     assert [line["block"] for line in lines] == [str(i) for i in range(12)]
     assert {line["block"]: line["stage"] for line in lines if line["stage"]} == {
@@ -138,13 +134,13 @@ def test_overlays_show_the_masks_and_the_scores(tmp_path):
     tiles = [tile("case_1", dsc=0.731, note="worst"), tile("case_2", dsc=0.9)]
     picture = draw_overlays(tiles, ("background", "left atrium"), tmp_path)
     pixels = assert_real_png(picture, (500, 900))
-    assert colour_share(pixels, figures.SKY) > 0.002
+    assert colour_share(pixels, SKY) > 0.002
     third = pixels.shape[1] // 3
     image, truth, predicted = (pixels[:, i * third : (i + 1) * third] for i in range(3))
     body = slice(60, -60)  # without headings and legend
-    assert colour_share(image[body], figures.SKY) == 0
-    assert colour_share(truth[body], figures.SKY) > 0.003
-    assert colour_share(predicted[body], figures.SKY) > 0.003
+    assert colour_share(image[body], SKY) == 0
+    assert colour_share(truth[body], SKY) > 0.003
+    assert colour_share(predicted[body], SKY) > 0.003
     first, second = read_csv(picture.csv)
     assert (first["case_id"], first["slice"], first["pixels_truth"], first["dsc_case"]) == (
         "case_1",
@@ -160,13 +156,13 @@ def test_overlays_show_the_masks_and_the_scores(tmp_path):
 def drawn_axes(monkeypatch):
     """Collect the axes of the figures that are saved."""
     axes = []
-    save = figures._save
+    save = overlays.save_picture
 
     def keep(figure, *args):
         axes.extend(figure.axes)
         return save(figure, *args)
 
-    monkeypatch.setattr(figures, "_save", keep)
+    monkeypatch.setattr(overlays, "save_picture", keep)
     return axes
 
 
@@ -207,11 +203,11 @@ def test_pixels_are_drawn_in_the_shape_they_have(tmp_path, monkeypatch):
 def test_tiles_keep_the_aspect_of_the_patient():
     flat, tall = tile(spacing=(1.0, 1.0)), tile(spacing=(2.0, 1.0))
     for one in (flat, tall):
-        rows, columns = figures._window(one)
+        rows, columns = overlays._window(one)
         shown = one.image[rows, columns].shape
-        drawn = figures._aspect(one, (rows, columns))
+        drawn = overlays._aspect(one, (rows, columns))
         assert drawn == pytest.approx(shown[0] * one.spacing_mm[0] / (shown[1] * one.spacing_mm[1]))
-    assert figures._aspect(tall, (slice(None), slice(None))) == 2.0
+    assert overlays._aspect(tall, (slice(None), slice(None))) == 2.0
 
 
 def test_the_window_holds_every_labelled_pixel():
@@ -219,11 +215,11 @@ def test_the_window_holds_every_labelled_pixel():
     truth[20:30, 20:30] = 1
     prediction[48, 58] = 1  # a false pixel far away must stay in sight
     far = Tile("a", "", 0, 1, np.zeros((50, 60)), truth, prediction, (1.0, 1.0), 0.9)
-    rows, columns = figures._window(far)
+    rows, columns = overlays._window(far)
     assert prediction[rows, columns].sum() == 1
     assert truth[rows, columns].sum() == 100
     alone = Tile("a", "", 0, 1, np.zeros((50, 60)), truth, truth, (1.0, 1.0), 1.0)
-    assert alone.image[figures._window(alone)].size < 50 * 60 / 3
+    assert alone.image[overlays._window(alone)].size < 50 * 60 / 3
 
 
 def test_tiles_are_the_largest_slices_of_the_worst_to_best(make_study, tmp_path):
@@ -308,8 +304,8 @@ def test_a_picture_is_the_same_bytes_twice(tmp_path):
 
 def test_colours_can_be_told_apart_by_the_colour_blind():
     """Any two differ in lightness or between blue and yellow: what those see who confuse red and green."""
-    for i, one in enumerate(figures.CLASS_COLOURS[:4]):
-        for other in figures.CLASS_COLOURS[:i]:
+    for i, one in enumerate(CLASS_COLOURS[:4]):
+        for other in CLASS_COLOURS[:i]:
             a, b = (np.array([int(c[k : k + 2], 16) for k in (1, 3, 5)]) / 255 for c in (one, other))
             lightness = abs((a - b) @ [0.2126, 0.7152, 0.0722])
             blue_yellow = abs((a[:2].mean() - a[2]) - (b[:2].mean() - b[2]))

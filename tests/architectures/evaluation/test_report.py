@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from trifuse.architectures.evaluation import report
-from trifuse.architectures.evaluation.figures import Tile, draw_overlays, draw_training_curves
+from trifuse.architectures.evaluation.figures import draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
+from trifuse.architectures.evaluation.overlays import Tile, draw_overlays
 from trifuse.architectures.evaluation.report import (
     ComparisonSection,
     Evaluation,
@@ -23,8 +24,9 @@ from trifuse.architectures.evaluation.report import (
     format_seconds,
     write_report,
 )
+from trifuse.architectures.evaluation.scoring import EXTRA, MISSING, OK, Row
 from trifuse.architectures.evaluation.statistics import compare_runs
-from trifuse.architectures.evaluation.tables import EXTRA, MISSING, OK, Row, read_case_table
+from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.kernels import MissingExtra
 
 STRICT = Conventions()

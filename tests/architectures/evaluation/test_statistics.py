@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trifuse.architectures.evaluation.metrics import Conventions
+from trifuse.architectures.evaluation.scoring import Row
 from trifuse.architectures.evaluation.statistics import (
     bootstrap_interval,
     compare_runs,
@@ -21,7 +22,7 @@ from trifuse.architectures.evaluation.statistics import (
     wilcoxon_test,
     write_comparison_table,
 )
-from trifuse.architectures.evaluation.tables import Row, write_case_table
+from trifuse.architectures.evaluation.tables import write_case_table
 from trifuse.kernels import DataError
 
 STRICT = Conventions()

@@ -1,0 +1,77 @@
+"""What every picture of a run is: a PNG, a CSV of the numbers in it, and a sentence for people who cannot see it.
+
+Colours are told apart by people with any colour vision, and line styles or words say the same again. matplotlib is
+loaded when the first picture is drawn, through its object interface: no window, no global figure, no style left behind.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trifuse.architectures.files import atomic_write
+from trifuse.kernels import MissingExtra
+
+from .tables import write_csv
+
+# Okabe and Ito (2008), "Color universal design"
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
+INK, FAINT = "#222222", "#6B6B6B"
+
+DPI = 150
+SMALL, NORMAL, LARGE = 8, 9, 11  # points
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on disk, the numbers in it, and the sentence that says what it shows."""
+
+    title: str
+    png: Path
+    csv: Path
+    alt: str
+
+
+def new_figure(width_in: float, height_in: float) -> Any:
+    """Return an empty figure that arranges its own axes.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("matplotlib", "med", "drawing a figure") from None
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_picture(
+    figure: Any, out: Path, name: str, title: str, alt: str, header: Sequence[str], lines: Iterable[Sequence[object]]
+) -> Picture:
+    """Write ``<name>.png`` and ``<name>.csv``, each atomically and the same bytes for the same content.
+
+    Args:
+        figure: from `new_figure`.
+        out: folder to write into; made where there is none.
+        name: of both files, without suffix.
+        title: of the picture, also kept in the PNG.
+        alt: the sentence for people who cannot see it, also kept in the PNG.
+        header: of the numbers in the picture.
+        lines: these numbers.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    picture = Picture(title, out / f"{name}.png", out / f"{name}.csv", alt)
+    write_csv(picture.csv, header, lines)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Title": title, "Description": alt})
+    with atomic_write(picture.png) as stream:
+        stream.write(drawn.getvalue())
+    return picture

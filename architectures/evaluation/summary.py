@@ -1,0 +1,125 @@
+"""What many scores come to: mean and standard deviation of each class, in numbers and as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .metrics import Conventions
+from .scoring import Row
+
+MEAN_OF_CLASSES = "mean of classes"
+
+METRIC_NAMES = {
+    "dsc": "DSC",
+    "iou": "IoU",
+    "precision": "Precision",
+    "sensitivity": "Sensitivity",
+    "volume_difference_ml": "Volume difference, mL",
+    "volume_difference_relative": "Volume difference, share",
+    "hd95_mm": "HD95, mm",
+    "hd95_vox": "HD95, voxels",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and standard deviation (n - 1 in the denominator; NaN for one) of one score of one class.
+
+    ``count`` scores went in; ``undefined`` more were NaN under the convention and did not.
+    """
+
+    class_name: str
+    metric: str
+    mean: float
+    sd: float
+    count: int
+    undefined: int
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """Return mean and SD over the rows for each class and score, and the mean of the classes' means if there are many.
+
+    NaN scores, undefined under the convention, are left out of the mean and counted. The SD beside the mean of the
+    classes is that of the units' own means over their classes.
+    """
+    summaries = []
+    for class_name in dict.fromkeys(row.class_name for row in rows):
+        of_class = [row for row in rows if row.class_name == class_name]
+        for metric in of_class[0].scores:
+            summaries.append(_summary(class_name, metric, [row.scores[metric] for row in of_class]))
+    if len({row.class_name for row in rows}) > 1:
+        for metric in rows[0].scores:
+            mean = mean_of_defined([s.mean for s in summaries if s.metric == metric])
+            of_units = _summary(MEAN_OF_CLASSES, metric, list(_class_means(rows, metric)))
+            summaries.append(replace(of_units, mean=mean))
+    return summaries
+
+
+def mean_of_defined(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if all are."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def summary_cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Return header and readable cells of a summary, one line per class, for a terminal or a report."""
+    metrics = list(dict.fromkeys(s.metric for s in summaries))
+    lines = []
+    for class_name in dict.fromkeys(s.class_name for s in summaries):
+        of_class = {s.metric: s for s in summaries if s.class_name == class_name}
+        n = max(s.count + s.undefined for s in of_class.values())
+        cells = [f"{format_score(s.mean, s.metric)} ± {format_score(s.sd, s.metric)}" for s in of_class.values()]
+        lines.append([class_name, str(n), *cells])
+    return ["Mean ± SD", "n", *(METRIC_NAMES[metric] for metric in metrics)], lines
+
+
+def undefined_scores(summaries: Sequence[Summary]) -> list[str]:
+    """Return a sentence for each score of which some values were undefined and left out."""
+    return [
+        f"{METRIC_NAMES[s.metric]} of {s.class_name}: {s.undefined} of {s.count + s.undefined} undefined and left out "
+        "of the mean."
+        for s in summaries
+        if s.undefined
+    ]
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """Return the cases whose scores stand for a failed prediction, with the reason: ``case_3 (missing prediction)``."""
+    return sorted({f"{row.case_id} ({row.status})" for row in rows if row.failed})
+
+
+def format_summary(summaries: Sequence[Summary], conventions: Conventions) -> str:
+    """Return a summary as text: the conventions, aligned columns, and what was left out."""
+    return "\n".join([conventions.describe(), "", *aligned(*summary_cells(summaries)), *undefined_scores(summaries)])
+
+
+def format_score(value: float, metric: str) -> str:
+    """Return a score as people read it: three decimals, two if it has a unit, a dash if it is undefined."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if metric.endswith(("_ml", "_mm", "_vox")) else f"{value:.3f}"
+
+
+def aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of text in columns."""
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [header, *cells])
+    return ["  ".join(line).rstrip() for line in padded]
+
+
+def _class_means(rows: Sequence[Row], metric: str) -> Iterator[float]:
+    units: dict[tuple[str, int | None], list[float]] = {}
+    for row in rows:
+        units.setdefault((row.case_id, row.slice), []).append(row.scores[metric])
+    yield from map(mean_of_defined, units.values())
+
+
+def _summary(class_name: str, metric: str, scores: Sequence[float]) -> Summary:
+    defined = np.array([score for score in scores if not math.isnan(score)], dtype=float)
+    mean = float(defined.mean()) if defined.size else math.nan
+    sd = float(defined.std(ddof=1)) if defined.size > 1 else math.nan
+    return Summary(class_name, metric, mean, sd, int(defined.size), len(scores) - int(defined.size))

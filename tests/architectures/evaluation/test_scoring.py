@@ -1,0 +1,222 @@
+"""Scored rows: nothing dropped, a failure is the worst score, every convention scores what it says."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from trifuse.architectures.data.cases import load_case, open_study
+from trifuse.architectures.data.nifti import new_volume, write_labels
+from trifuse.architectures.evaluation import scoring
+from trifuse.architectures.evaluation.metrics import Conventions, case_metrics, image_diagonal
+from trifuse.architectures.evaluation.scoring import EXTRA, MISSING, NOTHING_LABELLED, OK, evaluate_cases, score_case
+from trifuse.architectures.evaluation.summary import summarise
+from trifuse.kernels import DataError, ShapeError
+
+STRICT = Conventions()
+
+
+def perfect_predictions(study, folder):
+    folder.mkdir()
+    for case in study.cases:
+        shutil.copy(case.label, folder / f"{case.case_id}.nii.gz")
+    return [case.case_id for case in study.cases]
+
+
+def test_perfect_predictions_score_one(make_study, tmp_path):
+    study = make_study("a", "b")
+    rows = evaluate_cases(tmp_path / "p", study, perfect_predictions(study, tmp_path / "p"))
+    assert [(r.case_id, r.class_name, r.slice, r.status) for r in rows] == [
+        ("a", "foreground", None, OK),
+        ("b", "foreground", None, OK),
+    ]
+    assert all(r.scores["dsc"] == 1 and r.scores["hd95_mm"] == 0 for r in rows)
+
+
+def test_scores_are_those_of_the_arrays_in_mm(make_study, tmp_path):
+    study = make_study("a")
+    _, truth = load_case(study, study.cases[0])
+    moved = np.roll(truth.voxels, 2, axis=1)
+    (tmp_path / "p").mkdir()
+    write_labels(tmp_path / "p" / "a.nii.gz", moved, truth)
+    (scored,) = evaluate_cases(tmp_path / "p", study, ["a"])
+    assert truth.spacing_mm == (8.0, 1.5, 1.25)
+    assert scored.scores == case_metrics(moved, truth.voxels, (8.0, 1.5, 1.25))
+    assert scored.scores["hd95_mm"] == pytest.approx(3.0)  # two rows of 1.5 mm
+
+
+def test_l11_missing_and_extra_predictions_count_as_failures(make_study, tmp_path):
+    study = make_study("a", "b", "c")
+    predictions = tmp_path / "p"
+    perfect_predictions(study, predictions)
+    (predictions / "b.nii.gz").rename(predictions / "B_final.nii.gz")
+    rows = {r.case_id: r for r in evaluate_cases(predictions, study, ["a", "b"])}
+    assert set(rows) == {"a", "b", "B_final"}  # c is a case of the study that was not asked for
+    assert rows["b"].status == MISSING
+    assert rows["B_final"].status == EXTRA
+    assert rows["b"].failed
+    assert rows["B_final"].failed
+    assert not rows["a"].failed
+    assert [rows[name].scores["dsc"] for name in ("a", "b", "B_final")] == [1, 0, 0]
+    assert rows["b"].scores["hd95_mm"] == pytest.approx(image_diagonal((4, 20, 24), (8.0, 1.5, 1.25)))
+    (dsc,) = [s for s in summarise(list(rows.values())) if s.metric == "dsc"]
+    assert (dsc.mean, dsc.count, dsc.undefined) == (pytest.approx(1 / 3), 3, 0)
+
+
+def test_l11_a_missing_prediction_of_an_empty_case_is_still_a_failure(make_study, tmp_path):
+    study = make_study("a", empty=True)
+    (scored,) = evaluate_cases(tmp_path, study, ["a"])
+    assert (scored.status, scored.scores["dsc"]) == (MISSING, 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [("truncate", "gzip stream"), ("shape", "shape"), ("affine", "affine"), ("float", "labels"), ("text", "content")],
+)
+def test_an_unusable_prediction_is_a_failure_and_says_why(make_study, tmp_path, damage, said):
+    study = make_study("a", "b")
+    ids = perfect_predictions(study, tmp_path / "p")
+    path = tmp_path / "p" / "a.nii.gz"
+    image = nib.load(path)
+    voxels, affine = np.asarray(image.dataobj), image.affine
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif damage == "text":
+        path.write_text("not found")
+    elif damage == "shape":
+        nib.save(nib.Nifti1Image(voxels[:, :, 1:], affine), path)
+    elif damage == "affine":
+        nib.save(nib.Nifti1Image(voxels, affine @ np.diag([1, 1, 2, 1])), path)
+    else:
+        nib.save(nib.Nifti1Image(voxels * 0.7, affine), path)
+    rows = {r.case_id: r for r in evaluate_cases(tmp_path / "p", study, ids)}
+    assert rows["a"].status == f"unusable prediction: {said}"
+    assert rows["a"].scores["dsc"] == 0
+    assert str(tmp_path) not in rows["a"].status
+    assert rows["b"].scores["dsc"] == 1
+
+
+@pytest.mark.parametrize("aggregation", ["volume", "slice"])
+@pytest.mark.parametrize("slices", ["all", "labelled"])
+def test_per_volume_and_per_slice_over_all_and_labelled_slices(aggregation, slices):
+    truth = np.zeros((5, 6, 6), np.uint8)
+    truth[1:4, 1:3, 1:3] = 1
+    pred = truth.copy()
+    pred[4] = 1  # a false slice where nothing is labelled
+    chosen = Conventions(aggregation=aggregation, slices=slices)
+    rows = score_case(pred, truth, (8, 2, 1), ("bg", "atrium"), chosen, case_id="a", patient="a")
+    scored = {r.slice: r.scores["dsc"] for r in rows}
+    want = {
+        ("volume", "all"): {None: 2 * 12 / (12 + 48)},
+        ("volume", "labelled"): {None: 1.0},
+        ("slice", "all"): {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 0.0},
+        ("slice", "labelled"): {1: 1.0, 2: 1.0, 3: 1.0},
+    }
+    assert scored == pytest.approx(want[aggregation, slices])
+    if aggregation == "slice" and slices == "all":
+        assert rows[4].scores["volume_difference_ml"] == pytest.approx(36 * 16 / 1000)
+        assert rows[4].scores["hd95_mm"] == pytest.approx(math.hypot(12, 6))
+
+
+def test_leaving_slices_out_does_not_bring_the_others_closer():
+    truth = np.zeros((5, 4, 4), np.uint8)
+    truth[0] = truth[4] = 1
+    pred = np.zeros_like(truth)
+    pred[0] = 1
+    labelled = Conventions(slices="labelled")
+    (scored,) = score_case(pred, truth, (10, 1, 1), ("bg", "atrium"), labelled, case_id="a", patient="a")
+    assert scored.scores["hd95_mm"] == pytest.approx(40)
+
+
+def test_labelled_slices_are_those_on_which_anything_was_drawn(make_study, tmp_path):
+    """Slices with another structure's contour count; slices that nobody looked at do not."""
+    study = make_study("a")
+    _, truth = load_case(study, study.cases[0])
+    raw = truth.voxels * 3
+    raw[0] = 2  # another structure, drawn on the first slice
+    write_labels(study.cases[0].label, raw, truth)
+    study = open_study(study.root, "plain", targets=3)
+    (tmp_path / "p").mkdir()
+    write_labels(tmp_path / "p" / "a.nii.gz", np.ones_like(truth.voxels), truth)
+    rows = evaluate_cases(tmp_path / "p", study, ["a"], Conventions(aggregation="slice", slices="labelled"))
+    assert [r.slice for r in rows] == [0, 1, 2]
+
+
+def test_a_case_without_a_labelled_slice_has_a_row_and_no_score(make_study, tmp_path):
+    study = make_study("a", empty=True)
+    ids = perfect_predictions(study, tmp_path / "p")
+    (scored,) = evaluate_cases(tmp_path / "p", study, ids, Conventions(slices="labelled"))
+    assert scored.status == NOTHING_LABELLED
+    assert math.isnan(scored.scores["dsc"])
+    assert not scored.failed
+
+
+def test_d14_metrics_refuse_a_spacing_that_is_hard_to_believe(make_study, tmp_path):
+    study = make_study("a", "b")
+    label = study.case("a").label
+    for path in (study.case("a").image, label):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1e-3, 1e-3, 1e-3, 1])), path)
+    ids = perfect_predictions(study, tmp_path / "p")
+    with pytest.raises(DataError, match=r"(?s)a\.nii\.gz: spacing.*accept_spacing=True") as caught:
+        evaluate_cases(tmp_path / "p", study, ids)
+    assert "b.nii.gz" not in str(caught.value)
+    assert len(evaluate_cases(tmp_path / "p", study, ids, accept_spacing=True)) == 2
+
+
+def test_truth_problems_are_all_named_at_once(make_study, tmp_path):
+    study = make_study("a", "b", "c")
+    for name in ("a", "c"):
+        study.case(name).label.write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)2 problems.*a\.nii\.gz.*c\.nii\.gz"):
+        evaluate_cases(tmp_path, study, ["a", "b", "c"])
+
+
+def test_t19_nothing_to_evaluate(make_study, tmp_path):
+    study = make_study("a")
+    with pytest.raises(DataError, match="0 cases asked for"):
+        evaluate_cases(tmp_path, study, [])
+    with pytest.raises(DataError, match="no such case"):
+        evaluate_cases(tmp_path, study, ["a", "z"])
+    shutil.rmtree(study.root / "labels")
+    with pytest.raises(DataError, match="a: label: expected a label to score against"):
+        evaluate_cases(tmp_path, open_study(study.root, "plain"), ["a"])
+
+
+def test_scores_of_several_classes_are_kept_apart():
+    truth = np.zeros((2, 4, 4), np.uint8)
+    truth[:, :2], truth[:, 2:] = 1, 2
+    pred = np.where(truth == 2, 0, truth).astype(np.uint8)
+    rows = score_case(pred, truth, (1, 1, 1), ("bg", "one", "two"), STRICT, case_id="a", patient="p")
+    assert {r.class_name: r.scores["dsc"] for r in rows} == {"one": 1, "two": 0}
+    with pytest.raises(ShapeError):
+        score_case(pred[:, :3], truth, (1, 1, 1), ("bg", "one", "two"), STRICT, case_id="a", patient="p")
+
+
+def test_predictions_are_read_one_at_a_time(make_study, tmp_path, monkeypatch):
+    study = make_study("a", "b", "c")
+    ids = perfect_predictions(study, tmp_path / "p")
+    alive, most = [], []
+    score = scoring.score_case
+
+    def watch(prediction, *args, **kwargs):
+        import weakref
+
+        alive.append(weakref.ref(prediction))
+        most.append(sum(one() is not None for one in alive))
+        return score(prediction, *args, **kwargs)
+
+    monkeypatch.setattr(scoring, "score_case", watch)
+    evaluate_cases(tmp_path / "p", study, ids)
+    assert len(most) == 3
+    assert max(most) <= 2  # the last one may linger until it is replaced
+
+
+def test_new_volume_is_what_the_fixture_thinks(make_study):
+    image, _ = load_case(make_study("a"), make_study("a").cases[0])
+    assert image.voxels.shape == (4, 20, 24)
+    assert new_volume(np.zeros((2, 3, 4), np.uint8), np.eye(4)).voxels.size == 24
