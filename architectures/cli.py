@@ -73,6 +73,8 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
     ]
     try:
         return arguments.run(arguments, ["trifuse", *words]) or 0
+    except BrokenPipeError:
+        raise
     except tuple(kind for kind, _ in codes) as error:
         if arguments.traceback:
             raise

@@ -15,7 +15,7 @@ from .data.augmentation import FlipRotate
 from .data.cases import Study
 from .data.slices import Keep, SliceDataset
 from .data.split import Split, read_split, write_split
-from .evaluation.figures import draw_training_curves
+from .evaluation.charts import draw_training_curves
 from .evaluation.metrics import Conventions
 from .evaluation.overlays import collect_tiles, draw_overlays
 from .evaluation.picture import Picture

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trifuse.architectures.data.nifti import Geometry, Volume
+from trifuse.architectures.data.geometry import Geometry
+from trifuse.architectures.data.volume import Volume
 from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig
 from trifuse.architectures.evaluation.predict import predict_volume
 from trifuse.architectures.training.losses import dice_ce_nnunet

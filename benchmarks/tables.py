@@ -1,16 +1,24 @@
 """Turn result files into the Markdown tables that the README shows.
 
-python benchmarks/tables.py benchmarks/results/*.json
+    python benchmarks/tables.py                     # write them into README.md
+    python benchmarks/tables.py RESULT.json ...     # print them
+
+The README takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from trifuse.architectures.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -53,10 +61,24 @@ def _threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
+def with_results(text: str, folder: Path) -> str:
+    """Return a text with the tables of the result files that it names brought up to date."""
+
+    def section(match: re.Match[str]) -> str:
+        path = folder / match["name"]
+        table = markdown_of_file(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
+        return f"<!-- results: {match['name']} -->\n\n{table.strip()}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- results: (?P<name>\S+) -->.*?<!-- end -->", section, text, flags=re.DOTALL)
+
+
 def main(paths: list[str]) -> None:
-    """Print the tables of the result files."""
+    """Print the tables of the result files; without any, bring the README up to date."""
     for path in paths:
         print(markdown_of_file(Path(path)))
+    if not paths:
+        readme = ROOT / "README.md"
+        write_text(readme, with_results(readme.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -50,3 +51,10 @@ def test_plan_names_what_is_there():
             assert all((folder / name).exists() for name in names.split(", ")), line
             seen += 1
     assert seen >= 8
+
+
+def test_tables_are_those_of_the_result_files():
+    named = re.findall(r"<!-- results: (\S+) -->", README)
+    assert len(named) >= 5
+    with_results = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["with_results"]
+    assert with_results(README, ROOT / "benchmarks" / "results") == README, "run: python benchmarks/tables.py"

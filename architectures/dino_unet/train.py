@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from trifuse.kernels import DataError
 
-from ..evaluation.figures import Picture, draw_block_weights
+from ..evaluation.charts import draw_block_weights
+from ..evaluation.picture import Picture
 from ..evaluation.report import PaperTable
 from ..pretrained import config_to_json, read_description
 from ..recipes import DataRecipe

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trifuse.architectures.evaluation import report
-from trifuse.architectures.evaluation.figures import draw_training_curves
+from trifuse.architectures.evaluation.charts import draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.overlays import Tile, draw_overlays
 from trifuse.architectures.evaluation.report import (

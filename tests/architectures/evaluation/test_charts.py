@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from trifuse.architectures.evaluation import overlays
-from trifuse.architectures.evaluation.figures import draw_block_weights, draw_training_curves
+from trifuse.architectures.evaluation.charts import draw_block_weights, draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.overlays import CLASS_COLOURS, Tile, collect_tiles, draw_overlays
 from trifuse.architectures.evaluation.picture import BLUE, SKY, VERMILION
@@ -285,7 +285,7 @@ import sys
 from pathlib import Path
 import matplotlib
 before = list(dict.items(matplotlib.rcParams))  # rcParams' own way of reading would itself load pyplot
-from trifuse.architectures.evaluation.figures import draw_block_weights, draw_training_curves
+from trifuse.architectures.evaluation.charts import draw_block_weights, draw_training_curves
 out = Path(sys.argv[1])
 draw_training_curves(out / "log.csv", out)
 draw_block_weights(out / "log.csv", out, selected=(1,))
