@@ -66,8 +66,12 @@ def tiny_run(tmp_path_factory):
     (root / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
     command = [sys.executable, "-m", "pytest", "benchmarks/bench_doubling.py", "--benchmark-only", "-rA"]
     command += ["--results", "results", "--seconds", "0.01", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "TRIFUSE_COMMIT": "0123abc", "COLUMNS": "200"}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")
+    }  # no worker of ours
+    environment |= {"TRIFUSE_COMMIT": "0123abc", "COLUMNS": "200"}
     child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    assert (root / "results").exists(), child.stdout + child.stderr
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     return child.stdout, json.loads((root / "results" / f"doubling.{kind}.json").read_text())
 
