@@ -10,7 +10,7 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
 
 test: $(VENV)/.test-ready
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/pytest -n auto
 
 lint: $(VENV)/.lint-ready
 	mkdir -p build/types && ln -sfn ../.. build/types/trifuse
@@ -22,7 +22,8 @@ mutants: $(VENV)/.test-ready
 	$(BIN)/python tests/mutants/run.py
 
 bench: $(VENV)/.test-ready
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/pytest benchmarks/bench_*.py --benchmark-only
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) build

@@ -303,7 +303,7 @@ def test_l6_without_scipy_the_message_gives_the_command(monkeypatch):
 
 
 def test_importing_the_folder_loads_neither_scipy_nor_matplotlib():
-    modules = ["metrics", "tables", "statistics", "figures", "report", "predict"]
+    modules = ["metrics", "tables", "statistics", "charts", "overlays", "report", "predict"]
     imports = "; ".join(f"import trifuse.architectures.evaluation.{name}" for name in modules)
     code = f"import sys; {imports}; print(sorted({{'scipy', 'matplotlib', 'tensorboard'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

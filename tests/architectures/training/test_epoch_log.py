@@ -47,7 +47,8 @@ def test_numbers_come_back_as_they_were(tmp_path):
     assert repr(read_log(tmp_path / "log.csv")) == repr([{k: float(v) for k, v in row.items()} for row in rows(1, 3)])
 
 
-def test_t22_decimal_points_in_every_locale(tmp_path, monkeypatch):
+def test_t22_decimal_points_in_every_locale(tmp_path):
+    before = locale.setlocale(locale.LC_ALL)
     for name in ("de_DE.UTF-8", "fr_FR.UTF-8", "C.UTF-8"):
         try:
             locale.setlocale(locale.LC_ALL, name)
@@ -57,7 +58,7 @@ def test_t22_decimal_points_in_every_locale(tmp_path, monkeypatch):
     try:
         append(tmp_path / "log.csv", 0, 1)
     finally:
-        locale.setlocale(locale.LC_ALL, "C")
+        locale.setlocale(locale.LC_ALL, before)
     assert (tmp_path / "log.csv").read_text() == "epoch,loss,val_dice\n1,0.1,1e-09\n"
 
 
