@@ -66,6 +66,7 @@ def test_reference_matches_definition(scale):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_every_gradient(dtype, shape):
+    """K14, K15: odd and prime sizes, head widths that are no power of two."""
     check(*random_arguments(*shape, dtype=dtype), atol=1e-13 if dtype == torch.float64 else None)
 
 

@@ -56,6 +56,7 @@ def test_reference_matches_definition():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_every_gradient(name, dtype, shape):
+    """K14: odd, prime and single sizes among them."""
     check(name, *random_arguments(*shape, dtype=dtype))
 
 
