@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..evaluation.report import describe_environment
 from ..evaluation.tables import read_case_table, write_csv
 from ..files import write_text
 from .demo import demo_recipe, write_demo_study
@@ -70,7 +71,8 @@ def _write_table(
     write_text(
         path,
         f"Synthetic: a phantom study, a frozen encoder of {ENCODER.depth} blocks with random weights, {epochs} epochs. "
-        f"DSC of the test volumes, mean over cases, then mean and SD over {seeds} seeds.\n\n{rows}\n"
+        f"DSC of the test volumes, mean over cases, then mean and SD over {seeds} seeds. "
+        f"{'; '.join(describe_environment().values())}.\n\n{rows}\n"
         + (f"\n`{' '.join(command)}`\n" if command else ""),
     )
     return path
