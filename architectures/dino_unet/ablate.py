@@ -14,7 +14,7 @@ from pathlib import Path
 from ..evaluation.report import describe_environment
 from ..evaluation.tables import read_case_table, write_csv
 from ..files import write_text
-from .demo import demo_recipe, write_demo_study
+from .demo import demo_recipe, one_thread, write_demo_study
 from .train import train
 from .variants import EncoderShape
 
@@ -45,7 +45,8 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, comm
                 recipe.network, variant=ENCODER, block_selection=selection, spatial_integration=integration
             )
             if not (run / "report.md").exists():
-                train(replace(recipe, network=network), run, resume=True)
+                with one_thread():
+                    train(replace(recipe, network=network), run, resume=True)
             rows = read_case_table(run / "test_cases.csv")
             results.setdefault((selection, integration), []).append(statistics.mean(row.scores["dsc"] for row in rows))
     return _write_table(out, results, seeds=seeds, epochs=epochs, command=command)

@@ -26,11 +26,7 @@ def test_every_row_is_trained_once_and_tabulated(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "read_case_table", lambda path: [Row(0.4 + 0.2 * ("seed1" in str(path))), Row(0.6)])
     table = ablation.ablate(tmp_path, seeds=2, epochs=3, cases=4, command=["trifuse", "ablate", "dino_unet"])
     trained = {(r.network.block_selection, r.network.spatial_integration, r.training.seed) for r in recipes}
-    rows = [
-        (selection, integration)
-        for selection in ("learned", "last4", "fixed:[7,5,3,1]")
-        for integration in (True, False)
-    ]
+    rows = list(product(("learned", "last4", "fixed:[7,5,3,1]"), (True, False)))
     assert trained == {(*row, seed) for row in rows for seed in (0, 1)}
     assert {recipe.training.epochs for recipe in recipes} == {3}
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
