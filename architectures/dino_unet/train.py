@@ -20,7 +20,7 @@ from ..evaluation.picture import Picture
 from ..evaluation.report import PaperTable
 from ..pretrained import config_to_json, read_description
 from ..recipes import DataRecipe
-from ..run import Part, claim_folder, is_first_process, prepare_data, report_run
+from ..run import Part, claim_folder, prepare_data, report_run
 from ..training.distributed import open_world
 from ..training.feature_cache import FeatureCache
 from ..training.loop import FitResult, fit
@@ -112,13 +112,15 @@ def train(
         parts: of the split to predict, score and report.
         command: the words to put into the report as the way to do it again.
     """
-    with open_world(recipe.training.device) as world, world.together():
-        claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
-        data = prepare_data(recipe.data, out)
-        _check_classes(recipe, len(data.study.class_names))
-        model = DinoUNet(recipe.network)
-    fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
-    if not is_first_process():
+    with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
+        with world.together():  # the others wait until the first rank has claimed the folder
+            claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
+        with world.together():
+            data = prepare_data(recipe.data, out)
+            _check_classes(recipe, len(data.study.class_names))
+            model = DinoUNet(recipe.network)
+        fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
+    if not world.is_first:
         return None
     best = DinoUNet.from_pretrained(out / "best").to(next(model.parameters()).device)
     return report_run(

@@ -106,13 +106,15 @@ class World:
 
 @contextmanager
 def open_world(device: str = "auto") -> Iterator[World]:
-    """Join the other ranks that torchrun started, if it did, and leave them at the end; may be nested.
+    """Join the other ranks that torchrun started, if it did, and leave them at the end.
+
+    May be nested; but open it once in a program: ranks that have left find each other's old addresses when they return.
 
     Args:
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<index>".
 
     Raises:
-        ValueError: the device is not there.
+        BackendError: the device is not there.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)

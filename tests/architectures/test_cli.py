@@ -281,6 +281,29 @@ def test_t5_sigterm_while_training_exits_with_75_and_resumes(study, tmp_path):
     assert steps
 
 
+def test_two_processes_take_the_steps_of_one(study, tmp_path):
+    options = [
+        str(study),
+        "--split",
+        str(study / "split.json"),
+        *TRAINING,
+        "--set",
+        "network.norm=group",
+        "--cache-features",
+    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launch, "-m", "trifuse.architectures.dino_unet.train", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += ["--out", str(tmp_path / "two")]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.count("report: ") == 1
+    assert main(["train", "dino_unet", *options, "--out", str(tmp_path / "one")]) == 0
+    one, two = (list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("one", "two"))
+    for name in ("loss", "gradient_norm", "val_dice", "weight_block_3"):
+        assert [float(row[name]) for row in two] == pytest.approx([float(row[name]) for row in one], rel=1e-4), name
+
+
 def test_a_reader_that_leaves_is_no_error():
     command = f"{sys.executable} -m trifuse.architectures.cli doctor | head -1; exit ${{PIPESTATUS[0]}}"
     child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
