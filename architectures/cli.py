@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert_format = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
     sub = _command(convert_format, "dinov2", _convert_dinov2, "a DINOv2 checkpoint, of either publisher")
     sub.add_argument("file", type=Path, help=".pth or .safetensors")
-    sub.add_argument("--out", type=Path, required=True, help="folder to write")
+    sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
     sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
 
     sub = _command(commands, "doctor", _doctor, "say what is installed, and which backend each operator would use")
@@ -364,8 +364,10 @@ def _ablate_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
 def _convert_dinov2(arguments: argparse.Namespace, words: list[str]) -> None:
     from .dino_unet.convert import convert_dinov2
 
-    _refuse_existing(arguments.out / "config.json", arguments.overwrite)
-    print(convert_dinov2(arguments.file, arguments.out))
+    out = arguments.out or arguments.file.with_suffix("")
+    _refuse_existing(out / "config.json", arguments.overwrite)
+    print(convert_dinov2(arguments.file, out))
+    print(f"weights: {out}")
 
 
 def _doctor(arguments: argparse.Namespace, words: list[str]) -> None:

@@ -152,17 +152,18 @@ def forward(features: Sequence[Tensor], logits: Tensor) -> Tensor:
         return fused
     tile = THREADS * _vector(fused)
     row_elements = fused[0].numel()
-    _weighted_block_fusion_fwd_kernel[(fused.shape[0] * triton.cdiv(row_elements, tile),)](
-        maps,
-        logits.contiguous(),
-        fused,
-        row_elements,
-        map_stride,
-        N=len(maps),
-        TILE=tile,
-        IN_FLIGHT=MAPS_IN_FLIGHT,
-        num_warps=THREADS // WARP_SIZE,
-    )
+    with torch.cuda.device_of(fused):
+        _weighted_block_fusion_fwd_kernel[(fused.shape[0] * triton.cdiv(row_elements, tile),)](
+            maps,
+            logits.contiguous(),
+            fused,
+            row_elements,
+            map_stride,
+            N=len(maps),
+            TILE=tile,
+            IN_FLIGHT=MAPS_IN_FLIGHT,
+            num_warps=THREADS // WARP_SIZE,
+        )
     return fused
 
 
@@ -181,35 +182,36 @@ def backward(
     tiles = grad.shape[0] * triton.cdiv(row_elements, THREADS * vector)
     programs = min(tiles, MAX_PROGRAMS)
     partial_sums = torch.empty((programs, len(maps)), dtype=torch.float32, device=grad.device)
-    for first, end in launch_groups(len(maps)):
-        _weighted_block_fusion_bwd_kernel[(programs,)](
-            grad,
-            maps[first:end],
-            tuple(map_grads[first:end]),
-            logits,
-            partial_sums,
-            row_elements,
-            map_stride,
-            tiles,
-            first,
-            N=len(maps),
-            COUNT=end - first,
-            TILE=THREADS * vector,
-            VECTOR=vector,
-            num_warps=THREADS // WARP_SIZE,
-        )
     logits_grad = torch.empty_like(logits)
     padded = triton.next_power_of_2(len(maps))
-    _weighted_block_fusion_logits_kernel[(1,)](
-        partial_sums,
-        logits,
-        logits_grad,
-        programs,
-        N=len(maps),
-        N_PADDED=padded,
-        ROWS=max(1, REDUCE_ELEMENTS // padded),
-        num_warps=REDUCE_THREADS // WARP_SIZE,
-    )
+    with torch.cuda.device_of(grad):
+        for first, end in launch_groups(len(maps)):
+            _weighted_block_fusion_bwd_kernel[(programs,)](
+                grad,
+                maps[first:end],
+                tuple(map_grads[first:end]),
+                logits,
+                partial_sums,
+                row_elements,
+                map_stride,
+                tiles,
+                first,
+                N=len(maps),
+                COUNT=end - first,
+                TILE=THREADS * vector,
+                VECTOR=vector,
+                num_warps=THREADS // WARP_SIZE,
+            )
+        _weighted_block_fusion_logits_kernel[(1,)](
+            partial_sums,
+            logits,
+            logits_grad,
+            programs,
+            N=len(maps),
+            N_PADDED=padded,
+            ROWS=max(1, REDUCE_ELEMENTS // padded),
+            num_warps=REDUCE_THREADS // WARP_SIZE,
+        )
     return logits_grad, needed_grads
 
 

@@ -323,7 +323,10 @@ def test_converted_weights_bring_their_own_shape(study, tmp_path, capsys):
 
     encoder = DinoV2Encoder("tiny", num_registers=4, pos_mode="antialias")
     save_file(encoder.state_dict(), tmp_path / "published.safetensors")
-    words = ["convert", "dinov2", tmp_path / "published.safetensors", "--out", tmp_path / "encoder"]
+    words = ["convert", "dinov2", tmp_path / "published.safetensors"]
+    assert run_main(words, capsys)[0] == 0
+    assert (tmp_path / "published" / "model.safetensors").exists()
+    words += ["--out", tmp_path / "encoder"]
     code, output, _ = run_main(words, capsys)
     assert code == 0
     assert "DinoV2Encoder('tiny', num_registers=4, pos_mode='antialias')" in output

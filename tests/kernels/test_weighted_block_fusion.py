@@ -290,6 +290,16 @@ def test_backward_adds_up_many_tiles_in_few_programs(monkeypatch):
     check("triton", *random_arguments(3, 3, 11, 160))
 
 
+@interpreted
+def test_kernels_are_launched_on_the_device_of_their_arguments(monkeypatch):
+    entered = []
+    device_of = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor.shape) or device_of(tensor))
+    check("triton", *random_arguments(2, 1, 2, 3))
+    assert entered
+    assert set(entered) == {(1, 2, 3)}
+
+
 def test_maps_are_cut_into_even_launches():
     gpu = import_module("trifuse.kernels.gpu.weighted_block_fusion")
     assert gpu.launch_groups(1) == [(0, 1)]
