@@ -9,7 +9,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,10 +17,6 @@ from typing import Any, NoReturn
 EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
 CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
 VARIANTS = ("tiny", "small", "base", "large", "giant")
-
-
-class UsageError(Exception):
-    """The words of a command make no sense together."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,11 +54,12 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, words: list[str]) -> int:
     from trifuse.kernels import CheckpointError, DataError, NumericError, TrifuseError
 
+    from . import commands
     from .training.checkpoint import SaveError
     from .training.interruption import Interrupted
 
     codes: list[tuple[type[Exception], int]] = [
-        (UsageError, 2),
+        (commands.UsageError, 2),
         (Interrupted, 75),
         (DataError, 3),
         (SaveError, 5),
@@ -72,7 +69,7 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
         (OSError, 3),  # a disk that is full, a folder that may not be written
     ]
     try:
-        return arguments.run(arguments, ["trifuse", *words]) or 0
+        return getattr(commands, arguments.run)(arguments, ["trifuse", *words]) or 0
     except BrokenPipeError:
         raise
     except tuple(kind for kind, _ in codes) as error:
@@ -93,21 +90,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train, predict and report on a synthetic study, in minutes on a CPU")
     demo_network = demo.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    sub = _command(demo_network, "dino_unet", _demo_dino_unet, "left atrium, on a synthetic LGE phantom")
+    sub = _command(demo_network, "dino_unet", "demo_dino_unet", "left atrium, on a synthetic LGE phantom")
     sub.add_argument("--out", type=Path, default=Path("demo/dino_unet"), help="folder to write to (%(default)s)")
     sub.add_argument("--seed", type=int, default=0, help="of the phantom and of training (%(default)s)")
     sub.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in the folder")
 
     data = commands.add_parser("data", help="look at a study")
     data_command = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    sub = _command(data_command, "check", _data_check, "read every file of a study and list all that is wrong with it")
+    sub = _command(data_command, "check", "data_check", "read every file of a study and list all that is wrong with it")
     _study_options(sub)
     sub.add_argument("--strict", action="store_true", help="count warnings as errors")
     sub.add_argument("--digests", type=Path, help="JSON file of SHA-256 digests: compared if there, else written")
 
     train = commands.add_parser("train", help="train a network, predict its test cases, write a report")
     train_network = train.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    sub = _command(train_network, "dino_unet", _train_dino_unet, "frozen DINOv2 with weighted block fusion")
+    sub = _command(train_network, "dino_unet", "train_dino_unet", "frozen DINOv2 with weighted block fusion")
     _study_options(sub)
     _training_options(sub)
     group = sub.add_argument_group("network")
@@ -115,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--encoder", type=Path, help="folder of converted DINOv2 weights; without it they are random")
     group.add_argument("--cache-features", action="store_true", help="keep the frozen encoder's features on disk")
 
-    sub = _command(commands, "predict", _predict, "segment volumes with a trained network, on their native grid")
+    sub = _command(commands, "predict", "predict", "segment volumes with a trained network, on their native grid")
     sub.add_argument("model", type=Path, help="folder of a run, or of a saved network")
     sub.add_argument("images", type=Path, help="a NIfTI file, a folder of them, or a study")
     sub.add_argument("--out", type=Path, required=True, help="folder for <case>.nii.gz")
@@ -126,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--nonfinite", choices=("error", "zero", "median"), default="error", help="NaN and infinite voxels"
     )
 
-    sub = _command(commands, "evaluate", _evaluate, "score predictions against the labels of a study")
+    sub = _command(commands, "evaluate", "evaluate", "score predictions against the labels of a study")
     sub.add_argument("predictions", type=Path, help="folder of <case>.nii.gz")
     _study_options(sub)
     sub.add_argument("--out", type=Path, required=True, help="CSV file for one line per case and class")
@@ -138,14 +135,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--accept-spacing", action="store_true", help="score although a spacing is hard to believe")
     sub.add_argument("--overwrite", action="store_true", help="replace the CSV file")
 
-    sub = _command(commands, "compare", _compare, "test two runs against each other, case by case")
+    sub = _command(commands, "compare", "compare", "test two runs against each other, case by case")
     sub.add_argument("a", type=Path, help="case table (CSV), or folder of a run")
     sub.add_argument("b", type=Path, help="case table (CSV), or folder of a run")
     sub.add_argument("--out", type=Path, help="CSV file for the comparison")
 
     ablate = commands.add_parser("ablate", help="train a paper's ablation table on a synthetic study")
     ablate_network = ablate.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    sub = _command(ablate_network, "dino_unet", _ablate_dino_unet, "Table II: which blocks, with and without the image")
+    sub = _command(
+        ablate_network, "dino_unet", "ablate_dino_unet", "Table II: which blocks, with and without the image"
+    )
     sub.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
     sub.add_argument("--seeds", type=int, default=3, help="repetitions of each row (%(default)s)")
     sub.add_argument("--epochs", type=int, default=14, help="of each training (%(default)s)")
@@ -153,17 +152,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="bring published weights into trifuse's format")
     convert_format = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
-    sub = _command(convert_format, "dinov2", _convert_dinov2, "a DINOv2 checkpoint, of either publisher")
+    sub = _command(convert_format, "dinov2", "convert_dinov2", "a DINOv2 checkpoint, of either publisher")
     sub.add_argument("file", type=Path, help=".pth or .safetensors")
     sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
     sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
 
-    sub = _command(commands, "doctor", _doctor, "say what is installed, and which backend each operator would use")
+    sub = _command(commands, "doctor", "doctor", "say what is installed, and which backend each operator would use")
     sub.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _command(commands: Any, name: str, run: Callable[..., int | None], help: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: str, help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=EXIT_CODES)
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     parser.set_defaults(run=run, parser=parser)
@@ -207,194 +206,6 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, help="of the order of samples and of augmentation (42)")
     group.add_argument("--workers", type=int, help="processes that load slices (0)")
     group.add_argument("--device", help="auto, cpu, cuda or cuda:<index> (auto)")
-
-
-_FIELDS = {
-    "data": "data.root",
-    "layout": "data.layout",
-    "target": "data.targets",
-    "patient": "data.patient_pattern",
-    "split": "data.split",
-    "val_cases": "data.val_cases",
-    "test_cases": "data.test_cases",
-    "image_size": "data.image_size",
-    "keep": "data.keep",
-    "augment": "data.augment",
-    "variant": "network.variant",
-    "encoder": "network.encoder_checkpoint",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "lr": "training.lr",
-    "precision": "training.precision",
-    "accumulate": "training.accumulate",
-    "seed": "training.seed",
-    "workers": "training.workers",
-    "device": "training.device",
-    "cache_features": "cache_features",
-}
-
-
-# ---------------------------------------------------------------------------------------------------- handing over
-
-
-def _demo_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .dino_unet.demo import run_demo
-
-    run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, command=words)
-
-
-def _data_check(arguments: argparse.Namespace, words: list[str]) -> int:
-    from .data.check import check_folder
-    from .recipes import parse_targets
-
-    findings = check_folder(
-        arguments.data,
-        arguments.layout or "auto",
-        parse_targets(arguments.target or ()),
-        patient_pattern=arguments.patient,
-        digests=arguments.digests,
-    )
-    study = findings.study
-    print(f"{arguments.data}: {study.layout} layout, {len(study.cases)} cases, classes {', '.join(study.class_names)}")
-    for warning in findings.warnings:
-        print(f"warning: {warning}")
-    for error in findings.errors:
-        print(f"error: {error}")
-    print(f"{len(findings.errors)} errors, {len(findings.warnings)} warnings")
-    return 3 if findings.errors or (arguments.strict and findings.warnings) else 0
-
-
-def _train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .dino_unet.train import DinoUNetRecipe, train
-    from .recipes import recipe_from
-    from .run import is_first_process
-
-    given = {
-        path: value
-        for option, path in _FIELDS.items()
-        if (value := getattr(arguments, option)) is not None and value is not False
-    }
-    if arguments.encoder is not None:
-        from .pretrained import read_description
-
-        described = read_description(arguments.encoder, "dinov2")["config"]  # variant, registers, position mode
-        given = {f"network.{name}": value for name, value in described.items()} | given
-    recipe = recipe_from(DinoUNetRecipe, arguments.config, given, arguments.set)
-    report = train(
-        recipe,
-        arguments.out,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        force_resume=arguments.force_resume,
-        tensorboard=arguments.tensorboard,
-        parts=arguments.report,
-        command=words,
-    )
-    if is_first_process():
-        print(f"report: {report}")
-
-
-def _predict(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .networks import predict_images
-
-    paths = predict_images(
-        arguments.model,
-        arguments.images,
-        arguments.out,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        nonfinite=arguments.nonfinite,
-    )
-    print(f"{len(paths)} label maps in {arguments.out}")
-
-
-def _evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
-    from .data.cases import open_study
-    from .evaluation.metrics import Conventions
-    from .evaluation.scoring import evaluate_cases
-    from .evaluation.summary import failures, format_summary, summarise
-    from .evaluation.tables import write_case_table
-    from .recipes import matching_cases, parse_targets
-
-    _refuse_existing(arguments.out, arguments.overwrite)
-    study = open_study(
-        arguments.data,
-        arguments.layout or "auto",
-        parse_targets(arguments.target or ()),
-        patient_pattern=arguments.patient,
-    )
-    labelled = [case.case_id for case in study.cases if case.label is not None]
-    conventions = Conventions(
-        empty_masks=arguments.convention,
-        hd_unit="vox" if arguments.voxels else "mm",
-        aggregation="slice" if arguments.per_slice else "volume",
-        slices=arguments.slices,
-    )
-    cases = matching_cases(study, labelled, arguments.cases)
-    rows = evaluate_cases(arguments.predictions, study, cases, conventions, accept_spacing=arguments.accept_spacing)
-    write_case_table(arguments.out, rows)
-    print(format_summary(summarise(rows), conventions))
-    print(f"cases: {arguments.out}")
-    failed = failures(rows)
-    for line in failed:
-        print(f"failed, and scored as such: {line}", file=sys.stderr)
-    return 3 if failed else 0
-
-
-def _compare(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .evaluation.statistics import compare_runs, format_comparison, write_comparison_table
-
-    table_a, table_b = (_case_table(path) for path in (arguments.a, arguments.b))
-    rows = compare_runs(table_a, table_b)
-    print(format_comparison(rows, str(arguments.a), str(arguments.b)))
-    if arguments.out is not None:
-        _refuse_existing(arguments.out, overwrite=False)
-        write_comparison_table(arguments.out, rows)
-
-
-def _ablate_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .dino_unet.ablate import ablate
-
-    table = ablate(arguments.out, seeds=arguments.seeds, epochs=arguments.epochs, cases=arguments.cases, command=words)
-    print(table.read_text())
-    print(f"table: {table}")
-
-
-def _convert_dinov2(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .dino_unet.convert import convert_dinov2
-
-    out = arguments.out or arguments.file.with_suffix("")
-    _refuse_existing(out / "config.json", arguments.overwrite)
-    print(convert_dinov2(arguments.file, out))
-    print(f"weights: {out}")
-
-
-def _doctor(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .doctor import examine, format_findings
-
-    findings = examine()
-    if arguments.json:
-        import json
-
-        print(json.dumps(findings, indent=2))
-    else:
-        print(format_findings(findings))
-
-
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists already; choose another name, or pass --overwrite where there is one")
-
-
-def _case_table(path: Path) -> Path:
-    """Find the case table of a run; its first report section is named test, val or train."""
-    if not path.is_dir():
-        return path
-    found = [path / f"{part}_cases.csv" for part in ("test", "val", "train") if (path / f"{part}_cases.csv").exists()]
-    if not found:
-        raise UsageError(f"{path} holds no case table; expected test_cases.csv, as trifuse train writes it")
-    return found[0]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,200 @@
+"""What each command does once its words are understood: collect the arguments, call the library, print the result.
+
+A function here has the name of its command, takes the parsed arguments and the words themselves, and returns the exit
+code, or None for 0. It imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+# where the options of `trifuse train` go in a recipe
+_FIELDS = {
+    "data": "data.root",
+    "layout": "data.layout",
+    "target": "data.targets",
+    "patient": "data.patient_pattern",
+    "split": "data.split",
+    "val_cases": "data.val_cases",
+    "test_cases": "data.test_cases",
+    "image_size": "data.image_size",
+    "keep": "data.keep",
+    "augment": "data.augment",
+    "variant": "network.variant",
+    "encoder": "network.encoder_checkpoint",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "lr": "training.lr",
+    "precision": "training.precision",
+    "accumulate": "training.accumulate",
+    "seed": "training.seed",
+    "workers": "training.workers",
+    "device": "training.device",
+    "cache_features": "cache_features",
+}
+
+
+class UsageError(Exception):
+    """The words of a command make no sense together."""
+
+
+def demo_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .dino_unet.demo import run_demo
+
+    run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, command=words)
+
+
+def data_check(arguments: argparse.Namespace, words: list[str]) -> int:
+    from .data.check import check_folder
+    from .recipes import parse_targets
+
+    findings = check_folder(
+        arguments.data,
+        arguments.layout or "auto",
+        parse_targets(arguments.target or ()),
+        patient_pattern=arguments.patient,
+        digests=arguments.digests,
+    )
+    study = findings.study
+    print(f"{arguments.data}: {study.layout} layout, {len(study.cases)} cases, classes {', '.join(study.class_names)}")
+    for warning in findings.warnings:
+        print(f"warning: {warning}")
+    for error in findings.errors:
+        print(f"error: {error}")
+    print(f"{len(findings.errors)} errors, {len(findings.warnings)} warnings")
+    return 3 if findings.errors or (arguments.strict and findings.warnings) else 0
+
+
+def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .dino_unet.train import DinoUNetRecipe, train
+    from .recipes import recipe_from
+    from .run import is_first_process
+
+    given = {
+        path: value
+        for option, path in _FIELDS.items()
+        if (value := getattr(arguments, option)) is not None and value is not False
+    }
+    if arguments.encoder is not None:
+        from .pretrained import read_description
+
+        described = read_description(arguments.encoder, "dinov2")["config"]  # variant, registers, position mode
+        given = {f"network.{name}": value for name, value in described.items()} | given
+    recipe = recipe_from(DinoUNetRecipe, arguments.config, given, arguments.set)
+    report = train(
+        recipe,
+        arguments.out,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        force_resume=arguments.force_resume,
+        tensorboard=arguments.tensorboard,
+        parts=arguments.report,
+        command=words,
+    )
+    if is_first_process():
+        print(f"report: {report}")
+
+
+def predict(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .networks import predict_images
+
+    paths = predict_images(
+        arguments.model,
+        arguments.images,
+        arguments.out,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        nonfinite=arguments.nonfinite,
+    )
+    print(f"{len(paths)} label maps in {arguments.out}")
+
+
+def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
+    from .data.cases import open_study
+    from .evaluation.metrics import Conventions
+    from .evaluation.scoring import evaluate_cases
+    from .evaluation.summary import failures, format_summary, summarise
+    from .evaluation.tables import write_case_table
+    from .recipes import matching_cases, parse_targets
+
+    _refuse_existing(arguments.out, arguments.overwrite)
+    study = open_study(
+        arguments.data,
+        arguments.layout or "auto",
+        parse_targets(arguments.target or ()),
+        patient_pattern=arguments.patient,
+    )
+    labelled = [case.case_id for case in study.cases if case.label is not None]
+    conventions = Conventions(
+        empty_masks=arguments.convention,
+        hd_unit="vox" if arguments.voxels else "mm",
+        aggregation="slice" if arguments.per_slice else "volume",
+        slices=arguments.slices,
+    )
+    cases = matching_cases(study, labelled, arguments.cases)
+    rows = evaluate_cases(arguments.predictions, study, cases, conventions, accept_spacing=arguments.accept_spacing)
+    write_case_table(arguments.out, rows)
+    print(format_summary(summarise(rows), conventions))
+    print(f"cases: {arguments.out}")
+    failed = failures(rows)
+    for line in failed:
+        print(f"failed, and scored as such: {line}", file=sys.stderr)
+    return 3 if failed else 0
+
+
+def compare(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .evaluation.statistics import compare_runs, format_comparison, write_comparison_table
+
+    table_a, table_b = (_case_table(path) for path in (arguments.a, arguments.b))
+    rows = compare_runs(table_a, table_b)
+    print(format_comparison(rows, str(arguments.a), str(arguments.b)))
+    if arguments.out is not None:
+        _refuse_existing(arguments.out, overwrite=False)
+        write_comparison_table(arguments.out, rows)
+
+
+def ablate_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .dino_unet.ablate import ablate
+
+    table = ablate(arguments.out, seeds=arguments.seeds, epochs=arguments.epochs, cases=arguments.cases, command=words)
+    print(table.read_text())
+    print(f"table: {table}")
+
+
+def convert_dinov2(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .dino_unet.convert import convert_dinov2
+
+    out = arguments.out or arguments.file.with_suffix("")
+    _refuse_existing(out / "config.json", arguments.overwrite)
+    print(convert_dinov2(arguments.file, out))
+    print(f"weights: {out}")
+
+
+def doctor(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .doctor import examine, format_findings
+
+    findings = examine()
+    if arguments.json:
+        import json
+
+        print(json.dumps(findings, indent=2))
+    else:
+        print(format_findings(findings))
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already; choose another name, or pass --overwrite where there is one")
+
+
+def _case_table(path: Path) -> Path:
+    """Find the case table of a run; its first report section is named test, val or train."""
+    if not path.is_dir():
+        return path
+    found = [path / f"{part}_cases.csv" for part in ("test", "val", "train") if (path / f"{part}_cases.csv").exists()]
+    if not found:
+        raise UsageError(f"{path} holds no case table; expected test_cases.csv, as trifuse train writes it")
+    return found[0]
