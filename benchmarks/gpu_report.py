@@ -57,7 +57,9 @@ def environment(links: Path, commit: str) -> dict[str, str]:
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: trifuse\nVersion: {version}\n")
     (metadata / "entry_points.txt").write_text("[pytest11]\ntrifuse = trifuse.kernels.testing\n")
     path = os.pathsep.join(filter(None, [str(links), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "TRIFUSE_COMMIT": commit, "PYTHONUNBUFFERED": "1"}
+    # Without the working folder on the path: transformers would take our `kernels` for a package of that name.
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "TRIFUSE_COMMIT": commit}
+    return {**os.environ, **own}
 
 
 def run_part(part: Part, out: Path, variables: dict[str, str]) -> tuple[int, float]:
@@ -98,11 +100,12 @@ def main() -> int:
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="trifuse-links-") as links:
         variables = environment(Path(links), options.commit)
+        sys.path.insert(0, links)
         for part in parts(out, options.seconds, options.quick):
             code, seconds = run_part(part, out, variables)
             outcomes.append((part, code, seconds))
             print(f"{part.name}: exit code {code} after {seconds:.0f} s", flush=True)
-    print(write_report(out, outcomes, options.commit))
+        print(write_report(out, outcomes, options.commit))
     return max(code for _, code, _ in outcomes)
 
 
