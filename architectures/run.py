@@ -170,9 +170,8 @@ def report_run(
         evaluations.append(Evaluation(f"{part}_slices", f"{_PART_TITLES[part]}, per slice", slices))
         tiles = collect_tiles(predictions, data.study, rows)
         folder = figures / part
-        folder.mkdir(parents=True, exist_ok=True)
-        title = f"{_PART_TITLES[part]}: predictions beside the truth"
-        overlays.append(draw_overlays(tiles, data.study.class_names, folder, title=title))
+        heading = f"{_PART_TITLES[part]}: predictions beside the truth"
+        overlays.append(draw_overlays(tiles, data.study.class_names, folder, title=heading))
     log = out / "log.csv"
     epochs = read_log(log)
     splits = {part: data.cases_of(part) for part in ("train", "val", "test")}

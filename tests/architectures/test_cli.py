@@ -50,6 +50,7 @@ def run_main(words: list[object], capsys) -> tuple[int, str, str]:
 
 def test_one_command_leads_from_a_study_to_a_report(finished):
     report = (finished / "report.md").read_text()
+    assert report.startswith("# DINO-UNet (tiny) on study")
     assert "DSC" in report
     assert "Empty masks `strict`" in report
     assert "Paper-reported" in report
