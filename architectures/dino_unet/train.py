@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from trifuse.kernels import DataError
 
@@ -20,10 +20,10 @@ from ..evaluation.picture import Picture
 from ..evaluation.report import PaperTable
 from ..pretrained import config_to_json, read_description
 from ..recipes import DataRecipe
-from ..run import Part, claim_folder, prepare_data, report_run
+from ..run import Part, PreparedData, claim_folder, prepare_data, report_run
 from ..training.distributed import open_world
 from ..training.feature_cache import FeatureCache
-from ..training.loop import FitResult, fit
+from ..training.loop import FitResult, fit, forward_image
 from ..training.losses import SegmentationLoss
 from ..training.recipe import Recipe
 from ..training.training_state import FrozenBase
@@ -144,9 +144,11 @@ def _check_classes(recipe: DinoUNetRecipe, classes: int) -> None:
         raise DataError(recipe.data.root, "classes", got=got, want=want)
 
 
-def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: Any, out: Path, **options: Any) -> FitResult:
+def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out: Path, **options: Any) -> FitResult:
     """Train a network on prepared data; ``options`` are those of `fit`."""
-    train_set, val_set, step = data.train_set, data.val_set, segment_image
+    train_set: Any = data.train_set
+    val_set: Any = data.val_set
+    step = forward_image
     if recipe.cache_features:
         cached = partial(FeatureCache, model, folder=out / "cache", device=recipe.training.device)
         train_set, val_set, step = cached(train_set), cached(val_set), segment_features
@@ -173,11 +175,6 @@ def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: Any, out: Path, *
         base=base,
         **options,
     )
-
-
-def segment_image(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Compute the logits from the image."""
-    return model(batch["image"])
 
 
 def segment_features(model: Any, batch: dict[str, Any]) -> Tensor:
