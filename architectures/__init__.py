@@ -8,7 +8,7 @@ evaluation/    volume inference, metrics, statistics, figures, report
 cli.py         the words of the ``trifuse`` command; commands.py: what each of them does
 recipes.py     what a run is to do; run.py: one run, from a study to a report
 networks.py    a finished network, by its folder
-pretrained.py  weights and configurations on disk
+pretrained.py  weights and configurations on disk: weights_file.py, config_json.py
 files.py       files that are never half written
 doctor.py      what is installed, and which backend each operator uses
 =============  =========================================================================

@@ -8,7 +8,7 @@ summary.py     many rows -> mean and standard deviation, in numbers and in words
 tables.py      rows and summaries as CSV, read back with suspicion
 statistics.py  paired tests between two runs
 picture.py     a PNG, its numbers and its sentence: what all pictures share
-charts.py     training curves and block weights, drawn from the log
+charts.py      training curves and block weights, drawn from the log
 overlays.py    slices of the worst to the best cases, prediction beside truth
 report.py      report.md: all of it, with what is needed to do it again
 =============  ===============================================================================

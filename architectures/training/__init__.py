@@ -8,7 +8,10 @@ losses.py                Dice and cross-entropy over all ranks
 parameter_groups.py      one optimiser per group of parameters
 schedules.py             learning rate as a function of the step
 ema.py                   moving average of the weights
-checkpoint.py            what is saved so that a run continues as if it had never stopped
+step.py                  one optimiser step: from a batch to changed weights
+validation.py            the score by which the best epoch is chosen
+training_state.py        what is saved so that a run continues as if it had never stopped
+checkpoint.py            folders that always hold one whole checkpoint
 run_folder.py            the output folder: one run, one lock, one configuration
 epoch_log.py             log.csv and TensorBoard
 progress.py              what a person sees meanwhile
