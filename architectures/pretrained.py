@@ -31,6 +31,7 @@ __all__ = [
     "load_strict",
     "read_description",
     "read_safetensors",
+    "recorded_digest",
     "write_safetensors",
 ]
 
@@ -122,10 +123,7 @@ class Pretrained:
         folder = Path(folder)
         description = read_description(folder, cls.architecture)
         config = config_from_json(cls.config_type, description.get("config"), folder / CONFIG_FILE)
-        digests = description.get("sha256")
-        digest = digests.get(WEIGHTS_FILE) if isinstance(digests, dict) else None
-        if not isinstance(digest, str):
-            raise CheckpointError(f"{folder / CONFIG_FILE}: expected the SHA-256 of {WEIGHTS_FILE}, got {digest!r}")
+        digest = recorded_digest(description, folder)
         weights = _weights_file(folder, digest)
         with torch.device("meta"):  # no weight is drawn only to be loaded over
             network = typing.cast(Any, cls)(config)
@@ -163,6 +161,19 @@ def read_description(folder: Path, architecture: str | None = None) -> dict[str,
             f"{path}: wrong architecture: got {description.get('architecture')!r}, want {architecture!r}"
         )
     return description
+
+
+def recorded_digest(description: Mapping[str, Any], folder: Path) -> str:
+    """Return the SHA-256 of the weights that a description read from ``folder`` records.
+
+    Raises:
+        CheckpointError: it records none.
+    """
+    digests = description.get("sha256")
+    digest = digests.get(WEIGHTS_FILE) if isinstance(digests, dict) else None
+    if not isinstance(digest, str):
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected the SHA-256 of {WEIGHTS_FILE}, got {digest!r}")
+    return digest
 
 
 def _weights_file(folder: Path, digest: str) -> Path:

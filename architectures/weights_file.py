@@ -78,7 +78,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
             raise CheckpointError(f"{path}: what was written does not read back the same; is the disk failing?")
 
     with atomic_write(path, verify=verify) as stream:
-        yet_to_write = (_bytes_of(unique[name]) for name in order)
+        yet_to_write = (bytes_of(unique[name]) for name in order)
         for part in itertools.chain((len(text).to_bytes(8, "little"), text), yet_to_write):
             digest.update(part)
             stream.write(part)
@@ -132,7 +132,8 @@ def _split_tied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return unique, tied
 
 
-def _bytes_of(tensor: Tensor) -> Any:
+def bytes_of(tensor: Tensor) -> Any:
+    """Return the bytes of a tensor on any device as a buffer, row by row whatever its strides."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

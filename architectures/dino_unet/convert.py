@@ -37,6 +37,7 @@ from ..pretrained import (
     config_to_json,
     read_description,
     read_safetensors,
+    recorded_digest,
     write_safetensors,
 )
 from .encoder import DinoV2Encoder
@@ -167,10 +168,7 @@ def read_dinov2(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Conver
     """
     path = Path(path)
     if path.is_dir():
-        digests = read_description(path, ARCHITECTURE).get("sha256")
-        digest = digests.get(WEIGHTS_FILE) if isinstance(digests, dict) else None
-        if not isinstance(digest, str):
-            raise CheckpointError(f"{path / CONFIG_FILE}: expected the SHA-256 of {WEIGHTS_FILE}, got {digest!r}")
+        digest = recorded_digest(read_description(path, ARCHITECTURE), path)
         tensors = read_safetensors(path / WEIGHTS_FILE, digest)
     elif path.suffix == ".safetensors":
         tensors = read_safetensors(path)

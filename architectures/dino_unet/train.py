@@ -18,7 +18,7 @@ from trifuse.kernels import DataError
 from ..evaluation.charts import draw_block_weights
 from ..evaluation.picture import Picture
 from ..evaluation.report import PaperTable
-from ..pretrained import config_to_json, read_description
+from ..pretrained import WEIGHTS_FILE, config_to_json, read_description, recorded_digest
 from ..recipes import DataRecipe
 from ..run import Part, PreparedData, claim_folder, prepare_data, report_run
 from ..training.distributed import open_world
@@ -203,8 +203,8 @@ def _frozen_base(checkpoint: str | None) -> FrozenBase | None:
     """Name the file of the encoder's weights, which then need not lie in every training checkpoint."""
     if checkpoint is None:
         return None
-    ((file, sha256),) = read_description(Path(checkpoint))["sha256"].items()
-    return FrozenBase("encoder.", str(Path(checkpoint) / file), sha256)
+    folder = Path(checkpoint)
+    return FrozenBase("encoder.", str(folder / WEIGHTS_FILE), recorded_digest(read_description(folder), folder))
 
 
 def _describe_encoder(model: DinoUNet, checkpoint: str | None) -> dict[str, str]:

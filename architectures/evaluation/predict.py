@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from trifuse.architectures.files import remove_leftovers, write_json
+from trifuse.architectures.weights_file import bytes_of
 from trifuse.kernels import DataError, NumericError
 
 from .scoring import find_cases, prediction_path
@@ -110,7 +111,7 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor.detach()))
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from trifuse.architectures.files import remove_leftovers
-from trifuse.architectures.pretrained import read_safetensors, write_safetensors
+from trifuse.architectures.weights_file import bytes_of, read_safetensors, write_safetensors
 from trifuse.kernels.errors import CheckpointError, DataError, NumericError
 
 from .distributed import World, open_world
@@ -120,7 +120,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
 
     def _path(self, image: Tensor) -> Path:
         digest = hashlib.sha256(f"{self._encoder_digest} {tuple(image.shape)} {image.dtype}".encode())
-        digest.update(image.contiguous().view(torch.uint8).numpy().data)
+        digest.update(bytes_of(image))
         return self._folder / f"{digest.hexdigest()}.safetensors"
 
 
@@ -137,7 +137,7 @@ def _digest_encoder(encoder: nn.Module, blocks: Sequence[int], dtype: torch.dtyp
     digest = hashlib.sha256(f"{encoder!r} {tuple(blocks)} {dtype}".encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
