@@ -32,7 +32,7 @@ from .picture import (
     save_picture,
 )
 from .scoring import EXTRA, Row, prediction_path
-from .summary import mean_of_defined
+from .summary import case_means
 from .tables import number
 
 if TYPE_CHECKING:
@@ -198,11 +198,7 @@ def _draw_scale_bar(axis: Any, shape: Sequence[int], column_mm: float) -> None:
 
 def _choose_cases(rows: Sequence[Row], limit: int) -> list[tuple[str, float, str]]:
     """Return (case, mean DSC, worst / median / best), the worst first."""
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        if row.status != EXTRA:
-            scores.setdefault(row.case_id, []).append(row.scores["dsc"])
-    means = {case_id: mean_of_defined(values) for case_id, values in scores.items()}
+    means = case_means([row for row in rows if row.status != EXTRA], "dsc")
     ranked = sorted(means, key=lambda case_id: (math.inf if math.isnan(means[case_id]) else means[case_id], case_id))
     places = range(len(ranked)) if len(ranked) <= limit else np.linspace(0, len(ranked) - 1, limit).round().astype(int)
     notes = {0: "worst", len(ranked) - 1: "best"} if len(ranked) > 2 else {}

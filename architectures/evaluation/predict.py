@@ -74,9 +74,15 @@ def predict_cases(
 ) -> list[Path]:
     """Predict cases of a study into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
 
-    ``nonfinite`` says what to do with NaN and infinite voxels, see ``read_image``.
     A case that is already there is not done again, so a run that was stopped or met a broken file goes on where it
     was. A broken case does not stop the others: it is reported at the end.
+
+    Args:
+        model, image_size, batch_size, device: see `predict_volume`.
+        study: where the images are.
+        case_ids: the cases to predict.
+        out: folder for the label maps, of this model's predictions alone.
+        nonfinite: what to do with NaN and infinite voxels, see ``read_image``.
 
     Returns:
         The paths of all predictions, in the order of ``case_ids``.

@@ -27,9 +27,9 @@ from .statistics import Comparison, comparison_cells
 from .summary import (
     MEAN_OF_CLASSES,
     METRIC_NAMES,
+    case_means,
     failures,
     format_score,
-    mean_of_defined,
     summarise,
     summary_cells,
     undefined_scores,
@@ -201,18 +201,16 @@ def _headline(evaluation: Evaluation) -> str:
     if failed:
         lines.append(f"**{len(failed)} of {cases} predictions failed and score 0:** {_escape(', '.join(failed))}.")
     elif cases > 1:
-        means = _case_means(evaluation.rows)
+        means = _dsc_of_cases(evaluation.rows)
         worst, best = min(means, key=lambda c: means[c]), max(means, key=lambda c: means[c])
         lines.append(f"Best case {_escape(best)} {means[best]:.3f}, worst {_escape(worst)} {means[worst]:.3f}.")
     return " ".join(lines)
 
 
-def _case_means(rows: Sequence[Row]) -> dict[str, float]:
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        scores.setdefault(row.case_id, []).append(row.scores["dsc"])
-    means = {case_id: mean_of_defined(values) for case_id, values in scores.items()}
-    return {case_id: mean for case_id, mean in means.items() if not math.isnan(mean)} or {rows[0].case_id: math.nan}
+def _dsc_of_cases(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean DSC of each case that has one; of one case, NaN, if none has."""
+    defined = {case_id: mean for case_id, mean in case_means(rows, "dsc").items() if not math.isnan(mean)}
+    return defined or {rows[0].case_id: math.nan}
 
 
 def _picture(picture: Picture, out: Path) -> str:

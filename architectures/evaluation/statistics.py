@@ -15,7 +15,7 @@ from trifuse.kernels import DataError, MissingExtra
 
 from .metrics import Conventions
 from .scoring import Row
-from .summary import METRIC_NAMES, aligned, mean_of_defined
+from .summary import METRIC_NAMES, aligned, case_means
 from .tables import number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
@@ -55,6 +55,10 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
 
     Where all differences are equal, p is 1 if they are zero and 0 if not. One pair has no p-value (NaN).
 
+    Raises:
+        ValueError: the scores are not two lists of one length, or not all finite.
+        MissingExtra: scipy is not installed.
+
     Source: Student (1908), "The probable error of a mean".
     """
     d = _differences(a, b)
@@ -70,6 +74,10 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
 
 def wilcoxon_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     """Test whether ``b - a`` is symmetric about zero by signed ranks, zeros dropped; p is 1 if all are zero.
+
+    Raises:
+        ValueError: the scores are not two lists of one length, or not all finite.
+        MissingExtra: scipy is not installed.
 
     Source: Wilcoxon (1945), "Individual comparisons by ranking methods".
     """
@@ -222,7 +230,7 @@ def _check_pairs(table_a: Path, rows_a: Sequence[Row], table_b: Path, rows_b: Se
 
 
 def _compare(class_name: str, metric: str, rows_a: Sequence[Row], rows_b: Sequence[Row]) -> Comparison:
-    a, b = (_scores_of_cases(rows, class_name, metric) for rows in (rows_a, rows_b))
+    a, b = (case_means([r for r in rows if r.class_name == class_name], metric) for rows in (rows_a, rows_b))
     defined = [case_id for case_id in a if math.isfinite(a[case_id]) and math.isfinite(b[case_id])]
     patients = {row.case_id: row.patient for row in rows_a}
     first, second = np.array([a[c] for c in defined]), np.array([b[c] for c in defined])
@@ -244,14 +252,6 @@ def _compare(class_name: str, metric: str, rows_a: Sequence[Row], rows_b: Sequen
         undefined=len(a) - len(defined),
         conventions=rows_a[0].conventions,
     )
-
-
-def _scores_of_cases(rows: Sequence[Row], class_name: str, metric: str) -> dict[str, float]:
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        if row.class_name == class_name:
-            scores.setdefault(row.case_id, []).append(row.scores[metric])
-    return {case_id: mean_of_defined(values) for case_id, values in scores.items()}
 
 
 def _stats() -> Any:

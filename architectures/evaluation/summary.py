@@ -65,6 +65,14 @@ def mean_of_defined(values: Sequence[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
+def case_means(rows: Sequence[Row], metric: str) -> dict[str, float]:
+    """Return the mean of a score over all rows of each case, by case in the order of the rows; NaN where undefined."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        scores.setdefault(row.case_id, []).append(row.scores[metric])
+    return {case_id: mean_of_defined(values) for case_id, values in scores.items()}
+
+
 def summary_cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Return header and readable cells of a summary, one line per class, for a terminal or a report."""
     metrics = list(dict.fromkeys(s.metric for s in summaries))
