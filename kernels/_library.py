@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 from .errors import BackendError, ShapeError
 
@@ -120,8 +121,16 @@ def register(
         _library.impl(name, autograd, "Autograd")
 
 
+def check_tensor(op: str, argument: str, value: object) -> None:
+    """Refuse what is no tensor, such as an array or a list of numbers."""
+    if not isinstance(value, Tensor):
+        kind = type(value)
+        raise TypeError(f"{op}: {argument} is a {kind.__module__}.{kind.__qualname__}; expected a torch.Tensor")
+
+
 def check_dtype(op: str, argument: str, tensor: Tensor) -> None:
     """Refuse types that the operators do not compute in."""
+    check_tensor(op, argument, tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
         raise TypeError(f"{op}: {argument} is {tensor.dtype}; expected one of {allowed}; convert it with .to(...)")
@@ -141,3 +150,11 @@ def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
     return torch.autograd.forward_ad._current_level >= 0 or any(
         torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors
     )
+
+
+def without_values(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether operations are recorded or only their shapes worked out, so that no value may be looked at."""
+    if torch.compiler.is_compiling():
+        return True
+    recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return recording or detect_fake_mode(tensors) is not None

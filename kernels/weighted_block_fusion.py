@@ -31,11 +31,12 @@ CHUNK_ELEMENTS = 1 << 18
 
 
 def weighted_block_fusion_reference(features: Sequence[Tensor] | Tensor, logits: Tensor) -> Tensor:
-    """Define `weighted_block_fusion`: stack the maps, contract them with the softmax of the logits."""
+    """Define `weighted_block_fusion`: stack the maps, add them up weighted by the softmax of the logits."""
     stacked = torch.stack(tuple(features))
     compute_dtype = torch.promote_types(stacked.dtype, torch.float32)
     weights = torch.softmax(logits.to(compute_dtype), dim=0)
-    return torch.einsum("n,nbmd->bmd", weights, stacked.to(compute_dtype)).to(stacked.dtype)
+    # A matrix product would do the same, but in bfloat16 under autocast.
+    return (weights[:, None, None, None] * stacked.to(compute_dtype)).sum(dim=0).to(stacked.dtype)
 
 
 # ---------------------------------------------------------------------------------------------- plain PyTorch
@@ -212,7 +213,7 @@ def weighted_block_fusion(features: Sequence[Tensor] | Tensor, logits: Tensor) -
         return _running_sum(features, logits)
     if backend == "triton":
         return torch.ops.trifuse.weighted_block_fusion(features, logits)
-    if torch.compiler.is_compiling() or features[0].device.type != "cpu":
+    if features[0].device.type != "cpu" or _library.without_values((logits, *features)):
         return _running_sum(features, logits)
     return _ChunkedFusion.apply(logits, *features)
 
@@ -228,6 +229,8 @@ def _checked(features: Sequence[Tensor] | Tensor, logits: Tensor) -> tuple[Tenso
     if not maps:
         raise ShapeError(f"{OP}: features is empty; expected at least one map of shape (B, M, D)")
     first = maps[0]
+    for i, feature in enumerate(maps):
+        _library.check_tensor(OP, f"features[{i}]", feature)
     _library.check_dtype(OP, "features[0]", first)
     _library.check_dtype(OP, "logits", logits)
     if first.ndim != 3:

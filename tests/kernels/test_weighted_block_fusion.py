@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from trifuse.kernels import BackendError, ShapeError, backend, weighted_block_fusion, weighted_block_fusion_reference
 from trifuse.kernels.testing import assert_op_matches, peak_memory_bytes, poisoned_empty, tensors
@@ -216,6 +218,19 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data():
     maps = [torch.empty(2**16, 2**8, 2**8, device="meta", dtype=torch.bfloat16) for _ in range(2)]
     fused = weighted_block_fusion(maps, torch.zeros(2, device="meta"))
     assert (fused.shape, fused.dtype, fused.device.type) == (maps[0].shape, torch.bfloat16, "meta")
+    with FakeTensorMode():
+        maps, logits = [torch.empty(2, 5, 4, requires_grad=True) for _ in range(2)], torch.zeros(2, requires_grad=True)
+        fused = weighted_block_fusion(maps, logits)
+        fused.sum().backward()
+        assert [fused.shape, logits.grad.shape, maps[1].grad.shape] == [(2, 5, 4), (2,), (2, 5, 4)]
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_recorded_graph_holds_for_other_values(mode):
+    maps, logits = random_arguments(3, 2, 5, 4, maps_grad=False, logits_grad=False)
+    graph = make_fx(weighted_block_fusion, tracing_mode=mode)(maps, logits)
+    maps, logits = random_arguments(3, 2, 5, 4, maps_grad=False, logits_grad=False, seed=1)
+    torch.testing.assert_close(graph(maps, logits), weighted_block_fusion_reference(maps, logits))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -260,7 +275,7 @@ def test_k24_saves_the_arguments_and_nothing_else(name):
         assert saved == [frozen_logits.data_ptr()]
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [*BACKENDS, "reference"])
 def test_k25_autocast_changes_nothing(name):
     maps, logits = random_arguments(3, 2, 4, 5)
     with backend(name):
@@ -369,6 +384,16 @@ def test_k1_k4_refuses_types_it_cannot_compute_in(bad):
         weighted_block_fusion([feature.to(bad) for feature in maps], logits)
     with pytest.raises(TypeError, match=r"weighted_block_fusion: logits is torch\."):
         weighted_block_fusion(maps, logits.to(bad))
+
+
+def test_k1_refuses_what_is_no_tensor():
+    maps, logits = random_arguments(2, 1, 2, 3, maps_grad=False, logits_grad=False)
+    with pytest.raises(TypeError, match=r"features\[0\] is a numpy\.ndarray; expected a torch\.Tensor"):
+        weighted_block_fusion([feature.numpy() for feature in maps], logits)
+    with pytest.raises(TypeError, match=r"features\[1\] is a numpy\.ndarray; expected a torch\.Tensor"):
+        weighted_block_fusion([maps[0], maps[1].numpy()], logits)
+    with pytest.raises(TypeError, match=r"logits is a builtins\.list; expected a torch\.Tensor"):
+        weighted_block_fusion(maps, [0.0, 0.0])
 
 
 def test_k2_mixed_types_are_refused_and_output_keeps_the_maps_type():
