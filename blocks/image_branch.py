@@ -31,10 +31,11 @@ class ImageBranch(nn.Module):
         init_convs(self, generator)
 
     def forward(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Turn an image of shape (B, in_dim, H, W) into (B, out_dim, *size)."""
+        """Turn an image (B, in_dim, H, W) of any floating type into (B, out_dim, *size), in the type of the weights."""
+        dtype = self.conv.conv.weight.dtype
         if self.conv_then_resize:
-            return resize_bilinear(self.conv(image), size)
-        return self.conv(resize_bilinear(image, size))
+            return resize_bilinear(self.conv(image.to(dtype)), size)
+        return self.conv(resize_bilinear(image, size).to(dtype))
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:

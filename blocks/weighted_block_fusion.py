@@ -56,6 +56,7 @@ class WeightedBlockFusion(nn.Module):
         fixed = fixed_blocks(mode, num_blocks, index_base)
         if fixed is not None and len(fixed) != top_k:
             raise ValueError(f"WeightedBlockFusion: mode {mode!r} selects {len(fixed)} blocks, but top_k is {top_k}")
+        self._fixed = None if fixed is None else tuple(fixed)  # known without the buffer: on meta, or while exporting
         self.logits = nn.Parameter(torch.empty(num_blocks)) if fixed is None else None
         self.register_buffer("frozen_selection", torch.tensor([-1] * top_k if fixed is None else fixed))
         self.reset_parameters()
@@ -76,10 +77,12 @@ class WeightedBlockFusion(nn.Module):
     @property
     def selected(self) -> tuple[int, ...]:
         """The indices of the k selected blocks, in the order of the decoder's stages, coarsest first."""
+        if self._fixed is not None:
+            return self._fixed
         frozen = self.frozen_selection.tolist()
-        if frozen[0] >= 0 or self.logits is None:
+        if frozen[0] >= 0:
             return tuple(frozen)
-        heaviest = torch.argsort(self.logits.detach(), descending=True, stable=True)[: self.top_k].tolist()
+        heaviest = torch.argsort(self._learned_logits().detach(), descending=True, stable=True)[: self.top_k].tolist()
         return tuple(sorted(heaviest, reverse=True) if self.order == "depth" else heaviest)
 
     def freeze_selection(self) -> None:

@@ -419,6 +419,26 @@ def test_a_low_precision_encoder_feeds_a_float32_decoder(dtype, stream):
     assert (logits - exact).abs().max() <= 0.1 * exact.abs().max()
 
 
+@pytest.mark.parametrize("conv_then_resize", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_images_of_another_type_are_converted(dtype, stream, conv_then_resize):
+    model = network(stream_fusion=stream, conv_then_resize=conv_then_resize).eval()
+    image = images(1, 3, 28, 42)
+    expected = model(image)
+    torch.testing.assert_close(model(image.to(dtype)), expected, atol=0.1, rtol=0)
+    converted = model.to(dtype)(image)
+    assert converted.dtype == dtype
+    torch.testing.assert_close(converted.float(), expected, atol=0.1, rtol=0)
+
+
+def test_fixed_blocks_are_known_on_the_meta_device_and_to_an_export():
+    model, image = network(block_selection="last4").eval(), images(1, 3, 28, 42)
+    exported = torch.export.export(model, (image,)).module()
+    torch.testing.assert_close(exported(image), model(image))
+    assert model.to("meta")(image.to("meta")).shape == (1, 2, 28, 42)
+
+
 def test_autocast():
     image = images(2, 3, 28, 28)
     with torch.autocast("cpu", torch.bfloat16):
