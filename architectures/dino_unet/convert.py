@@ -201,9 +201,11 @@ def rename_dinov2(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str,
         ours, part, count = rule
         if part in parts.setdefault(ours, {}) or counts.setdefault(ours, count) != count:
             raise CheckpointError(f"{source}: {name!r} gives {ours!r} a second time; it mixes layouts or encoders")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{source}: expected {name!r} of a floating-point type, got {tensor.dtype}")
         parts[ours][part] = tensor
         mapped[name] = ours
-    state = {ours: _joined(parts[ours]) for ours in parts if len(parts[ours]) == counts[ours]}
+    state = {ours: _joined(parts[ours], ours, source) for ours in parts if len(parts[ours]) == counts[ours]}
     config = _detect(state, source)
     if "cls_token" in state:
         state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
@@ -229,14 +231,19 @@ def _our_name(name: str) -> tuple[str, int, int] | None:
     return None
 
 
-def _joined(parts: dict[int, Tensor]) -> Tensor:
+def _joined(parts: dict[int, Tensor], ours: str, source: str) -> Tensor:
+    shapes = {tuple(part.shape) for part in parts.values()}
+    if len(parts) > 1 and (len(shapes) > 1 or () in shapes):
+        raise CheckpointError(f"{source}: the parts of {ours!r} do not join: their shapes are {sorted(shapes)}")
     return torch.cat([parts[index] for index in sorted(parts)]) if len(parts) > 1 else parts[0]
 
 
 def _detect(state: Mapping[str, Tensor], source: str) -> EncoderConfig:
     """Tell from names and shapes which encoder this is."""
     positions, cls_token = state.get("pos_embed"), state.get("cls_token")
-    if positions is None or positions.dim() != 3 or cls_token is None:
+    registers = state.get("register_tokens")
+    tokens = [tensor for tensor in (positions, cls_token, registers) if tensor is not None]
+    if positions is None or cls_token is None or any(tensor.dim() != 3 or tensor.shape[1] < 1 for tensor in tokens):
         raise CheckpointError(
             f"{source}: expected the weights of a DINOv2 encoder, found no class token and position table in it"
         )
@@ -245,7 +252,7 @@ def _detect(state: Mapping[str, Tensor], source: str) -> EncoderConfig:
     found = (positions.shape[2], depth, ffn, math.isqrt(positions.shape[1] - 1))
     for variant, shape in VARIANTS.items():
         if found == (shape.embed_dim, shape.depth, shape.ffn, shape.native_grid):
-            num_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+            num_registers = 0 if registers is None else registers.shape[1]
             return EncoderConfig(variant, num_registers, "antialias" if num_registers else "offset")
     raise CheckpointError(
         f"{source}: tokens of width {found[0]}, {depth} blocks with {ffn} and {found[3]} x {found[3]} positions are "

@@ -225,6 +225,10 @@ def test_c10_half_precision_is_kept_on_disk_and_widened_in_the_network(tmp_path)
         ),
         (lambda s: s.pop("pos_embed"), "found no class token and position table"),
         (lambda s: s.clear(), "found no class token and position table"),
+        (lambda s: s.update(pos_embed=torch.zeros(1, 0, 64)), "found no class token and position table"),
+        (lambda s: s.update(cls_token=torch.zeros(())), "found no class token and position table"),
+        (lambda s: s.update(register_tokens=torch.zeros(3)), "found no class token and position table"),
+        (lambda s: s.update(cls_token=s["cls_token"].long()), "'cls_token' of a floating-point type, got torch.int64"),
         (lambda s: s.update(pos_embed=torch.zeros(64)), "found no class token and position table"),
         (
             lambda s: s.update(pos_embed=torch.zeros(1, 50, 64)),
@@ -253,6 +257,14 @@ def test_c8_a_part_of_a_fused_tensor_is_not_enough():
     del state["encoder.layer.2.attention.k_proj.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing: blocks\.2\.attn\.qkv\.weight"):
         rename_dinov2(state, "x")
+
+
+@pytest.mark.parametrize("part", [torch.zeros(()), torch.zeros(2, 3, 4), torch.zeros(5, 64)])
+def test_c9_parts_that_do_not_join_are_refused(part):
+    state = in_memory(random_state())
+    state["encoder.layer.0.attention.q_proj.weight"] = part
+    with pytest.raises(CheckpointError, match=r"the parts of 'blocks\.0\.attn\.qkv\.weight' do not join"):
+        rename_dinov2(state, "weights")
 
 
 def test_long_lists_are_shortened():
