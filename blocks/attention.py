@@ -21,6 +21,9 @@ class MemoryEfficientAttention(nn.Module):
         num_heads: number of heads h; D must be a multiple of it.
         qkv_bias: whether the first projection has a bias.
 
+    Raises:
+        ShapeError: D is no multiple of the number of heads.
+
     Source: Vaswani et al., Attention Is All You Need, section 3.2.2.
     """
 

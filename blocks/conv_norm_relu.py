@@ -15,6 +15,9 @@ class ConvNormReLU(nn.Module):
         in_dim: input channels.
         out_dim: output channels.
         norm: ``"batch"``, ``"instance"`` or ``"group"``.
+
+    Raises:
+        ValueError: an unknown norm.
     """
 
     def __init__(self, in_dim: int, out_dim: int, norm: str = "batch") -> None:

@@ -43,6 +43,9 @@ def make_norm(kind: str, dim: int) -> nn.Module:
 
     There are eight groups, or half as many until they divide ``dim`` and hold at least four channels each. All norms
     start as scale 1 and shift 0.
+
+    Raises:
+        ValueError: an unknown kind.
     """
     if kind == "batch":
         return BatchNorm(dim)

@@ -81,6 +81,10 @@ class TransformerBlock(nn.Module):
             to a multiple of 8, so that both cost the same.
         init_values: first value of both LayerScale factors.
 
+    Raises:
+        ShapeError: D is no multiple of the number of heads.
+        ValueError: ``ffn`` is neither of the two.
+
     Source: Oquab et al., DINOv2, section 4 and appendix B.
     """
 

@@ -25,6 +25,9 @@ class UNetDecoderStage(nn.Module):
         convs: number of convolutions after the concatenation; 2 is the classic double convolution.
         norm: ``"batch"``, ``"instance"`` or ``"group"``.
 
+    Raises:
+        ValueError: no convolution, or an unknown norm.
+
     Source: Ronneberger et al., U-Net, section 2; left-atrium segmentation with DINOv2, Eq. 3 (order of the maps).
     """
 

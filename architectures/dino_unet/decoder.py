@@ -99,6 +99,9 @@ class DinoUNetDecoder(nn.Module):
 
         Returns:
             Logits (B, K, H, W).
+
+        Raises:
+            ShapeError: not one skip for each stage, tokens of another grid, or a part of the bottleneck is missing.
         """
         self._check(last, fused, skips, grid)
         x = self._bottleneck(last, fused, grid)

@@ -65,6 +65,11 @@ class DinoV2Encoder(nn.Module):
         num_registers: number of register tokens of the checkpoint family; they are dropped from the features.
         generator: source of the random weights; None means PyTorch's global one.
 
+    Raises:
+        ValueError: an unknown variant or position mode.
+        TypeError: ``dtype`` is no floating-point type.
+        CheckpointError: see `load_checkpoint`.
+
     Attributes:
         embed_dim: token width D.
         depth: number of blocks N.
@@ -163,6 +168,11 @@ class DinoV2Encoder(nn.Module):
             ``features``: a list of contiguous maps (B, M, D) in **ascending block order**, whatever the order asked
             for (the order of the published implementation, too), each block once; ``grid``: (h, w), M = h * w, row by
             row.
+
+        Raises:
+            ShapeError, TypeError: see `grid_of`.
+            ValueError: a block that does not exist.
+            TrifuseError: a weight was made to require gradients behind the module's back.
         """
         return {"features": [tokens for _, tokens in self.iterate(x, blocks)], "grid": self.grid_of(x)}
 

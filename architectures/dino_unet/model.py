@@ -233,6 +233,9 @@ class DinoUNet(Pretrained, nn.Module):
 
         Returns:
             Logits (B, K, H, W).
+
+        Raises:
+            ShapeError: not as many maps as `required_blocks`, or maps of another grid.
         """
         blocks = self.required_blocks()
         if len(features) != len(blocks):
