@@ -63,7 +63,7 @@ def tensors(
     Args:
         shape: one shape, or a strategy of shapes, e.g. ``st.tuples(st.integers(0, 4), st.just(8))``.
         dtypes: types to draw from; float32 if not given.
-        requires_grad: None draws it.
+        requires_grad: None draws it, for types that can have a gradient.
         strided: draw permuted dimensions, steps between elements, and a storage offset as well.
         expanded: draw dimensions of stride zero as well, as `torch.Tensor.expand` makes them.
         device: where the tensors lie.
@@ -93,7 +93,8 @@ def tensors(
         values = storage[offset:].view(stored).permute([order.index(dim) for dim in range(len(size))])
         for dim, step in enumerate(steps):
             values = values[(slice(None),) * dim + (slice(None, None, step),)]
-        needs_grad = draw(st.booleans()) if requires_grad is None else requires_grad
+        differentiable = dtype.is_floating_point or dtype.is_complex
+        needs_grad = (differentiable and draw(st.booleans())) if requires_grad is None else requires_grad
         return values.expand(size).requires_grad_(needs_grad)
 
     return draw_tensor()
@@ -126,12 +127,12 @@ def assert_op_matches(
 
     Raises:
         AssertionError: naming what differs ("gradient of features[3]"), by how much, where, and what was allowed.
+        TypeError: a result that is neither a tensor nor a list or tuple of tensors.
     """
     import torch
 
     name = getattr(op, "__name__", repr(op))
-    bound = inspect.signature(op).bind(*args, **kwargs)
-    named = dict(_named_tensors(bound.arguments))
+    named = dict(_named_tensors(_named_arguments(op, args, kwargs)))
     before = {path: tensor.detach().clone() for path, tensor in named.items()}
 
     outputs = {}
@@ -142,7 +143,7 @@ def assert_op_matches(
     ):
         leaves = {path: convert(tensor.detach()).requires_grad_(tensor.requires_grad) for path, tensor in named.items()}
         result = function(*_replaced(args, named, leaves), **_replaced(kwargs, named, leaves))
-        outputs[form] = leaves, [result] if isinstance(result, torch.Tensor) else list(result)
+        outputs[form] = leaves, _result_tensors(name, result)
 
     for path, tensor in named.items():
         assert torch.equal(tensor.detach().nan_to_num(), before[path].nan_to_num()), f"{name}: wrote into {path}"
@@ -166,6 +167,24 @@ def assert_op_matches(
             )
             if got is not None and eager is not None and truth is not None:
                 _assert_close(name, what, got, eager, truth, atol)
+
+
+def _result_tensors(name: str, result: Any) -> list[Tensor]:
+    import torch
+
+    results = list(result) if isinstance(result, (list, tuple)) else [result]
+    for item in results:
+        if not isinstance(item, torch.Tensor):
+            raise TypeError(f"{name}: expected a tensor, or a list or tuple of tensors, got a {type(item).__name__}")
+    return results
+
+
+def _named_arguments(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments by the names that the operator gives them; by their place where it tells no names."""
+    try:
+        return inspect.signature(op).bind(*args, **kwargs).arguments
+    except ValueError:  # a builtin such as torch.add
+        return {"args": args, **kwargs}
 
 
 def _named_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -194,7 +213,8 @@ def _replaced(value: Any, named: Mapping[str, Tensor], leaves: Mapping[str, Tens
         if isinstance(item, Mapping):
             return {key: replace(part) for key, part in item.items()}
         if isinstance(item, (list, tuple)):
-            return type(item)(replace(part) for part in item)
+            parts = [replace(part) for part in item]
+            return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
         return item
 
     return replace(value)

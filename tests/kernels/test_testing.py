@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import namedtuple
 
 import pytest
 import torch
@@ -119,6 +120,26 @@ def test_gradients_in_nested_arguments_are_named():
         assert_op_matches(wrong_gradient, reference, features, scale=torch.ones(()))
 
 
+def test_builtins_name_their_arguments_by_place():
+    x = torch.randn(2, 3, requires_grad=True)
+    assert_op_matches(torch.add, torch.add, x, x.detach())
+    with pytest.raises(AssertionError, match=r"add: gradient of args\[1\]"):
+        assert_op_matches(torch.add, lambda a, b: a + 2 * b - b.detach(), x, x.detach().requires_grad_())
+
+
+def test_named_tuples_are_arguments_as_they_are():
+    pair = namedtuple("Pair", "scale shift")(torch.ones(3, requires_grad=True), torch.zeros(3))
+    assert_op_matches(lambda x, p: x * p.scale + p.shift, lambda x, p: p.shift + p.scale * x, torch.randn(2, 3), pair)
+
+
+@pytest.mark.parametrize("result", [None, 1.0, {"y": torch.zeros(2)}, (torch.zeros(2), None)], ids=str)
+def test_results_that_are_no_tensors_are_refused(result):
+    with pytest.raises(
+        TypeError, match=r"expected a tensor, or a list or tuple of tensors, got a (NoneType|float|dict)"
+    ):
+        assert_op_matches(lambda x: result, lambda x: result, torch.zeros(2))
+
+
 def test_infinities_must_lie_where_the_reference_has_them():
     x = torch.tensor([1.0, torch.inf, torch.nan])
     assert_op_matches(lambda x: x * 1, lambda x: x + 0, x)
@@ -161,6 +182,11 @@ def test_tensors_draw_every_layout():
 
     draw()
     assert len(seen) == 12 + len(DTYPES)
+
+
+@given(tensors((2, 3), dtypes=(torch.int64, torch.bool)))
+def test_integers_are_drawn_without_gradients(x):
+    assert not x.requires_grad
 
 
 def test_plain_tensors_are_contiguous():
