@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trifuse.kernels import CheckpointError
 
 from .data.cases import open_images
+from .data.voxel_values import NonFinite
 from .evaluation.predict import predict_cases
 from .pretrained import read_description
 from .recipes import DataRecipe
@@ -45,7 +46,7 @@ def predict_images(
     image_size: int | None = None,
     batch_size: int = 8,
     device: str = "auto",
-    nonfinite: Literal["error", "zero", "median"] = "error",
+    nonfinite: NonFinite = "error",
 ) -> list[Path]:
     """Segment a NIfTI file, a folder of them, or the images of a study; return the paths of the label maps."""
     model, trained_size = load_network(model_folder)

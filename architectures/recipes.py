@@ -16,6 +16,7 @@ from trifuse.kernels import CheckpointError, DataError, TrifuseError
 from .data.cases import Layout, Study, Targets, open_study
 from .data.slices import Keep
 from .data.split import Split, read_split, split_patients, verify_split
+from .data.voxel_values import NonFinite
 from .pretrained import config_from_json, config_to_json
 
 
@@ -52,7 +53,7 @@ class DataRecipe:
     image_size: int = 448
     keep: Keep = "all"
     augment: Literal["none", "flip_rot"] = "none"
-    nonfinite: Literal["error", "zero", "median"] = "error"
+    nonfinite: NonFinite = "error"
 
     def open(self) -> Study:
         """Find the cases."""

@@ -9,7 +9,8 @@ Backends:
 ==============  =============================================================================================
 
 Types: float32, bfloat16 and float16 accumulate in float32 and return the input's type; float64 is computed in
-float64 by the plain-PyTorch form on every device. Autocast changes nothing: operators run in the type they are given.
+float64 by the plain-PyTorch form on every device. Autocast changes nothing: operators run in the type they are
+given. Attention alone follows autocast, as PyTorch's does.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ class TrainingStep:
         micro_batches: Sequence[tuple[MicroBatch, Batch]],
         where: str,
         seed: int | None,
-    ) -> None:
+    ) -> NoReturn:
         samples = [key for micro_batch, _ in micro_batches for key in micro_batch.keys]
         cases = [case for _, batch in micro_batches for case in batch.get("case_id", [])]
         report = {
