@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -27,14 +28,22 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}{self._suggestion(message)}\n")
 
     def _suggestion(self, message: str) -> str:
-        known = [option for action in self._actions for option in action.option_strings]
-        known += [str(choice) for action in self._actions for choice in action.choices or ()]
-        words = [word.strip("',()").split("=")[0] for word in message.split()]
-        for word in words:
-            near = difflib.get_close_matches(word, [name for name in known if name != word], n=1)
-            if word not in known and near and (word.startswith("-") or "invalid choice" in message):
-                return f"; did you mean {near[0]}?"
-        return ""
+        if "unrecognized arguments: " in message:
+            known = [option for action in self._actions for option in action.option_strings]
+            words = [word.split("=")[0] for word in message.split() if word.startswith("-")]
+        elif found := re.search(r"argument ([^:]+): invalid choice: '([^']*)'", message):
+            name, word = found.groups()
+            words = [word]
+            known = [str(choice) for action in self._actions if _is(action, name) for choice in action.choices or ()]
+        else:
+            return ""
+        near = [match for word in words for match in difflib.get_close_matches(word, known, n=1)]
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+def _is(action: argparse.Action, name: str) -> bool:
+    """Tell whether an error message of argparse means this argument by that name."""
+    return name == "/".join(action.option_strings) or name in (action.metavar, action.dest)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -33,10 +33,12 @@ from .evaluation.report import (
 from .evaluation.scoring import evaluate_cases
 from .recipes import DataRecipe
 from .training.epoch_log import read_log
-from .training.run_folder import OutputFolderError
+from .training.run_folder import LOCK_FILE, OutputFolderError
 
 Part = Literal["train", "val", "test"]
 SPLIT_FILE = "split.json"
+_CACHE_FOLDER = "cache"
+_BEFORE_A_RUN = {SPLIT_FILE, _CACHE_FOLDER, LOCK_FILE}  # all that a run writes before its run.json
 _PART_TITLES = {"train": "Training cases", "val": "Validation cases", "test": "Test cases"}
 
 
@@ -74,7 +76,7 @@ def prepare_data(recipe: DataRecipe, out: Path, *, cache: Path | None = None) ->
     study = recipe.open()
     written = out / SPLIT_FILE
     split = read_split(written, study) if written.exists() else recipe.choose_split(study)
-    cache = cache or out / "cache"
+    cache = cache or out / _CACHE_FOLDER
     options: dict[str, Any] = {"image_size": recipe.image_size, "cache": cache, "nonfinite": recipe.nonfinite}
     augment = FlipRotate() if recipe.augment == "flip_rot" else None
     train_set = SliceDataset(study, split.train, augment=augment, keep=recipe.keep, **options)
@@ -99,13 +101,24 @@ def claim_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
     if not out.exists() or not any(out.iterdir()) or (resume and (out / "run.json").exists()):
         out.mkdir(parents=True, exist_ok=True)
         return
+    began = (out / "run.json").exists()
+    ours = began or _failed_before_it_began(out)
     if not overwrite:
-        hint = "pass --resume to continue it, --overwrite to start again" if (out / "run.json").exists() else "empty it"
+        hint = "pass --resume to continue it, --overwrite to start again" if began else "empty it"
+        if ours and not began:
+            hint = "a run failed there before it began; pass --overwrite to start again"
         raise OutputFolderError(f"{out} is not empty; {hint}, or choose another folder")
-    if not (out / "run.json").exists():
+    if not ours:
         raise OutputFolderError(f"{out} is not empty and holds no run of trifuse; remove it by hand, if that is meant")
     shutil.rmtree(out)
     out.mkdir()
+
+
+def _failed_before_it_began(out: Path) -> bool:
+    """Tell whether a folder holds our cache, and nothing else but what a run writes before its ``run.json``."""
+    cached = list((out / _CACHE_FOLDER).glob("*"))
+    ours = {path.name for path in out.iterdir()} <= _BEFORE_A_RUN
+    return ours and bool(cached) and all(path.suffix == ".npy" for path in cached)
 
 
 def is_first_process() -> bool:

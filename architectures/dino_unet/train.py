@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,9 @@ class DinoUNetRecipe:
         theta_decay: whether weight decay holds for the block logits too, as in the paper.
         batch_dice: whether the Dice of the loss pools its sums over the batch.
         cache_features: keep the frozen encoder's features on disk instead of computing them in every epoch.
+
+    Raises:
+        ValueError: cached features of augmented slices, or a factor that is not positive.
     """
 
     data: DataRecipe
@@ -111,13 +114,19 @@ def train(
         tensorboard: also write TensorBoard files.
         parts: of the split to predict, score and report.
         command: the words to put into the report as the way to do it again.
+
+    Raises:
+        OutputFolderError: ``out`` is in use, or holds another run.
+        DataError: cases are unusable, or have other classes than the network.
+        MissingExtra: scipy or matplotlib is not installed.
+        CheckpointError, NumericError, Interrupted: see `fit`.
     """
     with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
         with world.together():  # the others wait until the first rank has claimed the folder
             claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
         with world.together():
             data = prepare_data(recipe.data, out)
-            _check_classes(recipe, len(data.study.class_names))
+            recipe = _with_classes(recipe, len(data.study.class_names))
             model = DinoUNet(recipe.network)
         fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
     if not world.is_first:
@@ -138,10 +147,15 @@ def train(
     )
 
 
-def _check_classes(recipe: DinoUNetRecipe, classes: int) -> None:
-    if recipe.network.num_classes not in ({1, 2} if classes == 2 else {classes}):
-        got, want = f"{classes} with the background", f"{recipe.network.num_classes}, the network's num_classes"
-        raise DataError(recipe.data.root, "classes", got=got, want=want)
+def _with_classes(recipe: DinoUNetRecipe, classes: int) -> DinoUNetRecipe:
+    """Give the network the study's number of classes, unless it was given one of its own: 1 is a sigmoid."""
+    network = recipe.network
+    if network.num_classes == DinoUNetConfig.num_classes:
+        return replace(recipe, network=replace(network, num_classes=classes))
+    if network.num_classes not in ({1, 2} if classes == 2 else {classes}):
+        got, want = f"{classes} with the background", f"{network.num_classes}, the network's num_classes"
+        raise DataError(recipe.data.root, "classes", got=got, want=want, hint="leave network.num_classes to the study")
+    return recipe
 
 
 def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out: Path, **options: Any) -> FitResult:

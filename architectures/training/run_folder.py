@@ -15,7 +15,7 @@ from typing import Any
 from trifuse.architectures.files import remove_leftovers, write_json
 from trifuse.kernels.errors import TrifuseError
 
-_LOCK_FILE = ".lock"
+LOCK_FILE = ".lock"
 _RUN_FILE = "run.json"
 _SESSIONS_FILE = "sessions.jsonl"
 _ABSENT = "(absent)"
@@ -35,7 +35,7 @@ def locked(out: Path) -> Iterator[None]:
         OutputFolderError: another process holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / _LOCK_FILE, "a+") as lock:
+    with open(out / LOCK_FILE, "a+") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -132,6 +132,51 @@ def test_l4_an_existing_run_is_refused_resumed_or_overwritten(finished, study, c
     assert "holds no run of trifuse" in errors
 
 
+def test_l4_a_run_that_failed_before_it_began_may_be_overwritten(study, capsys, tmp_path):
+    words = ["train", "dino_unet", study, "--out", tmp_path / "run", "--split", study / "split.json", *TRAINING]
+    assert run_main([*words, "--set", "network.num_classes=5"], capsys)[0] == 3
+    code, _, errors = run_main(words, capsys)
+    assert code == 2
+    assert "a run failed there before it began; pass --overwrite" in errors
+    note = tmp_path / "run" / "cache" / "note.txt"
+    note.touch()
+    assert run_main([*words, "--overwrite"], capsys)[0] == 2
+    note.unlink()
+    assert run_main([*words, "--overwrite", "--epochs", "1"], capsys)[0] == 0
+
+
+def test_several_targets_make_a_network_of_as_many_classes(study, capsys, tmp_path):
+    for number in range(1, 5):
+        case = study / "train_data" / f"train_{number}"
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        shutil.copy(case / "enhanced.nii.gz", tmp_path / "images" / f"c{number}.nii.gz")
+        labels = read_labels(case / "atriumSegImgMO.nii.gz")
+        labels.voxels[:, :, labels.voxels.shape[2] // 2 :] *= 2
+        write_labels(tmp_path / "labels" / f"c{number}.nii.gz", labels.voxels, like=labels)
+    out = tmp_path / "run"
+    words = ["train", "dino_unet", tmp_path, "--out", out, "--target", "right=1", "--target", "left=2", *TRAINING]
+    assert run_main([*words, "--val-cases", "c3", "--test-cases", "c4"], capsys)[0] == 0
+    assert json.loads((out / "best" / "config.json").read_text())["config"]["num_classes"] == 3
+    assert json.loads((out / "run.json").read_text())["config"]["network"]["num_classes"] == 3
+    with (out / "test_cases.csv").open() as table:
+        assert [row["class_name"] for row in csv.DictReader(table)][:2] == ["right", "left"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "many"], "invalid int value: 'many'\n"),
+        (["--keep", "foregrund"], "did you mean foreground?\n"),
+        (["--epochs"], "expected one argument\n"),
+    ],
+)
+def test_l1_no_word_is_suggested_that_was_not_meant(words, message, capsys):
+    code, _, errors = run_main(["train", "dino_unet", "study", "--out", "x", *words], capsys)
+    assert code == 2
+    assert errors.endswith(message)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
