@@ -207,7 +207,9 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
     group.add_argument("--augment", choices=("none", "flip_rot"), help="(none)")
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, help="passes over the training slices")
+    group.add_argument(
+        "--epochs", type=int, help="passes over the training slices; a tenth of them, at most 5, warm up"
+    )
     group.add_argument("--batch-size", type=int, help="slices per step, over all processes")
     group.add_argument("--lr", type=float, help="highest learning rate")
     group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the forward pass (fp32)")

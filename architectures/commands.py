@@ -77,6 +77,8 @@ def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
         for option, path in _FIELDS.items()
         if (value := getattr(arguments, option)) is not None and value is not False
     }
+    if arguments.epochs is not None and arguments.config is None:
+        given = {"training.warmup_epochs": min(5.0, arguments.epochs / 10)} | given  # the paper's share of a short run
     if arguments.encoder is not None:
         from .pretrained import read_description
 
@@ -121,6 +123,8 @@ def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
     from .recipes import matching_cases, parse_targets
 
     _refuse_existing(arguments.out, arguments.overwrite)
+    if not arguments.predictions.is_dir():
+        raise UsageError(f"{arguments.predictions} is no folder; expected the one that trifuse predict wrote")
     study = open_study(
         arguments.data,
         arguments.layout or "auto",
@@ -148,11 +152,12 @@ def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
 def compare(arguments: argparse.Namespace, words: list[str]) -> None:
     from .evaluation.statistics import compare_runs, format_comparison, write_comparison_table
 
+    if arguments.out is not None:
+        _refuse_existing(arguments.out, overwrite=False)
     table_a, table_b = (_case_table(path) for path in (arguments.a, arguments.b))
     rows = compare_runs(table_a, table_b)
     print(format_comparison(rows, str(arguments.a), str(arguments.b)))
     if arguments.out is not None:
-        _refuse_existing(arguments.out, overwrite=False)
         write_comparison_table(arguments.out, rows)
 
 
@@ -188,6 +193,8 @@ def doctor(arguments: argparse.Namespace, words: list[str]) -> None:
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already; choose another name, or pass --overwrite where there is one")
+    if path.suffix == ".csv" and not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def _case_table(path: Path) -> Path:

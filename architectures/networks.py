@@ -34,8 +34,15 @@ def load_network(folder: Path) -> tuple[Any, int]:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(ARCHITECTURES)}")
     package = import_module(f"{__package__}.{architecture}")
     network = next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
-    size = json.loads(run.read_text())["config"]["data"]["image_size"] if run.exists() else DataRecipe.image_size
-    return network.from_pretrained(weights).eval(), size
+    size = _trained_size(run) if run.exists() else DataRecipe.image_size
+    return network.from_pretrained(weights), size
+
+
+def _trained_size(run: Path) -> int:
+    try:
+        return int(json.loads(run.read_bytes())["config"]["data"]["image_size"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{run}: expected the description of a run of trifuse, found {error!r}") from error
 
 
 def predict_images(

@@ -115,7 +115,7 @@ class Pretrained:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
-        """Load the network that `save_pretrained` wrote to ``folder``.
+        """Load the network that `save_pretrained` wrote to ``folder``, in evaluation mode.
 
         Raises:
             CheckpointError: something is missing, damaged, from another architecture or from a newer trifuse.
@@ -128,7 +128,7 @@ class Pretrained:
         with torch.device("meta"):  # no weight is drawn only to be loaded over
             network = typing.cast(Any, cls)(config)
         load_strict(network, read_safetensors(weights, digest), weights)
-        return network.to(torch.get_default_device())
+        return network.to(torch.get_default_device()).eval()
 
 
 def read_description(folder: Path, architecture: str | None = None) -> dict[str, Any]:

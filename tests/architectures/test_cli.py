@@ -389,3 +389,24 @@ def test_converted_weights_bring_their_own_shape(study, tmp_path, capsys):
     code, _, errors = run_main([*train[:4], tmp_path / "x", "--encoder", tmp_path / "nowhere"], capsys)
     assert code == 4
     assert "nowhere: not found" in errors
+
+
+def test_mistyped_folders_are_refused_before_any_work(finished, study, tmp_path, capsys):
+    code, _, errors = run_main(["evaluate", tmp_path / "nowhere", study, "--out", tmp_path / "x.csv"], capsys)
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "is no folder" in errors
+    predictions = finished / "predictions" / "test"
+    code, _, errors = run_main(["evaluate", predictions, study, "--out", tmp_path / "a" / "x.csv"], capsys)
+    assert code == 2
+    assert "make it first" in errors
+    table = finished / "test_cases.csv"
+    code, _, errors = run_main(["compare", table, table, "--out", table], capsys)
+    assert code == 2
+    assert "exists already" in errors
+
+
+def test_a_short_run_warms_up_for_a_tenth_of_it(study, tmp_path):
+    words = ["train", "dino_unet", str(study), "--split", str(study / "split.json"), *TRAINING[:-2]]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["recipe"]["warmup_epochs"] == pytest.approx(0.2)

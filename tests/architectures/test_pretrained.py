@@ -132,6 +132,7 @@ def saved(tmp_path) -> tuple[Net, Path]:
 def test_save_and_load(saved):
     net, folder = saved
     loaded = Net.from_pretrained(str(folder))
+    assert not loaded.training
     assert loaded.config == net.config
     assert_same(loaded.state_dict(), net.state_dict())
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.parameters())
