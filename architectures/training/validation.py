@@ -9,6 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .batches import on_device
+from .loop import forward_image
+from .step import Forward
 
 
 class SliceValidation:
@@ -21,13 +23,15 @@ class SliceValidation:
         dataset: samples with ``image``, ``target`` (S, S) and ``case_id``.
         class_names: names of the classes, the background first.
         batch_size: slices at a time.
-        step: computes the outputs from a batch; the network called with the image, if None.
+        step: computes the outputs from a batch.
     """
 
-    def __init__(self, dataset: Any, class_names: tuple[str, ...], batch_size: int, step: Any = None) -> None:
+    def __init__(
+        self, dataset: Any, class_names: tuple[str, ...], batch_size: int, step: Forward = forward_image
+    ) -> None:
         self.loader = DataLoader(dataset, batch_size=batch_size)
         self.class_names = class_names
-        self.step = step or (lambda model, batch: model(batch["image"]))
+        self.step = step
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return ``dice``, the mean over cases and classes, and ``dice_<class>`` where there are several."""
