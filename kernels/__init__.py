@@ -22,6 +22,23 @@ from .errors import BackendError, CheckpointError, DataError, MissingExtra, Nume
 if TYPE_CHECKING:
     from ._library import backend
     from .attention import memory_efficient_attention, memory_efficient_attention_reference
+    from .context_aware_fusion import spatial_gate, spatial_gate_reference
+    from .depthwise_multi_kernel import depthwise_multi_kernel, depthwise_multi_kernel_reference
+    from .dice_ce_loss import dice_ce_loss, dice_ce_loss_reference
+    from .dilated_attention import (
+        dilated_attention,
+        dilated_attention_reference,
+        dilated_attention_weights,
+        dilated_attention_weights_reference,
+    )
+    from .monte_carlo_attention import (
+        channel_gate,
+        channel_gate_reference,
+        monte_carlo_pool,
+        monte_carlo_pool_reference,
+    )
+    from .mutation_loss import mutation_loss, mutation_loss_reference
+    from .upsample_argmax import upsample_argmax, upsample_argmax_reference
     from .weighted_block_fusion import weighted_block_fusion, weighted_block_fusion_reference
 
 __all__ = [
@@ -34,13 +51,43 @@ __all__ = [
     "ShapeError",
     "TrifuseError",
     "backend",
+    "channel_gate",
+    "channel_gate_reference",
+    "depthwise_multi_kernel",
+    "depthwise_multi_kernel_reference",
+    "dice_ce_loss",
+    "dice_ce_loss_reference",
+    "dilated_attention",
+    "dilated_attention_reference",
+    "dilated_attention_weights",
+    "dilated_attention_weights_reference",
     "memory_efficient_attention",
     "memory_efficient_attention_reference",
+    "monte_carlo_pool",
+    "monte_carlo_pool_reference",
+    "mutation_loss",
+    "mutation_loss_reference",
+    "spatial_gate",
+    "spatial_gate_reference",
+    "upsample_argmax",
+    "upsample_argmax_reference",
     "weighted_block_fusion",
     "weighted_block_fusion_reference",
 ]
 
-OPERATORS = {"memory_efficient_attention": "attention", "weighted_block_fusion": "weighted_block_fusion"}
+OPERATORS = {
+    "channel_gate": "monte_carlo_attention",
+    "depthwise_multi_kernel": "depthwise_multi_kernel",
+    "dice_ce_loss": "dice_ce_loss",
+    "dilated_attention": "dilated_attention",
+    "dilated_attention_weights": "dilated_attention",
+    "memory_efficient_attention": "attention",
+    "monte_carlo_pool": "monte_carlo_attention",
+    "mutation_loss": "mutation_loss",
+    "spatial_gate": "context_aware_fusion",
+    "upsample_argmax": "upsample_argmax",
+    "weighted_block_fusion": "weighted_block_fusion",
+}
 """The file of each operator."""
 
 
