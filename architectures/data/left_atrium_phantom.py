@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .nifti import new_volume, write_image, write_labels
+from .solids import coverage, ellipse, ellipsoid, tube, warped
 from .split import Split
 
 _FULL_SCALE = 1000.0  # stored value of tissue brightness 1
@@ -89,7 +90,7 @@ def _scan_chest(
     centre = (np.array(shape) - 1) / 2
     grid = np.stack(np.meshgrid(*(np.arange(length) for length in shape), indexing="ij")) - centre[:, None, None, None]
     position = np.einsum("ab,bijk->aijk", steps, grid) + rng.uniform(-4, 4, 3)[:, None, None, None]
-    brightness, atrium, scar = _chest(rng, _warped(rng, position), scanner, softness_mm=0.5 * min(spacing))
+    brightness, atrium, scar = _chest(rng, warped(rng, position), scanner, softness_mm=0.5 * min(spacing))
     image = _acquire(rng, brightness, position, scanner)
     to_ras = np.diag([-1.0, -1.0, 1.0])
     affine = np.eye(4)
@@ -112,41 +113,41 @@ def _chest(
         return np.array(point) * heart + rng.uniform(-by, by, 3)
 
     def paint(depth_mm: np.ndarray, value: float | np.ndarray) -> None:
-        cover = 1 / (1 + np.exp(-np.clip(depth_mm / softness_mm, -30, 30)))
+        cover = coverage(depth_mm, softness_mm)
         picture[...] = picture * (1 - cover) + value * cover
 
-    def ellipsoid(point: np.ndarray, radii: tuple[float, float, float]) -> np.ndarray:
-        return _ellipsoid(position, point, np.array(radii) * heart * rng.uniform(0.94, 1.06, 3))
+    def chamber(point: np.ndarray, radii: tuple[float, float, float]) -> np.ndarray:
+        return ellipsoid(position, point, np.array(radii) * heart * rng.uniform(0.94, 1.06, 3))
 
-    paint(_ellipse(position, (0, 6), (124, 92)), fat)
-    paint(_ellipse(position, (0, 6), (115, 82)), muscle)
-    paint(_ellipsoid(position, np.array([-68.0, 12, 10]), np.array([40.0, 62, 130])), lung)
-    paint(_ellipsoid(position, np.array([76.0, 22, 10]), np.array([36.0, 54, 130])), lung)
-    paint(_ellipse(position, (0, 62), (17, 15)), 0.34)  # vertebra
-    paint(_ellipse(position, (0, 82), (7, 6)), 0.55)  # spinal canal
+    paint(ellipse(position, (0, 6), (124, 92)), fat)
+    paint(ellipse(position, (0, 6), (115, 82)), muscle)
+    paint(ellipsoid(position, np.array([-68.0, 12, 10]), np.array([40.0, 62, 130])), lung)
+    paint(ellipsoid(position, np.array([76.0, 22, 10]), np.array([36.0, 54, 130])), lung)
+    paint(ellipse(position, (0, 62), (17, 15)), 0.34)  # vertebra
+    paint(ellipse(position, (0, 82), (7, 6)), 0.55)  # spinal canal
     liver = np.array([-52.0, -8, -92 + rng.uniform(-8, 8)])
-    paint(_ellipsoid(position, liver, np.array([62.0, 66, 58])), 0.42)
-    paint(_ellipsoid(position, np.array([2.0, -14, -4]), np.array([68.0, 60, 74]) * heart), 0.36)  # fat round the heart
+    paint(ellipsoid(position, liver, np.array([62.0, 66, 58])), 0.42)
+    paint(ellipsoid(position, np.array([2.0, -14, -4]), np.array([68.0, 60, 74]) * heart), 0.36)  # fat round the heart
     left_ventricle = jitter(46, -22, -22)
-    paint(ellipsoid(left_ventricle, (31, 28, 40)), dark)  # its wall, then its blood
-    paint(ellipsoid(left_ventricle, (21, 18, 32)), blood * rng.uniform(0.95, 1.05))
-    paint(ellipsoid(jitter(2, -50, -18), (34, 17, 36)), blood * rng.uniform(0.95, 1.05))  # right ventricle
-    paint(ellipsoid(jitter(-43, -14, -6), (23, 26, 36)), blood * rng.uniform(0.95, 1.05))  # right atrium
-    paint(_tube(position, jitter(-40, 2, 20), jitter(-38, -2, 90), 9 * heart), blood)  # superior vena cava
-    paint(_tube(position, jitter(2, -22, -8), jitter(-10, -30, 70), 18 * heart), dark)  # aortic root, with its wall
-    paint(_tube(position, jitter(2, -22, -8), jitter(-10, -30, 70), 15 * heart), blood * rng.uniform(0.97, 1.05))
-    paint(_tube(position, jitter(26, -30, 24), jitter(10, -20, 75), 12 * heart), blood)  # pulmonary trunk
-    paint(_tube(position, jitter(26, 46, -120), jitter(22, 48, 120), 13 * heart), dark)  # descending aorta
-    paint(_tube(position, jitter(26, 46, -120), jitter(22, 48, 120), 11 * heart), blood)
-    paint(_tube(position, jitter(4, 44, -120), jitter(2, 46, 120), 6 * heart), muscle)  # oesophagus
+    paint(chamber(left_ventricle, (31, 28, 40)), dark)  # its wall, then its blood
+    paint(chamber(left_ventricle, (21, 18, 32)), blood * rng.uniform(0.95, 1.05))
+    paint(chamber(jitter(2, -50, -18), (34, 17, 36)), blood * rng.uniform(0.95, 1.05))  # right ventricle
+    paint(chamber(jitter(-43, -14, -6), (23, 26, 36)), blood * rng.uniform(0.95, 1.05))  # right atrium
+    paint(tube(position, jitter(-40, 2, 20), jitter(-38, -2, 90), 9 * heart), blood)  # superior vena cava
+    paint(tube(position, jitter(2, -22, -8), jitter(-10, -30, 70), 18 * heart), dark)  # aortic root, with its wall
+    paint(tube(position, jitter(2, -22, -8), jitter(-10, -30, 70), 15 * heart), blood * rng.uniform(0.97, 1.05))
+    paint(tube(position, jitter(26, -30, 24), jitter(10, -20, 75), 12 * heart), blood)  # pulmonary trunk
+    paint(tube(position, jitter(26, 46, -120), jitter(22, 48, 120), 13 * heart), dark)  # descending aorta
+    paint(tube(position, jitter(26, 46, -120), jitter(22, 48, 120), 11 * heart), blood)
+    paint(tube(position, jitter(4, 44, -120), jitter(2, 46, 120), 6 * heart), muscle)  # oesophagus
 
     centre = jitter(3, 13, 0, by=3)
-    depth = ellipsoid(centre, (33, 21, 27))
+    depth = chamber(centre, (33, 21, 27))
     for side in (-1, 1):  # two pulmonary veins on either side
         for height in (-1, 1):
             start = centre + heart * np.array([side * 20, 8, height * 9])
             end = centre + heart * np.array([side * rng.uniform(40, 46), rng.uniform(15, 22), height * 14])
-            depth = np.maximum(depth, _tube(position, start, end, rng.uniform(5.5, 7.0) * heart))
+            depth = np.maximum(depth, tube(position, start, end, rng.uniform(5.5, 7.0) * heart))
     wall_mm = 3.0
     scar = np.zeros(depth.shape, bool)
     direction = (position - centre[:, None, None, None]) / np.array([33, 21, 27])[:, None, None, None]
@@ -161,17 +162,6 @@ def _chest(
     return picture, depth > 0, scar
 
 
-def _warped(rng: np.random.Generator, position: np.ndarray) -> np.ndarray:
-    """Displace positions along a few long waves, so that nothing stays a perfect ellipsoid."""
-    displacement = np.zeros_like(position)
-    for _ in range(4):
-        wave = rng.normal(size=3)
-        wave *= 2 * np.pi / (rng.uniform(50, 110) * np.linalg.norm(wave))
-        phase = np.einsum("aijk,a->ijk", position, wave) + rng.uniform(0, 2 * np.pi)
-        displacement += rng.uniform(-2.0, 2.0, 3)[:, None, None, None] * np.sin(phase)
-    return position + displacement
-
-
 def _acquire(rng: np.random.Generator, brightness: np.ndarray, position: np.ndarray, scanner: _Scanner) -> np.ndarray:
     """Shade, add Rician noise, and store as 16-bit integers."""
     slope = rng.uniform(-1, 1, 3) * scanner.shading / np.array([100, 100, 60])
@@ -180,27 +170,6 @@ def _acquire(rng: np.random.Generator, brightness: np.ndarray, position: np.ndar
     real, imaginary = rng.normal(0, scanner.noise * rng.uniform(0.8, 1.3), (2, *signal.shape))
     noisy = np.hypot(signal + real, imaginary)
     return np.clip(np.round(noisy * _FULL_SCALE), 0, 32767).astype(np.int16)
-
-
-def _ellipsoid(position: np.ndarray, centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Return about how many mm each position lies inside an ellipsoid, negative outside."""
-    offset = position - centre[:, None, None, None]
-    scaled = np.sqrt(((offset / radii[:, None, None, None]) ** 2).sum(axis=0)) + 1e-9
-    slope = np.sqrt(((offset / radii[:, None, None, None] ** 2) ** 2).sum(axis=0)) + 1e-9
-    return scaled * (1 - scaled) / slope
-
-
-def _ellipse(position: np.ndarray, centre: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
-    """Return the same for a cylinder along the body."""
-    return _ellipsoid(position, np.array([*centre, 0.0]), np.array([*radii, 1e6]))
-
-
-def _tube(position: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> np.ndarray:
-    """Return the same for a tube with round ends."""
-    axis = end - start
-    offset = position - start[:, None, None, None]
-    along = np.clip(np.einsum("aijk,a->ijk", offset, axis) / (axis @ axis), 0, 1)
-    return radius - np.linalg.norm(offset - along * axis[:, None, None, None], axis=0)
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
