@@ -9,20 +9,22 @@ from .normalization import make_norm
 
 
 class ConvNormReLU(nn.Module):
-    """Convolve 3x3 without bias, normalise, rectify: (B, in_dim, H, W) -> (B, out_dim, H, W).
+    """Convolve without bias, normalise, rectify: (B, in_dim, H, W) -> (B, out_dim, ceil(H / stride), ceil(W / stride)).
 
     Args:
         in_dim: input channels.
         out_dim: output channels.
         norm: ``"batch"``, ``"instance"`` or ``"group"``.
+        kernel_size: side of the kernel, odd.
+        stride: step of the kernel.
 
     Raises:
         ValueError: an unknown norm.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, norm: str = "batch") -> None:
+    def __init__(self, in_dim: int, out_dim: int, norm: str = "batch", kernel_size: int = 3, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size=3, padding=1, bias=False)
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding=kernel_size // 2, bias=False)
         self.norm = make_norm(norm, out_dim)
         self.reset_parameters()
 
