@@ -1,21 +1,27 @@
 """The blocks: an `nn.Module` is parameters, their initialisation, and a call into `trifuse.kernels`."""
 
 from .attention import MemoryEfficientAttention
+from .context_aware_fusion import ContextAwareFusion
 from .conv_norm_relu import ConvNormReLU
+from .depthwise_multi_kernel import DepthwiseMultiKernel
 from .dilated_attention import DilatedAttention
 from .image_branch import ImageBranch
+from .monte_carlo_attention import MonteCarloAttention
 from .transformer_block import LayerScale, Mlp, SwiGLU, TransformerBlock
 from .unet_decoder import UNetDecoderStage
 from .weighted_block_fusion import WeightedBlockFusion
 
 __all__ = [
+    "ContextAwareFusion",
     "ConvNormReLU",
+    "DepthwiseMultiKernel",
     "DilatedAttention",
     "ImageBranch",
     "LayerScale",
     "MemoryEfficientAttention",
     "Mlp",
     "SwiGLU",
+    "MonteCarloAttention",
     "TransformerBlock",
     "UNetDecoderStage",
     "WeightedBlockFusion",
