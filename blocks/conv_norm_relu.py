@@ -16,15 +16,18 @@ class ConvNormReLU(nn.Module):
         out_dim: output channels.
         norm: ``"batch"``, ``"instance"`` or ``"group"``.
         kernel_size: side of the kernel, odd.
-        stride: step of the kernel.
+        stride: step of the kernel; sides that it does not divide are rounded up.
+        groups: parts that the channels are convolved in, each on its own; divides both numbers of channels.
 
     Raises:
         ValueError: an unknown norm.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, norm: str = "batch", kernel_size: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, norm: str = "batch", kernel_size: int = 3, stride: int = 1, groups: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding=kernel_size // 2, bias=False)
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
         self.norm = make_norm(norm, out_dim)
         self.reset_parameters()
 
