@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ Mask = NDArray[np.bool_]
 NAN = math.nan
 DIAGONAL = math.inf  # stands in the table below for "as far away as this image allows"
 MM3_PER_ML = 1000.0
+UNIT_NAMES = {"mm": "mm", "ml": "mL", "vox": "voxels"}
 
 # (DSC, IoU, precision, sensitivity, HD95) where a mask is empty; where neither is, the formulas hold.
 # strict is ours; the others are what the named code does. TransUNet has no IoU (its descendant MERIT's stands here) and
@@ -62,6 +63,7 @@ _CHOICES = {
     "hd_empty": ("diagonal", "nan"),
     "hd_unit": ("mm", "vox"),
     "volume": ("absolute", "signed", "relative", "signed_relative"),
+    "volume_unit": ("ml", "vox"),
     "aggregation": ("volume", "slice"),
     "slices": ("all", "labelled"),
 }
@@ -76,9 +78,11 @@ class Conventions:
         percentile: HD95 from both directed distance sets ``pooled`` (medpy), or the ``max`` of the two directed
             percentiles (MONAI). Empty: the habit of ``empty_masks``.
         hd_empty: HD95 where strict leaves it undefined: the image's ``diagonal``, or ``nan``.
-        hd_unit: HD95 in ``mm``, or in voxels (``vox``) as TransUNet and its descendants publish it.
-        volume: volume difference ``absolute`` or ``signed`` in mL, or divided by the true volume (``relative``,
+        hd_unit: HD95 in ``mm``, or in voxels (``vox``). Empty: the habit of ``empty_masks``, voxels for ``transunet``
+            and its descendants, mm for the others.
+        volume: volume difference ``absolute`` or ``signed``, or divided by the true volume (``relative``,
             ``signed_relative``).
+        volume_unit: of an absolute or signed difference: ``ml``, or voxels (``vox``).
         aggregation: one score per ``volume``, or per ``slice``.
         slices: score ``all`` slices, or only the ``labelled`` ones, on which anything is drawn.
 
@@ -89,14 +93,17 @@ class Conventions:
     empty_masks: str = "strict"
     percentile: str = ""
     hd_empty: str = "diagonal"
-    hd_unit: str = "mm"
+    hd_unit: str = ""
     volume: str = "absolute"
+    volume_unit: str = "ml"
     aggregation: str = "volume"
     slices: str = "all"
 
     def __post_init__(self) -> None:
         if not self.percentile:
             object.__setattr__(self, "percentile", "max" if self.empty_masks == "monai" else "pooled")
+        if not self.hd_unit:
+            object.__setattr__(self, "hd_unit", "vox" if self.empty_masks == "transunet" else "mm")
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
@@ -104,8 +111,12 @@ class Conventions:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the scores, with their units, in the order of a table."""
-        volume = "volume_difference_relative" if "relative" in self.volume else "volume_difference_ml"
+        volume = f"volume_difference_{'relative' if 'relative' in self.volume else self.volume_unit}"
         return ("dsc", "iou", "precision", "sensitivity", volume, f"hd95_{self.hd_unit}")
+
+    def in_voxels(self) -> Conventions:
+        """Return the same conventions for images without a spacing: nothing in mm, nothing in mL."""
+        return replace(self, hd_unit="vox", volume_unit="vox")
 
     @property
     def label(self) -> str:
@@ -128,10 +139,11 @@ class Conventions:
         unit = "mm, true spacing" if self.hd_unit == "mm" else "voxels, spacing ignored"
         pooled = "both directions pooled" if self.percentile == "pooled" else "larger of the two directions"
         slices = "all slices" if self.slices == "all" else "the slices that somebody labelled, and no others"
-        volume = self.volume.replace("_", " ") + (", share of the true volume" if "relative" in self.volume else ", mL")
+        volume_unit = "share of the true volume" if "relative" in self.volume else UNIT_NAMES[self.volume_unit]
         return (
             f"Empty masks `{self.empty_masks}` ({empty}). HD95: {pooled}, {unit}. "
-            f"Volume difference: {volume}. One score per {self.aggregation}, over {slices}."
+            f"Volume difference: {self.volume.replace('_', ' ')}, {volume_unit}. "
+            f"One score per {self.aggregation}, over {slices}."
         )
 
 
@@ -148,13 +160,13 @@ def case_metrics(
     Args:
         prediction: the mask to judge; anything non-zero is foreground.
         truth: the reference mask.
-        spacing_mm: voxel size along each axis in mm; None scores in voxels (units of the volume difference included).
+        spacing_mm: voxel size along each axis in mm; None scores in voxels, whatever unit the convention prefers.
         convention: an empty-mask convention by name, or all `Conventions`.
         voxel_ml: volume of one voxel in mL; by default the product of ``spacing_mm``. Slices need it.
 
     Returns:
-        ``dsc, iou, precision, sensitivity`` as fractions, ``volume_difference_ml`` (or ``_relative``; ``_vox`` without
-        a spacing) and ``hd95_mm`` (or ``_vox``). NaN where the convention leaves a score undefined.
+        ``dsc, iou, precision, sensitivity`` as fractions, ``volume_difference_ml`` (or ``_relative``, or ``_vox``) and
+        ``hd95_mm`` (or ``_vox``): `Conventions.metrics`. NaN where the convention leaves a score undefined.
 
     Raises:
         ShapeError: the masks differ in shape, or the spacing does not fit them.
@@ -162,13 +174,16 @@ def case_metrics(
     Source: definitions and conventions of MONAI 1.6, medpy 0.5, nnU-Net 2 and TransUNet, as listed in this module.
     """
     chosen = Conventions(convention) if isinstance(convention, str) else convention
+    if spacing_mm is None:
+        chosen = chosen.in_voxels()
     p, t = np.asarray(prediction) != 0, np.asarray(truth) != 0
     _check(p, t, spacing_mm)
-    if voxel_ml is None:
-        voxel_ml = math.prod(spacing_mm) / MM3_PER_ML if spacing_mm is not None else 1.0
+    voxel = 1.0
+    if chosen.volume_unit == "ml":
+        assert spacing_mm is not None  # without one, all is in voxels
+        voxel = math.prod(spacing_mm) / MM3_PER_ML if voxel_ml is None else voxel_ml
 
-    names = chosen.metrics if spacing_mm is not None else _in_voxels(chosen.metrics)
-    volume = _volume_difference(int(p.sum()) * voxel_ml, int(t.sum()) * voxel_ml, chosen.volume)
+    volume = _volume_difference(int(p.sum()) * voxel, int(t.sum()) * voxel, chosen.volume)
     hd_spacing = spacing_mm if chosen.hd_unit == "mm" else None
 
     empty = {(True, True): "both", (False, True): "truth", (True, False): "prediction"}.get((not p.any(), not t.any()))
@@ -179,7 +194,7 @@ def case_metrics(
         *overlap, hd95 = EMPTY_MASK_SCORES[chosen.empty_masks][empty]
         if hd95 == DIAGONAL:
             hd95 = image_diagonal(t.shape, hd_spacing) if chosen.hd_empty == "diagonal" else NAN
-    return dict(zip(names, [*overlap, volume, hd95], strict=True))
+    return dict(zip(chosen.metrics, [*overlap, volume, hd95], strict=True))
 
 
 def failure_metrics(
@@ -206,9 +221,26 @@ def hausdorff95(
     distance sets together, ``max`` the larger of the two directed percentiles.
 
     Raises:
-        ShapeError: the masks differ in shape, are empty, or the spacing does not fit them.
+        ShapeError: see `surface_distances`.
 
     Source: medpy 0.5 (``pooled``) and MONAI 1.6 (``max``); linear interpolation between order statistics in both.
+    """
+    directed = surface_distances(prediction, truth, spacing_mm)
+    if percentile == "pooled":
+        return float(np.percentile(np.concatenate(directed), 95))
+    return float(max(np.percentile(distances, 95) for distances in directed))
+
+
+def surface_distances(
+    prediction: ArrayLike, truth: ArrayLike, spacing_mm: Sequence[float] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the distance of each border voxel of one non-empty mask to the nearest of the other, in both directions.
+
+    The first set starts from the prediction. The largest of all is the Hausdorff distance, the mean of the first set
+    medpy's ASD, the mean of both sets together its ASSD.
+
+    Raises:
+        ShapeError: the masks differ in shape, are empty, or the spacing does not fit them.
     """
     p, t = np.asarray(prediction) != 0, np.asarray(truth) != 0
     _check(p, t, spacing_mm)
@@ -218,10 +250,7 @@ def hausdorff95(
     box = _bounding_box(p | t)
     p, t = p[box], t[box]
     p_border, t_border = _border(p), _border(t)
-    directed = (_distance_to(t_border, spacing_mm)[p_border], _distance_to(p_border, spacing_mm)[t_border])
-    if percentile == "pooled":
-        return float(np.percentile(np.concatenate(directed), 95))
-    return float(max(np.percentile(distances, 95) for distances in directed))
+    return _distance_to(t_border, spacing_mm)[p_border], _distance_to(p_border, spacing_mm)[t_border]
 
 
 def image_diagonal(shape: Sequence[int], spacing_mm: Sequence[float] | None = None) -> float:
@@ -241,10 +270,6 @@ def _volume_difference(predicted: float, true: float, kind: str) -> float:
     if "relative" in kind and difference:
         difference = difference / true if true else NAN
     return difference if "signed" in kind else abs(difference)
-
-
-def _in_voxels(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name.replace("_ml", "_vox").replace("_mm", "_vox") for name in names)
 
 
 def _bounding_box(mask: Mask) -> tuple[slice, ...]:

@@ -1,20 +1,17 @@
-"""Scores against published tools, a brute-force distance, and every cell of the empty-mask table."""
+"""Scores against a brute-force distance, every cell of the empty-mask table, and units that stay what they are."""
 
 from __future__ import annotations
 
 import builtins
-import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from safetensors.numpy import load_file
 
 from trifuse.architectures.evaluation.metrics import (
     Conventions,
@@ -25,34 +22,7 @@ from trifuse.architectures.evaluation.metrics import (
 )
 from trifuse.kernels import MissingExtra, ShapeError
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
-BINARY = json.loads((GOLDEN / "binary_masks.json").read_text())["cases"]
-BINARY_MASKS = load_file(GOLDEN / "binary_masks.safetensors")
-LABELS = json.loads((GOLDEN / "labels_2d_4cls.json").read_text())
-LABEL_MAPS = load_file(GOLDEN / "labels_2d_4cls.safetensors")
-
 nan, inf = math.nan, math.inf
-
-
-def golden_cases():
-    for name, case in BINARY.items():
-        yield name, BINARY_MASKS[f"{name}.pred"], BINARY_MASKS[f"{name}.ref"], case["spacing"], case["values"]
-    for k, values in LABELS["per_class"].items():
-        yield f"class{k}", LABEL_MAPS["pred"] == int(k), LABEL_MAPS["ref"] == int(k), LABELS["spacing"], values
-
-
-GOLDEN_CASES = list(golden_cases())
-each_golden_case = pytest.mark.parametrize(
-    ("name", "pred", "ref", "spacing", "values"), GOLDEN_CASES, ids=[case[0] for case in GOLDEN_CASES]
-)
-
-
-def number(value) -> float:
-    return float(value)  # "nan" and "inf" stand for themselves
-
-
-def close(got: float, want: float, rel: float) -> bool:
-    return got == pytest.approx(want, rel=rel, abs=1e-12, nan_ok=True)
 
 
 def mask(*shape: int, on: slice | None = None) -> np.ndarray:
@@ -60,55 +30,6 @@ def mask(*shape: int, on: slice | None = None) -> np.ndarray:
     if on is not None:
         made[(on,) * len(shape)] = True
     return made
-
-
-@each_golden_case
-def test_golden_medpy(name, pred, ref, spacing, values):
-    scores = case_metrics(pred, ref, spacing)
-    if pred.any() and ref.any():
-        for ours, theirs in [("dsc", "dc"), ("iou", "jc"), ("precision", "precision"), ("sensitivity", "recall")]:
-            assert close(scores[ours], values[f"medpy.{theirs}"], 1e-12), ours
-        assert close(scores["hd95_mm"], values["medpy.hd95"], 1e-12)
-        assert close(case_metrics(pred, ref, None)["hd95_vox"], values["medpy.hd95.unit_spacing"], 1e-12)
-    else:
-        assert str(values["medpy.hd95"]).startswith("raises")  # the case medpy leaves open, and we do not
-        with pytest.raises(ShapeError, match="non-empty"):
-            hausdorff95(pred, ref, spacing)
-
-
-@each_golden_case
-def test_golden_monai(name, pred, ref, spacing, values):
-    scores = case_metrics(pred, ref, spacing, "monai")
-    for ours, theirs in [
-        ("dsc", "dice.ignore_empty"),
-        ("iou", "iou.ignore_empty"),
-        ("precision", "precision"),
-        ("sensitivity", "sensitivity"),
-        ("hd95_mm", "hd95"),
-    ]:
-        assert close(scores[ours], number(values[f"monai.{theirs}"]), 2e-6), ours
-    unit = case_metrics(pred, ref, spacing, Conventions("monai", hd_unit="vox"))["hd95_vox"]
-    assert close(unit, number(values["monai.hd95.unit_spacing"]), 2e-6)
-
-
-@each_golden_case
-def test_golden_transunet_and_merit(name, pred, ref, spacing, values):
-    scores = case_metrics(pred, ref, spacing, Conventions("transunet", hd_unit="vox"))
-    dice, hd95 = values["transunet.percase(dice,hd95)"]
-    assert close(scores["dsc"], dice, 1e-12)
-    assert close(scores["hd95_vox"], hd95, 1e-12)
-    dice, hd95, jaccard, _ = values["merit.percase(dice,hd95,jc,asd)"]
-    assert close(scores["dsc"], dice, 1e-12)
-    assert close(scores["iou"], jaccard, 1e-12)
-    assert close(scores["hd95_vox"], hd95, 1e-12)
-
-
-@each_golden_case
-def test_golden_nnunet(name, pred, ref, spacing, values):
-    scores = case_metrics(pred, ref, spacing, "nnunet")
-    dice, iou, *_ = values["nnunet(dice,iou,tp,fp,fn,tn)"]
-    assert close(scores["dsc"], number(dice), 1e-12)
-    assert close(scores["iou"], number(iou), 1e-12)
 
 
 # Every cell: convention, empty mask, then DSC, IoU, precision, sensitivity, HD95. The diagonal of 4x5 is sqrt(41).
@@ -136,7 +57,8 @@ def test_d25_every_cell_of_the_empty_mask_table(convention, empty, dsc, iou, pre
     truth = nothing if empty in ("both", "truth") else something
     scores = case_metrics(pred, truth, (1.0, 1.0), convention)
     want = [dsc, iou, precision, sensitivity, hd95]
-    got = [scores[key] for key in ("dsc", "iou", "precision", "sensitivity", "hd95_mm")]
+    hd95_name = "hd95_vox" if convention == "transunet" else "hd95_mm"
+    got = [scores[key] for key in ("dsc", "iou", "precision", "sensitivity", hd95_name)]
     assert got == pytest.approx(want, nan_ok=True)
     assert math.isfinite(scores["volume_difference_ml"])
 
@@ -250,6 +172,28 @@ def test_without_a_spacing_everything_is_in_voxels():
     assert set(scores) == {"dsc", "iou", "precision", "sensitivity", "volume_difference_vox", "hd95_vox"}
 
 
+def test_each_convention_has_its_unit_and_images_without_a_spacing_have_one():
+    units = {word: Conventions(word).hd_unit for word in ("strict", "transunet", "nnunet", "monai")}
+    assert units == {"strict": "mm", "transunet": "vox", "nnunet": "mm", "monai": "mm"}
+    assert Conventions("transunet", hd_unit="mm").metrics[-1] == "hd95_mm"
+    voxels = Conventions("strict").in_voxels()
+    assert voxels.metrics[-2:] == ("volume_difference_vox", "hd95_vox")
+    assert Conventions.from_label(voxels.label) == voxels
+    assert "mm" not in voxels.describe()
+    assert "mL" not in voxels.describe()
+    assert Conventions("strict", volume="relative").in_voxels().metrics[-2] == "volume_difference_relative"
+
+
+@pytest.mark.parametrize("convention", ["strict", "transunet"])
+def test_voxels_ignore_the_spacing_and_mm_do_not(convention):
+    pred, truth = mask(9, 9), mask(9, 9, on=slice(2, 6))
+    pred[2:6, 4:8] = True  # two columns beside it
+    assert case_metrics(pred, truth, (1, 5), Conventions(convention, hd_unit="vox"))["hd95_vox"] == 2
+    assert case_metrics(pred, truth, (1, 5), Conventions(convention, hd_unit="mm"))["hd95_mm"] > 2
+    in_voxels = Conventions(convention).in_voxels()
+    assert case_metrics(pred, truth, (1, 5), in_voxels) == case_metrics(pred, truth, None, convention)
+
+
 def test_arguments_are_left_as_they_were():
     pred, truth = np.full((3, 3), 7, np.uint8), np.eye(3, dtype=np.int16) * 420
     before = pred.copy(), truth.copy()
@@ -260,10 +204,10 @@ def test_arguments_are_left_as_they_were():
 
 @pytest.mark.parametrize("convention", ["strict", "transunet", "nnunet", "monai"])
 def test_l11_a_missing_prediction_is_the_worst_under_every_convention(convention):
-    scores = failure_metrics((4, 5), (2, 3), Conventions(convention))
+    scores = failure_metrics((4, 5), (2, 3), Conventions(convention, hd_unit="mm"))
     assert [scores[key] for key in ("dsc", "iou", "precision", "sensitivity")] == [0, 0, 0, 0]
     assert scores["hd95_mm"] == pytest.approx(math.hypot(8, 15))
-    assert math.isnan(failure_metrics(None, None, Conventions(convention))["hd95_mm"])
+    assert math.isnan(failure_metrics(None, None, Conventions(convention, hd_unit="mm"))["hd95_mm"])
 
 
 def test_conventions_travel_in_one_cell_and_say_what_they_are():
