@@ -6,6 +6,7 @@ from .conv_norm_relu import ConvNormReLU
 from .depthwise_multi_kernel import DepthwiseMultiKernel
 from .dilated_attention import DilatedAttention
 from .image_branch import ImageBranch
+from .mixing_attention import MixingAttention
 from .monte_carlo_attention import MonteCarloAttention
 from .transformer_block import LayerScale, Mlp, SwiGLU, TransformerBlock
 from .unet_decoder import UNetDecoderStage
@@ -19,9 +20,10 @@ __all__ = [
     "ImageBranch",
     "LayerScale",
     "MemoryEfficientAttention",
+    "MixingAttention",
     "Mlp",
-    "SwiGLU",
     "MonteCarloAttention",
+    "SwiGLU",
     "TransformerBlock",
     "UNetDecoderStage",
     "WeightedBlockFusion",

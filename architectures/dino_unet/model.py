@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.blocks.image_branch import resize_bilinear
+from trifuse.blocks.image_input import check_image
 from trifuse.blocks.normalization import NORMS
 from trifuse.blocks.weighted_block_fusion import ORDERS, WeightedBlockFusion, fixed_blocks
 from trifuse.kernels.errors import ShapeError
@@ -260,7 +261,7 @@ class DinoUNet(Pretrained, nn.Module):
 
     def prepare(self, image: Tensor) -> Tensor:
         """Bring images (B, C, H, W) to the three channels and the size that the encoder takes."""
-        _check_image(image, self.config.in_channels)
+        check_image("DinoUNet", image, self.config.in_channels)
         if self.config.in_channels == 1:
             image = image.expand(-1, 3, -1, -1)
         height, width = image.shape[-2:]
@@ -334,22 +335,6 @@ def dino_unet_giant(**overrides: Any) -> DinoUNet:
 def _require_one_of(name: str, value: object, allowed: Any) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def _check_image(image: Tensor, channels: int) -> None:
-    wanted = f"expected images of shape (B, {channels}, H, W), got {tuple(image.shape)}"
-    if image.ndim != 4:
-        hint = "; add the batch dimension with image[None]" if image.ndim == 3 else ""
-        raise ShapeError(f"DinoUNet: {wanted}{hint}")
-    if image.shape[1] != channels:
-        hint = ""
-        if image.shape[3] == channels:
-            hint = "; channels come second: use image.permute(0, 3, 1, 2)"
-        elif image.shape[1] == 1:
-            hint = "; a network for grey images is built with in_channels=1"
-        raise ShapeError(f"DinoUNet: {wanted}{hint}")
-    if not image.is_floating_point():
-        raise TypeError(f"DinoUNet: expected normalised floating-point images, got {image.dtype}; use image.float()")
 
 
 def _nearest_multiple(side: int) -> int:

@@ -1,0 +1,29 @@
+"""What a network asks of the images that it is given, and what it says when it gets something else."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trifuse.kernels.errors import ShapeError
+
+
+def check_image(network: str, image: Tensor, channels: int) -> None:
+    """Refuse anything but a batch of floating-point images (B, channels, H, W).
+
+    Raises:
+        ShapeError: other dimensions or channels, with a guess at what went wrong.
+        TypeError: the images are not of a floating-point type, and so cannot have been normalised.
+    """
+    wanted = f"expected images of shape (B, {channels}, H, W), got {tuple(image.shape)}"
+    if image.ndim != 4:
+        hint = "; add the batch dimension with image[None]" if image.ndim == 3 else ""
+        raise ShapeError(f"{network}: {wanted}{hint}")
+    if image.shape[1] != channels:
+        hint = ""
+        if image.shape[3] == channels:
+            hint = "; channels come second: use image.permute(0, 3, 1, 2)"
+        elif image.shape[1] == 1:
+            hint = "; a network for grey images is built with in_channels=1"
+        raise ShapeError(f"{network}: {wanted}{hint}")
+    if not image.is_floating_point():
+        raise TypeError(f"{network}: expected normalised floating-point images, got {image.dtype}; use image.float()")
