@@ -1,6 +1,6 @@
 """Solids to paint phantoms with: how deep each position lies inside a shape, in mm, negative outside.
 
-Positions have shape (3, *grid): millimetres to the patient's left, back and head.
+Positions have shape (3, *grid), millimetres to the patient's left, back and head; depths are of their type.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import numpy as np
 
 def ellipsoid(position: np.ndarray, centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """Return about how many mm each position lies inside an ellipsoid, negative outside."""
-    offset = position - centre[:, None, None, None]
-    scaled = np.sqrt(((offset / radii[:, None, None, None]) ** 2).sum(axis=0)) + 1e-9
-    slope = np.sqrt(((offset / radii[:, None, None, None] ** 2) ** 2).sum(axis=0)) + 1e-9
+    centre, radii = (np.asarray(values, position.dtype)[:, None, None, None] for values in (centre, radii))
+    offset = position - centre
+    scaled = np.sqrt(((offset / radii) ** 2).sum(axis=0)) + 1e-9
+    slope = np.sqrt(((offset / radii**2) ** 2).sum(axis=0)) + 1e-9
     return scaled * (1 - scaled) / slope
 
 
@@ -23,8 +24,8 @@ def ellipse(position: np.ndarray, centre: tuple[float, float], radii: tuple[floa
 
 def tube(position: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> np.ndarray:
     """Return the same for a tube with round ends."""
-    axis = end - start
-    offset = position - start[:, None, None, None]
+    axis = np.asarray(end - start, position.dtype)
+    offset = position - np.asarray(start, position.dtype)[:, None, None, None]
     along = np.clip(np.einsum("aijk,a->ijk", offset, axis) / (axis @ axis), 0, 1)
     return radius - np.linalg.norm(offset - along * axis[:, None, None, None], axis=0)
 

@@ -1,0 +1,116 @@
+"""A synthetic abdomen CT in the layout of TransUNet's Synapse package: anatomy in caricature, and no patient.
+
+What makes the real task hard is in it: the eight organs, the muscles and the bowel have nearly the same density, so
+that no window of intensities separates any organ; patients, doses of contrast, noise and shading vary; bowel loops lie
+wherever there is room; and the test cases come from another scanner. What makes it learnable is in it, too: every organ
+has its place, its shape and its texture.
+
+Everything is decided by the seed. Coordinates are millimetres to the patient's left, back and head (L, P, S), with the
+origin before the first lumbar vertebra. Slices are stored as one sees them: the patient's right at the left, the belly
+at the top; the first slice lies nearest to the feet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trifuse.kernels import MissingExtra
+
+from .abdomen_anatomy import Abdomen
+from .solids import warped
+from .split import Split
+
+WINDOW_HU = (-125.0, 275.0)  # what the package's images were clipped to before they were scaled to [0, 1]
+
+
+@dataclass(frozen=True)
+class _Scanner:
+    """How a scanner samples and shows the same anatomy."""
+
+    field_of_view_mm: float
+    noise_hu: float
+    shading_hu: float
+    offset_hu: float
+    softness_vox: float
+
+
+_TRAINING_SCANNER = _Scanner(320.0, 26.0, 14.0, 0.0, 0.5)
+_TEST_SCANNER = _Scanner(332.0, 32.0, 18.0, 5.0, 0.6)
+_SLAB_MM = 208.0
+
+
+def write_abdomen_phantom(
+    root: Path, *, cases: int = 20, seed: int = 0, size: tuple[int, int, int] = (96, 96, 24)
+) -> Split:
+    """Write ``train_npz/``, ``test_vol_h5/`` and ``lists_Synapse/`` below ``root``; return their cases.
+
+    Args:
+        root: folder of the study, created if need be.
+        cases: how many; the last quarter tests and comes from another scanner, an eighth validates.
+        seed: decides everything.
+        size: columns, rows and slices of every case.
+
+    Raises:
+        ValueError: fewer than three cases.
+        MissingExtra: h5py is not installed.
+    """
+    if cases < 3:
+        raise ValueError(f"expected at least 3 cases (one each to train, validate and test), got {cases}")
+    test, val = max(round(cases / 4), 1), max(round(cases / 8), 1)
+    names = [f"case{number:04d}" for number in range(1, cases + 1)]
+    for folder in ("train_npz", "test_vol_h5", "lists_Synapse"):
+        (Path(root) / folder).mkdir(parents=True, exist_ok=True)
+    slices: list[str] = []
+    for number, name in enumerate(names):
+        rng = np.random.default_rng([seed, number])
+        if number >= cases - test:
+            _write_volume(Path(root) / "test_vol_h5" / f"{name}.npy.h5", *_scan(rng, _TEST_SCANNER, size))
+            continue
+        for position, (image, label) in enumerate(zip(*_scan(rng, _TRAINING_SCANNER, size), strict=True)):
+            slices.append(f"{name}_slice{position:03d}")
+            np.savez_compressed(Path(root) / "train_npz" / f"{slices[-1]}.npz", image=image, label=label)
+    lists = Path(root) / "lists_Synapse"
+    _write_lines(lists / "train.txt", slices)
+    _write_lines(lists / "test_vol.txt", names[cases - test :])
+    return Split(
+        tuple(names[: cases - test - val]), tuple(names[cases - test - val : cases - test]), tuple(names[-test:])
+    )
+
+
+def _write_volume(path: Path, image: np.ndarray, label: np.ndarray) -> None:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingExtra("h5py", "h5", "writing Synapse's test volumes") from error
+    with h5py.File(path, "w") as file:
+        file.create_dataset("image", data=image, compression="gzip")
+        file.create_dataset("label", data=label, compression="gzip")
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _scan(rng: np.random.Generator, scanner: _Scanner, size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image in [0, 1] and the labels of one abdomen, both (slices, rows, columns)."""
+    columns, rows, depth = size
+    spacing = np.array([scanner.field_of_view_mm / columns, scanner.field_of_view_mm / rows, _SLAB_MM / depth])
+    index = np.stack(np.meshgrid(*(np.arange(length) for length in (depth, rows, columns)), indexing="ij"))[::-1]
+    centre = (np.array(size) - 1) / 2
+    position = (index - centre[:, None, None, None]) * spacing[:, None, None, None]
+    table = position + rng.uniform((-8, -8, -12), (8, 8, 12))[:, None, None, None]  # nobody lies in the middle of it
+    stature = rng.uniform((0.92, 0.92, 0.94), (1.08, 1.08, 1.06))
+    abdomen = Abdomen(rng, warped(rng, table) / stature[:, None, None, None], scanner.softness_vox * min(spacing))
+    hu = abdomen.hu + scanner.offset_hu + rng.normal(0, 4)
+    across, along = rng.uniform(-1, 1, 2) * scanner.shading_hu / 150
+    hu = (
+        hu + across * position[0] + along * position[1] - scanner.shading_hu * (1 - (position[:2] ** 2).sum(0) / 150**2)
+    )
+    hu = hu + rng.normal(0, scanner.noise_hu * rng.uniform(0.85, 1.2), hu.shape)
+    low, high = WINDOW_HU
+    image = (np.clip(hu, low, high) - low) / (high - low)
+    return image.astype(np.float32), abdomen.labels
