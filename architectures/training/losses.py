@@ -1,11 +1,8 @@
-"""Dice and cross-entropy as nnU-Net defines them, over the samples of all ranks.
+"""Dice and cross-entropy over the samples of all ranks: nnU-Net's loss, and FIAS' over all subsets of its outputs.
 
-Every loss forms sums per sample, adds them over samples and ranks (``reduce``), and only then applies its formula:
-
-    Dice_c = (2 sum(p g) + eps) / max(sum(p) + sum(g) + eps, 1e-8)        p = softmax(logits)_c, g = one-hot(target)_c
-    loss   = w_ce * mean over pixels of -log p_target  -  w_dice * mean over c >= 1 (and samples) of Dice_c
-
-``batch_dice`` says whether the sums of Dice run over the whole batch or over each sample. All sums are float32.
+Every loss forms sums per sample, adds them over samples and ranks (``reduce``), and only then applies its formula, so
+that it does not depend on how many ranks share a batch. The sums, the only heavy part, are one fused operator:
+`trifuse.kernels.segmentation_sums`.
 """
 
 from __future__ import annotations
@@ -18,12 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.mutation_loss import mutation_loss_of_ranks
+from trifuse.kernels.segmentation_sums import check_target, dice_ce, segmentation_sums
 
 from .distributed import Reduce
-
-_SMOOTH = 1e-5
-_SMALLEST_DENOMINATOR = 1e-8
 
 
 def dice_ce_nnunet(
@@ -56,24 +51,20 @@ def dice_ce_nnunet(
 
     Source: Isensee et al., nnU-Net, Nature Methods 2021; Drozdzal et al., arXiv 1608.04117, for the Dice.
     """
-    _check(logits, target, ignore_index)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    weight = logits.new_ones(len(logits)) if sample_weight is None else sample_weight.to(logits)
-
-    valid = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    foreground, truth, surprise = _probabilities(logits, torch.where(valid, target, 0))
-    foreground, truth = foreground * valid.unsqueeze(1), truth * valid.unsqueeze(1)
-
-    per_class = torch.stack([part.flatten(2).sum(2) for part in (foreground * truth, foreground, truth)])  # (3, B, C)
-    per_class = torch.einsum("sbc,b->sc", per_class, weight) if batch_dice else _dice(per_class).mean(1) @ weight
-    cross_entropy = torch.where(valid, surprise, 0).flatten(1).sum(1) @ weight
-    pixels = valid.flatten(1).sum(1).to(weight) @ weight
-
-    sums = torch.cat([per_class.reshape(-1), torch.stack([cross_entropy, pixels, weight.sum()])])
-    sums = sums if reduce is None else reduce(sums)
-    dice_sums, (cross_entropy, pixels, samples) = sums[:-3], sums[-3:]
-    dice = _dice(dice_sums.view(3, -1)).mean() if batch_dice else dice_sums[0] / samples
-    return w_ce * cross_entropy / pixels.clamp(min=1) - w_dice * dice
+    check_target("dice_ce_nnunet", logits, target, ignore_index)
+    if logits.ndim != 4:  # which axis a pixel lies on does not matter
+        logits, target = logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)
+    sums = segmentation_sums([logits], target, squared=False, ignore_index=ignore_index)
+    loss = dice_ce(
+        sums,
+        flavour="nnunet",
+        batch_dice=batch_dice,
+        w_ce=w_ce,
+        w_dice=w_dice,
+        sample_weight=sample_weight,
+        reduce=reduce,
+    )
+    return loss.squeeze(0)
 
 
 def dice_nnunet(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -119,6 +110,34 @@ class SegmentationLoss:
         return torch.stack(terms).sum()
 
 
+@dataclass(frozen=True)
+class MutationLoss:
+    """`trifuse.kernels.mutation_loss` of a network's outputs over the samples of all ranks, for `fit`.
+
+    The outputs may be coarser than the target; they are upsampled inside the loss.
+
+    Attributes: see `trifuse.kernels.mutation_loss`.
+    """
+
+    gamma: float = 0.4
+    subsets: str = "mutation"
+    reduction: str = "sum"
+    ignore_index: int | None = None
+
+    def __call__(self, outputs: Tensor | Sequence[Tensor], batch: Mapping[str, Any], reduce: Reduce | None) -> Tensor:
+        """Return the loss for ``batch["target"]``; ``batch["sample_weight"]`` may silence samples."""
+        return mutation_loss_of_ranks(
+            [outputs] if isinstance(outputs, Tensor) else outputs,
+            batch["target"],
+            gamma=self.gamma,
+            subsets=self.subsets,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            sample_weight=batch.get("sample_weight"),
+            reduce=reduce,
+        )
+
+
 def deep_supervision_weights(outputs: int) -> list[float]:
     """Return the weight of each output, full resolution first; a single one weighs 1."""
     raw = [0.5**index for index in range(outputs)]
@@ -127,44 +146,7 @@ def deep_supervision_weights(outputs: int) -> list[float]:
     return [value / sum(raw) for value in raw]
 
 
-def _probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Foreground probabilities and their truth, both (B, C, ...), and -log p of the true class (B, ...)."""
-    if logits.shape[1] == 1:
-        truth = target.unsqueeze(1).to(logits)
-        surprise = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        return logits.sigmoid(), truth, surprise.squeeze(1)
-    log_probabilities = logits.log_softmax(1)
-    surprise = -log_probabilities.gather(1, target.unsqueeze(1)).squeeze(1)
-    classes = torch.arange(1, logits.shape[1], device=logits.device).view(-1, *[1] * (target.ndim - 1))
-    return log_probabilities[:, 1:].exp(), (target.unsqueeze(1) == classes).to(logits), surprise
-
-
-def _dice(sums: Tensor) -> Tensor:
-    """Dice from sum(p g), sum(p), sum(g), stacked in the first axis."""
-    overlap, predicted, true = sums
-    return (2 * overlap + _SMOOTH) / (predicted + true + _SMOOTH).clamp(min=_SMALLEST_DENOMINATOR)
-
-
 def _resize_target(target: Tensor, size: torch.Size) -> Tensor:
     if target.shape[1:] == size:
         return target
     return F.interpolate(target.unsqueeze(1).float(), size=tuple(size), mode="nearest").squeeze(1).long()
-
-
-def _check(logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
-    if logits.ndim < 3 or target.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ShapeError(
-            f"expected logits (B, K, H, W) and target (B, H, W), got {tuple(logits.shape)} and {tuple(target.shape)}"
-        )
-    if target.dtype != torch.int64:
-        raise TypeError(f"expected a target of type torch.int64, got {target.dtype}")
-    if not target.is_cuda and target.numel():
-        classes = max(logits.shape[1], 2)
-        wrong = (target < 0) | (target >= classes)
-        if ignore_index is not None:
-            wrong &= target != ignore_index
-        if wrong.any():
-            raise ValueError(
-                f"expected classes 0 to {classes - 1} in the target, got {sorted(set(target[wrong].tolist()))[:5]}; "
-                "map the labels, or give the one that does not count as ignore_index"
-            )

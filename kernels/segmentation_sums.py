@@ -1,0 +1,198 @@
+"""The sums over pixels that Dice and cross-entropy are made of, for every sum of some logit maps at once.
+
+For maps P_1 ... P_n and every non-empty subset S of them:
+
+    z = sum_{i in S} P_i,   p = softmax(z),   g = one-hot(target)
+
+    overlap[k]   = sum over pixels of p_k g_k
+    predicted[k] = sum over pixels of p_k, or of p_k**2
+    surprise     = sum over pixels of -log p_target
+    true[k]      = sum over pixels of g_k
+
+and one formula, `dice_ce`, makes the losses of them. Between the two, samples can be weighed and ranks added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import _library
+from .errors import ShapeError
+
+SMOOTH = 1e-5
+
+
+class SegmentationSums(NamedTuple):
+    """Sums over the pixels of each of B samples, for each of S subsets and K classes."""
+
+    overlap: Tensor  # (B, S, K)
+    predicted: Tensor  # (B, S, K)
+    surprise: Tensor  # (B, S)
+    true: Tensor  # (B, K)
+
+
+def subsets_of(maps: int) -> list[tuple[int, ...]]:
+    """Return all non-empty subsets of n maps; the place of a subset is the binary number of its members, less one."""
+    return [tuple(i for i in range(maps) if number >> i & 1) for number in range(1, 2**maps)]
+
+
+def segmentation_sums(
+    maps: Sequence[Tensor], target: Tensor, *, squared: bool, ignore_index: int | None = None
+) -> SegmentationSums:
+    """Return the sums for all 2**n - 1 sums of n maps.
+
+    Args:
+        maps: logits (B, K, h, w) at the target's size, or coarser and then upsampled bilinearly. K = 1 means a sigmoid,
+            and gives the sums of two classes.
+        target: class of every pixel, int64 of shape (B, H, W).
+        squared: whether ``predicted`` sums squares.
+        ignore_index: a class of the target whose pixels count for nothing.
+    """
+    if maps[0].shape[1] == 1:
+        maps = [torch.cat([torch.zeros_like(m), m], 1) for m in maps]  # a sigmoid is the softmax of (0, x)
+    return _composed_sums(maps, target, squared, ignore_index)
+
+
+def dice_ce(
+    sums: SegmentationSums,
+    *,
+    flavour: str,
+    batch_dice: bool,
+    w_ce: float,
+    w_dice: float,
+    sample_weight: Tensor | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return the loss of every subset, of shape (S,).
+
+    Args:
+        sums: of this rank's samples.
+        flavour: "nnunet" (minus the Dice of the foreground) or "transunet" (1 - Dice of all classes; give it squares).
+        batch_dice: pool the sums of Dice over the batch, instead of averaging the Dice of each sample.
+        w_ce: weight of the cross-entropy.
+        w_dice: weight of the Dice.
+        sample_weight: of shape (B,); 0 makes a sample count for nothing.
+        reduce: adds a tensor up over all ranks, differentiably.
+    """
+    weight = sums.surprise.new_ones(len(sums.true)) if sample_weight is None else sample_weight.to(sums.surprise)
+    first = {"nnunet": 1, "transunet": 0}[flavour]
+    subsets, classes = sums.overlap.shape[1], sums.overlap.shape[2] - first
+    squares = sums.predicted + sums.true.unsqueeze(1)
+    per_class = torch.stack([sums.overlap, squares], 1)[..., first:]  # (B, 2, S, C)
+    dice_part = per_class if batch_dice else _dice(per_class[:, 0], per_class[:, 1]).mean(-1)
+    parts = [dice_part.flatten(1), sums.surprise, sums.true.sum(1, keepdim=True), torch.ones_like(weight)[:, None]]
+    total = weight @ torch.cat(parts, 1)
+    total = total if reduce is None else reduce(total)
+    dice_total, surprise, pixels, samples = total.tensor_split((-subsets - 2, -2, -1))
+    if batch_dice:
+        dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1)
+    else:
+        dice = dice_total / samples
+    return w_ce * surprise / pixels.clamp(min=1) + w_dice * ({"nnunet": 0.0, "transunet": 1.0}[flavour] - dice)
+
+
+def _dice(overlap: Tensor, sizes: Tensor) -> Tensor:
+    return (2 * overlap + SMOOTH) / (sizes + SMOOTH)
+
+
+def upsampled(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return logits in float32 or wider, at the size given."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.shape[2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _composed_sums(maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None) -> SegmentationSums:
+    """Sum with differentiable operations alone: the form that functional transforms see through."""
+    full = [upsampled(m, target.shape[1:]).flatten(2) for m in maps]
+    known, label, truth = _truth(target.flatten(1), full[0], ignore_index)
+    found = []
+    for subset in subsets_of(len(maps)):
+        log_p = sum(full[i] for i in subset).log_softmax(1)
+        p = log_p.exp() * known.unsqueeze(1)
+        surprise = -log_p.gather(1, label.unsqueeze(1)).squeeze(1)
+        found.append(((p * truth).sum(2), (p * p if squared else p).sum(2), torch.where(known, surprise, 0).sum(1)))
+    overlap, predicted, surprise = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+    return SegmentationSums(overlap, predicted, surprise + _spoilt(target, full[0], ignore_index), truth.sum(2))
+
+
+def _truth(target: Tensor, like: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which pixels count, a class for each pixel, and the one-hot truth (B, K, P), zero where none counts."""
+    classes = torch.arange(like.shape[1], device=target.device)
+    known = (target >= 0) & (target < len(classes))
+    if ignore_index is not None:
+        known = known & (target != ignore_index)
+    label = torch.where(known, target, 0)
+    truth = ((label.unsqueeze(1) == classes[:, None]) & known.unsqueeze(1)).to(like.dtype)
+    return known, label, truth
+
+
+def _spoilt(target: Tensor, like: Tensor, ignore_index: int | None) -> Tensor:
+    """Return NaN for every sample with a class that does not exist, else 0, of shape (B, 1)."""
+    wrong = (target < 0) | (target >= like.shape[1])
+    if ignore_index is not None:
+        wrong = wrong & (target != ignore_index)
+    return torch.where(wrong.flatten(1).any(1, keepdim=True), torch.nan, 0.0).to(like.dtype)
+
+
+def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: int | None) -> None:
+    """Refuse logit maps (B, K, h, w) that do not belong together, or not to the target (B, H, W)."""
+    for i, logits in enumerate(maps):
+        name = f"logits[{i}]" if len(maps) > 1 else "logits"
+        _library.check_dtype(op, name, logits)
+        if logits.ndim != 4:
+            raise ShapeError(f"{op}: {name} has shape {tuple(logits.shape)}; expected (B, K, h, w)")
+        if logits.shape[:2] != maps[0].shape[:2]:
+            raise ShapeError(
+                f"{op}: {name} has shape {tuple(logits.shape)}; expected {tuple(maps[0].shape[:2])} samples and "
+                "classes, those of logits[0]"
+            )
+        if logits.dtype != maps[0].dtype:
+            raise TypeError(
+                f"{op}: {name} is {logits.dtype}; expected {maps[0].dtype}, the type of logits[0]; convert with .to(...)"
+            )
+        coarse = isinstance(target, Tensor) and target.ndim == 3
+        if coarse and (logits.shape[2] > target.shape[1] or logits.shape[3] > target.shape[2]):
+            raise ShapeError(
+                f"{op}: {name} is {tuple(logits.shape[2:])}; expected at most the target's size "
+                f"{tuple(target.shape[1:])}; crop or pool it, or give the target at full size"
+            )
+    _library.check_tensor(op, "target", target)
+    _library.check_same_device(op, {"target": target, **{f"logits[{i}]": m for i, m in enumerate(maps)}})
+    if target.ndim != 3 or len(target) != len(maps[0]):
+        raise ShapeError(
+            f"{op}: expected a target (B, H, W) for logits {tuple(maps[0].shape)}, got {tuple(target.shape)}"
+        )
+    _check_classes(op, target, maps[0].shape[1], ignore_index)
+
+
+def check_target(op: str, logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
+    """Refuse logits (B, K, ...) and a target (B, ...) that are not of one size."""
+    if logits.ndim < 3 or target.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ShapeError(
+            f"expected logits (B, K, H, W) and target (B, H, W), got {tuple(logits.shape)} and {tuple(target.shape)}"
+        )
+    _check_classes(op, target, logits.shape[1], ignore_index)
+
+
+def _check_classes(op: str, target: Tensor, classes: int, ignore_index: int | None) -> None:
+    """Refuse classes that do not exist, on a CPU: a GPU, which would have to wait for the answer, gives NaN."""
+    if target.dtype != torch.int64:
+        raise TypeError(f"{op}: expected a target of type torch.int64, got {target.dtype}; convert it with .long()")
+    if target.device.type != "cpu" or not target.numel() or _library.without_values((target,)):
+        return
+    classes = max(classes, 2)
+    wrong = (target < 0) | (target >= classes)
+    if ignore_index is not None:
+        wrong &= target != ignore_index
+    if wrong.any():
+        raise ValueError(
+            f"{op}: expected classes 0 to {classes - 1} in the target, got {sorted(set(target[wrong].tolist()))[:5]}; "
+            "map the labels, or give the one that does not count as ignore_index"
+        )
