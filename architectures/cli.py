@@ -6,7 +6,6 @@ Exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 i
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
+
+from .spelling import nearest
 
 EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
 CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
@@ -37,8 +38,8 @@ class _Parser(argparse.ArgumentParser):
             known = [str(choice) for action in self._actions if _is(action, name) for choice in action.choices or ()]
         else:
             return ""
-        near = [match for word in words for match in difflib.get_close_matches(word, known, n=1)]
-        return f"; did you mean {near[0]}?" if near else ""
+        near = next(filter(None, (nearest(word, known) for word in words)), None)
+        return f"; did you mean {near}?" if near else ""
 
 
 def _is(action: argparse.Action, name: str) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from trifuse.kernels.errors import CheckpointError
+
+from .spelling import nearest
 
 SCHEMA_VERSION = 1
 
@@ -40,7 +42,7 @@ def config_from_json(config_type: type, values: Any, source: object) -> Any:
     for name in values:
         if name not in known:
             raise CheckpointError(
-                f"{source}: unknown field {name!r} of {config_type.__name__}{nearest(name, known)}; this trifuse "
+                f"{source}: unknown field {name!r} of {config_type.__name__}{nearest_note(name, known)}; this trifuse "
                 f"reads schema version {SCHEMA_VERSION}: was the file written by a newer one?"
             )
     arguments = {name: _typed(value, hints[name], f"{source}: field {name!r}") for name, value in values.items()}
@@ -74,7 +76,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     raise CheckpointError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
 
 
-def nearest(name: str, candidates: list[str]) -> str:
-    """Say which candidate is spelt most like ``name``; empty if none is."""
-    match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
-    return f"  (nearest: {match[0]})" if match else ""
+def nearest_note(name: str, known: Sequence[str]) -> str:
+    """Say which known name a key may have meant; empty if none is much like it."""
+    near = nearest(name, known, cutoff=0.8)
+    return f"  (nearest: {near})" if near else ""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trifuse.kernels.errors import CheckpointError
 
-from .config_json import SCHEMA_VERSION, config_from_json, config_to_json, nearest
+from .config_json import SCHEMA_VERSION, config_from_json, config_to_json, nearest_note
 from .files import describe_content, sha256_of, write_json
 from .weights_file import read_safetensors, write_safetensors
 
@@ -60,8 +60,8 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     misshapen = [name for name in common if tensors[name].shape != wanted[name].shape]
     non_finite = [name for name in common if not bool(tensors[name].isfinite().all())]
     sections = [
-        ("missing", (f"{name}{nearest(name, unexpected)}" for name in missing), len(missing)),
-        ("unexpected", (f"{name}{nearest(name, missing)}" for name in unexpected), len(unexpected)),
+        ("missing", (f"{name}{nearest_note(name, unexpected)}" for name in missing), len(missing)),
+        ("unexpected", (f"{name}{nearest_note(name, missing)}" for name in unexpected), len(unexpected)),
         (
             "of the wrong shape",
             (f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(tensors[name].shape)}" for name in misshapen),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 
+from .data.acdc import Frames
 from .data.cases import Layout, Study, Targets, open_study
+from .data.preparation import Preparation
 from .data.slices import Keep
 from .data.split import Split, read_split, split_patients, verify_split
+from .data.synapse import LabelSpace
 from .data.voxel_values import NonFinite
 from .pretrained import config_from_json, config_to_json
+from .spelling import nearest
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,32 @@ class DataRecipe:
 
     Attributes:
         root: the study's folder.
-        layout: ``"lascarqs"``, ``"plain"``, or ``"auto"``.
-        targets: what to segment in the plain layout, each ``"3"``, ``"lv=3"`` or ``"wall=1,2"``.
+        layout: of the folder, see ``open_study``; ``"auto"`` tells by the files that are there.
+        targets: what to segment, each ``"3"``, ``"lv=3"`` or ``"wall=1,2"``.
         patient_pattern: regular expression that finds the patient in a case's name.
-        split: JSON file that says which cases train, validate and test; None draws the split.
+        label_space: how the labels of the Synapse package are numbered; needed there.
+        frames: which frames of the ACDC layout are cases: ``"both"``, ``"ed"`` or ``"es"``.
+        split: JSON file that says which cases train, validate and test; None takes the split that the study brings,
+            or draws one.
         val_cases: patterns of the cases that validate, and
-        test_cases: of those that test; given either, all other cases train and nothing is drawn.
+        test_cases: of those that test; given either, all other cases train and nothing is drawn. A study that brings
+            a split keeps the part that is not given.
         val_from: what the drawn validation tenth is taken of: ``"all"`` patients, or those ``"remaining"`` for it.
         split_seed: of the drawn split.
         image_size: side of the square that slices are resized to, in pixels.
         keep: slices to train on: ``"all"``, those that show a target (``"foreground"``), or those on which anything
             is drawn (``"labelled"``).
-        augment: ``"none"`` or ``"flip_rot"``.
+        augment: ``"none"``, ``"flip_rot"``, or ``"transunet"``: that of TransUNet.
+        preparation: how the values and the size of slices are changed, in training and prediction.
         nonfinite: what to do with NaN and infinite voxels: ``"error"``, ``"zero"`` or ``"median"``.
     """
 
-    root: str
+    root: str = ""
     layout: Layout = "auto"
     targets: tuple[str, ...] = ()
     patient_pattern: str | None = None
+    label_space: LabelSpace | None = None
+    frames: Frames = "both"
     split: str | None = None
     val_cases: tuple[str, ...] = ()
     test_cases: tuple[str, ...] = ()
@@ -52,24 +62,33 @@ class DataRecipe:
     split_seed: int = 42
     image_size: int = 448
     keep: Keep = "all"
-    augment: Literal["none", "flip_rot"] = "none"
+    augment: Literal["none", "flip_rot", "transunet"] = "none"
     nonfinite: NonFinite = "error"
+    preparation: Preparation = field(default_factory=Preparation)
 
     def open(self) -> Study:
         """Find the cases."""
         return open_study(
-            Path(self.root), self.layout, parse_targets(self.targets), patient_pattern=self.patient_pattern
+            Path(self.root),
+            self.layout,
+            parse_targets(self.targets),
+            patient_pattern=self.patient_pattern,
+            label_space=self.label_space,
+            frames=self.frames,
         )
 
     def choose_split(self, study: Study) -> Split:
-        """Read, build or draw the split, whichever the recipe says."""
+        """Read, build or draw the split, or take the study's own, whichever the recipe says."""
         if self.split is not None:
             return read_split(Path(self.split), study)
         if not self.val_cases and not self.test_cases:
+            if study.split is not None:
+                return verify_split(study, study.split)
             return split_patients(study, seed=self.split_seed, val_from=self.val_from)
         names = [case.case_id for case in study.cases]
-        test = matching_cases(study, names, self.test_cases)
-        val = matching_cases(study, names, self.val_cases)
+        own = study.split or Split((), (), ())
+        test = matching_cases(study, names, self.test_cases) or own.test
+        val = matching_cases(study, names, self.val_cases) or tuple(name for name in own.val if name not in test)
         train = tuple(name for name in names if name not in (*test, *val))
         return verify_split(study, Split(train, val, test))
 
@@ -116,7 +135,7 @@ def recipe_from(
     Raises:
         RecipeError: naming the field and, for one that is unknown, the nearest known one.
     """
-    values: dict[str, Any] = config_to_json(kind(DataRecipe(root="")))
+    values: dict[str, Any] = config_to_json(kind())
     sources: list[tuple[str, Any]] = []
     if file is not None:
         try:
@@ -163,13 +182,13 @@ def _put(values: dict[str, Any], kind: type, dotted: str, value: Any) -> None:
     hints = get_type_hints(kind)
     for section in sections:
         if section not in hints or not is_dataclass(hints[section]):
-            raise RecipeError(f"{dotted}: there is no section {section!r}{_nearest(section, hints)}")
+            raise RecipeError(f"{dotted}: there is no section {section!r}{_suggestion(section, hints)}")
         values, hints = values[section], get_type_hints(hints[section])
     if name not in hints or is_dataclass(hints[name]):
-        raise RecipeError(f"{dotted}: there is no field {name!r}{_nearest(name, hints)}")
+        raise RecipeError(f"{dotted}: there is no field {name!r}{_suggestion(name, hints)}")
     values[name] = value
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+def _suggestion(name: str, known: Mapping[str, Any]) -> str:
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else f"; known are {', '.join(known)}"

@@ -32,7 +32,7 @@ from .evaluation.report import (
 )
 from .evaluation.scoring import evaluate_cases
 from .recipes import DataRecipe
-from .training.epoch_log import read_log
+from .run_log import read_log
 from .training.run_folder import LOCK_FILE, OutputFolderError
 
 Part = Literal["train", "val", "test"]
@@ -77,7 +77,12 @@ def prepare_data(recipe: DataRecipe, out: Path, *, cache: Path | None = None) ->
     written = out / SPLIT_FILE
     split = read_split(written, study) if written.exists() else recipe.choose_split(study)
     cache = cache or out / _CACHE_FOLDER
-    options: dict[str, Any] = {"image_size": recipe.image_size, "cache": cache, "nonfinite": recipe.nonfinite}
+    options: dict[str, Any] = {
+        "image_size": recipe.image_size,
+        "cache": cache,
+        "nonfinite": recipe.nonfinite,
+        "preparation": recipe.preparation,
+    }
     augment = FlipRotate() if recipe.augment == "flip_rot" else None
     train_set = SliceDataset(study, split.train, augment=augment, keep=recipe.keep, **options)
     train_set.require_every_class()

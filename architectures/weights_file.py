@@ -132,6 +132,15 @@ def _split_tied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return unique, tied
 
 
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors: names, types, shapes and bytes, whatever the order, device or strides."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(bytes_of(tensor.detach()))
+    return digest.hexdigest()
+
+
 def bytes_of(tensor: Tensor) -> Any:
     """Return the bytes of a tensor on any device as a buffer, row by row whatever its strides."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -24,7 +24,10 @@ LONGEST_FILE = 400
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc", "v2"}
 PARTS = ("data", "training", "evaluation")
 # What every part of architectures stands on; the other files beside them belong to the command and may join everything.
-FOUNDATIONS = tuple(f"trifuse.architectures.{name}" for name in ("files", "weights_file", "config_json", "pretrained"))
+FOUNDATIONS = tuple(
+    f"trifuse.architectures.{name}"
+    for name in ("files", "run_log", "spelling", "weights_file", "config_json", "pretrained")
+)
 COMMAND_FILES = tuple(
     name
     for path in (ROOT / "architectures").glob("*.py")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trifuse.architectures.run_log import read_log
 from trifuse.kernels import DataError
 
 from .picture import (
@@ -45,7 +44,7 @@ def draw_training_curves(log_csv: Path, out: Path) -> Picture:
     Raises:
         DataError: the log is missing, has no rows, or no column to draw.
     """
-    log = _read_log(log_csv)
+    log = _columns(log_csv)
     epochs = log.pop("epoch")
     panels = [
         ("Loss", {name: y for name, y in log.items() if "loss" in name}),
@@ -80,7 +79,7 @@ def draw_block_weights(log_csv: Path, out: Path, *, selected: Sequence[int] = ()
     Raises:
         DataError: the log is missing, has no rows, or no column of block weights.
     """
-    log = _read_log(log_csv)
+    log = _columns(log_csv)
     weights = np.array([log[f"{BLOCK_COLUMN}{i}"] for i in range(len(log)) if f"{BLOCK_COLUMN}{i}" in log])
     if not weights.size:
         raise DataError(log_csv, "columns", got=", ".join(log), want=f"{BLOCK_COLUMN}0, {BLOCK_COLUMN}1 ...")
@@ -187,23 +186,9 @@ def _dress(axis: Any, title: str, x_label: str) -> None:
         spine.set_color(FAINT)
 
 
-def _read_log(path: Path) -> dict[str, NDArray]:
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            lines = list(csv.DictReader(stream))
-    except OSError as error:
-        raise DataError(path, "log", got=error.strerror, want="the CSV log of a training run") from None
-    if not lines or "epoch" not in lines[0]:
-        got = "no rows" if not lines else f"columns {', '.join(map(str, lines[0]))}"
-        raise DataError(path, "log", got=got, want="a column called epoch and at least one row")
-    return {name: np.array([_value(line.get(name)) for line in lines]) for name in lines[0] if name}
-
-
-def _value(cell: str | None) -> float:
-    try:
-        return float(cell or "nan")
-    except ValueError:
-        return math.nan
+def _columns(log_csv: Path) -> dict[str, NDArray]:
+    rows = read_log(log_csv)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def _curve_sentence(title: str, epochs: NDArray, name: str, y: NDArray) -> str:

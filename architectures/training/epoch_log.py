@@ -78,12 +78,6 @@ class EpochLog:
             self._board.flush()
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a log, numbers as numbers."""
-    with open(path, newline="") as stream:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
-
-
 def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
     """Cut the file down to its header and the first epochs, and return the columns."""
     if not path.exists():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from trifuse.architectures.files import remove_leftovers
-from trifuse.architectures.weights_file import bytes_of, read_safetensors, write_safetensors
+from trifuse.architectures.weights_file import bytes_of, digest_of_tensors, read_safetensors, write_safetensors
 from trifuse.kernels.errors import CheckpointError, DataError, NumericError
 
 from .distributed import World, open_world
@@ -134,11 +134,8 @@ def _encode(model: Any, image: Tensor, blocks: Sequence[int], dtype: torch.dtype
 
 
 def _digest_encoder(encoder: nn.Module, blocks: Sequence[int], dtype: torch.dtype) -> str:
-    digest = hashlib.sha256(f"{encoder!r} {tuple(blocks)} {dtype}".encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(bytes_of(tensor))
-    return digest.hexdigest()
+    weights = digest_of_tensors(encoder.state_dict())
+    return hashlib.sha256(f"{encoder!r} {tuple(blocks)} {dtype} {weights}".encode()).hexdigest()
 
 
 def _is_whole(path: Path) -> bool:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from trifuse.architectures import weights_file
 from trifuse.architectures.files import sha256_of
-from trifuse.architectures.weights_file import read_safetensors, write_safetensors
+from trifuse.architectures.weights_file import digest_of_tensors, read_safetensors, write_safetensors
 from trifuse.kernels import CheckpointError
 
 TENSORS = {
@@ -227,3 +227,17 @@ def test_c6_headers_that_cannot_be(tmp_path, tensor, message):
 def test_headers_that_are_no_headers(tmp_path, header, message):
     with pytest.raises(CheckpointError, match=message):
         read_safetensors(write_raw(tmp_path / "x", header))
+
+
+def test_the_digest_of_tensors_sees_every_bit_name_shape_and_type():
+    names = ["a", "b"]
+    tensors = {name: torch.arange(4.0).reshape(2, 2) for name in names}
+    digest = digest_of_tensors(tensors)
+    assert digest == digest_of_tensors({name: tensors[name].t().clone().t() for name in reversed(names)})
+    others = [
+        {**tensors, "a": tensors["a"] + 1e-7},
+        {**tensors, "a": tensors["a"].flatten()},
+        {**tensors, "a": tensors["a"].bfloat16()},
+        {"a": tensors["a"], "c": tensors["b"]},
+    ]
+    assert len({digest, *map(digest_of_tensors, others)}) == 5

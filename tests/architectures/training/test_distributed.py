@@ -16,8 +16,8 @@ from conftest import run_ranks
 from safetensors.torch import load_file
 from tiny_run import StopAt, TinyConfig, TinyNet, run
 
+from trifuse.architectures.run_log import read_log
 from trifuse.architectures.training.distributed import World, open_world
-from trifuse.architectures.training.epoch_log import read_log
 from trifuse.architectures.training.interruption import Interrupted
 from trifuse.kernels.errors import TrifuseError
 

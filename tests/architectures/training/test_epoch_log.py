@@ -9,7 +9,8 @@ import sys
 import pytest
 from conftest import Child
 
-from trifuse.architectures.training.epoch_log import EpochLog, read_log
+from trifuse.architectures.run_log import read_log
+from trifuse.architectures.training.epoch_log import EpochLog
 from trifuse.kernels.errors import DataError, MissingExtra
 
 

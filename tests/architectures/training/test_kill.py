@@ -15,8 +15,8 @@ import torch
 from conftest import Child
 from tiny_run import Squares, TinyNet, bits, run
 
+from trifuse.architectures.run_log import read_log
 from trifuse.architectures.training.checkpoint import CheckpointFolder, Saves
-from trifuse.architectures.training.epoch_log import read_log
 from trifuse.kernels.errors import CheckpointError
 
 OPTIONS = {

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trifuse.architectures.pretrained import Pretrained
+from trifuse.architectures.run_log import read_log
 from trifuse.architectures.training.batches import keyed_seed
-from trifuse.architectures.training.epoch_log import read_log
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.architectures.training.recipe import Recipe
