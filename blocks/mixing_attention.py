@@ -1,4 +1,4 @@
-"""The mixing-attention decoder block: self-attention over all pixels, mixed with Monte Carlo attention over channels."""
+"""The mixing-attention decoder block: self-attention over pixels, mixed with Monte Carlo attention over channels."""
 
 from __future__ import annotations
 

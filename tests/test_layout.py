@@ -26,7 +26,7 @@ PARTS = ("data", "training", "evaluation")
 # What every part of architectures stands on; the other files beside them belong to the command and may join everything.
 FOUNDATIONS = tuple(
     f"trifuse.architectures.{name}"
-    for name in ("files", "run_log", "spelling", "weights_file", "config_json", "pretrained")
+    for name in ("files", "run_log", "spelling", "weights_file", "config_json", "pretrained", "published_weights")
 )
 COMMAND_FILES = tuple(
     name

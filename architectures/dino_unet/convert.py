@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,18 +27,7 @@ from torch import Tensor
 
 from trifuse.kernels import CheckpointError
 
-from ..files import describe_content, sha256_of, write_json
-from ..pretrained import (
-    CONFIG_FILE,
-    FORMAT,
-    SCHEMA_VERSION,
-    WEIGHTS_FILE,
-    config_to_json,
-    read_description,
-    read_safetensors,
-    recorded_digest,
-    write_safetensors,
-)
+from ..published_weights import ConversionReport, compare, convert_weights, read_tensors
 from .encoder import DinoV2Encoder
 from .variants import VARIANTS
 
@@ -67,8 +55,6 @@ _RULES = [  # the published name, ours, and which part of ours it is: (index, nu
 ]
 _HEADS = r"(?:head|heads|linear_head|classifier|dino_head|ibot_head)\..+"
 _WRAPPERS = r"(?:module\.|backbone\.|dinov2\.|dinov2_with_registers\.)*"
-_NAMES_SHOWN = 10
-_NESTING = ("teacher", "model", "state_dict")
 
 
 @dataclass(frozen=True)
@@ -89,38 +75,6 @@ class EncoderConfig:
         return f"DinoV2Encoder({self.variant!r}, num_registers={self.num_registers}, pos_mode={self.pos_mode!r})"
 
 
-@dataclass(frozen=True)
-class ConversionReport:
-    """What became of every tensor of a checkpoint.
-
-    Args:
-        source: where the tensors came from.
-        config: the encoder that they are for.
-        mapped: published name -> our name.
-        ignored: names of tensors that the encoder has no use for: training heads.
-        missing: our names, for which the checkpoint has nothing, or not all parts.
-        misshapen: our names whose tensors have another shape than the encoder's, with both shapes.
-        unexpected: published names that follow no known pattern.
-    """
-
-    source: str
-    config: EncoderConfig
-    mapped: dict[str, str]
-    ignored: tuple[str, ...]
-    missing: tuple[str, ...]
-    misshapen: tuple[str, ...]
-    unexpected: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"{self.source}: {self.config}", f"  {len(self.mapped)} tensors mapped"]
-        for title in ("ignored", "missing", "misshapen", "unexpected"):
-            names = getattr(self, title)
-            if names:
-                rest = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-                lines.append(f"  {len(names)} {title}: {', '.join(names[:_NAMES_SHOWN])}{rest}")
-        return "\n".join(lines)
-
-
 def convert_dinov2(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> ConversionReport:
     """Convert a published DINOv2 checkpoint to a folder that `DinoV2Encoder` loads.
 
@@ -132,24 +86,7 @@ def convert_dinov2(path: str | os.PathLike[str], out: str | os.PathLike[str]) ->
     Raises:
         CheckpointError: the file is missing, damaged, holds code, is not a whole DINOv2 encoder, or lies in ``out``.
     """
-    folder = Path(out)
-    if Path(path).resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{path}: lies in the output folder {folder}, whose files would replace it; name another")
-    state, report = read_dinov2(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = write_safetensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
-    write_json(
-        folder / CONFIG_FILE,
-        {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "architecture": ARCHITECTURE,
-            "config": config_to_json(report.config),
-            "sha256": {WEIGHTS_FILE: digest},
-            "converted_from": {"file": Path(path).name, "sha256": sha256_of(Path(path))},
-        },
-    )
-    return report
+    return convert_weights(path, out, ARCHITECTURE, read_dinov2)
 
 
 def load_dinov2_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -166,15 +103,7 @@ def read_dinov2(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Conver
     Raises:
         CheckpointError: nothing is there, it is damaged, holds code, or is not a whole DINOv2 encoder.
     """
-    path = Path(path)
-    if path.is_dir():
-        digest = recorded_digest(read_description(path, ARCHITECTURE), path)
-        tensors = read_safetensors(path / WEIGHTS_FILE, digest)
-    elif path.suffix == ".safetensors":
-        tensors = read_safetensors(path)
-    else:
-        tensors = _read_pickled(path)
-    return rename_dinov2(tensors, str(path))
+    return rename_dinov2(read_tensors(Path(path), ARCHITECTURE), str(path))
 
 
 def rename_dinov2(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], ConversionReport]:
@@ -211,16 +140,7 @@ def rename_dinov2(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str,
         state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
     with torch.device("meta"):  # names and shapes without memory for the weights
         wanted = DinoV2Encoder(config.variant, num_registers=config.num_registers).state_dict()
-    missing = tuple(name for name in wanted if name not in state)
-    misshapen = tuple(
-        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    )
-    report = ConversionReport(source, config, mapped, tuple(ignored), missing, misshapen, tuple(unexpected))
-    if missing or misshapen or unexpected:
-        raise CheckpointError(f"expected all weights of one DINOv2 encoder and nothing else, got {report}")
-    return {name: state[name] for name in wanted}, report
+    return compare(source, config, state, wanted, mapped=mapped, ignored=ignored, unexpected=unexpected)
 
 
 def _our_name(name: str) -> tuple[str, int, int] | None:
@@ -258,32 +178,3 @@ def _detect(state: Mapping[str, Tensor], source: str) -> EncoderConfig:
         f"{source}: tokens of width {found[0]}, {depth} blocks with {ffn} and {found[3]} x {found[3]} positions are "
         f"none of the variants {', '.join(VARIANTS)}"
     )
-
-
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """Read tensors that `torch.save` wrote; a file that holds anything to be executed is refused unexecuted."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a checkpoint file or a folder of converted weights, found nothing")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: expected tensors saved by PyTorch, found {describe_content(path)} that holds code or something "
-            "else; nothing in it was executed; get the weights as safetensors, or have their owner save the "
-            "state_dict() alone"
-        ) from error
-    except Exception as error:  # torch reports damage with a dozen types, none of which names the file
-        raise CheckpointError(
-            f"{path}: expected tensors saved by PyTorch, found {describe_content(path)} that cannot be read ({error}); "
-            "is it damaged or cut short?"
-        ) from error
-    for key in _NESTING:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a dictionary of named tensors, got a {type(content).__name__}")
-    for name, value in content.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor)):
-            what = f"{type(value).__name__} under {name!r}"
-            raise CheckpointError(f"{path}: expected a dictionary of named tensors, got one with a {what}")
-    return content

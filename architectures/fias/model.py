@@ -219,8 +219,8 @@ class Fias(Pretrained, nn.Module):
             return_all: also return the maps that the logits are the sum of; a training pass returns its maps anyway.
 
         Returns:
-            In evaluation the summed logits (B, K, H, W), and with ``return_all`` the list of those of each head, upsampled
-            to that size, coarsest first; in training what `head_maps` returns.
+            In evaluation the summed logits (B, K, H, W), with ``return_all`` also the list of those of each head,
+            upsampled to that size, coarsest first; in training what `head_maps` returns.
 
         Raises:
             ShapeError: not a batch of images, not the declared channels, or sides that are refused.

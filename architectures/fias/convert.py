@@ -1,0 +1,119 @@
+"""Bring published DilateFormer weights, wrapped or not, under the names that the encoder uses: the published ones.
+
+Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trifuse.kernels.errors import CheckpointError
+
+from ..published_weights import ConversionReport, compare, convert_weights, read_tensors
+from .dilateformer import DilateFormer
+from .variants import VARIANTS
+
+ARCHITECTURE = "dilateformer"
+
+_WRAPPERS = r"(?:module\.|model\.)*"
+_NAMES = r"(?:patch_embed|stages|norm)\..+"
+_HEADS = r"head\..+"
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class DilateFormerConfig:
+    """What converted weights are for: the argument of `DilateFormer`.
+
+    Args:
+        variant: a name from `VARIANTS`.
+    """
+
+    variant: str
+
+    def __str__(self) -> str:
+        return f"DilateFormer({self.variant!r})"
+
+
+def convert_dilateformer(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> ConversionReport:
+    """Convert a published DilateFormer checkpoint to a folder that `DilateFormer` and `Fias` load.
+
+    Args:
+        path: a ``.pth`` or ``.safetensors`` file.
+        out: the folder to write: ``model.safetensors`` under the published names, without the classifier, and
+            ``config.json``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds code, is not a whole DilateFormer, or lies in ``out``.
+    """
+    return convert_weights(path, out, ARCHITECTURE, read_dilateformer)
+
+
+def read_dilateformer(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Read a checkpoint and bring it under the encoder's names.
+
+    Args:
+        path: a folder written by `convert_dilateformer`, or a published ``.pth`` or ``.safetensors`` file.
+
+    Raises:
+        CheckpointError: nothing is there, it is damaged, holds code, or is not a whole DilateFormer.
+    """
+    return rename_dilateformer(read_tensors(Path(path), ARCHITECTURE), str(path))
+
+
+def rename_dilateformer(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Take wrappers and classifier from the names of a state dict.
+
+    Args:
+        tensors: a state dict of the published network.
+        source: where it came from, for the report.
+
+    Raises:
+        CheckpointError: the tensors are not exactly those of one DilateFormer, its classifier aside.
+    """
+    mapped: dict[str, str] = {}
+    ignored: list[str] = []
+    unexpected: list[str] = []
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        ours = re.sub(f"^{_WRAPPERS}", "", name)
+        if not re.fullmatch(_NAMES, ours):
+            (ignored if re.fullmatch(_HEADS, ours) else unexpected).append(name)
+            continue
+        if ours in state:
+            raise CheckpointError(f"{source}: {name!r} gives {ours!r} a second time; it mixes two networks")
+        if not tensor.is_floating_point() and not ours.endswith(_COUNTER):
+            raise CheckpointError(f"{source}: expected {name!r} of a floating-point type, got {tensor.dtype}")
+        state[ours] = tensor
+        mapped[name] = ours
+    config = _detect(state, source)
+    with torch.device("meta"):  # names and shapes without memory for the weights
+        wanted = DilateFormer(config.variant, out_norm=False).state_dict()
+    strangers = [name for name, ours in mapped.items() if ours not in wanted]
+    return compare(source, config, state, wanted, mapped=mapped, ignored=ignored, unexpected=[*unexpected, *strangers])
+
+
+def _detect(state: Mapping[str, Tensor], source: str) -> DilateFormerConfig:
+    """Tell from names and shapes which DilateFormer this is."""
+    embedding = state.get("patch_embed.proj.9.weight")
+    found = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name) for name in state]
+    blocks = {(int(match[1]), int(match[2])) for match in found if match}
+    if embedding is None or embedding.dim() != 4 or not blocks:
+        raise CheckpointError(
+            f"{source}: expected the weights of a DilateFormer, found no overlapping patch embedding with stages of "
+            "blocks in it"
+        )
+    depths = tuple(sum(stage == index for stage, _ in blocks) for index in range(4))
+    for variant, shape in VARIANTS.items():
+        if (embedding.shape[0], depths) == (shape.embed_dim, shape.depths):
+            return DilateFormerConfig(variant)
+    raise CheckpointError(
+        f"{source}: {embedding.shape[0]} channels and blocks {depths} are none of the variants {', '.join(VARIANTS)}"
+    )
