@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .data.augmentation import FlipRotate
+from .data.augmentation import FlipRotate, TransUNetAugmentation
 from .data.cases import Study
-from .data.slices import Keep, SliceDataset
+from .data.slices import Augment, Keep, SliceDataset
 from .data.split import Split, read_split, write_split
 from .evaluation.charts import draw_training_curves
 from .evaluation.metrics import Conventions
@@ -39,6 +39,7 @@ Part = Literal["train", "val", "test"]
 SPLIT_FILE = "split.json"
 _CACHE_FOLDER = "cache"
 _BEFORE_A_RUN = {SPLIT_FILE, _CACHE_FOLDER, LOCK_FILE}  # all that a run writes before its run.json
+_AUGMENTATIONS: dict[str, Callable[[], Augment] | None] = {"none": None, "flip_rot": FlipRotate, "transunet": TransUNetAugmentation}
 _PART_TITLES = {"train": "Training cases", "val": "Validation cases", "test": "Test cases"}
 
 
@@ -83,8 +84,8 @@ def prepare_data(recipe: DataRecipe, out: Path, *, cache: Path | None = None) ->
         "nonfinite": recipe.nonfinite,
         "preparation": recipe.preparation,
     }
-    augment = FlipRotate() if recipe.augment == "flip_rot" else None
-    train_set = SliceDataset(study, split.train, augment=augment, keep=recipe.keep, **options)
+    augment = _AUGMENTATIONS[recipe.augment]
+    train_set = SliceDataset(study, split.train, augment=augment and augment(), keep=recipe.keep, **options)
     train_set.require_every_class()
     keep: Keep = "labelled" if recipe.keep == "labelled" else "all"
     val_set = SliceDataset(study, split.val or split.train, keep=keep, **options)
