@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from .spelling import nearest
 
 EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
+LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices")
 CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
 VARIANTS = ("tiny", "small", "base", "large", "giant")
 
@@ -181,10 +182,14 @@ def _command(commands: Any, name: str, run: str, help: str) -> argparse.Argument
 
 def _study_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("study")
-    group.add_argument("data", type=Path, help="folder of the study: LAScarQS, or images/ and labels/")
-    group.add_argument("--layout", choices=("auto", "lascarqs", "plain"), help="of the folder (auto)")
+    group.add_argument("data", type=Path, help="folder of the study, in any of the layouts")
+    group.add_argument("--layout", choices=LAYOUTS, help="of the folder (auto)")
     group.add_argument("--target", action="append", metavar="[NAME=]VALUE", help="label to segment, e.g. lv=3; repeat")
     group.add_argument("--patient", metavar="REGEX", help="finds the patient in a case's name (each case its own)")
+    group.add_argument(
+        "--label-space", choices=("btcv14", "transunet9", "merit9"), help="how Synapse's labels are numbered"
+    )
+    group.add_argument("--frames", choices=("both", "ed", "es"), help="of ACDC's raw layout (both)")
 
 
 def _training_options(parser: argparse.ArgumentParser) -> None:
@@ -206,7 +211,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--test-cases", nargs="+", metavar="PATTERN", help="cases that are never trained on")
     group.add_argument("--image-size", type=int, help="side that slices are resized to, in pixels (448)")
     group.add_argument("--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
-    group.add_argument("--augment", choices=("none", "flip_rot"), help="(none)")
+    group.add_argument("--augment", choices=("none", "flip_rot", "transunet"), help="(none)")
     group = parser.add_argument_group("training")
     group.add_argument(
         "--epochs", type=int, help="passes over the training slices; a tenth of them, at most 5, warm up"

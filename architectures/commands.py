@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 # where the options of `trifuse train` go in a recipe
 _FIELDS = {
@@ -16,6 +17,8 @@ _FIELDS = {
     "layout": "data.layout",
     "target": "data.targets",
     "patient": "data.patient_pattern",
+    "label_space": "data.label_space",
+    "frames": "data.frames",
     "split": "data.split",
     "val_cases": "data.val_cases",
     "test_cases": "data.test_cases",
@@ -48,15 +51,8 @@ def demo_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
 
 def data_check(arguments: argparse.Namespace, words: list[str]) -> int:
     from .data.check import check_folder
-    from .recipes import parse_targets
 
-    findings = check_folder(
-        arguments.data,
-        arguments.layout or "auto",
-        parse_targets(arguments.target or ()),
-        patient_pattern=arguments.patient,
-        digests=arguments.digests,
-    )
+    findings = check_folder(arguments.data, **_study_arguments(arguments), digests=arguments.digests)
     study = findings.study
     print(f"{arguments.data}: {study.layout} layout, {len(study.cases)} cases, classes {', '.join(study.class_names)}")
     for warning in findings.warnings:
@@ -120,17 +116,12 @@ def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
     from .evaluation.scoring import evaluate_cases
     from .evaluation.summary import failures, format_summary, summarise
     from .evaluation.tables import write_case_table
-    from .recipes import matching_cases, parse_targets
+    from .recipes import matching_cases
 
     _refuse_existing(arguments.out, arguments.overwrite)
     if not arguments.predictions.is_dir():
         raise UsageError(f"{arguments.predictions} is no folder; expected the one that trifuse predict wrote")
-    study = open_study(
-        arguments.data,
-        arguments.layout or "auto",
-        parse_targets(arguments.target or ()),
-        patient_pattern=arguments.patient,
-    )
+    study = open_study(arguments.data, **_study_arguments(arguments))
     labelled = [case.case_id for case in study.cases if case.label is not None]
     conventions = Conventions(
         empty_masks=arguments.convention,
@@ -188,6 +179,19 @@ def doctor(arguments: argparse.Namespace, words: list[str]) -> None:
         print(json.dumps(findings, indent=2))
     else:
         print(format_findings(findings))
+
+
+def _study_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of ``open_study`` that the options spell."""
+    from .recipes import parse_targets
+
+    return {
+        "layout": arguments.layout or "auto",
+        "targets": parse_targets(arguments.target or ()),
+        "patient_pattern": arguments.patient,
+        "label_space": arguments.label_space,
+        "frames": arguments.frames or "both",
+    }
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

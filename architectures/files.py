@@ -73,6 +73,8 @@ def describe_content(path: Path) -> str:
         return "a gzip file"
     if head.startswith(b"PK\x03\x04"):
         return "a zip file"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "an HDF5 file"
     if head.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer (the real file was not downloaded)"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):

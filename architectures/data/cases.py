@@ -1,111 +1,111 @@
 """A folder becomes a study: which cases there are, which file is what, and what is wrong with them.
 
-Two layouts are understood. ``lascarqs`` is the folder of the LAScarQS 2022 challenge, task 1::
+These layouts are understood; ``"auto"`` tells them apart by the files that are there:
 
-    train_data/train_<n>/enhanced.nii.gz        the LGE volume
-    train_data/train_<n>/atriumSegImgMO.nii.gz  the left-atrium cavity, anything above 0
-    train_data/train_<n>/scarSegImgM.nii.gz     the scar, not used
-
-``plain`` is any pair of folders whose files have the same names::
-
-    images/<case>.nii.gz   (or <case>_0000.nii.gz, as nnU-Net calls the first channel)
-    labels/<case>.nii.gz   (the folder may be absent: such a study can be predicted, not trained on)
+===============  =====================================================================================
+``lascarqs``     LAScarQS 2022, task 1: ``train_data/train_<n>/enhanced.nii.gz`` (the LGE volume) and
+                 ``atriumSegImgMO.nii.gz`` (the left-atrium cavity, anything above 0)
+``plain``        ``images/<case>.nii.gz`` and ``labels/<case>.nii.gz``; the second folder may be absent:
+                 such a study can be predicted, not trained on
+``nnunet``       nnU-Net's raw data set, see nnunet_raw.py
+``synapse``      TransUNet's package of slices and volumes, see synapse.py
+``acdc``         ACDC's folders of patients, see acdc.py, and
+``acdc_slices``  slices and volumes made of them
+===============  =====================================================================================
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
-
-import numpy as np
+from typing import Literal, get_args
 
 from trifuse.kernels.errors import DataError
 
-from .nifti import SUFFIXES, read_image, read_labels
-from .volume import Volume
-from .voxel_values import NonFinite
+from .acdc import Frames, acdc_classes, has_acdc_slices, patient_folders, scan_acdc, scan_acdc_slices
+from .layout import Classes, Found, Targets, chosen_classes
+from .nifti import SUFFIXES, nifti_files
+from .study import (
+    Case,
+    Study,
+    listed,
+    load_case,
+    load_image,
+    load_raw_case,
+    map_labels,
+    missing_files,
+    natural_key,
+)
+from .synapse import LabelSpace, is_synapse, scan_synapse, synapse_classes
 
-Layout = Literal["auto", "lascarqs", "plain"]
-Targets = int | Mapping[str, int | Sequence[int]]
+__all__ = [
+    "Case",
+    "Layout",
+    "Study",
+    "Targets",
+    "load_case",
+    "load_image",
+    "load_raw_case",
+    "map_labels",
+    "missing_files",
+    "natural_key",
+    "open_images",
+    "open_study",
+    "scan_study",
+]
+
+Layout = Literal["auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices"]
 
 _LASCARQS_IMAGE, _LASCARQS_LABEL = "enhanced.nii.gz", "atriumSegImgMO.nii.gz"
 _LASCARQS_FOLDER = re.compile(r"train_(\d+)")
 _FIRST_CHANNEL = "_0000"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One image with its label map, if it has one, and the patient it comes from."""
-
-    case_id: str
-    patient: str
-    image: Path
-    label: Path | None
-
-
-@dataclass(frozen=True)
-class Study:
-    """The cases of one folder and what their label values mean.
-
-    Attributes:
-        root: the folder.
-        layout: ``"lascarqs"`` or ``"plain"``.
-        class_names: names of the classes 0, 1, ..., the first being ``"background"``.
-        label_map: class of each label value; None makes every value above 0 class 1.
-        others_are_background: whether label values that ``label_map`` does not name become background (targets were
-            chosen among them) or are an error.
-        cases: sorted by name, numbers by value.
-    """
-
-    root: Path
-    layout: str
-    class_names: tuple[str, ...]
-    label_map: Mapping[int, int] | None
-    others_are_background: bool
-    cases: tuple[Case, ...]
-
-    def case(self, case_id: str) -> Case:
-        """Return the case of that name.
-
-        Raises:
-            DataError: there is none.
-        """
-        for case in self.cases:
-            if case.case_id == case_id:
-                return case
-        raise DataError(self.root, "case", got=case_id, want=f"one of {_listed(case.case_id for case in self.cases)}")
-
-
 def open_study(
-    root: Path, layout: Layout = "auto", targets: Targets | None = None, *, patient_pattern: str | None = None
+    root: Path,
+    layout: Layout = "auto",
+    targets: Targets | None = None,
+    *,
+    patient_pattern: str | None = None,
+    label_space: LabelSpace | None = None,
+    frames: Frames = "both",
 ) -> Study:
     """Find the cases below a folder, without reading their voxels.
 
     Args:
         root: the study's folder; for LAScarQS also the ``train_data`` folder itself.
-        layout: ``"lascarqs"``, ``"plain"``, or ``"auto"`` to tell by the folders that are there.
-        targets: for the plain layout, the label values to segment: one value, or names with one value or several
-            each, e.g. ``{"lv": 3, "wall": [1, 2]}``; all other values are background. Without it labels must be 0
-            and 1.
+        layout: a name of the table above, or ``"auto"`` to tell by the folders that are there.
+        targets: the label values to segment: one value, or names with one value or several each, e.g.
+            ``{"lv": 3, "wall": [1, 2]}``; all other values are background. Without it labels must be 0 and 1 in the
+            plain layout; others know the meaning of their labels. LAScarQS and Synapse have no choice.
         patient_pattern: regular expression that finds the patient in a case's name (its first group, or all of the
-            match), so that several images of one patient stay on one side of a split. Without it, every case is a
-            patient.
+            match), so that several images of one patient stay on one side of a split. Without it the layout knows
+            the patient (ACDC), or every case is one.
+        label_space: how the labels of the Synapse package are numbered; needed there, and only there.
+        frames: which frames of the ACDC layout are cases: end-diastolic, end-systolic, or both.
 
     Raises:
         DataError: files are missing (all of them are listed), names collide, or no case was found.
     """
-    study, problems = scan_study(root, layout, targets, patient_pattern=patient_pattern)
+    study, problems = scan_study(
+        root, layout, targets, patient_pattern=patient_pattern, label_space=label_space, frames=frames
+    )
     if problems:
         raise DataError.merge(problems)
     return study
 
 
 def scan_study(
-    root: Path, layout: Layout = "auto", targets: Targets | None = None, *, patient_pattern: str | None = None
+    root: Path,
+    layout: Layout = "auto",
+    targets: Targets | None = None,
+    *,
+    patient_pattern: str | None = None,
+    label_space: LabelSpace | None = None,
+    frames: Frames = "both",
 ) -> tuple[Study, list[DataError]]:
     """Do as ``open_study``, but return what is wrong with names and files beside the study.
 
@@ -113,23 +113,18 @@ def scan_study(
         DataError: there is no case at all, or the arguments make no sense.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(root, "folder", got="a file" if root.exists() else "nothing there", want="a folder of cases")
-    found = _detect(root) if layout == "auto" else layout
-    if found == "lascarqs":
-        if targets is not None:
-            raise DataError(root, "targets", got=targets, want="none: LAScarQS has one target, everything above 0")
-        cases, problems = _scan_lascarqs(root)
-        classes = _Classes(("background", "left atrium"), None, False)
-    elif found == "plain":
-        cases, problems = _scan_plain(root)
-        classes = _classes(root, targets)
-    else:
-        raise ValueError(f"layout: expected one of {', '.join(get_args(Layout))}, got {layout!r}")
-    cases = sorted(cases, key=lambda case: natural_key(case.case_id))
-    cases, strangers = _with_patients(cases, patient_pattern)
-    problems += strangers + _collisions(root, cases) + missing_files(cases)
-    return Study(root, found, *classes, tuple(cases)), problems
+    name = _layout_of(root, layout)
+    for field, value, owner in (("label_space", label_space, "synapse"), ("frames", frames, "acdc")):
+        if value not in (None, "both") and name != owner:
+            raise DataError(root, field, got=value, want=f"none: it belongs to the {owner} layout, this is {name}")
+    classes = _classes(root, name, targets, label_space)
+    found = _find(root, name, frames)
+    cases, strangers = _with_patients(found.cases, patient_pattern)
+    problems = [*found.problems, *strangers, *_collisions(root, cases), *missing_files(cases)]
+    study = Study(
+        root, name, *classes[:3], tuple(cases), classes.largest_label, found.has_spacing, found.split, found.notes
+    )
+    return study, problems
 
 
 def open_images(path: Path) -> Study:
@@ -140,171 +135,120 @@ def open_images(path: Path) -> Study:
     """
     path = Path(path)
     if path.is_file():
-        found = [file for file in _nifti_files(path.parent) if file[1] == path]
-        if not found:
+        images = [file for file in nifti_files(path.parent) if file[1] == path]
+        if not images:
             raise DataError(path, "file name", got=path.name, want=f"one that ends in {' or '.join(SUFFIXES)}")
     else:
-        found = list(_nifti_files(path)) if path.is_dir() else []
-    cases = [Case(name, name, file, None) for name, file in found]
-    if not cases:
-        cases = [replace(case, label=None) for case in scan_study(path)[0].cases]
-    cases.sort(key=lambda case: natural_key(case.case_id))
+        images = list(nifti_files(path)) if path.is_dir() else []
+    found = Found([Case(name, name, file, None) for name, file in images])
+    if not images:
+        found = _find(path, _layout_of(path, "auto"), "both")
+    cases = sorted((replace(case, label=None) for case in found.cases), key=lambda case: natural_key(case.case_id))
     if problems := _collisions(path, cases):
         raise DataError.merge(problems)
     root = path.parent if path.is_file() else path
-    return Study(root, "images", ("background", "foreground"), None, False, tuple(cases))
-
-
-def load_case(study: Study, case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:
-    """Read a case: its image, and its labels as uint8 classes on the image's grid (None if it has none).
-
-    Raises:
-        DataError: a file is unusable, the grids differ, or a label value has no class.
-    """
-    image, raw = load_raw_case(case, nonfinite=nonfinite)
-    return image, None if raw is None else map_labels(study, raw)
-
-
-def load_raw_case(case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:
-    """Read a case with its labels as they are stored.
-
-    Raises:
-        DataError: a file is unusable, or the grids differ.
-    """
-    image = read_image(case.image, nonfinite=nonfinite)
-    return image, None if case.label is None else read_labels(case.label, like=image)
-
-
-def map_labels(study: Study, raw: Volume) -> Volume:
-    """Turn stored label values into uint8 classes.
-
-    Raises:
-        DataError: a value has no class; the message counts the values and suggests targets.
-    """
-    if study.label_map is None:
-        classes = (raw.voxels > 0).astype(np.uint8)
-    else:
-        classes = np.zeros(raw.voxels.shape, np.uint8)
-        for value, index in study.label_map.items():
-            classes[raw.voxels == value] = index
-        if not study.others_are_background:
-            _refuse_strange_values(raw)
-    return replace(raw, voxels=classes)
-
-
-def missing_files(cases: Sequence[Case]) -> list[DataError]:
-    """Return one error for every file that is not there."""
-    problems = []
-    for case in cases:
-        for name, path in (("image", case.image), ("label", case.label)):
-            if path is not None and not path.is_file():
-                got = "a folder" if path.is_dir() else "nothing there"
-                problems.append(DataError(path, f"{name} of case {case.case_id}", got=got, want="a file"))
-    return problems
-
-
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Return a key that sorts ``case_2`` before ``case_10``."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
-
-
-def _refuse_strange_values(raw: Volume) -> None:
-    """Refuse values other than 0 and 1 where no targets were named."""
-    values, counts = np.unique(raw.voxels, return_counts=True)
-    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    if set(found) <= {0, 1}:
-        return
-    names = ", ".join(f'"class{value}": {value}' for value in found if value > 0)
-    raise DataError(
-        raw.path,
-        "labels",
-        got="; ".join(f"value {value} in {count} voxels" for value, count in found.items()),
-        want="0 and 1",
-        hint=f"name the values that you want to segment: targets={{{names}}}" if names else "",
-    )
+    classes = ("background", "foreground")
+    return Study(root, "images", classes, None, False, tuple(cases), has_spacing=found.has_spacing)
 
 
 # --------------------------------------------------------------------------------------------- scanning
 
 
-def _detect(root: Path) -> Literal["lascarqs", "plain"]:
-    if (root / "images").is_dir():
-        return "plain"
-    if _lascarqs_folders(root):
-        return "lascarqs"
+def _layout_of(root: Path, layout: Layout) -> str:
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout: expected one of {', '.join(get_args(Layout))}, got {layout!r}")
+    if not root.is_dir():
+        raise DataError(root, "folder", got="a file" if root.exists() else "nothing there", want="a folder of cases")
+    if layout != "auto":
+        return layout
+    signs = {
+        "plain": (root / "images").is_dir(),
+        "synapse": is_synapse(root),
+        "acdc": bool(patient_folders(root)),
+        "acdc_slices": has_acdc_slices(root),
+        "lascarqs": bool(_lascarqs_folders(root)),
+    }
+    for name, seen in signs.items():
+        if seen:
+            return name
     raise DataError(
         root,
         "layout",
-        got=f"neither; it holds {_listed(sorted(path.name for path in root.iterdir())) or 'nothing'}",
-        want=f"images/*.nii.gz (plain), or train_data/train_<n>/{_LASCARQS_IMAGE} (LAScarQS)",
+        got=f"none that is known; it holds {listed(sorted(path.name for path in root.iterdir())) or 'nothing'}",
+        want=f"images/*.nii.gz (plain), train_data/train_<n>/{_LASCARQS_IMAGE} (lascarqs), dataset.json and imagesTr/ "
+        "(nnunet), train_npz/ or test_vol_h5/ (synapse), */Info.cfg (acdc), or train/*.npz (acdc_slices)",
     )
 
 
+def _find(root: Path, layout: str, frames: Frames) -> Found:
+    """Find the cases of a folder, sorted by name."""
+    if layout == "synapse":
+        found = scan_synapse(root)
+    elif layout == "acdc":
+        found = scan_acdc(root, frames)
+    elif layout == "acdc_slices":
+        found = scan_acdc_slices(root)
+    elif layout == "lascarqs":
+        found = _scan_lascarqs(root)
+    else:
+        found = _scan_plain(root)
+    if not found.cases and not found.problems:
+        raise DataError(root, "cases", got="0 cases", want=_WANTED[layout])
+    return replace(found, cases=sorted(found.cases, key=lambda case: natural_key(case.case_id)))
+
+
+_WANTED = {
+    "lascarqs": f"train_data/train_<n>/{_LASCARQS_IMAGE}",
+    "plain": "files that match images/*.nii.gz or images/*.nii",
+    "synapse": "files that match train_npz/*_slice<number>.npz or test_vol_h5/*.npy.h5",
+    "acdc": "folders with an Info.cfg",
+    "acdc_slices": "files that match train/*.npz, valid/*.npz or test/*.npz",
+}
+
+
+def _classes(root: Path, layout: str, targets: Targets | None, label_space: LabelSpace | None) -> Classes:
+    """Say what the label values of a layout mean, or of the targets that were chosen in it."""
+    if layout in ("lascarqs", "synapse") and targets is not None:
+        raise DataError(root, "targets", got=targets, want=f"none: the classes of the {layout} layout are fixed")
+    if layout == "lascarqs":
+        return Classes(("background", "left atrium"), None, False)
+    if layout == "synapse":
+        return synapse_classes(root, label_space)
+    if targets is not None:
+        return chosen_classes(root, targets)
+    if layout in ("acdc", "acdc_slices"):
+        return acdc_classes()
+    return Classes(("background", "foreground"), {0: 0, 1: 1}, False)
+
+
 def _lascarqs_folders(root: Path) -> list[Path]:
-    base = root / "train_data" if (root / "train_data").is_dir() else root
-    return [path for path in base.iterdir() if _LASCARQS_FOLDER.fullmatch(path.name) and path.is_dir()]
+    above = root / "train_data" if (root / "train_data").is_dir() else root
+    return [path for path in above.iterdir() if _LASCARQS_FOLDER.fullmatch(path.name) and path.is_dir()]
 
 
-def _scan_lascarqs(root: Path) -> tuple[list[Case], list[DataError]]:
+def _scan_lascarqs(root: Path) -> Found:
     folders = _lascarqs_folders(root)
-    if not folders:
-        raise DataError(root, "cases", got="0 cases", want=f"train_data/train_<n>/{_LASCARQS_IMAGE}")
-    cases = [Case(path.name, path.name, path / _LASCARQS_IMAGE, path / _LASCARQS_LABEL) for path in folders]
-    return cases, []
+    return Found([Case(path.name, path.name, path / _LASCARQS_IMAGE, path / _LASCARQS_LABEL) for path in folders])
 
 
-def _scan_plain(root: Path) -> tuple[list[Case], list[DataError]]:
+def _scan_plain(root: Path) -> Found:
     images, labels = root / "images", root / "labels"
-    image_files = list(_nifti_files(images)) if images.is_dir() else []
-    if not image_files:
-        raise DataError(root, "cases", got="0 cases", want="files that match images/*.nii.gz or images/*.nii")
-    label_files = dict(_nifti_files(labels)) if labels.is_dir() else {}
+    label_files = dict(nifti_files(labels)) if labels.is_dir() else {}
     cases = []
-    for name, path in image_files:
+    for name, path in nifti_files(images) if images.is_dir() else ():
         case_id = name if name in label_files else name.removesuffix(_FIRST_CHANNEL)
         label = label_files.get(case_id, labels / f"{case_id}.nii.gz") if labels.is_dir() else None
         cases.append(Case(case_id, case_id, path, label))
-    strangers = sorted(set(label_files) - {case.case_id for case in cases}, key=natural_key)
+    strangers = sorted(set(label_files) - {case.case_id for case in cases}, key=natural_key) if cases else []
     problems = [
         DataError(label_files[name], "label", got="no image of that name", want=f"images/{name}.nii.gz")
         for name in strangers
     ]
-    return cases, problems
-
-
-def _nifti_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.iterdir()):
-        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
-        if suffix and not path.name.startswith("."):
-            yield path.name[: -len(suffix)], path
-
-
-class _Classes(NamedTuple):
-    names: tuple[str, ...]
-    label_map: dict[int, int] | None
-    others_are_background: bool
-
-
-def _classes(root: Path, targets: Targets | None) -> _Classes:
-    """Turn the targets into class names and the class of each label value."""
-    if targets is None:
-        return _Classes(("background", "foreground"), {0: 0, 1: 1}, False)
-    if isinstance(targets, int):
-        targets = {"target": targets}
-    label_map: dict[int, int] = {}
-    for index, (name, values) in enumerate(targets.items(), start=1):
-        for value in [values] if isinstance(values, int) else values:
-            if value == 0 or value in label_map:
-                raise DataError(root, f"targets: {name}", got=value, want="label values other than 0, each named once")
-            label_map[value] = index
-    if not label_map:
-        raise DataError(root, "targets", got="none", want="at least one label value")
-    return _Classes(("background", *targets), label_map, True)
+    return Found(cases, problems)
 
 
 def _with_patients(cases: Sequence[Case], pattern: str | None) -> tuple[list[Case], list[DataError]]:
-    """Find the patient in every case's name."""
+    """Find the patient in every case's name, if a pattern says how."""
     if pattern is None:
         return list(cases), []
     try:
@@ -333,8 +277,3 @@ def _collisions(root: Path, cases: Sequence[Case]) -> list[DataError]:
         for names in groups.values()
         if len(names) > 1
     ]
-
-
-def _listed(names: Iterable[object], most: int = 12) -> str:
-    texts = [str(name) for name in names]
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

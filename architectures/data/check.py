@@ -13,7 +13,11 @@ import numpy as np
 from trifuse.architectures.files import sha256_of, write_json
 from trifuse.kernels.errors import DataError
 
-from .cases import Case, Layout, Study, Targets, load_raw_case, map_labels, missing_files, scan_study
+from .acdc import Frames
+from .cases import Layout, scan_study
+from .layout import Targets
+from .study import Case, Study, load_raw_case, map_labels, missing_files
+from .synapse import LabelSpace
 from .volume import Volume
 
 
@@ -32,6 +36,8 @@ def check_folder(
     targets: Targets | None = None,
     *,
     patient_pattern: str | None = None,
+    label_space: LabelSpace | None = None,
+    frames: Frames = "both",
     digests: Path | None = None,
 ) -> Findings:
     """Check the study in a folder; arguments as for ``open_study`` and ``check_study``.
@@ -41,7 +47,9 @@ def check_folder(
     Raises:
         DataError: there is no case at all.
     """
-    study, problems = scan_study(root, layout, targets, patient_pattern=patient_pattern)
+    study, problems = scan_study(
+        root, layout, targets, patient_pattern=patient_pattern, label_space=label_space, frames=frames
+    )
     findings = check_study(study, digests=digests)
     known = {str(error) for error in problems}
     further = tuple(error for error in findings.errors if str(error) not in known)
@@ -58,7 +66,7 @@ def check_study(study: Study, *, digests: Path | None = None) -> Findings:
             uncompressed file.
     """
     errors = missing_files(study.cases)
-    warnings: list[str] = []
+    warnings = [f"{study.root}: {note}" for note in study.notes]
     seen: dict[str, Case] = {}
     classes: Counter[int] = Counter()
     background: Counter[int] = Counter()
@@ -109,7 +117,7 @@ def _voxel_digest(volume: Volume) -> str:
 
 def _compare_digests(study: Study, manifest: Path, errors: list[DataError], warnings: list[str]) -> None:
     """Compare the study's files with a manifest, or write one."""
-    paths = [path for case in study.cases for path in (case.image, case.label) if path is not None and path.is_file()]
+    paths = [path for case in study.cases for path in case.files if path.is_file()]
     found = {path.relative_to(study.root).as_posix(): sha256_of(path) for path in paths}
     if not manifest.exists():
         if not errors:

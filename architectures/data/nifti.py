@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,25 @@ def new_volume(native: np.ndarray, affine: np.ndarray) -> Volume:
     header.set_qform(affine, code=1)
     geometry, notes = _geometry(path, header, native.shape)
     return _volume(native, geometry, None, notes)
+
+
+def unplaced_volume(shown: np.ndarray, path: Path) -> Volume:
+    """Give an array (D, H, W) that knows no grid one to be written on: 1 x 1 x 1 voxels of no unit, shown as it is."""
+    header = nib.Nifti1Header()
+    native_shape = (shown.shape[2], shown.shape[1], shown.shape[0])
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1)
+    geometry = Geometry(native_shape, affine, (2, 1, 0), (False, False, False), header)
+    return Volume(shown, (1.0, 1.0, 1.0), geometry, path)
+
+
+def nifti_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name without suffix and path of the NIfTI files of a folder, sorted; hidden files are left out."""
+    for path in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+        if suffix and not path.name.startswith("."):
+            yield path.name[: -len(suffix)], path
 
 
 def _volume(native: np.ndarray, geometry: Geometry, path: Path | None, notes: tuple[Note, ...]) -> Volume:

@@ -1,9 +1,10 @@
 """Cases become normalised 2-D slices, kept on disk so that an epoch costs no decoding.
 
 Every case has one cache entry: a NumPy file with one record per slice, mapped into memory, so that a sample costs one
-slice's bytes and processes share them. An entry is found by what it was made of (digests of the two files, the labels'
-meaning, size and version of the transform) and carries a digest of itself: older, half-written or damaged entries are
-never read but rebuilt, and two processes that build the same one both end up with the same bytes.
+slice's bytes and processes share them. An entry is found by what it was made of (digests of the case's files, the
+labels' meaning, the preparation, size and version of the transform) and carries a digest of itself: older,
+half-written or damaged entries are never read but rebuilt, and two processes that build the same one both end up with
+the same bytes.
 """
 
 from __future__ import annotations
@@ -15,69 +16,26 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from trifuse.architectures.files import TEMPORARY_PREFIX, atomic_write, sha256_of
 from trifuse.kernels.errors import DataError
 
-from .cases import Case, Study, load_raw_case, map_labels
-from .volume import Volume
+from .preparation import Preparation, network_input, resized_labels, scaled_slices
+from .study import Case, Study, load_raw_case, map_labels
 from .voxel_values import NonFinite
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Keep = Literal["all", "foreground", "labelled"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CLIP_PERCENTILES = (1.0, 99.0)
-
 _TRANSFORM_VERSION = 1  # raise it whenever the bytes of an entry would change
 _DIGEST_BYTES = 32
-_SLICES_AT_ONCE = 16
 _LEFTOVER_SECONDS = 3600
-
-
-def preprocess_volume(volume: Volume, image_size: int) -> Tensor:
-    """Return the slices of a volume as network input of shape (D, 3, S, S), float32.
-
-    Intensities are clipped to the 1st and 99th percentile of the volume and scaled to [0, 1], slices are resized to
-    S x S (bilinear, antialiased), repeated to three channels and normalised as the ImageNet encoders expect.
-    """
-    return network_input(scaled_slices(volume, image_size))
-
-
-def scaled_slices(volume: Volume, image_size: int) -> Tensor:
-    """Return the slices of a volume, scaled to [0, 1] and resized, of shape (D, S, S), float32.
-
-    A volume without contrast gives zeros.
-    """
-    low, high = np.percentile(volume.voxels, CLIP_PERCENTILES)
-    slices = torch.empty(volume.voxels.shape[0], image_size, image_size)
-    for start in range(0, len(slices), _SLICES_AT_ONCE):
-        part = volume.voxels[start : start + _SLICES_AT_ONCE]
-        scaled = (part.clip(low, high) - low) / (high - low) if high > low else np.zeros_like(part)
-        planes = torch.from_numpy(scaled.astype(np.float32))[:, None]
-        planes = F.interpolate(planes, size=(image_size, image_size), mode="bilinear", antialias=True)
-        slices[start : start + _SLICES_AT_ONCE] = planes[:, 0]
-    return slices
-
-
-def network_input(slices: Tensor) -> Tensor:
-    """Repeat slices (..., S, S) in [0, 1] to three channels (..., 3, S, S), with ImageNet's mean and deviation."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (slices.unsqueeze(-3) - mean) / std
-
-
-def resized_labels(labels: Volume, image_size: int) -> Tensor:
-    """Return the slices of a label map, resized to (D, S, S) by the nearest neighbour, uint8."""
-    planes = torch.from_numpy(labels.voxels)[:, None]
-    return F.interpolate(planes, size=(image_size, image_size), mode="nearest-exact")[:, 0]
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -85,8 +43,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     A sample is asked for by its index, or by ``(seed, epoch, index)``: then ``augment`` is applied, with a generator
     that these three numbers alone decide, so that a run can be resumed or spread over processes without changing a
-    sample. It is a dictionary of ``image`` (3, S, S) float32, ``target`` (S, S) int64, ``case_id``, ``slice`` and
-    ``index``.
+    sample. It is a dictionary of ``image`` (channels, S, S) float32, ``target`` (S, S) int64, ``case_id``, ``slice``
+    and ``index``.
 
     Args:
         study: where the cases come from; all of them need labels.
@@ -97,6 +55,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         keep: ``"all"`` slices; ``"foreground"``, those that show a target; ``"labelled"``, those on which anything
             is drawn at all, whether target or not (cine studies are often contoured in part).
         nonfinite: what to do with NaN and infinite voxels, see ``read_image``.
+        preparation: how slices are scaled and resized; by default as the ImageNet encoders expect them.
 
     Raises:
         DataError: a case is unusable or has no labels, or no slice is left. All cases are looked at first.
@@ -112,6 +71,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         keep: Keep = "all",
         *,
         nonfinite: NonFinite = "error",
+        preparation: Preparation | None = None,
     ) -> None:
         if keep not in get_args(Keep):
             raise ValueError(f"keep: expected one of {', '.join(get_args(Keep))}, got {keep!r}")
@@ -120,6 +80,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_old_leftovers(folder)
         self.augment = augment
+        self.preparation = preparation or Preparation()
+        transform = _Transform(image_size, self.preparation, nonfinite)
         self.case_ids = tuple(case_ids)
         self.class_names = study.class_names
         self._paths: list[Path] = []
@@ -128,7 +90,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         problems: list[DataError] = []
         for number, case_id in enumerate(self.case_ids):
             try:
-                path, entry = _cached(study, study.case(case_id), image_size, folder, nonfinite)
+                path, entry = _cached(study, study.case(case_id), transform, folder)
             except DataError as error:
                 problems.append(error)
                 continue
@@ -150,7 +112,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         index = key[2] if isinstance(key, tuple) else key
         case_number, position = self._index[index]
         record = self._entry(case_number)[position]
-        image = network_input(torch.from_numpy(record["image"].copy()))
+        image = network_input(torch.from_numpy(record["image"].copy()), self.preparation)
         target = torch.from_numpy(record["target"].astype(np.int64))
         if self.augment is not None and isinstance(key, tuple):
             image, target = self.augment(image, target, _generator(*key))
@@ -210,26 +172,35 @@ def _record(image_size: int, classes: int) -> np.dtype:
     )
 
 
-def _cached(study: Study, case: Case, image_size: int, folder: Path, nonfinite: NonFinite) -> tuple[Path, np.ndarray]:
+class _Transform(NamedTuple):
+    """What makes a slice of a volume."""
+
+    image_size: int
+    preparation: Preparation
+    nonfinite: NonFinite
+
+
+def _cached(study: Study, case: Case, transform: _Transform, folder: Path) -> tuple[Path, np.ndarray]:
     """Map the case's cache entry, building it first if there is no sound one."""
     if case.label is None:
         raise DataError(case.image, "label", got="none", want="a label map to train on")
-    path = folder / f"{_key(study, case, image_size, nonfinite)}.npy"
+    path = folder / f"{_key(study, case, transform)}.npy"
     if not _is_sound(path):
-        _build(study, case, image_size, path, nonfinite)
+        _build(study, case, transform, path)
     return path, _map(path)
 
 
-def _key(study: Study, case: Case, image_size: int, nonfinite: NonFinite) -> str:
+def _key(study: Study, case: Case, transform: _Transform) -> str:
     """Name an entry after everything that its bytes depend on."""
-    assert case.label is not None
     try:
-        digests = [sha256_of(case.image), sha256_of(case.label)]
+        digests = [sha256_of(path) for path in case.files]
     except OSError as error:
         raise DataError(error.filename, "file", got=error.strerror, want=f"a file of case {case.case_id}") from error
     meaning: Any = None if study.label_map is None else sorted(study.label_map.items())
-    parts = [_TRANSFORM_VERSION, *digests, meaning, study.others_are_background, image_size, nonfinite]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+    size, preparation, nonfinite = transform
+    scaling = [preparation.intensity, preparation.window, preparation.resize]
+    parts = [_TRANSFORM_VERSION, *digests, meaning, study.others_are_background, study.largest_label]
+    return hashlib.sha256(json.dumps([*parts, size, scaling, nonfinite]).encode()).hexdigest()[:40]
 
 
 def _is_sound(path: Path) -> bool:
@@ -256,13 +227,14 @@ def _remove_old_leftovers(folder: Path) -> None:
                 leftover.unlink()
 
 
-def _build(study: Study, case: Case, image_size: int, path: Path, nonfinite: NonFinite) -> None:
+def _build(study: Study, case: Case, transform: _Transform, path: Path) -> None:
+    image_size, preparation, nonfinite = transform
     image, raw = load_raw_case(case, nonfinite=nonfinite)
     assert raw is not None
     labels = map_labels(study, raw)
     entry = np.zeros(len(image.voxels), _record(image_size, len(study.class_names)))
-    entry["image"] = scaled_slices(image, image_size).numpy()
-    entry["target"] = resized_labels(labels, image_size).numpy()
+    entry["image"] = scaled_slices(image, image_size, preparation).numpy()
+    entry["target"] = resized_labels(labels.voxels, (image_size, image_size), preparation)
     for index in range(1, len(study.class_names)):
         entry["shows"][:, index - 1] = (labels.voxels == index).any(axis=(1, 2))
     entry["labelled"] = raw.voxels.any(axis=(1, 2))

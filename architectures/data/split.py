@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +13,7 @@ import numpy as np
 from trifuse.architectures.files import sha256_of, write_json
 from trifuse.kernels.errors import DataError
 
-from .cases import Study, natural_key
-
-
-@dataclass(frozen=True)
-class Split:
-    """Case ids for training, validation and test; ``unused`` names the cases that are left out on purpose."""
-
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    test: tuple[str, ...]
-    unused: tuple[str, ...] = ()
+from .study import Case, Split, Study, natural_key
 
 
 def split_patients(
@@ -123,13 +114,19 @@ def _whole(fraction: float, count: int) -> int:
     return max(int(fraction * count + 0.5), 1) if fraction > 0 else 0
 
 
+def _digest_image(case: Case) -> str:
+    """Digest all files of the image: single slices may well be equal, of nothing but air."""
+    digests = [sha256_of(path) for path in case.image_files]
+    return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
+
+
 def _leaks(study: Study, parts: dict[str, tuple[str, ...]]) -> list[DataError]:
     """Find patients, and image files with the same bytes, that stand in two parts."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     problems = []
     for part, ids in parts.items():
         for case in map(study.case, ids):
-            for key in (("patient", case.patient), ("image", sha256_of(case.image))):
+            for key in (("patient", case.patient), ("image", _digest_image(case))):
                 first_part, first_id = seen.setdefault(key, (part, case.case_id))
                 if first_part != part:
                     got = f"{first_id} in {first_part} and {case.case_id} in {part}"

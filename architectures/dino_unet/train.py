@@ -73,7 +73,7 @@ class DinoUNetRecipe:
         ValueError: cached features of augmented slices, or a factor that is not positive.
     """
 
-    data: DataRecipe
+    data: DataRecipe = field(default_factory=DataRecipe)
     network: DinoUNetConfig = field(default_factory=DinoUNetConfig)
     training: Recipe = field(
         default_factory=lambda: Recipe(

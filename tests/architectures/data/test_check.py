@@ -103,7 +103,7 @@ def test_d28_same_voxels_in_two_cases(tmp_path, put_case):
 
 
 def test_no_case_at_all(tmp_path):
-    with pytest.raises(DataError, match="neither"):
+    with pytest.raises(DataError, match="none that is known"):
         check_folder(tmp_path)
 
 

@@ -18,15 +18,16 @@ from trifuse.architectures.data import slices
 from trifuse.architectures.data.augmentation import FlipRotate
 from trifuse.architectures.data.cases import load_case, open_study
 from trifuse.architectures.data.nifti import new_volume
-from trifuse.architectures.data.slices import (
+from trifuse.architectures.data.preparation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    SliceDataset,
     network_input,
     preprocess_volume,
     resized_labels,
     scaled_slices,
 )
+from trifuse.architectures.data.slices import SliceDataset
+from trifuse.architectures.data.volume import Volume
 from trifuse.kernels.errors import DataError
 
 S = 14
@@ -35,7 +36,7 @@ S = 14
 def volume_of(shown):
     """A volume whose voxels (D, H, W) are the given ones."""
     grid = new_volume(np.zeros(shown.shape[::-1], np.float32), np.diag([-1.0, -1.0, 3.0, 1.0]))
-    return slices.Volume(np.asarray(shown, np.float32), grid.spacing_mm, grid.geometry)
+    return Volume(np.asarray(shown, np.float32), grid.spacing_mm, grid.geometry)
 
 
 # -------------------------------------------------------------------------------------------- transform
@@ -101,7 +102,7 @@ import resource, sys
 import numpy as np
 import torch
 from trifuse.architectures.data.nifti import new_volume, read_image, write_image
-from trifuse.architectures.data.slices import scaled_slices
+from trifuse.architectures.data.preparation import scaled_slices
 torch.set_num_threads(1)
 path = {str(tmp_path / "long.nii")!r}
 voxels = np.random.default_rng(0).integers(0, 1000, (96, 96, 1000), dtype=np.int16)
@@ -124,8 +125,8 @@ else:
 def test_masks_are_resized_by_the_nearest_neighbour():
     rng = np.random.default_rng(0)
     labels = volume_of(rng.integers(0, 4, (2, 9, 5)))
-    labels = slices.Volume(labels.voxels.astype(np.uint8), labels.spacing_mm, labels.geometry)
-    got = resized_labels(labels, S).numpy()
+    labels = Volume(labels.voxels.astype(np.uint8), labels.spacing_mm, labels.geometry)
+    got = resized_labels(labels.voxels, (S, S))
     rows, columns = (np.floor((np.arange(S) + 0.5) * length / S).astype(int) for length in (9, 5))
     np.testing.assert_array_equal(got, labels.voxels[:, rows][:, :, columns])
 
@@ -160,7 +161,7 @@ def test_samples(study):
         assert (sample["case_id"], sample["slice"], sample["index"]) == (case_id, position, index)
         assert (sample["image"].dtype, sample["target"].dtype) == (torch.float32, torch.int64)
         assert torch.equal(sample["image"], preprocess_volume(image, S)[position])
-        assert torch.equal(sample["target"], resized_labels(labels, S)[position].long())
+        assert np.array_equal(sample["target"], resized_labels(labels.voxels, (S, S))[position])
 
 
 def test_order_of_the_cases_is_the_order_asked_for(study):

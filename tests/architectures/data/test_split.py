@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifuse.architectures.data.cases import Case, Study, open_study
-from trifuse.architectures.data.split import Split, read_split, split_patients, verify_split, write_split
+from trifuse.architectures.data.cases import open_study
+from trifuse.architectures.data.split import read_split, split_patients, verify_split, write_split
+from trifuse.architectures.data.study import Case, Split, Study
 from trifuse.kernels.errors import DataError
 
 
