@@ -39,7 +39,11 @@ Part = Literal["train", "val", "test"]
 SPLIT_FILE = "split.json"
 _CACHE_FOLDER = "cache"
 _BEFORE_A_RUN = {SPLIT_FILE, _CACHE_FOLDER, LOCK_FILE}  # all that a run writes before its run.json
-_AUGMENTATIONS: dict[str, Callable[[], Augment] | None] = {"none": None, "flip_rot": FlipRotate, "transunet": TransUNetAugmentation}
+_AUGMENTATIONS: dict[str, Callable[[], Augment] | None] = {
+    "none": None,
+    "flip_rot": FlipRotate,
+    "transunet": TransUNetAugmentation,
+}
 _PART_TITLES = {"train": "Training cases", "val": "Validation cases", "test": "Test cases"}
 
 

@@ -11,8 +11,11 @@ cases.py                    one folder -> a study of cases: layouts, pairing, ch
 check.py                    a study -> everything that is wrong with it
 split.py                    a study -> train, validation and test patients, kept in JSON
 slices.py                   cases -> normalised 2-D slices, cached on disk
-augmentation.py             one sample -> one of its symmetries, keyed by a generator
+augmentation.py             one sample -> the same, turned, scaled or shifted as a generator decides
 left_atrium_phantom.py      a seed -> a synthetic LGE study in the LAScarQS layout
+abdomen_phantom.py          a seed -> a synthetic abdomen CT in the Synapse layout
+abdomen_anatomy.py          the abdomen that it scans
+solids.py                   ellipsoids and tubes to paint phantoms with
 ==========================  ==============================================================
 
 Importing this package imports nothing else.
