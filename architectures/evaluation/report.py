@@ -27,9 +27,11 @@ from .statistics import Comparison, comparison_cells
 from .summary import (
     MEAN_OF_CLASSES,
     METRIC_NAMES,
+    case_by_class_cells,
     case_means,
     failures,
     format_score,
+    side_by_side_cells,
     summarise,
     summary_cells,
     undefined_scores,
@@ -45,11 +47,15 @@ _ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s='"(:,])|^)(?:~?/|[A-Za-z]:[\\/])(?=\w
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scored cases under one convention. ``name`` becomes part of file names, ``title`` a heading."""
+    """Scored cases. ``name`` becomes part of file names, ``title`` a heading.
+
+    ``beside`` holds the scores of the same predictions under other conventions, one sequence of rows each.
+    """
 
     name: str
     title: str
     rows: Sequence[Row]
+    beside: Sequence[Sequence[Row]] = ()
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ def write_report(
     Args:
         out: the run's folder.
         title: first line of the report.
-        evaluations: the same predictions scored in one or several ways; each is written as ``<name>_cases.csv`` and
-            ``<name>_summary.csv``.
+        evaluations: the same predictions scored in one or several ways; each is written as ``<name>_cases.csv``
+            (``<name>_<convention>_cases.csv`` for those beside it) and ``<name>_summary.csv``.
         pictures: what to show, in this order; they lie in ``out`` or below.
         facts: how it was made: data, network, time, versions; see `describe_data`, `describe_network` and
             `describe_environment`.
@@ -144,7 +150,7 @@ def describe_data(study: Study, splits: Mapping[str, Sequence[str]]) -> dict[str
     digest = hashlib.sha256()
     for case_id in used:
         case = study.case(case_id)
-        files = [sha256_of(path) for path in (case.image, case.label) if path is not None]
+        files = [sha256_of(path) for path in case.files]
         digest.update(f"{case_id} {' '.join(files)}\n".encode())
     cases = ", ".join(f"{name} {_count(len(case_ids), 'case')}" for name, case_ids in splits.items())
     patients = {study.case(case_id).patient for case_id in used}
@@ -195,7 +201,8 @@ def _headline(evaluation: Evaluation) -> str:
     counted = {(row.case_id, row.slice): row for row in evaluation.rows}
     spread = f" ± {dsc.sd:.3f}" if not math.isnan(dsc.sd) else ""
     says = "mean ± SD over" if spread else "from"
-    lines = [f"**DSC {format_score(dsc.mean, 'dsc')}{spread}** for {class_name}, {says} {_count(dsc.count, unit)}."]
+    scored = f"for {class_name}, {says} {_count(dsc.count, unit)}, empty masks `{conventions.empty_masks}`"
+    lines = [f"**DSC {format_score(dsc.mean, 'dsc')}{spread}** {scored}."]
     failed = failures(evaluation.rows)
     cases = len({case_id for case_id, _ in counted})
     if failed:
@@ -219,17 +226,29 @@ def _picture(picture: Picture, out: Path) -> str:
 
 
 def _evaluation(evaluation: Evaluation, out: Path) -> list[str]:
-    rows = evaluation.rows
-    conventions = rows[0].conventions
-    summaries = summarise(rows)
-    cases_csv, summary_csv = f"{evaluation.name}_cases.csv", f"{evaluation.name}_summary.csv"
-    write_case_table(out / cases_csv, rows)
-    write_summary_table(out / summary_csv, summaries, conventions)
-    parts = [f"### {evaluation.title}", conventions.describe(), _table(*summary_cells(summaries))]
-    parts += map(_escape, undefined_scores(summaries))
-    if conventions.aggregation == "volume":
-        parts.append(_case_table(rows))
-    parts.append(f"Tables: [{cases_csv}]({cases_csv}), [{summary_csv}]({summary_csv})")
+    every = [evaluation.rows, *evaluation.beside]
+    words = ["", *(f"_{rows[0].conventions.empty_masks}" for rows in evaluation.beside)]
+    tables = [*(f"{evaluation.name}{word}_cases.csv" for word in words), f"{evaluation.name}_summary.csv"]
+    for rows, table in zip(every, tables, strict=False):
+        write_case_table(out / table, rows)
+    write_summary_table(out / tables[-1], [(rows[0].conventions, summarise(rows)) for rows in every])
+    shown = _under_several_conventions(every) if evaluation.beside else _under_one_convention(evaluation.rows)
+    return [f"### {evaluation.title}", *shown, "Tables: " + ", ".join(f"[{table}]({table})" for table in tables)]
+
+
+def _under_one_convention(rows: Sequence[Row]) -> list[str]:
+    """Show all scores of all classes, then of all cases."""
+    conventions, summaries = rows[0].conventions, summarise(rows)
+    parts = [conventions.describe(), _table(*summary_cells(summaries)), *map(_escape, undefined_scores(summaries))]
+    return [*parts, _case_table(rows)] if conventions.aggregation == "volume" else parts
+
+
+def _under_several_conventions(every: Sequence[Sequence[Row]]) -> list[str]:
+    """Show DSC and HD95 of all classes side by side, then of all cases, one table for each convention."""
+    parts = [_table(*side_by_side_cells(every))]
+    for rows in every:
+        parts += [rows[0].conventions.describe(), *map(_escape, undefined_scores(summarise(rows)))]
+        parts.append(_table(*case_by_class_cells(rows)))
     return parts
 
 

@@ -97,7 +97,8 @@ def evaluate_cases(
         pred_dir: folder of predicted class ids, as `predict_cases` writes them.
         study: where the labels are.
         case_ids: the cases to score.
-        conventions: how to score; by default strict, one score per volume.
+        conventions: how to score; by default strict, one score per volume. In a study without spacings everything
+            is in voxels, whatever they say.
         accept_spacing: score even where the reader found a spacing, or its unit, hard to believe.
 
     Raises:
@@ -107,6 +108,8 @@ def evaluate_cases(
     from trifuse.architectures.data.cases import load_raw_case, map_labels
 
     conventions = conventions or Conventions()
+    if not study.has_spacing:
+        conventions = conventions.in_voxels()
     rows: list[Row] = []
     problems: list[DataError] = []
     for case in _find_labelled(study, case_ids):

@@ -20,6 +20,7 @@ METRIC_NAMES = {
     "sensitivity": "Sensitivity",
     "volume_difference_ml": "Volume difference, mL",
     "volume_difference_relative": "Volume difference, share",
+    "volume_difference_vox": "Volume difference, voxels",
     "hd95_mm": "HD95, mm",
     "hd95_vox": "HD95, voxels",
 }
@@ -80,9 +81,38 @@ def summary_cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[st
     for class_name in dict.fromkeys(s.class_name for s in summaries):
         of_class = {s.metric: s for s in summaries if s.class_name == class_name}
         n = max(s.count + s.undefined for s in of_class.values())
-        cells = [f"{format_score(s.mean, s.metric)} ± {format_score(s.sd, s.metric)}" for s in of_class.values()]
+        cells = map(_mean_and_sd, of_class.values())
         lines.append([class_name, str(n), *cells])
     return ["Mean ± SD", "n", *(METRIC_NAMES[metric] for metric in metrics)], lines
+
+
+def side_by_side_cells(evaluations: Sequence[Sequence[Row]]) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of DSC and HD95 under several conventions, one line per class and one for their mean.
+
+    Each evaluation holds rows of the same cases under a convention of its own, which stands beside each of its columns.
+    """
+    columns: dict[str, dict[str, str]] = {}
+    for rows in evaluations:
+        conventions = rows[0].conventions
+        for summary in summarise(rows):
+            if summary.metric in ("dsc", f"hd95_{conventions.hd_unit}"):
+                title = f"{METRIC_NAMES[summary.metric]} ({conventions.empty_masks})"
+                columns.setdefault(title, {})[summary.class_name] = _mean_and_sd(summary)
+    names = dict.fromkeys(name for cells in columns.values() for name in cells)
+    return ["Mean ± SD", *columns], [[name, *(cells[name] for cells in columns.values())] for name in names]
+
+
+def case_by_class_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of DSC and HD95 of every case, one line per case, one column per class."""
+    conventions = rows[0].conventions
+    hd95 = f"hd95_{conventions.hd_unit}"
+    names = list(dict.fromkeys(row.class_name for row in rows))
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells = lines.setdefault(f"{row.case_id} ({row.status})" if row.failed else row.case_id, {})
+        cells[row.class_name] = " / ".join(format_score(row.scores[metric], metric) for metric in ("dsc", hd95))
+    title = f"DSC / {METRIC_NAMES[hd95]} ({conventions.empty_masks})"
+    return [title, *names], [[case, *(cells[name] for name in names)] for case, cells in lines.items()]
 
 
 def undefined_scores(summaries: Sequence[Summary]) -> list[str]:
@@ -117,6 +147,10 @@ def aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [header, *cells])
     return ["  ".join(line).rstrip() for line in padded]
+
+
+def _mean_and_sd(summary: Summary) -> str:
+    return f"{format_score(summary.mean, summary.metric)} ± {format_score(summary.sd, summary.metric)}"
 
 
 def _class_means(rows: Sequence[Row], metric: str) -> Iterator[float]:

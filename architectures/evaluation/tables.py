@@ -65,11 +65,12 @@ def read_case_table(path: Path) -> list[Row]:
     return [_parse(path, number_, line, conventions) for number_, line in enumerate(lines, start=2)]
 
 
-def write_summary_table(path: Path, summaries: Sequence[Summary], conventions: Conventions) -> None:
-    """Write the summary as CSV, atomically, the conventions in each line."""
+def write_summary_table(path: Path, summaries: Sequence[tuple[Conventions, Sequence[Summary]]]) -> None:
+    """Write summaries under one or several conventions as CSV, atomically, the conventions in each line."""
     lines = (
         [s.class_name, s.metric, number(s.mean), number(s.sd), s.count, s.undefined, conventions.label]
-        for s in summaries
+        for conventions, of_these in summaries
+        for s in of_these
     )
     write_csv(path, ["class_name", "metric", "mean", "sd", "count", "undefined", _LAST_COLUMN], lines)
 

@@ -76,7 +76,7 @@ def test_complete_report(tmp_path):
         "What the paper reports",
         "Table I",
     ]
-    assert "**DSC 0.850 ± 0.071** for left atrium, mean ± SD over 2 volumes." in text
+    assert "**DSC 0.850 ± 0.071** for left atrium, mean ± SD over 2 volumes, empty masks `strict`." in text
     assert "Best case case_1 0.900, worst case_2 0.800." in text
     assert STRICT.describe() in text
     assert sliced.describe() in text
@@ -106,7 +106,7 @@ def test_l11_failures_stand_in_the_headline(tmp_path):
 
 def test_t19_one_case_has_no_spread(tmp_path):
     text = write_report(tmp_path, title="t", evaluations=[volume_evaluation(row("only", 0.9))]).read_text()
-    assert "**DSC 0.900** for left atrium, from 1 volume." in text
+    assert "**DSC 0.900** for left atrium, from 1 volume, empty masks `strict`." in text
     assert "| left atrium | 1 | 0.900 ± - |" in text
     assert "nan" not in text
 

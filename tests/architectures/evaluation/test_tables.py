@@ -54,7 +54,7 @@ from trifuse.architectures.evaluation.tables import write_case_table, write_summ
 conventions = Conventions()
 row = Row("a", "a", "atrium", None, "ok", dict.fromkeys(conventions.metrics, 1234.5), conventions)
 write_case_table(Path(sys.argv[1]) / "cases.csv", [row])
-write_summary_table(Path(sys.argv[1]) / "summary.csv", summarise([row]), conventions)
+write_summary_table(Path(sys.argv[1]) / "summary.csv", [(conventions, summarise([row]))])
 """
     environment = {**os.environ, "LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8"}
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True, timeout=120)
@@ -74,7 +74,7 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_case_table(path, [row("a", 0.6)])
     with pytest.raises(OSError, match="No space"):
-        write_summary_table(tmp_path / "s.csv", summarise([row("a", 0.6)]), STRICT)
+        write_summary_table(tmp_path / "s.csv", [(STRICT, summarise([row("a", 0.6)]))])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
