@@ -19,6 +19,7 @@ from .spelling import nearest
 EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
 LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices")
 CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
+NETWORKS = ("dino_unet", "fias")
 VARIANTS = ("tiny", "small", "base", "large", "giant")
 
 
@@ -167,8 +168,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("file", type=Path, help=".pth or .safetensors")
     sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
     sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
+    sub = _command(convert_format, "dilateformer", "convert_dilateformer", "a DilateFormer checkpoint")
+    sub.add_argument("file", type=Path, help=".pth or .safetensors")
+    sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
+    sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
 
     sub = _command(commands, "doctor", "doctor", "say what is installed, and which backend each operator would use")
+    sub.add_argument("--model", choices=NETWORKS, help="say instead what that network costs: parameters and GFLOPs")
     sub.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from typing import Any
 
 # where the options of `trifuse train` go in a recipe
@@ -163,22 +165,29 @@ def ablate_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
 def convert_dinov2(arguments: argparse.Namespace, words: list[str]) -> None:
     from .dino_unet.convert import convert_dinov2
 
-    out = arguments.out or arguments.file.with_suffix("")
-    _refuse_existing(out / "config.json", arguments.overwrite)
-    print(convert_dinov2(arguments.file, out))
-    print(f"weights: {out}")
+    _convert(arguments, convert_dinov2)
+
+
+def convert_dilateformer(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .fias.convert import convert_dilateformer
+
+    _convert(arguments, convert_dilateformer)
 
 
 def doctor(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .doctor import examine, format_findings
+    import json
 
-    findings = examine()
-    if arguments.json:
-        import json
+    if arguments.model is None:
+        from .doctor import examine, format_findings
 
-        print(json.dumps(findings, indent=2))
+        findings = examine()
+        text = format_findings(findings)
     else:
-        print(format_findings(findings))
+        from .complexity import describe_network, format_network
+
+        findings = describe_network(arguments.model)
+        text = format_network(findings)
+    print(json.dumps(findings, indent=2) if arguments.json else text)
 
 
 def _study_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -192,6 +201,13 @@ def _study_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "label_space": arguments.label_space,
         "frames": arguments.frames or "both",
     }
+
+
+def _convert(arguments: argparse.Namespace, convert: Callable[[Path, Path], Any]) -> None:
+    out = arguments.out or arguments.file.with_suffix("")
+    _refuse_existing(out / "config.json", arguments.overwrite)
+    print(convert(arguments.file, out))
+    print(f"weights: {out}")
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
