@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 # where the options of `trifuse train` go in a recipe
 _FIELDS = {
