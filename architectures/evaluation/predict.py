@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,16 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
+from trifuse.architectures.config_json import config_to_json
 from trifuse.architectures.files import remove_leftovers, write_json
-from trifuse.architectures.weights_file import bytes_of
-from trifuse.kernels import DataError, NumericError
+from trifuse.architectures.weights_file import digest_of_tensors
+from trifuse.kernels import DataError, NumericError, upsample_argmax
 
 from .scoring import find_cases, prediction_path
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Case, Study
+    from trifuse.architectures.data.preparation import Preparation
     from trifuse.architectures.data.volume import Volume
     from trifuse.architectures.data.voxel_values import NonFinite
 
@@ -35,30 +37,37 @@ def predict_volume(
     image_size: int,
     batch_size: int = 8,
     device: torch.device | str | None = None,
+    preparation: Preparation | None = None,
 ) -> NDArray[np.uint8]:
     """Return class ids of shape (D, H, W) for a volume of that shape.
 
-    Slices are prepared as in training and run in batches; logits are resized to (H, W) before the argmax and dropped
-    at once, so memory grows with the batch and the labels, not with classes times volume. One logit per pixel means
-    a sigmoid: foreground where it is positive.
+    Slices are prepared as in training and run in batches; each batch becomes labels at once, so memory grows with the
+    batch and the labels, not with classes times volume. One logit per pixel means a sigmoid: foreground where it is
+    positive. A network that has ``head_maps`` is asked for these, and they are added up at the size of the labels.
 
     Args:
-        model: maps (B, 3, S, S) to logits (B, K, s, s). Moved to ``device``; its training mode is restored.
+        model: maps (B, C, S, S) to logits (B, K, s, s). Moved to ``device``; its training mode is restored.
         volume: the volume, slices first.
         image_size: S, as in training.
         batch_size: slices at a time.
         device: where to run; by default where the model's parameters are.
+        preparation: of the slices, as in training. It also says whether logits are resized to (H, W) before the
+            argmax, or labels of S x S after it.
 
     Raises:
         NumericError: a logit is not finite; the slices are named.
     """
-    depth, height, width = volume.voxels.shape
-    labels = np.empty((depth, height, width), np.uint8)
-    for start, logits in _logits(model, volume, image_size, batch_size, device):
-        native = nn.functional.interpolate(logits.float(), size=(height, width), mode="bilinear", align_corners=False)
-        chosen = native[:, 0] > 0 if native.shape[1] == 1 else native.argmax(dim=1)
-        labels[start : start + len(chosen)] = chosen.to(torch.uint8).cpu().numpy()
-    return labels
+    from trifuse.architectures.data.preparation import Preparation, resized_labels, scaled_slices
+
+    preparation = preparation or Preparation()
+    depth, *native = volume.voxels.shape
+    size = (native[0], native[1]) if preparation.restore == "logits" else (image_size, image_size)
+    labels = np.empty((depth, *size), np.uint8)
+    slices = scaled_slices(volume, image_size, preparation)
+    for start, maps in _head_maps(model, slices, preparation, batch_size, device):
+        chosen = _choose(maps, size).cpu().numpy()
+        labels[start : start + len(chosen)] = chosen
+    return labels if preparation.restore == "logits" else resized_labels(labels, (native[0], native[1]), preparation)
 
 
 def predict_cases(
@@ -68,6 +77,7 @@ def predict_cases(
     out: Path,
     *,
     image_size: int,
+    preparation: Preparation | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
     nonfinite: NonFinite = "error",
@@ -78,7 +88,7 @@ def predict_cases(
     was. A broken case does not stop the others: it is reported at the end.
 
     Args:
-        model, image_size, batch_size, device: see `predict_volume`.
+        model, image_size, preparation, batch_size, device: see `predict_volume`.
         study: where the images are.
         case_ids: the cases to predict.
         out: folder for the label maps, of this model's predictions alone.
@@ -91,20 +101,25 @@ def predict_cases(
         DataError: nothing to do, an unknown case, an output folder that holds inputs or another model's predictions;
             or, after all the others are written, the cases that could not be predicted.
     """
-    from trifuse.architectures.data.nifti import read_image, write_labels
+    from trifuse.architectures.data.nifti import write_labels
+    from trifuse.architectures.data.preparation import Preparation
+    from trifuse.architectures.data.study import load_image
 
     out = Path(out)
     cases = find_cases(study, case_ids)
     _refuse_input_folder(out, study, cases)
-    _claim_folder(out, {"weights_sha256": weights_digest(model), "image_size": image_size})
+    preparation = preparation or Preparation()
+    made_by = {"weights_sha256": digest_of_tensors(model.state_dict()), "image_size": image_size}
+    _claim_folder(out, {**made_by, "preparation": config_to_json(preparation)})
     problems = []
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
         path = prediction_path(out, case.case_id)
         if path.exists():
             continue
         try:
-            volume = read_image(case.image, nonfinite=nonfinite)
-            write_labels(path, predict_volume(model, volume, image_size, batch_size, device), like=volume)
+            volume = load_image(case, nonfinite=nonfinite)
+            labels = predict_volume(model, volume, image_size, batch_size, device, preparation)
+            write_labels(path, labels, like=volume)
         except (DataError, NumericError) as error:
             problems.append(DataError(case.case_id, "not predicted", got=error))
     if problems:
@@ -112,41 +127,40 @@ def predict_cases(
     return [prediction_path(out, case.case_id) for case in cases]
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's state: names, types, shapes and bytes, independent of the device."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(bytes_of(tensor.detach()))
-    return digest.hexdigest()
-
-
-def _logits(
-    model: nn.Module, volume: Volume, image_size: int, batch_size: int, device: torch.device | str | None
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first slice, logits) for consecutive batches of slices."""
-    from trifuse.architectures.data.slices import network_input, scaled_slices
+def _head_maps(
+    model: nn.Module, slices: Tensor, preparation: Preparation, batch_size: int, device: torch.device | str | None
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield (first slice, logit maps to be added up at one size) for consecutive batches of scaled slices."""
+    from trifuse.architectures.data.preparation import network_input
 
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    slices = scaled_slices(volume, image_size)
     was_training = model.training
     model.to(device).eval()
+    compute = getattr(model, "head_maps", lambda image: [model(image)])
     try:
         for start in range(0, len(slices), batch_size):
             with torch.inference_mode():
-                logits = model(network_input(slices[start : start + batch_size]).to(device))
-            finite = torch.isfinite(logits).flatten(1).all(dim=1).cpu()
+                maps = compute(network_input(slices[start : start + batch_size], preparation).to(device))
+            finite = torch.stack([torch.isfinite(m).flatten(1).all(dim=1) for m in maps]).all(dim=0).cpu()
             if not finite.all():
                 bad = [start + int(index) for index in torch.nonzero(~finite)]
                 raise NumericError(f"the network returned NaN or infinity for slices {bad} (counted from 0)")
-            yield start, logits
+            yield start, maps
     finally:
         model.train(was_training)
 
 
+def _choose(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Return the class of each pixel at ``size``, uint8; one logit is a sigmoid, positive where it says foreground."""
+    if maps[0].shape[1] > 1:
+        return upsample_argmax(maps, size)
+    upsampled = [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False) for m in maps]
+    return (sum(upsampled)[:, 0] > 0).to(torch.uint8)
+
+
 def _refuse_input_folder(out: Path, study: Study, cases: Sequence[Case]) -> None:
-    inputs = {path.resolve().parent for case in cases for path in (case.image, case.label) if path is not None}
+    inputs = {path.resolve().parent for case in cases for path in case.files}
     if out.resolve() in inputs | {Path(study.root).resolve()}:
         raise DataError(out, "output folder", got="the folder of the input", want="a folder of its own")
 
