@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trifuse.kernels import ShapeError, dilated_attention, dilated_attention_weights
-from trifuse.kernels.dilated_attention import check_windows
+from trifuse.kernels import ShapeError, dilated_attention_weights
+from trifuse.kernels.dilated_attention import packed_dilated_attention
+from trifuse.kernels.dilated_windows import check_windows
 
 from .attention import init_linear
 
@@ -62,8 +63,7 @@ class DilatedAttention(nn.Module):
         init_linear(self.proj, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._project(x).chunk(3, dim=-1)
-        return self.proj(dilated_attention(q, k, v, **self._windows()))
+        return self.proj(packed_dilated_attention(self._project(x), **self._windows()))
 
     def attention_map(self, x: Tensor) -> Tensor:
         """Return how much each pixel of a map (B, H, W, C) looks at each tap: (B, num_heads, H, W, kernel_size**2)."""

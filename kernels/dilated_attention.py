@@ -1,29 +1,43 @@
 """Sliding-window dilated attention: each pixel attends to the k x k pixels around it, r pixels apart.
 
-    s[t] = scale <q[y, x], key[t]>      t: the k * k taps, row by row; key[t] = k[y + dy r, x + dx r]
+    s[t] = scale <q[y, x], key[t]>,  key[t] = k[y + dy r, x + dx r],  t = (dy, dx) row by row
     p = softmax(s)
     out[y, x] = sum_t p[t] value[t]
 
-Heads are dealt to the dilations in order: with G dilations, heads 0 .. num_heads / G - 1 use the first one, and so on.
+Heads are dealt to the dilations r in order: the first num_heads / len(dilations) of them have the first dilation.
+Gradients, with g that of out[y, x]: each tap gives
 
-Source: Jiao et al., DilateFormer: Multi-Scale Dilated Transformer for Visual Recognition, Eqs. 2-5; the border rule
+    ds[t] = p[t] (<g, value[t]> - sum_u p[u] <g, value[u]>)
+    dq[y, x] += scale ds[t] key[t]
+    d key[t] += scale ds[t] q[y, x]
+    d value[t] += p[t] g
+
+and each pixel gathers dk and dv from the queries that see it, so nothing is added up in an order left to chance.
+
+Source: Jiao et al., DilateFormer: Multi-Scale Dilated Transformer for Visual Recognition, Eqs. 2-5. The border rule
 ``shift`` is that of Hassani and Shi, Dilated Neighborhood Attention Transformer.
+
+What fusing saves: the published form writes every window out (`torch.nn.functional.unfold`), 9 times the keys and 9
+times the values, and keeps them for backward. Here windows are read where they lie, all dilations in one launch, and
+only the arguments and one number per pixel and head, the logarithm of the softmax's denominator, are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
-from . import _library
-from .errors import ShapeError
+from . import _library, dilated_planes, dilated_windows
+from .dilated_windows import Windows, check_arguments, positions
+from .errors import BackendError
 
 OP = "dilated_attention"
 WEIGHTS_OP = "dilated_attention_weights"
-BORDERS = ("zero", "mask", "shift")
+FUSED_KERNEL_SIZE = 3
 
 
 # ------------------------------------------------------------------------------------------------- the definition
@@ -40,9 +54,10 @@ def dilated_attention_reference(
     scale: float | None = None,
     border: str = "zero",
 ) -> Tensor:
-    """Define `dilated_attention`: gather all keys and values of every window, and attend to them."""
-    weights = _reference_weights(q, k, num_heads, kernel_size, dilations, scale, border)
-    values = _windows(v.to(weights.dtype), num_heads, kernel_size, dilations, border)
+    """Define `dilated_attention`: gather the keys and values of every window, and attend to them."""
+    windows = check_arguments(OP, {"q": q, "k": k, "v": v}, num_heads, kernel_size, dilations, scale, border)
+    weights = _reference_weights(q, k, windows)
+    values, _ = _gathered(v.to(weights.dtype), windows)
     return (weights[..., None] * values).sum(dim=-2).flatten(-2).to(q.dtype)
 
 
@@ -57,105 +72,142 @@ def dilated_attention_weights_reference(
     border: str = "zero",
 ) -> Tensor:
     """Define `dilated_attention_weights`."""
-    weights = _reference_weights(q, k, num_heads, kernel_size, dilations, scale, border)
-    return weights.permute(0, 3, 1, 2, 4).to(q.dtype)
+    windows = check_arguments(WEIGHTS_OP, {"q": q, "k": k}, num_heads, kernel_size, dilations, scale, border)
+    return _reference_weights(q, k, windows).permute(0, 3, 1, 2, 4).to(q.dtype)
 
 
-def _reference_weights(q, k, num_heads, kernel_size, dilations, scale, border) -> Tensor:
+def _reference_weights(q: Tensor, k: Tensor, windows: Windows) -> Tensor:
     """Return the softmax over the taps, (B, H, W, heads, taps), in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    queries = q.to(wide).unflatten(-1, (num_heads, -1))
-    keys = _windows(k.to(wide), num_heads, kernel_size, dilations, border)
-    logits = (queries[..., None, :] * keys).sum(dim=-1) * _scale(q, num_heads, scale)
-    if border == "mask":
-        ones = torch.ones_like(k[..., :1]).expand(*k.shape[:-1], num_heads)
-        inside = _windows(ones, num_heads, kernel_size, dilations, border)[..., 0] > 0
+    keys, inside = _gathered(k.to(wide), windows)
+    queries = q.to(wide).unflatten(-1, (windows.num_heads, -1))
+    logits = (queries[..., None, :] * keys).sum(dim=-1) * windows.scale
+    if windows.border == "mask":
         logits = logits.masked_fill(~inside, -torch.inf)
     return logits.softmax(dim=-1)
 
 
-def _windows(x: Tensor, num_heads: int, kernel_size: int, dilations: Sequence[int], border: str) -> Tensor:
-    """Gather the windows of a map (B, H, W, C) into (B, H, W, heads, taps, d); taps outside the image are zero."""
-    groups = []
-    for part, dilation in zip(x.chunk(len(dilations), dim=-1), dilations, strict=True):
-        rows, row_inside = _positions(x.shape[1], kernel_size, dilation, border, x.device)
-        columns, column_inside = _positions(x.shape[2], kernel_size, dilation, border, x.device)
-        window = part[:, rows][:, :, :, columns]  # (B, H, k, W, k, channels of the group)
-        inside = row_inside[:, :, None, None] & column_inside
-        window = torch.where(inside[..., None], window, 0.0).permute(0, 1, 3, 2, 4, 5).flatten(3, 4)
-        groups.append(window.unflatten(-1, (num_heads // len(dilations), -1)).transpose(3, 4))
-    return torch.cat(groups, dim=3)
-
-
-def _positions(
-    length: int, kernel_size: int, dilation: int, border: str, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return where the taps of each position of one axis lie, (length, k), and which of them are in the image.
-
-    With the border rule ``shift`` the positions that a dilation can reach from one another form a line of their own;
-    the window slides along it as far as is needed to stay inside.
-    """
-    here = torch.arange(length, device=device)[:, None]
-    tap = torch.arange(kernel_size, device=device)
-    if border == "shift":
-        line, place = here % dilation, here // dilation
-        line_length = (length - line + dilation - 1) // dilation
-        start = torch.minimum((place - kernel_size // 2).clamp(min=0), line_length - kernel_size)
-        positions = line + (start + tap) * dilation
-    else:
-        positions = here + (tap - kernel_size // 2) * dilation
-    inside = (positions >= 0) & (positions < length)
-    return positions.clamp(0, max(length - 1, 0)), inside
-
-
-def _scale(q: Tensor, num_heads: int, scale: float | None) -> float:
-    return max(q.shape[-1] // num_heads, 1) ** -0.5 if scale is None else scale
+def _gathered(x: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+    """Gather a map (B, H, W, C) into (B, H, W, heads, taps, d), zeros outside, and tell which taps are in the image."""
+    _, height, width, _ = x.shape
+    heads, size = windows.num_heads // len(windows.dilations), windows.kernel_size
+    gathered, inside = [], []
+    for part, dilation in zip(x.chunk(len(windows.dilations), dim=-1), windows.dilations, strict=True):
+        rows, real_rows = positions(height, size, dilation, windows.border, x.device)
+        columns, real_columns = positions(width, size, dilation, windows.border, x.device)
+        taps = part[:, rows][:, :, :, columns].transpose(2, 3)  # (B, H, W, k, k, channels)
+        real = (real_rows[:, None, :, None] & real_columns[:, None]).flatten(-2)  # (H, W, taps)
+        taps = torch.where(real[..., None], taps.flatten(3, 4), 0.0)
+        gathered.append(taps.unflatten(-1, (heads, -1)).transpose(3, 4))
+        inside.append(real[:, :, None].expand(-1, -1, heads, -1))
+    return torch.cat(gathered, dim=3), torch.cat(inside, dim=2)
 
 
 # ---------------------------------------------------------------------------------------------- plain PyTorch
 
 
-def _taps(x: Tensor, kernel_size: int, dilation: int, border: str) -> list[Tensor]:
-    """Return the map (B, H, W, ...) as each tap sees it, row by row; zeros outside of the image."""
-    height, width = x.shape[1:3]
-    if border == "shift":
-        rows, _ = _positions(height, kernel_size, dilation, border, x.device)
-        columns, _ = _positions(width, kernel_size, dilation, border, x.device)
-        return [
-            x.index_select(1, rows[:, i]).index_select(2, columns[:, j])
-            for i in range(kernel_size)
-            for j in range(kernel_size)
-        ]
-    reach = kernel_size // 2 * dilation
-    padded = F.pad(x, (0, 0) * (x.dim() - 3) + (reach,) * 4)
-    steps = range(0, 2 * reach + 1, dilation)
-    return [padded[:, i : i + height, j : j + width] for i in steps for j in steps]
+def _split(maps: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return queries, keys and values, which come one by one or packed in one map (B, H, W, 3 C)."""
+    return maps[0].chunk(3, dim=-1) if len(maps) == 1 else maps
 
 
-def _composed_weights(q: Tensor, k: Tensor, kernel_size: int, dilation: int, scale: float, border: str) -> Tensor:
-    """Return the weights of one dilation's heads, (B, H, W, heads, taps), from queries and keys (B, H, W, heads, d)."""
-    logits = torch.stack([(q * tap).sum(dim=-1) for tap in _taps(k, kernel_size, dilation, border)], dim=-1) * scale
-    if border == "mask":
-        inside = _taps(torch.ones_like(k[:, :, :, :1, 0]), kernel_size, dilation, border)
-        logits = torch.where(torch.stack(inside, dim=-1) > 0, logits, -torch.inf)
-    return logits.softmax(dim=-1)
+class _PlanarAttention(torch.autograd.Function):
+    """The CPU path with its own backward, so that nothing but the arguments is saved."""
+
+    @staticmethod
+    def forward(ctx, windows: Windows, *maps: Tensor) -> Tensor:
+        ctx.windows = windows
+        ctx.save_for_backward(*maps)
+        return dilated_planes.forward(*_split(maps), *windows[:4], windows.border == "mask")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        maps, windows = ctx.saved_tensors, ctx.windows
+        grads = [torch.empty(x.shape, dtype=x.dtype) for x in maps]
+        dilated_planes.backward(grad, _split(maps), _split(grads), *windows[:4], windows.border == "mask")
+        return None, *(x if needed else None for x, needed in zip(grads, ctx.needs_input_grad[1:], strict=True))
 
 
-def _composed(q, k, v, num_heads, kernel_size, dilations, scale, border) -> Tensor:
-    """Attend with differentiable operations alone: the form that compilers and functional transforms see through."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    groups = []
-    parts = zip(*(_heads(x.to(wide), num_heads, len(dilations)) for x in (q, k, v)), dilations, strict=True)
-    for queries, keys, values, dilation in parts:
-        weights = _composed_weights(queries, keys, kernel_size, dilation, scale, border)
-        taps = _taps(values, kernel_size, dilation, border)
-        groups.append(sum(weights[..., t, None] * tap for t, tap in enumerate(taps)).flatten(-2))
-    return torch.cat(groups, dim=-1).to(q.dtype)
+# --------------------------------------------------------------------------------------- the registered operator
+
+_ARGUMENTS = "int num_heads, int[] dilations, float scale, str border"
 
 
-def _heads(x: Tensor, num_heads: int, groups: int) -> tuple[Tensor, ...]:
-    """Cut a map (B, H, W, C) into its dilation groups (B, H, W, heads of the group, d)."""
-    return x.unflatten(-1, (num_heads, -1)).chunk(groups, dim=3)
+def _launch_forward(
+    maps: Sequence[Tensor], num_heads: int, dilations: Sequence[int], scale: float, border: str
+) -> tuple[Tensor, Tensor]:
+    from .gpu import dilated_attention as gpu
+
+    return gpu.forward(*_split(maps), num_heads, dilations, scale, border)
+
+
+def _launch_backward(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    normaliser: Tensor,
+    num_heads: int,
+    dilations: Sequence[int],
+    scale: float,
+    border: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    from .gpu import dilated_attention as gpu
+
+    pairs = zip(maps, needed, strict=True)
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) if need else None for x, need in pairs]
+    gpu.backward(grad, _split(maps), normaliser, _split(grads), num_heads, dilations, scale, border)
+    return [x for x in grads if x is not None]
+
+
+def _shape_forward(
+    maps: Sequence[Tensor], num_heads: int, dilations: Sequence[int], scale: float, border: str
+) -> tuple[Tensor, Tensor]:
+    *shape, channels = maps[0].shape
+    normaliser = maps[0].new_empty((shape[0], num_heads, *shape[1:]), dtype=torch.float32)
+    return maps[0].new_empty((*shape, channels // 3 if len(maps) == 1 else channels)), normaliser
+
+
+def _shape_backward(grad, maps, normaliser, num_heads, dilations, scale, border, needed) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x, need in zip(maps, needed, strict=True) if need]
+
+
+class _TritonAttention(torch.autograd.Function):
+    """The gradient of the registered operator: the arguments and the softmax's denominators are saved."""
+
+    @staticmethod
+    def forward(ctx, num_heads: int, dilations: Sequence[int], scale: float, border: str, *maps: Tensor):
+        with torch._C._AutoDispatchBelowAutograd():
+            out, normaliser = torch.ops.trifuse.dilated_attention(maps, num_heads, dilations, scale, border)
+        ctx.options = (num_heads, dilations, scale, border)
+        ctx.save_for_backward(normaliser, *maps)
+        ctx.mark_non_differentiable(normaliser)
+        return out, normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        normaliser, *maps = ctx.saved_tensors
+        needed = ctx.needs_input_grad[4:]
+        backward = torch.ops.trifuse.dilated_attention_backward
+        remaining = iter(backward(grad, maps, normaliser, *ctx.options, needed))
+        return None, None, None, None, *(next(remaining) if need else None for need in needed)
+
+
+def _differentiate(
+    maps: Sequence[Tensor], num_heads: int, dilations: Sequence[int], scale: float, border: str
+) -> tuple[Tensor, Tensor]:
+    return _TritonAttention.apply(num_heads, dilations, scale, border, *maps)
+
+
+_library.register(
+    f"{OP}(Tensor[] maps, {_ARGUMENTS}) -> (Tensor, Tensor)", _launch_forward, _shape_forward, _differentiate
+)
+_library.register(
+    f"{OP}_backward(Tensor grad, Tensor[] maps, Tensor normaliser, {_ARGUMENTS}, bool[] needed) -> Tensor[]",
+    _launch_backward,
+    _shape_backward,
+)
 
 
 # ---------------------------------------------------------------------------------------------- the public face
@@ -172,14 +224,74 @@ def dilated_attention(
     scale: float | None = None,
     border: str = "zero",
 ) -> Tensor:
-    """Attend from every pixel to the k x k pixels around it, spaced by its head's dilation."""
-    dilations = _checked(OP, {"q": q, "k": k, "v": v}, num_heads, kernel_size, dilations, border)
-    backend = _library.choose_backend(OP, q)
+    """Attend from every pixel to the k x k pixels around it, as far apart as its head's dilation says.
+
+    The result and all gradients are deterministic on every backend. The Triton kernels serve windows of 3 x 3; other
+    sizes run in plain PyTorch on every device. The Triton and CPU paths can be differentiated once, a second
+    differentiation raises; border ``shift`` on a CPU, and whatever runs in plain PyTorch elsewhere, is differentiated
+    by autograd, which keeps the windows.
+
+    Args:
+        q: queries of shape (B, H, W, C), in any memory layout, such as a slice of one packed projection; it is not
+            copied. Channels are ordered (dilation, head, channel of the head). float32, bfloat16, float16 or float64.
+        k: keys of shape (B, H, W, C) and the type of q.
+        v: values of shape (B, H, W, C) and the type of q.
+        num_heads: number of heads, a multiple of the number of dilations; C must be a multiple of it.
+        kernel_size: side k of the window, odd.
+        dilations: distance in pixels between neighbours in a window, for each group of heads.
+        scale: factor on the logits; None means (C / num_heads) ** -0.5.
+        border: what a window that reaches out of the image sees there. ``"zero"`` (DilateFormer): zero keys and zero
+            values, which take part in the softmax with logit 0 and so dilute the weights. ``"mask"``: nothing; the
+            softmax is over the taps inside. ``"shift"`` (NATTEN): the window slides inside by multiples of its
+            dilation until it fits; height and width must be at least kernel_size times the largest dilation.
+
+    Returns:
+        Tensor of shape (B, H, W, C), contiguous, in the type of q; logits, softmax and sums in float32 (float64 for
+        float64).
+
+    Raises:
+        ShapeError: channels, heads, dilations, window or maps do not fit each other, or lie on different devices.
+        TypeError: maps that are not floating point, or of different types.
+        ValueError: an unknown border.
+        BackendError: the Triton backend was forced and cannot run, such as for a window other than 3 x 3.
+
+    Example:
+        >>> q, k, v = torch.randn(2, 64, 64, 3 * 72).chunk(3, dim=-1)
+        >>> out = dilated_attention(q, k, v, num_heads=3)  # one head for each of the dilations 1, 2 and 3
+
+    Source: DilateFormer, Eqs. 2-5; see the module's docstring for the gradients.
+    """
+    windows = check_arguments(OP, {"q": q, "k": k, "v": v}, num_heads, kernel_size, dilations, scale, border)
+    return _attend((q, k, v), windows)
+
+
+def packed_dilated_attention(qkv: Tensor, **windows: Any) -> Tensor:
+    """Do what `dilated_attention` does with the three thirds of a map (B, H, W, 3 C), and return one packed gradient.
+
+    Autograd would put the gradients of three slices together by another pass over all of them.
+    """
+    return _attend((qkv,), check_arguments(OP, dict(zip("qkv", qkv.chunk(3, dim=-1), strict=True)), **windows))
+
+
+def _attend(maps: tuple[Tensor, ...], windows: Windows) -> Tensor:
+    backend = _library.choose_backend(OP, maps[0])
     if backend == "reference":
-        return dilated_attention_reference(
-            q, k, v, num_heads=num_heads, kernel_size=kernel_size, dilations=dilations, scale=scale, border=border
-        )
-    return _composed(q, k, v, num_heads, kernel_size, dilations, _scale(q, num_heads, scale), border)
+        return dilated_attention_reference(*_split(maps), **windows._asdict())
+    if windows.kernel_size != FUSED_KERNEL_SIZE and backend == "triton":
+        if _library.forced_backend() == "triton":
+            raise BackendError(
+                f"{OP}: the Triton backend was forced, but its kernels serve kernel_size {FUSED_KERNEL_SIZE} only, "
+                f"got {windows.kernel_size}; use backend('torch')"
+            )
+        backend = "torch"
+    if _library.under_functional_transform(maps):
+        return dilated_windows.attend(*_split(maps), windows)
+    if backend == "triton":
+        options = (windows.num_heads, windows.dilations, windows.scale, windows.border)
+        return torch.ops.trifuse.dilated_attention(maps, *options)[0]
+    if maps[0].device.type != "cpu" or windows.border == "shift" or _library.without_values(maps):
+        return dilated_windows.attend(*_split(maps), windows)
+    return _PlanarAttention.apply(windows, *maps)
 
 
 def dilated_attention_weights(
@@ -192,73 +304,36 @@ def dilated_attention_weights(
     scale: float | None = None,
     border: str = "zero",
 ) -> Tensor:
-    """Return the attention map of `dilated_attention`: how much each pixel looks at each tap of its window."""
-    dilations = _checked(WEIGHTS_OP, {"q": q, "k": k}, num_heads, kernel_size, dilations, border)
-    if _library.choose_backend(WEIGHTS_OP, q) == "reference":
-        return dilated_attention_weights_reference(
-            q, k, num_heads=num_heads, kernel_size=kernel_size, dilations=dilations, scale=scale, border=border
+    """Return the attention map of `dilated_attention`: how much each pixel looks at each tap of its window.
+
+    `dilated_attention` never writes it; it is recomputed here, to be looked at, in differentiable plain PyTorch.
+
+    Args:
+        q: queries of shape (B, H, W, C); see `dilated_attention` for all arguments.
+        k: keys of shape (B, H, W, C).
+        num_heads: number of heads.
+        kernel_size: side k of the window, odd.
+        dilations: distance in pixels between neighbours in a window, for each group of heads.
+        scale: factor on the logits; None means (C / num_heads) ** -0.5.
+        border: ``"zero"``, ``"mask"`` or ``"shift"``.
+
+    Returns:
+        Weights of shape (B, num_heads, H, W, kernel_size ** 2) in the type of q, taps row by row, adding up to 1. With
+        border ``"zero"`` the taps outside of the image have their share, with ``"mask"`` theirs is 0.
+
+    Raises:
+        ShapeError, TypeError, ValueError: as `dilated_attention`.
+        BackendError: the Triton backend was forced; the map has no kernel of its own.
+    """
+    windows = check_arguments(WEIGHTS_OP, {"q": q, "k": k}, num_heads, kernel_size, dilations, scale, border)
+    if _library.forced_backend() == "reference":
+        return dilated_attention_weights_reference(q, k, **windows._asdict())
+    if _library.forced_backend() == "triton":
+        raise BackendError(
+            f"{WEIGHTS_OP}: no Triton kernel, for the map is there to be looked at; use backend('torch')"
         )
-    wide = torch.promote_types(q.dtype, torch.float32)
-    parts = zip(*(_heads(x.to(wide), num_heads, len(dilations)) for x in (q, k)), dilations, strict=True)
-    scale = _scale(q, num_heads, scale)
-    groups = [_composed_weights(queries, keys, kernel_size, r, scale, border) for queries, keys, r in parts]
+    groups = [
+        torch.cat(dilated_windows.tap_weights(queries, keys, dilation, windows), dim=-1)
+        for queries, keys, dilation in dilated_windows.groups_of_heads((q, k), windows)
+    ]
     return torch.cat(groups, dim=3).permute(0, 3, 1, 2, 4).to(q.dtype)
-
-
-def _checked(
-    op: str, maps: dict[str, Tensor], num_heads: int, kernel_size: int, dilations: Sequence[int], border: str
-) -> tuple[int, ...]:
-    """Return the dilations as a tuple, or raise what is wrong with the arguments."""
-    for name, tensor in maps.items():
-        _library.check_dtype(op, name, tensor)
-    _library.check_same_device(op, maps)
-    if len({tensor.dtype for tensor in maps.values()}) > 1:
-        types = ", ".join(f"{name} is {tensor.dtype}" for name, tensor in maps.items())
-        raise TypeError(f"{op}: expected one type for all maps, got {types}; convert them with .to(...)")
-    q = maps["q"]
-    if q.dim() != 4:
-        raise ShapeError(
-            f"{op}: expected q of shape (B, H, W, C), got {tuple(q.shape)}; "
-            "bring a channels-first map to this layout with x.permute(0, 2, 3, 1)"
-        )
-    for name, tensor in maps.items():
-        if tensor.shape != q.shape:
-            raise ShapeError(
-                f"{op}: expected {name} of the shape of q, {tuple(q.shape)}, got {tuple(tensor.shape)}; "
-                "queries, keys and values come from one map"
-            )
-    dilations = tuple(dilations)
-    check_windows(op, q.shape[-1], num_heads, kernel_size, dilations, border)
-    if border == "shift":
-        for axis, length in (("height", q.shape[1]), ("width", q.shape[2])):
-            if 0 < length < kernel_size * max(dilations):
-                raise ShapeError(
-                    f"{op}: {axis} {length} is too small for border 'shift': expected at least kernel_size "
-                    f"{kernel_size} x dilation {max(dilations)} = {kernel_size * max(dilations)}, so that every window "
-                    "fits inside; use border='zero' or 'mask', or a larger map"
-                )
-    return dilations
-
-
-def check_windows(
-    op: str, channels: int, num_heads: int, kernel_size: int, dilations: Sequence[int], border: str = "zero"
-) -> None:
-    """Refuse heads, dilations, windows and borders that do not fit each other, in the name of ``op``."""
-    if border not in BORDERS:
-        raise ValueError(f"{op}: expected border to be one of {', '.join(map(repr, BORDERS))}, got {border!r}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ShapeError(
-            f"{op}: expected an odd kernel_size of at least 1, got {kernel_size}; use {max(1, kernel_size + 1)}"
-        )
-    if not dilations or min(dilations) < 1:
-        raise ShapeError(f"{op}: expected dilations of at least 1 and at least one of them, got {tuple(dilations)}")
-    if num_heads < 1 or num_heads % len(dilations):
-        raise ShapeError(
-            f"{op}: num_heads {num_heads} is not divisible by the {len(dilations)} dilations {tuple(dilations)}; "
-            "every dilation needs the same number of heads"
-        )
-    if channels % num_heads:
-        raise ShapeError(
-            f"{op}: {channels} channels are not divisible by num_heads {num_heads}; "
-            "every head needs the same number of channels"
-        )
