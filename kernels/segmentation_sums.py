@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import _library
+from . import _segmentation_sums_cpu as cpu
 from .errors import ShapeError
 
 SMOOTH = 1e-5
@@ -55,7 +57,9 @@ def segmentation_sums(
     """
     if maps[0].shape[1] == 1:
         maps = [torch.cat([torch.zeros_like(m), m], 1) for m in maps]  # a sigmoid is the softmax of (0, x)
-    return _composed_sums(maps, target, squared, ignore_index)
+    if maps[0].device.type != "cpu" or _library.without_values((target, *maps)):
+        return _composed_sums(maps, target, squared, ignore_index)
+    return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
 
 
 def dice_ce(
@@ -120,6 +124,25 @@ def _composed_sums(maps: Sequence[Tensor], target: Tensor, squared: bool, ignore
         found.append(((p * truth).sum(2), (p * p if squared else p).sum(2), torch.where(known, surprise, 0).sum(1)))
     overlap, predicted, surprise = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
     return SegmentationSums(overlap, predicted, surprise + _spoilt(target, full[0], ignore_index), truth.sum(2))
+
+
+class _ChunkedSums(torch.autograd.Function):
+    """The CPU path with its own backward, so that nothing but the arguments is saved."""
+
+    @staticmethod
+    def forward(ctx, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(target, *maps)
+        ctx.squared, ctx.ignore_index = squared, ignore_index
+        overlap, predicted, surprise, true = cpu.forward(maps, target, squared, ignore_index)
+        ctx.mark_non_differentiable(true)
+        return overlap, predicted, surprise, true
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        target, *maps = ctx.saved_tensors
+        found = cpu.backward(grads[:3], maps, target, ctx.squared, ctx.ignore_index)
+        return None, None, None, *found
 
 
 def _truth(target: Tensor, like: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
