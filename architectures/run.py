@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from torch import nn
+
+from trifuse.kernels import DataError
 
 from .data.augmentation import FlipRotate, TransUNetAugmentation
 from .data.cases import Study
@@ -33,6 +35,7 @@ from .evaluation.report import (
 from .evaluation.scoring import evaluate_cases
 from .recipes import DataRecipe
 from .run_log import read_log
+from .training.distributed import open_world
 from .training.run_folder import LOCK_FILE, OutputFolderError
 
 Part = Literal["train", "val", "test"]
@@ -136,6 +139,87 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class RunOptions(TypedDict, total=False):
+    """How a run is started, and what becomes of it at its end.
+
+    Keys:
+        resume: continue the run in the folder.
+        overwrite: remove the run in the folder first.
+        force_resume: continue although the recipe has changed.
+        tensorboard: also write TensorBoard files.
+        parts: of the split to predict, score and report; the test cases where nothing is said.
+        command: the words to put into the report as the way to do it again.
+    """
+
+    resume: bool
+    overwrite: bool
+    force_resume: bool
+    tensorboard: bool
+    parts: Sequence[Part]
+    command: Sequence[str]
+
+
+def train_and_report(
+    recipe: Any,
+    out: Path,
+    network: type,
+    fit_network: Callable[..., object],
+    describe: Callable[[Any, Any, PreparedData], dict[str, Any]],
+    *,
+    sigmoid: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    force_resume: bool = False,
+    tensorboard: bool = False,
+    parts: Sequence[Part] = ("test",),
+    command: Sequence[str] = (),
+) -> Path | None:
+    """Run a network's recipe from its data to ``out/report.md``; return that path, or None on all ranks but the first.
+
+    Args:
+        recipe: has ``data``, ``network`` and ``training``.
+        out: the run's folder.
+        network: the class, which ``recipe.network`` configures.
+        fit_network: trains it: ``fit_network(model, recipe, data, out, **options)``, the options being those of `fit`.
+        describe: ``describe(best, recipe, data)`` returns the arguments of `report_run` that only this network knows.
+        sigmoid: whether one logit may stand for two classes.
+        resume, overwrite, force_resume, tensorboard, parts, command: see `RunOptions`.
+
+    Raises:
+        OutputFolderError: ``out`` is in use, or holds another run.
+        DataError: cases are unusable, or have other classes than the network.
+        MissingExtra: scipy or matplotlib is not installed.
+        CheckpointError, NumericError, Interrupted: see `fit`.
+    """
+    with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
+        with world.together():  # the others wait until the first rank has claimed the folder
+            claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
+        with world.together():
+            data = prepare_data(recipe.data, out)
+            recipe = with_classes(recipe, len(data.study.class_names), sigmoid=sigmoid)
+            model = network(recipe.network)
+        fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
+    if not world.is_first:
+        return None
+    best = cast(Any, network).from_pretrained(out / "best").to(next(model.parameters()).device)
+    return report_run(out, best, data, recipe.data, parts=parts, command=command, **describe(best, recipe, data))
+
+
+def with_classes(recipe: Any, classes: int, *, sigmoid: bool = False) -> Any:
+    """Give a recipe's network the study's number of classes, unless it was given one of its own: 1 is a sigmoid.
+
+    Raises:
+        DataError: its own does not fit the study.
+    """
+    network = recipe.network
+    if network.num_classes == type(network).num_classes:
+        return replace(recipe, network=replace(network, num_classes=classes))
+    if network.num_classes not in ({1, 2} if sigmoid and classes == 2 else {classes}):
+        got, want = f"{classes} with the background", f"{network.num_classes}, the network's num_classes"
+        raise DataError(recipe.data.root, "classes", got=got, want=want, hint="leave network.num_classes to the study")
+    return recipe
+
+
 def report_run(
     out: Path,
     model: nn.Module,
@@ -145,6 +229,8 @@ def report_run(
     title: str,
     parts: Sequence[Part] = ("test",),
     command: Sequence[str] = (),
+    conventions: Sequence[str] = ("strict",),
+    per_slice: bool = False,
     facts: Mapping[str, str] | None = None,
     draw: Callable[[Path, Path], Sequence[Picture]] = lambda log, folder: (),
     paper_tables: Sequence[PaperTable] = (),
@@ -161,40 +247,25 @@ def report_run(
         parts: of the split to score, the headline first; a part without cases is left out, and where none is left
             the cases that chose the best epoch are scored.
         command: the words that do the run again.
+        conventions: of empty masks and distances; several are shown side by side, the first gives the headline.
+        per_slice: also score each slice by itself.
         facts: more facts about the run.
         draw: draws what only this network has, from the log into a folder.
         paper_tables: what the publication reports.
         paper: how to cite it.
     """
     scored: list[Part] = [part for part in parts if data.cases_of(part)] or [data.validated_on]
-    conventions = Conventions()
-    per_slice = Conventions(aggregation="slice", slices="labelled" if recipe.keep == "labelled" else "all")
     evaluations, overlays = [], []
     figures = out / "figures"
     for part in scored:
-        cases, predictions = data.cases_of(part), out / "predictions" / part
-        predict_cases(
-            model,
-            data.study,
-            cases,
-            predictions,
-            image_size=recipe.image_size,
-            nonfinite=recipe.nonfinite,
-        )
-        rows = evaluate_cases(predictions, data.study, cases, conventions)
-        evaluations.append(Evaluation(part, f"{_PART_TITLES[part]}, per volume", rows))
-        if recipe.keep == "labelled":
-            only = Conventions(slices="labelled")
-            rows_labelled = evaluate_cases(predictions, data.study, cases, only)
-            evaluations.append(
-                Evaluation(f"{part}_labelled", f"{_PART_TITLES[part]}, labelled slices alone", rows_labelled)
-            )
-        slices = evaluate_cases(predictions, data.study, cases, per_slice)
-        evaluations.append(Evaluation(f"{part}_slices", f"{_PART_TITLES[part]}, per slice", slices))
-        tiles = collect_tiles(predictions, data.study, rows)
-        folder = figures / part
+        folder = out / "predictions" / part
+        options: dict[str, Any] = {"preparation": recipe.preparation, "nonfinite": recipe.nonfinite}
+        predict_cases(model, data.study, data.cases_of(part), folder, image_size=recipe.image_size, **options)
+        found = _evaluate(folder, part, data, conventions, labelled=recipe.keep == "labelled", per_slice=per_slice)
+        evaluations += found
+        tiles = collect_tiles(folder, data.study, found[0].rows)
         heading = f"{_PART_TITLES[part]}: predictions beside the truth"
-        overlays.append(draw_overlays(tiles, data.study.class_names, folder, title=heading))
+        overlays.append(draw_overlays(tiles, data.study.class_names, figures / part, title=heading))
     log = out / "log.csv"
     epochs = read_log(log)
     splits = {part: data.cases_of(part) for part in ("train", "val", "test")}
@@ -217,3 +288,23 @@ def report_run(
         paper_tables=paper_tables,
         paper=paper,
     )
+
+
+def _evaluate(
+    predictions: Path, part: Part, data: PreparedData, words: Sequence[str], *, labelled: bool, per_slice: bool
+) -> list[Evaluation]:
+    """Score the predictions of a part per volume, and in the other ways that its report shows."""
+
+    def scored(name: str, title: str, **choices: Any) -> Evaluation:
+        rows, *beside = (
+            evaluate_cases(predictions, data.study, data.cases_of(part), Conventions(word, **choices)) for word in words
+        )
+        return Evaluation(name, f"{_PART_TITLES[part]}, {title}", rows, beside)
+
+    slices = "labelled" if labelled else "all"
+    evaluations = [scored(part, "per volume")]
+    if labelled:
+        evaluations.append(scored(f"{part}_labelled", "labelled slices alone", slices=slices))
+    if per_slice:
+        evaluations.append(scored(f"{part}_slices", "per slice", aggregation="slice", slices=slices))
+    return evaluations

@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
-
-from trifuse.kernels import DataError
 
 from ..evaluation.charts import draw_block_weights
 from ..evaluation.picture import Picture
 from ..evaluation.report import PaperTable
 from ..pretrained import WEIGHTS_FILE, config_to_json, read_description, recorded_digest
 from ..recipes import DataRecipe
-from ..run import Part, PreparedData, claim_folder, prepare_data, report_run
-from ..training.distributed import open_world
+from ..run import PreparedData, RunOptions, train_and_report
 from ..training.feature_cache import FeatureCache
 from ..training.loop import FitResult, fit, forward_image
 from ..training.losses import SegmentationLoss
@@ -92,70 +88,30 @@ class DinoUNetRecipe:
             raise ValueError(f"theta_lr_mult must be positive, got {self.theta_lr_mult}")
 
 
-def train(
-    recipe: DinoUNetRecipe,
-    out: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    force_resume: bool = False,
-    tensorboard: bool = False,
-    parts: Sequence[Part] = ("test",),
-    command: Sequence[str] = (),
-) -> Path | None:
+def train(recipe: DinoUNetRecipe, out: Path, **options: Unpack[RunOptions]) -> Path | None:
     """Run a recipe from its data to ``out/report.md``, and return that path (None on all ranks but the first).
 
     Args:
         recipe: what to do.
         out: the run's folder.
-        resume: continue the run in ``out``.
-        overwrite: remove the run in ``out`` first.
-        force_resume: continue although the recipe has changed.
-        tensorboard: also write TensorBoard files.
-        parts: of the split to predict, score and report.
-        command: the words to put into the report as the way to do it again.
+        options: see `RunOptions`.
 
     Raises:
-        OutputFolderError: ``out`` is in use, or holds another run.
-        DataError: cases are unusable, or have other classes than the network.
-        MissingExtra: scipy or matplotlib is not installed.
-        CheckpointError, NumericError, Interrupted: see `fit`.
+        OutputFolderError, DataError, MissingExtra, CheckpointError, NumericError, Interrupted: see `train_and_report`.
     """
-    with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
-        with world.together():  # the others wait until the first rank has claimed the folder
-            claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
-        with world.together():
-            data = prepare_data(recipe.data, out)
-            recipe = _with_classes(recipe, len(data.study.class_names))
-            model = DinoUNet(recipe.network)
-        fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
-    if not world.is_first:
-        return None
-    best = DinoUNet.from_pretrained(out / "best").to(next(model.parameters()).device)
-    return report_run(
-        out,
-        best,
-        data,
-        recipe.data,
-        title=f"DINO-UNet ({_variant_name(recipe.network)}) on {Path(recipe.data.root).name}",
-        parts=parts,
-        command=command,
-        facts=_describe_encoder(best, recipe.network.encoder_checkpoint),
-        draw=lambda log, folder: _draw_blocks(best, log, folder),
-        paper_tables=PAPER_TABLES,
-        paper=PAPER,
-    )
+    return train_and_report(recipe, out, DinoUNet, fit_network, _describe, sigmoid=True, **options)
 
 
-def _with_classes(recipe: DinoUNetRecipe, classes: int) -> DinoUNetRecipe:
-    """Give the network the study's number of classes, unless it was given one of its own: 1 is a sigmoid."""
-    network = recipe.network
-    if network.num_classes == DinoUNetConfig.num_classes:
-        return replace(recipe, network=replace(network, num_classes=classes))
-    if network.num_classes not in ({1, 2} if classes == 2 else {classes}):
-        got, want = f"{classes} with the background", f"{network.num_classes}, the network's num_classes"
-        raise DataError(recipe.data.root, "classes", got=got, want=want, hint="leave network.num_classes to the study")
-    return recipe
+def _describe(best: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData) -> dict[str, Any]:
+    """Return what only this network can say in its report."""
+    return {
+        "title": f"DINO-UNet ({_variant_name(recipe.network)}) on {Path(recipe.data.root).name}",
+        "per_slice": True,
+        "facts": _describe_encoder(best, recipe.network.encoder_checkpoint),
+        "draw": lambda log, folder: _draw_blocks(best, log, folder),
+        "paper_tables": PAPER_TABLES,
+        "paper": PAPER,
+    }
 
 
 def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out: Path, **options: Any) -> FitResult:

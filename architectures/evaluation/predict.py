@@ -155,8 +155,8 @@ def _choose(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Return the class of each pixel at ``size``, uint8; one logit is a sigmoid, positive where it says foreground."""
     if maps[0].shape[1] > 1:
         return upsample_argmax(maps, size)
-    upsampled = [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False) for m in maps]
-    return (sum(upsampled)[:, 0] > 0).to(torch.uint8)
+    upsampled = [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False)[:, 0] for m in maps]
+    return (torch.stack(upsampled).sum(dim=0) > 0).to(torch.uint8)
 
 
 def _refuse_input_folder(out: Path, study: Study, cases: Sequence[Case]) -> None:
