@@ -1,0 +1,395 @@
+"""Triton kernels of the gates: a map multiplied by the sigmoid of a gate, one per channel or one per position.
+
+Programs work on tiles of CHANNELS x PIXELS elements of one sample. The tile lies along whatever is contiguous: pixels
+of one or a few channels, or, in channels-last maps, channels of a few pixels. Each thread moves 16 bytes at once where
+sizes and strides allow it. Maps are taken with the strides they have; nothing is copied.
+
+Backward reads the gradient and the map once for both gradients. The sum that makes the gate's gradient runs inside one
+program, in a fixed order: over the pixels of its channels, or over the channels of its pixels. Channels of many pixels
+but too few to fill a GPU are cut into parts, whose sums a second launch adds up in a fixed order. No atomics: results
+repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .static_case import TARGETS, Budget, StaticCase
+
+THREADS = 128
+WARP_SIZE = 64 if torch.version.hip else 32
+TILE = 1024  # elements of a tile
+MOST_CHANNELS = 64  # of a tile that lies along the channels
+SPATIAL_PIXELS = 64  # of a tile that lies along the pixels, where the sum runs over the channels
+TILES_PER_PART = 16  # of a channel's pixels, where there are fewer programs than fill a GPU
+ENOUGH_PROGRAMS = 1024  # fixed, so that the order of summation does not depend on the device
+ADD_ROWS = 256
+
+
+@triton.jit
+def pixel_offsets(pixels, width, stride_h, stride_w, FLAT: tl.constexpr):
+    """Return the offsets of pixels given by their number, row by row; FLAT where these lie stride_w apart."""
+    if FLAT:
+        offsets = pixels.to(tl.int64) * stride_w
+    else:
+        offsets = (pixels // width).to(tl.int64) * stride_h + (pixels % width).to(tl.int64) * stride_w
+    return offsets
+
+
+@triton.jit
+def channel_block(program, channels, CHANNELS: tl.constexpr):
+    """Return the sample of a program, its channels, and which of them exist."""
+    blocks = tl.cdiv(channels, CHANNELS)
+    c = (program % blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    return (program // blocks).to(tl.int64), c, c < channels
+
+
+@triton.jit
+def sigmoid(gate):
+    """Return the sigmoid of what a gate's pointers load, in float32."""
+    return 1.0 / (1.0 + tl.exp(-gate.to(tl.float32)))
+
+
+@triton.jit
+def _gate_fwd_kernel(
+    x,
+    gate,  # (B, C) or (B, H * W), contiguous
+    gated,
+    channels,
+    width,
+    pixels,
+    x_stride_b,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    gated_stride_b,
+    gated_stride_c,
+    gated_stride_h,
+    gated_stride_w,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    FLAT: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+):
+    blocks = tl.cdiv(pixels, PIXELS)
+    b, c, channel_exists = channel_block(tl.program_id(0) // blocks, channels, CHANNELS)
+    p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
+    exists = channel_exists[:, None] & (p < pixels)[None, :]
+    if PER_CHANNEL:
+        s = sigmoid(tl.load(gate + b * channels + c, mask=channel_exists, other=0.0))[:, None]
+    else:
+        s = sigmoid(tl.load(gate + b * pixels + p, mask=p < pixels, other=0.0))[None, :]
+    c = c.to(tl.int64)[:, None]
+    source = x + b * x_stride_b + c * x_stride_c + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT)[None, :]
+    values = tl.load(source, mask=exists, other=0.0).to(tl.float32) * s
+    target = gated + b * gated_stride_b + c * gated_stride_c
+    target += pixel_offsets(p, width, gated_stride_h, gated_stride_w, FLAT)[None, :]
+    tl.store(target, values.to(gated.dtype.element_ty), mask=exists)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _channel_gate_bwd_kernel(
+    grad,
+    x,
+    gate,  # (B, C), contiguous
+    x_grad,  # or None
+    target,  # (splits, B * C): each part's share of the gate's gradient
+    channels,
+    width,
+    pixels,
+    rows,  # B * C
+    grad_stride_b,
+    grad_stride_c,
+    grad_stride_h,
+    grad_stride_w,
+    x_stride_b,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    x_grad_stride_b,
+    x_grad_stride_c,
+    x_grad_stride_h,
+    x_grad_stride_w,
+    splits,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    FLAT: tl.constexpr,
+):
+    split = tl.program_id(0) % splits
+    b, c, channel_exists = channel_block(tl.program_id(0) // splits, channels, CHANNELS)
+    s = sigmoid(tl.load(gate + b * channels + c, mask=channel_exists, other=0.0))
+    wide_c = c.to(tl.int64)[:, None]
+    grads = grad + b * grad_stride_b + wide_c * grad_stride_c
+    maps = x + b * x_stride_b + wide_c * x_stride_c
+    sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
+    for start in range(split * PIXELS, pixels, splits * PIXELS):
+        p = start + tl.arange(0, PIXELS)
+        exists = channel_exists[:, None] & (p < pixels)[None, :]
+        source = grads + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT)[None, :]
+        incoming = tl.load(source, mask=exists, other=0.0).to(tl.float32)
+        source = maps + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT)[None, :]
+        sums += incoming * tl.load(source, mask=exists, other=0.0).to(tl.float32)
+        if x_grad is not None:
+            outgoing = x_grad + b * x_grad_stride_b + wide_c * x_grad_stride_c
+            outgoing += pixel_offsets(p, width, x_grad_stride_h, x_grad_stride_w, FLAT)[None, :]
+            tl.store(outgoing, (incoming * s[:, None]).to(x_grad.dtype.element_ty), mask=exists)
+    share = tl.sum(sums, axis=1) * s * (1.0 - s)
+    pointer = target + split.to(tl.int64) * rows + b * channels + c
+    tl.store(pointer, share.to(target.dtype.element_ty), mask=channel_exists)
+
+
+@triton.jit
+def _spatial_gate_bwd_kernel(
+    grad,
+    x,
+    gate,  # (B, H * W), contiguous
+    x_grad,  # or None
+    gate_grad,  # (B, H * W)
+    channels,
+    width,
+    pixels,
+    grad_stride_b,
+    grad_stride_c,
+    grad_stride_h,
+    grad_stride_w,
+    x_stride_b,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    x_grad_stride_b,
+    x_grad_stride_c,
+    x_grad_stride_h,
+    x_grad_stride_w,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    FLAT: tl.constexpr,
+):
+    blocks = tl.cdiv(pixels, PIXELS)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
+    on_map = p < pixels
+    s = sigmoid(tl.load(gate + b * pixels + p, mask=on_map, other=0.0))
+    grads = grad + b * grad_stride_b + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT)[None, :]
+    maps = x + b * x_stride_b + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT)[None, :]
+    sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
+    for start in range(0, channels, CHANNELS):
+        c = start + tl.arange(0, CHANNELS)
+        exists = (c < channels)[:, None] & on_map[None, :]
+        c = c.to(tl.int64)[:, None]
+        incoming = tl.load(grads + c * grad_stride_c, mask=exists, other=0.0).to(tl.float32)
+        sums += incoming * tl.load(maps + c * x_stride_c, mask=exists, other=0.0).to(tl.float32)
+        if x_grad is not None:
+            outgoing = x_grad + b * x_grad_stride_b + c * x_grad_stride_c
+            outgoing += pixel_offsets(p, width, x_grad_stride_h, x_grad_stride_w, FLAT)[None, :]
+            tl.store(outgoing, (incoming * s[None, :]).to(x_grad.dtype.element_ty), mask=exists)
+    share = tl.sum(sums, axis=0) * s * (1.0 - s)
+    tl.store(gate_grad + b * pixels + p, share.to(gate_grad.dtype.element_ty), mask=on_map)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _add_parts_kernel(parts, total, rows, splits, ROWS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    added = tl.zeros((ROWS,), dtype=tl.float32)
+    pointer = parts + row
+    for _ in range(splits):
+        added += tl.load(pointer, mask=exists, other=0.0)
+        pointer += rows
+    tl.store(total + row, added.to(total.dtype.element_ty), mask=exists)
+
+
+def gate_forward(x: Tensor, gate: Tensor) -> Tensor:
+    """Launch the forward kernel: x (B, C, H, W), and a gate of shape (B, C) or (B, 1, H, W)."""
+    gated = torch.empty_like(x)
+    if gated.numel() == 0:
+        return gated
+    channels, pixels = tile_of(x)
+    with torch.cuda.device_of(x):
+        _gate_fwd_kernel[(_channel_blocks(x, channels) * triton.cdiv(x[0, 0].numel(), pixels),)](
+            x,
+            gate.contiguous(),
+            gated,
+            x.shape[1],
+            x.shape[3],
+            x[0, 0].numel(),
+            *strides_of(x),
+            *strides_of(gated),
+            CHANNELS=channels,
+            PIXELS=pixels,
+            FLAT=is_flat(x, gated),
+            PER_CHANNEL=gate.ndim == 2,
+            num_warps=THREADS // WARP_SIZE,
+        )
+    return gated
+
+
+def channel_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> tuple[Tensor, list[Tensor]]:
+    """Launch the backward kernel of a gate (B, C); return its gradient, and that of x if it is needed."""
+    x_grads = [torch.empty_like(x)] if needs_x else []
+    if x.numel() == 0:
+        return torch.zeros_like(gate, memory_format=torch.contiguous_format), x_grads
+    x_grad = x_grads[0] if needs_x else None
+    channels, pixels = tile_of(x)
+    programs, splits = part_programs(x, channels, pixels)
+    target = parts_of(gate, splits)
+    with torch.cuda.device_of(x):
+        _channel_gate_bwd_kernel[(programs,)](
+            grad,
+            x,
+            gate.contiguous(),
+            x_grad,
+            target,
+            x.shape[1],
+            x.shape[3],
+            x[0, 0].numel(),
+            gate.numel(),
+            *strides_of(grad),
+            *strides_of(x),
+            *strides_of(x if x_grad is None else x_grad),
+            splits,
+            CHANNELS=channels,
+            PIXELS=pixels,
+            FLAT=is_flat(grad, x, *x_grads),
+            num_warps=THREADS // WARP_SIZE,
+        )
+        return add_parts(target, gate.dtype), x_grads
+
+
+def spatial_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> tuple[Tensor, list[Tensor]]:
+    """Launch the backward kernel of a gate (B, 1, H, W); return its gradient, and that of x if it is needed."""
+    x_grads = [torch.empty_like(x)] if needs_x else []
+    if x.numel() == 0:
+        return torch.zeros_like(gate, memory_format=torch.contiguous_format), x_grads
+    x_grad = x_grads[0] if needs_x else None
+    gate_grad = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    channels, pixels = tile_of(x, most_pixels=SPATIAL_PIXELS)
+    with torch.cuda.device_of(x):
+        _spatial_gate_bwd_kernel[(len(x) * triton.cdiv(x[0, 0].numel(), pixels),)](
+            grad,
+            x,
+            gate.contiguous(),
+            x_grad,
+            gate_grad,
+            x.shape[1],
+            x.shape[3],
+            x[0, 0].numel(),
+            *strides_of(grad),
+            *strides_of(x),
+            *strides_of(x if x_grad is None else x_grad),
+            CHANNELS=channels,
+            PIXELS=pixels,
+            FLAT=is_flat(grad, x, *x_grads),
+            num_warps=THREADS // WARP_SIZE,
+        )
+    return gate_grad, x_grads
+
+
+# ----------------------------------------------------------------------------- tiles, strides, and sums in parts
+
+
+def tile_of(x: Tensor, most_pixels: int = TILE) -> tuple[int, int]:
+    """Return the channels and pixels of a tile that lies along what is contiguous in x (B, C, H, W)."""
+    channels, pixels = triton.next_power_of_2(x.shape[1]), triton.next_power_of_2(max(1, x[0, 0].numel()))
+    if x.stride(1) == 1 and x.stride(3) != 1:
+        channels = min(channels, MOST_CHANNELS)
+        return channels, min(pixels, TILE // channels)
+    pixels = min(pixels, most_pixels)
+    return min(channels, TILE // pixels), pixels
+
+
+def part_programs(x: Tensor, channels: int, pixels: int) -> tuple[int, int]:
+    """Return how many programs sum over the pixels of x, and how many of them share one block of channels."""
+    programs, tiles = _channel_blocks(x, channels), triton.cdiv(x[0, 0].numel(), pixels)
+    splits = 1 if programs >= ENOUGH_PROGRAMS else max(1, triton.cdiv(tiles, TILES_PER_PART))
+    return programs * splits, splits
+
+
+def parts_of(total: Tensor, splits: int) -> Tensor:
+    """Return where the parts of a total (B, C) go: (splits, B, C); in its own type where there is but one."""
+    dtype = total.dtype if splits == 1 else torch.float32
+    return torch.empty((splits, *total.shape), dtype=dtype, device=total.device)
+
+
+def add_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add up parts (splits, B, C) in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    total = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
+    grid = (triton.cdiv(total.numel(), ADD_ROWS),)
+    _add_parts_kernel[grid](parts, total, total.numel(), len(parts), ROWS=ADD_ROWS, num_warps=THREADS // WARP_SIZE)
+    return total
+
+
+def is_flat(*maps: Tensor) -> bool:
+    """Tell whether the pixels of all maps lie one distance apart, row after row."""
+    return all(m.shape[2] == 1 or m.stride(2) == m.shape[3] * strides_of(m)[3] for m in maps)
+
+
+def strides_of(x: Tensor) -> tuple[int, int, int, int]:
+    """Return the strides of x (B, C, H, W); in a map of one column, pixels lie a row apart."""
+    b, c, h, w = x.stride()
+    return b, c, h, h if x.shape[3] == 1 else w
+
+
+def _channel_blocks(x: Tensor, channels: int) -> int:
+    return len(x) * triton.cdiv(x.shape[1], channels)
+
+
+# ------------------------------------------------------------------------------------------- the ahead-of-time gate
+
+_PLANES = {"x_stride_w": 1, "gated_stride_w": 1, "grad_stride_w": 1, "x_grad_stride_w": 1}
+_CHANNELS_LAST = {"x_stride_c": 1, "gated_stride_c": 1, "grad_stride_c": 1, "x_grad_stride_c": 1}
+
+
+def _case(
+    name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str, registers: tuple[int, ...], wide_loads: int
+) -> StaticCase:
+    """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
+    maps = ("x", "gated", "grad", "x_grad")
+    kinds = dict.fromkeys(maps, f"*{dtype}") | dict.fromkeys(("gate", "gate_grad", "target", "parts", "total"), "*fp32")
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    for argument, value in (("CHANNELS", tile[0]), ("PIXELS", tile[1]), ("FLAT", True)):
+        if argument in kernel.arg_names:
+            constants[argument] = value
+    signature = {
+        argument: "constexpr" if argument in constants else kinds.get(argument, "i32") for argument in kernel.arg_names
+    }
+    return StaticCase(
+        name=f"{name}, {dtype}",
+        kernel=kernel,
+        signature=signature,
+        constants=constants,
+        aligned=tuple(name for name, kind in signature.items() if kind != "constexpr" and name != "splits"),
+        budgets={
+            target: Budget(registers=most, wide_loads=wide_loads, shuffles=40)
+            for target, most in zip(TARGETS, registers, strict=True)
+        },
+        threads=THREADS,
+    )
+
+
+_R = (255, 255, 255, 255, 512)
+# The next to last argument: most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
+STATIC_CASES = [
+    _case("forward, channels, planes", _gate_fwd_kernel, (1, 1024), _PLANES | {"PER_CHANNEL": True}, "bf16", _R, 0),
+    _case("forward, positions, planes", _gate_fwd_kernel, (1, 1024), _PLANES | {"PER_CHANNEL": False}, "fp32", _R, 0),
+    _case(
+        "forward, channels, channels last",
+        _gate_fwd_kernel,
+        (64, 16),
+        _CHANNELS_LAST | {"PER_CHANNEL": True},
+        "bf16",
+        _R,
+        0,
+    ),
+    _case("backward, channels, planes", _channel_gate_bwd_kernel, (1, 1024), _PLANES, "bf16", _R, 0),
+    _case("backward, channels, channels last", _channel_gate_bwd_kernel, (64, 16), _CHANNELS_LAST, "bf16", _R, 0),
+    _case("backward, channels, planes", _channel_gate_bwd_kernel, (1, 1024), _PLANES, "fp32", _R, 0),
+    _case("backward, positions, planes", _spatial_gate_bwd_kernel, (16, 64), _PLANES, "bf16", _R, 0),
+    _case("backward, positions, channels last", _spatial_gate_bwd_kernel, (64, 16), _CHANNELS_LAST, "bf16", _R, 0),
+    _case("backward, positions, planes", _spatial_gate_bwd_kernel, (16, 64), _PLANES, "fp32", _R, 0),
+    _case("parts added", _add_parts_kernel, (1, 1), {"ROWS": ADD_ROWS}, "fp32", _R, 0),
+]

@@ -1,0 +1,360 @@
+"""Triton kernels of Monte Carlo attention's pooling: the mean over one drawn cell of a map.
+
+Programs work on tiles of a few channels and many of the cell's positions, or the other way round in channels-last maps
+(`gates` has the tiles that all kernels of maps share). A cell of one row and column per map is read in the map's own
+order, 16 bytes per thread; others by their rows and columns, or through the permutation. The draw is read on the GPU,
+so a recorded graph serves any draw; a cell that does not exist gives NaN.
+
+Backward writes every position of the gradient once. With a permutation a first launch marks the chosen positions, all
+of them different. No atomics: results repeat bit for bit. The channel gate's kernels are in `gates`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .gates import (
+    THREADS,
+    WARP_SIZE,
+    add_parts,
+    channel_block,
+    is_flat,
+    part_programs,
+    parts_of,
+    pixel_offsets,
+    strides_of,
+    tile_of,
+)
+from .static_case import TARGETS, Budget, StaticCase
+
+MARK_PIXELS = 256
+
+
+@triton.jit
+def _draw_of(b, scales, cells, scale_stride, cell_stride, scale, cell):
+    """Return the sample's scale and cell, from where the caller left them; a scale below 1 as 0."""
+    if scales is not None:
+        scale = tl.load(scales + b * scale_stride).to(tl.int32)
+    if cells is not None:
+        cell = tl.load(cells + b * cell_stride).to(tl.int32)
+    real = (scale >= 1) & (cell >= 0) & (cell < scale * scale)
+    return tl.where(real, scale, 0), tl.where(real, cell, 0)
+
+
+@triton.jit
+def _edges(length, scale, index):
+    """Return where one interval of an adaptive grid begins, and how long it is; nothing of a scale of 0."""
+    divisor = tl.maximum(scale, 1)
+    first = index * length // divisor
+    last = ((index + 1) * length + divisor - 1) // divisor
+    return first, tl.where(scale > 0, last - first, 0)
+
+
+@triton.jit(do_not_specialize=["scale", "cell", "splits"])
+def _monte_carlo_pool_fwd_kernel(
+    x,
+    scales,  # (B,) or None: then `scale` holds for all samples
+    cells,
+    permutation,  # (B, H * W) or None
+    target,  # (splits, B * C): each part's share of the mean
+    channels,
+    height,
+    width,
+    pixels,
+    rows,  # B * C
+    x_stride_b,
+    x_stride_c,
+    x_stride_h,
+    x_stride_w,
+    scale_stride,
+    cell_stride,
+    permutation_stride,
+    scale,
+    cell,
+    splits,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    FLAT: tl.constexpr,
+):
+    split = tl.program_id(0) % splits
+    b, c, channel_exists = channel_block(tl.program_id(0) // splits, channels, CHANNELS)
+    scale, cell = _draw_of(b, scales, cells, scale_stride, cell_stride, scale, cell)
+    top, cell_height = _edges(height, scale, cell // tl.maximum(scale, 1))
+    left, cell_width = _edges(width, scale, cell % tl.maximum(scale, 1))
+    count = cell_height * cell_width
+    maps = x + b * x_stride_b + c.to(tl.int64)[:, None] * x_stride_c
+    sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
+    if FLAT and scale == 1:  # the whole map, in its own order
+        for start in range(split * PIXELS, pixels, splits * PIXELS):
+            p = start + tl.arange(0, PIXELS)
+            exists = channel_exists[:, None] & (p < pixels)[None, :]
+            sums += tl.load(maps + p.to(tl.int64)[None, :] * x_stride_w, mask=exists, other=0.0).to(tl.float32)
+    else:
+        for start in range(split * PIXELS, count, splits * PIXELS):
+            place = start + tl.arange(0, PIXELS)
+            in_cell = place < count
+            p = (top + place // cell_width) * width + left + place % cell_width
+            if permutation is not None:
+                p = tl.load(permutation + b * permutation_stride + p, mask=in_cell, other=0).to(tl.int32)
+            on_map = (p >= 0) & (p < pixels)
+            offsets = pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT)
+            exists = channel_exists[:, None] & (in_cell & on_map)[None, :]
+            values = tl.load(maps + offsets[None, :], mask=exists, other=0.0).to(tl.float32)
+            sums += tl.where((in_cell & ~on_map)[None, :], float("nan"), values)
+    mean = tl.sum(sums, axis=1) / count.to(tl.float32)
+    pointer = target + split.to(tl.int64) * rows + b * channels + c
+    tl.store(pointer, mean.to(target.dtype.element_ty), mask=channel_exists)
+
+
+@triton.jit(do_not_specialize=["scale", "cell"])
+def _monte_carlo_pool_mark_kernel(
+    scales,
+    cells,
+    permutation,
+    chosen,  # (B or 1, H * W) uint8: whether the position is in the cell
+    height,
+    width,
+    pixels,
+    scale_stride,
+    cell_stride,
+    permutation_stride,
+    scale,
+    cell,
+    PIXELS: tl.constexpr,
+):
+    blocks = tl.cdiv(pixels, PIXELS)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    place = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
+    scale, cell = _draw_of(b, scales, cells, scale_stride, cell_stride, scale, cell)
+    inside = _in_cell(place, height, width, scale, cell)
+    p = tl.load(permutation + b * permutation_stride + place, mask=place < pixels, other=-1)
+    tl.store(chosen + b * pixels + p, inside.to(tl.uint8), mask=(p >= 0) & (p < pixels))
+
+
+@triton.jit
+def _in_cell(place, height, width, scale, cell):
+    """Tell which places of the grid lie in its cell."""
+    top, cell_height = _edges(height, scale, cell // tl.maximum(scale, 1))
+    left, cell_width = _edges(width, scale, cell % tl.maximum(scale, 1))
+    row, column = place // width, place % width
+    return (row >= top) & (row < top + cell_height) & (column >= left) & (column < left + cell_width)
+
+
+@triton.jit(do_not_specialize=["scale", "cell"])
+def _monte_carlo_pool_bwd_kernel(
+    grad,  # (B, C)
+    scales,
+    cells,
+    chosen,  # (B or 1, H * W), or None: then the cell lies where the grid says
+    x_grad,
+    channels,
+    height,
+    width,
+    pixels,
+    grad_stride_b,
+    grad_stride_c,
+    x_grad_stride_c,
+    x_grad_stride_w,
+    scale_stride,
+    cell_stride,
+    chosen_stride,
+    scale,
+    cell,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    blocks = tl.cdiv(pixels, PIXELS)
+    b, c, channel_exists = channel_block(tl.program_id(0) // blocks, channels, CHANNELS)
+    p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
+    scale, cell = _draw_of(b, scales, cells, scale_stride, cell_stride, scale, cell)
+    _, cell_height = _edges(height, scale, cell // tl.maximum(scale, 1))
+    _, cell_width = _edges(width, scale, cell % tl.maximum(scale, 1))
+    if chosen is not None:
+        inside = tl.load(chosen + b * chosen_stride + p, mask=p < pixels, other=0) != 0
+    else:
+        inside = _in_cell(p, height, width, scale, cell)
+    incoming = tl.load(grad + b * grad_stride_b + c * grad_stride_c, mask=channel_exists, other=0.0).to(tl.float32)
+    share = incoming / tl.maximum(cell_height * cell_width, 1).to(tl.float32)
+    values = tl.where(inside[None, :], share[:, None], 0.0)
+    offsets = c.to(tl.int64)[:, None] * x_grad_stride_c + p.to(tl.int64)[None, :] * x_grad_stride_w
+    pointer = x_grad + b * pixels * channels + offsets
+    exists = channel_exists[:, None] & (p < pixels)[None, :]
+    tl.store(pointer, values.to(x_grad.dtype.element_ty), mask=exists)
+
+
+def pool_forward(
+    x: Tensor, scale: int, cell: int, scales: Tensor | None, cells: Tensor | None, permutation: Tensor | None
+) -> Tensor:
+    """Launch the forward kernel on maps (B, C, H, W); a draw in tensors goes before one in numbers."""
+    pooled = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
+    if pooled.numel() == 0:
+        return pooled
+    channels, pixels = tile_of(x)
+    programs, splits = part_programs(x, channels, pixels)
+    target = parts_of(pooled, splits)
+    with torch.cuda.device_of(x):
+        _monte_carlo_pool_fwd_kernel[(programs,)](
+            x,
+            scales,
+            cells,
+            None if permutation is None else permutation.contiguous(),
+            target,
+            x.shape[1],
+            x.shape[2],
+            x.shape[3],
+            x[0, 0].numel(),
+            pooled.numel(),
+            *strides_of(x),
+            _sample_stride(scales, 0),
+            _sample_stride(cells, 0),
+            _sample_stride(permutation, 1),
+            scale,
+            cell,
+            splits,
+            CHANNELS=channels,
+            PIXELS=pixels,
+            FLAT=is_flat(x),
+            num_warps=THREADS // WARP_SIZE,
+        )
+        return add_parts(target, x.dtype)
+
+
+def pool_backward(
+    grad: Tensor,
+    size: tuple[int, ...],
+    scale: int,
+    cell: int,
+    scales: Tensor | None,
+    cells: Tensor | None,
+    permutation: Tensor | None,
+    channels_last: bool,
+) -> Tensor:
+    """Launch the backward kernels; return the gradient of maps of shape ``size``, in the layout asked for."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x_grad = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
+    if x_grad.numel() == 0:
+        return x_grad
+    channels, pixels = tile_of(x_grad)
+    positions = x_grad[0, 0].numel()
+    with torch.cuda.device_of(grad):
+        chosen = None
+        if permutation is not None:
+            chosen = _mark(size, scale, cell, scales, cells, permutation)
+        programs = size[0] * triton.cdiv(size[1], channels) * triton.cdiv(positions, pixels)
+        _monte_carlo_pool_bwd_kernel[(programs,)](
+            grad,
+            scales,
+            cells,
+            chosen,
+            x_grad,
+            *size[1:],
+            positions,
+            *grad.stride(),
+            strides_of(x_grad)[1],
+            strides_of(x_grad)[3],
+            _sample_stride(scales, 0),
+            _sample_stride(cells, 0),
+            _sample_stride(chosen, 1),
+            scale,
+            cell,
+            CHANNELS=channels,
+            PIXELS=pixels,
+            num_warps=THREADS // WARP_SIZE,
+        )
+    return x_grad
+
+
+def _mark(size, scale: int, cell: int, scales: Tensor | None, cells: Tensor | None, permutation: Tensor) -> Tensor:
+    """Mark the positions that the drawn cell stands for: (B, H * W), or (1, H * W) where all samples share a draw."""
+    batch, _, height, width = size
+    shared = permutation.ndim == 1 and all(draw is None or draw.ndim == 0 for draw in (scales, cells))
+    chosen = torch.empty((1 if shared else batch, height * width), dtype=torch.uint8, device=permutation.device)
+    _monte_carlo_pool_mark_kernel[(len(chosen) * triton.cdiv(height * width, MARK_PIXELS),)](
+        scales,
+        cells,
+        permutation.contiguous(),
+        chosen,
+        height,
+        width,
+        height * width,
+        _sample_stride(scales, 0),
+        _sample_stride(cells, 0),
+        _sample_stride(permutation, 1),
+        scale,
+        cell,
+        PIXELS=MARK_PIXELS,
+        num_warps=THREADS // WARP_SIZE,
+    )
+    return chosen
+
+
+def _sample_stride(tensor: Tensor | None, dims: int) -> int:
+    """Return how far one sample's part lies from the next one's; 0 where all samples share one of ``dims`` dimensions.
+
+    A permutation is made contiguous before, and marks are.
+    """
+    if tensor is None or tensor.ndim == dims or len(tensor) == 1:
+        return 0
+    return tensor.shape[1] if dims else tensor.stride(0)
+
+
+# ------------------------------------------------------------------------------------------- the ahead-of-time gate
+
+
+def _case(
+    name: str, kernel, constants: dict, absent: tuple[str, ...], dtype: str, registers: tuple[int, ...], wide_loads: int
+) -> StaticCase:
+    """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
+    pointers = {"x": dtype, "x_grad": dtype, "grad": dtype, "target": "fp32", "chosen": "u8"}
+    pointers |= dict.fromkeys(("scales", "cells", "permutation"), "i64")
+    kinds = {argument: f"*{kind}" for argument, kind in pointers.items() if argument not in absent}
+    constants = {**constants, **dict.fromkeys(absent)}
+    signature = {
+        argument: "constexpr" if argument in constants else kinds.get(argument, "i32") for argument in kernel.arg_names
+    }
+    unaligned = ("scale", "cell", "splits", "scale_stride", "cell_stride")
+    return StaticCase(
+        name=f"{name}, {dtype}",
+        kernel=kernel,
+        signature=signature,
+        constants=constants,
+        aligned=tuple(
+            argument for argument, kind in signature.items() if kind != "constexpr" and argument not in unaligned
+        ),
+        budgets={
+            target: Budget(registers=most, wide_loads=wide_loads, shuffles=40)
+            for target, most in zip(TARGETS, registers, strict=True)
+        },
+        threads=THREADS,
+    )
+
+
+_PLANES = {"CHANNELS": 1, "PIXELS": 1024, "x_stride_w": 1, "x_grad_stride_w": 1}
+_CHANNELS_LAST = {"CHANNELS": 64, "PIXELS": 16, "x_stride_c": 1, "x_grad_stride_c": 1}
+_NUMBERS = ("scales", "cells")
+
+
+def _forward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str, *costs) -> StaticCase:
+    constants = {name: value for name, value in layout.items() if "grad" not in name}
+    return _case(f"forward, {name}", _monte_carlo_pool_fwd_kernel, {**constants, "FLAT": True}, absent, dtype, *costs)
+
+
+def _backward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str, *costs) -> StaticCase:
+    constants = {name: value for name, value in layout.items() if not name.startswith("x_stride")}
+    return _case(f"backward, {name}", _monte_carlo_pool_bwd_kernel, constants, absent, dtype, *costs)
+
+
+_R = (255, 255, 255, 255, 512)
+# The next to last argument: most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
+STATIC_CASES = [
+    _forward_case("planes, a draw in tensors, permuted", _PLANES, (), "bf16", _R, 0),
+    _forward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "permutation"), "fp32", _R, 0),
+    _forward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16", _R, 0),
+    _backward_case("planes, permuted", _PLANES, (), "bf16", _R, 0),
+    _backward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "chosen"), "fp32", _R, 0),
+    _backward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16", _R, 0),
+    _case("marks", _monte_carlo_pool_mark_kernel, {"PIXELS": MARK_PIXELS}, (), "bf16", _R, 0),
+]
