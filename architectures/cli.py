@@ -107,12 +107,25 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the phantom and of training (%(default)s)")
     sub.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in the folder")
 
-    data = commands.add_parser("data", help="look at a study")
+    data = commands.add_parser("data", help="look at a study, or write it in another layout")
     data_command = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sub = _command(data_command, "check", "data_check", "read every file of a study and list all that is wrong with it")
     _study_options(sub)
     sub.add_argument("--strict", action="store_true", help="count warnings as errors")
     sub.add_argument("--digests", type=Path, help="JSON file of SHA-256 digests: compared if there, else written")
+
+    sub = _command(data_command, "convert", "data_convert", "write a study in another layout")
+    _study_options(sub)
+    sub.add_argument("--to", choices=("nnunet", "synapse"), required=True, help="nnU-Net raw, or TransUNet's package")
+    sub.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+    sub.add_argument("--split", type=Path, help='JSON file with "train", "val" and "test"')
+    sub.add_argument(
+        "--test-cases", nargs="+", metavar="PATTERN", default=[], help="cases to test on (the study's own)"
+    )
+    sub.add_argument("--channel-name", default="image", help="for nnunet: what the images show, such as CT")
+    sub.add_argument(
+        "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="for synapse: values told apart (-125 275 HU)"
+    )
 
     train = commands.add_parser("train", help="train a network, predict its test cases, write a report")
     train_network = train.add_subparsers(title="networks", required=True, metavar="NETWORK")
@@ -196,6 +209,7 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
         "--label-space", choices=("btcv14", "transunet9", "merit9"), help="how Synapse's labels are numbered"
     )
     group.add_argument("--frames", choices=("both", "ed", "es"), help="of ACDC's raw layout (both)")
+    group.add_argument("--channel", help="name or number of the channel of an nnU-Net data set that has several")
 
 
 def _training_options(parser: argparse.ArgumentParser) -> None:

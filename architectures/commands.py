@@ -20,6 +20,7 @@ _FIELDS = {
     "patient": "data.patient_pattern",
     "label_space": "data.label_space",
     "frames": "data.frames",
+    "channel": "data.channel",
     "split": "data.split",
     "val_cases": "data.val_cases",
     "test_cases": "data.test_cases",
@@ -62,6 +63,26 @@ def data_check(arguments: argparse.Namespace, words: list[str]) -> int:
         print(f"error: {error}")
     print(f"{len(findings.errors)} errors, {len(findings.warnings)} warnings")
     return 3 if findings.errors or (arguments.strict and findings.warnings) else 0
+
+
+def data_convert(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .data.cases import open_study
+    from .data.convert import ABDOMEN_WINDOW_HU, write_nnunet, write_synapse
+    from .recipes import DataRecipe
+
+    study = open_study(arguments.data, **_study_arguments(arguments))
+    split = study.split
+    if arguments.split or arguments.test_cases:
+        chosen = DataRecipe(split=arguments.split and str(arguments.split), test_cases=tuple(arguments.test_cases))
+        split = chosen.choose_split(study)
+    if arguments.to == "nnunet":
+        write_nnunet(study, arguments.out, split, channel_name=arguments.channel_name)
+        if not study.has_spacing:
+            print("note: the study does not know the size of a voxel; 1 x 1 x 1 was written")
+    else:
+        write_synapse(study, arguments.out, split, window=tuple(arguments.window or ABDOMEN_WINDOW_HU))
+        print("note: this layout does not keep the size of a voxel; its label space is transunet9")
+    print(f"{len(study.cases)} cases, of which {len(split.test) if split else 0} test, in {arguments.out}")
 
 
 def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
@@ -199,6 +220,7 @@ def _study_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "patient_pattern": arguments.patient,
         "label_space": arguments.label_space,
         "frames": arguments.frames or "both",
+        "channel": arguments.channel,
     }
 
 

@@ -12,12 +12,11 @@ from typing import Any, Literal, get_type_hints
 
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 
-from .data.acdc import Frames
 from .data.cases import Layout, Study, Targets, open_study
+from .data.layout import Frames, LabelSpace
 from .data.preparation import Preparation
 from .data.slices import Keep
 from .data.split import Split, read_split, split_patients, verify_split
-from .data.synapse import LabelSpace
 from .data.voxel_values import NonFinite
 from .pretrained import config_from_json, config_to_json
 from .spelling import nearest
@@ -34,6 +33,7 @@ class DataRecipe:
         patient_pattern: regular expression that finds the patient in a case's name.
         label_space: how the labels of the Synapse package are numbered; needed there.
         frames: which frames of the ACDC layout are cases: ``"both"``, ``"ed"`` or ``"es"``.
+        channel: name or number of the channel to use of an nnU-Net data set that has several.
         split: JSON file that says which cases train, validate and test; None takes the split that the study brings,
             or draws one.
         val_cases: patterns of the cases that validate, and
@@ -55,6 +55,7 @@ class DataRecipe:
     patient_pattern: str | None = None
     label_space: LabelSpace | None = None
     frames: Frames = "both"
+    channel: str | None = None
     split: str | None = None
     val_cases: tuple[str, ...] = ()
     test_cases: tuple[str, ...] = ()
@@ -75,6 +76,7 @@ class DataRecipe:
             patient_pattern=self.patient_pattern,
             label_space=self.label_space,
             frames=self.frames,
+            channel=self.channel,
         )
 
     def choose_split(self, study: Study) -> Split:

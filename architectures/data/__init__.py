@@ -7,15 +7,22 @@ nifti.py                    one file <-> one volume: guarded reading, verified w
 nifti_header.py             a header -> what it promises and what is odd about it
 gzip_stream.py              a compressed file -> its bytes, none unchecked, none beyond the promise
 voxel_values.py             stored numbers -> one frame, finite, labels whole
-cases.py                    one folder -> a study of cases: layouts, pairing, checking
+arrays.py                   NumPy and HDF5 files -> volumes, nothing in them executed
+study.py                    what a study is: cases, classes, split; and how a case is read
+cases.py                    one folder -> a study of cases, whichever its layout
+layout.py                   what every layout answers, and targets chosen among its labels
+synapse.py                  TransUNet's package: slices, volumes, lists, three numberings of organs
+acdc.py                     ACDC's folders of patients, and slices made of them
+nnunet_raw.py               nnU-Net's raw data sets: files, channels, grids
+nnunet_json.py              their dataset.json, every fault of it named
+convert.py                  a study -> another layout
 check.py                    a study -> everything that is wrong with it
 split.py                    a study -> train, validation and test patients, kept in JSON
-slices.py                   cases -> normalised 2-D slices, cached on disk
-augmentation.py             one sample -> the same, turned, scaled or shifted as a generator decides
+preparation.py              a volume -> a network's slices; its labels -> back again
+slices.py                   cases -> samples for training, cached on disk
+augmentation.py             one sample -> another as likely, keyed by a generator
 left_atrium_phantom.py      a seed -> a synthetic LGE study in the LAScarQS layout
-abdomen_phantom.py          a seed -> a synthetic abdomen CT in the Synapse layout
-abdomen_anatomy.py          the abdomen that it scans
-solids.py                   ellipsoids and tubes to paint phantoms with
+abdomen_phantom.py          a seed -> a synthetic CT study in the Synapse layout
 ==========================  ==============================================================
 
 Importing this package imports nothing else.

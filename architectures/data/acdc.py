@@ -17,15 +17,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
 
 from trifuse.kernels.errors import DataError
 
 from .arrays import Arrays
-from .layout import Classes, Found, grouped_slices
+from .layout import Classes, Found, Frames, grouped_slices
 from .study import Case, Split, natural_key
-
-Frames = Literal["both", "ed", "es"]
 
 ACDC_CLASSES = ("RV", "MYO", "LV")
 """Names of the labels 1, 2 and 3."""

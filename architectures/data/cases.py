@@ -21,13 +21,14 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 from trifuse.kernels.errors import DataError
 
-from .acdc import Frames, acdc_classes, has_acdc_slices, patient_folders, scan_acdc, scan_acdc_slices
-from .layout import Classes, Found, Targets, chosen_classes
+from .acdc import acdc_classes, has_acdc_slices, patient_folders, scan_acdc, scan_acdc_slices
+from .layout import Classes, Found, LabelSpace, StudyOptions, Targets, chosen_classes
 from .nifti import SUFFIXES, nifti_files
+from .nnunet_raw import is_nnunet, scan_nnunet
 from .study import (
     Case,
     Study,
@@ -39,7 +40,7 @@ from .study import (
     missing_files,
     natural_key,
 )
-from .synapse import LabelSpace, is_synapse, scan_synapse, synapse_classes
+from .synapse import is_synapse, scan_synapse, synapse_classes
 
 __all__ = [
     "Case",
@@ -65,47 +66,34 @@ _FIRST_CHANNEL = "_0000"
 
 
 def open_study(
-    root: Path,
-    layout: Layout = "auto",
-    targets: Targets | None = None,
-    *,
-    patient_pattern: str | None = None,
-    label_space: LabelSpace | None = None,
-    frames: Frames = "both",
+    root: Path, layout: Layout = "auto", targets: Targets | None = None, **options: Unpack[StudyOptions]
 ) -> Study:
     """Find the cases below a folder, without reading their voxels.
 
     Args:
         root: the study's folder; for LAScarQS also the ``train_data`` folder itself.
-        layout: a name of the table above, or ``"auto"`` to tell by the folders that are there.
+        layout: a name of the table above, or ``"auto"`` to tell by the files that are there.
         targets: the label values to segment: one value, or names with one value or several each, e.g.
             ``{"lv": 3, "wall": [1, 2]}``; all other values are background. Without it labels must be 0 and 1 in the
             plain layout; others know the meaning of their labels. LAScarQS and Synapse have no choice.
-        patient_pattern: regular expression that finds the patient in a case's name (its first group, or all of the
-            match), so that several images of one patient stay on one side of a split. Without it the layout knows
-            the patient (ACDC), or every case is one.
-        label_space: how the labels of the Synapse package are numbered; needed there, and only there.
-        frames: which frames of the ACDC layout are cases: end-diastolic, end-systolic, or both.
+        options: ``patient_pattern``, a regular expression that finds the patient in a case's name (its first group,
+            or all of the match), so that several images of one patient stay on one side of a split; without it the
+            layout knows the patient (ACDC), or every case is one.
+            ``label_space``, how the labels of the Synapse package are numbered; needed there, and only there.
+            ``frames``, which frames of the ACDC layout are cases: ``"ed"``, ``"es"``, or ``"both"``.
+            ``channel``, name or number of the channel of an nnU-Net data set that has several.
 
     Raises:
         DataError: files are missing (all of them are listed), names collide, or no case was found.
     """
-    study, problems = scan_study(
-        root, layout, targets, patient_pattern=patient_pattern, label_space=label_space, frames=frames
-    )
+    study, problems = scan_study(root, layout, targets, **options)
     if problems:
         raise DataError.merge(problems)
     return study
 
 
 def scan_study(
-    root: Path,
-    layout: Layout = "auto",
-    targets: Targets | None = None,
-    *,
-    patient_pattern: str | None = None,
-    label_space: LabelSpace | None = None,
-    frames: Frames = "both",
+    root: Path, layout: Layout = "auto", targets: Targets | None = None, **options: Unpack[StudyOptions]
 ) -> tuple[Study, list[DataError]]:
     """Do as ``open_study``, but return what is wrong with names and files beside the study.
 
@@ -114,12 +102,10 @@ def scan_study(
     """
     root = Path(root)
     name = _layout_of(root, layout)
-    for field, value, owner in (("label_space", label_space, "synapse"), ("frames", frames, "acdc")):
-        if value not in (None, "both") and name != owner:
-            raise DataError(root, field, got=value, want=f"none: it belongs to the {owner} layout, this is {name}")
-    classes = _classes(root, name, targets, label_space)
-    found = _find(root, name, frames)
-    cases, strangers = _with_patients(found.cases, patient_pattern)
+    _refuse_strange_options(root, name, options)
+    found = _find(root, name, options)
+    classes = _classes(root, name, found, targets, options.get("label_space"))
+    cases, strangers = _with_patients(found.cases, options.get("patient_pattern"))
     problems = [*found.problems, *strangers, *_collisions(root, cases), *missing_files(cases)]
     study = Study(
         root, name, *classes[:3], tuple(cases), classes.largest_label, found.has_spacing, found.split, found.notes
@@ -142,7 +128,7 @@ def open_images(path: Path) -> Study:
         images = list(nifti_files(path)) if path.is_dir() else []
     found = Found([Case(name, name, file, None) for name, file in images])
     if not images:
-        found = _find(path, _layout_of(path, "auto"), "both")
+        found = _find(path, _layout_of(path, "auto"), {})
     cases = sorted((replace(case, label=None) for case in found.cases), key=lambda case: natural_key(case.case_id))
     if problems := _collisions(path, cases):
         raise DataError.merge(problems)
@@ -154,6 +140,16 @@ def open_images(path: Path) -> Study:
 # --------------------------------------------------------------------------------------------- scanning
 
 
+_OWNERS = {"label_space": "synapse", "frames": "acdc", "channel": "nnunet"}
+
+
+def _refuse_strange_options(root: Path, layout: str, options: StudyOptions) -> None:
+    for field, owner in _OWNERS.items():
+        value = options.get(field)
+        if value not in (None, "both") and layout != owner:
+            raise DataError(root, field, got=value, want=f"none: it belongs to the {owner} layout, this is {layout}")
+
+
 def _layout_of(root: Path, layout: Layout) -> str:
     if layout not in get_args(Layout):
         raise ValueError(f"layout: expected one of {', '.join(get_args(Layout))}, got {layout!r}")
@@ -162,6 +158,7 @@ def _layout_of(root: Path, layout: Layout) -> str:
     if layout != "auto":
         return layout
     signs = {
+        "nnunet": is_nnunet(root),
         "plain": (root / "images").is_dir(),
         "synapse": is_synapse(root),
         "acdc": bool(patient_folders(root)),
@@ -180,33 +177,37 @@ def _layout_of(root: Path, layout: Layout) -> str:
     )
 
 
-def _find(root: Path, layout: str, frames: Frames) -> Found:
+def _find(root: Path, layout: str, options: StudyOptions) -> Found:
     """Find the cases of a folder, sorted by name."""
-    if layout == "synapse":
+    if layout == "nnunet":
+        found = scan_nnunet(root, options.get("channel"))
+    elif layout == "synapse":
         found = scan_synapse(root)
     elif layout == "acdc":
-        found = scan_acdc(root, frames)
+        found = scan_acdc(root, options.get("frames", "both"))
     elif layout == "acdc_slices":
         found = scan_acdc_slices(root)
     elif layout == "lascarqs":
         found = _scan_lascarqs(root)
     else:
         found = _scan_plain(root)
-    if not found.cases and not found.problems:
-        raise DataError(root, "cases", got="0 cases", want=_WANTED[layout])
+    if not found.cases:
+        nothing = DataError(root, "cases", got="0 cases", want=_WANTED[layout])
+        raise DataError.merge([*found.problems, nothing])
     return replace(found, cases=sorted(found.cases, key=lambda case: natural_key(case.case_id)))
 
 
 _WANTED = {
     "lascarqs": f"train_data/train_<n>/{_LASCARQS_IMAGE}",
     "plain": "files that match images/*.nii.gz or images/*.nii",
+    "nnunet": "files that match imagesTr/<case>_0000.nii.gz",
     "synapse": "files that match train_npz/*_slice<number>.npz or test_vol_h5/*.npy.h5",
     "acdc": "folders with an Info.cfg",
     "acdc_slices": "files that match train/*.npz, valid/*.npz or test/*.npz",
 }
 
 
-def _classes(root: Path, layout: str, targets: Targets | None, label_space: LabelSpace | None) -> Classes:
+def _classes(root: Path, layout: str, found: Found, targets: Targets | None, label_space: LabelSpace | None) -> Classes:
     """Say what the label values of a layout mean, or of the targets that were chosen in it."""
     if layout in ("lascarqs", "synapse") and targets is not None:
         raise DataError(root, "targets", got=targets, want=f"none: the classes of the {layout} layout are fixed")
@@ -218,7 +219,7 @@ def _classes(root: Path, layout: str, targets: Targets | None, label_space: Labe
         return chosen_classes(root, targets)
     if layout in ("acdc", "acdc_slices"):
         return acdc_classes()
-    return Classes(("background", "foreground"), {0: 0, 1: 1}, False)
+    return found.classes or Classes(("background", "foreground"), {0: 0, 1: 1}, False)
 
 
 def _lascarqs_folders(root: Path) -> list[Path]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Unpack
 
 import numpy as np
 
 from trifuse.architectures.files import sha256_of, write_json
 from trifuse.kernels.errors import DataError
 
-from .acdc import Frames
 from .cases import Layout, scan_study
-from .layout import Targets
+from .layout import StudyOptions, Targets
+from .nnunet_raw import compare_with_nnunet
 from .study import Case, Study, load_raw_case, map_labels, missing_files
-from .synapse import LabelSpace
 from .volume import Volume
 
 
@@ -35,10 +35,8 @@ def check_folder(
     layout: Layout = "auto",
     targets: Targets | None = None,
     *,
-    patient_pattern: str | None = None,
-    label_space: LabelSpace | None = None,
-    frames: Frames = "both",
     digests: Path | None = None,
+    **options: Unpack[StudyOptions],
 ) -> Findings:
     """Check the study in a folder; arguments as for ``open_study`` and ``check_study``.
 
@@ -47,9 +45,7 @@ def check_folder(
     Raises:
         DataError: there is no case at all.
     """
-    study, problems = scan_study(
-        root, layout, targets, patient_pattern=patient_pattern, label_space=label_space, frames=frames
-    )
+    study, problems = scan_study(root, layout, targets, **options)
     findings = check_study(study, digests=digests)
     known = {str(error) for error in problems}
     further = tuple(error for error in findings.errors if str(error) not in known)
@@ -65,46 +61,73 @@ def check_study(study: Study, *, digests: Path | None = None) -> Findings:
             is written, provided that the study has no error. It is the only way to notice a changed byte in an
             uncompressed file.
     """
-    errors = missing_files(study.cases)
-    warnings = [f"{study.root}: {note}" for note in study.notes]
-    seen: dict[str, Case] = {}
-    classes: Counter[int] = Counter()
-    background: Counter[int] = Counter()
+    seen = _Seen(study, missing_files(study.cases), [f"{study.root}: {note}" for note in study.notes])
     for case in study.cases:
-        if missing_files([case]):
-            continue
-        try:
-            image, raw = load_raw_case(case)
-            warnings += _notes(image) + ([] if raw is None else _notes(raw))
-            first = seen.setdefault(_voxel_digest(image), case)
-            if first is not case:
-                text = f"{case.case_id} and {first.case_id} have the same voxels"
-                if first.patient == case.patient:
-                    warnings.append(text)
-                else:
-                    hint = "if they were split apart, the test set would leak into training"
-                    errors.append(DataError(case.image, "image", got=text, want="images that differ", hint=hint))
-            if raw is not None:
-                labels = map_labels(study, raw)
-                present = set(np.unique(labels.voxels).tolist()) - {0}
-                classes.update(present)
-                if not present:
-                    warnings.append(f"{raw.path}: labels: empty mask, no voxel of any target")
-                if study.others_are_background and study.label_map is not None:
-                    background.update(set(np.unique(raw.voxels).tolist()) - {0, *study.label_map})
-        except DataError as error:
-            errors.append(error)
-    labelled = sum(case.label is not None for case in study.cases)
-    for value, count in sorted(background.items()):
-        warnings.append(f"{study.root}: label value {value} is no target and becomes background in {count} cases")
-    if labelled and not errors:
-        for index, name in enumerate(study.class_names):
-            if index and not classes[index]:
-                want = "at least one case that shows it"
-                errors.append(DataError(study.root, f"class {name!r}", got=f"none of {labelled} cases", want=want))
+        if not missing_files([case]):
+            try:
+                seen.look_at(case)
+            except DataError as error:
+                seen.errors.append(error)
+    seen.look_at_classes()
     if digests is not None:
-        _compare_digests(study, Path(digests), errors, warnings)
-    return Findings(study, tuple(errors), tuple(warnings))
+        _compare_digests(study, Path(digests), seen.errors, seen.warnings)
+    return Findings(study, tuple(seen.errors), tuple(seen.warnings))
+
+
+@dataclass
+class _Seen:
+    """What was found so far: errors and warnings, voxels by digest, in how many cases each class and value occurs."""
+
+    study: Study
+    errors: list[DataError]
+    warnings: list[str]
+    voxels: dict[str, Case] = field(default_factory=dict)
+    classes: Counter[int] = field(default_factory=Counter)
+    background: Counter[int] = field(default_factory=Counter)
+
+    def look_at(self, case: Case) -> None:
+        """Read a case; raises what makes it unusable."""
+        image, raw = load_raw_case(case)
+        self.warnings += _notes(image) + ([] if raw is None else _notes(raw))
+        self._look_for_twins(case, image)
+        if self.study.layout == "nnunet":
+            errors, warnings = compare_with_nnunet(case, image, raw)
+            self.errors += errors
+            self.warnings += warnings
+        if raw is None:
+            return
+        labels = map_labels(self.study, raw)
+        present = set(np.unique(labels.voxels).tolist()) - {0}
+        self.classes.update(present)
+        if not present:
+            self.warnings.append(f"{raw.path}: labels: empty mask, no voxel of any target")
+        if self.study.others_are_background and self.study.label_map is not None:
+            self.background.update(set(np.unique(raw.voxels).tolist()) - {0, *self.study.label_map})
+
+    def _look_for_twins(self, case: Case, image: Volume) -> None:
+        first = self.voxels.setdefault(_voxel_digest(image), case)
+        if first is case:
+            return
+        text = f"{case.case_id} and {first.case_id} have the same voxels"
+        if first.patient == case.patient:
+            self.warnings.append(text)
+        else:
+            hint = "if they were split apart, the test set would leak into training"
+            self.errors.append(DataError(case.image, "image", got=text, want="images that differ", hint=hint))
+
+    def look_at_classes(self) -> None:
+        """Compare the classes of the study with those of its cases."""
+        study = self.study
+        for value, count in sorted(self.background.items()):
+            text = f"label value {value} is no target and becomes background in {count} cases"
+            self.warnings.append(f"{study.root}: {text}")
+        labelled = sum(case.label is not None for case in study.cases)
+        if not labelled or self.errors:
+            return
+        for index, name in enumerate(study.class_names):
+            if index and not self.classes[index]:
+                want = "at least one case that shows it"
+                self.errors.append(DataError(study.root, f"class {name!r}", got=f"none of {labelled} cases", want=want))
 
 
 def _notes(volume: Volume) -> list[str]:

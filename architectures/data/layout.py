@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from trifuse.kernels.errors import DataError
 
 from .study import Case, Split, listed
 
+LabelSpace = Literal["btcv14", "transunet9", "merit9"]
+Frames = Literal["both", "ed", "es"]
 Targets = int | Mapping[str, int | Sequence[int]]
+
+
+class StudyOptions(TypedDict, total=False):
+    """What else ``open_study`` can be told about a folder; see there."""
+
+    patient_pattern: str | None
+    label_space: LabelSpace | None
+    frames: Frames
+    channel: str | None
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class Found:
     has_spacing: bool = True
     split: Split | None = None
     notes: tuple[str, ...] = ()
+    classes: Classes | None = None
 
 
 class Classes(NamedTuple):

@@ -138,6 +138,7 @@ def new_volume(native: np.ndarray, affine: np.ndarray) -> Volume:
 def unplaced_volume(shown: np.ndarray, path: Path) -> Volume:
     """Give an array (D, H, W) that knows no grid one to be written on: 1 x 1 x 1 voxels of no unit, shown as it is."""
     header = nib.Nifti1Header()
+    header.set_data_shape(shown.shape[::-1])
     native_shape = (shown.shape[2], shown.shape[1], shown.shape[0])
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])
     header.set_sform(affine, code=1)

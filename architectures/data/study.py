@@ -27,6 +27,7 @@ class Case:
         image: the image's file; the first of them if every slice has a file of its own.
         label: the labels' file, which may be the same; None if the case has none.
         arrays: where image and labels lie if they are arrays in NumPy or HDF5 files and not NIfTI volumes.
+        other_channels: files of the image's other channels, which are checked but not used.
     """
 
     case_id: str
@@ -34,6 +35,7 @@ class Case:
     image: Path
     label: Path | None
     arrays: Arrays | None = None
+    other_channels: tuple[Path, ...] = ()
 
     @property
     def image_files(self) -> tuple[Path, ...]:
@@ -43,7 +45,8 @@ class Case:
     @property
     def files(self) -> tuple[Path, ...]:
         """All files of the case, each once."""
-        return tuple(dict.fromkeys((*self.image_files, *(() if self.label is None else (self.label,)))))
+        labels = () if self.label is None else (self.label,)
+        return tuple(dict.fromkeys((*self.image_files, *self.other_channels, *labels)))
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def missing_files(cases: Sequence[Case]) -> list[DataError]:
     for case in cases:
         for path in case.files:
             if not path.is_file():
-                name = "image" if path in case.image_files else "label"
+                name = "label" if path == case.label else "image"
                 got = "a folder" if path.is_dir() else "nothing there"
                 problems.append(DataError(path, f"{name} of case {case.case_id}", got=got, want="a file"))
     return problems

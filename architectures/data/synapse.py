@@ -16,15 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from trifuse.kernels.errors import DataError
 
 from .arrays import Arrays
-from .layout import Classes, Found, grouped_slices
+from .layout import Classes, Found, LabelSpace, grouped_slices
 from .study import Case, Split, listed, natural_key
-
-LabelSpace = Literal["btcv14", "transunet9", "merit9"]
 
 SYNAPSE_ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 """The organs in TransUNet's order: classes 1 to 8 of every network trained on this layout."""
