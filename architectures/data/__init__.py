@@ -23,6 +23,8 @@ slices.py                   cases -> samples for training, cached on disk
 augmentation.py             one sample -> another as likely, keyed by a generator
 left_atrium_phantom.py      a seed -> a synthetic LGE study in the LAScarQS layout
 abdomen_phantom.py          a seed -> a synthetic CT study in the Synapse layout
+abdomen_anatomy.py          where its organs lie, and what each voxel is made of
+solids.py                   positions -> how deep inside a shape they lie
 ==========================  ==============================================================
 
 Importing this package imports nothing else.

@@ -23,7 +23,7 @@ ORGANS = {  # by the number that the numbering "transunet9" gives them
     "spleen": 7,
     "stomach": 8,
 }
-_AIR, _LUNG, _FAT, _MUSCLE, _BONE, _FLUID = -1000.0, -820.0, -95.0, 68.0, 260.0, 30.0
+_AIR, _LUNG, _FAT, _MUSCLE, _BONE, _FLUID, _BILE = -1000.0, -820.0, -95.0, 68.0, 260.0, 30.0, 8.0
 
 Point = tuple[float, float, float]
 
@@ -136,7 +136,7 @@ class Abdomen:
         self._paint_liver()
         self._paint_spleen()
         self._paint_stomach()
-        blood = self._enhanced(150)
+        blood = self._enhanced(165)
         self._paint(self._chain([self._near((-20, 32, 140)), self._near((-18, 34, -140))], [12]), blood - 15)
         self._paint_kidneys()
         path = [
@@ -170,7 +170,7 @@ class Abdomen:
         centre = self._near((92, 34, 46), 6)
         depth = self._ball(centre, (27, 44, 46))
         depth = np.minimum(depth, -ellipsoid(self.position, centre - np.array([34, 14, 0]), np.array([30.0, 40, 60])))
-        self._paint(depth, self._enhanced(108) + self._texture(11, 16), "spleen")
+        self._paint(depth, self._enhanced(116) + self._texture(11, 16), "spleen")
 
     def _paint_stomach(self) -> None:
         fundus, body, antrum = self._near((54, 0, 74), 6), self._near((56, -34, 30), 6), self._near((-2, -44, 2), 6)
@@ -185,7 +185,7 @@ class Abdomen:
         for side, name, height in ((1, "left kidney", -8), (-1, "right kidney", -26)):
             centre = self._near((side * 62, 44, height), 6)
             depth = self._ball(centre, (26, 24, 50))
-            self._paint(depth, self._enhanced(150), name)  # cortex, then medulla, then the fat of the sinus
+            self._paint(depth, self._enhanced(160), name)  # cortex, then medulla, then the fat of the sinus
             self._paint(depth - 8, self._enhanced(95) + self._texture(13, 16), name)
             sinus = ellipsoid(self.position, centre - np.array([side * 22, 2, 0]), np.array([15.0, 9, 20]))
             self._paint(sinus, _FAT)
@@ -197,6 +197,6 @@ class Abdomen:
 
     def _paint_gallbladder(self) -> None:
         neck, fundus = self._near((-42, -28, 8), 4), self._near((-52, -52, -28), 5)
-        depth = self._chain([neck, fundus], [self.rng.uniform(13, 17)])
+        depth = self._chain([neck, fundus], [self.rng.uniform(15, 19)])
         self._paint(depth, self._enhanced(85), "gallbladder")  # its wall, then bile
-        self._paint(depth - 3, _FLUID + self.rng.normal(0, 5), "gallbladder")
+        self._paint(depth - 3, _BILE + self.rng.normal(0, 5), "gallbladder")

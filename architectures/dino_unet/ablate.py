@@ -6,15 +6,12 @@ what the paper's rows are worth.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..evaluation.report import describe_environment
-from ..evaluation.tables import read_case_table, write_csv
-from ..files import write_text
-from .demo import demo_recipe, one_thread, write_demo_study
+from ..ablation import train_each, write_ablation
+from .demo import demo_recipe, write_demo_study
 from .train import train
 from .variants import EncoderShape
 
@@ -36,47 +33,22 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, comm
         command: the words to put below the table as the way to do it again.
     """
     study, split = write_demo_study(out, cases=cases)
-    results: dict[tuple[str, bool], list[float]] = {}
+    rows = {}
     for selection, integration in ROWS:
-        for seed in range(seeds):
-            run = out / f"{_slug(selection)}-{'image' if integration else 'no-image'}-seed{seed}"
-            recipe = demo_recipe(study, split, epochs=epochs, seed=seed)
-            network = replace(
-                recipe.network, variant=ENCODER, block_selection=selection, spatial_integration=integration
-            )
-            if not (run / "report.md").exists():
-                with one_thread():
-                    train(replace(recipe, network=network), run, resume=True)
-            rows = read_case_table(run / "test_cases.csv")
-            results.setdefault((selection, integration), []).append(statistics.mean(row.scores["dsc"] for row in rows))
-    return _write_table(out, results, seeds=seeds, epochs=epochs, command=command)
-
-
-def _write_table(
-    out: Path, results: dict[tuple[str, bool], list[float]], *, seeds: int, epochs: int, command: Sequence[str]
-) -> Path:
-    header = ["blocks", "image integration", "mean DSC", "SD over seeds", "seeds"]
-    lines = [
-        [
-            selection,
-            "yes" if integration else "no",
-            f"{statistics.mean(scores):.3f}",
-            f"{statistics.stdev(scores):.3f}" if len(scores) > 1 else "-",
-            str(len(scores)),
-        ]
-        for (selection, integration), scores in results.items()
-    ]
-    write_csv(out / "table.csv", header, lines)
-    rows = "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
-    path = out / "table.md"
-    write_text(
-        path,
-        f"Synthetic: a phantom study, a frozen encoder of {ENCODER.depth} blocks with random weights, {epochs} epochs. "
-        f"DSC of the test volumes, mean over cases, then mean and SD over {seeds} seeds. "
-        f"{'; '.join(describe_environment().values())}.\n\n{rows}\n"
-        + (f"\n`{' '.join(command)}`\n" if command else ""),
+        row = {"variant": ENCODER, "block_selection": selection, "spatial_integration": integration}
+        plain = [demo_recipe(study, split, epochs=epochs, seed=seed) for seed in range(seeds)]
+        recipes = [replace(recipe, network=replace(recipe.network, **row)) for recipe in plain]
+        name = f"{_slug(selection)}-{'image' if integration else 'no-image'}"
+        rows[selection, "yes" if integration else "no"] = train_each(out, name, recipes, train, ["dsc"])
+    return write_ablation(
+        out,
+        ("blocks", "image integration"),
+        rows,
+        {"dsc": ("mean DSC", "SD over seeds")},
+        caption=f"Synthetic: a phantom study, a frozen encoder of {ENCODER.depth} blocks with random weights, {epochs} "
+        f"epochs. DSC of the test volumes, mean over cases, then mean and SD over {seeds} seeds.",
+        command=command,
     )
-    return path
 
 
 def _slug(selection: str) -> str:

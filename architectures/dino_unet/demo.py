@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from ..data.left_atrium_phantom import write_left_atrium_phantom
 from ..data.split import write_split
+from ..demonstration import one_thread, print_results
 from ..recipes import DataRecipe
 from ..run import claim_folder
 from ..training.recipe import Recipe
@@ -40,17 +38,6 @@ def write_demo_study(folder: Path, *, cases: int = CASES, seed: int = 0) -> tupl
     return study, split
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: layers this small gain nothing from a second, and the result is the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequence[str] = ()) -> Path:
     """Make the phantom, train on it, predict its test cases, and print where the report lies."""
     run = out / "run"
@@ -60,8 +47,5 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequ
     with one_thread():
         report = train(demo_recipe(study, split, seed=seed), run, command=command)
     assert report is not None  # a demo is one process
-    print(f"\nreport:   {report}")
-    for picture in sorted(report.parent.glob("figures/**/*.png")):
-        print(f"picture:  {picture}")
-    print(f"volumes:  {report.parent / 'predictions' / 'test'}")
+    print_results(report)
     return report
