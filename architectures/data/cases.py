@@ -47,6 +47,7 @@ __all__ = [
     "Layout",
     "Study",
     "Targets",
+    "layout_of",
     "load_case",
     "load_image",
     "load_raw_case",
@@ -101,7 +102,7 @@ def scan_study(
         DataError: there is no case at all, or the arguments make no sense.
     """
     root = Path(root)
-    name = _layout_of(root, layout)
+    name = layout_of(root, layout)
     _refuse_strange_options(root, name, options)
     found = _find(root, name, options)
     classes = _classes(root, name, found, targets, options.get("label_space"))
@@ -128,7 +129,7 @@ def open_images(path: Path) -> Study:
         images = list(nifti_files(path)) if path.is_dir() else []
     found = Found([Case(name, name, file, None) for name, file in images])
     if not images:
-        found = _find(path, _layout_of(path, "auto"), {})
+        found = _find(path, layout_of(path, "auto"), {})
     cases = sorted((replace(case, label=None) for case in found.cases), key=lambda case: natural_key(case.case_id))
     if problems := _collisions(path, cases):
         raise DataError.merge(problems)
@@ -150,7 +151,12 @@ def _refuse_strange_options(root: Path, layout: str, options: StudyOptions) -> N
             raise DataError(root, field, got=value, want=f"none: it belongs to the {owner} layout, this is {layout}")
 
 
-def _layout_of(root: Path, layout: Layout) -> str:
+def layout_of(root: Path, layout: Layout = "auto") -> str:
+    """Return the name of a folder's layout, by the files that are there if ``layout`` leaves it open.
+
+    Raises:
+        DataError: there is no folder, or it looks like none that is known.
+    """
     if layout not in get_args(Layout):
         raise ValueError(f"layout: expected one of {', '.join(get_args(Layout))}, got {layout!r}")
     if not root.is_dir():
