@@ -148,14 +148,12 @@ def _read_cases(found: Description, value: Any) -> None:
     found.cases = {}
     for name, files in value.items():
         images, label = (files.get("images"), files.get("label")) if isinstance(files, dict) else (None, None)
-        paths = [*images, label] if isinstance(images, list) and images else [None]
-        if not all(isinstance(path, str) for path in paths):
+        if not (isinstance(images, list) and images and all(isinstance(path, str) for path in [*images, label])):
             found.refuse(f"dataset: {name}", files, '{"images": [one file per channel], "label": a file}')
             continue
-        inside = [_inside(found, name, path) for path in paths]
-        if all(inside):
-            *first, last = (path for path in inside if path is not None)
-            found.cases[name] = Listed(tuple(first), last)
+        paths = [inside for path in [*images, str(label)] if (inside := _inside(found, name, path)) is not None]
+        if len(paths) == len(images) + 1:
+            found.cases[name] = Listed(tuple(paths[:-1]), paths[-1])
 
 
 def _inside(found: Description, name: str, path: str) -> Path | None:

@@ -243,7 +243,7 @@ def test_l8_no_case_says_the_pattern(tmp_path):
 
 
 def test_unknown_layout(tmp_path):
-    with pytest.raises(ValueError, match="expected one of auto, lascarqs, plain, .*, got 'bids'"):
+    with pytest.raises(ValueError, match=r"expected one of auto, lascarqs, plain, .*, got 'bids'"):
         open_study(tmp_path, layout="bids")
 
 

@@ -1,4 +1,4 @@
-"""Slices: the transform of the paper, samples keyed by numbers, and a cache that is never believed blindly."""
+"""Slices: samples keyed by numbers, and a cache that is never believed blindly."""
 
 from __future__ import annotations
 
@@ -17,118 +17,18 @@ from torch.utils.data import DataLoader
 from trifuse.architectures.data import slices
 from trifuse.architectures.data.augmentation import FlipRotate
 from trifuse.architectures.data.cases import load_case, open_study
-from trifuse.architectures.data.nifti import new_volume
 from trifuse.architectures.data.preparation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Preparation,
     network_input,
     preprocess_volume,
     resized_labels,
-    scaled_slices,
 )
 from trifuse.architectures.data.slices import SliceDataset
-from trifuse.architectures.data.volume import Volume
 from trifuse.kernels.errors import DataError
 
 S = 14
-
-
-def volume_of(shown):
-    """A volume whose voxels (D, H, W) are the given ones."""
-    grid = new_volume(np.zeros(shown.shape[::-1], np.float32), np.diag([-1.0, -1.0, 3.0, 1.0]))
-    return Volume(np.asarray(shown, np.float32), grid.spacing_mm, grid.geometry)
-
-
-# -------------------------------------------------------------------------------------------- transform
-
-
-def test_transform_matches_its_definition():
-    """Percentiles by sorting, resizing by the weights of a triangle filter, written out."""
-    voxels = np.random.default_rng(0).gamma(2.0, 100.0, (3, 20, 12))
-    got = preprocess_volume(volume_of(voxels), 8)
-    assert got.shape == (3, 3, 8, 8)
-    assert got.dtype == torch.float32
-
-    ordered = np.sort(voxels.astype(np.float32).ravel()).astype(np.float64)
-
-    def percentile(share):
-        place = share * (ordered.size - 1)
-        below = int(place)
-        return ordered[below] + (ordered[below + 1] - ordered[below]) * (place - below)
-
-    low, high = percentile(0.01), percentile(0.99)
-    unit = (np.clip(voxels, low, high) - low) / (high - low)
-
-    def weights(old, new):
-        scale, support = old / new, max(old / new, 1.0)
-        distance = np.abs((np.arange(new)[:, None] + 0.5) * scale - np.arange(old) - 0.5)
-        triangle = np.maximum(0, 1 - distance / support)
-        return triangle / triangle.sum(axis=1, keepdims=True)
-
-    resized = np.einsum("ah,dhw,bw->dab", weights(20, 8), unit, weights(12, 8))
-    for channel in range(3):
-        expected = (resized - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
-        np.testing.assert_allclose(got[:, channel].numpy(), expected, atol=2e-5)
-
-
-def test_brightness_and_contrast_of_the_scanner_do_not_matter():
-    voxels = np.random.default_rng(0).gamma(2.0, 100.0, (3, 20, 12))
-    torch.testing.assert_close(
-        scaled_slices(volume_of(voxels), S), scaled_slices(volume_of(voxels * 7 + 300), S), atol=1e-4, rtol=0
-    )
-
-
-@pytest.mark.parametrize("value", [0.0, 5.0, -3e4])
-def test_d23_constant_volume_gives_zeros(value):
-    with np.errstate(all="raise"):
-        assert scaled_slices(volume_of(np.full((2, 5, 5), value)), S).eq(0).all()
-
-
-def test_d23_constant_but_for_a_few_voxels():
-    """What lies above the 99th percentile is clipped away, and nothing is left to divide by."""
-    voxels = np.zeros((2, 20, 20))
-    voxels[0, 0, 0] = 1000
-    assert scaled_slices(volume_of(voxels), S).eq(0).all()
-
-
-def test_d24_one_slice():
-    assert preprocess_volume(volume_of(np.random.default_rng(0).random((1, 9, 7))), S).shape == (1, 3, S, S)
-
-
-def test_d24_a_thousand_slices_in_bounded_memory(tmp_path):
-    """Reading and scaling 1000 slices takes a few times the size of the volume, not of its network input (2.4 GB)."""
-    code = f"""
-import resource, sys
-import numpy as np
-import torch
-from trifuse.architectures.data.nifti import new_volume, read_image, write_image
-from trifuse.architectures.data.preparation import scaled_slices
-torch.set_num_threads(1)
-path = {str(tmp_path / "long.nii")!r}
-voxels = np.random.default_rng(0).integers(0, 1000, (96, 96, 1000), dtype=np.int16)
-if sys.argv[1] == "write":
-    grid = new_volume(voxels, np.diag([-1.0, -1.0, 3.0, 1.0]))
-    write_image(path, grid.voxels, like=grid)
-else:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    slices = scaled_slices(read_image(path), 96)
-    assert slices.shape == (1000, 96, 96)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    for what in ("write", "read"):
-        done = subprocess.run([sys.executable, "-c", code, what], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-    float32_kib = 96 * 96 * 1000 * 4 / 1024
-    assert int(done.stdout) < 5 * float32_kib
-
-
-def test_masks_are_resized_by_the_nearest_neighbour():
-    rng = np.random.default_rng(0)
-    labels = volume_of(rng.integers(0, 4, (2, 9, 5)))
-    labels = Volume(labels.voxels.astype(np.uint8), labels.spacing_mm, labels.geometry)
-    got = resized_labels(labels.voxels, (S, S))
-    rows, columns = (np.floor((np.arange(S) + 0.5) * length / S).astype(int) for length in (9, 5))
-    np.testing.assert_array_equal(got, labels.voxels[:, rows][:, :, columns])
 
 
 # ---------------------------------------------------------------------------------------------- samples
@@ -297,10 +197,25 @@ def test_entries_are_named_after_all_that_they_depend_on(study, tmp_path, monkey
     assert entries_with(open_study(study.root, targets={"two": 2})) == 3
     assert entries_with(open_study(study.root, targets={"both": [1, 2]})) == 4
     assert entries_with(nonfinite="zero") == 5
+    assert entries_with(preparation=Preparation("zscore")) == 6
+    assert entries_with(preparation=Preparation("window", (0, 500))) == 7
+    assert entries_with(preparation=Preparation("window", (0, 501))) == 8
+    assert entries_with(preparation=Preparation(resize="cubic")) == 9
+    assert entries_with(preparation=Preparation(channels=1, restore="labels")) == 9, "these come after the cache"
     monkeypatch.setattr(slices, "_TRANSFORM_VERSION", 2)
-    assert entries_with() == 6
+    assert entries_with() == 10
     put_case("a", seed=99, labels=np.ones((4, 7, 8), np.uint8))
-    assert entries_with() == 7
+    assert entries_with() == 11
+
+
+def test_samples_follow_the_preparation(study):
+    preparation = Preparation("window", (100, 900), resize="cubic", channels=1)
+    sample = SliceDataset(study, IDS, S, preparation=preparation)[5]
+    image, labels = load_case(study, study.case(sample["case_id"]))
+    assert sample["image"].shape == (1, S, S)
+    assert torch.equal(sample["image"], preprocess_volume(image, S, preparation)[sample["slice"]])
+    expected = resized_labels(labels.voxels, (S, S), preparation)[sample["slice"]]
+    np.testing.assert_array_equal(sample["target"], expected)
 
 
 @pytest.mark.parametrize(
