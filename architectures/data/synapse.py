@@ -65,7 +65,7 @@ def synapse_classes(root: Path, label_space: LabelSpace | None) -> Classes:
         raise DataError(
             root,
             "label_space",
-            got=label_space,
+            got=label_space or "none",
             want=f"one of {', '.join(get_args(LabelSpace))}",
             hint="files do not say how organs are numbered: btcv14 are the raw labels 0 to 13, transunet9 begins with "
             "1 aorta, 2 gallbladder, merit9 with 1 spleen, 2 right kidney",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+import h5py
 import numpy as np
 import pytest
 
@@ -32,5 +33,33 @@ def put_case(tmp_path):
             labels[1:3, 2:5, 2:6] = 1
         write_labels(root / "labels" / f"{name}{suffix}", labels, like=grid)
         return labels
+
+    return put
+
+
+@pytest.fixture
+def put_synapse(tmp_path):
+    """Return a function that writes a Synapse package below ``tmp_path`` and returns the labels (D, H, W) by case."""
+
+    def put(train=("case0005", "case0010"), test=("case0008",), root=tmp_path, shape=(3, 12, 9), values=range(9)):
+        written = {}
+        for folder in ("train_npz", "test_vol_h5", "lists_Synapse"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for name in (*train, *test):
+            rng = np.random.default_rng(zlib.crc32(name.encode()))
+            image = rng.random(shape, dtype=np.float32)
+            written[name] = labels = rng.choice(np.array(values), shape).astype(np.float32)
+            labels.flat[: len(values)] = values
+            if name in test:
+                with h5py.File(root / "test_vol_h5" / f"{name}.npy.h5", "w") as file:
+                    file["image"], file["label"] = image, labels
+            if name in train:
+                for number in range(len(image)):
+                    path = root / "train_npz" / f"{name}_slice{number:03d}.npz"
+                    np.savez(path, image=image[number], label=labels[number])
+        slices = [f"{name}_slice{number:03d}" for name in train for number in range(shape[0])]
+        (root / "lists_Synapse" / "train.txt").write_text("\n".join(slices) + "\n")
+        (root / "lists_Synapse" / "test_vol.txt").write_text("".join(f"{name}\n" for name in test))
+        return written
 
     return put
