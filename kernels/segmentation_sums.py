@@ -57,6 +57,11 @@ def segmentation_sums(
     """
     if maps[0].shape[1] == 1:
         maps = [torch.cat([torch.zeros_like(m), m], 1) for m in maps]  # a sigmoid is the softmax of (0, x)
+    backend = _library.choose_backend("segmentation_sums", maps[0])
+    if _library.under_functional_transform((target, *maps)):
+        return _composed_sums(maps, target, squared, ignore_index)
+    if backend == "triton":
+        return SegmentationSums(*torch.ops.trifuse.segmentation_sums(maps, target, squared, ignore_index))
     if maps[0].device.type != "cpu" or _library.without_values((target, *maps)):
         return _composed_sums(maps, target, squared, ignore_index)
     return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
@@ -143,6 +148,96 @@ class _ChunkedSums(torch.autograd.Function):
         target, *maps = ctx.saved_tensors
         found = cpu.backward(grads[:3], maps, target, ctx.squared, ctx.ignore_index)
         return None, None, None, *found
+
+
+# --------------------------------------------------------------------------------------- the registered operator
+
+
+def _launch_forward(
+    maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from .gpu import mutation_loss as gpu
+
+    return gpu.forward(maps, target, squared, ignore_index)
+
+
+def _launch_backward(
+    grads: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    target: Tensor,
+    squared: bool,
+    ignore_index: int | None,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    from .gpu import mutation_loss as gpu
+
+    return gpu.backward(grads, maps, target, squared, ignore_index, needed)
+
+
+def _shape_forward(
+    maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (samples, classes), subsets = maps[0].shape[:2], 2 ** len(maps) - 1
+    shapes = (samples, subsets, classes), (samples, subsets, classes), (samples, subsets), (samples, classes)
+    overlap, predicted, surprise, true = (maps[0].new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return overlap, predicted, surprise, true
+
+
+def _shape_backward(
+    grads: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    target: Tensor,
+    squared: bool,
+    ignore_index: int | None,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    return [m.new_empty(m.shape) for m, need in zip(maps, needed, strict=True) if need]
+
+
+class _TritonSums(torch.autograd.Function):
+    """The gradient of the registered operator: only the arguments are saved."""
+
+    @staticmethod
+    def forward(ctx, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(target, *maps)
+        ctx.squared, ctx.ignore_index = squared, ignore_index
+        with torch._C._AutoDispatchBelowAutograd():
+            sums = torch.ops.trifuse.segmentation_sums(maps, target, squared, ignore_index)
+        ctx.mark_non_differentiable(sums[3])
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        target, *maps = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        found = iter(
+            torch.ops.trifuse.segmentation_sums_backward(
+                grads[:3], maps, target, ctx.squared, ctx.ignore_index, needed
+            )
+        )
+        return None, None, None, *(next(found) if need else None for need in needed)
+
+
+def _differentiate(
+    maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
+) -> tuple[Tensor, ...]:
+    return _TritonSums.apply(target, squared, ignore_index, *maps)
+
+
+_library.register(
+    "segmentation_sums(Tensor[] maps, Tensor target, bool squared, int? ignore_index)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _launch_forward,
+    _shape_forward,
+    _differentiate,
+)
+_library.register(
+    "segmentation_sums_backward(Tensor[] grads, Tensor[] maps, Tensor target, bool squared, int? ignore_index,"
+    " bool[] needed) -> Tensor[]",
+    _launch_backward,
+    _shape_backward,
+)
 
 
 def _truth(target: Tensor, like: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
