@@ -20,7 +20,10 @@ EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric
 LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices")
 CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
 NETWORKS = ("dino_unet", "fias")
-VARIANTS = ("tiny", "small", "base", "large", "giant")
+VARIANTS = {
+    "dino_unet": ("tiny", "small", "base", "large", "giant"),
+    "fias": ("nano", "tiny", "small", "base"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,10 +105,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train, predict and report on a synthetic study, in minutes on a CPU")
     demo_network = demo.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    sub = _command(demo_network, "dino_unet", "demo_dino_unet", "left atrium, on a synthetic LGE phantom")
-    sub.add_argument("--out", type=Path, default=Path("demo/dino_unet"), help="folder to write to (%(default)s)")
-    sub.add_argument("--seed", type=int, default=0, help="of the phantom and of training (%(default)s)")
-    sub.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in the folder")
+    for network, what in (
+        ("dino_unet", "left atrium, on a synthetic LGE phantom"),
+        ("fias", "eight organs, on a synthetic abdomen"),
+    ):
+        sub = _command(demo_network, network, f"demo_{network}", what)
+        sub.add_argument("--out", type=Path, default=Path("demo") / network, help="folder to write to (%(default)s)")
+        sub.add_argument("--seed", type=int, default=0, help="of the phantom and of training (%(default)s)")
+        sub.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in the folder")
 
     data = commands.add_parser("data", help="look at a study, or write it in another layout")
     data_command = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -131,17 +138,21 @@ def build_parser() -> argparse.ArgumentParser:
     train_network = train.add_subparsers(title="networks", required=True, metavar="NETWORK")
     sub = _command(train_network, "dino_unet", "train_dino_unet", "frozen DINOv2 with weighted block fusion")
     _study_options(sub)
-    _training_options(sub)
-    group = sub.add_argument_group("network")
-    group.add_argument("--variant", choices=VARIANTS, help="size of the encoder (that of --encoder, else giant)")
+    group = _training_options(sub, "dino_unet")
     group.add_argument("--encoder", type=Path, help="folder of converted DINOv2 weights; without it they are random")
     group.add_argument("--cache-features", action="store_true", help="keep the frozen encoder's features on disk")
+    sub = _command(train_network, "fias", "train_fias", "DilateFormer and a convolutional encoder, mixing attention")
+    _study_options(sub)
+    group = _training_options(sub, "fias")
+    group.add_argument(
+        "--encoder", type=Path, help="folder of converted DilateFormer weights; without it they are random"
+    )
 
     sub = _command(commands, "predict", "predict", "segment volumes with a trained network, on their native grid")
     sub.add_argument("model", type=Path, help="folder of a run, or of a saved network")
     sub.add_argument("images", type=Path, help="a NIfTI file, a folder of them, or a study")
     sub.add_argument("--out", type=Path, required=True, help="folder for <case>.nii.gz")
-    sub.add_argument("--image-size", type=int, help="side of the network's input in pixels (the run's, else 448)")
+    sub.add_argument("--image-size", type=int, help="side of the network's input in pixels (the run's)")
     sub.add_argument("--batch-size", type=int, default=8, help="slices at a time (%(default)s)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
     sub.add_argument(
@@ -151,12 +162,20 @@ def build_parser() -> argparse.ArgumentParser:
     sub = _command(commands, "evaluate", "evaluate", "score predictions against the labels of a study")
     sub.add_argument("predictions", type=Path, help="folder of <case>.nii.gz")
     _study_options(sub)
-    sub.add_argument("--out", type=Path, required=True, help="CSV file for one line per case and class")
+    sub.add_argument(
+        "--out", type=Path, required=True, help="CSV file, one line per case and class; further conventions beside it"
+    )
     sub.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="cases to score (all with labels)")
-    sub.add_argument("--convention", choices=CONVENTIONS, default="strict", help="of empty masks (%(default)s)")
+    sub.add_argument(
+        "--convention",
+        nargs="+",
+        choices=CONVENTIONS,
+        default=["strict"],
+        help="of empty masks and distances (strict); several are shown side by side",
+    )
     sub.add_argument("--slices", choices=("all", "labelled"), default="all", help="which slices count (%(default)s)")
     sub.add_argument("--per-slice", action="store_true", help="one score per slice instead of per volume")
-    sub.add_argument("--voxels", action="store_true", help="HD95 in voxels instead of mm")
+    sub.add_argument("--voxels", action="store_true", help="HD95 in voxels (as transunet has it anyway)")
     sub.add_argument("--accept-spacing", action="store_true", help="score although a spacing is hard to believe")
     sub.add_argument("--overwrite", action="store_true", help="replace the CSV file")
 
@@ -167,13 +186,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     ablate = commands.add_parser("ablate", help="train a paper's ablation table on a synthetic study")
     ablate_network = ablate.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    sub = _command(
-        ablate_network, "dino_unet", "ablate_dino_unet", "Table II: which blocks, with and without the image"
-    )
-    sub.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
-    sub.add_argument("--seeds", type=int, default=3, help="repetitions of each row (%(default)s)")
-    sub.add_argument("--epochs", type=int, default=14, help="of each training (%(default)s)")
-    sub.add_argument("--cases", type=int, default=16, help="of the phantom (%(default)s)")
+    for network, what, epochs in (
+        ("dino_unet", "Table II: which blocks, with and without the image", 14),
+        ("fias", "Table 3: without the local encoder, without the fusion, without mixing attention", 8),
+    ):
+        sub = _command(ablate_network, network, f"ablate_{network}", what)
+        sub.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
+        sub.add_argument("--seeds", type=int, default=3, help="repetitions of each row (%(default)s)")
+        sub.add_argument("--epochs", type=int, default=epochs, help="of each training (%(default)s)")
+        sub.add_argument("--cases", type=int, default=16, help="of the phantom (%(default)s)")
 
     convert = commands.add_parser("convert", help="bring published weights into trifuse's format")
     convert_format = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
@@ -212,11 +233,37 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--channel", help="name or number of the channel of an nnU-Net data set that has several")
 
 
-def _training_options(parser: argparse.ArgumentParser) -> None:
+# what `--help` says that a network does where nothing is said; a test compares it with the recipes
+DEFAULTS = {
+    "dino_unet": {
+        "variant": "that of --encoder, else giant",
+        "image_size": "448",
+        "augment": "none",
+        "epochs": "50, of which 5 warm up; of other numbers a tenth, at most 5",
+        "batch_size": "32",
+        "lr": "5e-05",
+        "seed": "42",
+    },
+    "fias": {
+        "variant": "that of --encoder, else tiny",
+        "image_size": "256",
+        "augment": "transunet",
+        "epochs": "300, for ACDC 400",
+        "batch_size": "2",
+        "lr": "0.0001",
+        "seed": "2222",
+    },
+}
+
+
+def _training_options(parser: argparse.ArgumentParser, network: str) -> Any:
+    """Add the options that all trainings have, and return the group for those of the network."""
+    default = DEFAULTS[network]
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     parser.add_argument("--force-resume", action="store_true", help="continue it although the recipe has changed")
     parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
+    parser.add_argument("--repeats", type=int, default=1, help="runs with other seeds, and a report over them (1)")
     parser.add_argument(
         "--report", nargs="+", choices=("train", "val", "test"), default=["test"], help="parts to score"
     )
@@ -229,20 +276,24 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--split", type=Path, help='JSON file with "train", "val" and "test"')
     group.add_argument("--val-cases", nargs="+", metavar="PATTERN", help="cases that choose the best epoch")
     group.add_argument("--test-cases", nargs="+", metavar="PATTERN", help="cases that are never trained on")
-    group.add_argument("--image-size", type=int, help="side that slices are resized to, in pixels (448)")
-    group.add_argument("--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
-    group.add_argument("--augment", choices=("none", "flip_rot", "transunet"), help="(none)")
-    group = parser.add_argument_group("training")
+    group.add_argument("--image-size", type=int, help=f"side that slices are resized to ({default['image_size']})")
     group.add_argument(
-        "--epochs", type=int, help="passes over the training slices; a tenth of them, at most 5, warm up"
+        "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values told apart, e.g. -125 275 HU for a CT"
     )
-    group.add_argument("--batch-size", type=int, help="slices per step, over all processes")
-    group.add_argument("--lr", type=float, help="highest learning rate")
+    group.add_argument("--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
+    group.add_argument("--augment", choices=("none", "flip_rot", "transunet"), help=f"({default['augment']})")
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=int, help=f"passes over the training slices ({default['epochs']})")
+    group.add_argument("--batch-size", type=int, help=f"slices per step, over all processes ({default['batch_size']})")
+    group.add_argument("--lr", type=float, help=f"highest learning rate ({default['lr']})")
     group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the forward pass (fp32)")
     group.add_argument("--accumulate", type=int, help="micro-batches per step (1)")
-    group.add_argument("--seed", type=int, help="of the order of samples and of augmentation (42)")
+    group.add_argument("--seed", type=int, help=f"of the order of samples and of augmentation ({default['seed']})")
     group.add_argument("--workers", type=int, help="processes that load slices (0)")
     group.add_argument("--device", help="auto, cpu, cuda or cuda:<index> (auto)")
+    group = parser.add_argument_group("network")
+    group.add_argument("--variant", choices=VARIANTS[network], help=f"size of the encoder ({default['variant']})")
+    return group
 
 
 if __name__ == "__main__":

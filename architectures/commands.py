@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # where the options of `trifuse train` go in a recipe
@@ -51,6 +52,12 @@ def demo_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
     run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, command=words)
 
 
+def demo_fias(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .fias.demo import run_demo
+
+    run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, command=words)
+
+
 def data_check(arguments: argparse.Namespace, words: list[str]) -> int:
     from .data.check import check_folder
 
@@ -86,33 +93,65 @@ def data_convert(arguments: argparse.Namespace, words: list[str]) -> None:
 
 
 def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .dino_unet.train import DinoUNetRecipe, train
-    from .recipes import recipe_from
-    from .run import is_first_process
+    from .dino_unet import train
 
+    given = _given(arguments, "dinov2")
+    if arguments.epochs is not None and arguments.config is None:
+        given = {"training.warmup_epochs": min(5.0, arguments.epochs / 10)} | given  # the paper's share of a short run
+    _train(arguments, words, train, train.DinoUNetRecipe, given, {})
+
+
+def train_fias(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .data.cases import layout_of
+    from .fias import train
+
+    layout = layout_of(arguments.data, arguments.layout or "auto") if arguments.data.is_dir() else ""
+    given = _given(arguments, "dilateformer")
+    _train(arguments, words, train, train.FiasRecipe, given, train.layout_defaults(layout))
+
+
+def _given(arguments: argparse.Namespace, encoder: str) -> dict[str, Any]:
+    """Return the fields of a recipe that the words of the command set, those that converted weights bring first."""
     given = {
         path: value
         for option, path in _FIELDS.items()
-        if (value := getattr(arguments, option)) is not None and value is not False
+        if (value := getattr(arguments, option, None)) is not None and value is not False
     }
-    if arguments.epochs is not None and arguments.config is None:
-        given = {"training.warmup_epochs": min(5.0, arguments.epochs / 10)} | given  # the paper's share of a short run
+    if arguments.window is not None:
+        given |= {"data.preparation.intensity": "window", "data.preparation.window": arguments.window}
     if arguments.encoder is not None:
         from .pretrained import read_description
 
-        described = read_description(arguments.encoder, "dinov2")["config"]  # variant, registers, position mode
+        described = read_description(arguments.encoder, encoder)["config"]  # variant, registers, position mode
         given = {f"network.{name}": value for name, value in described.items()} | given
-    recipe = recipe_from(DinoUNetRecipe, arguments.config, given, arguments.set)
-    report = train(
-        recipe,
-        arguments.out,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        force_resume=arguments.force_resume,
-        tensorboard=arguments.tensorboard,
-        parts=arguments.report,
-        command=words,
-    )
+    return given
+
+
+def _train(
+    arguments: argparse.Namespace,
+    words: list[str],
+    network: ModuleType,
+    kind: type,
+    given: dict[str, Any],
+    defaults: dict[str, Any],
+) -> None:
+    """Train with a network's ``train.py``, once or several times."""
+    from .recipes import recipe_from
+    from .run import RunOptions, is_first_process
+
+    recipe = recipe_from(kind, arguments.config, given, arguments.set, defaults=defaults)
+    options: RunOptions = {
+        "resume": arguments.resume,
+        "overwrite": arguments.overwrite,
+        "force_resume": arguments.force_resume,
+        "tensorboard": arguments.tensorboard,
+        "parts": arguments.report,
+        "command": words,
+    }
+    if arguments.repeats > 1:
+        report = network.train_repeats(recipe, arguments.out, arguments.repeats, **options)
+    else:
+        report = network.train(recipe, arguments.out, **options)
     if is_first_process():
         print(f"report: {report}")
 
@@ -136,27 +175,36 @@ def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
     from .data.cases import open_study
     from .evaluation.metrics import Conventions
     from .evaluation.scoring import evaluate_cases
-    from .evaluation.summary import failures, format_summary, summarise
+    from .evaluation.summary import Scored, failures, format_summary, summarise
     from .evaluation.tables import write_case_table
     from .recipes import matching_cases
 
-    _refuse_existing(arguments.out, arguments.overwrite)
+    first, *others = dict.fromkeys(arguments.convention)
+    tables = {
+        first: arguments.out,
+        **{word: arguments.out.with_stem(f"{arguments.out.stem}_{word}") for word in others},
+    }
+    for table in tables.values():
+        _refuse_existing(table, arguments.overwrite)
     if not arguments.predictions.is_dir():
         raise UsageError(f"{arguments.predictions} is no folder; expected the one that trifuse predict wrote")
     study = open_study(arguments.data, **_study_arguments(arguments))
     labelled = [case.case_id for case in study.cases if case.label is not None]
-    conventions = Conventions(
-        empty_masks=arguments.convention,
-        hd_unit="vox" if arguments.voxels else "mm",
-        aggregation="slice" if arguments.per_slice else "volume",
-        slices=arguments.slices,
-    )
     cases = matching_cases(study, labelled, arguments.cases)
-    rows = evaluate_cases(arguments.predictions, study, cases, conventions, accept_spacing=arguments.accept_spacing)
-    write_case_table(arguments.out, rows)
-    print(format_summary(summarise(rows), conventions))
-    print(f"cases: {arguments.out}")
-    failed = failures(rows)
+    scored = []
+    for word, table in tables.items():
+        conventions = Conventions(
+            word,
+            hd_unit="vox" if arguments.voxels else "",
+            aggregation="slice" if arguments.per_slice else "volume",
+            slices=arguments.slices,
+        )
+        rows = evaluate_cases(arguments.predictions, study, cases, conventions, accept_spacing=arguments.accept_spacing)
+        write_case_table(table, rows)
+        scored.append(Scored(rows[0].conventions, summarise(rows)))
+        failed = failures(rows)  # the same ones under every convention
+    print(format_summary(*scored))
+    print(f"cases: {', '.join(map(str, tables.values()))}")
     for line in failed:
         print(f"failed, and scored as such: {line}", file=sys.stderr)
     return 3 if failed else 0
@@ -177,6 +225,16 @@ def compare(arguments: argparse.Namespace, words: list[str]) -> None:
 def ablate_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
     from .dino_unet.ablate import ablate
 
+    _ablate(arguments, words, ablate)
+
+
+def ablate_fias(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .fias.ablate import ablate
+
+    _ablate(arguments, words, ablate)
+
+
+def _ablate(arguments: argparse.Namespace, words: list[str], ablate: Callable[..., Path]) -> None:
     table = ablate(arguments.out, seeds=arguments.seeds, epochs=arguments.epochs, cases=arguments.cases, command=words)
     print(table.read_text())
     print(f"table: {table}")
@@ -239,10 +297,7 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def _case_table(path: Path) -> Path:
-    """Find the case table of a run; its first report section is named test, val or train."""
-    if not path.is_dir():
-        return path
-    found = [path / f"{part}_cases.csv" for part in ("test", "val", "train") if (path / f"{part}_cases.csv").exists()]
-    if not found:
-        raise UsageError(f"{path} holds no case table; expected test_cases.csv, as trifuse train writes it")
-    return found[0]
+    """Find the case table of a run's headline, or take the table itself."""
+    from .evaluation.tables import case_tables
+
+    return case_tables(path)[0] if path.is_dir() else path

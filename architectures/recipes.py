@@ -128,17 +128,22 @@ class RecipeError(TrifuseError):
 
 
 def recipe_from(
-    kind: type, file: Path | None = None, given: Mapping[str, Any] | None = None, settings: Sequence[str] = ()
+    kind: type,
+    file: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+    *,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Any:
     """Build a run's recipe from its defaults, a TOML file, values by dotted name, and ``"field=value"`` words.
 
-    Later sources win. A value in a word is JSON where it can be, and text where not.
+    Later sources win; ``defaults``, by dotted name, are the first. A value in a word is JSON where it can be, and text where not.
 
     Raises:
         RecipeError: naming the field and, for one that is unknown, the nearest known one.
     """
     values: dict[str, Any] = config_to_json(kind())
-    sources: list[tuple[str, Any]] = []
+    sources = list((defaults or {}).items())
     if file is not None:
         try:
             sources += _dotted(tomllib.loads(Path(file).read_text(encoding="utf-8")))

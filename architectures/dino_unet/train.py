@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..evaluation.picture import Picture
 from ..evaluation.report import PaperTable
 from ..pretrained import WEIGHTS_FILE, config_to_json, read_description, recorded_digest
 from ..recipes import DataRecipe
+from ..repeats import repeat_training
 from ..run import PreparedData, RunOptions, train_and_report
 from ..training.feature_cache import FeatureCache
 from ..training.loop import FitResult, fit, forward_image
@@ -102,14 +104,21 @@ def train(recipe: DinoUNetRecipe, out: Path, **options: Unpack[RunOptions]) -> P
     return train_and_report(recipe, out, DinoUNet, fit_network, _describe, sigmoid=True, **options)
 
 
+def train_repeats(recipe: DinoUNetRecipe, out: Path, repeats: int, **options: Unpack[RunOptions]) -> Path | None:
+    """Train with ``repeats`` seeds and report mean and SD over the runs; see `repeat_training`."""
+    return repeat_training(
+        train, recipe, out, repeats, title=_title(recipe), paper_tables=paper_tables, paper=PAPER, **options
+    )
+
+
 def _describe(best: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData) -> dict[str, Any]:
     """Return what only this network can say in its report."""
     return {
-        "title": f"DINO-UNet ({_variant_name(recipe.network)}) on {Path(recipe.data.root).name}",
+        "title": _title(recipe),
         "per_slice": True,
         "facts": _describe_encoder(best, recipe.network.encoder_checkpoint),
         "draw": lambda log, folder: _draw_blocks(best, log, folder),
-        "paper_tables": PAPER_TABLES,
+        "paper_tables": paper_tables(len(data.study.class_names) - 1),
         "paper": PAPER,
     }
 
@@ -187,6 +196,15 @@ def _describe_encoder(model: DinoUNet, checkpoint: str | None) -> dict[str, str]
 
 def _draw_blocks(model: DinoUNet, log: Path, folder: Path) -> list[Picture]:
     return [draw_block_weights(log, folder, selected=model.fusion.selected)] if model.config.learned else []
+
+
+def paper_tables(targets: int) -> Sequence[PaperTable]:
+    """Return the paper's results, which are for one target."""
+    return PAPER_TABLES
+
+
+def _title(recipe: DinoUNetRecipe) -> str:
+    return f"DINO-UNet ({_variant_name(recipe.network)}) on {Path(recipe.data.root).name}"
 
 
 def _variant_name(config: DinoUNetConfig) -> str:

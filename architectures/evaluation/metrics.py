@@ -112,7 +112,12 @@ class Conventions:
     def metrics(self) -> tuple[str, ...]:
         """The names of the scores, with their units, in the order of a table."""
         volume = f"volume_difference_{'relative' if 'relative' in self.volume else self.volume_unit}"
-        return ("dsc", "iou", "precision", "sensitivity", volume, f"hd95_{self.hd_unit}")
+        return ("dsc", "iou", "precision", "sensitivity", volume, self.hd95)
+
+    @property
+    def hd95(self) -> str:
+        """The name of the 95th percentile of the distances, with its unit."""
+        return f"hd95_{self.hd_unit}"
 
     def in_voxels(self) -> Conventions:
         """Return the same conventions for images without a spacing: nothing in mm, nothing in mL."""

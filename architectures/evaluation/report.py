@@ -27,6 +27,7 @@ from .statistics import Comparison, comparison_cells
 from .summary import (
     MEAN_OF_CLASSES,
     METRIC_NAMES,
+    Scored,
     case_by_class_cells,
     case_means,
     failures,
@@ -110,24 +111,14 @@ def write_report(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     parts = [f"# {title}", _headline(evaluations[0])]
-    parts += [_picture(picture, out) for picture in pictures]
+    parts += [part for picture in pictures for part in picture_parts(picture, out)]
     parts.append("## Scores")
     for evaluation in evaluations:
         parts += _evaluation(evaluation, out)
     if comparisons:
         parts.append("## Compared with another run")
         parts += [part for comparison in comparisons for part in _comparison(comparison)]
-    parts += ["## How it was made", _table(["", ""], [[k, _without_folders(v)] for k, v in (facts or {}).items()])]
-    if command:
-        words = shlex.join(_shorten(word) for word in command)
-        parts += ["To do it again (folders are shortened to their names):", f"```sh\n{words}\n```"]
-    if paper_tables:
-        parts.append("## What the paper reports")
-        parts.append(
-            f"Transcribed from {paper or 'the publication'}, **not measured here**: other cases, and a protocol that "
-            "is not stated in full. They say what to expect, and are no target."
-        )
-        parts += [part for table in paper_tables for part in _paper_table(table)]
+    parts += [*provenance_parts(facts or {}, command), *paper_parts(paper_tables, paper)]
     path = out / REPORT
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
@@ -159,6 +150,7 @@ def describe_data(study: Study, splits: Mapping[str, Sequence[str]]) -> dict[str
         "Layout": study.layout,
         "Classes": ", ".join(f"{k} {name}" for k, name in enumerate(study.class_names)),
         "Split": f"{cases}; {_count(len(patients), 'patient')} in all",
+        **({} if study.has_spacing else {"Spacing": "unknown to the files: distances and volumes are in voxels"}),
     }
 
 
@@ -220,9 +212,30 @@ def _dsc_of_cases(rows: Sequence[Row]) -> dict[str, float]:
     return defined or {rows[0].case_id: math.nan}
 
 
-def _picture(picture: Picture, out: Path) -> str:
+def picture_parts(picture: Picture, out: Path) -> list[str]:
+    """Return what shows a picture in a report that lies in ``out``."""
     png, numbers = (os.path.relpath(path, out).replace(os.sep, "/") for path in (picture.png, picture.csv))
-    return f"## {picture.title}\n\n![{_escape(picture.alt)}]({png})\n\nNumbers: [{numbers}]({numbers})"
+    return [f"## {picture.title}", f"![{_escape(picture.alt)}]({png})", f"Numbers: [{numbers}]({numbers})"]
+
+
+def provenance_parts(facts: Mapping[str, str], command: Sequence[str]) -> list[str]:
+    """Return what says how a report's numbers were made, and how to make them again; no absolute path is left."""
+    parts = ["## How it was made", markdown_table(["", ""], [[k, _without_folders(v)] for k, v in facts.items()])]
+    if command:
+        words = shlex.join(_shorten(word) for word in command)
+        parts += ["To do it again (folders are shortened to their names):", f"```sh\n{words}\n```"]
+    return parts
+
+
+def paper_parts(tables: Sequence[PaperTable], paper: str) -> list[str]:
+    """Return a publication's own numbers, and that they are not ours."""
+    if not tables:
+        return []
+    warning = (
+        f"Transcribed from {paper or 'the publication'}, **not measured here**: other cases, and a protocol that "
+        "is not stated in full. They say what to expect, and are no target."
+    )
+    return ["## What the paper reports", warning, *(part for table in tables for part in _paper_table(table))]
 
 
 def _evaluation(evaluation: Evaluation, out: Path) -> list[str]:
@@ -231,24 +244,27 @@ def _evaluation(evaluation: Evaluation, out: Path) -> list[str]:
     tables = [*(f"{evaluation.name}{word}_cases.csv" for word in words), f"{evaluation.name}_summary.csv"]
     for rows, table in zip(every, tables, strict=False):
         write_case_table(out / table, rows)
-    write_summary_table(out / tables[-1], [(rows[0].conventions, summarise(rows)) for rows in every])
-    shown = _under_several_conventions(every) if evaluation.beside else _under_one_convention(evaluation.rows)
+    scored = [Scored(rows[0].conventions, summarise(rows)) for rows in every]
+    write_summary_table(out / tables[-1], scored)
+    shown = _under_several_conventions(every, scored) if evaluation.beside else _under_one_convention(evaluation.rows)
     return [f"### {evaluation.title}", *shown, "Tables: " + ", ".join(f"[{table}]({table})" for table in tables)]
 
 
 def _under_one_convention(rows: Sequence[Row]) -> list[str]:
     """Show all scores of all classes, then of all cases."""
     conventions, summaries = rows[0].conventions, summarise(rows)
-    parts = [conventions.describe(), _table(*summary_cells(summaries)), *map(_escape, undefined_scores(summaries))]
+    parts = [conventions.describe(), markdown_table(*summary_cells(summaries))]
+    parts += map(_escape, undefined_scores(summaries))
     return [*parts, _case_table(rows)] if conventions.aggregation == "volume" else parts
 
 
-def _under_several_conventions(every: Sequence[Sequence[Row]]) -> list[str]:
+def _under_several_conventions(every: Sequence[Sequence[Row]], scored: Sequence[Scored]) -> list[str]:
     """Show DSC and HD95 of all classes side by side, then of all cases, one table for each convention."""
-    parts = [_table(*side_by_side_cells(every))]
-    for rows in every:
-        parts += [rows[0].conventions.describe(), *map(_escape, undefined_scores(summarise(rows)))]
-        parts.append(_table(*case_by_class_cells(rows)))
+    parts = [markdown_table(*side_by_side_cells(scored))]
+    for rows, (conventions, summaries) in zip(every, scored, strict=True):
+        shown = [summary for summary in summaries if summary.metric in ("dsc", conventions.hd95)]
+        parts += [conventions.describe(), *map(_escape, undefined_scores(shown))]
+        parts.append(markdown_table(*case_by_class_cells(rows)))
     return parts
 
 
@@ -262,7 +278,7 @@ def _case_table(rows: Sequence[Row]) -> str:
         + [row.status]
         for row in rows
     ]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _comparison(section: ComparisonSection) -> list[str]:
@@ -271,14 +287,15 @@ def _comparison(section: ComparisonSection) -> list[str]:
         f"A is {_escape(section.name_a)}, B is {_escape(section.name_b)}. Two-sided paired tests over cases, Holm over "
         "the rows of this table; the interval of the mean difference is bootstrapped by patient; d is mean over SD."
     )
-    return [note, section.rows[0].conventions.describe(), _table(header, cells)]
+    return [note, section.rows[0].conventions.describe(), markdown_table(header, cells)]
 
 
 def _paper_table(table: PaperTable) -> list[str]:
-    return [f"### {table.title}", _table(table.header, table.rows), table.note]
+    return [f"### {table.title}", markdown_table(table.header, table.rows), table.note]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of escaped cells."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,13 @@ class Summary:
     undefined: int
 
 
+class Scored(NamedTuple):
+    """Summaries, and the conventions that they hold under."""
+
+    conventions: Conventions
+    summaries: Sequence[Summary]
+
+
 def summarise(rows: Sequence[Row]) -> list[Summary]:
     """Return mean and SD over the rows for each class and score, and the mean of the classes' means if there are many.
 
@@ -58,6 +66,20 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
             of_units = _summary(MEAN_OF_CLASSES, metric, list(_class_means(rows, metric)))
             summaries.append(replace(of_units, mean=mean))
     return summaries
+
+
+def summarise_runs(runs: Sequence[Sequence[Row]]) -> list[Summary]:
+    """Return mean and SD over runs of what `summarise` finds in each: the mean over its cases, and over its classes."""
+    means: dict[tuple[str, str], list[float]] = {}
+    for rows in runs:
+        for summary in summarise(rows):
+            means.setdefault((summary.class_name, summary.metric), []).append(summary.mean)
+    return [_summary(class_name, metric, values) for (class_name, metric), values in means.items()]
+
+
+def overall(summaries: Sequence[Summary]) -> list[Summary]:
+    """Return the summaries that speak for all classes: those of their mean, or of the only one."""
+    return [summary for summary in summaries if summary.class_name == summaries[-1].class_name]
 
 
 def mean_of_defined(values: Sequence[float]) -> float:
@@ -81,23 +103,22 @@ def summary_cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[st
     for class_name in dict.fromkeys(s.class_name for s in summaries):
         of_class = {s.metric: s for s in summaries if s.class_name == class_name}
         n = max(s.count + s.undefined for s in of_class.values())
-        cells = map(_mean_and_sd, of_class.values())
+        cells = map(mean_and_sd, of_class.values())
         lines.append([class_name, str(n), *cells])
     return ["Mean ± SD", "n", *(METRIC_NAMES[metric] for metric in metrics)], lines
 
 
-def side_by_side_cells(evaluations: Sequence[Sequence[Row]]) -> tuple[list[str], list[list[str]]]:
+def side_by_side_cells(scored: Sequence[Scored]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of DSC and HD95 under several conventions, one line per class and one for their mean.
 
-    Each evaluation holds rows of the same cases under a convention of its own, which stands beside each of its columns.
+    The convention stands beside each of its columns.
     """
     columns: dict[str, dict[str, str]] = {}
-    for rows in evaluations:
-        conventions = rows[0].conventions
-        for summary in summarise(rows):
-            if summary.metric in ("dsc", f"hd95_{conventions.hd_unit}"):
+    for conventions, summaries in scored:
+        for summary in summaries:
+            if summary.metric in ("dsc", conventions.hd95):
                 title = f"{METRIC_NAMES[summary.metric]} ({conventions.empty_masks})"
-                columns.setdefault(title, {})[summary.class_name] = _mean_and_sd(summary)
+                columns.setdefault(title, {})[summary.class_name] = mean_and_sd(summary)
     names = dict.fromkeys(name for cells in columns.values() for name in cells)
     return ["Mean ± SD", *columns], [[name, *(cells[name] for cells in columns.values())] for name in names]
 
@@ -105,7 +126,7 @@ def side_by_side_cells(evaluations: Sequence[Sequence[Row]]) -> tuple[list[str],
 def case_by_class_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of DSC and HD95 of every case, one line per case, one column per class."""
     conventions = rows[0].conventions
-    hd95 = f"hd95_{conventions.hd_unit}"
+    hd95 = conventions.hd95
     names = list(dict.fromkeys(row.class_name for row in rows))
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -130,9 +151,12 @@ def failures(rows: Sequence[Row]) -> list[str]:
     return sorted({f"{row.case_id} ({row.status})" for row in rows if row.failed})
 
 
-def format_summary(summaries: Sequence[Summary], conventions: Conventions) -> str:
-    """Return a summary as text: the conventions, aligned columns, and what was left out."""
-    return "\n".join([conventions.describe(), "", *aligned(*summary_cells(summaries)), *undefined_scores(summaries)])
+def format_summary(first: Scored, *others: Scored) -> str:
+    """Return summaries as text: the conventions, aligned columns, what was left out; several side by side."""
+    scored = (first, *others)
+    cells = side_by_side_cells(scored) if others else summary_cells(first.summaries)
+    lines = [conventions.describe() for conventions, _ in scored] + ["", *aligned(*cells)]
+    return "\n".join([*lines, *(note for _, summaries in scored for note in undefined_scores(summaries))])
 
 
 def format_score(value: float, metric: str) -> str:
@@ -142,15 +166,16 @@ def format_score(value: float, metric: str) -> str:
     return f"{value:.2f}" if metric.endswith(("_ml", "_mm", "_vox")) else f"{value:.3f}"
 
 
+def mean_and_sd(summary: Summary) -> str:
+    """Return mean and spread as people read them: ``0.850 ± 0.071``."""
+    return f"{format_score(summary.mean, summary.metric)} ± {format_score(summary.sd, summary.metric)}"
+
+
 def aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of text in columns."""
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [header, *cells])
     return ["  ".join(line).rstrip() for line in padded]
-
-
-def _mean_and_sd(summary: Summary) -> str:
-    return f"{format_score(summary.mean, summary.metric)} ± {format_score(summary.sd, summary.metric)}"
 
 
 def _class_means(rows: Sequence[Row], metric: str) -> Iterator[float]:

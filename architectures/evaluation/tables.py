@@ -13,9 +13,9 @@ from pathlib import Path
 from trifuse.architectures.files import write_text
 from trifuse.kernels import DataError
 
-from .metrics import Conventions
+from .metrics import EMPTY_MASK_SCORES, Conventions
 from .scoring import Row
-from .summary import Summary
+from .summary import Scored
 
 _FIXED_COLUMNS = ("case_id", "patient", "class_name", "slice", "status")
 _LAST_COLUMN = "conventions"
@@ -65,11 +65,25 @@ def read_case_table(path: Path) -> list[Row]:
     return [_parse(path, number_, line, conventions) for number_, line in enumerate(lines, start=2)]
 
 
-def write_summary_table(path: Path, summaries: Sequence[tuple[Conventions, Sequence[Summary]]]) -> None:
+def case_tables(run: Path) -> list[Path]:
+    """Find the case tables of a run's headline, one per convention, that of the headline first.
+
+    Raises:
+        DataError: there is none.
+    """
+    for part in ("test", "val", "train"):
+        first = run / f"{part}_cases.csv"
+        if first.exists():
+            others = (run / f"{part}_{word}_cases.csv" for word in EMPTY_MASK_SCORES)
+            return [first, *filter(Path.exists, others)]
+    raise DataError(run, "case table", got="none", want="test_cases.csv, as trifuse train writes it")
+
+
+def write_summary_table(path: Path, scored: Sequence[Scored]) -> None:
     """Write summaries under one or several conventions as CSV, atomically, the conventions in each line."""
     lines = (
         [s.class_name, s.metric, number(s.mean), number(s.sd), s.count, s.undefined, conventions.label]
-        for conventions, of_these in summaries
+        for conventions, of_these in scored
         for s in of_these
     )
     write_csv(path, ["class_name", "metric", "mean", "sd", "count", "undefined", _LAST_COLUMN], lines)

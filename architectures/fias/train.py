@@ -13,6 +13,7 @@ from ..data.preparation import Preparation
 from ..evaluation.report import PaperTable
 from ..pretrained import config_to_json
 from ..recipes import DataRecipe
+from ..repeats import repeat_training
 from ..run import PreparedData, RunOptions, train_and_report
 from ..training.loop import FitResult, fit
 from ..training.losses import MutationLoss
@@ -71,6 +72,19 @@ ABLATION = PaperTable(
 )
 
 CONVENTIONS = ("strict", "transunet")  # the scores that one would want, and those that published tables hold
+
+
+def layout_defaults(layout: str) -> dict[str, Any]:
+    """Return the defaults, by dotted name, that differ for a layout.
+
+    ACDC is trained for longer. The values of the Synapse package were clipped and scaled by those who made it.
+    """
+    differing: dict[str, Any] = {}
+    if layout in ("acdc", "acdc_slices"):
+        differing["training.epochs"] = 400
+    if layout == "synapse":
+        differing["data.preparation.intensity"] = "as_is"
+    return differing
 
 
 def paper_data() -> DataRecipe:
@@ -138,6 +152,13 @@ def train(recipe: FiasRecipe, out: Path, **options: Unpack[RunOptions]) -> Path 
     return train_and_report(recipe, out, Fias, fit_network, _describe, **options)
 
 
+def train_repeats(recipe: FiasRecipe, out: Path, repeats: int, **options: Unpack[RunOptions]) -> Path | None:
+    """Train with ``repeats`` seeds and report mean and SD over the runs; see `repeat_training`."""
+    return repeat_training(
+        train, recipe, out, repeats, title=_title(recipe), paper_tables=paper_tables, paper=PAPER, **options
+    )
+
+
 def fit_network(model: Fias, recipe: FiasRecipe, data: PreparedData, out: Path, **options: Any) -> FitResult:
     """Train a network on prepared data; ``options`` are those of `fit`."""
     return fit(
@@ -165,7 +186,7 @@ def _describe(best: Fias, recipe: FiasRecipe, data: PreparedData) -> dict[str, A
     weights = "random weights" if checkpoint is None else f"weights of {Path(checkpoint).name}"
     reduction = "summed" if recipe.reduction == "sum" else "averaged"
     return {
-        "title": f"FIAS ({_variant_name(recipe.network)}) on {Path(recipe.data.root).name}",
+        "title": _title(recipe),
         "conventions": CONVENTIONS,
         "facts": {
             "Encoder": f"DilateFormer {_variant_name(recipe.network)}, {weights}",
@@ -180,6 +201,10 @@ def _describe(best: Fias, recipe: FiasRecipe, data: PreparedData) -> dict[str, A
 def paper_tables(targets: int) -> list[PaperTable]:
     """Return the paper's results for a study of as many targets, where it has such, and its ablation."""
     return [table for table, wanted in ((SYNAPSE, 8), (ACDC, 3), (ABLATION, targets)) if wanted == targets]
+
+
+def _title(recipe: FiasRecipe) -> str:
+    return f"FIAS ({_variant_name(recipe.network)}) on {Path(recipe.data.root).name}"
 
 
 def _variant_name(config: FiasConfig) -> str:

@@ -31,7 +31,7 @@ from .training_state import FrozenBase, Position, check_base, load_training_stat
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
-_FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
+FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def fit(
             if world.is_first:
                 stack.enter_context(locked(out))
                 description = {
-                    "recipe": {k: v for k, v in asdict(recipe).items() if k not in _FREE_TO_CHANGE},
+                    "recipe": {k: v for k, v in asdict(recipe).items() if k not in FREE_TO_CHANGE},
                     "config": dict(run_config),
                     "training_samples": len(train_set),
                 }
@@ -127,7 +127,7 @@ def fit(
             run = _Run(model, train_set, recipe, out, world, progress, loss, step, param_groups, base)
             run.validate, run.monitor, run.describe = validate, monitor, describe or (lambda model: {})
             if world.is_first:
-                session = {name: getattr(recipe, name) for name in _FREE_TO_CHANGE}
+                session = {name: getattr(recipe, name) for name in FREE_TO_CHANGE}
                 note_session(out, steps_done=run.position.step, ranks=world.size, **session, runs_on=str(world.device))
                 board = out / "tensorboard" if tensorboard else None
                 run.log = stack.enter_context(EpochLog(out / "log.csv", run.position.epoch, board))

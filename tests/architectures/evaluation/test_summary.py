@@ -9,7 +9,7 @@ import pytest
 
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.scoring import OK, Row
-from trifuse.architectures.evaluation.summary import MEAN_OF_CLASSES, format_summary, summarise
+from trifuse.architectures.evaluation.summary import MEAN_OF_CLASSES, Scored, format_summary, summarise
 
 STRICT = Conventions()
 
@@ -48,7 +48,7 @@ def test_several_classes_also_get_the_mean_of_their_means():
 
 def test_summary_as_text_names_its_conventions_and_what_it_left_out():
     rows = [row("a", 0.8, sensitivity=math.nan), row("b", 0.9, hd95_mm=12.345)]
-    lines = format_summary(summarise(rows), STRICT).splitlines()
+    lines = format_summary(Scored(STRICT, summarise(rows))).splitlines()
     assert lines[0] == STRICT.describe()
     assert lines[2].split()[:5] == ["Mean", "±", "SD", "n", "DSC"]
     assert lines[3].startswith("atrium     2  0.850 ± 0.071")

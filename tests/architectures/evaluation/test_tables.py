@@ -12,7 +12,7 @@ import pytest
 
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.scoring import OK, Row
-from trifuse.architectures.evaluation.summary import summarise
+from trifuse.architectures.evaluation.summary import Scored, summarise
 from trifuse.architectures.evaluation.tables import read_case_table, write_case_table, write_summary_table
 from trifuse.kernels import DataError
 
@@ -49,12 +49,12 @@ locale.localeconv = lambda: {"decimal_point": ",", "thousands_sep": ".", "groupi
 locale.str = lambda value: str(value).replace(".", ",")
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.scoring import Row
-from trifuse.architectures.evaluation.summary import summarise
+from trifuse.architectures.evaluation.summary import Scored, summarise
 from trifuse.architectures.evaluation.tables import write_case_table, write_summary_table
 conventions = Conventions()
 row = Row("a", "a", "atrium", None, "ok", dict.fromkeys(conventions.metrics, 1234.5), conventions)
 write_case_table(Path(sys.argv[1]) / "cases.csv", [row])
-write_summary_table(Path(sys.argv[1]) / "summary.csv", [(conventions, summarise([row]))])
+write_summary_table(Path(sys.argv[1]) / "summary.csv", [Scored(conventions, summarise([row]))])
 """
     environment = {**os.environ, "LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8"}
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True, timeout=120)
@@ -74,7 +74,7 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_case_table(path, [row("a", 0.6)])
     with pytest.raises(OSError, match="No space"):
-        write_summary_table(tmp_path / "s.csv", [(STRICT, summarise([row("a", 0.6)]))])
+        write_summary_table(tmp_path / "s.csv", [Scored(STRICT, summarise([row("a", 0.6)]))])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
