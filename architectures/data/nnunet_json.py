@@ -33,7 +33,7 @@ class Description:
     Attributes:
         path: the file.
         channels: names of the channels, in the order of their numbers; None if they are not told.
-        labels: value of each label by its name; None if they are not told.
+        labels: value of each label by its name, values rising; None if something is wrong with them.
         file_ending: of all images and labels, ``".nii.gz"`` where it cannot be used.
         cases: files by case where the file lists them, else None.
         count: ``numTraining``; None if it is no number.
@@ -110,6 +110,7 @@ def _read_labels(found: Description, value: Any) -> None:
     if not isinstance(value, dict) or not value:
         found.refuse("labels", value, 'values by name, such as {"background": 0, "liver": 1}')
         return
+    before = len(found.problems)
     hint = "nnU-Net 1 wrote names by value: turn them round" if all(isinstance(v, str) for v in value.values()) else ""
     for name, number in value.items():
         if isinstance(number, list):
@@ -124,7 +125,8 @@ def _read_labels(found: Description, value: Any) -> None:
         found.refuse(f"labels: {_BACKGROUND}", labels.get(_BACKGROUND, "no such label"), 0)
     if len(labels) == len(value) and sorted(labels.values()) != list(range(len(labels))):
         found.refuse("labels", sorted(labels.values()), f"consecutive values, 0 to {len(labels) - 1}, each once")
-    found.labels = dict(sorted(labels.items(), key=lambda pair: pair[1]))
+    if len(found.problems) == before:
+        found.labels = dict(sorted(labels.items(), key=lambda pair: pair[1]))
 
 
 def _read_count(found: Description, value: Any) -> None:

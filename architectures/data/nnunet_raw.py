@@ -96,9 +96,7 @@ def _classes(described: Description) -> Classes:
     labels = described.labels
     if labels is None:  # a fault that is reported: any label will do until it is mended
         return Classes(("background", "foreground"), None, False)
-    names = ("background", *(name for name, value in labels.items() if name != "background"))
-    values = [labels[name] for name in names if name in labels]
-    return Classes(names, {value: index for index, value in enumerate(values)}, False)
+    return Classes(tuple(labels), {value: value for value in labels.values()}, False)
 
 
 def _files(root: Path, described: Description, folder: str) -> dict[str, _Files]:
