@@ -139,6 +139,8 @@ def _train(
     from .recipes import recipe_from
     from .run import RunOptions, is_first_process
 
+    if arguments.repeats < 1:
+        raise UsageError(f"--repeats {arguments.repeats}: expected at least 1")
     recipe = recipe_from(kind, arguments.config, given, arguments.set, defaults=defaults)
     options: RunOptions = {
         "resume": arguments.resume,

@@ -12,17 +12,17 @@ from trifuse.kernels import CheckpointError
 from .data.cases import open_images
 from .data.voxel_values import NonFinite
 from .evaluation.predict import predict_cases
-from .pretrained import read_description
+from .pretrained import config_from_json, read_description
 from .recipes import DataRecipe
 from .training.distributed import choose_device
 
-ARCHITECTURES = ("dino_unet",)
+RECIPES = {"dino_unet": "DinoUNetRecipe", "fias": "FiasRecipe"}  # of each architecture, in its train.py
 
 
-def load_network(folder: Path) -> tuple[Any, int]:
-    """Return the network of a run, or of a folder that ``save_pretrained`` wrote, and the image size it was trained at.
+def load_network(folder: Path) -> tuple[Any, DataRecipe]:
+    """Return the network of a run, or of a folder that ``save_pretrained`` wrote, and how its slices were prepared.
 
-    The size is that of the run; a network without a run gets DINOv2's 448 pixels.
+    That is what the run says; a network without a run gets what its architecture does by default.
 
     Raises:
         CheckpointError: there is no network of ours, or it is damaged.
@@ -30,19 +30,24 @@ def load_network(folder: Path) -> tuple[Any, int]:
     run = folder / "run.json"
     weights = folder / "best" if run.exists() else folder
     architecture = read_description(weights)["architecture"]
-    if architecture not in ARCHITECTURES:
-        raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(ARCHITECTURES)}")
+    if architecture not in RECIPES:
+        raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(RECIPES)}")
     package = import_module(f"{__package__}.{architecture}")
     network = next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
-    size = _trained_size(run) if run.exists() else DataRecipe.image_size
-    return network.from_pretrained(weights), size
+    return network.from_pretrained(weights), _data_of(run) if run.exists() else _default_data(architecture)
 
 
-def _trained_size(run: Path) -> int:
+def _data_of(run: Path) -> DataRecipe:
     try:
-        return int(json.loads(run.read_bytes())["config"]["data"]["image_size"])
+        values = json.loads(run.read_bytes())["config"]["data"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run}: expected the description of a run of trifuse, found {error!r}") from error
+    return config_from_json(DataRecipe, values, run)
+
+
+def _default_data(architecture: str) -> DataRecipe:
+    module = import_module(f"{__package__}.{architecture}.train")
+    return getattr(module, RECIPES[architecture])().data
 
 
 def predict_images(
@@ -56,9 +61,16 @@ def predict_images(
     nonfinite: NonFinite = "error",
 ) -> list[Path]:
     """Segment a NIfTI file, a folder of them, or the images of a study; return the paths of the label maps."""
-    model, trained_size = load_network(model_folder)
+    model, data = load_network(model_folder)
     study = open_images(images)
     model.to(choose_device(device))
-    cases = [case.case_id for case in study.cases]
-    size = image_size or trained_size
-    return predict_cases(model, study, cases, out, image_size=size, batch_size=batch_size, nonfinite=nonfinite)
+    return predict_cases(
+        model,
+        study,
+        [case.case_id for case in study.cases],
+        out,
+        image_size=image_size or data.image_size,
+        preparation=data.preparation,
+        batch_size=batch_size,
+        nonfinite=nonfinite,
+    )

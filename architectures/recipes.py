@@ -137,7 +137,8 @@ def recipe_from(
 ) -> Any:
     """Build a run's recipe from its defaults, a TOML file, values by dotted name, and ``"field=value"`` words.
 
-    Later sources win; ``defaults``, by dotted name, are the first. A value in a word is JSON where it can be, and text where not.
+    Later sources win; ``defaults``, by dotted name, are the first. A value in a word is JSON where it can be, and text
+    where not.
 
     Raises:
         RecipeError: naming the field and, for one that is unknown, the nearest known one.
