@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, spatial_gate
+from trifuse.kernels.context_aware_fusion import mean_projection, pooled_projection, recalibrated_sum
 
 from .conv_norm_relu import init_convs
 
@@ -14,7 +15,35 @@ SPATIAL_POOLS = ("channel", "local3", "none")
 
 
 class ContextAwareFusion(nn.Module):
-    """Fuse a global and a local map: two of (B, C, H, W) -> (B, C, H, W)."""
+    """Fuse a global map F1 and a local map F2: two of (B, C, H, W) -> (B, C, H, W).
+
+    With X = cat(F1, F2), 2C channels::
+
+        U    = pre(X)                                                1x1
+        w_ch = sigmoid(channel(cat(mean of U, maximum of U)))        (B, 2C), over all positions
+        F'   = reduce(w_ch * X)                                      1x1
+        T    = spatial_global(F1) + spatial_local(F2)                1x1
+        w_sp = sigmoid(spatial(mean of T over its channels))         (B, 1, H, W)
+        out  = w_sp * F'
+
+    The result is the same as these lines give, in fewer passes: neither X nor T is made, and X is never scaled (see
+    `trifuse.kernels.context_aware_fusion`). Under ``trifuse.kernels.backend("reference")`` it is computed as written.
+    The average over all positions is taken in float32. Maps of one position are legal.
+
+    Args:
+        dim: channels C of each map.
+        spatial_pool: how T becomes the gate's map: ``"channel"``, the mean over channels; ``"local3"``, the mean of
+            3x3 neighbours inside the map, all channels kept; ``"none"``, T has one channel and is the gate.
+        spatial_kernel: side of the convolution that makes the gate; odd.
+        max_pool: whether the channels' weight sees the maxima of U as well.
+        pre_conv: whether U is a projection of X, or X itself.
+
+    Raises:
+        ValueError: an unknown ``spatial_pool``, or an even ``spatial_kernel``.
+
+    Source: FIAS, equations 3 to 6. In equation 5 the pooling is over channels, since one over positions would leave no
+    map for equation 6.
+    """
 
     def __init__(
         self,
@@ -25,38 +54,69 @@ class ContextAwareFusion(nn.Module):
         pre_conv: bool = True,
     ) -> None:
         super().__init__()
+        if spatial_pool not in SPATIAL_POOLS:
+            choices = ", ".join(map(repr, SPATIAL_POOLS))
+            raise ValueError(f"ContextAwareFusion: spatial_pool must be one of {choices}, got {spatial_pool!r}")
+        if spatial_kernel % 2 != 1:
+            raise ValueError(f"ContextAwareFusion: spatial_kernel must be odd, got {spatial_kernel}")
         self.dim, self.spatial_pool, self.max_pool = dim, spatial_pool, max_pool
+        gate_only = spatial_pool == "none"
         self.pre = nn.Conv2d(2 * dim, 2 * dim, 1, bias=False) if pre_conv else None
         self.channel = nn.Conv2d((4 if max_pool else 2) * dim, 2 * dim, 1)
         self.reduce = nn.Conv2d(2 * dim, dim, 1, bias=False)
-        width = 1 if spatial_pool == "none" else dim
-        self.spatial_global = nn.Conv2d(dim, width, 1, bias=spatial_pool == "none")
-        self.spatial_local = nn.Conv2d(dim, width, 1, bias=False)
-        self.spatial = None
-        if spatial_pool != "none":
+        self.spatial_global = nn.Conv2d(dim, 1 if gate_only else dim, 1, bias=gate_only)
+        self.spatial_local = nn.Conv2d(dim, 1 if gate_only else dim, 1, bias=False)
+        self.spatial: nn.Conv2d | None = None
+        if not gate_only:
             channels = 1 if spatial_pool == "channel" else dim
             self.spatial = nn.Conv2d(channels, 1, spatial_kernel, padding=spatial_kernel // 2)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights from He's normal distribution over the fan-out; gates start unbiased, near one half."""
+        """Draw the weights from He's normal distribution over the fan-out; biases 0, so that gates start near 1/2."""
         init_convs(self, generator)
 
     def forward(self, global_features: Tensor, local_features: Tensor) -> Tensor:
-        if global_features.shape != local_features.shape:
+        """Fuse two maps.
+
+        Raises:
+            ShapeError: a map that is not (B, C, H, W), or maps of different shapes, naming the branch.
+        """
+        self._check("global_features", global_features)
+        self._check("local_features", local_features)
+        if local_features.shape != global_features.shape:
             raise ShapeError(
                 f"ContextAwareFusion: local_features has shape {tuple(local_features.shape)}; expected "
-                f"{tuple(global_features.shape)}, the shape of global_features"
+                f"{tuple(global_features.shape)}, the shape of global_features; bring both branches to one size first"
             )
-        both = torch.cat([global_features, local_features], dim=1)
-        u = both if self.pre is None else self.pre(both)
-        pooled = u.mean((2, 3), keepdim=True)
-        if self.max_pool:
-            pooled = torch.cat([pooled, u.amax((2, 3), keepdim=True)], dim=1)
-        fused = self.reduce(torch.sigmoid(self.channel(pooled)) * both)
-        gate = self.spatial_global(global_features) + self.spatial_local(local_features)
-        if self.spatial_pool == "channel":
-            gate = gate.mean(1, keepdim=True)
+        scale = torch.sigmoid(self.channel_logits(global_features, local_features))
+        fused = recalibrated_sum(global_features, local_features, self.reduce.weight, scale)
+        return spatial_gate(fused, self.spatial_logits(global_features, local_features))
+
+    def channel_logits(self, global_features: Tensor, local_features: Tensor) -> Tensor:
+        """Return the weights of the 2C channels before the sigmoid: (B, 2C)."""
+        weight = None if self.pre is None else self.pre.weight
+        pooled = pooled_projection(global_features, local_features, weight, self.max_pool)
+        return F.linear(pooled.to(self.channel.weight.dtype), self.channel.weight.flatten(1), self.channel.bias)
+
+    def spatial_logits(self, global_features: Tensor, local_features: Tensor) -> Tensor:
+        """Return the weights of the positions before the sigmoid: (B, 1, H, W)."""
         if self.spatial_pool == "local3":
-            gate = F.avg_pool2d(gate, 3, stride=1, padding=1, count_include_pad=False)
-        return spatial_gate(fused, gate if self.spatial is None else self.spatial(gate))
+            total = self.spatial_global(global_features) + self.spatial_local(local_features)
+            gate = F.avg_pool2d(total, 3, stride=1, padding=1, count_include_pad=False)
+        else:
+            weights = self.spatial_global.weight, self.spatial_local.weight
+            gate = mean_projection(global_features, local_features, *weights)
+        if self.spatial is not None:
+            return self.spatial(gate)
+        return gate + self.spatial_global.bias
+
+    def _check(self, name: str, features: Tensor) -> None:
+        if features.ndim != 4 or features.shape[1] != self.dim:
+            raise ShapeError(
+                f"ContextAwareFusion: {name} has shape {tuple(features.shape)}; expected (B, {self.dim}, H, W); bring "
+                "channels-last data there with x.permute(0, 3, 1, 2)"
+            )
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, spatial_pool={self.spatial_pool!r}, max_pool={self.max_pool}"

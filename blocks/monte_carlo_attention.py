@@ -1,24 +1,52 @@
-"""Monte Carlo attention: channels weighed by a squeeze-and-excitation gate that looks at one randomly drawn cell."""
+"""Monte Carlo attention: channels weighed by a gate that, in training, looks at one randomly drawn cell of the map."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trifuse.kernels import channel_gate, monte_carlo_pool
+from trifuse.kernels import ShapeError, TrifuseError, channel_gate, monte_carlo_pool
 
 from .conv_norm_relu import init_convs
 
 GATES = ("se", "none")
 DRAWS = ("batch", "sample")
 LEAST_HIDDEN = 32
+REMEMBERED_CALLS = 1024  # of one generator: far more than there are between a forward pass and its backward
 
 
 class MonteCarloAttention(nn.Module):
-    """Weigh the channels of a map by what one randomly drawn cell of it holds: (B, C, H, W) -> (B, C, H, W)."""
+    """Weigh the channels of a map by a pooled descriptor of it: (B, C, H, W) -> (B, C, H, W).
+
+    In training the descriptor is the mean over one cell of a k x k adaptive grid: k is drawn from ``scales``, exactly
+    one of them, the cell evenly from the k * k, and before that, with ``order_shuffle``, all positions are permuted. So
+    the descriptor is a noisy global mean. In evaluation it is the global mean itself, and nothing is drawn.
+
+    The draw comes from PyTorch's default generator of the map's device, or from the one that forward is given. Under
+    activation checkpointing the second pass repeats the draw of the first, whichever generator it came from; one that
+    forward was given is not advanced again. For that, a call in training with a generator also takes one number from
+    the default generator, by which the second pass is recognised. In `torch.compile` use the default generator.
+
+    Args:
+        dim: channels C.
+        scales: the sides k that are drawn from.
+        gate: ``"se"``: ``x * sigmoid(excite(relu(squeeze(descriptor))))``; ``"none"``: ``x * descriptor``.
+        draw: ``"batch"``: all samples share a draw; ``"sample"``: each has its own.
+        order_shuffle: whether positions are permuted before they are pooled.
+        scale_probs: the probability of each scale; equal ones if not given.
+
+    Raises:
+        ValueError: an unknown gate or draw, a scale below 1, or probabilities that do not fit the scales or do not add
+            up to 1.
+
+    Source: FIAS, equations 9 and 10, with the gate of SvANet's Monte Carlo attention, which they cite.
+    """
 
     def __init__(
         self,
@@ -31,39 +59,116 @@ class MonteCarloAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.scales, self.gate, self.draw, self.order_shuffle = dim, tuple(scales), gate, draw, order_shuffle
-        self.scale_probs = tuple(scale_probs) if scale_probs is not None else (1 / len(self.scales),) * len(self.scales)
+        even = (1 / max(1, len(self.scales)),) * len(self.scales)
+        self.scale_probs = even if scale_probs is None else tuple(scale_probs)
+        self._check_options()
         if gate == "se":
             self.squeeze = nn.Conv2d(dim, hidden_width(dim), 1)
             self.excite = nn.Conv2d(hidden_width(dim), dim, 1)
         self.reset_parameters()
+
+    def _check_options(self) -> None:
+        for name, value, choices in (("gate", self.gate, GATES), ("draw", self.draw, DRAWS)):
+            if value not in choices:
+                raise ValueError(f"MonteCarloAttention: {name} must be one of {choices}, got {value!r}")
+        if not self.scales or min(self.scales) < 1:
+            raise ValueError(f"MonteCarloAttention: scales must be whole numbers of at least 1, got {self.scales}")
+        probs = self.scale_probs
+        if len(probs) != len(self.scales) or min(probs) < 0 or not math.isclose(sum(probs), 1, rel_tol=1e-6):
+            raise ValueError(
+                f"MonteCarloAttention: scale_probs must be one probability for each of the scales {self.scales}, "
+                f"adding up to 1, got {probs}"
+            )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw both weights from He's normal distribution over the fan-out, and set the biases to zero."""
         init_convs(self, generator)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        scale: int | Tensor = 1
-        cell: int | Tensor = 0
-        permutation = None
-        if self.training:
-            device = x.device if generator is None else generator.device
-            u, v = torch.rand((2,), dtype=torch.float64, generator=generator, device=device)
-            edge = 0.0
-            scale = torch.full_like(u, self.scales[0], dtype=torch.int64)
-            for k, following, probability in zip(self.scales, self.scales[1:], self.scale_probs, strict=False):
-                edge += probability
-                scale = scale + (u >= edge) * (following - k)
-            cell = (v * scale.square()).long()
-            if self.order_shuffle:
-                permutation = torch.randperm(x.shape[2] * x.shape[3], generator=generator, device=device)
-        pooled = monte_carlo_pool(x, scale=scale, cell=cell, permutation=permutation)
+        """Weigh the channels of x.
+
+        Args:
+            x: maps (B, C, H, W).
+            generator: where the draw comes from in training; None is the default generator of the maps' device.
+
+        Raises:
+            ShapeError: x is not (B, C, H, W).
+        """
+        self._check(x)
+        if not self.training:
+            descriptor = monte_carlo_pool(x, scale=1, cell=0)
+        else:
+            scale, cell, permutation = self.draw_cell(x, generator)
+            descriptor = monte_carlo_pool(x, scale=scale, cell=cell, permutation=permutation)
         if self.gate == "none":
-            return x * pooled[:, :, None, None]
-        hidden = torch.relu(F.linear(pooled, self.squeeze.weight.flatten(1), self.squeeze.bias))
+            return x * descriptor[:, :, None, None]
+        hidden = torch.relu(F.linear(descriptor, self.squeeze.weight.flatten(1), self.squeeze.bias))
         return channel_gate(x, F.linear(hidden, self.excite.weight.flatten(1), self.excite.bias))
 
+    def draw_cell(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draw what forward draws for maps x in training: arguments of `trifuse.kernels.monte_carlo_pool`.
+
+        Returns:
+            Scale and cell, int64 of shape (), or (B,) with a draw per sample, and the permutation, of shape (H * W,) or
+            (B, H * W), None without order shuffle; on the device of x.
+        """
+        if generator is None:
+            return self._draw_cell(x, None)
+        with repeated_under_checkpointing(generator):
+            return self._draw_cell(x, generator)
+
+    def _draw_cell(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        device = x.device if generator is None else generator.device
+        samples = () if self.draw == "batch" else (len(x),)
+        which_scale, which_cell = torch.rand((2, *samples), dtype=torch.float64, generator=generator, device=device)
+        scale = torch.full_like(which_scale, self.scales[0], dtype=torch.int64)
+        below = 0.0
+        for previous, following, probability in zip(self.scales, self.scales[1:], self.scale_probs, strict=False):
+            below += probability
+            scale = scale + (which_scale >= below) * (following - previous)
+        cells = scale.square()
+        cell = torch.minimum((which_cell * cells).long(), cells - 1)
+        permutation = None
+        if self.order_shuffle:
+            positions = x.shape[2] * x.shape[3]
+            orders = [torch.randperm(positions, generator=generator, device=device) for _ in range(math.prod(samples))]
+            permutation = torch.stack(orders).view(*samples, positions) if orders else scale.new_empty(0, positions)
+            permutation = permutation.to(x.device, non_blocking=True)
+        return scale.to(x.device, non_blocking=True), cell.to(x.device, non_blocking=True), permutation
+
+    def expected_pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the exact mean and variance of the descriptor over the draw: (B, C, H, W) -> (B, C) twice.
+
+        With order shuffle a cell of m of the N positions is a random subset, drawn without replacement: its mean has
+        the global mean as its expectation, and the variance ``sigma^2 / m * (N - m) / (N - 1)``, where sigma^2 is the
+        map's variance over its positions. Cells of one grid need not be equally large. Without, the descriptor is one
+        of the cells' means. Both are mixed over scales and cells, in float32 or wider.
+        """
+        self._check(x)
+        maps = x.to(torch.promote_types(x.dtype, torch.float32))
+        grid = [(k, cell, p / k**2) for k, p in zip(self.scales, self.scale_probs, strict=True) for cell in range(k**2)]
+        if not self.order_shuffle:
+            weights = maps.new_tensor([probability for *_, probability in grid])[:, None, None]
+            means = torch.stack([monte_carlo_pool(maps, scale=k, cell=cell) for k, cell, _ in grid])
+            expected = (weights * means).sum(0)
+            return expected, (weights * (means - expected).square()).sum(0)
+        total = x.shape[2] * x.shape[3]
+        sizes = [(_length(x.shape[2], k, cell // k) * _length(x.shape[3], k, cell % k), p) for k, cell, p in grid]
+        factor = sum(p / m * (total - m) / max(1, total - 1) for m, p in sizes)
+        return maps.mean((2, 3)), maps.var((2, 3), correction=0) * factor
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.dim:
+            raise ShapeError(
+                f"MonteCarloAttention: x has shape {tuple(x.shape)}; expected (B, {self.dim}, H, W); bring "
+                "channels-last data there with x.permute(0, 3, 1, 2)"
+            )
+
     def extra_repr(self) -> str:
-        return f"scales={self.scales}, gate={self.gate!r}, draw={self.draw!r}, order_shuffle={self.order_shuffle}"
+        return (
+            f"dim={self.dim}, scales={self.scales}, gate={self.gate!r}, draw={self.draw!r}, "
+            f"order_shuffle={self.order_shuffle}"
+        )
 
 
 def hidden_width(dim: int) -> int:
@@ -71,3 +176,41 @@ def hidden_width(dim: int) -> int:
     width = dim // 4
     rounded = max(8, (width + 4) // 8 * 8)
     return max(LEAST_HIDDEN, rounded + 8 if rounded < 0.9 * width else rounded)
+
+
+def _length(length: int, scale: int, index: int) -> int:
+    """Return how many of ``length`` positions lie in one interval of an adaptive grid."""
+    return ((index + 1) * length + scale - 1) // scale - index * length // scale
+
+
+_states: WeakKeyDictionary[torch.Generator, dict[int, Tensor]] = WeakKeyDictionary()
+
+
+@contextmanager
+def repeated_under_checkpointing(generator: torch.Generator) -> Iterator[None]:
+    """Let what is drawn inside be drawn again, the same, when activation checkpointing runs the forward pass again.
+
+    Checkpointing restores the default generator before its second pass, but knows nothing of others. So a number from
+    the default generator names the call, and the generator's state before the draw is kept under that name: a call
+    that runs inside a backward pass finds it there, and leaves the generator as it was.
+    """
+    call = int(torch.randint(2**62, ()))
+    states = _states.setdefault(generator, {})
+    if torch._C._current_graph_task_id() == -1:  # not inside a backward pass
+        states.pop(call, None)
+        states[call] = generator.get_state()
+        if len(states) > REMEMBERED_CALLS:
+            states.pop(next(iter(states)))
+        yield
+        return
+    if call not in states:
+        raise TrifuseError(
+            "MonteCarloAttention: the draw to repeat in this backward pass is not known; call "
+            "torch.utils.checkpoint.checkpoint with preserve_rng_state=True, or pass no generator"
+        )
+    present = generator.get_state()
+    generator.set_state(states[call])
+    try:
+        yield
+    finally:
+        generator.set_state(present)

@@ -135,7 +135,8 @@ def _pool_masked(x: Tensor, scale: int | Tensor, cell: int | Tensor, permutation
 def _inside(length: int, scale: Tensor, index: Tensor) -> Tensor:
     """Tell which of ``length`` positions lie in one interval of each sample's grid: (B, length)."""
     positions = torch.arange(length, device=scale.device)
-    first, last = _edges(length, scale, index)
+    first = index * length // scale
+    last = ((index + 1) * length + scale - 1) // scale
     return (first <= positions) & (positions < last)
 
 

@@ -345,7 +345,7 @@ _CHANNELS_LAST = {"x_stride_c": 1, "gated_stride_c": 1, "grad_stride_c": 1, "x_g
 
 
 def _case(
-    name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str, registers: tuple[int, ...], wide_loads: int
+    name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str, registers: int, wide_loads: int
 ) -> StaticCase:
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
     maps = ("x", "gated", "grad", "x_grad")
@@ -363,33 +363,23 @@ def _case(
         signature=signature,
         constants=constants,
         aligned=tuple(name for name, kind in signature.items() if kind != "constexpr" and name != "splits"),
-        budgets={
-            target: Budget(registers=most, wide_loads=wide_loads, shuffles=40)
-            for target, most in zip(TARGETS, registers, strict=True)
-        },
+        budgets={target: Budget(registers=registers, wide_loads=wide_loads, shuffles=40) for target in TARGETS},
         threads=THREADS,
     )
 
 
-_R = (255, 255, 255, 255, 512)
-# The next to last argument: most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
+_ROW, _POSITIONS, _COLUMN = (1, TILE), (TILE // SPATIAL_PIXELS, SPATIAL_PIXELS), (MOST_CHANNELS, TILE // MOST_CHANNELS)
+_CHANNELS, _POINTS = {"PER_CHANNEL": True}, {"PER_CHANNEL": False}
+# The last two: most registers per thread, and fewest wide loads.
 STATIC_CASES = [
-    _case("forward, channels, planes", _gate_fwd_kernel, (1, 1024), _PLANES | {"PER_CHANNEL": True}, "bf16", _R, 0),
-    _case("forward, positions, planes", _gate_fwd_kernel, (1, 1024), _PLANES | {"PER_CHANNEL": False}, "fp32", _R, 0),
-    _case(
-        "forward, channels, channels last",
-        _gate_fwd_kernel,
-        (64, 16),
-        _CHANNELS_LAST | {"PER_CHANNEL": True},
-        "bf16",
-        _R,
-        0,
-    ),
-    _case("backward, channels, planes", _channel_gate_bwd_kernel, (1, 1024), _PLANES, "bf16", _R, 0),
-    _case("backward, channels, channels last", _channel_gate_bwd_kernel, (64, 16), _CHANNELS_LAST, "bf16", _R, 0),
-    _case("backward, channels, planes", _channel_gate_bwd_kernel, (1, 1024), _PLANES, "fp32", _R, 0),
-    _case("backward, positions, planes", _spatial_gate_bwd_kernel, (16, 64), _PLANES, "bf16", _R, 0),
-    _case("backward, positions, channels last", _spatial_gate_bwd_kernel, (64, 16), _CHANNELS_LAST, "bf16", _R, 0),
-    _case("backward, positions, planes", _spatial_gate_bwd_kernel, (16, 64), _PLANES, "fp32", _R, 0),
-    _case("parts added", _add_parts_kernel, (1, 1), {"ROWS": ADD_ROWS}, "fp32", _R, 0),
+    _case("forward, channels", _gate_fwd_kernel, _ROW, _PLANES | _CHANNELS, "bf16", 32, 1),
+    _case("forward, positions", _gate_fwd_kernel, _ROW, _PLANES | _POINTS, "fp32", 40, 4),
+    _case("forward, channels last", _gate_fwd_kernel, _COLUMN, _CHANNELS_LAST | _CHANNELS, "bf16", 40, 3),
+    _case("backward, channels", _channel_gate_bwd_kernel, _ROW, _PLANES, "bf16", 48, 2),
+    _case("backward, channels", _channel_gate_bwd_kernel, _ROW, _PLANES, "fp32", 48, 4),
+    _case("backward, channels last", _channel_gate_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16", 64, 4),
+    _case("backward, positions", _spatial_gate_bwd_kernel, _POSITIONS, _PLANES, "bf16", 64, 4),
+    _case("backward, positions", _spatial_gate_bwd_kernel, _POSITIONS, _PLANES, "fp32", 56, 5),
+    _case("backward, positions, channels last", _spatial_gate_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16", 56, 2),
+    _case("parts added", _add_parts_kernel, (1, 1), {"ROWS": ADD_ROWS}, "fp32", 32, 0),
 ]
