@@ -33,7 +33,39 @@ def attention_arguments(dtype):
         yield tuple(normal(batch, tokens, heads, width, dtype=dtype, seed=i) for i in range(3))
 
 
-ARGUMENTS = {"weighted_block_fusion": fusion_arguments, "memory_efficient_attention": attention_arguments}
+def dilated_arguments(dtype):
+    """The slices of one packed projection at head widths of DilateFormer and others, and each border."""
+    for border, (batch, height, width), heads, d in (
+        ("zero", (2, 33, 29), 3, 24),
+        ("zero", (1, 7, 5), 6, 32),
+        ("mask", (2, 8, 8), 3, 72),
+        ("shift", (1, 17, 13), 3, 5),
+    ):
+        packed = normal(batch, height, width, 3 * heads * d, dtype=dtype).detach()
+        maps = [part.requires_grad_() for part in packed.chunk(3, dim=-1)]
+        yield *maps, {"num_heads": heads, "border": border}
+
+
+def dilated_weights_arguments(dtype):
+    for q, k, _, options in dilated_arguments(dtype):
+        yield q, k, options
+
+
+# Each yields the arguments of one call; a dict at the end holds those with a keyword.
+ARGUMENTS = {
+    "dilated_attention": dilated_arguments,
+    "dilated_attention_weights": dilated_weights_arguments,
+    "memory_efficient_attention": attention_arguments,
+    "weighted_block_fusion": fusion_arguments,
+}
+
+
+def without_keywords(arguments):
+    return (*arguments[:-1],) if isinstance(arguments[-1], dict) else arguments
+
+
+def keywords(arguments):
+    return arguments[-1] if isinstance(arguments[-1], dict) else {}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -42,9 +74,10 @@ def test_values_and_every_gradient(name, dtype):
     operator, reference = getattr(kernels, name), getattr(kernels, f"{name}_reference")
     for arguments in ARGUMENTS[name](dtype):
         # A sum over all elements is rounded in another order on a GPU: allow what float32 loses over that many terms.
-        elements = max(leaf.numel() for leaf in torch.utils._pytree.tree_leaves(arguments))
+        leaves = torch.utils._pytree.tree_leaves(arguments)
+        elements = max(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
         atol = 16 * torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps * elements**0.5
-        assert_op_matches(operator, reference, *arguments, atol=atol)
+        assert_op_matches(operator, reference, *without_keywords(arguments), atol=atol, **keywords(arguments))
 
 
 def test_fusion_repeats_bit_for_bit():
@@ -83,4 +116,5 @@ def test_full_graph_compilation():
         arguments = next(ARGUMENTS[name](torch.bfloat16))
         operator = getattr(kernels, name)
         compiled = torch.compile(operator, fullgraph=True)
-        torch.testing.assert_close(compiled(*arguments), operator(*arguments))
+        args, options = without_keywords(arguments), keywords(arguments)
+        torch.testing.assert_close(compiled(*args, **options), operator(*args, **options))
