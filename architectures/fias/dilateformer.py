@@ -164,16 +164,18 @@ class DilateFormer(nn.Module):
             raise ValueError(f"DilateFormer: expected drop_path in [0, 1), got {drop_path}")
         shape = variant if isinstance(variant, DilateFormerShape) else VARIANTS[variant]
         self.shape, self.dims = shape, shape.dims
-        self.patch_embed = PatchEmbedding(shape.embed_dim)
-        self.stages = nn.ModuleList(_stages(shape, drop_path))
-        self.norm = nn.LayerNorm(shape.dims[-1], eps=LAYER_NORM_EPS)
-        if out_norm:
-            self.out_norms = nn.ModuleList([nn.LayerNorm(dim, eps=LAYER_NORM_EPS) for dim in shape.dims[:-1]])
-        if num_classes:
-            self.head = nn.Linear(shape.dims[-1], num_classes)
-        if checkpoint is None:
-            self.reset_parameters(generator)
-        else:
+        device = torch.get_default_device()
+        with torch.device("meta"):  # so that no weight is drawn twice
+            self.patch_embed = PatchEmbedding(shape.embed_dim)
+            self.stages = nn.ModuleList(_stages(shape, drop_path))
+            self.norm = nn.LayerNorm(shape.dims[-1], eps=LAYER_NORM_EPS)
+            if out_norm:
+                self.out_norms = nn.ModuleList([nn.LayerNorm(dim, eps=LAYER_NORM_EPS) for dim in shape.dims[:-1]])
+            if num_classes:
+                self.head = nn.Linear(shape.dims[-1], num_classes)
+        self.to_empty(device=device)
+        self.reset_parameters(generator)
+        if checkpoint is not None:
             self.load_checkpoint(checkpoint)
 
     @torch.no_grad()
