@@ -296,7 +296,7 @@ def tile_of(x: Tensor, most_pixels: int = TILE) -> tuple[int, int]:
     if x.stride(1) == 1 and x.stride(3) != 1:
         channels = min(channels, MOST_CHANNELS)
         return channels, min(pixels, TILE // channels)
-    pixels = min(pixels, most_pixels)
+    pixels = min(pixels, most_pixels, TILE)
     return min(channels, TILE // pixels), pixels
 
 
