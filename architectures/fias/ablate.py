@@ -24,7 +24,7 @@ ROWS: dict[tuple[str, ...], dict[str, Any]] = {  # the paper's, in its order
 }
 TITLES = {
     "dsc": ("mean DSC", "SD of DSC"),
-    "hd95": ("mean HD95 (voxels)", "SD of HD95"),
+    "hd95_vox": ("mean HD95 (voxels)", "SD of HD95"),
 }
 
 

@@ -17,13 +17,14 @@ from .train import FiasRecipe, train
 from .variants import DilateFormerShape
 
 CASES = 20
-SIZE = (96, 96, 24)
+SIZE = (96, 96, 24)  # columns, rows and slices of each
+EPOCHS = 11
 
 # One block for each stage: dilated attention in the first two, global attention in the others.
 ENCODER = DilateFormerShape(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3))
 
 
-def demo_recipe(study: Path, split: Path, *, epochs: int = 14, seed: int = 0) -> FiasRecipe:
+def demo_recipe(study: Path, split: Path, *, epochs: int = EPOCHS, seed: int = 0) -> FiasRecipe:
     """Return a recipe small enough for a CPU: a narrow encoder with random weights, slices of 96 pixels."""
     return FiasRecipe(
         data=DataRecipe(
@@ -38,13 +39,11 @@ def demo_recipe(study: Path, split: Path, *, epochs: int = 14, seed: int = 0) ->
     )
 
 
-def write_demo_study(
-    folder: Path, *, cases: int = CASES, seed: int = 0, size: tuple[int, int, int] = SIZE
-) -> tuple[Path, Path]:
+def write_demo_study(folder: Path, *, cases: int = CASES, seed: int = 0) -> tuple[Path, Path]:
     """Write the phantom study and its split; return their paths."""
     study, split = folder / "phantom", folder / "phantom_split.json"
     folder.mkdir(parents=True, exist_ok=True)
-    write_split(split, write_abdomen_phantom(study, cases=cases, seed=seed, size=size))
+    write_split(split, write_abdomen_phantom(study, cases=cases, seed=seed, size=SIZE))
     return study, split
 
 
@@ -53,9 +52,9 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequ
     run = out / "run"
     claim_folder(run, overwrite=overwrite)
     print(f"writing a synthetic study of {CASES} abdominal CT volumes to {out / 'phantom'}", flush=True)
-    study, split = write_demo_study(out, seed=seed)
+    study, split = write_demo_study(out, cases=CASES, seed=seed)
     with one_thread():
-        report = train(demo_recipe(study, split, seed=seed), run, command=command)
+        report = train(demo_recipe(study, split, epochs=EPOCHS, seed=seed), run, command=command)
     assert report is not None  # a demo is one process
     print_results(report)
     return report
