@@ -261,9 +261,8 @@ def _under_one_convention(rows: Sequence[Row]) -> list[str]:
 def _under_several_conventions(every: Sequence[Sequence[Row]], scored: Sequence[Scored]) -> list[str]:
     """Show DSC and HD95 of all classes side by side, then of all cases, one table for each convention."""
     parts = [markdown_table(*side_by_side_cells(scored))]
-    for rows, (conventions, summaries) in zip(every, scored, strict=True):
-        shown = [summary for summary in summaries if summary.metric in ("dsc", conventions.hd95)]
-        parts += [conventions.describe(), *map(_escape, undefined_scores(shown))]
+    for rows, under_one in zip(every, scored, strict=True):
+        parts += [under_one.conventions.describe(), *map(_escape, undefined_scores(under_one.published))]
         parts.append(markdown_table(*case_by_class_cells(rows)))
     return parts
 

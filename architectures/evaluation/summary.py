@@ -48,6 +48,11 @@ class Scored(NamedTuple):
     conventions: Conventions
     summaries: Sequence[Summary]
 
+    @property
+    def published(self) -> list[Summary]:
+        """The scores that papers report: DSC and HD95."""
+        return [summary for summary in self.summaries if summary.metric in ("dsc", self.conventions.hd95)]
+
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
     """Return mean and SD over the rows for each class and score, and the mean of the classes' means if there are many.
@@ -114,11 +119,10 @@ def side_by_side_cells(scored: Sequence[Scored]) -> tuple[list[str], list[list[s
     The convention stands beside each of its columns.
     """
     columns: dict[str, dict[str, str]] = {}
-    for conventions, summaries in scored:
-        for summary in summaries:
-            if summary.metric in ("dsc", conventions.hd95):
-                title = f"{METRIC_NAMES[summary.metric]} ({conventions.empty_masks})"
-                columns.setdefault(title, {})[summary.class_name] = mean_and_sd(summary)
+    for under_one in scored:
+        for summary in under_one.published:
+            title = f"{METRIC_NAMES[summary.metric]} ({under_one.conventions.empty_masks})"
+            columns.setdefault(title, {})[summary.class_name] = mean_and_sd(summary)
     names = dict.fromkeys(name for cells in columns.values() for name in cells)
     return ["Mean ± SD", *columns], [[name, *(cells[name] for cells in columns.values())] for name in names]
 
@@ -155,8 +159,10 @@ def format_summary(first: Scored, *others: Scored) -> str:
     """Return summaries as text: the conventions, aligned columns, what was left out; several side by side."""
     scored = (first, *others)
     cells = side_by_side_cells(scored) if others else summary_cells(first.summaries)
-    lines = [conventions.describe() for conventions, _ in scored] + ["", *aligned(*cells)]
-    return "\n".join([*lines, *(note for _, summaries in scored for note in undefined_scores(summaries))])
+    notes = undefined_scores(first.summaries)
+    if others:
+        notes = [f"{one.conventions.empty_masks}: {note}" for one in scored for note in undefined_scores(one.published)]
+    return "\n".join([*(one.conventions.describe() for one in scored), "", *aligned(*cells), *notes])
 
 
 def format_score(value: float, metric: str) -> str:
