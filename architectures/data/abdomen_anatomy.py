@@ -12,17 +12,9 @@ from itertools import pairwise
 import numpy as np
 
 from .solids import coverage, ellipse, ellipsoid, tube
+from .synapse import SYNAPSE_ORGANS
 
-ORGANS = {  # by the number that the numbering "transunet9" gives them
-    "aorta": 1,
-    "gallbladder": 2,
-    "left kidney": 3,
-    "right kidney": 4,
-    "liver": 5,
-    "pancreas": 6,
-    "spleen": 7,
-    "stomach": 8,
-}
+ORGANS = {organ: label for label, organ in enumerate(SYNAPSE_ORGANS, start=1)}
 _AIR, _LUNG, _FAT, _MUSCLE, _BONE, _FLUID, _BILE = -1000.0, -820.0, -95.0, 68.0, 260.0, 30.0, 8.0
 
 Point = tuple[float, float, float]

@@ -12,19 +12,15 @@ at the top; the first slice lies nearest to the feet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from trifuse.kernels import MissingExtra
-
 from .abdomen_anatomy import Abdomen
+from .convert import ABDOMEN_WINDOW_HU, write_synapse_package
 from .solids import warped
 from .split import Split
-
-WINDOW_HU = (-125.0, 275.0)  # what the package's images were clipped to before they were scaled to [0, 1]
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,7 @@ class _Scanner:
 _TRAINING_SCANNER = _Scanner(320.0, 26.0, 14.0, 0.0, 0.5)
 _TEST_SCANNER = _Scanner(332.0, 32.0, 18.0, 5.0, 0.6)
 _SLAB_MM = 208.0
+_REACH_MM = 150.0  # where the shading reaches its full strength
 
 
 def write_abdomen_phantom(
@@ -61,38 +58,15 @@ def write_abdomen_phantom(
     if cases < 3:
         raise ValueError(f"expected at least 3 cases (one each to train, validate and test), got {cases}")
     test, val = max(round(cases / 4), 1), max(round(cases / 8), 1)
-    names = [f"case{number:04d}" for number in range(1, cases + 1)]
-    for folder in ("train_npz", "test_vol_h5", "lists_Synapse"):
-        (Path(root) / folder).mkdir(parents=True, exist_ok=True)
-    slices: list[str] = []
-    for number, name in enumerate(names):
-        rng = np.random.default_rng([seed, number])
-        if number >= cases - test:
-            _write_volume(Path(root) / "test_vol_h5" / f"{name}.npy.h5", *_scan(rng, _TEST_SCANNER, size))
-            continue
-        for position, (image, label) in enumerate(zip(*_scan(rng, _TRAINING_SCANNER, size), strict=True)):
-            slices.append(f"{name}_slice{position:03d}")
-            np.savez_compressed(Path(root) / "train_npz" / f"{slices[-1]}.npz", image=image, label=label)
-    lists = Path(root) / "lists_Synapse"
-    _write_lines(lists / "train.txt", slices)
-    _write_lines(lists / "test_vol.txt", names[cases - test :])
-    return Split(
-        tuple(names[: cases - test - val]), tuple(names[cases - test - val : cases - test]), tuple(names[-test:])
+    names = tuple(f"case{number:04d}" for number in range(1, cases + 1))
+    split = Split(names[: cases - test - val], names[cases - test - val : cases - test], names[cases - test :])
+    scans = (
+        (name, *_scan(np.random.default_rng([seed, number]), scanner, size))
+        for number, name in enumerate(names)
+        for scanner in [_TEST_SCANNER if name in split.test else _TRAINING_SCANNER]
     )
-
-
-def _write_volume(path: Path, image: np.ndarray, label: np.ndarray) -> None:
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtra("h5py", "h5", "writing Synapse's test volumes") from error
-    with h5py.File(path, "w") as file:
-        file.create_dataset("image", data=image, compression="gzip")
-        file.create_dataset("label", data=label, compression="gzip")
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_synapse_package(Path(root), scans, split.test)
+    return split
 
 
 def _scan(rng: np.random.Generator, scanner: _Scanner, size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,11 +80,10 @@ def _scan(rng: np.random.Generator, scanner: _Scanner, size: tuple[int, int, int
     stature = rng.uniform((0.92, 0.92, 0.94), (1.08, 1.08, 1.06))
     abdomen = Abdomen(rng, warped(rng, table) / stature[:, None, None, None], scanner.softness_vox * min(spacing))
     hu = abdomen.hu + scanner.offset_hu + rng.normal(0, 4)
-    across, along = rng.uniform(-1, 1, 2) * scanner.shading_hu / 150
-    hu = (
-        hu + across * position[0] + along * position[1] - scanner.shading_hu * (1 - (position[:2] ** 2).sum(0) / 150**2)
-    )
+    tilt = rng.uniform(-1, 1, 2) @ position[:2].reshape(2, -1)
+    cup = (position[:2] ** 2).sum(axis=0) / _REACH_MM**2 - 1  # beams harden on their way to the middle
+    hu = hu + scanner.shading_hu * (tilt.reshape(hu.shape) / _REACH_MM + cup)
     hu = hu + rng.normal(0, scanner.noise_hu * rng.uniform(0.85, 1.2), hu.shape)
-    low, high = WINDOW_HU
+    low, high = ABDOMEN_WINDOW_HU
     image = (np.clip(hu, low, high) - low) / (high - low)
     return image.astype(np.float32), abdomen.labels

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from uuid import uuid4
@@ -110,22 +110,35 @@ def write_synapse(
     values = _organ_values(study)
 
     def write(folder: Path) -> None:
-        for part in (TRAIN_FOLDER, TEST_FOLDER, LIST_FOLDER):
-            (folder / part).mkdir()
-        slices: list[str] = []
-        for name, image, labels in _cases(study, (*split.train, *split.val, *split.test), nonfinite):
-            voxels, organs = _unit_range(image.voxels, window), values[labels.voxels]
-            if name in split.test:
-                _write_h5(folder / TEST_FOLDER / f"{name}{VOLUME_SUFFIX}", voxels, organs)
-                continue
-            for number, plane in enumerate(voxels):
-                slices.append(_SLICE_NAME.format(name, number))
-                with atomic_write(folder / TRAIN_FOLDER / f"{slices[-1]}.npz") as stream:
-                    np.savez_compressed(stream, image=plane, label=organs[number])
-        write_text(folder / LIST_FOLDER / TRAIN_LIST, "".join(f"{name}\n" for name in slices))
-        write_text(folder / LIST_FOLDER / TEST_LIST, "".join(f"{name}\n" for name in split.test))
+        cases = _cases(study, (*split.train, *split.val, *split.test), nonfinite)
+        prepared = ((name, _unit_range(image.voxels, window), values[labels.voxels]) for name, image, labels in cases)
+        write_synapse_package(folder, prepared, split.test)
 
     return _write_whole(Path(out), write)
+
+
+def write_synapse_package(
+    folder: Path, cases: Iterable[tuple[str, np.ndarray, np.ndarray]], test: Collection[str]
+) -> None:
+    """Write names, images and labels (D, H, W), prepared as the package has them; those named in ``test`` as volumes.
+
+    Raises:
+        MissingExtra: h5py is not installed.
+    """
+    for part in (TRAIN_FOLDER, TEST_FOLDER, LIST_FOLDER):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    slices, volumes = [], []
+    for name, image, labels in cases:
+        if name in test:
+            volumes.append(name)
+            _write_h5(folder / TEST_FOLDER / f"{name}{VOLUME_SUFFIX}", image, labels)
+            continue
+        for number, (plane, organs) in enumerate(zip(image, labels, strict=True)):
+            slices.append(_SLICE_NAME.format(name, number))
+            with atomic_write(folder / TRAIN_FOLDER / f"{slices[-1]}.npz") as stream:
+                np.savez_compressed(stream, image=plane, label=organs)
+    for file, names in ((TRAIN_LIST, slices), (TEST_LIST, volumes)):
+        write_text(folder / LIST_FOLDER / file, "".join(f"{name}\n" for name in names))
 
 
 def _all_train(study: Study) -> Split:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 
-from trifuse.architectures.fias import Fias
+from trifuse.architectures.fias import Fias, demo
 from trifuse.architectures.fias import ablate as ablation
-from trifuse.architectures.fias import demo
 
 
 class Row:
