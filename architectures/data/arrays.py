@@ -138,9 +138,7 @@ def _from_npz(path: Path, key: str) -> np.ndarray:
             shape, _, dtype = read(stream)
         _refuse_unreadable(path, key, dtype, shape)
         with archive.open(f"{key}.npy") as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-            stream.read()  # the checksum is compared at the end
-    return array
+            return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _from_h5(path: Path, key: str) -> np.ndarray:

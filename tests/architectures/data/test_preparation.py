@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -220,6 +220,7 @@ def test_labels_of_cubic_slices_are_scipys_of_order_0(before, after):
 
 @settings(max_examples=150)
 @given(before=st.tuples(SIZES, SIZES), after=st.tuples(SIZES, SIZES))
+@example(before=(6, 12), after=(37, 37))  # where float64 rounds to another pixel than torch's float32
 def test_labels_of_linear_slices_are_torchs_nearest(before, after):
     labels = np.random.default_rng(before).integers(0, 9, (2, *before)).astype(np.uint8)
     planes = torch.from_numpy(labels)[:, None]
