@@ -83,7 +83,7 @@ class FiasDecoder(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
-        coarse_first = dims[::-1]
+        self.dims, coarse_first = list(dims), dims[::-1]
         self.bottleneck = Bottleneck(bottleneck, coarse_first[0], norm)
         self.blocks = nn.ModuleList(
             [
@@ -109,9 +109,10 @@ class FiasDecoder(nn.Module):
         Raises:
             ShapeError: not four maps, or maps of other channels or sizes than the blocks expect.
         """
-        if len(maps) != len(self.blocks):
+        if [x.shape[1] for x in maps] != self.dims:
             raise ShapeError(
-                f"FiasDecoder: expected {len(self.blocks)} maps, finest first, got {[tuple(x.shape) for x in maps]}"
+                f"FiasDecoder: expected maps of {', '.join(map(str, self.dims))} channels, finest first, got "
+                f"{[tuple(x.shape) for x in maps]}"
             )
         skips = maps[::-1]
         x = self.blocks[0](self.bottleneck(skips[0]), skips[0], generator)
