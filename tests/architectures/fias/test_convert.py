@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.golden_numbers import load_fixture
+from trifuse.architectures.cli import main
 from trifuse.architectures.fias import DilateFormer, Fias, FiasConfig
 from trifuse.architectures.fias.convert import (
     DilateFormerConfig,
@@ -193,3 +194,16 @@ def test_l5_a_source_is_never_written_over(tmp_path):
     with pytest.raises(CheckpointError, match="lies in the output folder"):
         convert_dilateformer(tmp_path / "model.safetensors", tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_the_command_converts_once(tmp_path, capsys):
+    save_file(with_head(random_state()), tmp_path / "published.safetensors")
+    words = ["convert", "dilateformer", str(tmp_path / "published.safetensors")]
+    assert main(words) == 0
+    assert "DilateFormer('nano')" in capsys.readouterr().out
+    assert (tmp_path / "published" / "model.safetensors").exists()
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    (tmp_path / "half.pth").write_bytes(b"PK")
+    assert main(["convert", "dilateformer", str(tmp_path / "half.pth")]) == 4
