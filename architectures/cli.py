@@ -129,6 +129,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--test-cases", nargs="+", metavar="PATTERN", default=[], help="cases to test on (the study's own)"
     )
+    sub.add_argument(
+        "--nonfinite",
+        choices=("error", "zero", "median"),
+        default="error",
+        help="NaN and infinite voxels (%(default)s)",
+    )
     sub.add_argument("--channel-name", default="image", help="for nnunet: what the images show, such as CT")
     sub.add_argument(
         "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="for synapse: values told apart (-125 275 HU)"

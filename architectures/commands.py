@@ -83,11 +83,12 @@ def data_convert(arguments: argparse.Namespace, words: list[str]) -> None:
         chosen = DataRecipe(split=arguments.split and str(arguments.split), test_cases=tuple(arguments.test_cases))
         split = chosen.choose_split(study)
     if arguments.to == "nnunet":
-        write_nnunet(study, arguments.out, split, channel_name=arguments.channel_name)
+        write_nnunet(study, arguments.out, split, channel_name=arguments.channel_name, nonfinite=arguments.nonfinite)
         if not study.has_spacing:
             print("note: the study does not know the size of a voxel; 1 x 1 x 1 was written")
     else:
-        write_synapse(study, arguments.out, split, window=tuple(arguments.window or ABDOMEN_WINDOW_HU))
+        window = tuple(arguments.window or ABDOMEN_WINDOW_HU)
+        write_synapse(study, arguments.out, split, window=window, nonfinite=arguments.nonfinite)
         print("note: this layout does not keep the size of a voxel; its label space is transunet9")
     print(f"{len(study.cases)} cases, of which {len(split.test) if split else 0} test, in {arguments.out}")
 

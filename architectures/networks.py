@@ -62,7 +62,7 @@ def predict_images(
 ) -> list[Path]:
     """Segment a NIfTI file, a folder of them, or the images of a study; return the paths of the label maps."""
     model, data = load_network(model_folder)
-    study = open_images(images)
+    study = open_images(images, channel=data.channel)
     model.to(choose_device(device))
     return predict_cases(
         model,

@@ -114,11 +114,15 @@ def scan_study(
     return study, problems
 
 
-def open_images(path: Path) -> Study:
+def open_images(path: Path, *, channel: str | None = None) -> Study:
     """Find images to segment: a NIfTI file, a folder that holds some, or the images of a study, labelled or not.
 
+    Args:
+        path: the file or folder.
+        channel: name or number of the channel of an nnU-Net data set that has several.
+
     Raises:
-        DataError: there is no image, or two have the same name.
+        DataError: there is no image, two have the same name, or it is not said which of several channels to take.
     """
     path = Path(path)
     if path.is_file():
@@ -129,7 +133,9 @@ def open_images(path: Path) -> Study:
         images = list(nifti_files(path)) if path.is_dir() else []
     found = Found([Case(name, name, file, None) for name, file in images])
     if not images:
-        found = _find(path, layout_of(path, "auto"), {})
+        found = _find(path, layout_of(path), {"channel": channel})
+        if channel is None and any(case.other_channels for case in found.cases):
+            raise DataError.merge(found.problems)
     cases = sorted((replace(case, label=None) for case in found.cases), key=lambda case: natural_key(case.case_id))
     if problems := _collisions(path, cases):
         raise DataError.merge(problems)

@@ -18,6 +18,7 @@ from .cases import Layout, scan_study
 from .layout import StudyOptions, Targets
 from .nnunet_raw import compare_with_nnunet
 from .study import Case, Study, load_raw_case, map_labels, missing_files
+from .synapse import doubted_numbering
 from .volume import Volume
 
 
@@ -76,7 +77,15 @@ def check_study(study: Study, *, digests: Path | None = None) -> Findings:
 
 @dataclass
 class _Seen:
-    """What was found so far: errors and warnings, voxels by digest, in how many cases each class and value occurs."""
+    """What was found so far.
+
+    Attributes:
+        study: what is looked at.
+        errors, warnings: what was found.
+        voxels: the first case with such voxels, by their digest.
+        classes, background: in how many cases a class, and a label value that is no target, occurs.
+        sizes: how many voxels a class has in all cases.
+    """
 
     study: Study
     errors: list[DataError]
@@ -84,6 +93,7 @@ class _Seen:
     voxels: dict[str, Case] = field(default_factory=dict)
     classes: Counter[int] = field(default_factory=Counter)
     background: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
 
     def look_at(self, case: Case) -> None:
         """Read a case; raises what makes it unusable."""
@@ -97,8 +107,10 @@ class _Seen:
         if raw is None:
             return
         labels = map_labels(self.study, raw)
-        present = set(np.unique(labels.voxels).tolist()) - {0}
+        counts = np.bincount(labels.voxels.ravel(), minlength=len(self.study.class_names)).tolist()
+        present = [index for index, count in enumerate(counts) if index and count]
         self.classes.update(present)
+        self.sizes.update(dict(zip(self.study.class_names, counts, strict=True)))
         if not present:
             self.warnings.append(f"{raw.path}: labels: empty mask, no voxel of any target")
         if self.study.others_are_background and self.study.label_map is not None:
@@ -121,6 +133,8 @@ class _Seen:
         for value, count in sorted(self.background.items()):
             text = f"label value {value} is no target and becomes background in {count} cases"
             self.warnings.append(f"{study.root}: {text}")
+        if study.layout == "synapse":
+            self.warnings += [f"{study.root}: {doubt}" for doubt in doubted_numbering(self.sizes)]
         labelled = sum(case.label is not None for case in study.cases)
         if not labelled or self.errors:
             return

@@ -14,7 +14,7 @@ for. Whatever it is, the classes come out in one order, `SYNAPSE_ORGANS`, and go
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -79,6 +79,14 @@ def synapse_classes(root: Path, label_space: LabelSpace | None) -> Classes:
         label_map = _from_btcv(label_map)
     largest = (9, 13) if label_space == "btcv14" else (0, 8)
     return Classes(("background", *SYNAPSE_ORGANS), label_map, False, largest)
+
+
+def doubted_numbering(voxels: Mapping[str, int]) -> list[str]:
+    """Say so if organs are of a size that no abdomen has: TransUNet's and MERIT's numberings use the same values."""
+    if voxels["pancreas"] <= voxels["liver"]:
+        return []
+    sizes = f"the pancreas has {voxels['pancreas']} voxels and the liver {voxels['liver']}"
+    return [f"{sizes}: were the labels written in another label_space?"]
 
 
 def _from_btcv(merit: dict[int, int]) -> dict[int, int]:

@@ -10,6 +10,7 @@ import pytest
 
 from trifuse.architectures.cli import LAYOUTS, main
 from trifuse.architectures.data.cases import Layout, open_study
+from trifuse.architectures.data.nifti import read_image, write_image
 from trifuse.architectures.data.preparation import Preparation
 from trifuse.architectures.data.split import write_split
 from trifuse.architectures.data.study import Split
@@ -69,6 +70,21 @@ def test_convert_to_both_layouts_and_back(tmp_path, put_synapse, capsys):
     code, text = run(capsys, *words)
     assert code == 3
     assert "new or an empty folder" in text
+
+
+def test_convert_replaces_nan_if_asked(tmp_path, put_case, capsys):
+    put_case("a", root=tmp_path / "study")
+    path = tmp_path / "study" / "images" / "a.nii.gz"
+    image = read_image(path)
+    voxels = image.voxels.copy()
+    voxels[0, 0, 0] = np.nan
+    write_image(path, voxels, like=image)
+    words = ["data", "convert", tmp_path / "study", "--out", tmp_path / "out", "--to"]
+    code, text = run(capsys, *words, "nnunet")
+    assert code == 3
+    assert "1 NaN or infinite voxels" in text
+    assert run(capsys, *words, "nnunet", "--nonfinite", "zero")[0] == 0
+    assert read_image(tmp_path / "out" / "imagesTr" / "a_0000.nii.gz").voxels[0, 0, 0] == 0
 
 
 def test_convert_splits_as_it_is_told(tmp_path, put_case, capsys):

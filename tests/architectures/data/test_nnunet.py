@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifuse.architectures.data.cases import open_study
+from trifuse.architectures.data.cases import open_images, open_study
 from trifuse.architectures.data.check import check_folder
 from trifuse.architectures.data.nifti import new_volume, write_image, write_labels
 from trifuse.architectures.data.study import load_case
@@ -129,6 +129,9 @@ def test_one_of_several_channels(root):
         assert case.image.name == "a_0001.nii.gz"
         assert [path.name for path in case.other_channels] == ["a_0000.nii.gz"]
     assert messages(root, channel="T2") == ""
+    with pytest.raises(DataError, match="2 channels: T2, ADC"):
+        open_images(root)
+    assert open_images(root, channel="ADC").cases[0].image.name == "a_0001.nii.gz"
 
 
 # ------------------------------------------------------------------------------------------ D29, at once

@@ -106,6 +106,15 @@ def test_d17_values_beyond_all_numberings(tmp_path, put_synapse):
         load_case(study, study.cases[0])
 
 
+def test_numberings_with_the_same_values_are_doubted_by_the_size_of_organs(tmp_path, put_synapse):
+    """Class 5 is the liver in one and the pancreas in the other, and no pancreas is larger than its liver."""
+    put_synapse(values=(0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 6, 7, 8))
+    assert check_folder(tmp_path, label_space="transunet9").warnings == ()
+    (warning,) = check_folder(tmp_path, label_space="merit9").warnings
+    assert "the pancreas has " in warning
+    assert "another label_space?" in warning
+
+
 def test_options_of_other_layouts_are_refused(tmp_path, put_synapse, put_case):
     put_synapse()
     refused(tmp_path, "targets: expected none", "fixed", label_space="merit9", targets={"liver": 5})
