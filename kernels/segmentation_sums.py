@@ -20,12 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from . import _library
+from . import _segmentation_sums_composed as composed
 from . import _segmentation_sums_cpu as cpu
 from .errors import ShapeError
 
+OP = "segmentation_sums"
 SMOOTH = 1e-5
 
 
@@ -36,11 +37,6 @@ class SegmentationSums(NamedTuple):
     predicted: Tensor  # (B, S, K)
     surprise: Tensor  # (B, S)
     true: Tensor  # (B, K)
-
-
-def subsets_of(maps: int) -> list[tuple[int, ...]]:
-    """Return all non-empty subsets of n maps; the place of a subset is the binary number of its members, less one."""
-    return [tuple(i for i in range(maps) if number >> i & 1) for number in range(1, 2**maps)]
 
 
 def segmentation_sums(
@@ -57,14 +53,18 @@ def segmentation_sums(
     """
     if maps[0].shape[1] == 1:
         maps = [torch.cat([torch.zeros_like(m), m], 1) for m in maps]  # a sigmoid is the softmax of (0, x)
-    backend = _library.choose_backend("segmentation_sums", maps[0])
-    if _library.under_functional_transform((target, *maps)):
-        return _composed_sums(maps, target, squared, ignore_index)
+    arguments = (maps, target, squared, ignore_index)
+    backend = _library.choose_backend(OP, maps[0])
+    if backend == "reference" or _library.under_functional_transform((target, *maps)):
+        return SegmentationSums(*composed.composed_sums(*arguments))
     if backend == "triton":
-        return SegmentationSums(*torch.ops.trifuse.segmentation_sums(maps, target, squared, ignore_index))
-    if maps[0].device.type != "cpu" or _library.without_values((target, *maps)):
-        return _composed_sums(maps, target, squared, ignore_index)
-    return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
+        return SegmentationSums(*torch.ops.trifuse.segmentation_sums(*arguments))
+    if maps[0].device.type == "cpu" and target.numel():
+        if torch.compiler.is_compiling():
+            return SegmentationSums(*composed.CompiledSums.apply(target, squared, ignore_index, *maps))
+        if not _library.without_values((target, *maps)):
+            return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
+    return SegmentationSums(*composed.composed_sums(*arguments))
 
 
 def dice_ce(
@@ -98,37 +98,12 @@ def dice_ce(
     total = weight @ torch.cat(parts, 1)
     total = total if reduce is None else reduce(total)
     dice_total, surprise, pixels, samples = total.tensor_split((-subsets - 2, -2, -1))
-    if batch_dice:
-        dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1)
-    else:
-        dice = dice_total / samples
+    dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1) if batch_dice else dice_total / samples
     return w_ce * surprise / pixels.clamp(min=1) + w_dice * ({"nnunet": 0.0, "transunet": 1.0}[flavour] - dice)
 
 
 def _dice(overlap: Tensor, sizes: Tensor) -> Tensor:
     return (2 * overlap + SMOOTH) / (sizes + SMOOTH)
-
-
-def upsampled(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Return logits in float32 or wider, at the size given."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if logits.shape[2:] == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _composed_sums(maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None) -> SegmentationSums:
-    """Sum with differentiable operations alone: the form that functional transforms see through."""
-    full = [upsampled(m, target.shape[1:]).flatten(2) for m in maps]
-    known, label, truth = _truth(target.flatten(1), full[0], ignore_index)
-    found = []
-    for subset in subsets_of(len(maps)):
-        log_p = sum(full[i] for i in subset).log_softmax(1)
-        p = log_p.exp() * known.unsqueeze(1)
-        surprise = -log_p.gather(1, label.unsqueeze(1)).squeeze(1)
-        found.append(((p * truth).sum(2), (p * p if squared else p).sum(2), torch.where(known, surprise, 0).sum(1)))
-    overlap, predicted, surprise = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
-    return SegmentationSums(overlap, predicted, surprise + _spoilt(target, full[0], ignore_index), truth.sum(2))
 
 
 class _ChunkedSums(torch.autograd.Function):
@@ -212,9 +187,7 @@ class _TritonSums(torch.autograd.Function):
         target, *maps = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         found = iter(
-            torch.ops.trifuse.segmentation_sums_backward(
-                grads[:3], maps, target, ctx.squared, ctx.ignore_index, needed
-            )
+            torch.ops.trifuse.segmentation_sums_backward(grads[:3], maps, target, ctx.squared, ctx.ignore_index, needed)
         )
         return None, None, None, *(next(found) if need else None for need in needed)
 
@@ -240,25 +213,6 @@ _library.register(
 )
 
 
-def _truth(target: Tensor, like: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which pixels count, a class for each pixel, and the one-hot truth (B, K, P), zero where none counts."""
-    classes = torch.arange(like.shape[1], device=target.device)
-    known = (target >= 0) & (target < len(classes))
-    if ignore_index is not None:
-        known = known & (target != ignore_index)
-    label = torch.where(known, target, 0)
-    truth = ((label.unsqueeze(1) == classes[:, None]) & known.unsqueeze(1)).to(like.dtype)
-    return known, label, truth
-
-
-def _spoilt(target: Tensor, like: Tensor, ignore_index: int | None) -> Tensor:
-    """Return NaN for every sample with a class that does not exist, else 0, of shape (B, 1)."""
-    wrong = (target < 0) | (target >= like.shape[1])
-    if ignore_index is not None:
-        wrong = wrong & (target != ignore_index)
-    return torch.where(wrong.flatten(1).any(1, keepdim=True), torch.nan, 0.0).to(like.dtype)
-
-
 def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: int | None) -> None:
     """Refuse logit maps (B, K, h, w) that do not belong together, or not to the target (B, H, W)."""
     for i, logits in enumerate(maps):
@@ -273,7 +227,8 @@ def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: in
             )
         if logits.dtype != maps[0].dtype:
             raise TypeError(
-                f"{op}: {name} is {logits.dtype}; expected {maps[0].dtype}, the type of logits[0]; convert with .to(...)"
+                f"{op}: {name} is {logits.dtype}; expected {maps[0].dtype}, the type of logits[0]; "
+                "convert with .to(...)"
             )
         coarse = isinstance(target, Tensor) and target.ndim == 3
         if coarse and (logits.shape[2] > target.shape[1] or logits.shape[3] > target.shape[2]):

@@ -2,7 +2,8 @@
 
 A thread owns one pixel at a time: it reads, or interpolates, the logits of all maps and classes into registers, takes
 their exponentials once, each relative to its map's maximum, and multiplies these for every subset. Where maps disagree
-so far that a product underflows, its tile takes exponentials of the sums themselves. A tile is TILE pixels of one row;
+so far that a product underflows, exponentials of the sums themselves are taken: by a second launch in the forward pass,
+whose programs end at once where the first found nothing too small, and at the tile in the backward pass. A tile is TILE pixels of one row;
 a program walks down some rows of one sample. Where no map is coarse, the pixels are not rows but one line, cut into
 rows of TILE pixels.
 
@@ -80,24 +81,6 @@ def _all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width,
 
 
 @triton.jit
-def _subset_sum(values, SUBSET: tl.constexpr, k: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    total = tl.zeros_like(values[0])
-    for i in tl.static_range(N):
-        if (SUBSET >> i) & 1:
-            total += values[i * K + k]
-    return total
-
-
-@triton.jit
-def _subset_product(values, SUBSET: tl.constexpr, k: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    total = tl.full(values[0].shape, 1.0, tl.float32)
-    for i in tl.static_range(N):
-        if (SUBSET >> i) & 1:
-            total *= values[i * K + k]
-    return total
-
-
-@triton.jit
 def _shifted(logits, label, N: tl.constexpr, K: tl.constexpr):
     """Return the exponentials relative to each map's maximum, and the label's logit below that maximum."""
     exponentials = ()
@@ -116,36 +99,45 @@ def _shifted(logits, label, N: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def _softmax(logits, exponentials, reached, label, SUBSET: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    """Return the K softmax vectors of one subset's sum, and -log p of the label."""
-    total = tl.zeros_like(logits[0])
-    for k in tl.static_range(K):
-        total += _subset_product(exponentials, SUBSET, k, N, K)
+def _near(exponentials, reached, SUBSET: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """Return the K exponentials of one subset's sum, their total, and -log p of the label: by products."""
     p = ()
-    if tl.min(total, axis=0) < SMALLEST_TOTAL:
-        largest = _subset_sum(logits, SUBSET, 0, N, K)
-        for k in tl.static_range(1, K):
-            largest = tl.maximum(largest, _subset_sum(logits, SUBSET, k, N, K), propagate_nan=tl.PropagateNan.ALL)
-        total = tl.zeros_like(largest)
-        missed = tl.zeros_like(largest)
-        for k in tl.static_range(K):
-            distance = _subset_sum(logits, SUBSET, k, N, K) - largest
-            missed = tl.where(label == k, distance, missed)
-            exponential = tl.exp(distance)
-            total += exponential
-            p = p + (exponential,)
-        missed = tl.log(total) - missed
-    else:
-        missed = tl.log(total)
+    total = tl.zeros_like(exponentials[0])
+    for k in tl.static_range(K):
+        exponential = tl.full(exponentials[0].shape, 1.0, tl.float32)
         for i in tl.static_range(N):
             if (SUBSET >> i) & 1:
-                missed -= reached[i]
-        for k in tl.static_range(K):
-            p = p + (_subset_product(exponentials, SUBSET, k, N, K),)
-    scaled = ()
+                exponential *= exponentials[i * K + k]
+        total += exponential
+        p = p + (exponential,)
+    missed = tl.log(total)
+    for i in tl.static_range(N):
+        if (SUBSET >> i) & 1:
+            missed -= reached[i]
+    return p, total, missed
+
+
+@triton.jit
+def _far(logits, label, members, N: tl.constexpr, K: tl.constexpr):
+    """Return the same from the sum of the maps, each times its entry of ``members``, 1 or 0."""
+    p = ()
+    largest = tl.full(logits[0].shape, -float("inf"), tl.float32)
     for k in tl.static_range(K):
-        scaled = scaled + (p[k] / total,)
-    return scaled, missed
+        summed = tl.zeros_like(logits[0])
+        for i in tl.static_range(N):
+            summed += tl.where(members[i] != 0, logits[i * K + k], 0.0)
+        largest = tl.maximum(largest, summed, propagate_nan=tl.PropagateNan.ALL)
+        p = p + (summed,)
+    total = tl.zeros_like(largest)
+    reached = tl.zeros_like(largest)
+    exponentials = ()
+    for k in tl.static_range(K):
+        distance = p[k] - largest
+        reached = tl.where(label == k, distance, reached)
+        exponential = tl.exp(distance)
+        total += exponential
+        exponentials = exponentials + (exponential,)
+    return exponentials, total, tl.log(total) - reached
 
 
 @triton.jit
@@ -169,6 +161,7 @@ def _segmentation_sums_fwd_kernel(
     target_strides,
     partial,  # (B, programs, SUBSETS, 2 K + 1) float32: overlap, predicted, surprise
     partial_true,  # (B, programs, K) float32
+    least,  # (B, programs) float32: the smallest total of a product's exponentials
     rows,
     width,
     pixels,  # of one sample
@@ -181,45 +174,64 @@ def _segmentation_sums_fwd_kernel(
     COUNT: tl.constexpr,
     SUBSETS: tl.constexpr,
     SQUARED: tl.constexpr,
+    FAR: tl.constexpr,  # whether to do again, by the sums themselves, what products were too small for
     STEPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     programs = strips * tiles_across
+    place = tl.program_id(0).to(tl.int64)
     sample = (tl.program_id(0) // programs).to(tl.int64)
     part = tl.program_id(0) % programs
     columns = (part % tiles_across) * TILE + tl.arange(0, TILE)
     top = (part // tiles_across) * STEPS
+    steps = tl.minimum(STEPS, rows - top)
+    if FAR:
+        steps = tl.where(tl.load(least + place) < SMALLEST_TOTAL, steps, 0)
     sums = ()
-    for _ in tl.static_range(COUNT * (2 * K + 1) + K):
+    for _j in tl.static_range(COUNT * (2 * K + 1) + K):
         sums = sums + (tl.zeros((TILE,), dtype=tl.float32),)
-    for step in range(0, tl.minimum(STEPS, rows - top)):
+    smallest = tl.full((TILE,), float("inf"), tl.float32)
+    for step in range(0, steps):
         row = top + step
         exists = (columns < width) & (row.to(tl.int64) * width + columns < pixels)
         label, counts, wrong = _labels(target, target_strides, sample, row, columns, exists, IGNORED, K)
         weight = tl.where(counts, 1.0, 0.0)
         logits = _all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
-        exponentials, reached = _shifted(logits, label, N, K)
+        if not FAR:
+            logits, reached = _shifted(logits, label, N, K)
         added = ()
         for s in tl.static_range(COUNT):
-            p, missed = _softmax(logits, exponentials, reached, label, FIRST + s + 1, N, K)
+            if FAR:
+                members = ()
+                for i in tl.static_range(N):
+                    members = members + (((FIRST + s + 1) >> i) & 1,)
+                p, total, missed = _far(logits, label, members, N, K)
+            else:
+                p, total, missed = _near(logits, reached, FIRST + s + 1, N, K)
+                smallest = tl.minimum(smallest, total)
+            inverse = 1 / total
             for k in tl.static_range(K):
-                added = added + (sums[s * (2 * K + 1) + k] + tl.where(counts & (label == k), p[k], 0.0),)
+                hit = tl.where(counts & (label == k), p[k] * inverse, 0.0)
+                added = added + (sums[s * (2 * K + 1) + k] + hit,)
             for k in tl.static_range(K):
-                size = p[k] * weight
+                size = p[k] * inverse
                 if SQUARED:
-                    size *= p[k]
+                    size *= size
+                size *= weight
                 added = added + (sums[s * (2 * K + 1) + K + k] + size,)
             missed = tl.where(wrong, float("nan"), tl.where(counts, missed, 0.0))
             added = added + (sums[s * (2 * K + 1) + 2 * K] + missed,)
         for k in tl.static_range(K):
             added = added + (sums[COUNT * (2 * K + 1) + k] + tl.where(counts & (label == k), 1.0, 0.0),)
         sums = added
-    place = tl.program_id(0).to(tl.int64)
+    written = steps > 0
     for j in tl.static_range(COUNT * (2 * K + 1)):
-        tl.store(partial + (place * SUBSETS + FIRST) * (2 * K + 1) + j, tl.sum(sums[j], axis=0))
-    if FIRST == 0:
-        for k in tl.static_range(K):
-            tl.store(partial_true + place * K + k, tl.sum(sums[COUNT * (2 * K + 1) + k], axis=0))
+        tl.store(partial + (place * SUBSETS + FIRST) * (2 * K + 1) + j, tl.sum(sums[j], axis=0), mask=written)
+    if not FAR:
+        if FIRST == 0:
+            for k in tl.static_range(K):
+                tl.store(partial_true + place * K + k, tl.sum(sums[COUNT * (2 * K + 1) + k], axis=0))
+        tl.store(least + place, tl.min(smallest, axis=0))
 
 
 @triton.jit
@@ -254,7 +266,7 @@ def _segmentation_sums_bwd_kernel(
     end = tl.minimum(top + STEPS, rows)
     upper = ()  # what belongs to the coarse row above the current row, and to the one below it
     lower = ()
-    for _ in tl.static_range(N * K):
+    for _j in tl.static_range(N * K):
         upper = upper + (tl.zeros((TILE,), dtype=tl.float32),)
         lower = lower + (tl.zeros((TILE,), dtype=tl.float32),)
     for step in range(0, end - top):
@@ -275,9 +287,9 @@ def _segmentation_sums_bwd_kernel(
                     new_upper = new_upper + (upper[i * K + k],)
                     new_lower = new_lower + (lower[i * K + k],)
             else:
-                first, _ = _between(top, rows, sizes[2 * i])
+                first, _unused = _between(top, rows, sizes[2 * i])
                 current, share = _between(row, rows, sizes[2 * i])
-                following, _ = _between(row + 1, rows, sizes[2 * i])
+                following, _unused = _between(row + 1, rows, sizes[2 * i])
                 last = row + 1 == end
                 passed = last | (following != current)
                 for k in tl.static_range(K):
@@ -301,39 +313,47 @@ def _pixel_gradients(
     label, counts, wrong = _labels(target, target_strides, sample, row, columns, exists, IGNORED, K)
     weight = tl.where(wrong, float("nan"), tl.where(counts, 1.0, 0.0))
     logits = _all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
-    exponentials, reached = _shifted(logits, label, N, K)
-    total = ()
-    for _ in tl.static_range(N * K):
-        total = total + (tl.zeros_like(weight),)
-    for s in tl.static_range(SUBSETS):
-        p, _ = _softmax(logits, exponentials, reached, label, s + 1, N, K)
+    exponentials, _reached = _shifted(logits, label, N, K)
+    found = ()
+    for _j in tl.static_range(N * K):
+        found = found + (tl.zeros_like(weight),)
+    for s in range(SUBSETS):
+        members = ()
+        for i in tl.static_range(N):
+            members = members + (((s + 1) >> i) & 1,)
+        p = ()
+        total = tl.zeros_like(weight)
+        for k in tl.static_range(K):
+            exponential = tl.full(weight.shape, 1.0, tl.float32)
+            for i in tl.static_range(N):
+                exponential *= tl.where(members[i] != 0, exponentials[i * K + k], 1.0)
+            total += exponential
+            p = p + (exponential,)
+        if tl.min(total, axis=0) < SMALLEST_TOTAL:
+            p, total, _missed = _far(logits, label, members, N, K)
+        inverse = 1 / total
         start = slopes + (sample * SUBSETS + s) * (2 * K + 1)
         of_surprise = tl.load(start + 2 * K)
         along = tl.zeros_like(weight)  # sum_k p_k dL/dp_k
-        of_label = tl.zeros_like(weight)
         for k in tl.static_range(K):
-            of_overlap = tl.where(label == k, tl.load(start + k), 0.0)
             slope = tl.load(start + K + k)
             if SQUARED:
-                slope = slope * p[k]
-            along += p[k] * (of_overlap + slope)
+                slope = slope * (p[k] * inverse)
+            along += p[k] * inverse * (slope + tl.where(label == k, tl.load(start + k), 0.0))
         added = ()
         for k in tl.static_range(K):
             slope = tl.load(start + K + k)
             if SQUARED:
-                slope = slope * p[k]
+                slope = slope * (p[k] * inverse)
             slope += tl.where(label == k, tl.load(start + k), 0.0)
-            grad = p[k] * (slope - along + of_surprise) - tl.where(label == k, of_surprise, 0.0)
+            grad = p[k] * inverse * (slope - along + of_surprise) - tl.where(label == k, of_surprise, 0.0)
             added = added + (grad * weight,)
         summed = ()
         for i in tl.static_range(N):
             for k in tl.static_range(K):
-                if ((s + 1) >> i) & 1:
-                    summed = summed + (total[i * K + k] + added[k],)
-                else:
-                    summed = summed + (total[i * K + k],)
-        total = summed
-    return total
+                summed = summed + (found[i * K + k] + tl.where(members[i] != 0, added[k], 0.0),)
+        found = summed
+    return found
 
 
 @triton.jit
@@ -388,13 +408,16 @@ def forward(
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
     partial = target.new_empty((walk.samples, walk.programs, subsets, 2 * classes + 1), dtype=torch.float32)
     partial_true = target.new_empty((walk.samples, walk.programs, classes), dtype=torch.float32)
+    least = target.new_empty((walk.samples, walk.programs), dtype=torch.float32)
     together = subsets_per_launch(len(maps), classes)
+    firsts = range(0, subsets if walk.grid[0] else 0, together)
     with torch.cuda.device_of(target):
-        for first in range(0, subsets if walk.grid[0] else 0, together):
+        for first, far in [(first, far) for first in firsts for far in ((False, True) if len(maps) > 1 else (False,))]:
             _segmentation_sums_fwd_kernel[walk.grid](
                 *walk.reads,
                 partial,
                 partial_true,
+                least,
                 *walk.geometry,
                 ignore_index,
                 N=len(maps),
@@ -403,6 +426,7 @@ def forward(
                 COUNT=min(together, subsets - first),
                 SUBSETS=subsets,
                 SQUARED=squared,
+                FAR=far,
                 STEPS=STEPS,
                 TILE=TILE,
                 num_warps=TILE // WARP_SIZE,
@@ -508,3 +532,81 @@ def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int) -> No
         TILE=TILE,
         num_warps=TILE // WARP_SIZE,
     )
+
+
+# ------------------------------------------------------------------------------------------- the ahead-of-time gate
+
+
+def _budgets(registers: tuple[int, ...], shuffles: int) -> dict[str, Budget]:
+    """A pixel per thread: a warp's loads are whole lines of memory, though each thread's part of it is small."""
+    return {
+        target: Budget(registers=most, wide_loads=0, shuffles=shuffles)
+        for target, most in zip(TARGETS, registers, strict=True)
+    }
+
+
+def _sums_case(
+    maps: int, classes: int, dtype: str, coarse: bool, backward: bool, registers: tuple[int, ...], shuffles: int
+) -> StaticCase:
+    subsets = 2**maps - 1
+    reads = {
+        "maps": (f"*{dtype}",) * maps,
+        "strides": ("i32", "i32", "i32", "constexpr") * maps,
+        "sizes": ("i32" if coarse else "constexpr",) * (2 * maps),
+        "target": "*i64",
+        "target_strides": ("i32", "i32", "constexpr"),
+    }
+    geometry = dict.fromkeys(("rows", "width", "pixels", "tiles_across", "strips"), "i32") | {"IGNORED": "constexpr"}
+    if backward:
+        grads = {"grads": ("*fp32" if coarse else f"*{dtype}",) * maps, "folded": ("i32",) * maps}
+        signature = {"slopes": "*fp32", **reads, **grads, **geometry}
+        switches = {"N": maps, "K": classes, "SUBSETS": subsets, "SQUARED": True, "STEPS": STEPS, "TILE": TILE}
+    else:
+        signature = {**reads, **dict.fromkeys(("partial", "partial_true", "least"), "*fp32"), **geometry}
+        count = subsets_per_launch(maps, classes)
+        switches = {"N": maps, "K": classes, "FIRST": 0, "COUNT": min(count, subsets), "SUBSETS": subsets}
+        switches |= {"SQUARED": True, "FAR": False, "STEPS": STEPS, "TILE": TILE}
+    place = {name: position for position, name in enumerate(signature)}
+    constants: dict[str | tuple[int, int], object] = {"IGNORED": None, **switches}
+    constants |= {(place["strides"], 4 * i + 3): 1 for i in range(maps)} | {(place["target_strides"], 2): 1}
+    if not coarse:
+        constants |= {(place["sizes"], i): None for i in range(2 * maps)}
+    return StaticCase(
+        name=f"{'backward' if backward else 'forward'}, {maps} {'coarse' if coarse else 'full'} maps, {dtype}",
+        kernel=_segmentation_sums_bwd_kernel if backward else _segmentation_sums_fwd_kernel,
+        signature={**signature, **dict.fromkeys(switches, "constexpr")},
+        constants=constants,
+        aligned=("maps", "target", "partial", "partial_true", "slopes", "grads"),
+        budgets=_budgets(registers, shuffles),
+        threads=TILE,
+    )
+
+
+def _fold_case(classes: int, dtype: str, registers: tuple[int, ...]) -> StaticCase:
+    numbers = ("cells", "strips", "folded", "height", "width", "coarse_height", "coarse_width")
+    switches = {"K": classes, "STEPS": STEPS, "REACH_DOWN": 2, "REACH_ACROSS": 13, "TILE": TILE}
+    return StaticCase(
+        name=f"fold rows, {dtype}",
+        kernel=_fold_rows_kernel,
+        signature={
+            "partial": "*fp32",
+            "grad": f"*{dtype}",
+            **dict.fromkeys(numbers, "i32"),
+            **dict.fromkeys(switches, "constexpr"),
+        },
+        constants=switches,
+        aligned=("partial", "grad"),
+        budgets=_budgets(registers, shuffles=0),
+        threads=TILE,
+    )
+
+
+# The last but one argument, or the last: most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
+STATIC_CASES = [
+    _sums_case(3, 9, "bf16", False, False, (255,) * 4 + (512,), 9999),
+    _sums_case(3, 9, "bf16", False, True, (255,) * 4 + (512,), 9999),
+    _sums_case(3, 9, "fp32", True, False, (255,) * 4 + (512,), 9999),
+    _sums_case(3, 9, "fp32", True, True, (255,) * 4 + (512,), 9999),
+    _sums_case(1, 4, "fp32", False, True, (255,) * 4 + (512,), 9999),
+    _fold_case(9, "fp32", (255,) * 4 + (512,)),
+]
