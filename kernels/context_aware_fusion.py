@@ -77,9 +77,8 @@ def mean_projection(first: Tensor, second: Tensor, first_weight: Tensor, second_
     """Average W1 F1 + W2 F2 over the channels: (B, C, H, W) twice, (N, C, 1, 1) twice -> (B, 1, H, W)."""
     if _library.choose_backend(FUSION, first) == "reference":
         return (F.conv2d(first, first_weight) + F.conv2d(second, second_weight)).mean(1, keepdim=True)
-    pairs = ((first, first_weight), (second, second_weight))
-    rows = [weight.flatten(1).mean(0, keepdim=True) @ x.flatten(2) for x, weight in pairs]
-    return (rows[0] + rows[1]).unflatten(2, first.shape[2:])
+    rows = [weight.flatten(1).mean(0, keepdim=True) for weight in (first_weight, second_weight)]
+    return _add_products(first, second, torch.cat(rows, dim=1))
 
 
 def _as_written(x: Tensor) -> bool:
