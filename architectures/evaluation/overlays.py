@@ -16,16 +16,19 @@ from trifuse.kernels import DataError
 from .metrics import case_metrics
 from .picture import (
     BLUE,
+    BROWN,
     FAINT,
     GREEN,
     INK,
     LARGE,
+    LIME,
     NORMAL,
     ORANGE,
     PURPLE,
     SKY,
     SMALL,
     VERMILION,
+    VIOLET,
     YELLOW,
     Picture,
     new_figure,
@@ -38,14 +41,18 @@ from .tables import number
 if TYPE_CHECKING:
     from trifuse.architectures.data.cases import Study
 
-CLASS_COLOURS = (SKY, ORANGE, YELLOW, PURPLE, GREEN, VERMILION, BLUE)
+CLASS_COLOURS = (SKY, ORANGE, YELLOW, PURPLE, GREEN, VERMILION, BLUE, VIOLET, LIME, BROWN)
+FEW = 3  # more classes than this are also told apart by their numbers
 PLATE = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "boxstyle": "round,pad=0.3"}
 LONGEST_NAME = 60  # letters of a case's name that fit above its row
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One slice of one case: image, truth and prediction of shape (H, W), class ids; None for no prediction."""
+    """One slice of one case: image, truth and prediction of shape (H, W), class ids; None for no prediction.
+
+    ``spacing_mm`` is that of rows and columns; None where nobody knows it.
+    """
 
     case_id: str
     note: str
@@ -54,8 +61,13 @@ class Tile:
     image: NDArray
     truth: NDArray
     prediction: NDArray | None
-    spacing_mm: tuple[float, float]
+    spacing_mm: tuple[float, float] | None
     dsc: float
+
+    @property
+    def pixel(self) -> tuple[float, float]:
+        """Height and width of a pixel, in mm or, without a spacing, in pixels."""
+        return self.spacing_mm or (1.0, 1.0)
 
 
 def collect_tiles(
@@ -69,7 +81,8 @@ def collect_tiles(
     """Choose cases of a case table and cut one slice out of each, the worst case first.
 
     All cases when there are at most ``limit``; otherwise that many, evenly spaced by rank, the best and the worst
-    among them. The slice is the one with the largest true area, or ``slice_index`` counted from 0.
+    among them. The slice is, of those that show most classes, the one with the largest true area; or ``slice_index``,
+    counted from 0.
     """
     from trifuse.architectures.data.cases import load_case
     from trifuse.architectures.data.nifti import read_labels
@@ -80,13 +93,14 @@ def collect_tiles(
         image, truth = load_case(study, cases[case_id])
         assert truth is not None  # a case without a label has no row
         depth = len(truth.voxels)
-        index = int((truth.voxels != 0).sum((1, 2)).argmax()) if slice_index is None else min(slice_index, depth - 1)
+        index = _telling_slice(truth.voxels) if slice_index is None else min(slice_index, depth - 1)
         try:
             prediction = read_labels(prediction_path(pred_dir, case_id), like=truth).voxels[index]
         except DataError:
             prediction = None
         slice_of = image.voxels[index], truth.voxels[index], prediction
-        tiles.append(Tile(case_id, note, index, depth, *slice_of, truth.spacing_mm[1:], dsc))
+        spacing_mm = truth.spacing_mm[1:] if study.has_spacing else None
+        tiles.append(Tile(case_id, note, index, depth, *slice_of, spacing_mm, dsc))
     return tiles
 
 
@@ -94,6 +108,8 @@ def draw_overlays(
     tiles: Sequence[Tile], class_names: Sequence[str], out: Path, *, title: str = "Predictions beside the truth"
 ) -> Picture:
     """Draw one row per case (image, truth, prediction with the DSC on it) into ``out/overlays.png``.
+
+    Each class has a colour and, where there are many, a number; dashed lines on the prediction are the true outlines.
 
     Args:
         tiles: what to show, e.g. from `collect_tiles`.
@@ -103,71 +119,105 @@ def draw_overlays(
     """
     windows = [_window(tile) for tile in tiles]
     aspects = [_aspect(tile, window) for tile, window in zip(tiles, windows, strict=True)]
-    width = 2.6
-    figure = new_figure(3 * width + 0.2, sum(width * aspect + 0.26 for aspect in aspects) + 0.75)
+    shown = _shown_classes(tiles, len(class_names))
+    columns = min(4, len(shown) + 1)
+    width, rows = 2.6, math.ceil((len(shown) + 1) / columns)
+    figure = new_figure(3 * width + 0.2, sum(width * aspect + 0.26 for aspect in aspects) + 0.55 + 0.2 * rows)
     axes = figure.subplots(len(tiles), 3, squeeze=False, gridspec_kw={"height_ratios": aspects})
     for line, tile, window in zip(axes, tiles, windows, strict=True):
-        _draw_tile_row(line, tile, window)
+        _draw_tile_row(line, tile, window, numbered=len(shown) > FEW)
     heading = {"ha": "center", "va": "bottom", "fontsize": LARGE, "color": INK, "weight": "bold"}
     for axis, content in zip(axes[0], ("Image", "Truth", "Prediction"), strict=True):
         axis.annotate(
             content, (0.5, 1), xytext=(0, 19), xycoords="axes fraction", textcoords="offset points", **heading
         )
-    _draw_legend(figure, tiles, class_names)
-    header = ["case_id", "slice", "pixels_truth", "pixels_prediction", "dsc_slice", "dsc_case"]
-    lines = [_tile_numbers(tile) for tile in tiles]
+    handles = _legend(shown, class_names)
+    look = {"fontsize": SMALL, "facecolor": "#4A4A4A", "labelcolor": "white", "edgecolor": "none"}
+    for text in figure.legend(handles=handles, loc="outside lower center", ncols=columns, **look).get_texts():
+        text.set_parse_math(False)
+    header = ["case_id", "slice", "class_name", "pixels_truth", "pixels_prediction", "dsc_slice", "dsc_case"]
+    lines = [line for tile in tiles for line in _tile_numbers(tile, class_names)]
     cases = ", ".join(f"{tile.case_id} {_dsc_text(tile.dsc)}" for tile in tiles)
     alt = f"Overlay sheet of {len(tiles)} cases, image, truth and prediction side by side; DSC of each case: {cases}."
     return save_picture(figure, out, "overlays", title, alt, header, lines)
 
 
-def _draw_tile_row(line: Sequence[Any], tile: Tile, window: tuple[slice, slice]) -> None:
+def _telling_slice(labels: NDArray) -> int:
+    """Return the slice that shows most classes, and of several such the one with the largest area."""
+    classes = [np.unique(plane[plane != 0]).size for plane in labels]
+    areas = (labels != 0).sum((1, 2)).tolist()
+    return max(range(len(labels)), key=lambda index: (classes[index], areas[index]))
+
+
+def _draw_tile_row(line: Sequence[Any], tile: Tile, window: tuple[slice, slice], *, numbered: bool) -> None:
     image = tile.image[window]
     low, high = np.percentile(image, (1, 99.5))
-    row_mm, column_mm = tile.spacing_mm
+    height, width = tile.pixel
     for axis in line:
-        axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=row_mm / column_mm)
+        axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=height / width)
         axis.set_xticks([])
         axis.set_yticks([])
         for spine in axis.spines.values():
             spine.set_visible(False)
-    _draw_scale_bar(line[0], image.shape, column_mm)
+    _draw_scale_bar(line[0], image.shape, width, "pixels" if tile.spacing_mm is None else "mm")
     name = tile.case_id if len(tile.case_id) <= LONGEST_NAME else tile.case_id[: LONGEST_NAME - 1] + "…"
     label = f"{name}, slice {tile.slice + 1} of {tile.depth}" + (f" ({tile.note})" if tile.note else "")
     line[0].set_title(label, fontsize=SMALL, color=FAINT, loc="left", pad=3, parse_math=False)
     truth = tile.truth[window]
-    _draw_masks(line[1], truth)
+    _draw_masks(line[1], truth, numbered=numbered)
     if tile.prediction is None:
         middle = {"transform": line[2].transAxes, "ha": "center", "va": "center"}
         line[2].text(0.5, 0.5, "no prediction", color="white", fontsize=NORMAL, bbox=PLATE, **middle)
     else:
-        _draw_masks(line[2], tile.prediction[window])
-        _draw_contour(line[2], truth != 0, "white", 1.0, "dashed")
+        _draw_masks(line[2], tile.prediction[window], numbered=numbered)
+        for k in _classes_in(truth):
+            _draw_contour(line[2], truth == k, "white", 1.0, "dashed")
     corner = {"transform": line[2].transAxes, "va": "top", "weight": "bold"}
     line[2].text(0.04, 0.96, f"DSC {_dsc_text(tile.dsc)}", color="white", fontsize=NORMAL, bbox=PLATE, **corner)
 
 
-def _draw_legend(figure: Any, tiles: Sequence[Tile], class_names: Sequence[str]) -> None:
+def _shown_classes(tiles: Sequence[Tile], classes: int) -> list[int]:
+    maps = [labels for tile in tiles for labels in (tile.truth, tile.prediction) if labels is not None]
+    drawn = {k for labels in maps for k in _classes_in(labels)}
+    return [k for k in range(1, classes) if k in drawn] or [1]
+
+
+def _legend(shown: Sequence[int], class_names: Sequence[str]) -> list[Any]:
+    """Return a line for each class that is drawn, and one for the true outline."""
     from matplotlib.lines import Line2D
 
-    drawn = [np.unique(labels) for tile in tiles for labels in (tile.truth, tile.prediction) if labels is not None]
-    shown = sorted(set(np.concatenate(drawn).tolist()) & set(range(1, len(class_names)))) or [1]
-    handles = [Line2D([], [], color=_class_colour(k), lw=2, label=class_names[k]) for k in shown]
-    handles.append(Line2D([], [], color="white", lw=1.2, ls="--", label="true outline, on the prediction"))
-    look = {"fontsize": SMALL, "facecolor": "#4A4A4A", "labelcolor": "white", "edgecolor": "none"}
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), **look)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    numbers = [f"{k} " if len(shown) > FEW else "" for k in shown]
+    handles = [
+        Line2D([], [], color=_class_colour(k), lw=2, label=number + class_names[k])
+        for k, number in zip(shown, numbers, strict=True)
+    ]
+    return [*handles, Line2D([], [], color="white", lw=1.2, ls="--", label="true outline, on the prediction")]
 
 
-def _draw_masks(axis: Any, labels: NDArray) -> None:
+def _classes_in(labels: NDArray) -> list[int]:
+    return [int(value) for value in np.unique(labels) if value]
+
+
+def _draw_masks(axis: Any, labels: NDArray, *, numbered: bool) -> None:
     from matplotlib.colors import to_rgb
 
-    for k in (int(value) for value in np.unique(labels) if value):
+    for k in _classes_in(labels):
         tint = np.zeros((*labels.shape, 4))
         tint[labels == k] = (*to_rgb(_class_colour(k)), 0.35)
         axis.imshow(tint, aspect=axis.get_aspect(), interpolation="nearest")
         _draw_contour(axis, labels == k, _class_colour(k), 1.5, "solid")
+    for k in _classes_in(labels) if numbered else ():
+        _draw_number(axis, k, labels == k)
+
+
+def _draw_number(axis: Any, k: int, mask: NDArray) -> None:
+    """Write a class's number on its pixel nearest to its middle."""
+    from matplotlib import patheffects
+
+    places = np.argwhere(mask)
+    row, column = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
+    text = axis.text(column, row, str(k), color="white", fontsize=SMALL - 1, ha="center", va="center", weight="bold")
+    text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
 
 
 def _draw_contour(axis: Any, mask: NDArray, colour: str, width: float, style: str) -> None:
@@ -183,15 +233,15 @@ def _draw_contour(axis: Any, mask: NDArray, colour: str, width: float, style: st
     axis.set_ylim(mask.shape[0] - 0.5, -0.5)
 
 
-def _draw_scale_bar(axis: Any, shape: Sequence[int], column_mm: float) -> None:
+def _draw_scale_bar(axis: Any, shape: Sequence[int], pixel: float, unit: str) -> None:
     from matplotlib import patheffects
 
     height, width = shape
-    length_mm = next((mm for mm in (100, 50, 20, 10, 5) if mm / column_mm <= width / 2.5), 1)
+    length = next((step for step in (100, 50, 20, 10, 5) if step / pixel <= width / 2.5), 1)
     start, y = 0.06 * width, 0.93 * height
     dark_rim = [patheffects.withStroke(linewidth=4, foreground="black", alpha=0.6)]
-    bar = axis.plot([start, start + length_mm / column_mm], [y, y], color="white", lw=2, solid_capstyle="butt")[0]
-    text = axis.text(start, y - 0.025 * height, f"{length_mm} mm", color="white", fontsize=SMALL, va="bottom")
+    bar = axis.plot([start, start + length / pixel], [y, y], color="white", lw=2, solid_capstyle="butt")[0]
+    text = axis.text(start, y - 0.025 * height, f"{length} {unit}", color="white", fontsize=SMALL, va="bottom")
     bar.set_path_effects(dark_rim)
     text.set_path_effects(dark_rim)
 
@@ -208,19 +258,19 @@ def _choose_cases(rows: Sequence[Row], limit: int) -> list[tuple[str, float, str
 
 
 def _window(tile: Tile) -> tuple[slice, slice]:
-    """Return a square (in mm) around everything labelled, with a margin; the whole slice if there is nothing."""
+    """Return a square (in the tile's unit) around everything labelled, with a margin; the whole slice if nothing is."""
     labelled = tile.truth != 0
     if tile.prediction is not None:
         labelled = labelled | (tile.prediction != 0)
     if not labelled.any():
         return slice(None), slice(None)
     spans = [np.flatnonzero(labelled.any(axis=other)) for other in (1, 0)]
-    field_mm = [n * mm for n, mm in zip(labelled.shape, tile.spacing_mm, strict=True)]
-    largest = max((span[-1] - span[0] + 1) * mm for span, mm in zip(spans, tile.spacing_mm, strict=True))
-    side_mm = max(1.8 * largest, 0.4 * max(field_mm))
+    field = [n * step for n, step in zip(labelled.shape, tile.pixel, strict=True)]
+    largest = max((span[-1] - span[0] + 1) * step for span, step in zip(spans, tile.pixel, strict=True))
+    side = max(1.8 * largest, 0.4 * max(field))
     window = []
-    for span, mm, n in zip(spans, tile.spacing_mm, labelled.shape, strict=True):
-        length = min(n, math.ceil(side_mm / mm))
+    for span, step, n in zip(spans, tile.pixel, labelled.shape, strict=True):
+        length = min(n, math.ceil(side / step))
         start = min(max(0, round((span[0] + span[-1] + 1 - length) / 2)), n - length)
         window.append(slice(start, start + length))
     return window[0], window[1]
@@ -228,14 +278,18 @@ def _window(tile: Tile) -> tuple[slice, slice]:
 
 def _aspect(tile: Tile, window: tuple[slice, slice]) -> float:
     height, width = tile.image[window].shape
-    return height * tile.spacing_mm[0] / (width * tile.spacing_mm[1])
+    return height * tile.pixel[0] / (width * tile.pixel[1])
 
 
-def _tile_numbers(tile: Tile) -> list[object]:
+def _tile_numbers(tile: Tile, class_names: Sequence[str]) -> list[list[object]]:
+    """Return a line for each class: its areas in the slice, its DSC there, and that of the case over all classes."""
     prediction = np.zeros_like(tile.truth) if tile.prediction is None else tile.prediction
-    slice_dsc = case_metrics(prediction, tile.truth, None)["dsc"]
-    areas = int((tile.truth != 0).sum()), int((prediction != 0).sum())
-    return [tile.case_id, tile.slice, *areas, number(slice_dsc), number(tile.dsc)]
+    lines: list[list[object]] = []
+    for k, name in enumerate(class_names[1:], start=1):
+        mine, true = prediction == k, tile.truth == k
+        areas, dsc = (int(true.sum()), int(mine.sum())), case_metrics(mine, true, None)["dsc"]
+        lines.append([tile.case_id, tile.slice, name, *areas, number(dsc), number(tile.dsc)])
+    return lines
 
 
 def _class_colour(k: int) -> str:

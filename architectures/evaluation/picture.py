@@ -20,6 +20,7 @@ from .tables import write_csv
 # Okabe and Ito (2008), "Color universal design"
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
+VIOLET, LIME, BROWN = "#8F5CFF", "#A6E04A", "#A0703C"  # ours, for more classes than they have colours
 INK, FAINT = "#222222", "#6B6B6B"
 
 DPI = 150
