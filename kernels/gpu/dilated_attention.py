@@ -219,8 +219,9 @@ def _dilated_attention_dq_kernel(
         inside = inside & row_inside & exists
         keys = _load(_moved(key_tile, dy, dx, strides[2], UNIT, SHIFT), strides[2], inside, D, CHUNK)
         values = _load(_moved(value_tile, dy, dx, strides[3], UNIT, SHIFT), strides[3], inside, D, CHUNK)
-        # A tap outside adds zeros to all three sums, unless its weight has no bounds, as with the border "mask".
-        weight = tl.where(inside, tl.exp2(_dot(queries, keys) * (scale * LOG2_E) - norm), 0.0)
+        # A tap outside adds zeros to all three sums; without a limit to its weight these would be infinity times zero.
+        logit = tl.where(inside, _dot(queries, keys) * (scale * LOG2_E), -float("inf"))
+        weight = tl.exp2(logit - norm)
         weighted = weight * _dot(grads, values)
         subtracted += weighted
         first, second = _add(first, weighted, keys), _add(second, weight, keys)
@@ -326,7 +327,7 @@ def backward(
 def _settings(maps: Sequence[Tensor | None], num_heads: int, dilations: Sequence[int], border: str) -> dict[str, Any]:
     """Return what a kernel is compiled for, except for the types."""
     first = maps[0]
-    d = first.shape[-1] // num_heads
+    d = max(1, first.shape[-1] // num_heads)
     vector = BYTES_PER_THREAD // first.element_size()
     threads_per_pixel = min(THREADS, triton.next_power_of_2(triton.cdiv(d, MOST_CHANNELS_PER_THREAD)))
     whole = all(stride % vector == 0 for x in maps if x is not None for stride in _moving_strides(x)[:3])
@@ -387,11 +388,12 @@ def _case(kernel: Any, pointers: str, d: int, border: str, budget: tuple[tuple[i
 
 # The last arguments: most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942; wide loads; shuffles.
 STATIC_CASES = [
-    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 24, "zero", ((255,) * 5, 57, 0)),
-    _case(_dilated_attention_dq_kernel, "*bf16 " * 5, 24, "zero", ((255,) * 5, 12, 0)),
-    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 24, "zero", ((255,) * 5, 12, 0)),
-    _case(_dilated_attention_fwd_kernel, "*fp32 " * 4, 24, "zero", ((255,) * 5, 114, 0)),
-    _case(_dilated_attention_dkdv_kernel, "*fp32 " * 6, 32, "zero", ((255,) * 5, 32, 0)),
-    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 32, "shift", ((255,) * 5, 76, 0)),
-    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 32, "shift", ((255,) * 5, 16, 0)),
+    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 24, "zero", ((88, 104, 96, 88, 512), 57, 0)),
+    _case(_dilated_attention_dq_kernel, "*bf16 " * 5, 24, "zero", ((184, 184, 184, 184, 184), 12, 0)),
+    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 24, "zero", ((184, 184, 184, 184, 184), 12, 0)),
+    _case(_dilated_attention_fwd_kernel, "*fp32 " * 4, 24, "zero", ((80, 88, 88, 88, 512), 114, 0)),
+    _case(_dilated_attention_dq_kernel, "*fp32 " * 5, 32, "mask", ((248, 248, 248, 248, 248), 32, 0)),
+    _case(_dilated_attention_dkdv_kernel, "*fp32 " * 6, 32, "zero", ((248, 248, 248, 248, 248), 32, 0)),
+    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 32, "shift", ((112, 112, 112, 112, 512), 76, 0)),
+    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 32, "shift", ((255, 255, 255, 255, 248), 16, 0)),
 ]
