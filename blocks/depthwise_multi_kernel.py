@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -54,7 +55,7 @@ class DepthwiseMultiKernel(nn.Module):
         strides = [stride] + [1] * (depth - 1)
         self.units = nn.Sequential(
             *(
-                _Unit(dims[i], dim, strides[i], kernels, dims[i] if ks_groups == "depthwise" else 1, norm)
+                _unit(dims[i], dim, strides[i], kernels, dims[i] if ks_groups == "depthwise" else 1, norm)
                 for i in range(depth)
             )
         )
@@ -68,17 +69,29 @@ class DepthwiseMultiKernel(nn.Module):
         return self.units(x)
 
 
-class _Unit(nn.Module):
-    def __init__(self, in_dim: int, dim: int, stride: int, kernels: Sequence[int], groups: int, norm: str) -> None:
+class ParallelKernels(nn.Module):
+    """Add to a map (B, C, H, W) what depthwise kernels of several sizes, without bias, make of it.
+
+    Attributes:
+        convs: they hold the weights; their convolutions are computed together.
+    """
+
+    def __init__(self, dim: int, kernels: Sequence[int]) -> None:
         super().__init__()
-        self.reduce = ConvNormReLU(in_dim, dim, norm, stride=stride, groups=groups)
-        # They hold the weights; their convolutions are computed together.
-        self.depthwise = nn.ModuleList(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False) for k in kernels)
-        self.project = ConvNormReLU(dim, dim, norm, kernel_size=1)
+        self.convs = nn.ModuleList(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False) for k in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
-        local = self.reduce(x)
-        return self.project(depthwise_multi_kernel(local, [conv.weight for conv in self.depthwise]))
+        return depthwise_multi_kernel(x, [conv.weight for conv in self.convs])
+
+
+def _unit(in_dim: int, dim: int, stride: int, kernels: Sequence[int], groups: int, norm: str) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            reduce=ConvNormReLU(in_dim, dim, norm, stride=stride, groups=groups),
+            depthwise=ParallelKernels(dim, kernels),
+            project=ConvNormReLU(dim, dim, norm, kernel_size=1),
+        )
+    )
 
 
 def _check(in_dim: int, dim: int, kernels: Sequence[int], ks_groups: str, depth: int) -> None:

@@ -1,0 +1,53 @@
+"""The plain FIAS that ours is timed against computes the same: values and gradients in float64, down to rounding."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import torch
+
+from trifuse.architectures.fias import Fias, FiasConfig
+from trifuse.kernels import mutation_loss
+
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "fias_baseline.py"
+
+
+def load_baseline():
+    spec = spec_from_file_location("benchmarks_fias_baseline", FILE)
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def one_step(network, loss):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 1, 64, 64, generator=generator, dtype=torch.float64)
+    target = torch.randint(5, (2, 64, 64), generator=generator)
+    torch.manual_seed(0)
+    value = loss(network.train()(image), target)
+    value.backward()
+    return value.detach(), {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def test_plain_network_and_losses_are_those_of_ours():
+    baseline = load_baseline()
+    network = Fias(FiasConfig(variant="nano", num_classes=5, dropout=0.1, drop_path=0.1)).double()
+    plain = baseline.plain_fias(network)
+    kinds = {type(module).__name__ for module in plain.modules()}
+    assert kinds >= {
+        "UnfoldedAttention",
+        "NaiveAttention",
+        "SeparateKernels",
+        "ConcatenatedFusion",
+        "ShuffledAttention",
+    }
+    assert not kinds & {"DilatedAttention", "ParallelKernels", "ContextAwareFusion", "MonteCarloAttention"}
+    value, gradients = one_step(network, mutation_loss)
+    plain_value, plain_gradients = one_step(plain, baseline.seven_losses)
+    torch.testing.assert_close(value, plain_value, rtol=1e-10, atol=0)
+    assert gradients.keys() == plain_gradients.keys()
+    for name, gradient in gradients.items():
+        twin = plain_gradients[name]
+        torch.testing.assert_close(gradient, twin, rtol=1e-6, atol=1e-9 * twin.abs().max().item() + 1e-12)
