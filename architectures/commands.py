@@ -90,6 +90,8 @@ def data_convert(arguments: argparse.Namespace, words: list[str]) -> None:
         window = tuple(arguments.window or ABDOMEN_WINDOW_HU)
         write_synapse(study, arguments.out, split, window=window, nonfinite=arguments.nonfinite)
         print("note: this layout does not keep the size of a voxel; its label space is transunet9")
+    if len({case.patient for case in study.cases}) < len(study.cases):
+        print("note: this layout does not tell patients: when it is read, --patient finds them in the cases' names")
     print(f"{len(study.cases)} cases, of which {len(split.test) if split else 0} test, in {arguments.out}")
 
 

@@ -91,7 +91,8 @@ def test_convert_splits_as_it_is_told(tmp_path, put_case, capsys):
     for name in ("p1", "p2", "q"):
         put_case(name, root=tmp_path / "study")
     words = ["data", "convert", tmp_path / "study", "--to", "nnunet", "--out"]
-    assert run(capsys, *words, tmp_path / "a", "--test-cases", "p*")[0] == 0
+    code, text = run(capsys, *words, tmp_path / "a", "--test-cases", "p*", "--patient", "p|q")
+    assert (code, "--patient finds them" in text) == (0, True)
     assert open_study(tmp_path / "a").split == Split(("q",), (), ("p1", "p2"))
     write_split(tmp_path / "split.json", Split(("p1",), ("p2",), ("q",)))
     assert run(capsys, *words, tmp_path / "b", "--split", tmp_path / "split.json")[0] == 0
