@@ -51,11 +51,28 @@ def dilated_weights_arguments(dtype):
         yield q, k, options
 
 
+def depthwise_arguments(dtype):
+    """Both memory formats, several tiles, odd sizes, and a map smaller than the kernels."""
+    for shape in ((2, 72, 33, 65), (1, 17, 5, 3)):
+        weights = [normal(shape[1], 1, k, k, seed=k) for k in (5, 7)]
+        for memory_format in (torch.channels_last, torch.contiguous_format):
+            x = normal(*shape, dtype=dtype).detach().contiguous(memory_format=memory_format)
+            yield x.requires_grad_(), weights
+
+
+def argmax_arguments(dtype):
+    """Few enough pixels that no two classes of drawn logits come as near each other as rounding."""
+    for sides, size in (((4, 8, 16), (37, 53)), ((40,), (16, 20))):
+        yield [normal(2, 5, side, side, dtype=dtype, seed=side).detach() for side in sides], size
+
+
 # Each yields the arguments of one call; a dict at the end holds those with a keyword.
 ARGUMENTS = {
+    "depthwise_multi_kernel": depthwise_arguments,
     "dilated_attention": dilated_arguments,
     "dilated_attention_weights": dilated_weights_arguments,
     "memory_efficient_attention": attention_arguments,
+    "upsample_argmax": argmax_arguments,
     "weighted_block_fusion": fusion_arguments,
 }
 
