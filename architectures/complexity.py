@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trifuse.kernels import backend
 
-IMAGE_SIDES = {"dino_unet": 448, "fias": 256}  # pixels, as the papers have them
+from .networks import default_data, network_class
+
 _GIGA = 1e9
 
 
@@ -72,14 +72,13 @@ def _cost(part: str, module: nn.Module, counts: dict[Any, int]) -> Cost:
 
 
 def describe_network(architecture: str) -> dict[str, Any]:
-    """Return, as JSON values, what the paper's network of that name costs at the paper's image size."""
-    package = import_module(f"{__package__}.{architecture}")
-    network = next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
+    """Return, as JSON values, what the network of that name costs, all options and the image size as by default."""
+    network = network_class(architecture)
     with torch.device("meta"):
         model = network(network.config_type())
     if architecture == "dino_unet":  # which blocks it selects costs nothing, but is a value, and meta tensors have none
         model.fusion.frozen_selection = torch.arange(model.config.top_k)
-    side = IMAGE_SIDES[architecture]
+    side = default_data(architecture).image_size
     shape = (1, model.config.in_channels, side, side)
     return {
         "network": architecture,

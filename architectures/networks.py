@@ -32,9 +32,14 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     architecture = read_description(weights)["architecture"]
     if architecture not in RECIPES:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(RECIPES)}")
+    data = _data_of(run) if run.exists() else default_data(architecture)
+    return network_class(architecture).from_pretrained(weights), data
+
+
+def network_class(architecture: str) -> Any:
+    """Return the network of that name, one of `RECIPES`."""
     package = import_module(f"{__package__}.{architecture}")
-    network = next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
-    return network.from_pretrained(weights), _data_of(run) if run.exists() else _default_data(architecture)
+    return next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
 
 
 def _data_of(run: Path) -> DataRecipe:
@@ -45,7 +50,8 @@ def _data_of(run: Path) -> DataRecipe:
     return config_from_json(DataRecipe, values, run)
 
 
-def _default_data(architecture: str) -> DataRecipe:
+def default_data(architecture: str) -> DataRecipe:
+    """Return how the network of that name, one of `RECIPES`, takes its slices by default."""
     module = import_module(f"{__package__}.{architecture}.train")
     return getattr(module, RECIPES[architecture])().data
 
