@@ -12,11 +12,12 @@ from typing import Any, Literal, get_type_hints
 
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 
-from .data.cases import Layout, Study, Targets, open_study
-from .data.layout import Frames, LabelSpace
+from .data.cases import Layout, open_study
+from .data.layout import Frames, LabelSpace, Targets
 from .data.preparation import Preparation
 from .data.slices import Keep
-from .data.split import Split, read_split, split_patients, verify_split
+from .data.split import read_split, split_patients, verify_split
+from .data.study import Split, Study
 from .data.voxel_values import NonFinite
 from .pretrained import config_from_json, config_to_json
 from .spelling import nearest

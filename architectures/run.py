@@ -14,9 +14,9 @@ from torch import nn
 from trifuse.kernels import DataError
 
 from .data.augmentation import FlipRotate, TransUNetAugmentation
-from .data.cases import Study
 from .data.slices import Augment, Keep, SliceDataset
 from .data.split import Split, read_split, write_split
+from .data.study import Study
 from .evaluation.charts import draw_training_curves
 from .evaluation.metrics import Conventions
 from .evaluation.overlays import collect_tiles, draw_overlays

@@ -39,7 +39,7 @@ from .summary import case_means
 from .tables import number
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.cases import Study
+    from trifuse.architectures.data.study import Study
 
 CLASS_COLOURS = (SKY, ORANGE, YELLOW, PURPLE, GREEN, VERMILION, BLUE, VIOLET, LIME, BROWN)
 FEW = 3  # more classes than this are also told apart by their numbers
@@ -84,8 +84,8 @@ def collect_tiles(
     among them. The slice is, of those that show most classes, the one with the largest true area; or ``slice_index``,
     counted from 0.
     """
-    from trifuse.architectures.data.cases import load_case
     from trifuse.architectures.data.nifti import read_labels
+    from trifuse.architectures.data.study import load_case
 
     cases = {case.case_id: case for case in study.cases}
     tiles = []

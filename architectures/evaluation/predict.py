@@ -23,8 +23,8 @@ from trifuse.kernels import DataError, NumericError, upsample_argmax
 from .scoring import find_cases, prediction_path
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.cases import Case, Study
     from trifuse.architectures.data.preparation import Preparation
+    from trifuse.architectures.data.study import Case, Study
     from trifuse.architectures.data.volume import Volume
     from trifuse.architectures.data.voxel_values import NonFinite
 

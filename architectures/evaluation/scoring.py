@@ -16,7 +16,7 @@ from trifuse.kernels import DataError
 from .metrics import MM3_PER_ML, Conventions, case_metrics, failure_metrics
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.cases import Case, Study
+    from trifuse.architectures.data.study import Case, Study
     from trifuse.architectures.data.volume import Volume
 
 OK = "ok"
@@ -105,7 +105,7 @@ def evaluate_cases(
         DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing is
             hard to believe; all such problems at once.
     """
-    from trifuse.architectures.data.cases import load_raw_case, map_labels
+    from trifuse.architectures.data.study import load_raw_case, map_labels
 
     conventions = conventions or Conventions()
     if not study.has_spacing:

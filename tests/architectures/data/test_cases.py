@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.cases import load_case, load_raw_case, open_images, open_study
+from trifuse.architectures.data.cases import open_images, open_study
 from trifuse.architectures.data.left_atrium_phantom import write_left_atrium_phantom
+from trifuse.architectures.data.study import load_case, load_raw_case
 from trifuse.kernels.errors import DataError
 
 TINY = (24, 24, 6)

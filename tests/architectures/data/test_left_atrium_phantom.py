@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.cases import load_case, open_study
+from trifuse.architectures.data.cases import open_study
 from trifuse.architectures.data.left_atrium_phantom import write_left_atrium_phantom
 from trifuse.architectures.data.nifti import read_labels
 from trifuse.architectures.data.slices import SliceDataset
 from trifuse.architectures.data.split import verify_split
+from trifuse.architectures.data.study import load_case
 
 SMALL = (48, 48, 10)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from trifuse.architectures.data import slices
 from trifuse.architectures.data.augmentation import FlipRotate
-from trifuse.architectures.data.cases import load_case, open_study
+from trifuse.architectures.data.cases import open_study
 from trifuse.architectures.data.preparation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,6 +26,7 @@ from trifuse.architectures.data.preparation import (
     resized_labels,
 )
 from trifuse.architectures.data.slices import SliceDataset
+from trifuse.architectures.data.study import load_case
 from trifuse.kernels.errors import DataError
 
 S = 14

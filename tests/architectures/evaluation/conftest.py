@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trifuse.architectures.data.cases import Study, open_study
+from trifuse.architectures.data.cases import open_study
 from trifuse.architectures.data.nifti import new_volume, write_image, write_labels
+from trifuse.architectures.data.study import Study
 
 SPACING_MM = (1.25, 1.5, 8.0)  # of the native axes i, j, k
 
