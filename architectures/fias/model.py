@@ -229,7 +229,7 @@ class Fias(Pretrained, nn.Module):
         if self.training:
             return maps
         maps = [_resize(x, (image.shape[2], image.shape[3])) for x in maps]
-        logits = torch.stack(maps).sum(0) if return_all else sum(maps[1:], start=maps[0])
+        logits = sum(maps[1:], start=maps[0])
         return (logits, maps) if return_all else logits
 
     def head_maps(self, image: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
