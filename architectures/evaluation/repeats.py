@@ -11,7 +11,7 @@ from trifuse.architectures.files import write_text
 from trifuse.architectures.run_log import read_log
 
 from .charts import draw_training_curves
-from .report import REPORT, PaperTable, markdown_table, paper_parts, picture_parts, provenance_parts
+from .report import REPORT, PaperTable, count, markdown_table, paper_parts, picture_parts, provenance_parts
 from .scoring import Row
 from .summary import (
     METRIC_NAMES,
@@ -78,8 +78,9 @@ def write_repeats_report(
 
 def _headline(scored: Scored, cases: int) -> str:
     dsc = next(summary for summary in overall(scored.summaries) if summary.metric == "dsc")
-    of_what = f"mean ± SD over {dsc.count} runs of {cases} cases each, empty masks `{scored.conventions.empty_masks}`"
-    return f"**DSC {mean_and_sd(dsc)}** for {dsc.class_name}, {of_what}."
+    of_what = f"mean ± SD over {dsc.count} runs of {count(cases, 'case')} each"
+    convention = f"empty masks `{scored.conventions.empty_masks}`"
+    return f"**DSC {mean_and_sd(dsc)}** for {dsc.class_name}, {of_what}, {convention}."
 
 
 def _run_cells(

@@ -143,13 +143,13 @@ def describe_data(study: Study, splits: Mapping[str, Sequence[str]]) -> dict[str
         case = study.case(case_id)
         files = [sha256_of(path) for path in case.files]
         digest.update(f"{case_id} {' '.join(files)}\n".encode())
-    cases = ", ".join(f"{name} {_count(len(case_ids), 'case')}" for name, case_ids in splits.items())
+    cases = ", ".join(f"{name} {count(len(case_ids), 'case')}" for name, case_ids in splits.items())
     patients = {study.case(case_id).patient for case_id in used}
     return {
-        "Data digest": f"`sha256:{digest.hexdigest()}` of {_count(len(used), 'case')}",
+        "Data digest": f"`sha256:{digest.hexdigest()}` of {count(len(used), 'case')}",
         "Layout": study.layout,
         "Classes": ", ".join(f"{k} {name}" for k, name in enumerate(study.class_names)),
-        "Split": f"{cases}; {_count(len(patients), 'patient')} in all",
+        "Split": f"{cases}; {count(len(patients), 'patient')} in all",
         **({} if study.has_spacing else {"Spacing": "unknown to the files: distances and volumes are in voxels"}),
     }
 
@@ -167,7 +167,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, str]:
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"CPU, {_count(torch.get_num_threads(), 'thread')}"
+        else f"CPU, {count(torch.get_num_threads(), 'thread')}"
     )
     return {
         "Device": name,
@@ -193,7 +193,7 @@ def _headline(evaluation: Evaluation) -> str:
     counted = {(row.case_id, row.slice): row for row in evaluation.rows}
     spread = f" ± {dsc.sd:.3f}" if not math.isnan(dsc.sd) else ""
     says = "mean ± SD over" if spread else "from"
-    scored = f"for {class_name}, {says} {_count(dsc.count, unit)}, empty masks `{conventions.empty_masks}`"
+    scored = f"for {class_name}, {says} {count(dsc.count, unit)}, empty masks `{conventions.empty_masks}`"
     lines = [f"**DSC {format_score(dsc.mean, 'dsc')}{spread}** {scored}."]
     failed = failures(evaluation.rows)
     cases = len({case_id for case_id, _ in counted})
@@ -299,7 +299,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
 
 
-def _count(n: int, word: str) -> str:
+def count(n: int, word: str) -> str:
+    """Return ``1 case`` or ``2 cases``."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 

@@ -20,6 +20,7 @@ from .tables import number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
 BOOTSTRAP_RESAMPLES = 10_000
+MOST_NAMED = 8  # cases in a message: it has to fit on a screen
 
 
 @dataclass(frozen=True)
@@ -220,11 +221,13 @@ def _differences(a: ArrayLike, b: ArrayLike) -> np.ndarray:
 
 def _check_pairs(table_a: Path, rows_a: Sequence[Row], table_b: Path, rows_b: Sequence[Row]) -> None:
     keys_a, keys_b = ({(row.case_id, row.class_name, row.slice) for row in rows} for rows in (rows_a, rows_b))
-    problems = [
-        DataError(here, f"case {name}", got="none", want=f"a pair for every row of {Path(there).name}")
-        for here, there, missing in ((table_b, table_a, keys_a - keys_b), (table_a, table_b, keys_b - keys_a))
-        for name in sorted({f"{case_id} ({class_name})" for case_id, class_name, _ in missing})
-    ]
+    problems = []
+    for here, there, missing in ((table_b, table_a, keys_a - keys_b), (table_a, table_b, keys_b - keys_a)):
+        names = sorted({f"{case_id} ({class_name})" for case_id, class_name, _ in missing})
+        if names:
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            got = f"none for {', '.join(names[:MOST_NAMED])}{more}"
+            problems.append(DataError(here, "cases", got=got, want=f"a pair for every row of {Path(there).name}"))
     if problems:
         raise DataError.merge(problems)
 

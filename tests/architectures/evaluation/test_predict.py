@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 from trifuse.architectures.config_json import config_to_json
 from trifuse.architectures.data.cases import load_case, open_study
 from trifuse.architectures.data.nifti import read_image
-from trifuse.architectures.data.preparation import Preparation
+from trifuse.architectures.data.preparation import Preparation, preprocess_volume, resized_labels
 from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases, predict_volume
 from trifuse.architectures.weights_file import digest_of_tensors
 from trifuse.kernels import DataError, NumericError
@@ -275,3 +276,63 @@ def test_native_size_does_not_depend_on_the_networks(make_study, threshold):
     for size in (14, 28, 56):
         labels = predict_volume(threshold(), image, size)
         assert labels.shape == label.voxels.shape
+
+
+class Heads(nn.Module):
+    """Two maps of two classes at their own sizes; the finer one is wrong by itself, their sum is right."""
+
+    def __init__(self, poisoned: int | None = None, classes: int = 2) -> None:
+        super().__init__()
+        self.poisoned, self.classes = poisoned, classes
+
+    def forward(self, image):
+        raise AssertionError("a network with head maps is asked for these")
+
+    def head_maps(self, image):
+        bright = nn.functional.avg_pool2d(image[:, :1], 2) - 1.0
+        maps = [nn.functional.avg_pool2d(2 * bright, 2), -0.5 * bright]
+        maps = [torch.cat([-x, x], 1) if self.classes == 2 else x for x in maps]
+        if self.poisoned is not None:
+            maps[self.poisoned][1] = float("inf")
+        return maps
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_head_maps_are_added_up_at_the_size_of_the_image(make_study, classes):
+    volume = read_image(make_study("a").cases[0].image)
+    labels = predict_volume(Heads(classes=classes), volume, SIZE)
+    size = volume.voxels.shape[1:]
+    maps = Heads(classes=1).head_maps(preprocess_volume(volume, SIZE))
+    native = [nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)[:, 0] for x in maps]
+    np.testing.assert_array_equal(labels, (sum(native) > 0).numpy())
+    assert (labels != (native[1] > 0).numpy()).any()
+    assert labels.any()
+
+
+@pytest.mark.parametrize("head", [0, 1])
+def test_a_head_that_is_not_finite_names_the_slices(make_study, head):
+    volume = read_image(make_study("a", depth=4).cases[0].image)
+    with pytest.raises(NumericError, match=r"slices \[1, 3\]|slices \[1\]"):
+        predict_volume(Heads(poisoned=head), volume, SIZE, batch_size=2)
+
+
+def test_labels_are_chosen_before_they_are_resized_where_training_was_so(make_study, threshold):
+    """Restored labels are those of S x S, each pixel of the image taking one of theirs."""
+    volume = read_image(make_study("a").cases[0].image)
+    preparation = Preparation(resize="cubic", channels=1, restore="labels")
+    model = threshold(at=0.5, shrink=4)
+    labels = predict_volume(model, volume, SIZE, preparation=preparation)
+    with torch.no_grad():
+        logits = model(preprocess_volume(volume, SIZE, preparation))
+    small = nn.functional.interpolate(logits, size=(SIZE, SIZE), mode="bilinear", align_corners=False).argmax(1)
+    want = resized_labels(small.numpy().astype(np.uint8), volume.voxels.shape[1:], preparation)
+    np.testing.assert_array_equal(labels, want)
+    resized_first = predict_volume(model, volume, SIZE, preparation=replace(preparation, restore="logits"))
+    assert (labels != resized_first).any()
+
+
+def test_the_preparation_is_part_of_the_manifest(make_study, threshold, tmp_path):
+    study = make_study("a")
+    predict_cases(threshold(), study, ["a"], tmp_path / "out", image_size=SIZE)
+    with pytest.raises(DataError, match="choose another output folder"):
+        predict_cases(threshold(), study, ["a"], tmp_path / "out", image_size=SIZE, preparation=Preparation(channels=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,3 +205,31 @@ def test_numbers_of_a_table_are_those_of_its_csv(tmp_path):
     line = (tmp_path / "volume_summary.csv").read_text().splitlines()[1].split(",")
     assert float(line[2]) == pytest.approx(values.mean())
     assert float(line[3]) == pytest.approx(values.std(ddof=1))
+
+
+def test_two_conventions_stand_side_by_side_and_beside_every_number(tmp_path):
+    transunet = Conventions("transunet")
+    strict = [row(c, d, class_name=k, hd95_mm=4.0) for c in "ab" for k, d in (("LV", 0.9), ("RV", 0.5))]
+    beside = [row(c, d, class_name=k, hd95_vox=2.0, conventions=transunet)
+              for c in "ab" for k, d in (("LV", 0.8), ("RV", 0.3))]  # fmt: skip
+    text = write_report(tmp_path, title="t", evaluations=[Evaluation("test", "Test", strict, [beside])]).read_text()
+    assert "| Mean ± SD | DSC (strict) | HD95, mm (strict) | DSC (transunet) | HD95, voxels (transunet) |" in text
+    assert "| LV | 0.900 ± 0.000 | 4.00 ± 0.00 | 0.800 ± 0.000 | 2.00 ± 0.00 |" in text
+    assert "| mean of classes | 0.700 ± 0.000 | 4.00 ± 0.00 | 0.550 ± 0.000 | 2.00 ± 0.00 |" in text
+    assert STRICT.describe() in text
+    assert transunet.describe() in text
+    assert "| a | 0.800 / 2.00 | 0.300 / 2.00 |" in text
+    assert "empty masks `strict`" in text.split("##")[0]
+    assert read_case_table(tmp_path / "test_cases.csv")[0].conventions == STRICT
+    assert read_case_table(tmp_path / "test_transunet_cases.csv")[0].scores["hd95_vox"] == 2.0
+    summary = (tmp_path / "test_summary.csv").read_text()
+    assert summary.count(STRICT.label) == 18
+    assert summary.count(transunet.label) == 18
+    for link in re.findall(r"\]\(([^)]*)\)", text):
+        assert (tmp_path / link).is_file(), link
+
+
+def test_a_study_without_spacings_says_so(make_study):
+    study = make_study("a")
+    assert "Spacing" not in describe_data(study, {"test": ["a"]})
+    assert "in voxels" in describe_data(replace(study, has_spacing=False), {"test": ["a"]})["Spacing"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -220,3 +221,19 @@ def test_new_volume_is_what_the_fixture_thinks(make_study):
     image, _ = load_case(make_study("a"), make_study("a").cases[0])
     assert image.voxels.shape == (4, 20, 24)
     assert new_volume(np.zeros((2, 3, 4), np.uint8), np.eye(4)).voxels.size == 24
+
+
+@pytest.mark.parametrize("convention", ["strict", "transunet"])
+def test_a_study_without_spacings_is_scored_in_voxels(make_study, tmp_path, convention):
+    study = replace(make_study("a", "b"), has_spacing=False)
+    _, truth = load_case(study, study.cases[0])
+    (tmp_path / "p").mkdir()
+    write_labels(tmp_path / "p" / "a.nii.gz", np.roll(truth.voxels, 2, axis=1), truth)
+    moved, missing = evaluate_cases(tmp_path / "p", study, ["a", "b"], Conventions(convention))
+    for scored in (moved, missing):
+        assert set(scored.scores) == set(scored.conventions.metrics)
+        assert not any(name.endswith(("_mm", "_ml")) for name in scored.scores)
+        assert "mm" not in scored.conventions.describe()
+    assert moved.scores["hd95_vox"] == 2.0  # not the 3 mm of a study that knows its spacing
+    assert moved.scores["volume_difference_vox"] == 0
+    assert missing.scores["hd95_vox"] == pytest.approx(image_diagonal((4, 20, 24)))

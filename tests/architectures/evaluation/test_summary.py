@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.scoring import OK, Row
-from trifuse.architectures.evaluation.summary import MEAN_OF_CLASSES, Scored, format_summary, summarise
+from trifuse.architectures.evaluation.summary import (
+    MEAN_OF_CLASSES,
+    Scored,
+    case_by_class_cells,
+    format_summary,
+    overall,
+    side_by_side_cells,
+    summarise,
+    summarise_runs,
+)
 
 STRICT = Conventions()
 
@@ -54,3 +65,66 @@ def test_summary_as_text_names_its_conventions_and_what_it_left_out():
     assert lines[3].startswith("atrium     2  0.850 ± 0.071")
     assert "0.900 ± -" in lines[3]
     assert lines[-1] == "Sensitivity of atrium: 1 of 2 undefined and left out of the mean."
+
+
+TRANSUNET = Conventions("transunet")
+
+
+def transunet_row(case_id: str, dsc: float, hd95: float, class_name: str) -> Row:
+    values = {metric: hd95 if metric == "hd95_vox" else dsc for metric in TRANSUNET.metrics}
+    return Row(case_id, case_id, class_name, None, OK, values, TRANSUNET)
+
+
+def both_conventions() -> list[list[Row]]:
+    strict = [row(c, 0.1 * i, class_name=k, hd95_mm=10.0 * i) for i, (c, k) in enumerate(product("ab", ("LV", "RV")))]
+    voxels = [transunet_row(c, 0.2 * i, 5.0 * i, k) for i, (c, k) in enumerate(product("ab", ("LV", "RV")))]
+    return [strict, voxels]
+
+
+def test_two_conventions_side_by_side_keep_their_columns_and_units():
+    scored = [Scored(rows[0].conventions, summarise(rows)) for rows in both_conventions()]
+    header, lines = side_by_side_cells(scored)
+    assert header == [
+        "Mean ± SD",
+        "DSC (strict)",
+        "HD95, mm (strict)",
+        "DSC (transunet)",
+        "HD95, voxels (transunet)",
+    ]
+    assert [line[0] for line in lines] == ["LV", "RV", MEAN_OF_CLASSES]
+    assert lines[0][1:] == ["0.100 ± 0.141", "10.00 ± 14.14", "0.200 ± 0.283", "5.00 ± 7.07"]
+    assert lines[1][1:] == ["0.200 ± 0.141", "20.00 ± 14.14", "0.400 ± 0.283", "10.00 ± 7.07"]
+    text = format_summary(*scored)
+    assert text.index(STRICT.describe()) < text.index(TRANSUNET.describe()) < text.index("DSC (strict)")
+
+
+def test_undefined_scores_name_their_convention():
+    strict, voxels = both_conventions()
+    strict[0].scores["dsc"] = math.nan
+    strict[0].scores["iou"] = math.nan  # is not shown, and not spoken of
+    text = format_summary(*(Scored(rows[0].conventions, summarise(rows)) for rows in (strict, voxels)))
+    assert "strict: DSC of LV: 1 of 2 undefined and left out of the mean." in text
+    assert "IoU" not in text
+
+
+def test_cases_by_class():
+    header, lines = case_by_class_cells(both_conventions()[1])
+    assert header == ["DSC / HD95, voxels (transunet)", "LV", "RV"]
+    assert lines == [["a", "0.000 / 0.00", "0.200 / 5.00"], ["b", "0.400 / 10.00", "0.600 / 15.00"]]
+    failed = [replace(one, status="missing prediction") for one in both_conventions()[0][:2]]
+    assert case_by_class_cells(failed)[1][0][0] == "a (missing prediction)"
+
+
+def test_the_mean_of_classes_is_that_of_their_means_over_cases():
+    """With one score undefined the mean over cases of the mean over classes would be another number."""
+    rows = [row("a", 0.9), row("a", math.nan, class_name="scar"), row("b", 0.7), row("b", 0.2, class_name="scar")]
+    (dsc,) = (s for s in overall(summarise(rows)) if s.metric == "dsc")
+    assert dsc.mean == pytest.approx(((0.9 + 0.7) / 2 + 0.2) / 2)
+    assert dsc.mean != pytest.approx((0.9 + (0.7 + 0.2) / 2) / 2)
+
+
+def test_runs_are_summarised_by_their_own_means():
+    runs = [[row("a", 0.8), row("b", 0.6)], [row("a", 0.9), row("b", 0.9)], [row("a", 0.5), row("b", 0.7)]]
+    dsc = next(s for s in summarise_runs(runs) if s.metric == "dsc")
+    assert (dsc.mean, dsc.count) == (pytest.approx((0.7 + 0.9 + 0.6) / 3), 3)
+    assert dsc.sd == pytest.approx(np.std([0.7, 0.9, 0.6], ddof=1))

@@ -1,0 +1,206 @@
+"""FIAS from a study to a report: the paper's recipe, its scores side by side, and what cannot be trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trifuse.architectures.data.abdomen_phantom import write_abdomen_phantom
+from trifuse.architectures.data.preparation import Preparation
+from trifuse.architectures.evaluation.metrics import Conventions
+from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.fias.model import Fias, FiasConfig
+from trifuse.architectures.fias.train import (
+    ABLATION,
+    ACDC,
+    SYNAPSE,
+    FiasRecipe,
+    layout_defaults,
+    paper_tables,
+    train,
+    train_repeats,
+)
+from trifuse.architectures.fias.variants import DilateFormerShape
+from trifuse.architectures.networks import load_network
+from trifuse.architectures.pretrained import config_to_json
+from trifuse.architectures.run import with_classes
+from trifuse.kernels import CheckpointError, DataError
+
+TINY = DilateFormerShape(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3))
+
+
+def tiny_recipe(study: Path, **training) -> FiasRecipe:
+    """Return the paper's recipe with a network and slices small enough for a second."""
+    recipe = FiasRecipe(network=FiasConfig(variant=TINY, decoder_heads=(2, 2, 2, 2)))
+    preparation = replace(recipe.data.preparation, intensity="as_is")
+    data = replace(
+        recipe.data,
+        root=str(study),
+        label_space="transunet9",
+        image_size=32,
+        keep="foreground",
+        preparation=preparation,
+    )
+    options = {"epochs": 1, "batch_size": 8, "lr": 1e-3, "device": "cpu", **training}
+    return replace(recipe, data=data, training=replace(recipe.training, **options))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("abdomen")
+    write_abdomen_phantom(folder, cases=3, size=(48, 48, 12))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(study, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert train(tiny_recipe(study), out, command=["trifuse", "train", "fias"]) == out / "report.md"
+    return out
+
+
+def test_defaults_are_the_papers():
+    recipe = FiasRecipe()
+    training = recipe.training
+    assert (training.optimizer, training.lr, training.weight_decay) == ("adam", 1e-4, 1e-4)
+    assert (training.schedule, training.warmup_epochs) == ("constant", 0)
+    assert (training.batch_size, training.epochs, training.seed) == (2, 300, 2222)
+    assert (recipe.data.image_size, recipe.data.augment) == (256, "transunet")
+    assert recipe.data.preparation == Preparation(resize="cubic", channels=1, restore="labels")
+    assert (recipe.gamma, recipe.subsets, recipe.reduction) == (0.4, "mutation", "sum")
+    assert recipe.network == FiasConfig()
+
+
+@pytest.mark.parametrize(
+    ("layout", "epochs", "intensity"),
+    [("synapse", 300, "as_is"), ("acdc", 400, "percentiles"), ("acdc_slices", 400, "percentiles"),
+     ("nnunet", 300, "percentiles")],
+)  # fmt: skip
+def test_a_layout_has_defaults_of_its_own(layout, epochs, intensity):
+    defaults = layout_defaults(layout)
+    assert defaults.get("training.epochs", FiasRecipe().training.epochs) == epochs
+    assert defaults.get("data.preparation.intensity", FiasRecipe().data.preparation.intensity) == intensity
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gamma": 1.5}, r"gamma must be in \[0, 1\], got 1.5"),
+        ({"data": replace(FiasRecipe().data, image_size=250)}, "multiple of 32, got 250"),
+        ({"network": FiasConfig(in_channels=3)}, "channels is 1, but network.in_channels is 3"),
+    ],
+)
+def test_rejects(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(FiasRecipe(), **change)
+
+
+def test_any_size_may_be_padded():
+    recipe = FiasRecipe()
+    assert replace(recipe, network=FiasConfig(pad=True), data=replace(recipe.data, image_size=250))
+
+
+def test_a_run_leaves_a_report_under_two_conventions(finished):
+    report = (finished / "report.md").read_text()
+    assert report.startswith("# FIAS (12 channels) on abdomen")
+    header = "| Mean ± SD | DSC (strict) | HD95, voxels (strict) | DSC (transunet) | HD95, voxels (transunet) |"
+    assert header in report
+    for organ in ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach"):
+        assert f"| {organ} |" in report
+    assert "| mean of classes |" in report
+    assert report.index("| mean of classes |") < report.index("Paper-reported: Synapse")
+    assert "the table" in report  # the paper's own contradictions stay visible
+    conventions = [read_case_table(finished / name)[0].conventions
+                   for name in ("test_cases.csv", "test_transunet_cases.csv")]  # fmt: skip
+    assert conventions == [Conventions("strict").in_voxels(), Conventions("transunet").in_voxels()]
+    for name in ("run.json", "split.json", "best/model.safetensors", "figures/test/overlays.png", "test_summary.csv"):
+        assert (finished / name).stat().st_size > 0
+
+
+def test_nothing_is_in_mm_where_nobody_knows_the_spacing(finished):
+    for path in (finished / "report.md", *finished.glob("*.csv")):
+        assert not re.search(r"\bmm\b|\bmL\b|_mm|_ml\b", path.read_text()), path.name
+    assert "unknown to the files: distances and volumes are in voxels" in (finished / "report.md").read_text()
+
+
+def test_the_mean_is_over_cases_first_then_over_classes(finished):
+    rows = read_case_table(finished / "test_cases.csv")
+    names = list(dict.fromkeys(row.class_name for row in rows))
+    assert len(names) == 8
+    of_class = [[row.scores["dsc"] for row in rows if row.class_name == name] for name in names]
+    mean = sum(sum(scores) / len(scores) for scores in of_class) / 8
+    (line,) = (
+        line
+        for line in csv.DictReader((finished / "test_summary.csv").open())
+        if (line["class_name"], line["metric"]) == ("mean of classes", "dsc") and "strict" in line["conventions"]
+    )
+    assert float(line["mean"]) == pytest.approx(mean)
+
+
+def test_the_run_is_described_and_its_network_comes_back_with_it(finished):
+    config = json.loads((finished / "run.json").read_text())["config"]
+    assert (config["architecture"], config["network"]["num_classes"]) == ("fias", 9)
+    assert (config["gamma"], config["subsets"], config["reduction"]) == (0.4, "mutation", "sum")
+    network, data = load_network(finished)
+    assert isinstance(network, Fias)
+    assert not network.training
+    assert (data.image_size, data.preparation.intensity, data.preparation.restore) == (32, "as_is", "labels")
+    network, data = load_network(finished / "best")  # without its run
+    assert data == FiasRecipe().data
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 9, 32, 32)
+
+
+def test_a_damaged_run_is_refused(finished, tmp_path):
+    (tmp_path / "best").symlink_to(finished / "best")
+    for text, said in (("{", "description of a run"), ('{"config": {"data": {"sizes": 3}}}', "unknown field 'sizes'")):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            load_network(tmp_path)
+
+
+@pytest.mark.parametrize("own", [1, 5])
+def test_a_network_of_other_classes_is_refused(own):
+    recipe = replace(FiasRecipe(), network=FiasConfig(num_classes=own))
+    with pytest.raises(DataError, match=rf"4 with the background.*{own}|{own}.*4 with the background"):
+        with_classes(recipe, 4)
+
+
+def test_the_number_of_classes_follows_the_study():
+    assert with_classes(FiasRecipe(), 4).network.num_classes == 4
+    assert with_classes(replace(FiasRecipe(), network=FiasConfig(num_classes=4)), 4).network.num_classes == 4
+
+
+def test_the_papers_tables_stand_where_they_can_be_compared():
+    assert paper_tables(8) == [SYNAPSE, ABLATION]
+    assert paper_tables(3) == [ACDC, ABLATION]
+    assert paper_tables(2) == [ABLATION]
+    for table in (SYNAPSE, ACDC, ABLATION):
+        assert table.title.startswith("Paper-reported")
+        assert {len(row) for row in table.rows} == {len(table.header)}
+    assert [row[0] for row in SYNAPSE.rows][-1] == "FIAS"
+    assert "89.06" in SYNAPSE.note
+    assert "caption says ACDC" in ABLATION.note
+
+
+def test_repeats_differ_in_their_seeds_alone(study, tmp_path):
+    recipe = tiny_recipe(study)
+    report = train_repeats(recipe, tmp_path / "out", 2)
+    runs = [json.loads((tmp_path / "out" / f"run_{k}" / "run.json").read_text()) for k in (1, 2)]
+    assert [run["recipe"]["seed"] for run in runs] == [2223, 2224]
+    assert [run["config"]["network"]["init_seed"] for run in runs] == [1, 2]
+    for run in runs:
+        run["recipe"].pop("seed")
+        run["config"]["network"].pop("init_seed")
+    assert runs[0] == runs[1]
+    assert runs[0]["config"]["data"] == config_to_json(recipe.data)
+    text = report.read_text()
+    assert "mean ± SD over 2 runs of 1 case" in text
+    assert "| run_2 | 2224 |" in text
+    assert "Paper-reported: Synapse" in text
