@@ -17,6 +17,7 @@ from trifuse.kernels.errors import DataError
 from .cases import Layout, scan_study
 from .layout import StudyOptions, Targets
 from .nnunet_raw import compare_with_nnunet
+from .split import verify_split
 from .study import Case, Study, load_raw_case, map_labels, missing_files
 from .synapse import doubted_numbering
 from .volume import Volume
@@ -49,7 +50,12 @@ def check_folder(
     study, problems = scan_study(root, layout, targets, **options)
     findings = check_study(study, digests=digests)
     known = {str(error) for error in problems}
-    further = tuple(error for error in findings.errors if str(error) not in known)
+    further = [error for error in findings.errors if str(error) not in known]
+    if not problems and study.split is not None and study.split.train:
+        try:
+            verify_split(study, study.split)
+        except DataError as error:
+            further.append(error)
     return Findings(study, (*problems, *further), findings.warnings)
 
 

@@ -192,6 +192,8 @@ def test_d28_a_patient_in_two_parts(prepared):
     put_slices(prepared / "valid", ["case_001_slice_0"])
     with pytest.raises(DataError, match="same patient in two parts"):
         DataRecipe().choose_split(open_study(prepared))
+    (error,) = check_folder(prepared).errors
+    assert "case_001_ED in train and case_001 in val" in str(error)
 
 
 def test_names_that_tell_no_slice(prepared):
