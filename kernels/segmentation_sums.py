@@ -131,7 +131,7 @@ class _ChunkedSums(torch.autograd.Function):
 def _launch_forward(
     maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from .gpu import mutation_loss as gpu
+    from .gpu import dice_ce_loss as gpu
 
     return gpu.forward(maps, target, squared, ignore_index)
 
@@ -231,7 +231,8 @@ def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: in
                 "convert with .to(...)"
             )
         coarse = isinstance(target, Tensor) and target.ndim == 3
-        if coarse and (logits.shape[2] > target.shape[1] or logits.shape[3] > target.shape[2]):
+        sizes = zip(logits.shape[2:], target.shape[1:], strict=True) if coarse else ()
+        if any(small != large and not 0 < small < large for small, large in sizes):
             raise ShapeError(
                 f"{op}: {name} is {tuple(logits.shape[2:])}; expected at most the target's size "
                 f"{tuple(target.shape[1:])}; crop or pool it, or give the target at full size"
