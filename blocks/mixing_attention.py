@@ -44,8 +44,8 @@ class UpsampledJoin(nn.Module):
         wanted = (len(x), self.dim, scale * x.shape[-2], scale * x.shape[-1])
         if x.ndim != 4 or x.shape[1] != channels or skip.shape != wanted:
             raise ShapeError(
-                f"expected a map (B, {channels}, H, W) and a skip map (B, {self.dim}, {scale} H, {scale} W), "
-                f"got {tuple(x.shape)} and {tuple(skip.shape)}"
+                f"decoder block: expected a map (B, {channels}, H, W) and a skip map "
+                f"(B, {self.dim}, {scale} H, {scale} W), got {tuple(x.shape)} and {tuple(skip.shape)}"
             )
         if self.up is not None:
             x = self.up(F.interpolate(x, size=skip.shape[-2:], mode="bilinear"))

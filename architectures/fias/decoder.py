@@ -69,7 +69,7 @@ class FiasDecoder(nn.Module):
         norm: ``"batch"``, ``"instance"`` or ``"group"``.
         block: further arguments of `MixingAttention`.
 
-    Source: FIAS, Eqs. 7-10 and section II-C.
+    Source: FIAS, Eqs. 7-10; the last three blocks have heads.
     """
 
     def __init__(
