@@ -29,35 +29,8 @@ from .acdc import acdc_classes, has_acdc_slices, patient_folders, scan_acdc, sca
 from .layout import Classes, Found, LabelSpace, StudyOptions, Targets, chosen_classes
 from .nifti import SUFFIXES, nifti_files
 from .nnunet_raw import is_nnunet, scan_nnunet
-from .study import (
-    Case,
-    Study,
-    listed,
-    load_case,
-    load_image,
-    load_raw_case,
-    map_labels,
-    missing_files,
-    natural_key,
-)
+from .study import Case, Study, listed, missing_files, natural_key
 from .synapse import is_synapse, scan_synapse, synapse_classes
-
-__all__ = [
-    "Case",
-    "Layout",
-    "Study",
-    "Targets",
-    "layout_of",
-    "load_case",
-    "load_image",
-    "load_raw_case",
-    "map_labels",
-    "missing_files",
-    "natural_key",
-    "open_images",
-    "open_study",
-    "scan_study",
-]
 
 Layout = Literal["auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices"]
 

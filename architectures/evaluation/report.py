@@ -40,7 +40,7 @@ from .summary import (
 from .tables import write_case_table, write_summary_table
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.cases import Study
+    from trifuse.architectures.data.study import Study
 
 REPORT = "report.md"
 _ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s='"(:,])|^)(?:~?/|[A-Za-z]:[\\/])(?=\w)[^\s'",;)]*""")

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from trifuse.architectures.config_json import config_to_json
-from trifuse.architectures.data.cases import load_case, open_study
+from trifuse.architectures.data.cases import open_study
 from trifuse.architectures.data.nifti import read_image
 from trifuse.architectures.data.preparation import Preparation, preprocess_volume, resized_labels
+from trifuse.architectures.data.study import load_case
 from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases, predict_volume
 from trifuse.architectures.weights_file import digest_of_tensors
 from trifuse.kernels import DataError, NumericError

@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.cases import load_case, open_study
+from trifuse.architectures.data.cases import open_study
 from trifuse.architectures.data.nifti import new_volume, write_labels
+from trifuse.architectures.data.study import load_case
 from trifuse.architectures.evaluation import scoring
 from trifuse.architectures.evaluation.metrics import Conventions, case_metrics, image_diagonal
 from trifuse.architectures.evaluation.scoring import EXTRA, MISSING, NOTHING_LABELLED, OK, evaluate_cases, score_case
