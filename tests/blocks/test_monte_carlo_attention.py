@@ -64,7 +64,7 @@ def assert_golden(fixture, dtype, results):
 def test_golden_evaluation(fixture_name, name, dtype):
     fixture = load_fixture(fixture_name)
     block, published = golden_block(fixture, dtype)
-    x = fixture.tensors["input"].to(dtype).requires_grad_()
+    x = fixture.tensors["input"].to(dtype, copy=True).requires_grad_()
     with backend(name):
         out = block.eval()(x)
         out.backward(fixture.tensors["cotangent"].to(dtype))
@@ -84,7 +84,7 @@ def test_golden_training_draws(fixture_name, name, dtype, monkeypatch):
         case = f"train{index}"
         order = fixture.tensors.get(f"{case}.spatial_perm")
         assert draw["order_shuffled"] == (order is not None)
-        x = fixture.tensors["input"].to(dtype).requires_grad_()
+        x = fixture.tensors["input"].to(dtype, copy=True).requires_grad_()
         drawn = torch.tensor(draw["pool"]), torch.tensor(draw["picked_cell"]), order
         monkeypatch.setattr(block, "draw_cell", lambda x, generator, drawn=drawn: drawn)
         with backend(name):

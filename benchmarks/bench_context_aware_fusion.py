@@ -1,0 +1,97 @@
+"""Context-aware fusion, and its gate of positions, against what people write without them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from trifuse.blocks import ContextAwareFusion
+from trifuse.kernels import spatial_gate
+
+from . import gate_baselines as baselines
+from .harness import Case, Comparison, Pass, clock
+
+PARAMETERS = [name for name, _ in ContextAwareFusion(1).named_parameters()]
+
+
+def fusion_case(dim: int, side: int, batch: int, device: str) -> Case:
+    """Make a case of one stage of FIAS: two maps and the block's parameters."""
+
+    def arguments(device: torch.device) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        maps = [torch.randn(batch, dim, side, side, generator=generator).to(device) for _ in range(2)]
+        block = ContextAwareFusion(dim)
+        block.reset_parameters(generator)
+        return *maps, *(parameter.detach().to(device) for parameter in block.parameters())
+
+    return Case(f"FIAS stage of {dim} channels, batch {batch}, {side} x {side} float32", arguments, (device,))
+
+
+def gate_case(name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> Case:
+    """Make a case of maps of ``shape`` and one gate per position."""
+
+    def arguments(device: torch.device) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(device).manual_seed(0)
+        x = torch.randn(shape, generator=generator, device=device).to(dtype)
+        return x, torch.randn(shape[0], 1, *shape[2:], generator=generator, device=device)
+
+    return Case(f"{name}, {shape} {str(dtype).removeprefix('torch.')}", arguments, (device,))
+
+
+def fused(first: Tensor, second: Tensor, *parameters: Tensor) -> Tensor:
+    """Call the block with a case's parameters."""
+    with torch.device("meta"):
+        block = ContextAwareFusion(first.shape[1])
+    return functional_call(block, dict(zip(PARAMETERS, parameters, strict=True)), (first, second))
+
+
+STAGES = [(72, 64), (144, 32), (288, 16), (576, 8)]
+
+FUSION = Comparison(
+    name="context_aware_fusion",
+    cases=[
+        *(fusion_case(dim, side, 2, "cpu") for dim, side in STAGES),
+        *(fusion_case(dim, side, 16, "cuda") for dim, side in STAGES),
+    ],
+    passes=[Pass("forward"), Pass("forward + backward", leaves=lambda *tensors: tensors)],
+    providers={
+        "the equations as written": baselines.fusion_by_the_equations,
+        "torch.compile of them": baselines.compiled_fusion,
+        "trifuse": fused,
+    },
+    truth=baselines.fusion_by_the_equations,
+)
+
+GATE = Comparison(
+    name="spatial_gate",
+    cases=[
+        gate_case("FIAS fusion", (2, 72, 64, 64), torch.float32, "cpu"),
+        gate_case("FIAS fusion", (2, 576, 8, 8), torch.float32, "cpu"),
+        gate_case("FIAS fusion", (32, 64, 64, 64), torch.bfloat16, "cuda"),
+        gate_case("large", (16, 256, 64, 64), torch.bfloat16, "cuda"),
+    ],
+    passes=[
+        Pass("forward", least_bytes=lambda x, gate: 2 * x.nbytes),
+        Pass("forward + backward", leaves=lambda x, gate: [x, gate], least_bytes=lambda x, gate: 5 * x.nbytes),
+    ],
+    providers={
+        "sigmoid and multiply": baselines.broadcast_spatial_gate,
+        "torch.compile of it": baselines.compiled_spatial_gate,
+        "trifuse": spatial_gate,
+    },
+    truth=baselines.broadcast_spatial_gate,
+)
+
+
+@pytest.mark.benchmark(timer=clock)
+@FUSION.parametrize()
+def test_context_aware_fusion(show, case, timed, provider):
+    show(FUSION, case, timed, provider)
+
+
+@pytest.mark.benchmark(timer=clock)
+@GATE.parametrize()
+def test_spatial_gate(show, case, timed, provider):
+    show(GATE, case, timed, provider)
