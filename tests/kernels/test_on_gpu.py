@@ -66,13 +66,46 @@ def argmax_arguments(dtype):
         yield [normal(2, 5, side, side, dtype=dtype, seed=side).detach() for side in sides], size
 
 
+def gate_arguments(per_channel):
+    """Odd sizes, more channels and pixels than a tile, channels last, columns of a wider map, sums in parts."""
+
+    def arguments(dtype):
+        wide = normal(2, 5, 33, 50, dtype=dtype).detach()[..., 1:42].requires_grad_()
+        last = normal(2, 72, 64, 64, dtype=dtype).detach().contiguous(memory_format=torch.channels_last)
+        large = normal(1, 3, 200, 200, dtype=dtype)
+        for x in (
+            wide,
+            last.requires_grad_(),
+            large,
+            normal(2, 70, 4, 4, dtype=dtype),
+            normal(1, 1, 1, 1, dtype=dtype),
+        ):
+            yield x, normal(*(x.shape[:2] if per_channel else (len(x), 1, *x.shape[2:])), seed=1)
+
+    return arguments
+
+
+def pool_arguments(dtype):
+    """A draw in tensors, shared or not, in numbers, permuted or not, on the layouts that the gates take."""
+    for x, _ in gate_arguments(True)(dtype):
+        order = torch.randperm(x.shape[2] * x.shape[3], device="cuda")
+        scale, cell = torch.tensor(2, device="cuda"), torch.tensor([3, 1], device="cuda")[: len(x)]
+        yield x, {"scale": scale, "cell": cell, "permutation": order}
+        yield x, {"scale": scale, "cell": cell}
+        yield x, {"scale": 3, "cell": 5, "permutation": order.expand(len(x), -1)}
+        yield x, {"scale": 1, "cell": 0}
+
+
 # Each yields the arguments of one call; a dict at the end holds those with a keyword.
 ARGUMENTS = {
+    "channel_gate": gate_arguments(per_channel=True),
     "depthwise_multi_kernel": depthwise_arguments,
     "dilated_attention": dilated_arguments,
     "dilated_attention_weights": dilated_weights_arguments,
     "memory_efficient_attention": attention_arguments,
     "upsample_argmax": argmax_arguments,
+    "monte_carlo_pool": pool_arguments,
+    "spatial_gate": gate_arguments(per_channel=False),
     "weighted_block_fusion": fusion_arguments,
 }
 
