@@ -196,12 +196,12 @@ def _refuse_strange_values(label_map: Mapping[int, int], raw: Volume) -> None:
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
     if set(found) <= set(label_map):
         return
-    names = ", ".join(f'"class{value}": {value}' for value in found if value > 0)
+    targets = " ".join(f"--target class{value}={value}" for value in found if value > 0)
     known = sorted(label_map)
     raise DataError(
         raw.path,
         "labels",
         got="; ".join(f"value {value} in {count} voxels" for value, count in found.items()),
         want=f"{listed(known[:-1])} and {known[-1]}",
-        hint=f"name the values that you want to segment: targets={{{names}}}" if names else "",
+        hint=f"name the values that you want to segment: {targets}" if targets else "",
     )

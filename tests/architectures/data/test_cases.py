@@ -145,9 +145,9 @@ def test_targets_that_make_no_sense(tmp_path, put_case, targets):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((0, 255), ["value 255 in 24 voxels", 'targets={"class255": 255}']),
+        ((0, 255), ["value 255 in 24 voxels", "--target class255=255"]),
         ((0, -1), ["value -1 in 24 voxels"]),
-        ((0, 1, 2), ["value 1 in 12 voxels", "value 2 in 12 voxels", '"class2": 2']),
+        ((0, 1, 2), ["value 1 in 12 voxels", "value 2 in 12 voxels", "--target class2=2"]),
     ],
 )
 def test_d17_values_without_meaning(tmp_path, put_case, values, words):
