@@ -84,6 +84,7 @@ def forward(
     return overlap, predicted, surprise, true
 
 
+@torch.autocast("cpu", enabled=False)
 def backward(
     grads: tuple[Tensor, Tensor, Tensor],
     maps: Sequence[Tensor],

@@ -60,10 +60,11 @@ def segmentation_sums(
     if backend == "triton":
         return SegmentationSums(*torch.ops.trifuse.segmentation_sums(*arguments))
     if maps[0].device.type == "cpu" and target.numel():
-        if torch.compiler.is_compiling():
-            return SegmentationSums(*composed.CompiledSums.apply(target, squared, ignore_index, *maps))
-        if not _library.without_values((target, *maps)):
-            return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
+        with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
+            if torch.compiler.is_compiling():
+                return SegmentationSums(*composed.CompiledSums.apply(target, squared, ignore_index, *maps))
+            if not _library.without_values((target, *maps)):
+                return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
     return SegmentationSums(*composed.composed_sums(*arguments))
 
 
@@ -95,7 +96,7 @@ def dice_ce(
     per_class = torch.stack([sums.overlap, squares], 1)[..., first:]  # (B, 2, S, C)
     dice_part = per_class if batch_dice else _dice(per_class[:, 0], per_class[:, 1]).mean(-1)
     parts = [dice_part.flatten(1), sums.surprise, sums.true.sum(1, keepdim=True), torch.ones_like(weight)[:, None]]
-    total = weight @ torch.cat(parts, 1)
+    total = (weight[:, None] * torch.cat(parts, 1)).sum(0)  # a matrix product would be bfloat16 under autocast
     total = total if reduce is None else reduce(total)
     dice_total, surprise, pixels, samples = total.tensor_split((-subsets - 2, -2, -1))
     dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1) if batch_dice else dice_total / samples

@@ -53,7 +53,7 @@ def dice_ce_nnunet(
     """
     check_target("dice_ce_nnunet", logits, target, ignore_index)
     if logits.ndim != 4:  # which axis a pixel lies on does not matter
-        logits, target = logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)
+        logits, target = logits.unsqueeze(2).flatten(2, -2), target.unsqueeze(1).flatten(1, -2)
     sums = segmentation_sums([logits], target, squared=False, ignore_index=ignore_index)
     loss = dice_ce(
         sums,

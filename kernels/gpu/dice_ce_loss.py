@@ -2,8 +2,8 @@
 
 A thread owns one pixel at a time: it reads, or interpolates, the logits of all maps and classes into registers, takes
 their exponentials once, each relative to its map's maximum, and multiplies these for every subset. A tile is TILE
-pixels of one row; a program walks down some rows of one sample. Where no map is coarse, the pixels are not rows but one line,
-cut into rows of TILE pixels.
+pixels of one row; a program walks down some rows of one sample. Where no map is coarse, the pixels are not rows but one
+line, cut into rows of TILE pixels.
 
 A subset's sums stay in registers during the walk, and each program writes one partial sum; as many subsets as registers
 allow share a launch. Where maps disagree so far that a product of exponentials underflows, a second launch takes

@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trifuse.architectures.training.losses import (
+    MutationLoss,
     SegmentationLoss,
     deep_supervision_weights,
     dice_ce_nnunet,
     dice_nnunet,
 )
+from trifuse.kernels import mutation_loss
 from trifuse.kernels.errors import ShapeError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "losses"
@@ -168,3 +170,59 @@ def test_rejects():
         dice_ce_nnunet(logits[:, :1], torch.full_like(target, 2))
     ignored = target.index_fill(2, torch.tensor([0]), 255)
     assert dice_ce_nnunet(logits, ignored, ignore_index=255).isfinite()
+
+
+def test_any_number_of_spatial_axes():
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 3, 4, 5, 6, generator=generator)
+    target = torch.randint(0, 3, (2, 4, 5, 6), generator=generator)
+    expected = dice_ce_nnunet(logits.flatten(2, 3), target.flatten(1, 2))
+    torch.testing.assert_close(dice_ce_nnunet(logits, target), expected)
+    torch.testing.assert_close(dice_ce_nnunet(logits.flatten(2), target.flatten(1)), expected)
+
+
+def in_two_halves(loss, outputs, batch):
+    """The loss as either of two ranks sees it; each rank has half of the samples, and reduce adds up their sums."""
+    halves = [slice(0, 2), slice(2, None)]
+    sums = []
+
+    def record(values):
+        sums.append(values)
+        return values
+
+    for half in halves:
+        loss([x[half] for x in outputs], {key: value[half] for key, value in batch.items()}, record)
+    calls = len(sums) // 2
+    others = iter(sums[calls:])
+    return loss(
+        [x[halves[0]] for x in outputs],
+        {key: value[halves[0]] for key, value in batch.items()},
+        lambda values: values + next(others),
+    )
+
+
+@pytest.mark.parametrize("subsets", ["mutation", "deep_supervision", "last"])
+def test_mutation_loss_of_two_ranks_is_that_of_the_whole_batch(subsets):
+    generator = torch.Generator().manual_seed(6)
+    outputs = [torch.randn(5, 3, s, s, generator=generator, dtype=torch.float64, requires_grad=True) for s in (2, 4)]
+    batch = {"target": torch.randint(0, 3, (5, 8, 8), generator=generator)}
+    loss = MutationLoss(subsets=subsets, ignore_index=1)
+    whole = loss(outputs, batch, None)
+    torch.testing.assert_close(whole, mutation_loss(outputs, batch["target"], subsets=subsets, ignore_index=1))
+    split = in_two_halves(loss, outputs, batch)
+    torch.testing.assert_close(split, whole)
+    torch.testing.assert_close(
+        torch.autograd.grad(split, outputs[-1]), torch.autograd.grad(whole, outputs[-1]), rtol=1e-10, atol=0
+    )
+
+
+def test_mutation_loss_of_one_output_and_of_silenced_samples():
+    generator = torch.Generator().manual_seed(7)
+    outputs = torch.randn(3, 3, 4, 4, generator=generator, requires_grad=True)
+    target = torch.randint(0, 3, (3, 8, 8), generator=generator)
+    batch = {"target": target, "sample_weight": torch.tensor([1.0, 1.0, 0.0])}
+    loss = MutationLoss(reduction="mean")(outputs, batch, None)
+    torch.testing.assert_close(loss, mutation_loss([outputs[:2]], target[:2]))
+    loss.backward()
+    assert bool((outputs.grad[2] == 0).all())
+    assert bool((outputs.grad[:2] != 0).any())

@@ -1,0 +1,54 @@
+"""The loss over all subsets: one fused operator against one loss for each subset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from trifuse.kernels import mutation_loss
+
+from . import segmentation_loss_baselines as baselines
+from .harness import Case, Comparison, Pass, clock
+
+
+def loss_case(name: str, samples: int, sides: Sequence[int], full: int, dtype: torch.dtype, *, device: str) -> Case:
+    """Make a case of maps (samples, 9, side, side) and a target at ``full`` squared."""
+
+    def arguments(device: torch.device) -> tuple[list[Tensor], Tensor]:
+        generator = torch.Generator(device).manual_seed(0)
+        maps = [torch.randn(samples, 9, s, s, generator=generator, device=device).to(dtype) for s in sides]
+        return maps, torch.randint(0, 9, (samples, full, full), generator=generator, device=device)
+
+    size = f"({samples},9,{'/'.join(map(str, sides))})"
+    return Case(f"{name}, {size} {str(dtype).removeprefix('torch.')}", arguments, (device,))
+
+
+COMPARISON = Comparison(
+    name="mutation_loss",
+    cases=[
+        loss_case("full maps", 2, (256, 256, 256), 256, torch.float32, device="cpu"),
+        loss_case("FIAS heads", 2, (16, 32, 64), 256, torch.float32, device="cpu"),
+        loss_case("full maps", 2, (224, 224, 224), 224, torch.float32, device="cuda"),
+        loss_case("full maps", 24, (224, 224, 224), 224, torch.float32, device="cuda"),
+        loss_case("FIAS heads", 24, (16, 32, 64), 256, torch.float32, device="cuda"),
+    ],
+    passes=[Pass("forward"), Pass("forward + backward", leaves=lambda maps, target: maps)],
+    providers={
+        "seven losses": baselines.separate_losses,
+        "torch.compile of seven losses": baselines.compiled_separate_losses,
+        "MONAI DiceCELoss, seven times": baselines.separate_monai_losses,
+        "trifuse": mutation_loss,
+        "torch.compile of trifuse": torch.compile(mutation_loss, dynamic=False, fullgraph=True),
+    },
+    truth=baselines.separate_losses,
+    missing={"MONAI DiceCELoss, seven times": baselines.MONAI_MISSING} if baselines.MONAI_MISSING else {},
+)
+
+
+@pytest.mark.benchmark(timer=clock)
+@COMPARISON.parametrize()
+def test_mutation_loss(show, case, timed, provider):
+    show(COMPARISON, case, timed, provider)
