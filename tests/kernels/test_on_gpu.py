@@ -97,12 +97,37 @@ def pool_arguments(dtype):
 
 
 # Each yields the arguments of one call; a dict at the end holds those with a keyword.
+def segmentation_maps(dtype, *sizes, classes=9):
+    return [normal(2, classes, *size, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
+
+
+def labels(*shape, classes=9):
+    return torch.randint(0, classes, shape, generator=torch.Generator().manual_seed(0)).to("cuda")
+
+
+def mutation_arguments(dtype):
+    """Full and coarse maps, sizes that do not divide, maps that disagree beyond an exponential, many classes."""
+    yield segmentation_maps(dtype, *[(37, 150)] * 3), labels(2, 37, 150)
+    yield segmentation_maps(dtype, (8, 8), (16, 16), (32, 32)), labels(2, 128, 128)
+    yield segmentation_maps(dtype, (5, 7), (64, 33)), labels(2, 70, 200)
+    far = [(150 * m.detach()).requires_grad_() for m in segmentation_maps(dtype, (16, 16), (32, 32))]
+    yield far, labels(2, 32, 32)
+    yield segmentation_maps(dtype, (24, 24), classes=32), labels(2, 24, 24, classes=32)
+
+
+def dice_ce_arguments(dtype):
+    yield segmentation_maps(dtype, (40, 33))[0], labels(2, 40, 33)
+    yield segmentation_maps(dtype, (8, 8), classes=1)[0], labels(2, 20, 20, classes=2)
+
+
 ARGUMENTS = {
+    "dice_ce_loss": dice_ce_arguments,
     "channel_gate": gate_arguments(per_channel=True),
     "depthwise_multi_kernel": depthwise_arguments,
     "dilated_attention": dilated_arguments,
     "dilated_attention_weights": dilated_weights_arguments,
     "memory_efficient_attention": attention_arguments,
+    "mutation_loss": mutation_arguments,
     "upsample_argmax": argmax_arguments,
     "monte_carlo_pool": pool_arguments,
     "spatial_gate": gate_arguments(per_channel=False),
