@@ -107,9 +107,9 @@ class ContextAwareFusion(nn.Module):
         else:
             weights = self.spatial_global.weight, self.spatial_local.weight
             gate = mean_projection(global_features, local_features, *weights)
-        if self.spatial is not None:
-            return self.spatial(gate)
-        return gate + self.spatial_global.bias
+        if self.spatial_global.bias is not None:
+            gate = gate + self.spatial_global.bias
+        return gate if self.spatial is None else self.spatial(gate)
 
     def _check(self, name: str, features: Tensor) -> None:
         if features.ndim != 4 or features.shape[1] != self.dim:
