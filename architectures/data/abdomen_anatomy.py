@@ -129,7 +129,7 @@ class Abdomen:
         self._paint_spleen()
         self._paint_stomach()
         blood = self._enhanced(165)
-        self._paint(self._chain([self._near((-20, 32, 140)), self._near((-18, 34, -140))], [12]), blood - 15)
+        self._paint(self._chain([self._near((-22, 32, 140)), self._near((-20, 34, -140))], [12]), blood - 30)
         self._paint_kidneys()
         path = [
             self._near((-42, -8, 10)),
@@ -142,7 +142,7 @@ class Abdomen:
         self._paint_gallbladder()
         bend = self._near((9, 29, 0), 3)
         aorta = self._chain(
-            [self._near((12, 36, 150), 3), bend, self._near((4, 31, -150), 3)], [self.rng.uniform(10, 13)] * 2
+            [self._near((12, 36, 150), 3), bend, self._near((4, 31, -150), 3)], [self.rng.uniform(12, 15)] * 2
         )
         self._paint(aorta, blood, "aorta")
 
@@ -179,12 +179,12 @@ class Abdomen:
             depth = self._ball(centre, (26, 24, 50))
             self._paint(depth, self._enhanced(160), name)  # cortex, then medulla, then the fat of the sinus
             self._paint(depth - 8, self._enhanced(95) + self._texture(13, 16), name)
-            sinus = ellipsoid(self.position, centre - np.array([side * 22, 2, 0]), np.array([15.0, 9, 20]))
+            sinus = ellipsoid(self.position, centre - np.array([side * 22, 2, 0]), np.array([12.0, 7, 16]))
             self._paint(sinus, _FAT)
 
     def _paint_pancreas(self) -> None:
         path = [(-28, 4, -22), (-20, -2, -2), (8, -10, 8), (40, 8, 18), (70, 22, 30)]
-        depth = self._chain([self._near(point, 4) for point in path], [15, 12, 12, 12])
+        depth = self._chain([self._near(point, 4) for point in path], [17, 14, 14, 14])
         self._paint(depth, self._enhanced(92) + self._texture(7, 20), "pancreas")
 
     def _paint_gallbladder(self) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ..ablation import train_each, write_ablation
+from ..ablation import Scores, train_each, write_ablation
 from .demo import demo_recipe, write_demo_study
 from .train import train
 from .variants import EncoderShape
@@ -33,9 +34,9 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, comm
         command: the words to put below the table as the way to do it again.
     """
     study, split = write_demo_study(out, cases=cases)
-    rows = {}
+    rows: dict[tuple[str, ...], Scores] = {}
     for selection, integration in ROWS:
-        row = {"variant": ENCODER, "block_selection": selection, "spatial_integration": integration}
+        row: dict[str, Any] = {"variant": ENCODER, "block_selection": selection, "spatial_integration": integration}
         plain = [demo_recipe(study, split, epochs=epochs, seed=seed) for seed in range(seeds)]
         recipes = [replace(recipe, network=replace(recipe.network, **row)) for recipe in plain]
         name = f"{_slug(selection)}-{'image' if integration else 'no-image'}"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..ablation import train_each, write_ablation
+from ..ablation import Scores, train_each, write_ablation
 from .demo import demo_recipe, write_demo_study
 from .train import train
 
@@ -39,7 +39,7 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 8, cases: int = 16, comma
         command: the words to put below the table as the way to do it again.
     """
     study, split = write_demo_study(out, cases=cases)
-    rows = {}
+    rows: dict[tuple[str, ...], Scores] = {}
     for words, changes in ROWS.items():
         plain = [demo_recipe(study, split, epochs=epochs, seed=seed) for seed in range(seeds)]
         recipes = [replace(recipe, network=replace(recipe.network, **changes)) for recipe in plain]

@@ -18,7 +18,7 @@ from .variants import DilateFormerShape
 
 CASES = 20
 SIZE = (96, 96, 24)  # columns, rows and slices of each
-EPOCHS = 11
+EPOCHS = 10
 
 # One block for each stage: dilated attention in the first two, global attention in the others.
 ENCODER = DilateFormerShape(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3))
@@ -35,7 +35,7 @@ def demo_recipe(study: Path, split: Path, *, epochs: int = EPOCHS, seed: int = 0
             preparation=Preparation(intensity="as_is", resize="cubic", channels=1, restore="labels"),
         ),
         network=FiasConfig(variant=ENCODER, decoder_heads=(4, 4, 2, 2), drop_path=0.0, dropout=0.0, init_seed=seed),
-        training=Recipe(epochs=epochs, batch_size=8, lr=2e-3, weight_decay=1e-4, warmup_epochs=1, seed=seed),
+        training=Recipe(epochs=epochs, batch_size=8, lr=5e-3, weight_decay=1e-4, warmup_epochs=1, seed=seed),
     )
 
 
