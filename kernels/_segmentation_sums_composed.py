@@ -8,6 +8,7 @@ the graph takes another branch, which takes exponentials of the sums themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -85,15 +86,17 @@ def _sums(
     full: Sequence[Tensor], label: Tensor, counts: Tensor, truth: Tensor, squared: bool, *, direct: bool
 ) -> tuple[Tensor, ...]:
     """Return overlap, predicted and surprise of maps (B, K, P), and if not direct the smallest total."""
-    shared = () if direct else _exponentials(full, label)
+    shared = [] if direct else _exponentials(full, label)
     found = []
+    smallest: list[Tensor] = []
     for subset in subsets_of(len(full)):
-        p, missed, *smallest = _direct(full, label, subset) if direct else _product(*shared, subset)
+        p, missed, *least = _direct(full, label, subset) if direct else _product(shared, subset)
         p = p * counts
         surprise = torch.where(counts != 0, missed * counts, 0).sum((1, 2))
-        found.append(((p * truth).sum(2), (p * p if squared else p).sum(2), surprise, *smallest))
-    overlap, predicted, surprise, *smallest = zip(*found, strict=True)
-    return *(torch.stack(parts, 1) for parts in (overlap, predicted, surprise)), *map(_smallest, smallest)
+        found.append(((p * truth).sum(2), (p * p if squared else p).sum(2), surprise))
+        smallest += least
+    sums = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+    return *sums, *([] if direct else [torch.stack(smallest).amin()])
 
 
 def _gradients(
@@ -107,45 +110,39 @@ def _gradients(
     direct: bool,
 ) -> tuple[Tensor, ...]:
     """Return the gradient (B, K, P) of each map, and if not direct the smallest total."""
-    shared = () if direct else _exponentials(full, label)
+    shared = [] if direct else _exponentials(full, label)
     totals = [torch.zeros_like(m) for m in full]
-    smallest = []
+    smallest: list[Tensor] = []
     for s, subset in enumerate(subsets_of(len(full))):
-        p, _, *least = _direct(full, label, subset) if direct else _product(*shared, subset)
+        p, _, *least = _direct(full, label, subset) if direct else _product(shared, subset)
         of_overlap, of_predicted, of_surprise = (grad[:, s] for grad in slopes)
         of_p = of_overlap[..., None] * truth + of_predicted[..., None] * (2 * p if squared else 1)
         grad = p * (of_p - (p * of_p).sum(1, keepdim=True)) + of_surprise[:, None, None] * (p - truth)
         for i in subset:
             totals[i] = totals[i] + grad
         smallest += least
-    return *(total * counts for total in totals), *([] if direct else [_smallest(smallest)])
+    return *(total * counts for total in totals), *([] if direct else [torch.stack(smallest).amin()])
 
 
 def _direct(full: Sequence[Tensor], label: Tensor, subset: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the softmax (B, K, P) of a subset's sum, and -log p (B, 1, P) of the label."""
-    log_p = sum(full[i] for i in subset).log_softmax(1)
+    log_p = reduce(torch.add, [full[i] for i in subset]).log_softmax(1)
     return log_p.exp(), -log_p.gather(1, label)
 
 
-def _product(
-    exponentials: Sequence[Tensor], reached: Sequence[Tensor], subset: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same from the maps' exponentials, and the smallest total of their products."""
-    product = exponentials[subset[0]]
+def _product(shared: Sequence[tuple[Tensor, Tensor]], subset: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same from what the subsets share, and the smallest total of the products of exponentials."""
+    product, reached = shared[subset[0]]
     for i in subset[1:]:
-        product = product * exponentials[i]
+        product, reached = product * shared[i][0], reached + shared[i][1]
     total = product.sum(1, keepdim=True)
-    return product / total, total.log() - sum(reached[i] for i in subset), total.amin()
+    return product / total, total.log() - reached, total.amin()
 
 
-def _exponentials(full: Sequence[Tensor], label: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return exponentials relative to each map's maximum, and the label's logit below that maximum (B, 1, P)."""
+def _exponentials(full: Sequence[Tensor], label: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return each map's exponentials relative to its maximum, and the label's logit below that maximum (B, 1, P)."""
     distances = [m - m.amax(1, keepdim=True) for m in full]
-    return [d.exp() for d in distances], [d.gather(1, label) for d in distances]
-
-
-def _smallest(totals: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(totals)).amin()
+    return [(d.exp(), d.gather(1, label)) for d in distances]
 
 
 def _truth(label: Tensor, like: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def backward(
         for m, up in zip(maps, coarse, strict=True)
     ]
     for chunk in _chunks(maps, target, ignore_index):
-        found = _chunk_gradients(chunk, *(grad[chunk.samples] for grad in grads), squared)
+        found = _chunk_gradients(chunk, *(grad[chunk.samples] for grad in grads), squared=squared)
         for grad, total, up in zip(found, totals, coarse, strict=True):
             grad = grad.unflatten(2, (-1, full[1]))
             if up is None:
@@ -112,7 +113,7 @@ def backward(
 
 
 def _chunk_gradients(
-    chunk: Chunk, of_overlap: Tensor, of_predicted: Tensor, of_surprise: Tensor, squared: bool
+    chunk: Chunk, of_overlap: Tensor, of_predicted: Tensor, of_surprise: Tensor, *, squared: bool
 ) -> Tensor:
     """Return the gradients (n, b, K, P) of the maps; those of the sums are (b, S, K), (b, S, K) and (b, S).
 
@@ -167,7 +168,10 @@ def _softmaxes(values: Sequence[Tensor], p: Tensor, label: Tensor | None = None)
 
 def _direct_softmaxes(values: Sequence[Tensor], label: Tensor | None) -> tuple[Tensor, Tensor]:
     log_p = torch.stack(
-        [sum(v for i, v in enumerate(values) if number >> i & 1) for number in range(1, 2 ** len(values))]
+        [
+            reduce(torch.add, [v for i, v in enumerate(values) if number >> i & 1])
+            for number in range(1, 2 ** len(values))
+        ]
     ).log_softmax(2)
     missed = log_p[:, :, 0] if label is None else -log_p.gather(2, label.expand(len(log_p), -1, -1, -1)).squeeze(2)
     return log_p.exp(), missed

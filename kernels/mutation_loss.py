@@ -45,8 +45,8 @@ def mutation_loss_reference(
     """Define `mutation_loss`: bring all maps to the target's size, and add up one loss for each subset."""
     full = [upsampled(m, target.shape[1:]) for m in logits]
     n = len(full)
-    chosen: list[tuple[int, ...]]
-    chosen = {"mutation": subsets_of(n), "deep_supervision": [(i,) for i in range(n)], "last": [(n - 1,)]}[subsets]
+    chosen = subsets_of(n) if subsets == "mutation" else [(i,) for i in range(n)]
+    chosen = chosen[-1:] if subsets == "last" else chosen
     losses = [
         dice_ce_loss_reference(
             torch.stack([full[i] for i in subset]).sum(0),

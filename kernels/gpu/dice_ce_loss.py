@@ -320,7 +320,7 @@ def sums_case(
     """Return a case of the forward kernel, or of the backward kernel of `mutation_loss`, which reads the same."""
     backward = kernel is not _segmentation_sums_fwd_kernel
     subsets = 2**maps - 1
-    reads = {
+    reads: dict[str, str | tuple[str, ...]] = {
         "maps": (f"*{dtype}",) * maps,
         "strides": ("i32", "i32", "i32", "constexpr") * maps,
         "sizes": ("i32" if coarse else "constexpr",) * (2 * maps),
@@ -331,21 +331,29 @@ def sums_case(
     if backward:
         grads = {"grads": ("*fp32" if coarse else f"*{dtype}",) * maps, "folded": ("i32",) * maps}
         signature = {"slopes": "*fp32", **reads, **grads, **geometry}
-        switches = {"N": maps, "K": classes, "SUBSETS": subsets, "SQUARED": True, "STEPS": STEPS, "TILE": TILE}
+        switches: dict[str | tuple[int, ...], object] = {
+            "N": maps,
+            "K": classes,
+            "SUBSETS": subsets,
+            "SQUARED": True,
+            "STEPS": STEPS,
+            "TILE": TILE,
+        }
     else:
         signature = {**reads, **dict.fromkeys(("partial", "partial_true", "least"), "*fp32"), **geometry}
         count = subsets_per_launch(maps, classes)
         switches = {"N": maps, "K": classes, "FIRST": 0, "COUNT": min(count, subsets), "SUBSETS": subsets}
         switches |= {"SQUARED": True, "FAR": far, "STEPS": STEPS, "TILE": TILE}
     place = {name: position for position, name in enumerate(signature)}
-    constants: dict[str | tuple[int, int], object] = {"IGNORED": None, **switches}
-    constants |= {(place["strides"], 4 * i + 3): 1 for i in range(maps)} | {(place["target_strides"], 2): 1}
+    constants: dict[str | tuple[int, ...], object] = {"IGNORED": None, **switches}
+    contiguous = [(place["strides"], 4 * i + 3) for i in range(maps)] + [(place["target_strides"], 2)]
+    constants |= dict.fromkeys(contiguous, 1)
     if not coarse:
-        constants |= {(place["sizes"], i): None for i in range(2 * maps)}
+        constants |= dict.fromkeys([(place["sizes"], i) for i in range(2 * maps)])
     return StaticCase(
         name=f"{maps} {'coarse' if coarse else 'full'} maps, {dtype}, {'far' if far else 'near'}",
         kernel=kernel,
-        signature={**signature, **dict.fromkeys(switches, "constexpr")},
+        signature={**signature, **dict.fromkeys(map(str, switches), "constexpr")},
         constants=constants,
         aligned=("maps", "target", "partial", "partial_true", "slopes", "grads"),
         budgets=budgets(registers, shuffles=9 if backward else 9999),

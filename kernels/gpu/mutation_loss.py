@@ -239,7 +239,7 @@ def backward(
             num_warps=TILE // WARP_SIZE,
         )
         for result, partial, folded in zip(results, written, walk.folded, strict=True):
-            if result is not None and partial is not result:
+            if result is not None and partial is not None and folded:
                 _fold(partial, result, target.shape[1:], folded)
     return [result for result in results if result is not None]
 
@@ -270,7 +270,13 @@ def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int) -> No
 
 def _fold_case(classes: int, dtype: str, registers: tuple[int, ...]) -> StaticCase:
     numbers = ("cells", "strips", "folded", "height", "width", "coarse_height", "coarse_width")
-    switches = {"K": classes, "STEPS": STEPS, "REACH_DOWN": 2, "REACH_ACROSS": 13, "TILE": TILE}
+    switches: dict[str | tuple[int, ...], object] = {
+        "K": classes,
+        "STEPS": STEPS,
+        "REACH_DOWN": 2,
+        "REACH_ACROSS": 13,
+        "TILE": TILE,
+    }
     return StaticCase(
         name=f"fold rows, {dtype}",
         kernel=_fold_rows_kernel,
@@ -278,9 +284,9 @@ def _fold_case(classes: int, dtype: str, registers: tuple[int, ...]) -> StaticCa
             "partial": "*fp32",
             "grad": f"*{dtype}",
             **dict.fromkeys(numbers, "i32"),
-            **dict.fromkeys(switches, "constexpr"),
+            **dict.fromkeys(map(str, switches), "constexpr"),
         },
-        constants={**switches},
+        constants=switches,
         aligned=("partial", "grad"),
         budgets=budgets(registers, shuffles=0),
         threads=TILE,
