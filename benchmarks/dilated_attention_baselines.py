@@ -94,8 +94,5 @@ def _flex_attention():
     return torch.compile(flex_attention, dynamic=False)
 
 
-compiled_unfold_attention = torch.compile(unfold_attention, dynamic=False)
-compiled_shift_attention = torch.compile(shift_attention, dynamic=False)
-
 NATTEN_MISSING = "" if importlib.util.find_spec("natten") else "natten is not installed"
 FLEX_MISSING = "" if torch.cuda.is_available() else "FlexAttention has no backward pass on a CPU"

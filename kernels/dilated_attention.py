@@ -106,7 +106,7 @@ def _gathered(x: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------- plain PyTorch
 
 
-def _split(maps: Sequence[Tensor]) -> Sequence[Tensor]:
+def _split(maps: Sequence[Any]) -> Sequence[Any]:
     """Return queries, keys and values, which come one by one or packed in one map (B, H, W, 3 C)."""
     return maps[0].chunk(3, dim=-1) if len(maps) == 1 else maps
 
@@ -118,14 +118,14 @@ class _PlanarAttention(torch.autograd.Function):
     def forward(ctx, windows: Windows, *maps: Tensor) -> Tensor:
         ctx.windows = windows
         ctx.save_for_backward(*maps)
-        return dilated_planes.forward(*_split(maps), *windows[:4], windows.border == "mask")
+        return dilated_planes.forward(_split(maps), windows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, windows = ctx.saved_tensors, ctx.windows
         grads = [torch.empty(x.shape, dtype=x.dtype) for x in maps]
-        dilated_planes.backward(grad, _split(maps), _split(grads), *windows[:4], windows.border == "mask")
+        dilated_planes.backward(grad, _split(maps), _split(grads), windows)
         return None, *(x if needed else None for x, needed in zip(grads, ctx.needs_input_grad[1:], strict=True))
 
 
@@ -139,7 +139,7 @@ def _launch_forward(
 ) -> tuple[Tensor, Tensor]:
     from .gpu import dilated_attention as gpu
 
-    return gpu.forward(*_split(maps), num_heads, dilations, scale, border)
+    return gpu.forward(_split(maps), num_heads, dilations, scale, border)
 
 
 def _launch_backward(
@@ -285,12 +285,12 @@ def _attend(maps: tuple[Tensor, ...], windows: Windows) -> Tensor:
             )
         backend = "torch"
     if _library.under_functional_transform(maps):
-        return dilated_windows.attend(*_split(maps), windows)
+        return dilated_windows.attend(_split(maps), windows)
     if backend == "triton":
         options = (windows.num_heads, windows.dilations, windows.scale, windows.border)
         return torch.ops.trifuse.dilated_attention(maps, *options)[0]
     if maps[0].device.type != "cpu" or windows.border == "shift" or _library.without_values(maps):
-        return dilated_windows.attend(*_split(maps), windows)
+        return dilated_windows.attend(_split(maps), windows)
     return _PlanarAttention.apply(windows, *maps)
 
 

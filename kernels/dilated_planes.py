@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .dilated_windows import Windows
+
 CHUNK_ELEMENTS = 1 << 18  # of one map: the dozen maps that a chunk needs stay in a core's cache
 
 
@@ -85,93 +87,72 @@ class PlanarWindows:
         return torch.zeros_like(inside).masked_fill_(inside == 0, -torch.inf)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    num_heads: int,
-    kernel_size: int,
-    dilations: Sequence[int],
-    scale: float,
-    mask: bool,
-) -> Tensor:
-    """Attend with maps (B, H, W, C); ``mask`` hides the taps outside of the image instead of showing zeros there."""
-    out = torch.empty(q.shape, dtype=q.dtype)
-    for windows, (query, key, value, result) in _chunks([q, k, v, out], num_heads, kernel_size, dilations):
-        queries, keys, values = (windows.flatten(x) for x in (query, key, value))
-        weights = _weights(queries, keys, windows, scale, mask)
-        first, *others = zip(weights.unbind(1), windows.taps, strict=True)
-        attended = first[0][:, None] * values[..., first[1]]
-        for weight, tap in others:
+def forward(maps: Sequence[Tensor], windows: Windows) -> Tensor:
+    """Attend with the maps q, k and v, (B, H, W, C)."""
+    out = torch.empty(maps[0].shape, dtype=maps[0].dtype)
+    for planar, (*parts, result) in _chunks([*maps, out], windows):
+        queries, keys, values = (planar.flatten(x) for x in parts)
+        weights = _weights(queries, keys, planar, windows)
+        attended = torch.zeros(*queries.shape[:2], weights.shape[-1], dtype=queries.dtype)
+        for weight, tap in zip(weights.unbind(1), planar.taps, strict=True):
             attended.addcmul_(weight[:, None], values[..., tap])
-        windows.unflatten(attended, result)
+        planar.unflatten(attended, result)
     return out
 
 
-def backward(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    num_heads: int,
-    kernel_size: int,
-    dilations: Sequence[int],
-    scale: float,
-    mask: bool,
-) -> None:
+def backward(grad: Tensor, maps: Sequence[Tensor], grads: Sequence[Tensor], windows: Windows) -> None:
     """Write the gradients of the maps q, k and v into ``grads``, of their shape."""
-    for windows, (grad_part, *parts) in _chunks([grad, *maps, *grads], num_heads, kernel_size, dilations):
-        planes = [windows.flatten(x) for x in (grad_part, *parts[:3])]
-        for image, result in zip(_gradients(planes, windows, scale, mask), parts[3:], strict=True):
-            windows.unflatten(image, result)
+    for planar, parts in _chunks([grad, *maps, *grads], windows):
+        planes = [planar.flatten(x) for x in parts[:4]]
+        for image, result in zip(_gradients(planes, planar, windows), parts[4:], strict=True):
+            planar.unflatten(image, result)
 
 
-def _gradients(planes: Sequence[Tensor], windows: PlanarWindows, scale: float, mask: bool) -> Tensor:
+def _gradients(planes: Sequence[Tensor], planar: PlanarWindows, windows: Windows) -> Tensor:
     """Return the gradients of queries, keys and values, (3, n, d, elements of the image), from flat planes."""
     grad, queries, keys, values = planes
-    weights = _weights(queries, keys, windows, scale, mask)
-    weight_grads = _products(grad, values, windows, 1.0)
-    logit_grads = (weight_grads - (weights * weight_grads).sum(dim=1, keepdim=True)).mul_(weights).mul_(scale)
-    weights, logit_grads = _in_planes(weights, windows), _in_planes(logit_grads, windows)
-    result = torch.zeros(3, *queries.shape[:2], windows.height * windows.pitch, dtype=queries.dtype)
+    weights = _weights(queries, keys, planar, windows)
+    weight_grads = _products(grad, values, planar, 1.0)
+    logit_grads = (weight_grads - (weights * weight_grads).sum(dim=1, keepdim=True)).mul_(weights).mul_(windows.scale)
+    weights, logit_grads = _in_planes(weights, planar), _in_planes(logit_grads, planar)
+    result = torch.zeros(3, *queries.shape[:2], planar.height * planar.pitch, dtype=queries.dtype)
     query_grad, key_grad, value_grad = result
-    for t, (tap, seen_by) in enumerate(zip(windows.taps, reversed(windows.taps), strict=True)):
-        query_grad.addcmul_(logit_grads[:, t, None, windows.image], keys[..., tap])
+    for t, (tap, seen_by) in enumerate(zip(planar.taps, reversed(planar.taps), strict=True)):
+        query_grad.addcmul_(logit_grads[:, t, None, planar.image], keys[..., tap])
         key_grad.addcmul_(logit_grads[:, t, None, seen_by], queries[..., seen_by])
         value_grad.addcmul_(weights[:, t, None, seen_by], grad[..., seen_by])
     return result
 
 
-def _weights(queries: Tensor, keys: Tensor, windows: PlanarWindows, scale: float, mask: bool) -> Tensor:
+def _weights(queries: Tensor, keys: Tensor, planar: PlanarWindows, windows: Windows) -> Tensor:
     """Return the softmax over the taps, (n, taps, elements of the image)."""
-    logits = _products(queries, keys, windows, scale)
-    return torch.softmax(logits + windows.hidden(logits.dtype) if mask else logits, dim=1)
+    logits = _products(queries, keys, planar, windows.scale)
+    return torch.softmax(logits + planar.hidden(logits.dtype) if windows.border == "mask" else logits, dim=1)
 
 
-def _products(here: Tensor, there: Tensor, windows: PlanarWindows, factor: float) -> Tensor:
+def _products(here: Tensor, there: Tensor, planar: PlanarWindows, factor: float) -> Tensor:
     """Return the inner product of each pixel of one map with each of its taps in another, (n, taps, elements)."""
-    k = windows.kernel_size
-    result = torch.zeros(len(here), k, k, windows.height * windows.pitch, dtype=here.dtype)
-    channels = here[..., windows.image].unsqueeze(1).unsqueeze(1).unbind(3)
-    for channel, taps in zip(channels, windows.channels_of_taps(there), strict=True):
+    k = planar.kernel_size
+    result = torch.zeros(len(here), k, k, planar.height * planar.pitch, dtype=here.dtype)
+    channels = here[..., planar.image].unsqueeze(1).unsqueeze(1).unbind(3)
+    for channel, taps in zip(channels, planar.channels_of_taps(there), strict=True):
         result.addcmul_(channel, taps, value=factor)
     return result.flatten(1, 2)
 
 
-def _in_planes(image: Tensor, windows: PlanarWindows) -> Tensor:
+def _in_planes(image: Tensor, planar: PlanarWindows) -> Tensor:
     """Copy the image's part of planes into planes with zeros around it and between its rows."""
-    planes = image.new_zeros(*image.shape[:-1], windows.plane_elements)
-    windows.rows(planes[..., windows.image])[..., : windows.width] = windows.rows(image)[..., : windows.width]
+    planes = image.new_zeros(*image.shape[:-1], planar.plane_elements)
+    planar.rows(planes[..., planar.image])[..., : planar.width] = planar.rows(image)[..., : planar.width]
     return planes
 
 
-def _chunks(
-    maps: Sequence[Tensor], num_heads: int, kernel_size: int, dilations: Sequence[int]
-) -> Iterator[tuple[PlanarWindows, tuple[Tensor, ...]]]:
+def _chunks(maps: Sequence[Tensor], windows: Windows) -> Iterator[tuple[PlanarWindows, tuple[Tensor, ...]]]:
     """Cut maps (B, H, W, C) into views (n, H, W, heads of one dilation, d) of about CHUNK_ELEMENTS."""
     height, width = maps[0].shape[1:3]
-    groups = zip(*(x.unflatten(-1, (num_heads, -1)).chunk(len(dilations), dim=3) for x in maps), strict=True)
-    for dilation, group in zip(dilations, groups, strict=True):
-        windows = PlanarWindows(height, width, kernel_size, dilation)
+    groups = [x.unflatten(-1, (windows.num_heads, -1)).chunk(len(windows.dilations), dim=3) for x in maps]
+    for dilation, *group in zip(windows.dilations, *groups, strict=True):
+        planar = PlanarWindows(height, width, windows.kernel_size, dilation)
         samples = max(1, CHUNK_ELEMENTS // max(1, group[0][:1].numel()))
         for parts in zip(*(x.split(samples) for x in group), strict=True):
-            yield windows, parts
+            yield planar, parts

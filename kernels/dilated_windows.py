@@ -118,17 +118,17 @@ def positions(length: int, kernel_size: int, dilation: int, border: str, device:
     return positions.clamp(0, max(length - 1, 0)), inside
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
+def attend(maps: Sequence[Tensor], windows: Windows) -> Tensor:
     """Attend with differentiable operations alone: the form that compilers and functional transforms see through."""
     groups = []
-    for queries, keys, values, dilation in groups_of_heads((q, k, v), windows):
+    for queries, keys, values, dilation in groups_of_heads(maps, windows):
         weights = tap_weights(queries, keys, dilation, windows)
         seen = taps(values, dilation, windows)
         attended = weights[0] * seen[0]
         for weight, value in zip(weights[1:], seen[1:], strict=True):
             attended = attended + weight * value
         groups.append(attended.flatten(-2))
-    return torch.cat(groups, dim=-1).to(q.dtype)
+    return torch.cat(groups, dim=-1).to(maps[0].dtype)
 
 
 def tap_weights(queries: Tensor, keys: Tensor, dilation: int, windows: Windows) -> list[Tensor]:

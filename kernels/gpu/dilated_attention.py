@@ -275,13 +275,14 @@ def _dilated_attention_dkdv_kernel(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, dilations: Sequence[int], scale: float, border: str
+    maps: Sequence[Tensor], num_heads: int, dilations: Sequence[int], scale: float, border: str
 ) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel on maps (B, H, W, C); return the result and log2 of the softmax's denominators."""
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    """Launch the forward kernel on q, k and v (B, H, W, C); return the result and log2 of the denominators."""
+    q = maps[0]
     samples, height, width, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     normaliser = torch.empty((samples, num_heads, height, width), dtype=torch.float32, device=q.device)
-    maps = (q, k, v, out)
+    maps = (*maps, out)
     settings = _settings(maps, num_heads, dilations, border)
     with torch.cuda.device_of(q):
         if out.numel():
@@ -308,25 +309,21 @@ def backward(
     _, height, width, _ = grad.shape
     settings = _settings((grad, *maps, *grads), num_heads, dilations, border)
     grid = _grid(grad, num_heads, settings)
-    weighted_grad = torch.empty_like(normaliser)
-    queries, viewers = (grad, *maps, grads[0]), (grad, *maps, *grads[1:])
-    taps = 25 if border == "shift" else 9
+    sums = (normaliser, torch.empty_like(normaliser))  # the second one is written by the first launch
+    launches = (
+        (_dilated_attention_dq_kernel, (*maps, grads[0]), 9, grads[:2]),
+        (_dilated_attention_dkdv_kernel, (*maps, *grads[1:]), 25 if border == "shift" else 9, grads[1:]),
+    )
     with torch.cuda.device_of(grad):
-        if grads[0] is not None or grads[1] is not None:
-            strides = _strides(queries, settings)
-            _dilated_attention_dq_kernel[grid](
-                queries, strides, normaliser, weighted_grad, height, width, 9, scale, **settings
-            )
-        if grads[1] is not None or grads[2] is not None:
-            strides = _strides(viewers, settings)
-            _dilated_attention_dkdv_kernel[grid](
-                viewers, strides, normaliser, weighted_grad, height, width, taps, scale, **settings
-            )
+        for kernel, others, taps, wanted in launches:
+            if any(x is not None for x in wanted):
+                tensors = (grad, *others)
+                kernel[grid](tensors, _strides(tensors, settings), *sums, height, width, taps, scale, **settings)
 
 
 def _settings(maps: Sequence[Tensor | None], num_heads: int, dilations: Sequence[int], border: str) -> dict[str, Any]:
     """Return what a kernel is compiled for, except for the types."""
-    first = maps[0]
+    first = next(x for x in maps if x is not None)
     d = max(1, first.shape[-1] // num_heads)
     vector = BYTES_PER_THREAD // first.element_size()
     threads_per_pixel = min(THREADS, triton.next_power_of_2(triton.cdiv(d, MOST_CHANNELS_PER_THREAD)))
@@ -368,7 +365,11 @@ def _case(kernel: Any, pointers: str, d: int, border: str, budget: tuple[tuple[i
     dtype = names[0].removeprefix("*")
     example = torch.empty(1, 2, 2, 3 * d, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], device="meta")
     settings = {**_settings((example,), 3, (1, 2, 3), border), "MASK": border == "mask"}
-    kinds = {"maps": tuple(names), "strides": ((*("i32",) * 3, "constexpr"),) * len(names), "scale": "fp32"}
+    kinds: dict[str, Any] = {
+        "maps": tuple(names),
+        "strides": ((*("i32",) * 3, "constexpr"),) * len(names),
+        "scale": "fp32",
+    }
     kinds |= dict.fromkeys(("normaliser", "weighted_grad"), "*fp32") | dict.fromkeys(settings, "constexpr")
     constants = {name: value for name, value in settings.items() if name in kernel.arg_names}
     registers, wide_loads, shuffles = budget

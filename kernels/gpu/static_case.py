@@ -47,8 +47,8 @@ class StaticCase:
 
     name: str
     kernel: Any
-    signature: Mapping[str, str | tuple[str, ...]]
-    constants: Mapping[str | tuple[int, int], object]
+    signature: Mapping[str, str | tuple[Any, ...]]
+    constants: Mapping[str | tuple[int, ...], object]
     aligned: tuple[str, ...]
     budgets: Mapping[str, Budget]
     threads: int = 128
