@@ -64,6 +64,7 @@ def _logits(maps, strides, sizes, sample, row, columns, exists, rows, width, I: 
             lower = tl.load(plane + lower_row + near, mask=exists, other=0.0).to(tl.float32) * (1 - beside)
             lower += tl.load(plane + lower_row + beyond, mask=exists, other=0.0).to(tl.float32) * beside
             found = found + (upper * (1 - below) + lower * below,)
+        tl.debug_barrier()  # or the compiler loads all maps before it uses one, and runs out of registers
     return found
 
 
@@ -320,6 +321,8 @@ def sums_case(
     """Return a case of the forward kernel, or of the backward kernel of `mutation_loss`, which reads the same."""
     backward = kernel is not _segmentation_sums_fwd_kernel
     subsets = 2**maps - 1
+    count = min(subsets, subsets_per_launch(maps, classes))
+    sums = 1 if backward else count * (2 * classes + 1) + classes + 1  # over the threads of a program
     reads: dict[str, str | tuple[str, ...]] = {
         "maps": (f"*{dtype}",) * maps,
         "strides": ("i32", "i32", "i32", "constexpr") * maps,
@@ -341,8 +344,7 @@ def sums_case(
         }
     else:
         signature = {**reads, **dict.fromkeys(("partial", "partial_true", "least"), "*fp32"), **geometry}
-        count = subsets_per_launch(maps, classes)
-        switches = {"N": maps, "K": classes, "FIRST": 0, "COUNT": min(count, subsets), "SUBSETS": subsets}
+        switches = {"N": maps, "K": classes, "FIRST": 0, "COUNT": count, "SUBSETS": subsets}
         switches |= {"SQUARED": True, "FAR": far, "STEPS": STEPS, "TILE": TILE}
     place = {name: position for position, name in enumerate(signature)}
     constants: dict[str | tuple[int, ...], object] = {"IGNORED": None, **switches}
@@ -356,7 +358,7 @@ def sums_case(
         signature={**signature, **dict.fromkeys(map(str, switches), "constexpr")},
         constants=constants,
         aligned=("maps", "target", "partial", "partial_true", "slopes", "grads"),
-        budgets=budgets(registers, shuffles=9 if backward else 9999),
+        budgets=budgets(registers, shuffles=7 * sums),
         threads=TILE,
     )
 
