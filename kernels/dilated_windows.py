@@ -135,7 +135,7 @@ def tap_weights(queries: Tensor, keys: Tensor, dilation: int, windows: Windows) 
     """Return the weight of each tap, (B, H, W, heads, 1). Never stacked, a compiler keeps them in registers."""
     logits = [(queries * key).sum(-1, keepdim=True) * windows.scale for key in taps(keys, dilation, windows)]
     if windows.border == "mask":
-        inside = taps(torch.ones_like(keys[:, :, :, :1, :1]), dilation, windows)
+        inside = taps(keys.new_ones((*keys.shape[:3], 1, 1)), dilation, windows)
         logits = [torch.where(real > 0, s, -torch.inf) for s, real in zip(logits, inside, strict=True)]
     largest = logits[0].detach()
     for s in logits[1:]:
