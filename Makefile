@@ -36,7 +36,7 @@ $(VENV)/.torch-ready: constraints.txt
 	touch $@
 
 $(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
-	$(PIP) --editable '.[med]'
+	$(PIP) --editable '.[med,h5]'
 	touch $@
 
 $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
