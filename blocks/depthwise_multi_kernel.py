@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class ParallelKernels(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False) for k in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_multi_kernel(x, [conv.weight for conv in self.convs])
+        return depthwise_multi_kernel(x, [cast(nn.Conv2d, conv).weight for conv in self.convs])
 
 
 def _unit(in_dim: int, dim: int, stride: int, kernels: Sequence[int], groups: int, norm: str) -> nn.Sequential:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -341,13 +342,13 @@ def _budgets(registers: tuple[int, ...], wide_loads: int = 0, shuffles: tuple[in
 
 
 def _map_case(
-    name: str, kernel: object, pointers: tuple[str, ...], dtype: str, channels_last: bool, budgets: dict[str, Budget]
+    name: str, kernel: Any, pointers: tuple[str, ...], dtype: str, channels_last: bool, budgets: dict[str, Budget]
 ) -> StaticCase:
     """Compile for maps of 64 columns or more and kernels of 7, with channels or columns innermost."""
-    names = kernel.arg_names  # type: ignore[attr-defined]
+    names = kernel.arg_names
     one = 1 if channels_last else 3  # the stride of the innermost dimension
     strides = tuple("constexpr" if place == one else "i32" for place in range(4))
-    constants = {"UNIT": _UNITS[dtype] if channels_last else 1, "K": 7, **_tile(64)}
+    constants: dict[Any, Any] = {"UNIT": _UNITS[dtype] if channels_last else 1, "K": 7, **_tile(64)}
     types: dict[str, str | tuple[str, ...]] = dict.fromkeys(constants, "constexpr")
     types.update({name: strides for name in names if name.endswith("_strides")})
     types.update(dict.fromkeys(pointers, f"*{dtype}"), merged="*fp32", shares="*fp32")
@@ -362,9 +363,9 @@ def _map_case(
     )
 
 
-def _parts_case(name: str, kernel: object, pointers: dict[str, str | tuple[str, ...]], **flags: bool) -> StaticCase:
+def _parts_case(name: str, kernel: Any, pointers: dict[str, str | tuple[str, ...]], **flags: bool) -> StaticCase:
     """Compile the merge of kernels of 5 and 7, or the split of their gradient."""
-    constants = {"SIDES": (5, 7), "K": 7, "TAPS": 64, "CHANNELS": MERGE_CHANNELS, **flags}
+    constants: dict[Any, Any] = {"SIDES": (5, 7), "K": 7, "TAPS": 64, "CHANNELS": MERGE_CHANNELS, **flags}
     scalars = {"channels": "i32"} if flags else {"channels": "i32", "share_count": "i32"}
     return StaticCase(
         name=name,
