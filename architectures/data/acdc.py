@@ -43,7 +43,7 @@ def patient_folders(root: Path) -> list[Path]:
 
 def has_acdc_slices(root: Path) -> bool:
     """Tell whether a folder holds prepared arrays."""
-    return any(next((root / part).glob("*.npz"), None) is not None for part in _PARTS if (root / part).is_dir())
+    return any(_prepared(root / part) for part in _PARTS)
 
 
 def acdc_classes() -> Classes:
@@ -93,17 +93,22 @@ def scan_acdc_slices(root: Path) -> Found:
     notes: list[str] = []
     parts = [
         *(_sliced(root / part, problems, notes) for part in ("train", "valid")),
-        [_case(_volume_name(path), (path,)) for path in sorted((root / "test").glob("*.npz"))],
+        [_case(_volume_name(path), (path,)) for path in _prepared(root / "test")],
     ]
     ids = [tuple(sorted((case.case_id for case in cases), key=natural_key)) for cases in parts]
     cases = [case for part in parts for case in part]
     return Found(cases, problems, has_spacing=False, split=Split(*ids), notes=tuple(notes))
 
 
+def _prepared(folder: Path) -> list[Path]:
+    """Return the arrays of a folder that may be absent; hidden files are left out."""
+    return sorted(path for path in folder.glob("*.npz") if not path.name.startswith("."))
+
+
 def _sliced(folder: Path, problems: list[DataError], notes: list[str]) -> list[Case]:
     """Make cases of the slices of a folder."""
     numbered = []
-    for path in sorted(folder.glob("*.npz")):
+    for path in _prepared(folder):
         if match := _SLICE.fullmatch(path.stem):
             numbered.append(("_".join(filter(None, match.group("volume", "phase"))), int(match["number"]), path))
         else:

@@ -122,15 +122,17 @@ def _files(root: Path, described: Description, folder: str) -> dict[str, _Files]
 
 
 def _names(folder: Path, described: Description) -> list[tuple[str, Path]]:
-    """List the files of a folder with the right ending; the others are faults."""
+    """List the files of a folder with the right ending; the others are faults, unless they are hidden."""
     if not folder.is_dir():
         described.problems.append(DataError(folder, "folder", got="nothing there", want="a folder of files"))
         return []
     named = []
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):  # what macOS leaves beside files has their endings, too
+            continue
         if path.name.endswith(described.file_ending):
             named.append((path.name.removesuffix(described.file_ending), path))
-        elif not path.name.startswith("."):
+        else:
             want = f"{described.file_ending}, by {DESCRIPTION_FILE}"
             described.problems.append(DataError(path, "file ending", got=path.name, want=want))
     return named

@@ -202,6 +202,13 @@ def test_names_that_tell_no_slice(prepared):
     refused(prepared, "2 problems", "average.npz: file name", "slice 0 of case_003_ED: expected one file")
 
 
+def test_hidden_files_are_neither_slices_nor_volumes(prepared):
+    cases = open_study(prepared).cases
+    for name in ("train/._case_001_sliceED_0", "valid/._case_003_sliceED_0", "test/._other"):
+        (prepared / f"{name}.npz").write_bytes(b"left by macOS")
+    assert open_study(prepared).cases == cases
+
+
 # -------------------------------------------------------------------------------------------- real data
 
 

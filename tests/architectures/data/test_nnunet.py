@@ -117,6 +117,12 @@ def test_what_is_ignored_is_said(root):
     assert messages(root) == f"{root}: dataset.json: overwrite_image_reader_writer is ignored"
 
 
+def test_hidden_files_are_no_cases(root):
+    for name in ("imagesTr/._a_0000.nii.gz", "labelsTr/._a.nii.gz", "imagesTr/.DS_Store"):
+        (root / name).write_bytes(b"left by macOS")
+    assert messages(root) == ""
+
+
 def test_one_of_several_channels(root):
     fill(root, channels=2)
     describe(root, channel_names={"0": "T2", "1": "ADC"})
