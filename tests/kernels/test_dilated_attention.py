@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
@@ -35,7 +35,7 @@ def random_maps(b, h, w, c, dtype=torch.float32, seed=0, requires_grad=True):
 
 def check(name, *maps, op=dilated_attention, reference=dilated_attention_reference, **options):
     """Compare with the reference; sums over taps and channels are taken in another order than its own."""
-    atol = 32 * torch.finfo(torch.float32).eps
+    atol = 4 * torch.finfo(torch.float32).eps * max(64, maps[0].numel()) ** 0.5
     if name == "triton" and maps[0].dtype == torch.bfloat16:
         atol += 4 * torch.finfo(torch.bfloat16).eps  # the interpreter cuts off what a GPU rounds when it is stored
     with backend(name), poisoned_empty():
@@ -143,7 +143,7 @@ def test_property_any_shape_layout_type_and_gradients(data):
 
 @interpreted
 @given(data=st.data())
-@settings(max_examples=6)
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])  # interpreted, shrinking would take minutes
 def test_property_of_the_kernels(data):
     maps, options = drawn_case(data)
     check("triton", *maps, **options)
