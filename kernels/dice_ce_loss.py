@@ -87,7 +87,7 @@ def dice_ce_loss(
 
     Returns:
         Scalar in float32, float64 for float64 logits. NaN for a target outside [0, K) where the target is not on a CPU:
-        a GPU is not made to wait for that check.
+        a GPU is not made to wait for that check. NaN for a NaN logit, at an ignored pixel too.
 
     Raises:
         ShapeError: logits and target do not belong together.

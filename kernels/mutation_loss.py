@@ -85,7 +85,7 @@ def mutation_loss(
 
     Returns:
         Scalar in float32, float64 for float64 logits. NaN for a target outside [0, K) where the target is not on a CPU:
-        a GPU is not made to wait for that check.
+        a GPU is not made to wait for that check. NaN for a NaN logit, at an ignored pixel too.
 
     Raises:
         ShapeError: no maps, more than 5, or maps and target that do not belong together.

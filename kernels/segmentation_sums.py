@@ -9,7 +9,8 @@ For maps P_1 ... P_n and every non-empty subset S of them:
     surprise     = sum over pixels of -log p_target
     true[k]      = sum over pixels of g_k
 
-and one formula, `dice_ce`, makes the losses of them. Between the two, samples can be weighed and ranks added up.
+and one formula, `dice_ce`, makes the losses of them. Between the two, samples can be weighed and ranks added up. A NaN
+logit makes NaN of the sums of its sample, for the subsets that its map belongs to, and of no others.
 """
 
 from __future__ import annotations

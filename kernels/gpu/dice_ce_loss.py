@@ -1,14 +1,14 @@
 """Triton kernels of the segmentation sums, forward: for one map the sums of `dice_ce_loss`, for n of `mutation_loss`.
 
-A thread owns one pixel at a time: it reads, or interpolates, the logits of all maps and classes into registers, takes
-their exponentials once, each relative to its map's maximum, and multiplies these for every subset. A tile is TILE
+A thread owns one pixel at a time: it reads, or interpolates, the logits of all maps and classes into registers, and
+adds them up for every subset, relative to whose maximum it takes exponentials. (The maps' own exponentials, multiplied,
+would be fewer, but underflow where maps disagree, and take the registers of the logits once more.) A tile is TILE
 pixels of one row; a program walks down some rows of one sample. Where no map is coarse, the pixels are not rows but one
 line, cut into rows of TILE pixels.
 
-A subset's sums stay in registers during the walk, and each program writes one partial sum; as many subsets as registers
-allow share a launch. Where maps disagree so far that a product of exponentials underflows, a second launch takes
-exponentials of the sums themselves; its programs end at once where the first found nothing too small. No atomics, and a
-fixed order: results repeat bit for bit.
+A subset's sums stay in registers during the walk, and each program writes one partial sum. As many subsets as registers
+allow share a program, and its neighbour, for others, finds the logits in a cache: it is one launch for all subsets. No
+atomics, and a fixed order: results repeat bit for bit.
 
 A class that does not exist is never used as an address; its pixel's surprise is NaN.
 """
@@ -27,8 +27,7 @@ from .static_case import TARGETS, Budget, StaticCase
 TILE = 128  # pixels, one per thread
 WARP_SIZE = 64 if torch.version.hip else 32
 STEPS = 16  # tiles that a program walks over
-REGISTERS = 140  # sums and exponentials of one thread in the forward pass
-SMALLEST_TOTAL = tl.constexpr(1e-25)  # a smaller product of exponentials may have lost classes that matter
+REGISTERS = 150  # sums, logits and probabilities of one thread in the forward pass
 
 
 @triton.jit
@@ -42,29 +41,32 @@ def between(position, full, size):
 
 @triton.jit
 def _logits(maps, strides, sizes, sample, row, columns, exists, rows, width, I: tl.constexpr, K: tl.constexpr):
-    """Return K vectors: the logits of map I at some pixels of a row, 0 where there is no pixel."""
+    """Return K vectors: the logits of map I at some pixels of a row; 0 or the nearest cell's where there is no pixel.
+
+    Addresses move on from class to class: computed from the number of the class, the compiler would keep one for each.
+    """
     found = ()
     start = maps[I] + sample * strides[4 * I]
     if sizes[2 * I] is None:
-        places = row.to(tl.int64) * strides[4 * I + 2] + columns.to(tl.int64) * strides[4 * I + 3]
-        for k in tl.static_range(K):
-            value = tl.load(start + tl.full((), k, tl.int64) * strides[4 * I + 1] + places, mask=exists, other=0.0)
-            found = found + (value.to(tl.float32),)
+        place = start + row.to(tl.int64) * strides[4 * I + 2] + columns.to(tl.int64) * strides[4 * I + 3]
+        for _k in tl.static_range(K):
+            found = found + (tl.load(place, mask=exists, other=0.0).to(tl.float32),)
+            place += strides[4 * I + 1]
     else:
         top, below = between(row, rows, sizes[2 * I])
         left, beside = between(columns, width, sizes[2 * I + 1])
+        near = start + left.to(tl.int64) * strides[4 * I + 3]
+        beyond = start + tl.minimum(left + 1, sizes[2 * I + 1] - 1).to(tl.int64) * strides[4 * I + 3]
         upper_row = top.to(tl.int64) * strides[4 * I + 2]
         lower_row = tl.minimum(top + 1, sizes[2 * I] - 1).to(tl.int64) * strides[4 * I + 2]
-        near = left.to(tl.int64) * strides[4 * I + 3]
-        beyond = tl.minimum(left + 1, sizes[2 * I + 1] - 1).to(tl.int64) * strides[4 * I + 3]
-        for k in tl.static_range(K):
-            plane = start + tl.full((), k, tl.int64) * strides[4 * I + 1]
-            upper = tl.load(plane + upper_row + near, mask=exists, other=0.0).to(tl.float32) * (1 - beside)
-            upper += tl.load(plane + upper_row + beyond, mask=exists, other=0.0).to(tl.float32) * beside
-            lower = tl.load(plane + lower_row + near, mask=exists, other=0.0).to(tl.float32) * (1 - beside)
-            lower += tl.load(plane + lower_row + beyond, mask=exists, other=0.0).to(tl.float32) * beside
+        for _k in tl.static_range(K):
+            upper = tl.load(near + upper_row).to(tl.float32) * (1 - beside)
+            upper += tl.load(beyond + upper_row).to(tl.float32) * beside
+            lower = tl.load(near + lower_row).to(tl.float32) * (1 - beside)
+            lower += tl.load(beyond + lower_row).to(tl.float32) * beside
             found = found + (upper * (1 - below) + lower * below,)
-        tl.debug_barrier()  # or the compiler loads all maps before it uses one, and runs out of registers
+            upper_row += strides[4 * I + 1]
+            lower_row += strides[4 * I + 1]
     return found
 
 
@@ -78,63 +80,30 @@ def all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, 
 
 
 @triton.jit
-def shifted(logits, label, N: tl.constexpr, K: tl.constexpr):
-    """Return the exponentials relative to each map's maximum, and the label's logit below that maximum."""
-    exponentials = ()
-    reached = ()
-    for i in tl.static_range(N):
-        largest = logits[i * K]
-        for k in tl.static_range(1, K):
-            largest = tl.maximum(largest, logits[i * K + k], propagate_nan=tl.PropagateNan.ALL)
-        below = tl.zeros_like(largest)
-        for k in tl.static_range(K):
-            distance = logits[i * K + k] - largest
-            below = tl.where(label == k, distance, below)
-            exponentials = exponentials + (tl.exp(distance),)
-        reached = reached + (below,)
-    return exponentials, reached
-
-
-@triton.jit
-def near_softmax(exponentials, reached, SUBSET: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    """Return the K exponentials of one subset's sum, their total, and -log p of the label: by products."""
-    p = ()
-    total = tl.zeros_like(exponentials[0])
+def softmax(logits, label, members, N: tl.constexpr, K: tl.constexpr):
+    """Return the K probabilities of a subset's sum, and -log p of the label; ``members`` holds 1 or 0 for each map."""
+    summed = ()
+    largest = tl.full(label.shape, -float("inf"), tl.float32)
     for k in tl.static_range(K):
-        exponential = tl.full(exponentials[0].shape, 1.0, tl.float32)
+        value = tl.zeros_like(largest)
         for i in tl.static_range(N):
-            if (SUBSET >> i) & 1:
-                exponential *= exponentials[i * K + k]
-        total += exponential
-        p = p + (exponential,)
-    missed = tl.log(tl.maximum(total, SMALLEST_TOTAL, propagate_nan=tl.PropagateNan.ALL))
-    for i in tl.static_range(N):
-        if (SUBSET >> i) & 1:
-            missed -= reached[i]
-    return p, total, missed
-
-
-@triton.jit
-def far_softmax(logits, label, members, N: tl.constexpr, K: tl.constexpr):
-    """Return the same from the sum of the maps, each times its entry of ``members``, 1 or 0."""
-    p = ()
-    largest = tl.full(logits[0].shape, -float("inf"), tl.float32)
-    for k in tl.static_range(K):
-        summed = tl.zeros_like(logits[0])
-        for i in tl.static_range(N):
-            summed += tl.where(members[i] != 0, logits[i * K + k], 0.0)
-        largest = tl.maximum(largest, summed, propagate_nan=tl.PropagateNan.ALL)
-        p = p + (summed,)
+            value += tl.where(members[i] != 0, logits[i * K + k], 0.0)
+        largest = tl.maximum(largest, value, propagate_nan=tl.PropagateNan.ALL)
+        summed = summed + (value,)
     total = tl.zeros_like(largest)
     reached = tl.zeros_like(largest)
     exponentials = ()
     for k in tl.static_range(K):
-        distance = p[k] - largest
+        distance = summed[k] - largest
         reached = tl.where(label == k, distance, reached)
         exponential = tl.exp(distance)
         total += exponential
         exponentials = exponentials + (exponential,)
-    return exponentials, total, tl.log(total) - reached
+    inverse = 1 / total
+    p = ()
+    for k in tl.static_range(K):
+        p = p + (exponentials[k] * inverse,)
+    return p, tl.log(total) - reached
 
 
 @triton.jit
@@ -146,7 +115,7 @@ def labels(target, strides, sample, row, columns, exists, IGNORED, K: tl.constex
     if IGNORED is not None:
         counts = counts & (label != IGNORED)
     wrong = counts & ((label < 0) | (label >= K))
-    return label, counts, wrong
+    return tl.where(wrong, -1, label).to(tl.int32), counts, wrong
 
 
 @triton.jit
@@ -158,7 +127,6 @@ def _segmentation_sums_fwd_kernel(
     target_strides,
     partial,  # (B, programs, SUBSETS, 2 K + 1) float32: overlap, predicted, surprise
     partial_true,  # (B, programs, K) float32
-    least,  # (B, programs) float32: the smallest total of a product's exponentials
     rows,
     width,
     pixels,  # of one sample
@@ -167,69 +135,55 @@ def _segmentation_sums_fwd_kernel(
     IGNORED,
     N: tl.constexpr,
     K: tl.constexpr,
-    FIRST: tl.constexpr,  # the first subset of this launch
-    COUNT: tl.constexpr,
+    COUNT: tl.constexpr,  # subsets of one program
     SUBSETS: tl.constexpr,
     SQUARED: tl.constexpr,
-    FAR: tl.constexpr,  # whether to do again, by the sums themselves, what products were too small for
     STEPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     programs = strips * tiles_across
-    place = tl.program_id(0).to(tl.int64)
-    sample = (tl.program_id(0) // programs).to(tl.int64)
-    part = tl.program_id(0) % programs
+    groups: tl.constexpr = (SUBSETS + COUNT - 1) // COUNT
+    first = tl.program_id(0) % groups * COUNT  # neighbours read the same pixels, for other subsets
+    place = (tl.program_id(0) // groups).to(tl.int64)
+    sample = place // programs
+    part = (place % programs).to(tl.int32)
     columns = (part % tiles_across) * TILE + tl.arange(0, TILE)
     top = (part // tiles_across) * STEPS
     steps = tl.minimum(STEPS, rows - top)
-    if FAR:
-        steps = tl.where(tl.load(least + place) < SMALLEST_TOTAL, steps, 0)
     sums = ()
     for _j in tl.static_range(COUNT * (2 * K + 1) + K):
         sums = sums + (tl.zeros((TILE,), dtype=tl.float32),)
-    smallest = tl.full((TILE,), float("inf"), tl.float32)
     for step in range(0, steps):
         row = top + step
         exists = (columns < width) & (row.to(tl.int64) * width + columns < pixels)
         label, counts, wrong = labels(target, target_strides, sample, row, columns, exists, IGNORED, K)
         weight = tl.where(counts, 1.0, 0.0)
         logits = all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
-        if not FAR:
-            logits, reached = shifted(logits, label, N, K)
         added = ()
         for s in tl.static_range(COUNT):
-            if FAR:
-                members = ()
-                for i in tl.static_range(N):
-                    members = members + (((FIRST + s + 1) >> i) & 1,)
-                p, total, missed = far_softmax(logits, label, members, N, K)
-            else:
-                p, total, missed = near_softmax(logits, reached, FIRST + s + 1, N, K)
-                smallest = tl.minimum(smallest, total)
-                total = tl.maximum(total, SMALLEST_TOTAL, propagate_nan=tl.PropagateNan.ALL)
-            inverse = 1 / total
+            members = ()
+            for i in tl.static_range(N):
+                members = members + (((first + s + 1) >> i) & 1,)
+            p, missed = softmax(logits, label, members, N, K)
             for k in tl.static_range(K):
-                hit = tl.where(counts & (label == k), p[k] * inverse, 0.0)
+                hit = tl.where(counts & (label == k), p[k], 0.0)
                 added = added + (sums[s * (2 * K + 1) + k] + hit,)
             for k in tl.static_range(K):
-                size = p[k] * inverse
+                size = weight * p[k]
                 if SQUARED:
-                    size *= size
-                size *= weight
+                    size *= p[k]
                 added = added + (sums[s * (2 * K + 1) + K + k] + size,)
             missed = tl.where(wrong, float("nan"), tl.where(counts, missed, 0.0))
             added = added + (sums[s * (2 * K + 1) + 2 * K] + missed,)
         for k in tl.static_range(K):
             added = added + (sums[COUNT * (2 * K + 1) + k] + tl.where(counts & (label == k), 1.0, 0.0),)
         sums = added
-    written = steps > 0
-    for j in tl.static_range(COUNT * (2 * K + 1)):
-        tl.store(partial + (place * SUBSETS + FIRST) * (2 * K + 1) + j, tl.sum(sums[j], axis=0), mask=written)
-    if not FAR:
-        if FIRST == 0:
-            for k in tl.static_range(K):
-                tl.store(partial_true + place * K + k, tl.sum(sums[COUNT * (2 * K + 1) + k], axis=0))
-        tl.store(least + place, tl.min(smallest, axis=0))
+    for s in tl.static_range(COUNT):
+        for j in tl.static_range(2 * K + 1):
+            start = partial + (place * SUBSETS + first + s) * (2 * K + 1)
+            tl.store(start + j, tl.sum(sums[s * (2 * K + 1) + j], axis=0), mask=first + s < SUBSETS)
+    for k in tl.static_range(K):
+        tl.store(partial_true + place * K + k, tl.sum(sums[COUNT * (2 * K + 1) + k], axis=0), mask=first == 0)
 
 
 def forward(
@@ -240,25 +194,21 @@ def forward(
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
     partial = target.new_empty((walk.samples, walk.programs, subsets, 2 * classes + 1), dtype=torch.float32)
     partial_true = target.new_empty((walk.samples, walk.programs, classes), dtype=torch.float32)
-    least = target.new_empty((walk.samples, walk.programs), dtype=torch.float32)
-    together = subsets_per_launch(len(maps), classes)
-    firsts = range(0, subsets if walk.grid[0] else 0, together)
-    with torch.cuda.device_of(target):
-        for first, far in [(first, far) for first in firsts for far in ((False, True) if len(maps) > 1 else (False,))]:
-            _segmentation_sums_fwd_kernel[walk.grid](
+    together = subsets_per_program(len(maps), classes)
+    grid = (walk.grid[0] * triton.cdiv(subsets, together),)
+    if grid[0]:
+        with torch.cuda.device_of(target):
+            _segmentation_sums_fwd_kernel[grid](
                 *walk.reads,
                 partial,
                 partial_true,
-                least,
                 *walk.geometry,
                 ignore_index,
                 N=len(maps),
                 K=classes,
-                FIRST=first,
-                COUNT=min(together, subsets - first),
+                COUNT=together,
                 SUBSETS=subsets,
                 SQUARED=squared,
-                FAR=far,
                 STEPS=STEPS,
                 TILE=TILE,
                 num_warps=TILE // WARP_SIZE,
@@ -268,9 +218,9 @@ def forward(
     return overlap.contiguous(), predicted.contiguous(), surprise.squeeze(2).contiguous(), partial_true.sum(1)
 
 
-def subsets_per_launch(maps: int, classes: int) -> int:
-    """Return how many subsets share a launch: as many as fit a thread's registers, in groups as even as possible."""
-    most = max(1, (REGISTERS - classes * (maps + 2)) // (2 * classes + 1))
+def subsets_per_program(maps: int, classes: int) -> int:
+    """Return how many subsets share a program: as many as fit a thread's registers, in groups as even as possible."""
+    most = max(1, (REGISTERS - classes * (maps + 3)) // (2 * classes + 1))
     return triton.cdiv(2**maps - 1, triton.cdiv(2**maps - 1, most))
 
 
@@ -316,12 +266,12 @@ def budgets(registers: tuple[int, ...], shuffles: int) -> dict[str, Budget]:
 
 
 def sums_case(
-    kernel: object, maps: int, classes: int, dtype: str, *, coarse: bool, far: bool = False, registers: tuple[int, ...]
+    kernel: object, maps: int, classes: int, dtype: str, *, coarse: bool, registers: tuple[int, ...]
 ) -> StaticCase:
     """Return a case of the forward kernel, or of the backward kernel of `mutation_loss`, which reads the same."""
     backward = kernel is not _segmentation_sums_fwd_kernel
     subsets = 2**maps - 1
-    count = min(subsets, subsets_per_launch(maps, classes))
+    count = min(subsets, subsets_per_program(maps, classes))
     sums = 1 if backward else count * (2 * classes + 1) + classes + 1  # over the threads of a program
     reads: dict[str, str | tuple[str, ...]] = {
         "maps": (f"*{dtype}",) * maps,
@@ -343,9 +293,9 @@ def sums_case(
             "TILE": TILE,
         }
     else:
-        signature = {**reads, **dict.fromkeys(("partial", "partial_true", "least"), "*fp32"), **geometry}
-        switches = {"N": maps, "K": classes, "FIRST": 0, "COUNT": count, "SUBSETS": subsets}
-        switches |= {"SQUARED": True, "FAR": far, "STEPS": STEPS, "TILE": TILE}
+        signature = {**reads, **dict.fromkeys(("partial", "partial_true"), "*fp32"), **geometry}
+        switches = {"N": maps, "K": classes, "COUNT": count, "SUBSETS": subsets}
+        switches |= {"SQUARED": True, "STEPS": STEPS, "TILE": TILE}
     place = {name: position for position, name in enumerate(signature)}
     constants: dict[str | tuple[int, ...], object] = {"IGNORED": None, **switches}
     contiguous = [(place["strides"], 4 * i + 3) for i in range(maps)] + [(place["target_strides"], 2)]
@@ -353,7 +303,7 @@ def sums_case(
     if not coarse:
         constants |= dict.fromkeys([(place["sizes"], i) for i in range(2 * maps)])
     return StaticCase(
-        name=f"{maps} {'coarse' if coarse else 'full'} maps, {dtype}, {'far' if far else 'near'}",
+        name=f"{maps} {'coarse' if coarse else 'full'} maps, {dtype}",
         kernel=kernel,
         signature={**signature, **dict.fromkeys(map(str, switches), "constexpr")},
         constants=constants,
@@ -368,5 +318,4 @@ STATIC_CASES = [
     sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False, registers=(255,) * 4 + (512,)),
     sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False, registers=(255,) * 4 + (512,)),
     sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True, registers=(255,) * 4 + (512,)),
-    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False, far=True, registers=(255,) * 4 + (512,)),
 ]

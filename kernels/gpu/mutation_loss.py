@@ -1,11 +1,11 @@
 """Triton kernels of the segmentation sums, backward: gradients of one map for `dice_ce_loss`, of n for `mutation_loss`.
 
-Programs walk over the pixels as in the forward pass, and recompute the softmaxes; where a product of exponentials
-underflows, a tile takes exponentials of the sums themselves. The gradient of a map at full size is written where it
-arises. That of a coarse map is folded down its columns first, in registers: while a program walks, two sums per thread,
-class and map collect what belongs to the two coarse rows around the current row, and a coarse row is written when the
-walk has passed it. A second kernel, one thread for a coarse cell, adds up the rows of the programs that touched it, and
-folds them along the row. No atomics, no full-resolution gradient, and a fixed order: results repeat bit for bit.
+Programs walk over the pixels as in the forward pass, and recompute the softmaxes. The gradient of a map at full size is
+written where it arises. That of a coarse map is folded down its columns first, in registers: while a program walks, two
+sums per thread, class and map collect what belongs to the two coarse rows around the current row, and a coarse row is
+written when the walk has passed it. A second kernel, one thread for a coarse cell, adds up the rows of the programs
+that touched it, and folds them along the row. No atomics, no full-resolution gradient, and a fixed order: results
+repeat bit for bit.
 
 The gradients of a pixel whose class does not exist are NaN.
 """
@@ -20,7 +20,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .dice_ce_loss import (
-    SMALLEST_TOTAL,
     STEPS,
     TILE,
     WARP_SIZE,
@@ -28,9 +27,8 @@ from .dice_ce_loss import (
     all_logits,
     between,
     budgets,
-    far_softmax,
     labels,
-    shifted,
+    softmax,
     sums_case,
 )
 from .static_case import StaticCase
@@ -115,7 +113,6 @@ def _pixel_gradients(
     label, counts, wrong = labels(target, target_strides, sample, row, columns, exists, IGNORED, K)
     weight = tl.where(wrong, float("nan"), tl.where(counts, 1.0, 0.0))
     logits = all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
-    exponentials, _reached = shifted(logits, label, N, K)
     found = ()
     for _j in tl.static_range(N * K):
         found = found + (tl.zeros_like(weight),)
@@ -123,32 +120,22 @@ def _pixel_gradients(
         members = ()
         for i in tl.static_range(N):
             members = members + (((s + 1) >> i) & 1,)
-        p = ()
-        total = tl.zeros_like(weight)
-        for k in tl.static_range(K):
-            exponential = tl.full(weight.shape, 1.0, tl.float32)
-            for i in tl.static_range(N):
-                exponential *= tl.where(members[i] != 0, exponentials[i * K + k], 1.0)
-            total += exponential
-            p = p + (exponential,)
-        if tl.min(total, axis=0) < SMALLEST_TOTAL:
-            p, total, _missed = far_softmax(logits, label, members, N, K)
-        inverse = 1 / total
+        p, _missed = softmax(logits, label, members, N, K)
         start = slopes + (sample * SUBSETS + s) * (2 * K + 1)
         of_surprise = tl.load(start + 2 * K)
         along = tl.zeros_like(weight)  # sum_k p_k dL/dp_k
         for k in tl.static_range(K):
             slope = tl.load(start + K + k)
             if SQUARED:
-                slope = slope * (p[k] * inverse)
-            along += p[k] * inverse * (slope + tl.where(label == k, tl.load(start + k), 0.0))
+                slope = slope * p[k]
+            along += p[k] * (slope + tl.where(label == k, tl.load(start + k), 0.0))
         added = ()
         for k in tl.static_range(K):
             slope = tl.load(start + K + k)
             if SQUARED:
-                slope = slope * (p[k] * inverse)
+                slope = slope * p[k]
             slope += tl.where(label == k, tl.load(start + k), 0.0)
-            grad = p[k] * inverse * (slope - along + of_surprise) - tl.where(label == k, of_surprise, 0.0)
+            grad = p[k] * (slope - along + of_surprise) - tl.where(label == k, of_surprise, 0.0)
             added = added + (grad * weight,)
         summed = ()
         for i in tl.static_range(N):
@@ -295,8 +282,8 @@ def _fold_case(classes: int, dtype: str, registers: tuple[int, ...]) -> StaticCa
 
 # Registers: most per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
 STATIC_CASES = [
-    sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=False, registers=(255,) * 4 + (512,)),
-    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "bf16", coarse=False, registers=(255,) * 4 + (512,)),
-    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "fp32", coarse=True, registers=(255,) * 4 + (512,)),
-    _fold_case(9, "fp32", (255,) * 4 + (512,)),
+    sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=False, registers=(56,) * 5),
+    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "bf16", coarse=False, registers=(136, 136, 144, 136, 128)),
+    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "fp32", coarse=True, registers=(255, 255, 255, 240, 224)),
+    _fold_case(9, "fp32", (80,) * 5),
 ]

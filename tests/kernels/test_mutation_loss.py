@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import combinations
 
 import pytest
@@ -168,6 +171,59 @@ def test_k35_class_outside_is_refused_on_a_cpu_and_nan_in_a_kernel(name):
     target[0, 1, 2] = 255
     with backend(name):
         assert mutation_loss(maps, target, ignore_index=255).isfinite()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_k19_nan_stays_in_the_sums_of_its_sample_and_map(name):
+    maps, target = random_arguments(2, 3, [(3, 4)] * 2, (3, 4))
+    maps[1].data[1, 2, 1, 2] = float("nan")
+    for ignored in (None, int(target[1, 1, 2])):
+        with backend(name):
+            sums = segmentation_sums(maps, target, squared=True, ignore_index=ignored)
+            loss = mutation_loss(maps, target, ignore_index=ignored)
+        for part in (sums.overlap, sums.predicted, sums.surprise):
+            assert part[0].isfinite().all()
+            assert part[1, 0].isfinite().all()  # the subset of the first map alone
+        assert sums.predicted[1, 1:].isnan().all()
+        assert sums.true.isfinite().all()
+        assert loss.isnan()
+    with backend(name):
+        grads = torch.autograd.grad(segmentation_sums(maps, target, squared=True).surprise.sum(), maps)
+    assert all(grad[1, :, 1, 2].isnan().all() and grad.isnan().sum() == 3 for grad in grads)
+
+
+SPARSE_MAPS = """
+import tempfile
+import numpy, torch
+from trifuse.kernels import backend, mutation_loss, mutation_loss_reference
+with tempfile.TemporaryFile() as file:
+    file.truncate(21 << 30)
+    labels = torch.from_numpy(numpy.memmap(file, dtype=numpy.int64, mode="r+"))
+    values = labels.view(torch.float32)
+    target = labels.as_strided((2, 2, 2), (5 << 29, 2, 1), 64)
+    target[:] = torch.arange(8).view(2, 2, 2) % 3
+    # a stride beyond 2^31, and one below it whose multiples are beyond; the second map is coarse
+    full, coarse = ((2, 3, 2, 2), (5 << 29, 4, 2, 1)), ((2, 3, 1, 2), (6, 5 << 28, 2, 1), 32)
+    maps = [values.as_strided(*layout) for layout in (full, coarse)]
+    for m in maps:
+        m[:] = torch.randn(m.shape, generator=torch.Generator().manual_seed(0))
+        m.requires_grad_()
+    with backend("triton"):
+        loss = mutation_loss(maps, target)
+    plain = [m.detach().contiguous().requires_grad_() for m in maps]
+    expected = mutation_loss_reference(plain, target.contiguous())
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, maps), torch.autograd.grad(expected, plain))
+"""
+
+
+@interpreted
+def test_k17_strides_beyond_2_to_the_31():
+    """Samples and classes lie far apart in a sparse file; offsets of 32 bits would leave it."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", SPARSE_MAPS]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("name", BACKENDS)
