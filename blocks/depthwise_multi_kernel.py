@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from trifuse.kernels import depthwise_multi_kernel
+from trifuse.kernels import ShapeError, depthwise_multi_kernel
 
 from .conv_norm_relu import ConvNormReLU, init_convs
 
@@ -33,7 +33,7 @@ class DepthwiseMultiKernel(nn.Module):
         norm: ``"batch"``, ``"instance"`` or ``"group"``.
 
     Raises:
-        ValueError: unknown ``ks_groups`` or norm, no unit, no kernel or one without a centre, or, with
+        ValueError: unknown ``ks_groups`` or norm, no step, no unit, no kernel or one without a centre, or, with
             ``"depthwise"``, numbers of channels that do not divide.
 
     Source: FIAS, the depthwise multi-kernel encoder; its equations and rule of kernels are those of PKINet's inception
@@ -51,7 +51,8 @@ class DepthwiseMultiKernel(nn.Module):
         norm: str = "batch",
     ) -> None:
         super().__init__()
-        _check(in_dim, dim, kernels, ks_groups, depth)
+        _check(in_dim, dim, stride, kernels, ks_groups, depth)
+        self.in_dim = in_dim
         dims = [in_dim] + [dim] * depth
         strides = [stride] + [1] * (depth - 1)
         self.units = nn.Sequential(
@@ -67,6 +68,11 @@ class DepthwiseMultiKernel(nn.Module):
         init_convs(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.in_dim:
+            raise ShapeError(
+                f"DepthwiseMultiKernel: x has shape {tuple(x.shape)}; expected (B, {self.in_dim}, H, W); bring "
+                "channels-last data there with x.permute(0, 3, 1, 2)"
+            )
         return self.units(x)
 
 
@@ -95,12 +101,13 @@ def _unit(in_dim: int, dim: int, stride: int, kernels: Sequence[int], groups: in
     )
 
 
-def _check(in_dim: int, dim: int, kernels: Sequence[int], ks_groups: str, depth: int) -> None:
+def _check(in_dim: int, dim: int, stride: int, kernels: Sequence[int], ks_groups: str, depth: int) -> None:
     if ks_groups not in KS_GROUPS:
         raise ValueError(f"DepthwiseMultiKernel: ks_groups must be one of {', '.join(KS_GROUPS)}, got {ks_groups!r}")
     if ks_groups == "depthwise" and dim % in_dim:
         raise ValueError(f"DepthwiseMultiKernel: with ks_groups='depthwise', in_dim {in_dim} must divide dim {dim}")
     if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
         raise ValueError(f"DepthwiseMultiKernel: kernels must be odd numbers, at least one, got {tuple(kernels)}")
-    if depth < 1:
-        raise ValueError(f"DepthwiseMultiKernel: depth must be at least 1, got {depth}")
+    for name, number in (("stride", stride), ("depth", depth)):
+        if number < 1:
+            raise ValueError(f"DepthwiseMultiKernel: {name} must be at least 1, got {number}")

@@ -125,9 +125,10 @@ class FiasConfig:
         for name in ("drop_path", "dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for kernel in (*self.dmk_kernels, self.spatial_kernel):
-            if kernel < 1 or kernel % 2 == 0:
-                raise ValueError(f"kernels must be odd, got dmk_kernels {self.dmk_kernels} and {self.spatial_kernel}")
+        if not self.dmk_kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in self.dmk_kernels):
+            raise ValueError(f"dmk_kernels must be odd numbers, at least one, got {self.dmk_kernels}")
+        if self.spatial_kernel < 1 or self.spatial_kernel % 2 == 0:
+            raise ValueError(f"spatial_kernel must be an odd number, got {self.spatial_kernel}")
         self._check_adapter()
         self._check_draw()
         self._check_heads()

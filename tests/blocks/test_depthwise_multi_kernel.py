@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trifuse.blocks import ConvNormReLU, DepthwiseMultiKernel
+from trifuse.kernels import ShapeError
 
 
 def count(module):
@@ -103,9 +104,16 @@ def test_weights_are_drawn_from_the_generator():
         ({"kernels": (5, 6)}, r"got \(5, 6\)"),
         ({"kernels": (-1,)}, r"got \(-1,\)"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"stride": 0}, "stride must be at least 1, got 0"),
         ({"norm": "layer"}, "unknown norm 'layer'"),
     ],
 )
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         DepthwiseMultiKernel(3, 8, **options)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 8, 3)], ids=str)
+def test_refuses_maps_of_other_shapes(shape):
+    with pytest.raises(ShapeError, match=r"expected \(B, 3, H, W\); bring channels-last data there"):
+        DepthwiseMultiKernel(3, 8)(torch.zeros(shape))
