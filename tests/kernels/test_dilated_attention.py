@@ -119,17 +119,20 @@ def test_k8_k10_strides_and_offsets(name):
     check(name, *(x.detach().requires_grad_() for x in mixed), **ONE)
 
 
-def drawn_case(data):
+def drawn_case(data, smallest=0, requires_grad=None):
     """Draw a call whose maps have any shape, layout and type, and any of them a gradient."""
     dilations = tuple(data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=2), label="dilations"))
     border = data.draw(st.sampled_from(["zero", "mask", "shift"]), label="border")
-    least = 3 * max(dilations) if border == "shift" else 0
+    least = 3 * max(dilations) if border == "shift" else smallest
     heads = len(dilations) * data.draw(st.integers(1, 2), label="heads of a dilation")
     sides = st.integers(least, least + 6)
     height, width = data.draw(sides, label="H"), data.draw(sides, label="W")
-    shape = (data.draw(st.integers(0, 2), label="B"), height, width, heads * data.draw(st.integers(0, 9), label="d"))
+    batch, d = data.draw(st.integers(smallest, 2), label="B"), data.draw(st.integers(smallest, 9), label="d")
+    shape = (batch, height, width, heads * d)
     dtype = data.draw(st.sampled_from(DTYPES), label="dtype")
-    maps = [data.draw(tensors(shape, dtypes=(dtype,), expanded=True), label=x) for x in "qkv"]
+    maps = [
+        data.draw(tensors(shape, dtypes=(dtype,), requires_grad=requires_grad, expanded=True), label=x) for x in "qkv"
+    ]
     scale = data.draw(st.sampled_from([None, 0.0, 0.7]), label="scale")
     return maps, {"num_heads": heads, "dilations": dilations, "border": border, "scale": scale}
 
@@ -143,9 +146,10 @@ def test_property_any_shape_layout_type_and_gradients(data):
 
 @interpreted
 @given(data=st.data())
-@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])  # interpreted, shrinking would take minutes
+@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])  # interpreted, shrinking would take minutes
 def test_property_of_the_kernels(data):
-    maps, options = drawn_case(data)
+    """Few examples, for an interpreted one takes seconds: none is empty, and each asks for every gradient."""
+    maps, options = drawn_case(data, smallest=1, requires_grad=True)
     check("triton", *maps, **options)
 
 
