@@ -107,7 +107,7 @@ def test_each_part_gets_the_gradient_of_its_own_convolution(name):
         torch.testing.assert_close(mine, torch.autograd.grad(alone, weight, grad)[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [*BACKENDS, "reference"])
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)], ids=str)
 def test_k12_zero_size_gives_empty_values_and_zero_gradients(name, shape):
     x, weights = random_arguments(shape, (3, 5))
