@@ -12,6 +12,7 @@ from typing import Unpack
 import numpy as np
 
 from trifuse.architectures.files import sha256_of, write_json
+from trifuse.architectures.spelling import count
 from trifuse.kernels.errors import DataError
 
 from .cases import Layout, scan_study
@@ -136,8 +137,8 @@ class _Seen:
     def look_at_classes(self) -> None:
         """Compare the classes of the study with those of its cases."""
         study = self.study
-        for value, count in sorted(self.background.items()):
-            text = f"label value {value} is no target and becomes background in {count} cases"
+        for value, cases in sorted(self.background.items()):
+            text = f"label value {value} is no target and becomes background in {count(cases, 'case')}"
             self.warnings.append(f"{study.root}: {text}")
         if study.layout == "synapse":
             self.warnings += [f"{study.root}: {doubt}" for doubt in doubted_numbering(self.sizes)]
@@ -147,7 +148,9 @@ class _Seen:
         for index, name in enumerate(study.class_names):
             if index and not self.classes[index]:
                 want = "at least one case that shows it"
-                self.errors.append(DataError(study.root, f"class {name!r}", got=f"none of {labelled} cases", want=want))
+                self.errors.append(
+                    DataError(study.root, f"class {name!r}", got=f"none of {count(labelled, 'case')}", want=want)
+                )
 
 
 def _notes(volume: Volume) -> list[str]:

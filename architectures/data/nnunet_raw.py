@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trifuse.architectures.spelling import count
 from trifuse.kernels.errors import DataError
 
 from .layout import Classes, Found
@@ -54,7 +55,7 @@ def scan_nnunet(root: Path, channel: str | None) -> Found:
     train = _listed_files(described) if described.cases is not None else _files(root, described, TRAIN_IMAGES)
     test = _files(root, described, TEST_IMAGES) if (root / TEST_LABELS).is_dir() else {}
     if described.count is not None and described.count != len(train):
-        described.refuse("numTraining", f"{described.count}, but {len(train)} cases", "the number of cases")
+        described.refuse("numTraining", f"{described.count}, but {count(len(train), 'case')}", "the number of cases")
     number = _channel_number(described, channel)
     for name, files in {**train, **test}.items():
         _refuse_wrong_channels(described, name, files)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trifuse.architectures.spelling import count
 from trifuse.kernels.errors import DataError
 
 from .arrays import Arrays, read_array_image, read_array_labels
@@ -201,7 +202,7 @@ def _refuse_strange_values(label_map: Mapping[int, int], raw: Volume) -> None:
     raise DataError(
         raw.path,
         "labels",
-        got="; ".join(f"value {value} in {count} voxels" for value, count in found.items()),
+        got="; ".join(f"value {value} in {count(voxels, 'voxel')}" for value, voxels in found.items()),
         want=f"{listed(known[:-1])} and {known[-1]}",
         hint=f"name the values that you want to segment: {targets}" if targets else "",
     )

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from trifuse.architectures.files import write_text
 from trifuse.architectures.run_log import read_log
+from trifuse.architectures.spelling import count
 
 from .charts import draw_training_curves
-from .report import REPORT, PaperTable, count, markdown_table, paper_parts, picture_parts, provenance_parts
+from .report import REPORT, PaperTable, markdown_table, paper_parts, picture_parts, provenance_parts
 from .scoring import Row
 from .summary import (
     METRIC_NAMES,

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from trifuse.architectures.files import sha256_of, write_text
+from trifuse.architectures.spelling import count
 from trifuse.kernels import MissingExtra
 
 from .picture import Picture
@@ -297,11 +298,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of escaped cells."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
-
-
-def count(n: int, word: str) -> str:
-    """Return ``1 case`` or ``2 cases``."""
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def _escape(text: str) -> str:
