@@ -25,6 +25,7 @@ from .weights_file import read_safetensors, write_safetensors
 
 _NAMES_SHOWN = 10
 _NESTING = ("teacher", "model", "state_dict")
+_NOT_FETCHED = ("an empty file", "a git-lfs pointer", "an HTML page")  # what comes where a download failed
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,20 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     """Read tensors that `torch.save` wrote; a file that holds anything to be executed is refused unexecuted."""
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a checkpoint file or a folder of converted weights, found nothing")
+    found = describe_content(path)
+    if found.startswith(_NOT_FETCHED):
+        raise CheckpointError(f"{path}: expected tensors saved by PyTorch, found {found}; fetch the file itself again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: expected tensors saved by PyTorch, found {describe_content(path)} that holds code or something "
-            "else; nothing in it was executed; get the weights as safetensors, or have their owner save the "
+            f"{path}: expected tensors saved by PyTorch, found {found} that holds code or something else; "
+            "nothing in it was executed; get the weights as safetensors, or have their owner save the "
             "state_dict() alone"
         ) from error
     except Exception as error:  # torch reports damage with a dozen types, none of which names the file
         raise CheckpointError(
-            f"{path}: expected tensors saved by PyTorch, found {describe_content(path)} that cannot be read ({error}); "
+            f"{path}: expected tensors saved by PyTorch, found {found} that cannot be read ({error}); "
             "is it damaged or cut short?"
         ) from error
     for key in _NESTING:

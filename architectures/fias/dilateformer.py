@@ -145,6 +145,8 @@ class DilateFormer(nn.Module):
 
     Attributes:
         dims: channels of the four maps.
+
+    Source: Jiao et al., DilateFormer: Multi-Scale Dilated Transformer for Visual Recognition.
     """
 
     def __init__(
@@ -199,7 +201,8 @@ class DilateFormer(nn.Module):
 
         state, report = read_dilateformer(path)
         if VARIANTS[report.config.variant] != self.shape:
-            raise CheckpointError(f"{path}: holds the weights of {report.config}, but {self.shape} was asked for")
+            asked = next((repr(name) for name, shape in VARIANTS.items() if shape == self.shape), str(self.shape))
+            raise CheckpointError(f"{path}: holds the weights of {report.config}, but {asked} was asked for")
         own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(("out_norms.", "head."))}
         load_strict(self, {**own, **state}, Path(path))
 

@@ -174,6 +174,8 @@ class Fias(Pretrained, nn.Module):
         local_encoder: the `LocalEncoder`; None without DMK.
         fusions: what fuses their maps, one for each size; empty where ``no_dmk`` is ``"bypass"``.
         decoder: the `FiasDecoder`.
+
+    Source: FIAS, Fig. 1.
     """
 
     architecture: ClassVar[str] = "fias"

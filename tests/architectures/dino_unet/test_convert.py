@@ -354,6 +354,8 @@ def test_c4_something_else_under_the_name_of_weights(tmp_path, content, what, su
     with pytest.raises(CheckpointError, match=what) as raised:
         load_dinov2_state_dict(path)
     assert str(path) in str(raised.value)
+    if suffix == ".pth":
+        assert str(raised.value).endswith("; fetch the file itself again")
 
 
 @pytest.mark.parametrize(

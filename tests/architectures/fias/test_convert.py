@@ -207,3 +207,9 @@ def test_the_command_converts_once(tmp_path, capsys):
     assert main([*words, "--overwrite"]) == 0
     (tmp_path / "half.pth").write_bytes(b"PK")
     assert main(["convert", "dilateformer", str(tmp_path / "half.pth")]) == 4
+
+
+def test_another_variant_than_asked_for_is_named(tmp_path):
+    torch.save(random_state(), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"holds the weights of DilateFormer\('nano'\), but 'tiny' was asked for"):
+        DilateFormer("tiny", checkpoint=tmp_path / "weights.pth")
