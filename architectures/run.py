@@ -117,10 +117,11 @@ def claim_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
     began = (out / "run.json").exists()
     ours = began or _failed_before_it_began(out)
     if not overwrite:
-        hint = "pass --resume to continue it, --overwrite to start again" if began else "empty it"
+        hint = "pass --resume to continue it, --overwrite to start again" if began else ""
         if ours and not began:
             hint = "a run failed there before it began; pass --overwrite to start again"
-        raise OutputFolderError(f"{out} is not empty; {hint}, or choose another folder")
+        hint = f"{hint}, or choose another folder" if hint else "choose another folder, new or empty"
+        raise OutputFolderError(f"{out} is not empty; {hint}")
     if not ours:
         raise OutputFolderError(f"{out} is not empty and holds no run of trifuse; remove it by hand, if that is meant")
     shutil.rmtree(out)

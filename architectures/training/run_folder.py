@@ -72,12 +72,16 @@ def open_run(out: Path, description: Mapping[str, Any], *, resume: bool, force: 
         return []
     if not resume:
         raise OutputFolderError(f"{out} already holds a run; resume it, or choose another folder")
-    differences = _differences(json.loads(path.read_text()), new)
+    old = json.loads(path.read_text())
+    if "repeated" in {*old} ^ {*new}:
+        kinds = ("repeated runs", "a single run") if "repeated" in old else ("a single run", "repeated runs")
+        raise OutputFolderError(f"{out} holds {kinds[0]}, and cannot hold {kinds[1]} as well; choose another folder")
+    differences = _differences(old, new)
     if differences and not force:
         raise OutputFolderError(
             f"{out} was started with another configuration:\n  "
             + "\n  ".join(differences)
-            + "\nresume with the old values, force the new ones, or choose another folder"
+            + "\nresume with the old values, force the new ones (--force-resume), or choose another folder"
         )
     if differences:
         write_json(path, new)

@@ -36,6 +36,14 @@ def test_lock_dies_with_its_process_and_leftovers_are_removed(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
 
 
+def test_runs_and_repeated_runs_do_not_share_a_folder(tmp_path):
+    for name, old, new in (("a", {"repeated": {"a": 1}}, {"config": {"a": 1}}), ("b", {"config": 1}, {"repeated": 1})):
+        (tmp_path / name).mkdir()
+        open_run(tmp_path / name, old, resume=True, force=False)
+        with pytest.raises(OutputFolderError, match=r"holds .* run.*, and cannot hold .* run.*; choose another folder"):
+            open_run(tmp_path / name, new, resume=True, force=True)
+
+
 def test_l4_folder_of_another_run_is_refused(tmp_path):
     assert open_run(tmp_path, {"seed": 1}, resume=True, force=False) == []
     with pytest.raises(OutputFolderError, match="already holds a run; resume it"):
