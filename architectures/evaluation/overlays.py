@@ -124,6 +124,8 @@ def draw_overlays(
     width, rows = 2.6, math.ceil((len(shown) + 1) / columns)
     figure = new_figure(3 * width + 0.2, sum(width * aspect + 0.26 for aspect in aspects) + 0.55 + 0.2 * rows)
     axes = figure.subplots(len(tiles), 3, squeeze=False, gridspec_kw={"height_ratios": aspects})
+    for axis in axes.flat:
+        axis.set_anchor("S")  # spare height belongs to the headings
     for line, tile, window in zip(axes, tiles, windows, strict=True):
         _draw_tile_row(line, tile, window, numbered=len(shown) > FEW)
     heading = {"ha": "center", "va": "bottom", "fontsize": LARGE, "color": INK, "weight": "bold"}
