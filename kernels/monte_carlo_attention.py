@@ -58,6 +58,7 @@ def _edges(length: int, scale: int, index: int) -> tuple[int, int]:
 
 def _cut(maps: Tensor, scale: int, cell: int) -> Tensor:
     """Cut one cell out of maps (..., H, W), as a view."""
+    _check_draw(scale, cell)
     top, bottom = _edges(maps.shape[-2], scale, cell // scale)
     left, right = _edges(maps.shape[-1], scale, cell % scale)
     return maps[..., top:bottom, left:right]
@@ -106,8 +107,6 @@ def _pool_each(x: Tensor, scale: int | Tensor, cell: int | Tensor, permutation: 
     """Average on a CPU, where a draw may be looked at: all samples at once if they share it, else one by one."""
     scales, cells = torch.broadcast_tensors(torch.as_tensor(scale), torch.as_tensor(cell))
     draws = list(zip(scales.reshape(-1).tolist(), cells.reshape(-1).tolist(), strict=True))
-    for draw in draws:
-        _check_draw(*draw)
     if len(draws) == 1 and (permutation is None or permutation.ndim == 1):
         return _pool_drawn(x, *draws[0], permutation)
     orders: Sequence[Tensor | None] = (
