@@ -315,7 +315,7 @@ def sums_case(
 
 # Registers: most per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
 STATIC_CASES = [
-    sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False, registers=(255,) * 4 + (512,)),
-    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False, registers=(255,) * 4 + (512,)),
-    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True, registers=(255,) * 4 + (512,)),
+    sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False, registers=(56, 56, 56, 56, 48)),
+    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False, registers=(224, 224, 240, 224, 176)),
+    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True, registers=(255, 255, 255, 255, 232)),
 ]
