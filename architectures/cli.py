@@ -61,6 +61,9 @@ def main(words: Sequence[str] | None = None) -> int:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return _run(arguments, words)
+    except KeyboardInterrupt:  # outside of training, which has a code and a checkpoint for it
+        print("trifuse: stopped by Ctrl-C", file=sys.stderr)
+        return 130  # as shells have it
     except BrokenPipeError:  # the reader of our output has gone
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the process ends, a few instructions away
         return 0
@@ -90,8 +93,15 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
     except tuple(kind for kind, _ in codes) as error:
         if arguments.traceback:
             raise
-        print(f"trifuse: {error}", file=sys.stderr)
+        print(f"trifuse: {_said(error)}", file=sys.stderr)
         return next(code for kind, code in codes if isinstance(error, kind))
+
+
+def _said(error: Exception) -> str:
+    """Return the message of an error; that of the system without its number, the file first."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 # ------------------------------------------------------------------------------------------------------- the words
@@ -158,8 +168,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("model", type=Path, help="folder of a run, or of a saved network")
     sub.add_argument("images", type=Path, help="a NIfTI file, a folder of them, or a study")
     sub.add_argument("--out", type=Path, required=True, help="folder for <case>.nii.gz")
-    sub.add_argument("--image-size", type=int, help="side of the network's input in pixels (the run's)")
-    sub.add_argument("--batch-size", type=int, default=8, help="slices at a time (%(default)s)")
+    sub.add_argument("--image-size", type=_positive, help="side of the network's input in pixels (the run's)")
+    sub.add_argument(
+        "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values told apart, in place of what the run did"
+    )
+    sub.add_argument("--batch-size", type=_positive, default=8, help="slices at a time (%(default)s)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
     sub.add_argument(
         "--nonfinite", choices=("error", "zero", "median"), default="error", help="NaN and infinite voxels"
@@ -198,9 +211,9 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         sub = _command(ablate_network, network, f"ablate_{network}", what)
         sub.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
-        sub.add_argument("--seeds", type=int, default=3, help="repetitions of each row (%(default)s)")
-        sub.add_argument("--epochs", type=int, default=epochs, help="of each training (%(default)s)")
-        sub.add_argument("--cases", type=int, default=16, help="of the phantom (%(default)s)")
+        sub.add_argument("--seeds", type=_positive, default=3, help="repetitions of each row (%(default)s)")
+        sub.add_argument("--epochs", type=_positive, default=epochs, help="of each training (%(default)s)")
+        sub.add_argument("--cases", type=_positive, default=16, help="of the phantom (%(default)s)")
 
     convert = commands.add_parser("convert", help="bring published weights into trifuse's format")
     convert_format = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
@@ -217,6 +230,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", choices=NETWORKS, help="say instead what that network costs: parameters and GFLOPs")
     sub.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _positive(text: str) -> int:
+    """Read the value of an option that counts something."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
 
 
 def _command(commands: Any, name: str, run: str, help: str) -> argparse.ArgumentParser:
@@ -269,7 +290,9 @@ def _training_options(parser: argparse.ArgumentParser, network: str) -> Any:
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
     parser.add_argument("--force-resume", action="store_true", help="continue it although the recipe has changed")
     parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
-    parser.add_argument("--repeats", type=int, default=1, help="runs with other seeds, and a report over them (1)")
+    parser.add_argument(
+        "--repeats", type=_positive, default=1, help="runs with other seeds, and a report over them (1)"
+    )
     parser.add_argument(
         "--report", nargs="+", choices=("train", "val", "test"), default=["test"], help="parts to score"
     )

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from .spelling import count
 
 # where the options of `trifuse train` go in a recipe
 _FIELDS = {
@@ -61,14 +63,17 @@ def demo_fias(arguments: argparse.Namespace, words: list[str]) -> None:
 def data_check(arguments: argparse.Namespace, words: list[str]) -> int:
     from .data.check import check_folder
 
+    if arguments.digests is not None:
+        _require_folder_of(arguments.digests)
     findings = check_folder(arguments.data, **_study_arguments(arguments), digests=arguments.digests)
     study = findings.study
-    print(f"{arguments.data}: {study.layout} layout, {len(study.cases)} cases, classes {', '.join(study.class_names)}")
+    cases = count(len(study.cases), "case")
+    print(f"{arguments.data}: {study.layout} layout, {cases}, classes {', '.join(study.class_names)}")
     for warning in findings.warnings:
         print(f"warning: {warning}")
     for error in findings.errors:
         print(f"error: {error}")
-    print(f"{len(findings.errors)} errors, {len(findings.warnings)} warnings")
+    print(f"{count(len(findings.errors), 'error')}, {count(len(findings.warnings), 'warning')}")
     return 3 if findings.errors or (arguments.strict and findings.warnings) else 0
 
 
@@ -92,7 +97,7 @@ def data_convert(arguments: argparse.Namespace, words: list[str]) -> None:
         print("note: this layout does not keep the size of a voxel; its label space is transunet9")
     if len({case.patient for case in study.cases}) < len(study.cases):
         print("note: this layout does not tell patients: when it is read, --patient finds them in the cases' names")
-    print(f"{len(study.cases)} cases, of which {len(split.test) if split else 0} test, in {arguments.out}")
+    print(f"{count(len(study.cases), 'case')}, of which {len(split.test) if split else 0} test, in {arguments.out}")
 
 
 def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
@@ -142,8 +147,6 @@ def _train(
     from .recipes import recipe_from
     from .run import RunOptions, is_first_process
 
-    if arguments.repeats < 1:
-        raise UsageError(f"--repeats {arguments.repeats}: expected at least 1")
     recipe = recipe_from(kind, arguments.config, given, arguments.set, defaults=defaults)
     options: RunOptions = {
         "resume": arguments.resume,
@@ -162,18 +165,26 @@ def _train(
 
 
 def predict(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .data.preparation import Preparation
     from .networks import predict_images
 
+    window = None if arguments.window is None else tuple(arguments.window)
+    if window is not None:
+        try:
+            Preparation("window", window)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     paths = predict_images(
         arguments.model,
         arguments.images,
         arguments.out,
+        window=window,
         image_size=arguments.image_size,
         batch_size=arguments.batch_size,
         device=arguments.device,
         nonfinite=arguments.nonfinite,
     )
-    print(f"{len(paths)} label maps in {arguments.out}")
+    print(f"{count(len(paths), 'label map')} in {arguments.out}")
 
 
 def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
@@ -196,6 +207,7 @@ def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
     study = open_study(arguments.data, **_study_arguments(arguments))
     labelled = [case.case_id for case in study.cases if case.label is not None]
     cases = matching_cases(study, labelled, arguments.cases)
+    _require_predictions(arguments.predictions, cases)
     scored = []
     for word, table in tables.items():
         conventions = Conventions(
@@ -213,6 +225,17 @@ def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
     for line in failed:
         print(f"failed, and scored as such: {line}", file=sys.stderr)
     return 3 if failed else 0
+
+
+def _require_predictions(folder: Path, cases: Sequence[str]) -> None:
+    """Refuse a folder without a single prediction: it is another one that was meant."""
+    from trifuse.kernels import DataError
+
+    if not any((folder / f"{case}.nii.gz").exists() for case in cases):
+        within = sorted({str(path.parent) for path in folder.glob("predictions/*/*.nii.gz")})
+        hint = f"those of this run lie in {' and '.join(within)}" if within else ""
+        want = f"<case>.nii.gz for at least one of {count(len(cases), 'case')}, such as {cases[0]}.nii.gz"
+        raise DataError(folder, "predictions", got="none", want=want, hint=hint)
 
 
 def compare(arguments: argparse.Namespace, words: list[str]) -> None:
@@ -297,7 +320,12 @@ def _convert(arguments: argparse.Namespace, convert: Callable[[Path, Path], Any]
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already; choose another name, or pass --overwrite where there is one")
-    if path.suffix == ".csv" and not path.parent.is_dir():
+    if path.suffix == ".csv":
+        _require_folder_of(path)
+
+
+def _require_folder_of(path: Path) -> None:
+    if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
 
 

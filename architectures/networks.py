@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,25 @@ from .training.distributed import choose_device
 
 RECIPES = {"dino_unet": "DinoUNetRecipe", "fias": "FiasRecipe"}  # of each architecture, in its train.py
 
+_AS_IS = (
+    "note: this network was trained on values as they lie in its files, and takes these images so, too; if they are in "
+    "Hounsfield units and its files were Synapse's, pass --window -125 275"
+)
+
 
 def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     """Return the network of a run, or of a folder that ``save_pretrained`` wrote, and how its slices were prepared.
 
-    That is what the run says; a network without a run gets what its architecture does by default.
+    That is what the run says, also for the run's folder ``best``; a network without a run gets what its architecture
+    does by default.
 
     Raises:
         CheckpointError: there is no network of ours, or it is damaged.
     """
     run = folder / "run.json"
     weights = folder / "best" if run.exists() else folder
+    if folder.name == "best" and not run.exists():
+        run = folder.parent / "run.json"
     architecture = read_description(weights)["architecture"]
     if architecture not in RECIPES:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(RECIPES)}")
@@ -65,10 +75,26 @@ def predict_images(
     batch_size: int = 8,
     device: str = "auto",
     nonfinite: NonFinite = "error",
+    window: tuple[float, float] | None = None,
 ) -> list[Path]:
-    """Segment a NIfTI file, a folder of them, or the images of a study; return the paths of the label maps."""
+    """Segment a NIfTI file, a folder of them, or the images of a study; return the paths of the label maps.
+
+    Args:
+        model_folder: see `load_network`.
+        images: see `open_images`.
+        out, batch_size, nonfinite: see `predict_cases`.
+        image_size: side of the network's input in pixels; None takes the run's.
+        device: see `choose_device`.
+        window: values to clip to and scale to [0, 1], in place of what the run did with values. A network that was
+            trained on values prepared by others, such as Synapse's, needs it for images in Hounsfield units.
+    """
     model, data = load_network(model_folder)
     study = open_images(images, channel=data.channel)
+    preparation = data.preparation
+    if window is not None:
+        preparation = replace(preparation, intensity="window", window=window)
+    elif preparation.intensity == "as_is" and study.has_spacing:
+        print(_AS_IS, file=sys.stderr)
     model.to(choose_device(device))
     return predict_cases(
         model,
@@ -76,7 +102,7 @@ def predict_images(
         [case.case_id for case in study.cases],
         out,
         image_size=image_size or data.image_size,
-        preparation=data.preparation,
+        preparation=preparation,
         batch_size=batch_size,
         nonfinite=nonfinite,
     )

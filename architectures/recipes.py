@@ -48,6 +48,9 @@ class DataRecipe:
         augment: ``"none"``, ``"flip_rot"``, or ``"transunet"``: that of TransUNet.
         preparation: how the values and the size of slices are changed, in training and prediction.
         nonfinite: what to do with NaN and infinite voxels: ``"error"``, ``"zero"`` or ``"median"``.
+
+    Raises:
+        ValueError: slices of no size.
     """
 
     root: str = ""
@@ -67,6 +70,10 @@ class DataRecipe:
     augment: Literal["none", "flip_rot", "transunet"] = "none"
     nonfinite: NonFinite = "error"
     preparation: Preparation = field(default_factory=Preparation)
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
 
     def open(self) -> Study:
         """Find the cases."""
@@ -149,8 +156,10 @@ def recipe_from(
     if file is not None:
         try:
             sources += _dotted(tomllib.loads(Path(file).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"{file}: {error}") from error
+        except OSError as error:
+            raise RecipeError(f"{file}: expected a TOML file, got {error.strerror}") from error
+        except ValueError as error:
+            raise RecipeError(f"{file}: expected TOML, got {error}") from error
     sources += [(name, _as_value(value)) for name, value in (given or {}).items()]
     for word in settings:
         name, equals, text = word.partition("=")

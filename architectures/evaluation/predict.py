@@ -167,16 +167,19 @@ def _refuse_input_folder(out: Path, study: Study, cases: Sequence[Case]) -> None
 
 def _claim_folder(out: Path, made_by: dict[str, object]) -> None:
     """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left."""
+    if out.exists() and not out.is_dir():
+        raise DataError(out, "output folder", got="a file", want="a folder, new or of the same model's predictions")
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     manifest = out / MANIFEST
     if manifest.exists():
         try:
-            found = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError:
-            found = "a damaged file"
-        if found != made_by:
-            raise DataError(manifest, "made by", got=found, want=made_by, hint="choose another output folder")
+            found = dict(json.loads(manifest.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise DataError(manifest, "made by", got="a damaged file", want="what trifuse predict wrote") from None
+        if names := [name for name in {**found, **made_by} if found.get(name) != made_by.get(name)]:
+            got, want = ({name: of.get(name) for name in names} for of in (found, made_by))
+            raise DataError(manifest, "made by", got=got, want=want, hint="choose another output folder")
     elif any(out.glob("*.nii.gz")):
         raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
     else:

@@ -49,7 +49,10 @@ def read_case_table(path: Path) -> list[Row]:
         with open(path, encoding="utf-8", newline="") as stream:
             lines = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(path, "case table", got=error, want="a CSV table written by evaluate") from None
+        got = getattr(error, "strerror", None) or error
+        raise DataError(
+            path, "case table", got=got, want="a CSV table written by evaluate, or a run's folder"
+        ) from None
     if not lines:
         raise DataError(path, "case table", got="no rows", want="at least one scored case")
     labels = sorted({line.get(_LAST_COLUMN) or "" for line in lines})
@@ -76,7 +79,9 @@ def case_tables(run: Path) -> list[Path]:
         if first.exists():
             others = (run / f"{part}_{word}_cases.csv" for word in EMPTY_MASK_SCORES)
             return [first, *filter(Path.exists, others)]
-    raise DataError(run, "case table", got="none", want="test_cases.csv, as trifuse train writes it")
+    runs = sorted(path.name for path in run.glob("run_*") if path.is_dir())
+    hint = f"choose one of its runs: {', '.join(runs)}" if runs else ""
+    raise DataError(run, "case table", got="none", want="test_cases.csv, as trifuse train writes it", hint=hint)
 
 
 def write_summary_table(path: Path, scored: Sequence[Scored]) -> None:

@@ -11,6 +11,7 @@ take over whenever a checkpoint is written.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,9 +138,11 @@ def choose_device(device: str = "auto", local_rank: int | None = None) -> torch.
     """Return the device that ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"`` means for a process.
 
     Raises:
-        BackendError: that GPU is not there.
+        BackendError: the word is none of these, or that GPU is not there.
     """
     gpus = torch.cuda.device_count()
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise BackendError(f"unknown device {device!r}; use one of auto, cpu, cuda and cuda:<index>")
     if device == "cpu" or (device == "auto" and gpus == 0):
         return torch.device("cpu")
     index = int(device.partition(":")[2] or 0) if local_rank is None else local_rank

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import pytest
 
 from trifuse.architectures import cli
 from trifuse.architectures.cli import build_parser, main
 from trifuse.architectures.data.abdomen_phantom import write_abdomen_phantom
+from trifuse.architectures.data.nifti import read_image, write_image
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
 from trifuse.architectures.dino_unet.variants import VARIANTS as DINO_VARIANTS
 from trifuse.architectures.evaluation.metrics import EMPTY_MASK_SCORES
@@ -111,8 +113,12 @@ def test_predict_and_evaluate_under_two_conventions(finished, study, tmp_path, c
         (["--set", "gamma=2"], "gamma must be in [0, 1]"),
         (["--set", "subsets=all"], "subsets"),
         (["--image-size", "100"], "multiple of 32, got 100"),
-        (["--repeats", "0"], "--repeats 0: expected at least 1"),
+        (["--image-size", "0"], "image_size must be at least 1, got 0"),
+        (["--image-size", "-32"], "image_size must be at least 1, got -32"),
+        (["--repeats", "0"], "--repeats: expected a whole number of at least 1, got '0'"),
         (["--window", "3", "1"], "window"),
+        (["--config", "nothere.toml"], "nothere.toml: expected a TOML file, got No such file or directory"),
+        (["--set", "network.dmk_kernels=[]"], "dmk_kernels must be odd numbers, at least one"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -129,6 +135,65 @@ def test_a_window_is_one_word_for_two_fields(study, tmp_path, monkeypatch):
     assert main(["train", "fias", str(study), "--out", str(tmp_path), "--window", "-125", "275"]) == 0
     preparation = recipes[0].data.preparation
     assert (preparation.intensity, preparation.window) == ("window", (-125.0, 275.0))
+
+
+def test_the_best_network_of_a_run_prepares_slices_as_the_run_did(finished, study, tmp_path, capsys):
+    for folder in ("run", "best"):
+        model = finished / "best" if folder == "best" else finished
+        assert run_main(["predict", model, study, "--out", tmp_path / folder], capsys)[0] == 0
+    for path in (tmp_path / "run").iterdir():
+        assert path.read_bytes() == (tmp_path / "best" / path.name).read_bytes()
+
+
+def test_a_window_brings_other_images_to_the_values_of_the_training(finished, study, tmp_path, capsys):
+    """Of Synapse's values, 0 to 1, and of the same in Hounsfield units, written as NIfTI."""
+    words = ["data", "convert", study, "--label-space", "transunet9", "--to", "nnunet", "--out", tmp_path / "raw"]
+    assert run_main(words, capsys)[0] == 0
+    for path in (tmp_path / "raw").glob("images*/*"):
+        image = read_image(path)
+        write_image(path, image.voxels * 400 - 125, like=image)
+    (test,) = (finished / "predictions" / "test").glob("*.nii.gz")
+    for options in ((), ("--window", "-125", "275")):
+        out = tmp_path / f"labels{len(options)}"
+        code, _, errors = run_main(["predict", finished, tmp_path / "raw", "--out", out, *options], capsys)
+        assert (code, "pass --window -125 275" in errors) == (0, not options)
+        used = json.loads((out / "predictions.json").read_text())["preparation"]
+        assert (used["intensity"], used["window"]) == (("window", [-125, 275]) if options else ("as_is", None))
+    assert (nibabel.load(out / test.name).get_fdata() == nibabel.load(test).get_fdata()).mean() > 0.99
+    words = ["predict", finished, tmp_path / "raw", "--out", tmp_path / "x", "--window", "3", "1"]
+    code, _, errors = run_main(words, capsys)
+    assert (code, "window: expected its lowest and highest value" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:first", "cpu:0"])
+def test_devices_that_there_are_none_of(device, finished, study, tmp_path, capsys):
+    code, _, errors = run_main(["predict", finished, study, "--out", tmp_path / "x", "--device", device], capsys)
+    assert (code, f"unknown device '{device}'; use one of auto, cpu, cuda and cuda:<index>" in errors) == (2, True)
+
+
+def test_folders_that_were_not_meant(finished, study, tmp_path, capsys):
+    words = ["evaluate", finished, study, "--label-space", "transunet9", "--out", tmp_path / "scores.csv"]
+    code, _, errors = run_main(words, capsys)
+    assert (code, list(tmp_path.iterdir())) == (3, [])
+    assert f"got none; those of this run lie in {finished / 'predictions' / 'test'}" in errors
+    (tmp_path / "run_1").mkdir()
+    code, _, errors = run_main(["compare", finished, tmp_path], capsys)
+    assert (code, "choose one of its runs: run_1" in errors) == (3, True)
+    code, _, errors = run_main(["compare", finished, tmp_path / "gone"], capsys)
+    assert (code, "a run's folder, got No such file or directory" in errors) == (3, True)
+    code, _, errors = run_main(["train", "fias", study, "--out", study, *TRAINING], capsys)
+    assert (code, "is not empty; choose another folder, new or empty" in errors) == (2, True)
+    code, _, errors = run_main(
+        ["train", "fias", study, "--out", finished, *TRAINING, "--repeats=2", "--resume"], capsys
+    )
+    assert (code, "holds a single run, and cannot hold repeated runs as well" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--image-size"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5"])
+def test_what_is_counted_is_at_least_one(option, value, finished, study, tmp_path, capsys):
+    code, _, errors = run_main(["predict", finished, study, "--out", tmp_path / "x", option, value], capsys)
+    assert (code, f"{option}: expected a whole number of at least 1, got '{value}'" in errors) == (2, True)
 
 
 @pytest.mark.parametrize(("words", "epochs"), [([], 400), (["--epochs", "7"], 7), (["--set", "training.epochs=9"], 9)])
@@ -167,6 +232,14 @@ def test_demo_and_ablation_are_called_with_their_words(monkeypatch, tmp_path):
     words = ["ablate", "fias", "--out", "x", "--seeds", "2", "--epochs", "3", "--cases", "5"]
     assert main(words) == 0
     assert asked == [(Path("demo/fias"), 4), (2, 3, 5, ["trifuse", *words])]
+
+
+def test_ctrl_c_shows_no_traceback(monkeypatch, capsys):
+    def stop(arguments, words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trifuse.architectures.commands.demo_fias", stop)
+    assert run_main(["demo", "fias"], capsys) == (130, "", "trifuse: stopped by Ctrl-C\n")
 
 
 def test_l12_help_is_free_of_torch():

@@ -45,6 +45,17 @@ def test_check_asks_for_the_label_space_and_takes_it(tmp_path, put_synapse, caps
     assert (code, text.count("largest label")) == (3, 6)
 
 
+def test_check_counts_in_grammar_and_needs_a_folder_for_digests(tmp_path, put_case, capsys):
+    put_case("a", root=tmp_path / "study")
+    code, text = run(capsys, "data", "check", tmp_path / "study")
+    assert (code, "plain layout, 1 case, classes" in text) == (0, True)
+    (tmp_path / "study" / "images" / "b.nii.gz").write_bytes(b"")
+    code, text = run(capsys, "data", "check", tmp_path / "study")
+    assert (code, "2 cases" in text, "1 error, 0 warnings" in text) == (3, True, True), text
+    code, text = run(capsys, "data", "check", tmp_path / "study", "--digests", tmp_path / "gone" / "digests.json")
+    assert (code, "there is no folder" in text) == (2, True)
+
+
 def test_check_takes_frames_and_channel(tmp_path, put_synapse, capsys):
     put_synapse()
     for option, value in (("--frames", "ed"), ("--channel", "T2")):

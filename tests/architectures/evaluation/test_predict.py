@@ -219,11 +219,15 @@ def test_l4_predictions_of_another_model_are_not_mixed_in(make_study, threshold,
     out = tmp_path / "out"
     predict_cases(threshold(at=1.0), study, ["a"], out, image_size=SIZE)
     for model, size in [(threshold(at=2.0), SIZE), (threshold(at=1.0), 2 * SIZE)]:
-        with pytest.raises(DataError, match="choose another output folder"):
+        with pytest.raises(DataError, match="choose another output folder") as caught:
             predict_cases(model, study, ids(study), out, image_size=size)
-    (out / MANIFEST).write_text("{")
-    with pytest.raises(DataError, match="a damaged file"):
-        predict_cases(threshold(at=1.0), study, ids(study), out, image_size=SIZE)
+        assert "preparation" not in str(caught.value), "what is equal is not shown"
+    for damaged in ("{", "[1]", "3"):
+        (out / MANIFEST).write_text(damaged)
+        with pytest.raises(DataError, match="a damaged file"):
+            predict_cases(threshold(at=1.0), study, ids(study), out, image_size=SIZE)
+    with pytest.raises(DataError, match=r"output folder: expected a folder, .* got a file"):
+        predict_cases(threshold(at=1.0), study, ids(study), out / MANIFEST, image_size=SIZE)
     (out / MANIFEST).unlink()
     with pytest.raises(DataError, match="unknown origin"):
         predict_cases(threshold(at=1.0), study, ids(study), out, image_size=SIZE)
