@@ -52,7 +52,7 @@ class CompiledSums(torch.autograd.Function):
         counts, label, truth = _truth(target.flatten(1).unsqueeze(1), full[0], ignore_index)
         *found, smallest = _sums(full, label, counts, truth, squared, direct=False)
         sums = torch.cond(
-            smallest < SMALLEST_TOTAL,
+            torch.logical_not(smallest >= SMALLEST_TOTAL),  # a NaN, too: of another sample, perhaps
             lambda label, counts, truth, *full: _sums(full, label, counts, truth, squared, direct=True),
             lambda *_: tuple(part.clone() for part in found),
             (label, counts, truth, *full),
@@ -72,7 +72,7 @@ class CompiledSums(torch.autograd.Function):
         slopes = tuple(grad.clone() for grad in grads[:3])
         *found, smallest = _gradients(full, label, counts, truth, slopes, squared, direct=False)
         of_full = torch.cond(
-            smallest < SMALLEST_TOTAL,
+            torch.logical_not(smallest >= SMALLEST_TOTAL),  # a NaN, too: of another sample, perhaps
             lambda label, counts, truth, a, b, c, *full: _gradients(
                 full, label, counts, truth, (a, b, c), squared, direct=True
             ),

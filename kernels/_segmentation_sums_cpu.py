@@ -160,7 +160,7 @@ def _softmaxes(values: Sequence[Tensor], p: Tensor, label: Tensor | None = None)
             if label is not None:
                 torch.add(reached[rest - 1], reached[(number ^ rest) - 1], out=reached[number - 1])
     total = p.sum(2)
-    if total.numel() and total.min() < SMALLEST_TOTAL:
+    if (total < SMALLEST_TOTAL).any():  # not min(), which a NaN of another sample would hide in
         return _direct_softmaxes(values, label)
     p.mul_(total.reciprocal().unsqueeze(2))
     return p, reached if label is None else total.log_().sub_(reached)

@@ -29,6 +29,7 @@ from .errors import ShapeError
 
 OP = "segmentation_sums"
 SMOOTH = 1e-5
+TINY = torch.finfo(torch.float32).tiny
 
 
 class SegmentationSums(NamedTuple):
@@ -63,8 +64,9 @@ def segmentation_sums(
     if maps[0].device.type == "cpu" and target.numel():
         with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
             if torch.compiler.is_compiling():
-                return SegmentationSums(*composed.CompiledSums.apply(target, squared, ignore_index, *maps))
-            if not _library.without_values((target, *maps)):
+                if torch.is_grad_enabled() and any(m.requires_grad for m in maps):  # else it traces no Function
+                    return SegmentationSums(*composed.CompiledSums.apply(target, squared, ignore_index, *maps))
+            elif not _library.without_values((target, *maps)):
                 return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
     return SegmentationSums(*composed.composed_sums(*arguments))
 
@@ -100,7 +102,7 @@ def dice_ce(
     total = (weight[:, None] * torch.cat(parts, 1)).sum(0)  # a matrix product would be bfloat16 under autocast
     total = total if reduce is None else reduce(total)
     dice_total, surprise, pixels, samples = total.tensor_split((-subsets - 2, -2, -1))
-    dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1) if batch_dice else dice_total / samples
+    dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1) if batch_dice else dice_total / samples.clamp(min=TINY)
     return w_ce * surprise / pixels.clamp(min=1) + w_dice * ({"nnunet": 0.0, "transunet": 1.0}[flavour] - dice)
 
 
@@ -220,8 +222,10 @@ def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: in
     for i, logits in enumerate(maps):
         name = f"logits[{i}]" if len(maps) > 1 else "logits"
         _library.check_dtype(op, name, logits)
-        if logits.ndim != 4:
-            raise ShapeError(f"{op}: {name} has shape {tuple(logits.shape)}; expected (B, K, h, w)")
+        if logits.ndim != 4 or not logits.shape[1]:
+            raise ShapeError(
+                f"{op}: {name} has shape {tuple(logits.shape)}; expected (B, K, h, w) with at least one class"
+            )
         if logits.shape[:2] != maps[0].shape[:2]:
             raise ShapeError(
                 f"{op}: {name} has shape {tuple(logits.shape)}; expected {tuple(maps[0].shape[:2])} samples and "
@@ -261,7 +265,9 @@ def _check_classes(op: str, target: Tensor, classes: int, ignore_index: int | No
     """Refuse classes that do not exist, on a CPU: a GPU, which would have to wait for the answer, gives NaN."""
     if target.dtype != torch.int64:
         raise TypeError(f"{op}: expected a target of type torch.int64, got {target.dtype}; convert it with .long()")
-    if target.device.type != "cpu" or not target.numel() or _library.without_values((target,)):
+    if target.device.type != "cpu" or not target.numel():
+        return
+    if _library.without_values((target,)) or _library.under_functional_transform((target,)):
         return
     classes = max(classes, 2)
     wrong = (target < 0) | (target >= classes)

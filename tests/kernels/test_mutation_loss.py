@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -15,9 +17,9 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from tests.golden_numbers import fixture_names, load_fixture, relative_l2
-from trifuse.kernels import BackendError, ShapeError, backend, mutation_loss, mutation_loss_reference
+from trifuse.kernels import BackendError, ShapeError, backend, dice_ce_loss, mutation_loss, mutation_loss_reference
 from trifuse.kernels import _segmentation_sums_cpu as cpu
-from trifuse.kernels.segmentation_sums import segmentation_sums
+from trifuse.kernels.segmentation_sums import dice_ce, segmentation_sums
 from trifuse.kernels.testing import assert_op_matches, peak_memory_bytes, tensors
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
@@ -190,6 +192,44 @@ def test_k19_nan_stays_in_the_sums_of_its_sample_and_map(name):
     with backend(name):
         grads = torch.autograd.grad(segmentation_sums(maps, target, squared=True).surprise.sum(), maps)
     assert all(grad[1, :, 1, 2].isnan().all() and grad.isnan().sum() == 3 for grad in grads)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("name", ["torch", "reference", "compiled"])
+def test_k19_nan_of_one_sample_does_not_hide_that_the_maps_of_another_disagree(name, trained):
+    maps = [torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)]
+    maps[0][1, 0] = maps[1][1, 1] = 200.0
+    maps[0][0, 0, 0, 0] = float("nan")
+    maps = [m.requires_grad_(trained) for m in maps]
+    target = torch.zeros(2, 2, 2, dtype=torch.int64)
+    compute = partial(segmentation_sums, squared=True)
+    if name == "compiled":
+        sums = torch.compile(compute, backend="aot_eager", fullgraph=True)(maps, target)
+    else:
+        with backend(name):
+            sums = compute(maps, target)
+    assert sums.overlap[1].isfinite().all()
+    assert sums.surprise[1].tolist() == pytest.approx([0.0, 800.0, 4 * math.log(2.0)])
+
+
+@pytest.mark.parametrize("loss", [mutation_loss, dice_ce_loss])
+def test_k26_samples_with_their_targets_are_mapped(loss):
+    logits, target = torch.randn(3, 2, 4, 5, 5), torch.randint(4, (3, 2, 5, 5))
+    call = (lambda x, t: loss([x], t)) if loss is mutation_loss else loss
+    one_by_one = torch.stack([call(x, t) for x, t in zip(logits, target, strict=True)])
+    torch.testing.assert_close(torch.vmap(call)(logits, target), one_by_one)
+
+
+def test_no_weight_at_all_is_no_loss():
+    maps, target = random_arguments(1, 3, [(3, 4)], (3, 4))
+    sums = segmentation_sums(maps, target, squared=False)
+    options = {"flavour": "nnunet", "w_ce": 1.0, "w_dice": 1.0, "sample_weight": torch.zeros(1)}
+    assert dice_ce(sums, batch_dice=False, **options).item() == 0.0
+
+
+def test_maps_without_classes_are_refused():
+    with pytest.raises(ShapeError, match="at least one class"):
+        mutation_loss([torch.randn(2, 0, 4, 4)], torch.zeros(2, 8, 8, dtype=torch.int64))
 
 
 SPARSE_MAPS = """
