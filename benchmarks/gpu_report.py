@@ -40,10 +40,18 @@ def parts(out: Path, seconds: float, quick: bool) -> list[Part]:
     """Return what is run: fewer tests and no networks for a quick look."""
     benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
     listed = [
-        Part("tests on the GPU", (*PYTEST, "tests/kernels/test_on_gpu.py"), 120),
-        Part("fusion", (*PYTEST, "benchmarks/bench_weighted_block_fusion.py", *benchmark), 200),
-        Part("attention", (*PYTEST, "benchmarks/bench_attention.py", *benchmark), 40),
-        Part("DINO U-Net", (*PYTEST, "benchmarks/bench_dino_unet.py", *benchmark), 120),
+        Part("tests on the GPU", (*PYTEST, "tests/kernels/test_on_gpu.py"), 100),
+        Part("fusion", (*PYTEST, "benchmarks/bench_weighted_block_fusion.py", *benchmark), 80),
+        Part("attention", (*PYTEST, "benchmarks/bench_attention.py", *benchmark), 25),
+        Part("dilated attention", (*PYTEST, "benchmarks/bench_dilated_attention.py", *benchmark), 60),
+        Part("mutation loss", (*PYTEST, "benchmarks/bench_mutation_loss.py", *benchmark), 45),
+        Part("Dice and cross-entropy", (*PYTEST, "benchmarks/bench_dice_ce_loss.py", *benchmark), 20),
+        Part("depthwise kernels", (*PYTEST, "benchmarks/bench_depthwise_multi_kernel.py", *benchmark), 25),
+        Part("Monte Carlo attention", (*PYTEST, "benchmarks/bench_monte_carlo_attention.py", *benchmark), 20),
+        Part("context-aware fusion", (*PYTEST, "benchmarks/bench_context_aware_fusion.py", *benchmark), 20),
+        Part("labels", (*PYTEST, "benchmarks/bench_upsample_argmax.py", *benchmark), 15),
+        Part("FIAS", (*PYTEST, "benchmarks/bench_fias.py", *benchmark), 30),
+        Part("DINO U-Net", (*PYTEST, "benchmarks/bench_dino_unet.py", *benchmark), 40),
     ]
     return listed[1:3] if quick else listed
 

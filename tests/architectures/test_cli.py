@@ -205,7 +205,7 @@ def test_l3_a_broken_configuration_is_named_with_its_line(tmp_path, capsys):
     config.write_text("[training]\nlr = = 3\n")
     code, _, errors = run_main(["train", "dino_unet", "s", "--out", tmp_path / "x", "--config", config], capsys)
     assert code == 2
-    assert f"{config}: Invalid value (at line 2, column 6)" in errors
+    assert f"{config}: expected TOML, got Invalid value (at line 2, column 6)" in errors
 
 
 def test_configuration_file_words_and_settings_in_that_order(tmp_path):

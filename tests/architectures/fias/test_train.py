@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def test_the_mean_is_over_cases_first_then_over_classes(finished):
     assert float(line["mean"]) == pytest.approx(mean)
 
 
-def test_the_run_is_described_and_its_network_comes_back_with_it(finished):
+def test_the_run_is_described_and_its_network_comes_back_with_it(finished, tmp_path):
     config = json.loads((finished / "run.json").read_text())["config"]
     assert (config["architecture"], config["network"]["num_classes"]) == ("fias", 9)
     assert (config["gamma"], config["subsets"], config["reduction"]) == (0.4, "mutation", "sum")
@@ -151,7 +152,9 @@ def test_the_run_is_described_and_its_network_comes_back_with_it(finished):
     assert isinstance(network, Fias)
     assert not network.training
     assert (data.image_size, data.preparation.intensity, data.preparation.restore) == (32, "as_is", "labels")
-    network, data = load_network(finished / "best")  # without its run
+    assert load_network(finished / "best")[1] == data
+    shutil.copytree(finished / "best", tmp_path / "best")
+    network, data = load_network(tmp_path / "best")  # without its run
     assert data == FiasRecipe().data
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 9, 32, 32)
