@@ -33,8 +33,8 @@ COMMAND_FILES = tuple(
     for path in (ROOT / "architectures").glob("*.py")
     if (name := f"trifuse.architectures.{path.stem}") not in FOUNDATIONS
 )
-ASSEMBLIES = {"train.py", "demo.py", "ablate.py"}  # the only files of a network that know data and training
-LAZY = {"triton", "xformers", "scipy", "matplotlib", "nibabel"}
+ASSEMBLIES = {"train.py", "pretrain.py", "priors.py", "demo.py", "ablate.py"}  # the only files of a network that know data and training
+LAZY = {"triton", "xformers", "scipy", "matplotlib", "nibabel", "wfdb", "h5py"}
 
 
 def module_name(path: Path) -> str:
@@ -131,7 +131,7 @@ def test_folders_import_relatively_inside_and_absolutely_across(path):
 def test_heavy_packages_load_only_when_used():
     for path in SOURCES:
         roots = {module.split(".")[0] for module in imported_modules(path, top_level=True)}
-        heavy = roots & {"scipy", "matplotlib", "tensorboard", "xformers"}
+        heavy = roots & {"scipy", "matplotlib", "tensorboard", "xformers", "wfdb", "h5py"}
         assert not heavy, f"{module_name(path)} imports {heavy} when it is imported"
 
 

@@ -19,6 +19,25 @@ from .voxel_values import NonFinite
 
 
 @dataclass(frozen=True)
+class Clinical:
+    """What a study knows of a case beside its image.
+
+    Attributes:
+        ecg: file of its ECG; None if it has none.
+        ecg_rate_hz: samples per second of an ECG whose file does not say; None where the file does.
+        interval_days: days between the ECG and the image, never negative; None without an ECG.
+        rv_anterior, rv_inferior: insertions of the right ventricle into the left one's wall, as indices (x, y) along
+            the two in-plane axes of the image's file, in its own axis order; None where nobody marked them.
+    """
+
+    ecg: Path | None = None
+    ecg_rate_hz: float | None = None
+    interval_days: float | None = None
+    rv_anterior: tuple[float, float] | None = None
+    rv_inferior: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """One image with its label map, if it has one, and the patient it comes from.
 
@@ -29,6 +48,7 @@ class Case:
         label: the labels' file, which may be the same; None if the case has none.
         arrays: where image and labels lie if they are arrays in NumPy or HDF5 files and not NIfTI volumes.
         other_channels: files of the image's other channels, which are checked but not used.
+        clinical: its ECG and landmarks; None in layouts that know of none.
     """
 
     case_id: str
@@ -37,6 +57,7 @@ class Case:
     label: Path | None
     arrays: Arrays | None = None
     other_channels: tuple[Path, ...] = ()
+    clinical: Clinical | None = None
 
     @property
     def image_files(self) -> tuple[Path, ...]:
@@ -47,7 +68,8 @@ class Case:
     def files(self) -> tuple[Path, ...]:
         """All files of the case, each once."""
         labels = () if self.label is None else (self.label,)
-        return tuple(dict.fromkeys((*self.image_files, *self.other_channels, *labels)))
+        ecg = () if self.clinical is None or self.clinical.ecg is None else (self.clinical.ecg,)
+        return tuple(dict.fromkeys((*self.image_files, *self.other_channels, *labels, *ecg)))
 
 
 @dataclass(frozen=True)

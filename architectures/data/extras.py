@@ -1,0 +1,27 @@
+"""What a network is given of a case beside its image: an anatomical prior, and values that all its slices share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+PRIOR_CHANNELS = 17  # segments of the American Heart Association's model of the left ventricle
+
+
+@dataclass(frozen=True, eq=False)
+class CaseExtras:
+    """What a case brings beside its image.
+
+    Attributes:
+        prior: AHA segment of every voxel, 0 (none) to 17, uint8 of shape (D, H, W), on the grid of the image as it is
+            shown; None for networks without a prior. A sample gets it as ``"prior"`` of shape (17, S, S), one-hot.
+        constants: tensors that every slice of the case gets under these names, such as ``"ecg"`` (12, T) float32,
+            ``"interval"`` () float32 in days and ``"has_ecg"`` () bool.
+    """
+
+    prior: NDArray[np.uint8] | None = None
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
