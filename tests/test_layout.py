@@ -33,7 +33,8 @@ COMMAND_FILES = tuple(
     for path in (ROOT / "architectures").glob("*.py")
     if (name := f"trifuse.architectures.{path.stem}") not in FOUNDATIONS
 )
-ASSEMBLIES = {"train.py", "pretrain.py", "priors.py", "demo.py", "ablate.py"}  # the only files of a network that know data and training
+# the only files of a network that know data and training
+ASSEMBLIES = {"train.py", "pretrain.py", "priors.py", "demo.py", "ablate.py"}
 LAZY = {"triton", "xformers", "scipy", "matplotlib", "nibabel", "wfdb", "h5py"}
 
 
