@@ -6,7 +6,8 @@ fias/          DilateFormer + multi-kernel convolutions, MixAtt (multi-organ, ca
 data/          files -> cases -> samples: NIfTI, data-set layouts, splits, phantoms
 training/      the one loop, losses, schedules, checkpoints, several processes
 evaluation/    volume inference, metrics, statistics, figures, report
-cli.py         the words of the ``trifuse`` command; commands.py: what each of them does
+cli.py         the ``trifuse`` command; words.py: its words; commands.py and
+               train_commands.py: what each of them does
 recipes.py     what a run is to do; run.py: one run, from a study to a report
 networks.py    a finished network, by its folder
 pretrained.py  weights and configurations on disk: weights_file.py, config_json.py;

@@ -7,49 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, NoReturn
 
-from .spelling import nearest
-
-EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
-LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices")
-CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
-NETWORKS = ("dino_unet", "fias")
-VARIANTS = {
-    "dino_unet": ("tiny", "small", "base", "large", "giant"),
-    "fias": ("nano", "tiny", "small", "base"),
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that suggests what an unknown word may have meant."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: error: {message}{self._suggestion(message)}\n")
-
-    def _suggestion(self, message: str) -> str:
-        if "unrecognized arguments: " in message:
-            known = [option for action in self._actions for option in action.option_strings]
-            words = [word.split("=")[0] for word in message.split() if word.startswith("-")]
-        elif found := re.search(r"argument ([^:]+): invalid choice: '([^']*)'", message):
-            name, word = found.groups()
-            words = [word]
-            known = [str(choice) for action in self._actions if _is(action, name) for choice in action.choices or ()]
-        else:
-            return ""
-        near = next(filter(None, (nearest(word, known) for word in words)), None)
-        return f"; did you mean {near}?" if near else ""
-
-
-def _is(action: argparse.Action, name: str) -> bool:
-    """Tell whether an error message of argparse means this argument by that name."""
-    return name == "/".join(action.option_strings) or name in (action.metavar, action.dest)
+from .words import build_parser
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -72,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, words: list[str]) -> int:
     from trifuse.kernels import CheckpointError, DataError, NumericError, TrifuseError
 
-    from . import commands
+    from . import commands, train_commands
     from .training.checkpoint import SaveError
     from .training.interruption import Interrupted
 
@@ -87,7 +48,8 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
         (OSError, 3),  # a disk that is full, a folder that may not be written
     ]
     try:
-        return getattr(commands, arguments.run)(arguments, ["trifuse", *words]) or 0
+        place = train_commands if hasattr(train_commands, arguments.run) else commands
+        return getattr(place, arguments.run)(arguments, ["trifuse", *words]) or 0
     except BrokenPipeError:
         raise
     except tuple(kind for kind, _ in codes) as error:
@@ -102,227 +64,6 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
-
-
-# ------------------------------------------------------------------------------------------------------- the words
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands."""
-    parser = _Parser(prog="trifuse", description="Fused kernels, blocks and segmentation networks.", epilog=EXIT_CODES)
-    parser.add_argument("--version", action="version", version=f"trifuse {version('trifuse')}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    demo = commands.add_parser("demo", help="train, predict and report on a synthetic study, in minutes on a CPU")
-    demo_network = demo.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    for network, what in (
-        ("dino_unet", "left atrium, on a synthetic LGE phantom"),
-        ("fias", "eight organs, on a synthetic abdomen"),
-    ):
-        sub = _command(demo_network, network, f"demo_{network}", what)
-        sub.add_argument("--out", type=Path, default=Path("demo") / network, help="folder to write to (%(default)s)")
-        sub.add_argument("--seed", type=int, default=0, help="of the phantom and of training (%(default)s)")
-        sub.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in the folder")
-
-    data = commands.add_parser("data", help="look at a study, or write it in another layout")
-    data_command = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    sub = _command(data_command, "check", "data_check", "read every file of a study and list all that is wrong with it")
-    _study_options(sub)
-    sub.add_argument("--strict", action="store_true", help="count warnings as errors")
-    sub.add_argument("--digests", type=Path, help="JSON file of SHA-256 digests: compared if there, else written")
-
-    sub = _command(data_command, "convert", "data_convert", "write a study in another layout")
-    _study_options(sub)
-    sub.add_argument("--to", choices=("nnunet", "synapse"), required=True, help="nnU-Net raw, or TransUNet's package")
-    sub.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
-    sub.add_argument("--split", type=Path, help='JSON file with "train", "val" and "test"')
-    sub.add_argument(
-        "--test-cases", nargs="+", metavar="PATTERN", default=[], help="cases to test on (the study's own)"
-    )
-    sub.add_argument(
-        "--nonfinite",
-        choices=("error", "zero", "median"),
-        default="error",
-        help="NaN and infinite voxels (%(default)s)",
-    )
-    sub.add_argument("--channel-name", default="image", help="for nnunet: what the images show, such as CT")
-    sub.add_argument(
-        "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="for synapse: values told apart (-125 275 HU)"
-    )
-
-    train = commands.add_parser("train", help="train a network, predict its test cases, write a report")
-    train_network = train.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    sub = _command(train_network, "dino_unet", "train_dino_unet", "frozen DINOv2 with weighted block fusion")
-    _study_options(sub)
-    group = _training_options(sub, "dino_unet")
-    group.add_argument("--encoder", type=Path, help="folder of converted DINOv2 weights; without it they are random")
-    group.add_argument("--cache-features", action="store_true", help="keep the frozen encoder's features on disk")
-    sub = _command(train_network, "fias", "train_fias", "DilateFormer and a convolutional encoder, mixing attention")
-    _study_options(sub)
-    group = _training_options(sub, "fias")
-    group.add_argument(
-        "--encoder", type=Path, help="folder of converted DilateFormer weights; without it they are random"
-    )
-
-    sub = _command(commands, "predict", "predict", "segment volumes with a trained network, on their native grid")
-    sub.add_argument("model", type=Path, help="folder of a run, or of a saved network")
-    sub.add_argument("images", type=Path, help="a NIfTI file, a folder of them, or a study")
-    sub.add_argument("--out", type=Path, required=True, help="folder for <case>.nii.gz")
-    sub.add_argument("--image-size", type=_positive, help="side of the network's input in pixels (the run's)")
-    sub.add_argument(
-        "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values told apart, in place of what the run did"
-    )
-    sub.add_argument("--batch-size", type=_positive, default=8, help="slices at a time (%(default)s)")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
-    sub.add_argument(
-        "--nonfinite", choices=("error", "zero", "median"), default="error", help="NaN and infinite voxels"
-    )
-
-    sub = _command(commands, "evaluate", "evaluate", "score predictions against the labels of a study")
-    sub.add_argument("predictions", type=Path, help="folder of <case>.nii.gz")
-    _study_options(sub)
-    sub.add_argument(
-        "--out", type=Path, required=True, help="CSV file, one line per case and class; further conventions beside it"
-    )
-    sub.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="cases to score (all with labels)")
-    sub.add_argument(
-        "--convention",
-        nargs="+",
-        choices=CONVENTIONS,
-        default=["strict"],
-        help="of empty masks and distances (strict); several are shown side by side",
-    )
-    sub.add_argument("--slices", choices=("all", "labelled"), default="all", help="which slices count (%(default)s)")
-    sub.add_argument("--per-slice", action="store_true", help="one score per slice instead of per volume")
-    sub.add_argument("--voxels", action="store_true", help="HD95 in voxels (as transunet has it anyway)")
-    sub.add_argument("--accept-spacing", action="store_true", help="score although a spacing is hard to believe")
-    sub.add_argument("--overwrite", action="store_true", help="replace the CSV file")
-
-    sub = _command(commands, "compare", "compare", "test two runs against each other, case by case")
-    sub.add_argument("a", type=Path, help="case table (CSV), or folder of a run")
-    sub.add_argument("b", type=Path, help="case table (CSV), or folder of a run")
-    sub.add_argument("--out", type=Path, help="CSV file for the comparison")
-
-    ablate = commands.add_parser("ablate", help="train a paper's ablation table on a synthetic study")
-    ablate_network = ablate.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    for network, what, epochs in (
-        ("dino_unet", "Table II: which blocks, with and without the image", 14),
-        ("fias", "Table 3: without the local encoder, without the fusion, without mixing attention", 8),
-    ):
-        sub = _command(ablate_network, network, f"ablate_{network}", what)
-        sub.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
-        sub.add_argument("--seeds", type=_positive, default=3, help="repetitions of each row (%(default)s)")
-        sub.add_argument("--epochs", type=_positive, default=epochs, help="of each training (%(default)s)")
-        sub.add_argument("--cases", type=_positive, default=16, help="of the phantom (%(default)s)")
-
-    convert = commands.add_parser("convert", help="bring published weights into trifuse's format")
-    convert_format = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
-    sub = _command(convert_format, "dinov2", "convert_dinov2", "a DINOv2 checkpoint, of either publisher")
-    sub.add_argument("file", type=Path, help=".pth or .safetensors")
-    sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
-    sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
-    sub = _command(convert_format, "dilateformer", "convert_dilateformer", "a DilateFormer checkpoint")
-    sub.add_argument("file", type=Path, help=".pth or .safetensors")
-    sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
-    sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
-
-    sub = _command(commands, "doctor", "doctor", "say what is installed, and which backend each operator would use")
-    sub.add_argument("--model", choices=NETWORKS, help="say instead what that network costs: parameters and GFLOPs")
-    sub.add_argument("--json", action="store_true", help="print JSON")
-    return parser
-
-
-def _positive(text: str) -> int:
-    """Read the value of an option that counts something."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return number
-
-
-def _command(commands: Any, name: str, run: str, help: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=EXIT_CODES)
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    parser.set_defaults(run=run, parser=parser)
-    return parser
-
-
-def _study_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("study")
-    group.add_argument("data", type=Path, help="folder of the study, in any of the layouts")
-    group.add_argument("--layout", choices=LAYOUTS, help="of the folder (auto)")
-    group.add_argument("--target", action="append", metavar="[NAME=]VALUE", help="label to segment, e.g. lv=3; repeat")
-    group.add_argument("--patient", metavar="REGEX", help="finds the patient in a case's name (each case its own)")
-    group.add_argument(
-        "--label-space", choices=("btcv14", "transunet9", "merit9"), help="how Synapse's labels are numbered"
-    )
-    group.add_argument("--frames", choices=("both", "ed", "es"), help="of ACDC's raw layout (both)")
-    group.add_argument("--channel", help="name or number of the channel of an nnU-Net data set that has several")
-
-
-# what `--help` says that a network does where nothing is said; a test compares it with the recipes
-DEFAULTS = {
-    "dino_unet": {
-        "variant": "that of --encoder, else giant",
-        "image_size": "448",
-        "augment": "none",
-        "epochs": "50, of which 5 warm up; of other numbers a tenth, at most 5",
-        "batch_size": "32",
-        "lr": "5e-05",
-        "seed": "42",
-    },
-    "fias": {
-        "variant": "that of --encoder, else tiny",
-        "image_size": "256",
-        "augment": "transunet",
-        "epochs": "300, for ACDC 400",
-        "batch_size": "2",
-        "lr": "0.0001",
-        "seed": "2222",
-    },
-}
-
-
-def _training_options(parser: argparse.ArgumentParser, network: str) -> Any:
-    """Add the options that all trainings have, and return the group for those of the network."""
-    default = DEFAULTS[network]
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
-    parser.add_argument("--force-resume", action="store_true", help="continue it although the recipe has changed")
-    parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
-    parser.add_argument(
-        "--repeats", type=_positive, default=1, help="runs with other seeds, and a report over them (1)"
-    )
-    parser.add_argument(
-        "--report", nargs="+", choices=("train", "val", "test"), default=["test"], help="parts to score"
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
-    parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, e.g. network.norm=group; repeat"
-    )
-    group = parser.add_argument_group("cases and slices")
-    group.add_argument("--split", type=Path, help='JSON file with "train", "val" and "test"')
-    group.add_argument("--val-cases", nargs="+", metavar="PATTERN", help="cases that choose the best epoch")
-    group.add_argument("--test-cases", nargs="+", metavar="PATTERN", help="cases that are never trained on")
-    group.add_argument("--image-size", type=int, help=f"side that slices are resized to ({default['image_size']})")
-    group.add_argument(
-        "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values told apart, e.g. -125 275 HU for a CT"
-    )
-    group.add_argument("--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
-    group.add_argument("--augment", choices=("none", "flip_rot", "transunet"), help=f"({default['augment']})")
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, help=f"passes over the training slices ({default['epochs']})")
-    group.add_argument("--batch-size", type=int, help=f"slices per step, over all processes ({default['batch_size']})")
-    group.add_argument("--lr", type=float, help=f"highest learning rate ({default['lr']})")
-    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the forward pass (fp32)")
-    group.add_argument("--accumulate", type=int, help="micro-batches per step (1)")
-    group.add_argument("--seed", type=int, help=f"of the order of samples and of augmentation ({default['seed']})")
-    group.add_argument("--workers", type=int, help="processes that load slices (0)")
-    group.add_argument("--device", help="auto, cpu, cuda or cuda:<index> (auto)")
-    group = parser.add_argument_group("network")
-    group.add_argument("--variant", choices=VARIANTS[network], help=f"size of the encoder ({default['variant']})")
-    return group
 
 
 if __name__ == "__main__":

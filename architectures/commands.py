@@ -10,38 +10,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from .spelling import count
-
-# where the options of `trifuse train` go in a recipe
-_FIELDS = {
-    "data": "data.root",
-    "layout": "data.layout",
-    "target": "data.targets",
-    "patient": "data.patient_pattern",
-    "label_space": "data.label_space",
-    "frames": "data.frames",
-    "channel": "data.channel",
-    "split": "data.split",
-    "val_cases": "data.val_cases",
-    "test_cases": "data.test_cases",
-    "image_size": "data.image_size",
-    "keep": "data.keep",
-    "augment": "data.augment",
-    "variant": "network.variant",
-    "encoder": "network.encoder_checkpoint",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "lr": "training.lr",
-    "precision": "training.precision",
-    "accumulate": "training.accumulate",
-    "seed": "training.seed",
-    "workers": "training.workers",
-    "device": "training.device",
-    "cache_features": "cache_features",
-}
 
 
 class UsageError(Exception):
@@ -98,70 +69,6 @@ def data_convert(arguments: argparse.Namespace, words: list[str]) -> None:
     if len({case.patient for case in study.cases}) < len(study.cases):
         print("note: this layout does not tell patients: when it is read, --patient finds them in the cases' names")
     print(f"{count(len(study.cases), 'case')}, of which {len(split.test) if split else 0} test, in {arguments.out}")
-
-
-def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .dino_unet import train
-
-    given = _given(arguments, "dinov2")
-    if arguments.epochs is not None and arguments.config is None:
-        given = {"training.warmup_epochs": min(5.0, arguments.epochs / 10)} | given  # the paper's share of a short run
-    _train(arguments, words, train, train.DinoUNetRecipe, given, {})
-
-
-def train_fias(arguments: argparse.Namespace, words: list[str]) -> None:
-    from .data.cases import layout_of
-    from .fias import train
-
-    layout = layout_of(arguments.data, arguments.layout or "auto") if arguments.data.is_dir() else ""
-    given = _given(arguments, "dilateformer")
-    _train(arguments, words, train, train.FiasRecipe, given, train.layout_defaults(layout))
-
-
-def _given(arguments: argparse.Namespace, encoder: str) -> dict[str, Any]:
-    """Return the fields of a recipe that the words of the command set, those that converted weights bring first."""
-    given = {
-        path: value
-        for option, path in _FIELDS.items()
-        if (value := getattr(arguments, option, None)) is not None and value is not False
-    }
-    if arguments.window is not None:
-        given |= {"data.preparation.intensity": "window", "data.preparation.window": arguments.window}
-    if arguments.encoder is not None:
-        from .pretrained import read_description
-
-        described = read_description(arguments.encoder, encoder)["config"]  # variant, registers, position mode
-        given = {f"network.{name}": value for name, value in described.items()} | given
-    return given
-
-
-def _train(
-    arguments: argparse.Namespace,
-    words: list[str],
-    network: ModuleType,
-    kind: type,
-    given: dict[str, Any],
-    defaults: dict[str, Any],
-) -> None:
-    """Train with a network's ``train.py``, once or several times."""
-    from .recipes import recipe_from
-    from .run import RunOptions, is_first_process
-
-    recipe = recipe_from(kind, arguments.config, given, arguments.set, defaults=defaults)
-    options: RunOptions = {
-        "resume": arguments.resume,
-        "overwrite": arguments.overwrite,
-        "force_resume": arguments.force_resume,
-        "tensorboard": arguments.tensorboard,
-        "parts": arguments.report,
-        "command": words,
-    }
-    if arguments.repeats > 1:
-        report = network.train_repeats(recipe, arguments.out, arguments.repeats, **options)
-    else:
-        report = network.train(recipe, arguments.out, **options)
-    if is_first_process():
-        print(f"report: {report}")
 
 
 def predict(arguments: argparse.Namespace, words: list[str]) -> None:

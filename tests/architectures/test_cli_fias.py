@@ -12,7 +12,6 @@ from pathlib import Path
 import nibabel
 import pytest
 
-from trifuse.architectures import cli
 from trifuse.architectures.cli import build_parser, main
 from trifuse.architectures.data.abdomen_phantom import write_abdomen_phantom
 from trifuse.architectures.data.nifti import read_image, write_image
@@ -22,6 +21,7 @@ from trifuse.architectures.evaluation.metrics import EMPTY_MASK_SCORES
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.fias.train import FiasRecipe
 from trifuse.architectures.fias.variants import VARIANTS as FIAS_VARIANTS
+from trifuse.architectures.words import CONVENTIONS, DEFAULTS, VARIANTS
 
 TRAINING = [
     *("--label-space", "transunet9", "--variant", "nano", "--image-size", "32", "--epochs", "1", "--batch-size", "8"),
@@ -52,14 +52,14 @@ def run_main(words: list[object], capsys) -> tuple[int, str, str]:
 
 
 def test_the_words_of_the_command_repeat_the_code():
-    assert set(cli.VARIANTS["dino_unet"]) == set(DINO_VARIANTS)
-    assert set(cli.VARIANTS["fias"]) == set(FIAS_VARIANTS)
-    assert set(cli.CONVENTIONS) == set(EMPTY_MASK_SCORES)
+    assert set(VARIANTS["dino_unet"]) == set(DINO_VARIANTS)
+    assert set(VARIANTS["fias"]) == set(FIAS_VARIANTS)
+    assert set(CONVENTIONS) == set(EMPTY_MASK_SCORES)
 
 
 @pytest.mark.parametrize(("network", "kind"), [("dino_unet", DinoUNetRecipe), ("fias", FiasRecipe)])
 def test_the_help_says_what_the_recipe_does(network, kind):
-    said, recipe = cli.DEFAULTS[network], kind()
+    said, recipe = DEFAULTS[network], kind()
     for field in ("image_size", "augment"):
         assert said[field] == str(getattr(recipe.data, field))
     for field in ("batch_size", "lr", "seed"):
@@ -271,7 +271,7 @@ def test_the_module_is_the_command_and_runs_under_torchrun(study, tmp_path):
 
 def test_every_network_can_be_trained_shown_and_ablated():
     for words in (["train"], ["demo"], ["ablate"]):
-        for network in cli.VARIANTS:
+        for network in VARIANTS:
             with pytest.raises(SystemExit) as stop:
                 build_parser().parse_args([*words, network, "--help"])
             assert stop.value.code == 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from trifuse.architectures.cli import LAYOUTS, main
+from trifuse.architectures.cli import main
 from trifuse.architectures.data.cases import Layout, open_study
 from trifuse.architectures.data.nifti import read_image, write_image
 from trifuse.architectures.data.preparation import Preparation
@@ -17,6 +17,7 @@ from trifuse.architectures.data.study import Split
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
 from trifuse.architectures.recipes import DataRecipe, RecipeError, recipe_from
 from trifuse.architectures.run import prepare_data
+from trifuse.architectures.words import LAYOUTS
 
 
 def run(capsys, *words):
