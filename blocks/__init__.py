@@ -8,6 +8,7 @@ from .dilated_attention import DilatedAttention
 from .image_branch import ImageBranch
 from .mixing_attention import MixingAttention
 from .monte_carlo_attention import MonteCarloAttention
+from .plain_unet import PlainUNetDecoder, PlainUNetEncoder
 from .transformer_block import LayerScale, Mlp, SwiGLU, TransformerBlock
 from .unet_decoder import UNetDecoderStage
 from .weighted_block_fusion import WeightedBlockFusion
@@ -23,6 +24,8 @@ __all__ = [
     "MixingAttention",
     "Mlp",
     "MonteCarloAttention",
+    "PlainUNetDecoder",
+    "PlainUNetEncoder",
     "SwiGLU",
     "TransformerBlock",
     "UNetDecoderStage",

@@ -1,1 +1,5 @@
-"""The convolutional U-Net that nnU-Net plans for 2-D images: the baseline, trainable in its own right."""
+"""The plain U-Net of nnU-Net in two dimensions: the baseline that the other networks are compared with."""
+
+from .model import PlainUNet, PlainUNetConfig, plain_unet
+
+__all__ = ["PlainUNet", "PlainUNetConfig", "plain_unet"]
