@@ -12,9 +12,11 @@ from typing import Any, NoReturn
 from .spelling import nearest
 
 EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
-LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices")
+LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices", "lge_ecg")
 CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
-NETWORKS = ("dino_unet", "fias")
+NONFINITE = ("error", "zero", "median")
+NETWORKS = ("dino_unet", "fias", "plain_unet", "taff_unet")
+SETTINGS = ("baseline", "ap", "ecg", "ecg_ap", "ecg_time", "full")
 VARIANTS = {
     "dino_unet": ("tiny", "small", "base", "large", "giant"),
     "fias": ("nano", "tiny", "small", "base"),
@@ -52,24 +54,46 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="trifuse", description="Fused kernels, blocks and segmentation networks.", epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"trifuse {version('trifuse')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _demo_words(commands)
+    _data_words(commands)
+    _train_words(commands)
+    _predict_words(commands)
+    _evaluate_words(commands)
+    _compare_words(commands)
+    _plot_words(commands)
+    _ablate_words(commands)
+    _convert_words(commands)
+    sub = _command(commands, "doctor", "doctor", "say what is installed, and which backend each operator would use")
+    sub.add_argument("--model", choices=NETWORKS, help="say instead what that network costs: parameters and GFLOPs")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
+
+def _demo_words(commands: Any) -> None:
     demo = commands.add_parser("demo", help="train, predict and report on a synthetic study, in minutes on a CPU")
-    demo_network = demo.add_subparsers(title="networks", required=True, metavar="NETWORK")
+    networks = demo.add_subparsers(title="networks", required=True, metavar="NETWORK")
     for network, what in (
         ("dino_unet", "left atrium, on a synthetic LGE phantom"),
         ("fias", "eight organs, on a synthetic abdomen"),
+        ("taff_unet", "myocardial scar from LGE, ECG and the AHA-17 atlas, on a synthetic study"),
     ):
-        sub = _command(demo_network, network, f"demo_{network}", what)
+        sub = _command(networks, network, f"demo_{network}", what)
         sub.add_argument("--out", type=Path, default=Path("demo") / network, help="folder to write to (%(default)s)")
         sub.add_argument("--seed", type=int, default=0, help="of the phantom and of training (%(default)s)")
         sub.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in the folder")
 
-    data = commands.add_parser("data", help="look at a study, or write it in another layout")
+
+def _data_words(commands: Any) -> None:
+    data = commands.add_parser("data", help="look at a study or at ECGs, or write a study in another layout")
     data_command = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sub = _command(data_command, "check", "data_check", "read every file of a study and list all that is wrong with it")
     _study_options(sub)
     sub.add_argument("--strict", action="store_true", help="count warnings as errors")
     sub.add_argument("--digests", type=Path, help="JSON file of SHA-256 digests: compared if there, else written")
+
+    sub = _command(data_command, "check-ecg", "data_check_ecg", "read every ECG of a folder down to its median beat")
+    sub.add_argument("data", type=Path, help="PTB-XL's folder, a folder of WFDB records or arrays, or one file")
+    sub.add_argument("--min-beats", type=_positive, default=3, help="that make a median beat (%(default)s)")
 
     sub = _command(data_command, "convert", "data_convert", "write a study in another layout")
     _study_options(sub)
@@ -79,31 +103,70 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--test-cases", nargs="+", metavar="PATTERN", default=[], help="cases to test on (the study's own)"
     )
-    sub.add_argument(
-        "--nonfinite",
-        choices=("error", "zero", "median"),
-        default="error",
-        help="NaN and infinite voxels (%(default)s)",
-    )
+    sub.add_argument("--nonfinite", choices=NONFINITE, default="error", help="NaN and infinite voxels (%(default)s)")
     sub.add_argument("--channel-name", default="image", help="for nnunet: what the images show, such as CT")
     sub.add_argument(
         "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="for synapse: values told apart (-125 275 HU)"
     )
 
+
+def _train_words(commands: Any) -> None:
     train = commands.add_parser("train", help="train a network, predict its test cases, write a report")
-    train_network = train.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    sub = _command(train_network, "dino_unet", "train_dino_unet", "frozen DINOv2 with weighted block fusion")
+    networks = train.add_subparsers(title="networks", required=True, metavar="NETWORK")
+    sub = _command(networks, "dino_unet", "train_dino_unet", "frozen DINOv2 with weighted block fusion")
     _study_options(sub)
     group = _training_options(sub, "dino_unet")
     group.add_argument("--encoder", type=Path, help="folder of converted DINOv2 weights; without it they are random")
     group.add_argument("--cache-features", action="store_true", help="keep the frozen encoder's features on disk")
-    sub = _command(train_network, "fias", "train_fias", "DilateFormer and a convolutional encoder, mixing attention")
+    sub = _command(networks, "fias", "train_fias", "DilateFormer and a convolutional encoder, mixing attention")
     _study_options(sub)
     group = _training_options(sub, "fias")
     group.add_argument(
         "--encoder", type=Path, help="folder of converted DilateFormer weights; without it they are random"
     )
+    sub = _command(networks, "plain_unet", "train_plain_unet", "the U-Net that nnU-Net plans for 2-D images")
+    _study_options(sub)
+    _training_options(sub, "plain_unet")
+    sub = _command(networks, "taff_unet", "train_taff_unet", "scar from LGE, an ECG, the days between, and the atlas")
+    _study_options(sub)
+    group = _training_options(sub, "taff_unet")
+    group.add_argument("--setting", choices=SETTINGS, help="which inputs the network has (full)")
+    group.add_argument("--ecg", type=Path, help="folder of a trained ECG autoencoder; without it it starts at random")
+    _prior_options(sub)
+    _ecg_training_words(networks)
 
+
+def _prior_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("AHA-17 prior")
+    group.add_argument(
+        "--prior",
+        choices=("predicted", "gt"),
+        help="where it comes from; no default: a first pass, or the reference annotation, which is an oracle",
+    )
+    group.add_argument("--prior-labels", type=Path, help="folder of <case>.nii.gz to build it from")
+    group.add_argument("--reference", choices=("landmarks", "orientation"), help="where its angles start (landmarks)")
+    group.add_argument("--strict", action="store_true", help="refuse an oracle prior")
+
+
+def _ecg_training_words(networks: Any) -> None:
+    sub = _command(
+        networks, "ecg", "train_ecg", "the ECG autoencoder: on PTB-XL, or further on a study's training cases"
+    )
+    sub.add_argument("data", type=Path, nargs="?", help="PTB-XL's folder, or a folder of records")
+    sub.add_argument("--study", type=Path, help="study (cases.csv) whose training cases to fit; no others are read")
+    sub.add_argument("--init", type=Path, help="folder of a trained autoencoder to start from")
+    _run_options(sub)
+    group = sub.add_argument_group("training")
+    group.add_argument("--epochs", type=_positive, help="passes over the beats (300; with --study 100)")
+    group.add_argument("--batch-size", type=_positive, help="beats per step, over all processes (128)")
+    group.add_argument("--lr", type=float, help="highest learning rate (0.001; with --study 0.0001)")
+    group.add_argument("--min-beats", type=_positive, help="that make a median beat (3)")
+    group.add_argument("--seed", type=int, help="of the order of beats and of masking (42)")
+    group.add_argument("--workers", type=int, help="processes that load beats (0)")
+    group.add_argument("--device", help="auto, cpu, cuda or cuda:<index> (auto)")
+
+
+def _predict_words(commands: Any) -> None:
     sub = _command(commands, "predict", "predict", "segment volumes with a trained network, on their native grid")
     sub.add_argument("model", type=Path, help="folder of a run, or of a saved network")
     sub.add_argument("images", type=Path, help="a NIfTI file, a folder of them, or a study")
@@ -112,12 +175,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values told apart, in place of what the run did"
     )
+    sub.add_argument("--prior-labels", type=Path, help="for taff_unet: folder of <case>.nii.gz to build the prior from")
     sub.add_argument("--batch-size", type=_positive, default=8, help="slices at a time (%(default)s)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
-    sub.add_argument(
-        "--nonfinite", choices=("error", "zero", "median"), default="error", help="NaN and infinite voxels"
-    )
+    sub.add_argument("--nonfinite", choices=NONFINITE, default="error", help="NaN and infinite voxels")
 
+
+def _evaluate_words(commands: Any) -> None:
     sub = _command(commands, "evaluate", "evaluate", "score predictions against the labels of a study")
     sub.add_argument("predictions", type=Path, help="folder of <case>.nii.gz")
     _study_options(sub)
@@ -138,38 +202,60 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--accept-spacing", action="store_true", help="score although a spacing is hard to believe")
     sub.add_argument("--overwrite", action="store_true", help="replace the CSV file")
 
-    sub = _command(commands, "compare", "compare", "test two runs against each other, case by case")
-    sub.add_argument("a", type=Path, help="case table (CSV), or folder of a run")
-    sub.add_argument("b", type=Path, help="case table (CSV), or folder of a run")
-    sub.add_argument("--out", type=Path, help="CSV file for the comparison")
 
+def _compare_words(commands: Any) -> None:
+    sub = _command(commands, "compare", "compare", "test runs against each other, case by case, or show them together")
+    sub.add_argument("runs", type=Path, nargs="+", metavar="run", help="case table (CSV), or folder of a run; two")
+    sub.add_argument("--out", type=Path, help="CSV file for the comparison, or folder for the picture")
+    sub.add_argument(
+        "--overlay", action="store_true", help="draw image, truth and the predictions of two or more runs side by side"
+    )
+
+
+def _plot_words(commands: Any) -> None:
+    plot = commands.add_parser("plot", help="draw an ECG, or a bull's-eye of the left ventricle")
+    kinds = plot.add_subparsers(title="pictures", required=True, metavar="PICTURE")
+    sub = _command(kinds, "ecg", "plot_ecg", "the twelve leads of a record's median beat on ECG paper")
+    sub.add_argument("file", type=Path, help="WFDB record, .npy, .npz or .csv")
+    sub.add_argument("--rate", type=float, metavar="HZ", help="samples per second, where the file does not say")
+    sub.add_argument("--min-beats", type=_positive, default=3, help="that make a median beat (%(default)s)")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the picture and its numbers")
+    sub = _command(kinds, "bullseye", "plot_bullseye", "scar volume in each of the 17 segments")
+    sub.add_argument("labels", type=Path, nargs="+", help="label maps on one grid; the first gives the segments")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the picture and its numbers")
+
+
+def _ablate_words(commands: Any) -> None:
     ablate = commands.add_parser("ablate", help="train a paper's ablation table on a synthetic study")
-    ablate_network = ablate.add_subparsers(title="networks", required=True, metavar="NETWORK")
-    for network, what, epochs in (
-        ("dino_unet", "Table II: which blocks, with and without the image", 14),
-        ("fias", "Table 3: without the local encoder, without the fusion, without mixing attention", 8),
+    networks = ablate.add_subparsers(title="networks", required=True, metavar="NETWORK")
+    for network, what, epochs, cases in (
+        ("dino_unet", "Table II: which blocks, with and without the image", 14, 16),
+        ("fias", "Table 3: without the local encoder, without the fusion, without mixing attention", 8, 16),
+        ("taff_unet", "with and without the atlas, the ECG and the days between, predicted and oracle prior", 12, 72),
     ):
-        sub = _command(ablate_network, network, f"ablate_{network}", what)
+        sub = _command(networks, network, f"ablate_{network}", what)
         sub.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
         sub.add_argument("--seeds", type=_positive, default=3, help="repetitions of each row (%(default)s)")
         sub.add_argument("--epochs", type=_positive, default=epochs, help="of each training (%(default)s)")
-        sub.add_argument("--cases", type=_positive, default=16, help="of the phantom (%(default)s)")
+        sub.add_argument("--cases", type=_positive, default=cases, help="of the phantom (%(default)s)")
+        if network == "taff_unet":
+            sub.add_argument("--study", type=Path, help="study of your own (cases.csv) in place of the phantom")
+            sub.add_argument("--jobs", type=_positive, default=1, help="trainings at a time (%(default)s)")
 
+
+def _convert_words(commands: Any) -> None:
     convert = commands.add_parser("convert", help="bring published weights into trifuse's format")
-    convert_format = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
-    sub = _command(convert_format, "dinov2", "convert_dinov2", "a DINOv2 checkpoint, of either publisher")
-    sub.add_argument("file", type=Path, help=".pth or .safetensors")
-    sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
-    sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
-    sub = _command(convert_format, "dilateformer", "convert_dilateformer", "a DilateFormer checkpoint")
-    sub.add_argument("file", type=Path, help=".pth or .safetensors")
-    sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
-    sub.add_argument("--overwrite", action="store_true", help="replace weights that an earlier conversion left there")
-
-    sub = _command(commands, "doctor", "doctor", "say what is installed, and which backend each operator would use")
-    sub.add_argument("--model", choices=NETWORKS, help="say instead what that network costs: parameters and GFLOPs")
-    sub.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    formats = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
+    for name, what in (
+        ("dinov2", "a DINOv2 checkpoint, of either publisher"),
+        ("dilateformer", "a DilateFormer checkpoint"),
+        ("nnunet", "a 2-D nnU-Net checkpoint, for plain_unet"),
+        ("ecg", "an ECG dual-attention checkpoint, for taff_unet's autoencoder"),
+    ):
+        sub = _command(formats, name, f"convert_{name}", what)
+        sub.add_argument("file", type=Path, help=".pth or .safetensors")
+        sub.add_argument("--out", type=Path, help="folder to write (the file's name without its ending)")
+        sub.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion left there")
 
 
 def _positive(text: str) -> int:
@@ -200,6 +286,8 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--channel", help="name or number of the channel of an nnU-Net data set that has several")
 
 
+_NNUNET = {"image_size": "256", "augment": "nnunet", "epochs": "1000", "batch_size": "12", "lr": "0.01", "seed": "42"}
+
 # what `--help` says that a network does where nothing is said; a test compares it with the recipes
 DEFAULTS = {
     "dino_unet": {
@@ -220,26 +308,20 @@ DEFAULTS = {
         "lr": "0.0001",
         "seed": "2222",
     },
+    "plain_unet": _NNUNET,
+    "taff_unet": _NNUNET,
 }
 
 
 def _training_options(parser: argparse.ArgumentParser, network: str) -> Any:
     """Add the options that all trainings have, and return the group for those of the network."""
     default = DEFAULTS[network]
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
-    parser.add_argument("--force-resume", action="store_true", help="continue it although the recipe has changed")
-    parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
+    _run_options(parser)
     parser.add_argument(
         "--repeats", type=_positive, default=1, help="runs with other seeds, and a report over them (1)"
     )
     parser.add_argument(
         "--report", nargs="+", choices=("train", "val", "test"), default=["test"], help="parts to score"
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
-    parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, e.g. network.norm=group; repeat"
     )
     group = parser.add_argument_group("cases and slices")
     group.add_argument("--split", type=Path, help='JSON file with "train", "val" and "test"')
@@ -250,7 +332,7 @@ def _training_options(parser: argparse.ArgumentParser, network: str) -> Any:
         "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values told apart, e.g. -125 275 HU for a CT"
     )
     group.add_argument("--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
-    group.add_argument("--augment", choices=("none", "flip_rot", "transunet"), help=f"({default['augment']})")
+    group.add_argument("--augment", choices=("none", "flip_rot", "transunet", "nnunet"), help=f"({default['augment']})")
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=int, help=f"passes over the training slices ({default['epochs']})")
     group.add_argument("--batch-size", type=int, help=f"slices per step, over all processes ({default['batch_size']})")
@@ -261,5 +343,19 @@ def _training_options(parser: argparse.ArgumentParser, network: str) -> Any:
     group.add_argument("--workers", type=int, help="processes that load slices (0)")
     group.add_argument("--device", help="auto, cpu, cuda or cuda:<index> (auto)")
     group = parser.add_argument_group("network")
-    group.add_argument("--variant", choices=VARIANTS[network], help=f"size of the encoder ({default['variant']})")
+    if network in VARIANTS:
+        group.add_argument("--variant", choices=VARIANTS[network], help=f"size of the encoder ({default['variant']})")
     return group
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    """Add where a run goes, whether it goes on, and how any field of its recipe is set."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    parser.add_argument("--force-resume", action="store_true", help="continue it although the recipe has changed")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
+    parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="any field, e.g. network.norm=group; repeat"
+    )
