@@ -9,6 +9,8 @@ from .image_branch import ImageBranch
 from .mixing_attention import MixingAttention
 from .monte_carlo_attention import MonteCarloAttention
 from .plain_unet import PlainUNetDecoder, PlainUNetEncoder
+from .temporal_aware_fusion import TemporalAwareFusion
+from .temporal_film_gate import TemporalFiLMGate
 from .transformer_block import LayerScale, Mlp, SwiGLU, TransformerBlock
 from .unet_decoder import UNetDecoderStage
 from .weighted_block_fusion import WeightedBlockFusion
@@ -27,6 +29,8 @@ __all__ = [
     "PlainUNetDecoder",
     "PlainUNetEncoder",
     "SwiGLU",
+    "TemporalAwareFusion",
+    "TemporalFiLMGate",
     "TransformerBlock",
     "UNetDecoderStage",
     "WeightedBlockFusion",

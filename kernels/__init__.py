@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         monte_carlo_pool_reference,
     )
     from .mutation_loss import mutation_loss, mutation_loss_reference
+    from .temporal_film_gate import temporal_film_gate, temporal_film_gate_reference
     from .upsample_argmax import upsample_argmax, upsample_argmax_reference
     from .weighted_block_fusion import weighted_block_fusion, weighted_block_fusion_reference
 
@@ -69,6 +70,8 @@ __all__ = [
     "mutation_loss_reference",
     "spatial_gate",
     "spatial_gate_reference",
+    "temporal_film_gate",
+    "temporal_film_gate_reference",
     "upsample_argmax",
     "upsample_argmax_reference",
     "weighted_block_fusion",
@@ -85,6 +88,7 @@ OPERATORS = {
     "monte_carlo_pool": "monte_carlo_attention",
     "mutation_loss": "mutation_loss",
     "spatial_gate": "context_aware_fusion",
+    "temporal_film_gate": "temporal_film_gate",
     "upsample_argmax": "upsample_argmax",
     "weighted_block_fusion": "weighted_block_fusion",
 }

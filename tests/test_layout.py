@@ -219,6 +219,9 @@ CPU_CALLS = {
     "monte_carlo_pool": "torch.ones(1, 3, 4, 4, requires_grad=True), scale=2, cell=1",
     "mutation_loss": "[torch.zeros(1, 3, 4, 4, requires_grad=True)] * 2, torch.ones(1, 8, 8, dtype=torch.int64)",
     "spatial_gate": "torch.ones(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 1, 4, 4)",
+    "temporal_film_gate": (
+        "torch.ones(1, 3, 4, 4, requires_grad=True), torch.ones(1, 3), torch.ones(1, 2), *torch.zeros(2, 1, 3)"
+    ),
     "upsample_argmax": "[torch.ones(1, 3, 4, 4)], (8, 8)",
     "weighted_block_fusion": "[torch.ones(1, 2, 4, requires_grad=True) for _ in range(3)], torch.zeros(3)",
 }

@@ -1,0 +1,244 @@
+"""Temporal FiLM gate: a map and an ECG's vector, mixed, modulated by the time between them, and added to the map.
+
+    mixed = features * w_mri + ecg * w_ecg                       (B, C, H, W); ecg and all below per sample and channel
+    out   = features + mixed * (1 + scale) + shift
+
+The whole is one affine map per sample and channel, so the ECG's map is never made:
+
+    out = a * features + b,   a = 1 + w_mri (1 + scale),   b = w_ecg ecg (1 + scale) + shift
+
+    d out / d features:  a * grad
+    d out / d a:         sum_{h, w} grad * features
+    d out / d b:         sum_{h, w} grad
+
+and the gradients of ecg, weights, scale and shift follow from those of a and b on (B, C) numbers.
+
+Source: temporal-aware feature fusion of TAFF-UNet (LGE MRI and ECG); FiLM is Perez et al., 2018.
+
+What fusing saves: as written, forward moves eleven maps and backward about as many again. Here forward reads one and
+writes one; backward reads the gradient and the map and writes the map's gradient, in one pass. Nothing but the
+arguments is saved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _library
+from .errors import ShapeError
+
+OP = "temporal_film_gate"
+
+
+def temporal_film_gate_reference(
+    features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """Define `temporal_film_gate`: spread the ECG over the map, mix, modulate, and add the result to the map."""
+    compute_dtype = torch.promote_types(features.dtype, torch.float32)
+    f, p, w, gamma, beta = (value.to(compute_dtype) for value in (features, ecg, weights, scale, shift))
+    spread = p[:, :, None, None].expand_as(f)
+    mixed = f * w[:, 0, None, None, None] + spread * w[:, 1, None, None, None]
+    return (f + mixed * (1 + gamma[:, :, None, None]) + beta[:, :, None, None]).to(features.dtype)
+
+
+# ---------------------------------------------------------------------------------------------- plain PyTorch
+
+
+def _coefficients(
+    ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return a and b of the affine map, (B, C) each, in the type that sums are made in."""
+    ecg, weights, scale, shift = (value.to(dtype) for value in (ecg, weights, scale, shift))
+    modulation = 1 + scale
+    return 1 + weights[:, :1] * modulation, weights[:, 1:] * ecg * modulation + shift
+
+
+def _affine(features: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Apply the affine map with differentiable operations alone, which compilers and transforms see through."""
+    return (features.to(a.dtype) * a[:, :, None, None] + b[:, :, None, None]).to(features.dtype)
+
+
+class _ChannelAffine(torch.autograd.Function):
+    """The CPU path: a map in planes is passed over once each way, and no wider copy of it is saved.
+
+    A batch normalisation by fixed statistics, mean 0 and variance 1, is this very map, with a and b as its weight and
+    bias and every channel of every sample a channel of its own: PyTorch has it vectorised, with all three gradients.
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, *((features,) if a.requires_grad else ()))
+        if not _in_planes(features):
+            return _affine(features, a, b)
+        zeros, ones = torch.zeros_like(a).view(-1), torch.ones_like(a).view(-1)
+        channels = features.view(1, a.numel(), *features.shape[2:])
+        out = torch.native_batch_norm(channels, a.view(-1), b.view(-1), zeros, ones, False, 0.0, 0.0)[0]
+        return out.view(features.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        a, *saved = ctx.saved_tensors
+        features = saved[0] if saved else grad  # without: any map of this shape, for a gradient that is not asked for
+        needs_features, needs_a, needs_b = ctx.needs_input_grad
+        if not _in_planes(features):
+            wide = grad.to(a.dtype)
+            return (
+                (wide * a[:, :, None, None]).to(grad.dtype) if needs_features else None,
+                (wide * features.to(a.dtype)).sum((2, 3)) if needs_a else None,
+                wide.sum((2, 3)) if needs_b else None,
+            )
+        channels = (1, a.numel(), *grad.shape[2:])
+        zeros, ones, none = torch.zeros_like(a).view(-1), torch.ones_like(a).view(-1), a.new_empty(0)
+        grads = torch.ops.aten.native_batch_norm_backward(
+            *(grad.contiguous().view(channels), features.view(channels), a.view(-1), zeros, ones, none, none),
+            *(False, 0.0, ctx.needs_input_grad),
+        )
+        shapes = (grad.shape, a.shape, a.shape)
+        return tuple(
+            g.view(s) if need else None for g, s, need in zip(grads, shapes, ctx.needs_input_grad, strict=True)
+        )
+
+
+def _in_planes(x: Tensor) -> bool:
+    return x.is_contiguous() and x.numel() > 0
+
+
+# --------------------------------------------------------------------------------------- the registered operator
+
+
+def _launch_forward(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    from .gpu import temporal_film_gate as gpu
+
+    return gpu.forward(features, ecg, weights, scale, shift)
+
+
+def _launch_backward(
+    grad: Tensor,
+    features: Tensor | None,
+    ecg: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    needs_features: bool,
+) -> list[Tensor]:
+    from .gpu import temporal_film_gate as gpu
+
+    return gpu.backward(grad, features, ecg, weights, scale, shift, needs_features)
+
+
+def _shape_backward(
+    grad: Tensor,
+    features: Tensor | None,
+    ecg: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    needs_features: bool,
+) -> list[Tensor]:
+    small = [] if features is None else [value.new_empty(value.shape) for value in (ecg, weights, scale, shift)]
+    return [*small, *([torch.empty_like(grad if features is None else features)] if needs_features else [])]
+
+
+class _TritonGate(torch.autograd.Function):
+    """The gradient of the registered operator: the map is saved where a gradient other than its own is asked for."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, *small: Tensor) -> Tensor:
+        ctx.save_for_backward(*small, *((features,) if any(ctx.needs_input_grad[1:]) else ()))
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.trifuse.temporal_film_gate(features, *small)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *small, features = ctx.saved_tensors if any(ctx.needs_input_grad[1:]) else (*ctx.saved_tensors, None)
+        needs_features, *needs_small = ctx.needs_input_grad
+        grads = torch.ops.trifuse.temporal_film_gate_backward(grad, features, *small, needs_features)
+        asked = (value if need else None for value, need in zip(grads, needs_small, strict=False))
+        return grads[-1] if needs_features else None, *(asked if any(needs_small) else (None,) * 4)
+
+
+_SMALL = "Tensor ecg, Tensor weights, Tensor scale, Tensor shift"
+_library.register(
+    f"{OP}(Tensor features, {_SMALL}) -> Tensor",
+    _launch_forward,
+    lambda features, *small: torch.empty_like(features),
+    lambda *arguments: _TritonGate.apply(*arguments),
+)
+_library.register(
+    f"{OP}_backward(Tensor grad, Tensor? features, {_SMALL}, bool needs_features) -> Tensor[]",
+    _launch_backward,
+    _shape_backward,
+)
+
+
+# ---------------------------------------------------------------------------------------------- the public face
+
+
+def temporal_film_gate(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Mix a map with an ECG's vector, modulate, and add to the map: features + mixed * (1 + scale) + shift.
+
+    ``mixed = features * w_mri + ecg * w_ecg``. Where a sample's weights, scale and shift are 0 and its ecg is finite,
+    its result equals its features. The result and all gradients are deterministic on every backend. The Triton and CPU
+    paths can be differentiated once; a second differentiation raises.
+
+    Args:
+        features: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64.
+        ecg: one value per sample and channel, (B, C), any floating type; constant over the map.
+        weights: (B, 2), any floating type: w_mri and w_ecg of each sample.
+        scale: FiLM's gamma, (B, C), any floating type.
+        shift: FiLM's beta, (B, C), any floating type.
+
+    Returns:
+        Tensor of shape (B, C, H, W) in the type and, where features is dense, the memory layout of features, computed
+        in float32 (float64 for float64 features).
+
+    Raises:
+        ShapeError: an argument has another shape, or lies on another device.
+        TypeError: an argument is not floating point.
+
+    Example:
+        >>> weights = torch.softmax(logits, dim=1)
+        >>> fused = temporal_film_gate(features, ecg, weights, scale, shift)
+
+    Source: temporal-aware feature fusion of TAFF-UNet; FiLM is Perez et al., 2018.
+    """
+    arguments = (features, ecg, weights, scale, shift)
+    _check(*arguments)
+    backend = _library.choose_backend(OP, features)
+    if backend == "reference":
+        return temporal_film_gate_reference(*arguments)
+    transformed = _library.under_functional_transform(arguments)
+    if backend == "triton" and not transformed:
+        return torch.ops.trifuse.temporal_film_gate(*arguments)
+    a, b = _coefficients(ecg, weights, scale, shift, torch.promote_types(features.dtype, torch.float32))
+    if transformed or features.device.type != "cpu" or _library.without_values(arguments):
+        return _affine(features, a, b)
+    return _ChannelAffine.apply(features, a, b)
+
+
+def _check(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> None:
+    given = {"features": features, "ecg": ecg, "weights": weights, "scale": scale, "shift": shift}
+    for name, value in given.items():
+        _library.check_dtype(OP, name, value)
+    if features.ndim != 4:
+        raise ShapeError(
+            f"{OP}: features has shape {tuple(features.shape)}; expected (B, C, H, W); add what is missing with "
+            "features[None]"
+        )
+    batch, channels = features.shape[:2]
+    for name, letters, expected in (
+        ("ecg", "(B, C)", (batch, channels)),
+        ("weights", "(B, 2)", (batch, 2)),
+        ("scale", "(B, C)", (batch, channels)),
+        ("shift", "(B, C)", (batch, channels)),
+    ):
+        if given[name].shape != expected:
+            raise ShapeError(
+                f"{OP}: {name} has shape {tuple(given[name].shape)}; expected {letters} = {expected} for features of "
+                f"shape {tuple(features.shape)}"
+            )
+    _library.check_same_device(OP, given)
