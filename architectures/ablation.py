@@ -4,15 +4,55 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from .demonstration import one_thread
 from .evaluation.report import describe_environment
+from .evaluation.summary import mean_of_defined
 from .evaluation.tables import read_case_table, write_csv
 from .files import write_text
 
 Scores = Mapping[str, Sequence[float]]  # by metric, one mean per seed
+
+
+def train_all(trainings: Sequence[tuple[Any, Path]], train: Callable[..., object], jobs: int = 1) -> None:
+    """Train what has no report yet, each on one thread, ``jobs`` of them at a time in processes of their own.
+
+    Args:
+        trainings: recipe and folder of each.
+        train: the network's, a function of a module; a run that was broken off is resumed.
+        jobs: trainings at a time.
+    """
+    left = [(train, recipe, run) for recipe, run in trainings if not (run / "report.md").exists()]
+    if jobs == 1:
+        for training in left:
+            _train_on_one_thread(*training)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(_train_on_one_thread, *training) for training in left]:
+            done.result()
+
+
+def _train_on_one_thread(train: Callable[..., object], recipe: Any, run: Path) -> None:
+    with one_thread():
+        train(recipe, run, resume=True)
+
+
+def scores_of_runs(
+    runs: Sequence[Path], metrics: Sequence[str], class_name: str | None = None
+) -> dict[str, list[float]]:
+    """Return by metric, for every run, the mean over its test cases and classes, or over one class alone."""
+    scores: dict[str, list[float]] = {metric: [] for metric in metrics}
+    for run in runs:
+        rows = [
+            row for row in read_case_table(run / "test_cases.csv") if class_name is None or row.class_name == class_name
+        ]
+        for metric, means in scores.items():
+            means.append(mean_of_defined([row.scores[metric] for row in rows]))
+    return scores
 
 
 def train_each(
@@ -30,16 +70,9 @@ def train_each(
     Returns:
         By metric, for every seed the mean over cases and classes.
     """
-    scores: dict[str, list[float]] = {metric: [] for metric in metrics}
-    for seed, recipe in enumerate(recipes):
-        run = out / f"{name}-seed{seed}"
-        if not (run / "report.md").exists():
-            with one_thread():
-                train(recipe, run, resume=True)
-        rows = read_case_table(run / "test_cases.csv")
-        for metric, means in scores.items():
-            means.append(statistics.mean(row.scores[metric] for row in rows))
-    return scores
+    runs = [out / f"{name}-seed{seed}" for seed in range(len(recipes))]
+    train_all(list(zip(recipes, runs, strict=True)), train)
+    return scores_of_runs(runs, metrics)
 
 
 def write_ablation(
@@ -49,6 +82,7 @@ def write_ablation(
     titles: Mapping[str, tuple[str, str]],
     *,
     caption: str,
+    tests: tuple[str, Mapping[tuple[str, ...], str]] | None = None,
     command: Sequence[str] = (),
 ) -> Path:
     """Write ``table.csv`` and ``table.md``, and return the latter's path.
@@ -59,12 +93,14 @@ def write_ablation(
         rows: by those words, the row's scores.
         titles: of each metric's columns, its mean and its SD over the seeds.
         caption: what the table shows; the environment is added.
+        tests: title and cells, by the same words, of a column for a statistical test.
         command: the words to put below the table as the way to do it again.
     """
-    header = [*columns, *(title for pair in titles.values() for title in pair), "seeds"]
+    header = [*columns, *(title for pair in titles.values() for title in pair), *(tests[:1] if tests else ()), "seeds"]
     lines = []
     for words, scores in rows.items():
         cells = [cell for metric in titles for cell in _mean_and_sd(scores[metric])]
+        cells += [tests[1][words]] if tests else []
         lines.append([*words, *cells, str(len(next(iter(scores.values()))))])
     write_csv(out / "table.csv", header, lines)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
