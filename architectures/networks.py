@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from trifuse.kernels import CheckpointError
@@ -18,7 +19,12 @@ from .pretrained import config_from_json, read_description
 from .recipes import DataRecipe
 from .training.distributed import choose_device
 
-RECIPES = {"dino_unet": "DinoUNetRecipe", "fias": "FiasRecipe"}  # of each architecture, in its train.py
+RECIPES = {  # of each architecture, in its train.py
+    "dino_unet": "DinoUNetRecipe",
+    "fias": "FiasRecipe",
+    "plain_unet": "PlainUNetRecipe",
+    "taff_unet": "TaffUNetRecipe",
+}
 
 _AS_IS = (
     "note: this network was trained on values as they lie in its files, and takes these images so, too; if they are in "
@@ -62,8 +68,12 @@ def _data_of(run: Path) -> DataRecipe:
 
 def default_data(architecture: str) -> DataRecipe:
     """Return how the network of that name, one of `RECIPES`, takes its slices by default."""
-    module = import_module(f"{__package__}.{architecture}.train")
-    return getattr(module, RECIPES[architecture])().data
+    return getattr(training_module(architecture), RECIPES[architecture])().data
+
+
+def training_module(architecture: str) -> ModuleType:
+    """Return the ``train.py`` of the network of that name, one of `RECIPES`."""
+    return import_module(f"{__package__}.{architecture}.train")
 
 
 def predict_images(
