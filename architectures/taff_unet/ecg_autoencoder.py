@@ -80,6 +80,9 @@ class EcgAutoencoderConfig:
             raise ValueError(f"the pooled features are half means, half maxima: their width {self.pooled} must be even")
         self._check_time()
 
+    def __str__(self) -> str:
+        return repr(self).replace("Config", "", 1)
+
     def _check_time(self) -> None:
         factor = 2**self.downsample
         lacking = -self.time_steps % factor
