@@ -22,6 +22,8 @@ arguments is saved.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -61,10 +63,10 @@ def _affine(features: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 class _ChannelAffine(torch.autograd.Function):
-    """The CPU path: a map in planes is passed over once each way, and no wider copy of it is saved.
+    """The CPU path: a map in planes is passed over once each way, and no wider copy of any map is saved.
 
     A batch normalisation by fixed statistics, mean 0 and variance 1, is this very map, with a and b as its weight and
-    bias and every channel of every sample a channel of its own: PyTorch has it vectorised, with all three gradients.
+    bias, and every channel of every sample a channel of its own. PyTorch has it vectorised, with all three gradients.
     """
 
     @staticmethod
@@ -72,34 +74,41 @@ class _ChannelAffine(torch.autograd.Function):
         ctx.save_for_backward(a, *((features,) if a.requires_grad else ()))
         if not _in_planes(features):
             return _affine(features, a, b)
-        zeros, ones = torch.zeros_like(a).view(-1), torch.ones_like(a).view(-1)
-        channels = features.view(1, a.numel(), *features.shape[2:])
-        out = torch.native_batch_norm(channels, a.view(-1), b.view(-1), zeros, ones, False, 0.0, 0.0)[0]
+        mean, variance = torch.zeros(a.numel(), dtype=a.dtype), torch.ones(a.numel(), dtype=a.dtype)
+        weight, bias = a.reshape(-1), b.reshape(-1)
+        out, *_ = torch.native_batch_norm(_as_channels(features), weight, bias, mean, variance, False, 0.0, 0.0)
         return out.view(features.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, *saved = ctx.saved_tensors
-        features = saved[0] if saved else grad  # without: any map of this shape, for a gradient that is not asked for
+        features = saved[0] if saved else grad  # any map of this shape, where the gradient of a is not asked for
+        if _in_planes(features):
+            return _gradients_in_planes(grad, features, a, ctx.needs_input_grad)
         needs_features, needs_a, needs_b = ctx.needs_input_grad
-        if not _in_planes(features):
-            wide = grad.to(a.dtype)
-            return (
-                (wide * a[:, :, None, None]).to(grad.dtype) if needs_features else None,
-                (wide * features.to(a.dtype)).sum((2, 3)) if needs_a else None,
-                wide.sum((2, 3)) if needs_b else None,
-            )
-        channels = (1, a.numel(), *grad.shape[2:])
-        zeros, ones, none = torch.zeros_like(a).view(-1), torch.ones_like(a).view(-1), a.new_empty(0)
-        grads = torch.ops.aten.native_batch_norm_backward(
-            *(grad.contiguous().view(channels), features.view(channels), a.view(-1), zeros, ones, none, none),
-            *(False, 0.0, ctx.needs_input_grad),
+        wide = grad.to(a.dtype)
+        return (
+            _affine(grad, a, torch.zeros_like(a)) if needs_features else None,
+            (wide * features.to(a.dtype)).sum((2, 3)) if needs_a else None,
+            wide.sum((2, 3)) if needs_b else None,
         )
-        shapes = (grad.shape, a.shape, a.shape)
-        return tuple(
-            g.view(s) if need else None for g, s, need in zip(grads, shapes, ctx.needs_input_grad, strict=True)
-        )
+
+
+def _gradients_in_planes(
+    grad: Tensor, features: Tensor, a: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    mean, variance = torch.zeros(a.numel(), dtype=a.dtype), torch.ones(a.numel(), dtype=a.dtype)
+    maps, unused = (_as_channels(grad.contiguous()), _as_channels(features)), torch.empty(0, dtype=a.dtype)
+    backward = torch.ops.aten.native_batch_norm_backward
+    grads = backward(*maps, a.reshape(-1), mean, variance, unused, unused, False, 0.0, needed)
+    shapes = (grad.shape, a.shape, a.shape)
+    return tuple(part.view(shape) if need else None for part, shape, need in zip(grads, shapes, needed, strict=True))
+
+
+def _as_channels(x: Tensor) -> Tensor:
+    """View maps in planes as one sample of B * C channels."""
+    return x.view(1, -1, *x.shape[2:])
 
 
 def _in_planes(x: Tensor) -> bool:

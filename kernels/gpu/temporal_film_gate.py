@@ -1,0 +1,337 @@
+"""Triton kernels of the temporal FiLM gate: one affine map per sample and channel.
+
+Programs work on the tiles that all kernels of maps share (`gates`): pixels of one or a few channels, or channels of a
+few pixels in channels-last maps, 16 bytes per thread at once where sizes and strides allow it. Each program works its
+channels' two coefficients out from the five arguments; the ECG's map is never made, and nothing is copied.
+
+Backward takes two launches. The first reads the gradient and the map, writes the map's gradient, and sums the gradient
+and its product with the map over each program's pixels, in a fixed order. The second, a program per sample, adds up the
+parts of channels that were cut, in their order, and writes the gradients of ecg, weights, scale and shift. No atomics:
+results repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .gates import THREADS, WARP_SIZE, channel_block, is_flat, part_programs, pixel_offsets, strides_of, tile_of
+from .static_case import TARGETS, Budget, StaticCase
+
+CHANNELS_AT_ONCE = 256  # of a sample, in the launch that follows the sums
+
+
+@triton.jit
+def _load_row(values, b, c, stride_b, stride_c, exists):
+    """Load one value per channel of a tensor (B, C), in float32."""
+    pointers = values + b * stride_b + c.to(tl.int64) * stride_c
+    return tl.load(pointers, mask=exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _temporal_film_fwd_kernel(
+    features,
+    ecg,
+    weights,
+    scale,
+    shift,
+    out,
+    channels,
+    width,
+    pixels,
+    features_stride_b,
+    features_stride_c,
+    features_stride_h,
+    features_stride_w,
+    out_stride_b,
+    out_stride_c,
+    out_stride_h,
+    out_stride_w,
+    ecg_stride_b,
+    ecg_stride_c,
+    weights_stride_b,
+    weights_stride_k,
+    scale_stride_b,
+    scale_stride_c,
+    shift_stride_b,
+    shift_stride_c,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    FLAT: tl.constexpr,
+):
+    blocks = tl.cdiv(pixels, PIXELS)
+    b, c, channel_exists = channel_block(tl.program_id(0) // blocks, channels, CHANNELS)
+    p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
+    exists = channel_exists[:, None] & (p < pixels)[None, :]
+    wide_c = c.to(tl.int64)[:, None]
+    source = features + b * features_stride_b + wide_c * features_stride_c
+    source += pixel_offsets(p, width, features_stride_h, features_stride_w, FLAT)[None, :]
+    values = tl.load(source, mask=exists, other=0.0).to(tl.float32)
+    modulation = 1.0 + _load_row(scale, b, c, scale_stride_b, scale_stride_c, channel_exists)
+    w_mri = tl.load(weights + b * weights_stride_b).to(tl.float32)
+    w_ecg = tl.load(weights + b * weights_stride_b + weights_stride_k).to(tl.float32)
+    spread = w_ecg * _load_row(ecg, b, c, ecg_stride_b, ecg_stride_c, channel_exists)
+    added = spread * modulation + _load_row(shift, b, c, shift_stride_b, shift_stride_c, channel_exists)
+    values = values * (1.0 + w_mri * modulation)[:, None] + added[:, None]
+    target = out + b * out_stride_b + wide_c * out_stride_c
+    target += pixel_offsets(p, width, out_stride_h, out_stride_w, FLAT)[None, :]
+    tl.store(target, values.to(out.dtype.element_ty), mask=exists)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _temporal_film_bwd_kernel(
+    grad,
+    features,  # or None: then only the map's gradient is made
+    weights,
+    scale,
+    features_grad,  # or None
+    sums,  # (splits, 2, B * C): each part's sum of grad and of grad * features; not touched without features
+    channels,
+    width,
+    pixels,
+    rows,  # B * C
+    grad_stride_b,
+    grad_stride_c,
+    grad_stride_h,
+    grad_stride_w,
+    features_stride_b,
+    features_stride_c,
+    features_stride_h,
+    features_stride_w,
+    features_grad_stride_b,
+    features_grad_stride_c,
+    features_grad_stride_h,
+    features_grad_stride_w,
+    weights_stride_b,
+    scale_stride_b,
+    scale_stride_c,
+    splits,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    FLAT: tl.constexpr,
+):
+    split = tl.program_id(0) % splits
+    b, c, channel_exists = channel_block(tl.program_id(0) // splits, channels, CHANNELS)
+    wide_c = c.to(tl.int64)[:, None]
+    grads = grad + b * grad_stride_b + wide_c * grad_stride_c
+    w_mri = tl.load(weights + b * weights_stride_b).to(tl.float32)
+    a = 1.0 + w_mri * (1.0 + _load_row(scale, b, c, scale_stride_b, scale_stride_c, channel_exists))
+    grad_sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
+    product_sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
+    for start in range(split * PIXELS, pixels, splits * PIXELS):
+        p = start + tl.arange(0, PIXELS)
+        exists = channel_exists[:, None] & (p < pixels)[None, :]
+        source = grads + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT)[None, :]
+        incoming = tl.load(source, mask=exists, other=0.0).to(tl.float32)
+        if features is not None:
+            source = features + b * features_stride_b + wide_c * features_stride_c
+            source += pixel_offsets(p, width, features_stride_h, features_stride_w, FLAT)[None, :]
+            grad_sums += incoming
+            product_sums += incoming * tl.load(source, mask=exists, other=0.0).to(tl.float32)
+        if features_grad is not None:
+            outgoing = features_grad + b * features_grad_stride_b + wide_c * features_grad_stride_c
+            outgoing += pixel_offsets(p, width, features_grad_stride_h, features_grad_stride_w, FLAT)[None, :]
+            tl.store(outgoing, (incoming * a[:, None]).to(features_grad.dtype.element_ty), mask=exists)
+    if features is not None:
+        target = sums + split.to(tl.int64) * 2 * rows + b * channels + c
+        tl.store(target, tl.sum(grad_sums, axis=1), mask=channel_exists)
+        tl.store(target + rows, tl.sum(product_sums, axis=1), mask=channel_exists)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _temporal_film_small_bwd_kernel(
+    sums,  # (splits, 2, B * C)
+    ecg,
+    weights,
+    scale,
+    ecg_grad,  # this and the following contiguous
+    weights_grad,
+    scale_grad,
+    shift_grad,
+    channels,
+    rows,  # B * C
+    ecg_stride_b,
+    ecg_stride_c,
+    weights_stride_b,
+    weights_stride_k,
+    scale_stride_b,
+    scale_stride_c,
+    splits,
+    CHANNELS: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    w_mri = tl.load(weights + b * weights_stride_b).to(tl.float32)
+    w_ecg = tl.load(weights + b * weights_stride_b + weights_stride_k).to(tl.float32)
+    mri_sums = tl.zeros((CHANNELS,), dtype=tl.float32)
+    ecg_sums = tl.zeros((CHANNELS,), dtype=tl.float32)
+    for start in range(0, channels, CHANNELS):
+        c = start + tl.arange(0, CHANNELS)
+        exists = c < channels
+        grad_sum = tl.zeros((CHANNELS,), dtype=tl.float32)
+        product_sum = tl.zeros((CHANNELS,), dtype=tl.float32)
+        part = sums + b * channels + c
+        for _ in range(splits):
+            grad_sum += tl.load(part, mask=exists, other=0.0)
+            product_sum += tl.load(part + rows, mask=exists, other=0.0)
+            part += 2 * rows
+        modulation = 1.0 + _load_row(scale, b, c, scale_stride_b, scale_stride_c, exists)
+        values = _load_row(ecg, b, c, ecg_stride_b, ecg_stride_c, exists)
+        mri_sums += modulation * product_sum
+        ecg_sums += modulation * values * grad_sum
+        row = b * channels + c
+        tl.store(ecg_grad + row, (w_ecg * modulation * grad_sum).to(ecg_grad.dtype.element_ty), mask=exists)
+        mixed_sum = w_mri * product_sum + w_ecg * values * grad_sum
+        tl.store(scale_grad + row, mixed_sum.to(scale_grad.dtype.element_ty), mask=exists)
+        tl.store(shift_grad + row, grad_sum.to(shift_grad.dtype.element_ty), mask=exists)
+    tl.store(weights_grad + 2 * b, tl.sum(mri_sums, axis=0).to(weights_grad.dtype.element_ty))
+    tl.store(weights_grad + 2 * b + 1, tl.sum(ecg_sums, axis=0).to(weights_grad.dtype.element_ty))
+
+
+def forward(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Launch the forward kernel."""
+    out = torch.empty_like(features)
+    if out.numel() == 0:
+        return out
+    channels, pixels = tile_of(features)
+    programs = len(features) * triton.cdiv(features.shape[1], channels) * triton.cdiv(features[0, 0].numel(), pixels)
+    with torch.cuda.device_of(features):
+        _temporal_film_fwd_kernel[(programs,)](
+            features,
+            ecg,
+            weights,
+            scale,
+            shift,
+            out,
+            features.shape[1],
+            features.shape[3],
+            features[0, 0].numel(),
+            *strides_of(features),
+            *strides_of(out),
+            *ecg.stride(),
+            *weights.stride(),
+            *scale.stride(),
+            *shift.stride(),
+            CHANNELS=channels,
+            PIXELS=pixels,
+            FLAT=is_flat(features, out),
+            num_warps=THREADS // WARP_SIZE,
+        )
+    return out
+
+
+def backward(
+    grad: Tensor,
+    features: Tensor | None,
+    ecg: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    needs_features: bool,
+) -> list[Tensor]:
+    """Launch the backward kernels.
+
+    Returns:
+        With features, the gradients of ecg, weights, scale and shift; then that of the features, if it is needed.
+    """
+    like = grad if features is None else features
+    map_grads = [torch.empty_like(like)] if needs_features else []
+    small = () if features is None else (ecg, weights, scale, shift)
+    if grad.numel() == 0:
+        return [*(value.new_zeros(value.shape) for value in small), *map_grads]
+    maps = (grad, *(() if features is None else (features,)), *map_grads)
+    map_grad = map_grads[0] if needs_features else None
+    channels, pixels = tile_of(like)
+    programs, splits = part_programs(like, channels, pixels)
+    sums = torch.empty((splits, 2, *scale.shape), dtype=torch.float32, device=grad.device)
+    with torch.cuda.device_of(grad):
+        _temporal_film_bwd_kernel[(programs,)](
+            grad,
+            features,
+            weights,
+            scale,
+            map_grad,
+            sums,
+            grad.shape[1],
+            grad.shape[3],
+            grad[0, 0].numel(),
+            scale.numel(),
+            *strides_of(grad),
+            *strides_of(like),
+            *strides_of(like if map_grad is None else map_grad),
+            weights.stride(0),
+            *scale.stride(),
+            splits,
+            CHANNELS=channels,
+            PIXELS=pixels,
+            FLAT=is_flat(*maps),
+            num_warps=THREADS // WARP_SIZE,
+        )
+        return [*(_small_gradients(sums, ecg, weights, scale, shift) if small else ()), *map_grads]
+
+
+def _small_gradients(sums: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> list[Tensor]:
+    grads = [value.new_empty(value.shape) for value in (ecg, weights, scale, shift)]
+    _temporal_film_small_bwd_kernel[(len(ecg),)](
+        sums,
+        ecg,
+        weights,
+        scale,
+        *grads,
+        ecg.shape[1],
+        ecg.numel(),
+        *ecg.stride(),
+        *weights.stride(),
+        *scale.stride(),
+        len(sums),
+        CHANNELS=CHANNELS_AT_ONCE,
+        num_warps=THREADS // WARP_SIZE,
+    )
+    return grads
+
+
+# ------------------------------------------------------------------------------------------- the ahead-of-time gate
+
+_MAPS = ("features", "out", "grad", "features_grad")
+_PLANES = {f"{name}_stride_w": 1 for name in _MAPS}
+_CHANNELS_LAST = {f"{name}_stride_c": 1 for name in _MAPS}
+_DENSE = {"ecg_stride_c": 1, "scale_stride_c": 1, "shift_stride_c": 1, "weights_stride_k": 1}
+_ROW, _COLUMN = (1, 1024), (64, 16)  # tiles of 64 x 64 positions and 64 channels
+
+
+def _case(
+    name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str, registers: int, wide_loads: int
+) -> StaticCase:
+    """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
+    tiles = {"CHANNELS": tile[0], "PIXELS": tile[1], "FLAT": True}
+    constants = {key: value for key, value in (tiles | constants | _DENSE).items() if key in kernel.arg_names}
+    pointers = ("ecg", "weights", "scale", "shift", "sums", "ecg_grad", "weights_grad", "scale_grad", "shift_grad")
+    kinds = dict.fromkeys(_MAPS, f"*{dtype}") | dict.fromkeys(pointers, "*fp32")
+    signature = {key: "constexpr" if key in constants else kinds.get(key, "i32") for key in kernel.arg_names}
+    unaligned = ("splits", "weights_stride_b")
+    return StaticCase(
+        name=f"{name}, {dtype}",
+        kernel=kernel,
+        signature=signature,
+        constants=constants,
+        aligned=tuple(key for key, kind in signature.items() if kind != "constexpr" and key not in unaligned),
+        budgets={target: Budget(registers=registers, wide_loads=wide_loads, shuffles=80) for target in TARGETS},
+        threads=THREADS,
+    )
+
+
+_ONLY_THE_MAP = {"features": None}
+_ONLY_THE_REST = {"features_grad": None}
+# The last two: most registers per thread, and fewest wide loads. Two sums cost twice a gate's shuffles.
+STATIC_CASES = [
+    _case("forward", _temporal_film_fwd_kernel, _ROW, _PLANES, "bf16", 40, 1),
+    _case("forward", _temporal_film_fwd_kernel, _ROW, _PLANES, "fp32", 40, 2),
+    _case("forward, channels last", _temporal_film_fwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16", 64, 1),
+    _case("backward", _temporal_film_bwd_kernel, _ROW, _PLANES, "bf16", 64, 2),
+    _case("backward", _temporal_film_bwd_kernel, _ROW, _PLANES, "fp32", 64, 4),
+    _case("backward, channels last", _temporal_film_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16", 80, 2),
+    _case("backward of the map", _temporal_film_bwd_kernel, _ROW, _PLANES | _ONLY_THE_MAP, "bf16", 64, 1),
+    _case("backward of the rest", _temporal_film_bwd_kernel, _ROW, _PLANES | _ONLY_THE_REST, "bf16", 64, 2),
+    _case("gradients from the sums", _temporal_film_small_bwd_kernel, (CHANNELS_AT_ONCE, 0), {}, "fp32", 40, 0),
+]
