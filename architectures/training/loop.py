@@ -86,7 +86,8 @@ def fit(
         out: folder for ``run.json``, ``log.csv``, ``sessions.jsonl``, ``best/`` (evaluation weights), ``last/``
             (what resuming needs) and, if a step is not finite, ``crash/``.
         loss: ``loss(outputs, batch, reduce)`` is the mean over the samples of all ranks; ``reduce`` sums a tensor over
-            ranks, and ``batch["sample_weight"]`` of shape (B,) is zero for samples that must not count.
+            ranks, and ``batch["sample_weight"]`` of shape (B,) is zero for samples that must not count. A method
+            ``start_epoch`` is called as the model's is.
         validate: returns metrics; higher is better for the monitored one. Called on rank 0, before the first step and
             after every epoch, in evaluation mode and without gradients, with the averaged weights if there are any.
         run_config: everything beside the recipe that decides the result, as JSON values.
@@ -191,7 +192,8 @@ class _Run:
     def _train_epoch(self, stop: StopSignals) -> None:
         position, steps = self.position, self.batches.steps_per_epoch
         self.model.train()
-        getattr(self.model, "start_epoch", lambda epoch: None)(position.epoch)
+        for listener in (self.model, self.step.loss):
+            getattr(listener, "start_epoch", lambda epoch: None)(position.epoch)
         self.progress.start(f"epoch {position.epoch + 1} of {self.recipe.epochs}", steps, position.step_in_epoch)
         started_s = time.monotonic()
         for micro_batches in self.batches.epoch(position.epoch, position.step_in_epoch):

@@ -13,10 +13,10 @@ from .recipe import Optimizer, Recipe, Schedule
 from .schedules import learning_rate
 
 GroupSpecification = Sequence[Mapping[str, Any]]
-"""One mapping per group: "name" and "params", and what differs from the recipe: "lr_mult" (a factor on the recipe's
-lr), "weight_decay", "optimizer", "schedule", "grad_clip"."""
+"""One mapping per group: "name" and "params", and what differs from the recipe: "lr" or "lr_mult" (a factor on the
+recipe's), "weight_decay", "optimizer", "schedule", "grad_clip"."""
 
-_KEYS = {"name", "params", "lr_mult", "weight_decay", "optimizer", "schedule", "grad_clip"}
+_KEYS = {"name", "params", "lr", "lr_mult", "weight_decay", "optimizer", "schedule", "grad_clip"}
 
 
 @dataclass
@@ -98,7 +98,7 @@ def make_groups(
 
 
 def _make_group(group: Mapping[str, Any], parameters: dict[str, nn.Parameter], recipe: Recipe) -> ParameterGroup:
-    lr = recipe.lr * group.get("lr_mult", 1.0)
+    lr = group.get("lr", recipe.lr * group.get("lr_mult", 1.0))
     weight_decay = group.get("weight_decay", recipe.weight_decay)
     optimizer = _make_optimizer(
         group.get("optimizer", recipe.optimizer), parameters.values(), recipe, lr=lr, weight_decay=weight_decay
@@ -126,6 +126,8 @@ def _check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
     for group in groups:
         if unknown := sorted(set(group) - _KEYS):
             problems.append(f"group {group['name']!r} has unknown keys {unknown}; allowed: {sorted(_KEYS)}")
+        if "lr" in group and "lr_mult" in group:
+            problems.append(f"group {group['name']!r} has both lr and lr_mult; leave one out")
         if not group["params"]:
             problems.append(f"group {group['name']!r} is empty; is everything frozen?")
         for parameter in group["params"]:

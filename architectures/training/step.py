@@ -71,7 +71,7 @@ class TrainingStep:
         steps_per_epoch: int,
         crash_folder: Path,
     ) -> None:
-        self.model, self._forward, self._loss, self._groups, self._average = model, forward, loss, groups, average
+        self.model, self.loss, self._forward, self._groups, self._average = model, loss, forward, groups, average
         self._recipe, self._world, self._steps_per_epoch = recipe, world, steps_per_epoch
         self._crash_folder = crash_folder
         self._skipped_in_a_row = 0
@@ -122,7 +122,7 @@ class TrainingStep:
 
     def _accumulate(self, micro_batch: MicroBatch, batch: Batch, seed: int) -> Tensor:
         """Add a micro-batch's part to the gradients and return its part of the loss."""
-        loss = self._loss(self._run_forward(batch, seed), batch, self._world.sum) * micro_batch.share
+        loss = self.loss(self._run_forward(batch, seed), batch, self._world.sum) * micro_batch.share
         self.scaler.scale(loss).backward()
         return loss.detach()
 

@@ -64,10 +64,11 @@ def test_adam_decays_through_the_gradient():
         (lambda m: [{"name": "a", "params": m.head.parameters()}, {"name": "a", "params": []}], "the same name"),
         (lambda m: [{"name": "a", "params": []}], "group 'a' is empty; is everything frozen"),
         (
-            lambda m: [{"name": "a", "params": m.head.parameters(), "lr": 1}],
-            r"unknown keys \['lr'\]; allowed: .*lr_mult",
+            lambda m: [{"name": "a", "params": m.head.parameters(), "rate": 1}],
+            r"unknown keys \['rate'\]; allowed: .*lr_mult",
         ),
         (lambda m: [{"name": "a", "params": [nn.Parameter(torch.ones(1))]}], "no parameter of the model"),
+        (lambda m: [{"name": "a", "params": m.head.parameters(), "lr": 1, "lr_mult": 2}], "both lr and lr_mult"),
     ],
 )
 def test_rejects(groups, message):
