@@ -184,7 +184,7 @@ class EcgEncoder(nn.Module):
             x = rearrange(x, "b (l f) t -> b f l t", l=LEADS)  # the grouped convolution makes channel l * F + f
         else:
             x = rearrange(x, "b (f l) t -> b f l t", l=LEADS)
-        return self.encoder(x)
+        return self.encoder(_channels_last(x))
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the pooled features (B, pooled_dim) of attended ones (B, C, 12, M)."""
@@ -214,7 +214,7 @@ class EcgDecoder(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         x = self.linear(code).unflatten(1, (self.config.base_dim, LEADS, self.config.instants))
-        return self.final_conv(self.decoder(x).squeeze(1))
+        return self.final_conv(self.decoder(_channels_last(x)).squeeze(1))
 
 
 class EcgAutoencoder(Pretrained, nn.Module):
@@ -293,6 +293,11 @@ class EcgAutoencoder(Pretrained, nn.Module):
 def _convolved(block: Any, x: Tensor) -> Tensor:
     x = F.leaky_relu(block.bn1(block.conv1(x)), SLOPE)
     return F.leaky_relu(block.bn2(block.conv2(x)), SLOPE)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The layout in which a CPU convolves few channels about twice as fast."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _time_conv(in_dim: int, out_dim: int, stride: int = 1) -> nn.Conv2d:
