@@ -81,7 +81,13 @@ def gate_entropy(
 
 
 def quadratic_warmup(epoch: float, lambda_max: float = 1.0, warmup_epochs: float = 10.0) -> float:
-    """Return ``lambda_max * min(1, epoch / warmup_epochs)**2`` for the 0-based epoch; without a warm-up ``lambda_max``."""
+    """Return ``lambda_max * min(1, epoch / warmup_epochs)**2``, or ``lambda_max`` where there is no warm-up.
+
+    Args:
+        epoch: counted from 0; may be a fraction.
+        lambda_max: the weight after the warm-up.
+        warmup_epochs: 0 for none.
+    """
     if warmup_epochs == 0:
         return lambda_max
     return lambda_max * min(1.0, epoch / warmup_epochs) ** 2
@@ -91,14 +97,14 @@ def quadratic_warmup(epoch: float, lambda_max: float = 1.0, warmup_epochs: float
 class ScarLoss:
     """Deeply supervised segmentation, reconstruction of the ECG, entropy of the gate: a loss for `fit`.
 
-    segmentation + quadratic_warmup(epoch) * reconstruction - entropy_weight * entropy. The paper adds the entropy,
+    segmentation + quadratic_warmup(epoch) * reconstruction - lambda_entropy * entropy. The paper adds the entropy,
     which drives the gate to one side, and says that it keeps it from there: ``entropy_sign="literal"`` does so.
 
     Attributes:
         segmentation: the loss of the logits.
-        ecg_weight: of the reconstruction, after the warm-up.
+        lambda_ecg: of the reconstruction, after the warm-up.
         warmup_epochs: over which that weight rises from 0.
-        entropy_weight: of the entropy of the gate.
+        lambda_entropy: of the entropy of the gate.
         entropy_sign: ``"maximise"`` the entropy, or ``"literal"``: minimise it, as the paper's formula does.
         mask_padding: see `reconstruction_loss`.
         epoch: where training is, counted from 0; `fit` sets it.
@@ -108,15 +114,15 @@ class ScarLoss:
     """
 
     segmentation: SegmentationLoss = field(default_factory=SegmentationLoss)
-    ecg_weight: float = 1.0
+    lambda_ecg: float = 1.0
     warmup_epochs: float = 10.0
-    entropy_weight: float = 3e-3
+    lambda_entropy: float = 3e-3
     entropy_sign: EntropySign = "maximise"
     mask_padding: bool = False
     epoch: float = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        for name in ("ecg_weight", "warmup_epochs", "entropy_weight"):
+        for name in ("lambda_ecg", "warmup_epochs", "lambda_entropy"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.entropy_sign not in get_args(EntropySign):
@@ -141,8 +147,8 @@ class ScarLoss:
         )
         entropy = gate_entropy(outputs.gate, has_ecg, **shared)
         sign = {"maximise": -1.0, "literal": 1.0}[self.entropy_sign]
-        weight = quadratic_warmup(self.epoch, self.ecg_weight, self.warmup_epochs)
-        return loss + weight * ecg + sign * self.entropy_weight * entropy
+        weight = quadratic_warmup(self.epoch, self.lambda_ecg, self.warmup_epochs)
+        return loss + weight * ecg + sign * self.lambda_entropy * entropy
 
 
 def _present(of: Tensor, has_ecg: Tensor | None) -> Tensor:
