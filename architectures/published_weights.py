@@ -24,8 +24,9 @@ from .pretrained import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_description, rec
 from .weights_file import read_safetensors, write_safetensors
 
 _NAMES_SHOWN = 10
-_NESTING = ("teacher", "model", "state_dict")
+_NESTING = ("teacher", "model", "state_dict", "network_weights")
 _NOT_FETCHED = ("an empty file", "a git-lfs pointer", "an HTML page")  # what comes where a download failed
+_NUMPY_NAMES = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     if found.startswith(_NOT_FETCHED):
         raise CheckpointError(f"{path}: expected tensors saved by PyTorch, found {found}; fetch the file itself again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_NumpyNumber, name) for name in _NUMPY_NAMES]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: expected tensors saved by PyTorch, found {found} that holds code or something else; "
@@ -176,3 +178,11 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             what = f"{type(value).__name__} under {name!r}"
             raise CheckpointError(f"{path}: expected a dictionary of named tensors, got one with a {what}")
     return content
+
+
+class _NumpyNumber:
+    """Holds nothing; takes the place of NumPy's numbers, such as the scores that nnU-Net keeps beside its weights."""
+
+    def __init__(self, *arguments: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
