@@ -42,6 +42,7 @@ def reconstruction_loss(
     ecg: Tensor,
     has_ecg: Tensor | None = None,
     *,
+    usable: Tensor | None = None,
     mask_padding: bool = False,
     sample_weight: Tensor | None = None,
     reduce: Reduce | None = None,
@@ -52,6 +53,7 @@ def reconstruction_loss(
         reconstruction: of shape (B, 12, T).
         ecg: what it should be; rows of absent ECGs may hold anything, NaN too.
         has_ecg: which samples have an ECG, of shape (B,); None means all.
+        usable: which of their leads count, of shape (B, 12); None means all.
         mask_padding: leave out the four padded samples at either end.
         sample_weight: of shape (B,); 0 makes a sample count for nothing.
         reduce: sums over all ranks; None for one rank.
@@ -61,7 +63,9 @@ def reconstruction_loss(
     errors = (reconstruction.float() - target.float()).square()
     if mask_padding:
         errors = errors[..., PADDING:-PADDING]
-    return _mean_of_present(errors.flatten(1).mean(1), present, sample_weight, reduce)
+    counted = torch.ones_like(errors[..., 0]) if usable is None else usable.to(errors)
+    by_sample = (errors.mean(2) * counted).sum(1) / counted.sum(1).clamp(min=1.0)
+    return _mean_of_present(by_sample, present, sample_weight, reduce)
 
 
 def gate_entropy(
