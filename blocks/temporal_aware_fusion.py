@@ -4,21 +4,46 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from trifuse.kernels import temporal_film_gate
+from trifuse.kernels import ShapeError, temporal_film_gate
 
-from .temporal_film_gate import TemporalFiLMGate, scaled_interval
+from .temporal_film_gate import TemporalFiLMGate
+from .wide_linear import WideLinear, ZeroInitMlp
 
 HIDDEN = 64
 
 
 class TemporalAwareFusion(nn.Module):
-    """Fuse a map with the code of an ECG taken some days from it: (B, C, H, W), (B, E) -> (B, C, H, W), (B, 2).
+    """Fuse a map with the code of an ECG that was taken some days from it: (B, C, H, W), (B, E) -> (B, C, H, W).
 
-    p           = projection(code)                                        (B, C), spread over the map
-    w           = softmax(gate(cat(mean of f over positions, code)))      (B, 2) = w_mri, w_ecg
-    gamma, beta = film(t), 0 without time
-    fused       = f + (f * w_mri + p * w_ecg) * (1 + gamma) + beta
+    With t the days between them, divided by ``max_days`` and cut to [0, 1]::
+
+        p                = projection(code)                                    (B, C), the same at every position
+        [w_mri, w_ecg]   = softmax(gate(cat(mean of f over positions, code)))  (B, 2)
+        gamma, beta      = film(t)                                             (B, C) each; 0 without time
+        fused            = f + (f * w_mri + p * w_ecg) * (1 + gamma) + beta
+
+    The last layers of gate and film start as zero: the weights start equal, and time changes nothing at first. The
+    projection, the two networks and the softmax are computed in float32 or wider, under autocast as well.
+
+    A sample without an ECG comes out exactly as it came in, with weights (0, 0). Whatever stands in its code and
+    interval, NaN included, changes neither a result nor a gradient, and it trains nothing.
+
+    Args:
+        dim: channels C.
+        ecg_dim: width E of the code.
+        time: whether the interval counts; without, there is no film, and intervals are not looked at.
+        max_days: days from which on all intervals count as equally long.
+        zero_init_proj: let the projection start as zero, too.
+        gate_sees_time: give the gate t beside the mean and the code.
+        spatial_mlp: side s of a coarse grid: the projection then gives (B, C, s, s), which is brought to the map's size
+            bilinearly, in place of one value per channel.
+
+    Raises:
+        ValueError: ``gate_sees_time`` without ``time``, or a grid without positions.
+
+    Source: temporal-aware feature fusion of TAFF-UNet; FiLM is Perez et al., 2018.
     """
 
     def __init__(
@@ -32,12 +57,25 @@ class TemporalAwareFusion(nn.Module):
         spatial_mlp: int | None = None,
     ) -> None:
         super().__init__()
-        self.dim, self.ecg_dim, self.max_days = dim, ecg_dim, max_days
-        self.projection = nn.Linear(ecg_dim, dim)
-        self.gate = nn.Sequential(nn.Linear(dim + ecg_dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
+        if gate_sees_time and not time:
+            raise ValueError("TemporalAwareFusion: gate_sees_time needs time=True, got time=False")
+        if spatial_mlp is not None and spatial_mlp < 1:
+            raise ValueError(f"TemporalAwareFusion: spatial_mlp must be at least 1, or None, got {spatial_mlp}")
+        self.dim, self.ecg_dim, self.spatial_mlp = dim, ecg_dim, spatial_mlp
+        self.zero_init_proj, self.gate_sees_time = zero_init_proj, gate_sees_time
+        self.projection = WideLinear(ecg_dim, dim * (spatial_mlp or 1) ** 2)
+        self.gate = ZeroInitMlp(dim + ecg_dim + gate_sees_time, HIDDEN, 2)
         self.film = TemporalFiLMGate(dim, HIDDEN, max_days) if time else None
-        nn.init.zeros_(self.gate[2].weight)
-        nn.init.zeros_(self.gate[2].bias)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights as `torch.nn.Linear` does, and set to zero what starts as zero."""
+        self.projection.draw(generator)
+        if self.zero_init_proj:
+            self.projection.zero()
+        self.gate.reset_parameters(generator)
+        if self.film is not None:
+            self.film.reset_parameters(generator)
 
     def forward(
         self,
@@ -46,17 +84,78 @@ class TemporalAwareFusion(nn.Module):
         interval: Tensor | float | None = None,
         has_ecg: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Fuse; samples whose ``has_ecg`` is False come out as they are, with weights (0, 0)."""
-        present = torch.ones(len(features), dtype=torch.bool, device=features.device) if has_ecg is None else has_ecg
-        present = present.bool().view(-1, 1)
-        code = torch.where(present, ecg_code.float(), 0.0)
-        with torch.autocast(features.device.type, enabled=False):
-            p = self.projection(code)
-            means = features.mean((2, 3), dtype=torch.float32)
-            weights = torch.softmax(self.gate(torch.cat([means, code], dim=1)), dim=1)
-            weights = torch.where(present, weights, 0.0)
-            gamma = beta = torch.zeros_like(p)
-            if self.film is not None:
-                t = torch.where(present, scaled_interval(interval, features, self.max_days), 0.0)
-                gamma, beta = (torch.where(present, part, 0.0) for part in self.film.modulation(t))
-        return temporal_film_gate(features, p, weights, gamma, beta), weights
+        """Fuse.
+
+        Args:
+            features: maps (B, C, H, W).
+            ecg_code: one code per sample, (B, E).
+            interval: days between image and ECG: (B,), (B, 1), or one number for all samples, whole or not. Negative
+                ones count as 0.
+            has_ecg: which samples have an ECG, bool of shape (B,); None says all of them.
+
+        Returns:
+            The fused maps (B, C, H, W), in the type of features, and the weights (B, 2) of image and ECG, float32 or
+            wider.
+
+        Raises:
+            ShapeError: an argument has another shape.
+            TypeError: ``has_ecg`` is not of bools.
+            ValueError: no interval where time counts.
+        """
+        self._check(features, ecg_code, has_ecg)
+        everyone = torch.ones(len(features), dtype=torch.bool, device=features.device)
+        present = (everyone if has_ecg is None else has_ecg)[:, None]
+        dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
+        # Chosen before and after every network: 0 * NaN is NaN, in a gradient as well.
+        code = torch.where(present, ecg_code.to(dtype), 0.0)
+        seen = [features.mean((2, 3), dtype=dtype), code]
+        gamma = beta = torch.zeros(features.shape[:2], dtype=dtype, device=features.device)
+        if self.film is not None:
+            if interval is None:
+                raise ValueError(
+                    "TemporalAwareFusion: interval is None; expected the days between image and ECG, of shape (B,); or "
+                    "build the block with time=False"
+                )
+            t = torch.where(present, self.film.scaled(interval, features), 0.0)
+            gamma, beta = (torch.where(present, half, 0.0) for half in self.film.modulation(t))
+            seen += [t] if self.gate_sees_time else []
+        logits = self.gate(torch.where(present, torch.cat(seen, dim=1), 0.0))
+        weights = torch.where(present, torch.softmax(logits, dim=1), 0.0)
+        return self._fuse(features, self.projection(code), weights, gamma, beta), weights
+
+    def _fuse(self, features: Tensor, projected: Tensor, weights: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        if self.spatial_mlp is None:
+            return temporal_film_gate(features, projected, weights, gamma, beta)
+        grid = projected.unflatten(1, (self.dim, self.spatial_mlp, self.spatial_mlp))
+        spread = F.interpolate(grid, features.shape[2:], mode="bilinear", align_corners=False)
+        w_mri, w_ecg = weights[:, :, None, None, None].unbind(1)
+        modulation = 1 + gamma[:, :, None, None]
+        fused = features * (1 + w_mri * modulation) + spread * (w_ecg * modulation) + beta[:, :, None, None]
+        return fused.to(features.dtype)
+
+    def _check(self, features: Tensor, ecg_code: Tensor, has_ecg: Tensor | None) -> None:
+        if features.ndim != 4 or features.shape[1] != self.dim:
+            raise ShapeError(
+                f"TemporalAwareFusion: features has shape {tuple(features.shape)}; expected (B, {self.dim}, H, W); "
+                "bring channels-last data there with x.permute(0, 3, 1, 2)"
+            )
+        batch = len(features)
+        if tuple(ecg_code.shape) != (batch, self.ecg_dim):
+            raise ShapeError(
+                f"TemporalAwareFusion: ecg_code has shape {tuple(ecg_code.shape)}; expected ({batch}, {self.ecg_dim}), "
+                "one code for each map"
+            )
+        if has_ecg is None:
+            return
+        if has_ecg.dtype != torch.bool:
+            raise TypeError(f"TemporalAwareFusion: has_ecg is {has_ecg.dtype}; expected torch.bool; use .bool()")
+        if tuple(has_ecg.shape) != (batch,):
+            raise ShapeError(
+                f"TemporalAwareFusion: has_ecg has shape {tuple(has_ecg.shape)}; expected ({batch},), one for each map"
+            )
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, ecg_dim={self.ecg_dim}, zero_init_proj={self.zero_init_proj}, "
+            f"gate_sees_time={self.gate_sees_time}, spatial_mlp={self.spatial_mlp}"
+        )
