@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .demonstration import one_thread
 from .evaluation.report import describe_environment
 from .evaluation.summary import mean_of_defined
 from .evaluation.tables import read_case_table, write_csv
 from .files import write_text
+from .jobs import run_each
 
 Scores = Mapping[str, Sequence[float]]  # by metric, one mean per seed
 
@@ -27,18 +25,11 @@ def train_all(trainings: Sequence[tuple[Any, Path]], train: Callable[..., object
         jobs: trainings at a time.
     """
     left = [(train, recipe, run) for recipe, run in trainings if not (run / "report.md").exists()]
-    if jobs == 1:
-        for training in left:
-            _train_on_one_thread(*training)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(_train_on_one_thread, *training) for training in left]:
-            done.result()
+    run_each(_train, left, jobs)
 
 
-def _train_on_one_thread(train: Callable[..., object], recipe: Any, run: Path) -> None:
-    with one_thread():
-        train(recipe, run, resume=True)
+def _train(train: Callable[..., object], recipe: Any, run: Path) -> None:
+    train(recipe, run, resume=True)
 
 
 def scores_of_runs(
