@@ -51,6 +51,19 @@ class Geometry:
         straight = shown[tuple(slice(None, None, -1 if flip else None) for flip in self.flips)]
         return straight.transpose(np.argsort(self.axes))
 
+    def display_point(self, point: tuple[float, float]) -> tuple[float, float]:
+        """Return the (row, column) at which a point of a slice is shown.
+
+        Args:
+            point: indices (x, y) on the two native axes that are no slices, in the file's axis order.
+        """
+        at = dict(zip(sorted(self.axes[1:]), point, strict=True))
+        row, column = (
+            self.shape[axis] - 1 - at[axis] if flip else at[axis]
+            for axis, flip in zip(self.axes[1:], self.flips[1:], strict=True)
+        )
+        return row, column
+
     @property
     def display_affine(self) -> np.ndarray:
         """The affine of the array (D, H, W) as it is shown."""
