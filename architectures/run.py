@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,9 @@ from torch import nn
 from trifuse.kernels import DataError
 
 from .data.augmentation import FlipRotate, TransUNetAugmentation
+from .data.extras import CaseExtras
+from .data.nnunet_augmentation import NnUNetAugmentation
+from .data.patches import CoveringPatches, PatchAugment, PatchDataset, median_spacing_mm
 from .data.slices import Augment, Keep, SliceDataset
 from .data.split import Split, read_split, write_split
 from .data.study import Study
@@ -34,7 +38,7 @@ from .evaluation.report import (
 )
 from .evaluation.scoring import evaluate_cases
 from .recipes import DataRecipe
-from .run_log import read_log
+from .run_log import SMOOTHED, read_log
 from .training.distributed import open_world
 from .training.run_folder import LOCK_FILE, OutputFolderError
 
@@ -42,22 +46,35 @@ Part = Literal["train", "val", "test"]
 SPLIT_FILE = "split.json"
 _CACHE_FOLDER = "cache"
 _BEFORE_A_RUN = {SPLIT_FILE, _CACHE_FOLDER, LOCK_FILE}  # all that a run writes before its run.json
-_AUGMENTATIONS: dict[str, Callable[[], Augment] | None] = {
+_AUGMENTATIONS: dict[str, Callable[[], Augment | PatchAugment] | None] = {
     "none": None,
     "flip_rot": FlipRotate,
     "transunet": TransUNetAugmentation,
+    "nnunet": NnUNetAugmentation,
 }
+MakeExtras = Callable[[Any, Study, Split, Path], Mapping[str, CaseExtras]]
 _PART_TITLES = {"train": "Training cases", "val": "Validation cases", "test": "Test cases"}
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A study, its split, and the slices of the cases that train and validate."""
+    """A study, its split, and the slices of the cases that train and validate.
+
+    Attributes:
+        study: the study.
+        split: which cases train, validate and test.
+        train_set: samples to train on.
+        val_set: samples that choose the best epoch.
+        recipe: how they were prepared; what it left to the study is filled in.
+        extras: what the cases bring beside their images; None where they bring nothing.
+    """
 
     study: Study
     split: Split
-    train_set: SliceDataset
-    val_set: SliceDataset
+    train_set: SliceDataset | PatchDataset
+    val_set: SliceDataset | CoveringPatches
+    recipe: DataRecipe
+    extras: Mapping[str, CaseExtras] | None = None
 
     @property
     def validated_on(self) -> Part:
@@ -69,36 +86,55 @@ class PreparedData:
         return getattr(self.split, part)
 
 
-def prepare_data(recipe: DataRecipe, out: Path, *, cache: Path | None = None) -> PreparedData:
+def prepare_data(
+    recipe: DataRecipe, out: Path, *, cache: Path | None = None, extras: Mapping[str, CaseExtras] | None = None
+) -> PreparedData:
     """Open the study, split it, write the split into the run's folder, and prepare the slices.
 
     What the report will need is looked for as well: a missing package is found before work starts, not after.
 
-    A split that lies in ``out`` already, from the run that is resumed, is used as it is.
+    Args:
+        recipe: which cases, and how they are prepared.
+        out: the run's folder; a split that lies there already, from the run that is resumed, is used as it is.
+        cache: folder of the prepared slices; None takes one in ``out``.
+        extras: what the cases bring beside their images, by case id; only with patches.
 
     Raises:
         DataError: everything that is wrong with the cases, at once.
         MissingExtra: scipy or matplotlib is not installed.
     """
     check_extras()
-    study = recipe.open()
-    written = out / SPLIT_FILE
-    split = read_split(written, study) if written.exists() else recipe.choose_split(study)
-    cache = cache or out / _CACHE_FOLDER
+    study, split = open_split(recipe, out)
+    if recipe.patches is not None and recipe.patches.spacing_mm is None:
+        spacing_mm = median_spacing_mm(study, split.train, recipe.nonfinite)
+        recipe = replace(recipe, patches=replace(recipe.patches, spacing_mm=spacing_mm))
     options: dict[str, Any] = {
-        "image_size": recipe.image_size,
-        "cache": cache,
+        "cache": cache or out / _CACHE_FOLDER,
         "nonfinite": recipe.nonfinite,
         "preparation": recipe.preparation,
     }
+    samples: tuple[Any, Any] = (SliceDataset, SliceDataset)
+    if recipe.patches is not None:
+        samples = (PatchDataset, CoveringPatches)
+        options |= {"patches": recipe.patches, "extras": extras}
+    elif extras is not None:
+        raise ValueError("extras: expected none for whole slices; networks that take them are trained on patches")
     augment = _AUGMENTATIONS[recipe.augment]
-    train_set = SliceDataset(study, split.train, augment=augment and augment(), keep=recipe.keep, **options)
+    training = {"augment": augment and augment(), "keep": recipe.keep, **options}
+    train_set = samples[0](study, split.train, recipe.image_size, **training)
     train_set.require_every_class()
     keep: Keep = "labelled" if recipe.keep == "labelled" else "all"
-    val_set = SliceDataset(study, split.val or split.train, keep=keep, **options)
+    val_set = samples[1](study, split.val or split.train, recipe.image_size, keep=keep, **options)
     if is_first_process():
-        write_split(written, split)
-    return PreparedData(study, split, train_set, val_set)
+        write_split(out / SPLIT_FILE, split)
+    return PreparedData(study, split, train_set, val_set, recipe, extras)
+
+
+def open_split(recipe: DataRecipe, out: Path) -> tuple[Study, Split]:
+    """Open the study and return it with the split of the run in ``out``: the one that lies there, or the recipe's."""
+    study = recipe.open()
+    written = out / SPLIT_FILE
+    return study, read_split(written, study) if written.exists() else recipe.choose_split(study)
 
 
 def claim_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -168,6 +204,7 @@ def train_and_report(
     describe: Callable[[Any, Any, PreparedData], dict[str, Any]],
     *,
     sigmoid: bool = False,
+    extras: MakeExtras | None = None,
     resume: bool = False,
     overwrite: bool = False,
     force_resume: bool = False,
@@ -184,6 +221,8 @@ def train_and_report(
         fit_network: trains it: ``fit_network(model, recipe, data, out, **options)``, the options being those of `fit`.
         describe: ``describe(best, recipe, data)`` returns the arguments of `report_run` that only this network knows.
         sigmoid: whether one logit may stand for two classes.
+        extras: ``extras(recipe, study, split, out)`` returns what the cases of the split bring beside their images. It
+            is called on every rank, once the folder is claimed, and may itself train networks below ``out``.
         resume, overwrite, force_resume, tensorboard, parts, command: see `RunOptions`.
 
     Raises:
@@ -195,9 +234,11 @@ def train_and_report(
     with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
         with world.together():  # the others wait until the first rank has claimed the folder
             claim_folder(out, resume=resume or force_resume, overwrite=overwrite)
+        brought = None if extras is None else extras(recipe, *open_split(recipe.data, out), out)
         with world.together():
-            data = prepare_data(recipe.data, out)
+            data = prepare_data(recipe.data, out, extras=brought)
             recipe = with_classes(recipe, len(data.study.class_names), sigmoid=sigmoid)
+            recipe = replace(recipe, data=data.recipe)
             model = network(recipe.network)
         fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
     if not world.is_first:
@@ -243,7 +284,7 @@ def report_run(
         out: the run's folder, with ``log.csv``; predictions go to ``predictions/<part>/``, pictures to ``figures/``.
         model: the network, with the weights to judge.
         data: what it was trained on.
-        recipe: how that was prepared.
+        recipe: how that was prepared: with patches, the one that names their spacing.
         title: of the report.
         parts: of the split to score, the headline first; a part without cases is left out, and where none is left
             the cases that chose the best epoch are scored.
@@ -260,8 +301,17 @@ def report_run(
     figures = out / "figures"
     for part in scored:
         folder = out / "predictions" / part
-        options: dict[str, Any] = {"preparation": recipe.preparation, "nonfinite": recipe.nonfinite}
-        predict_cases(model, data.study, data.cases_of(part), folder, image_size=recipe.image_size, **options)
+        predict_cases(
+            model,
+            data.study,
+            data.cases_of(part),
+            folder,
+            image_size=recipe.image_size,
+            preparation=recipe.preparation,
+            nonfinite=recipe.nonfinite,
+            patches=recipe.patches,
+            extras=data.extras,
+        )
         found = _evaluate(folder, part, data, conventions, labelled=recipe.keep == "labelled", per_slice=per_slice)
         evaluations += found
         tiles = collect_tiles(folder, data.study, found[0].rows)
@@ -270,7 +320,8 @@ def report_run(
     log = out / "log.csv"
     epochs = read_log(log)
     splits = {part: data.cases_of(part) for part in ("train", "val", "test")}
-    best = max(epochs, key=lambda row: row["val_dice"])
+    chosen = json.loads((out / "best" / "score.json").read_bytes())
+    score = "Dice, averaged over epochs," if chosen["metric"].endswith(SMOOTHED) else "Dice"
     return write_report(
         out,
         title=title,
@@ -278,9 +329,9 @@ def report_run(
         pictures=[*overlays, draw_training_curves(log, figures), *draw(log, figures)],
         facts={
             **describe_data(data.study, splits),
-            "Slices": f"{len(data.train_set)} to train on, resized to {recipe.image_size}x{recipe.image_size} pixels",
+            "Slices": _describe_slices(data.train_set, recipe),
             **describe_network(model),
-            "Chosen": f"epoch {best['epoch']:.0f} of {len(epochs)}, by Dice on the {data.validated_on} cases",
+            "Chosen": f"epoch {chosen['epoch']} of {len(epochs)}, by {score} on the {data.validated_on} cases",
             "Training time": format_seconds(sum(row["seconds"] for row in epochs)),
             **(facts or {}),
             **describe_environment(next(model.parameters()).device),
@@ -289,6 +340,15 @@ def report_run(
         paper_tables=paper_tables,
         paper=paper,
     )
+
+
+def _describe_slices(train_set: SliceDataset | PatchDataset, recipe: DataRecipe) -> str:
+    side = f"{recipe.image_size}x{recipe.image_size} pixels"
+    if isinstance(train_set, SliceDataset):
+        return f"{len(train_set)} to train on, resized to {side}"
+    rows, columns = train_set.spacing_mm
+    pixels = f"pixels of {rows:.3g} x {columns:.3g} mm"
+    return f"{train_set.len_slices} to train on, of {pixels}, seen in {len(train_set)} patches of {side} an epoch"
 
 
 def _evaluate(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from trifuse.kernels.errors import DataError
 
+SMOOTHED = "_smoothed"  # ends the name of a score's moving average over epochs
+
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """Return the rows of a log, numbers as numbers; NaN where a cell is empty or holds none.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trifuse.architectures.run_log import read_log
+from trifuse.architectures.run_log import SMOOTHED, read_log
 from trifuse.kernels import DataError
 
 from .picture import (
@@ -107,7 +107,8 @@ def _draw_curves(axis: Any, title: str, epochs: NDArray, curves: dict[str, NDArr
         colour, style = CYCLE[i % len(CYCLE)], LINE_STYLES[i // len(CYCLE) % len(LINE_STYLES)]
         axis.plot(epochs, y, color=colour, ls=style, lw=1.6, marker=marker, ms=2.5, label=_words(name))
     if title == "Validation score":
-        name, y = next(iter(curves.items()))
+        name = next((name for name in curves if name.endswith(SMOOTHED)), next(iter(curves)))  # it chose the best epoch
+        y = curves[name]
         if np.isfinite(y).any():
             best = int(np.nanargmax(y))
             axis.plot(epochs[best], y[best], "o", ms=8, mfc="none", mec=VERMILION, mew=1.6, zorder=4)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trifuse.architectures.files import write_json
+from trifuse.architectures.run_log import SMOOTHED
 from trifuse.kernels.errors import TrifuseError
 
 from .batches import Batches
@@ -31,6 +32,7 @@ from .training_state import FrozenBase, Position, check_base, load_training_stat
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
+EXTRAS = ("prior", "ecg", "interval", "has_ecg")  # inputs that a network may have beside the image
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
 
 
@@ -40,7 +42,7 @@ class FitResult:
 
     Attributes:
         best_epoch: whose weights are in ``best/``, counted from 1; None if no epoch had a score.
-        best_score: its value of the monitored metric.
+        best_score: its value of the monitored metric, or of that one's moving average.
         steps: optimiser steps that were done.
     """
 
@@ -52,6 +54,11 @@ class FitResult:
 def forward_image(model: nn.Module, batch: Batch) -> Any:
     """Return the network's output for ``batch["image"]``: what a step computes unless told otherwise."""
     return model(batch["image"])
+
+
+def forward_with_extras(model: nn.Module, batch: Batch) -> Any:
+    """Return the network's output for ``batch["image"]`` and what else of `EXTRAS` the batch has."""
+    return model(batch["image"], **{name: batch[name] for name in EXTRAS if name in batch})
 
 
 def fit(
@@ -66,6 +73,7 @@ def fit(
     step: Forward = forward_image,
     param_groups: GroupSpecification | Callable[[nn.Module], GroupSpecification] | None = None,
     monitor: str = "dice",
+    monitor_smoothing: float | None = None,
     describe: Callable[[nn.Module], Mapping[str, float]] | None = None,
     base: FrozenBase | None = None,
     resume: bool = False,
@@ -94,6 +102,8 @@ def fit(
         step: computes the outputs from a batch.
         param_groups: the groups, or a function that makes them from the model; see `parameter_groups`.
         monitor: the metric by which the best epoch is chosen.
+        monitor_smoothing: choose by the metric's moving average over epochs instead, of which this share is that of
+            the epoch before (nnU-Net: 0.9); it gets a column of its own in the log. None for the metric itself.
         describe: more numbers about the network for each row of the log.
         base: names the file of the frozen weights, which are then left out of ``last/``.
         resume: continue the run in ``out``, if there is one.
@@ -127,6 +137,7 @@ def fit(
         with world.together():
             run = _Run(model, train_set, recipe, out, world, progress, loss, step, param_groups, base)
             run.validate, run.monitor, run.describe = validate, monitor, describe or (lambda model: {})
+            run.monitor_smoothing = monitor_smoothing
             if world.is_first:
                 session = {name: getattr(recipe, name) for name in FREE_TO_CHANGE}
                 note_session(out, steps_done=run.position.step, ranks=world.size, **session, runs_on=str(world.device))
@@ -142,6 +153,7 @@ class _Run:
 
     validate: Validate
     monitor: str
+    monitor_smoothing: float | None
     describe: Callable[[nn.Module], Mapping[str, float]]
     log: EpochLog
 
@@ -215,7 +227,7 @@ class _Run:
         if self.world.is_first:
             with evaluation_mode(self.model, self.average):
                 metrics, described = self._measure(), dict(self.describe(self.model))
-                score = metrics[self.monitor]
+                score = self._deciding_score(metrics)
                 if not math.isnan(score) and (position.best_score is None or score > position.best_score):
                     self._keep_as_best(score)
             row = {
@@ -239,6 +251,17 @@ class _Run:
             raise TrifuseError(f"validation has no {self.monitor!r} to choose the best epoch by; it has {[*metrics]}")
         return metrics
 
+    def _deciding_score(self, metrics: dict[str, float]) -> float:
+        """Return what the best epoch is chosen by: the metric, or its moving average, which joins the metrics."""
+        score, position = metrics[self.monitor], self.position
+        if self.monitor_smoothing is None:
+            return score
+        if not math.isnan(score):
+            before = score if position.smoothed_score is None else position.smoothed_score
+            score = position.smoothed_score = self.monitor_smoothing * before + (1 - self.monitor_smoothing) * score
+        metrics[f"{self.monitor}{SMOOTHED}"] = score
+        return score
+
     def _learning_rates(self) -> dict[str, float]:
         """Those of the step before, by log column."""
         step, steps = max(self.position.step - 1, 0), self.batches.steps_per_epoch
@@ -258,10 +281,11 @@ class _Run:
 
     def _keep_as_best(self, score: float) -> None:
         epoch = self.position.epoch + 1
+        metric = self.monitor if self.monitor_smoothing is None else f"{self.monitor}{SMOOTHED}"
 
         def write(folder: Path) -> None:
             self.model.save_pretrained(folder)  # type: ignore[operator]
-            write_json(folder / "score.json", {"epoch": epoch, "metric": self.monitor, "score": score})
+            write_json(folder / "score.json", {"epoch": epoch, "metric": metric, "score": score})
 
         if self.saves.save(self.saves.best, write):
             self.position.best_epoch, self.position.best_score = epoch, score

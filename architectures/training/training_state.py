@@ -68,6 +68,7 @@ class Position:
     seconds: float = 0.0  # spent on this epoch's steps so far
     best_epoch: int | None = None  # counted from 1
     best_score: float | None = None
+    smoothed_score: float | None = None  # moving average of the monitored metric, where one is wanted
     ranks: int = 1
     loss_scaling: dict[str, float] = field(default_factory=dict)
 
