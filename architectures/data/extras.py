@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from trifuse.architectures.weights_file import digest_of_tensors
+from trifuse.kernels.errors import DataError
 
 PRIOR_CHANNELS = 17  # segments of the American Heart Association's model of the left ventricle
 
@@ -21,7 +25,25 @@ class CaseExtras:
             shown; None for networks without a prior. A sample gets it as ``"prior"`` of shape (17, S, S), one-hot.
         constants: tensors that every slice of the case gets under these names, such as ``"ecg"`` (12, T) float32,
             ``"interval"`` () float32 in days and ``"has_ecg"`` () bool.
+        notes: what is odd about them, for people; they change no result.
     """
 
     prior: NDArray[np.uint8] | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Return a SHA-256 of all that it holds."""
+        prior = {} if self.prior is None else {"prior": torch.from_numpy(np.ascontiguousarray(self.prior))}
+        return digest_of_tensors({**prior, **self.constants})
+
+
+def extras_of(extras: Mapping[str, CaseExtras], case_id: str) -> CaseExtras:
+    """Return what a case brings.
+
+    Raises:
+        DataError: it is not said.
+    """
+    if case_id not in extras:
+        raise DataError(case_id, "extras", got="none", want="a prior, an ECG or both, as for the other cases")
+    return extras[case_id]
