@@ -64,6 +64,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if len(items) == len(value):
             return tuple(_typed(item, kind, where) for item, kind in zip(value, items, strict=True))
     if origin in (typing.Union, types.UnionType):
+        if isinstance(value, dict) and (section := dataclass_of(hint)) is not None:
+            return _typed(value, section, where)  # and say what is wrong in it
         for option in arguments:
             try:
                 return _typed(value, option, where)
@@ -74,6 +76,12 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin is None and type(value) is hint:
         return value
     raise CheckpointError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def dataclass_of(hint: Any) -> type | None:
+    """Return the dataclass that a field's type is, or may be; None if it cannot be one."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
 def nearest_note(name: str, known: Sequence[str]) -> str:

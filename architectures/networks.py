@@ -113,6 +113,7 @@ def predict_images(
         out,
         image_size=image_size or data.image_size,
         preparation=preparation,
+        patches=data.patches,
         batch_size=batch_size,
         nonfinite=nonfinite,
     )

@@ -12,8 +12,10 @@ from typing import Any, Literal, get_type_hints
 
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 
+from .config_json import dataclass_of
 from .data.cases import Layout, open_study
 from .data.layout import Frames, LabelSpace, Targets
+from .data.patches import Patches
 from .data.preparation import Preparation
 from .data.slices import Keep
 from .data.split import read_split, split_patients, verify_split
@@ -42,15 +44,17 @@ class DataRecipe:
             a split keeps the part that is not given.
         val_from: what the drawn validation tenth is taken of: ``"all"`` patients, or those ``"remaining"`` for it.
         split_seed: of the drawn split.
-        image_size: side of the square that slices are resized to, in pixels.
+        image_size: side of the square that slices are resized to, in pixels; with ``patches``, of a patch.
         keep: slices to train on: ``"all"``, those that show a target (``"foreground"``), or those on which anything
             is drawn (``"labelled"``).
-        augment: ``"none"``, ``"flip_rot"``, or ``"transunet"``: that of TransUNet.
+        augment: ``"none"``, ``"flip_rot"``, or ``"transunet"``: that of TransUNet; for patches ``"none"`` or
+            ``"nnunet"``: that of nnU-Net.
         preparation: how the values and the size of slices are changed, in training and prediction.
         nonfinite: what to do with NaN and infinite voxels: ``"error"``, ``"zero"`` or ``"median"``.
+        patches: how slices are seen patch by patch, at one spacing; None resizes whole slices.
 
     Raises:
-        ValueError: slices of no size.
+        ValueError: slices of no size, or an augmentation or a preparation that patches do not have, or only they have.
     """
 
     root: str = ""
@@ -67,13 +71,22 @@ class DataRecipe:
     split_seed: int = 42
     image_size: int = 448
     keep: Keep = "all"
-    augment: Literal["none", "flip_rot", "transunet"] = "none"
+    augment: Literal["none", "flip_rot", "transunet", "nnunet"] = "none"
     nonfinite: NonFinite = "error"
     preparation: Preparation = field(default_factory=Preparation)
+    patches: Patches | None = None
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        fitting = ("none", "nnunet") if self.patches is not None else ("none", "flip_rot", "transunet")
+        if self.augment not in fitting:
+            which = "patches" if self.patches is not None else "whole slices"
+            raise ValueError(f"augment must be one of {', '.join(fitting)} for {which}, got {self.augment!r}")
+        if self.patches is not None and (self.preparation.resize, self.preparation.restore) != ("linear", "logits"):
+            raise ValueError(
+                "preparation.resize and .restore are for whole slices; patches are resampled in their own way"
+            )
 
     def open(self) -> Study:
         """Find the cases."""
@@ -199,9 +212,12 @@ def _put(values: dict[str, Any], kind: type, dotted: str, value: Any) -> None:
     *sections, name = dotted.split(".")
     hints = get_type_hints(kind)
     for section in sections:
-        if section not in hints or not is_dataclass(hints[section]):
+        part = dataclass_of(hints.get(section))
+        if part is None:
             raise RecipeError(f"{dotted}: there is no section {section!r}{_suggestion(section, hints)}")
-        values, hints = values[section], get_type_hints(hints[section])
+        if values[section] is None:  # one that is not there by default, and begins with its own ones
+            values[section] = config_to_json(part())
+        values, hints = values[section], get_type_hints(part)
     if name not in hints or is_dataclass(hints[name]):
         raise RecipeError(f"{dotted}: there is no field {name!r}{_suggestion(name, hints)}")
     values[name] = value

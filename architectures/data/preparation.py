@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
@@ -73,14 +74,18 @@ def scaled_slices(volume: Volume, image_size: int, preparation: Preparation | No
         MissingExtra: cubic resizing without scipy.
     """
     preparation = preparation or Preparation()
-    low, high, offset, scale = _scaling(volume.voxels, preparation)
     slices = torch.empty(volume.voxels.shape[0], image_size, image_size)
-    for start in range(0, len(slices), _SLICES_AT_ONCE):
-        part = volume.voxels[start : start + _SLICES_AT_ONCE]
-        scaled = (part.clip(low, high) - offset) / scale if scale > 0 else np.zeros_like(part)
-        resized = _RESIZE[preparation.resize](scaled.astype(np.float32), image_size)
-        slices[start : start + _SLICES_AT_ONCE] = resized
+    for part, scaled in _scaled_parts(volume.voxels, preparation):
+        slices[part] = _RESIZE[preparation.resize](scaled, image_size)
     return slices
+
+
+def scaled_voxels(voxels: np.ndarray, preparation: Preparation) -> np.ndarray:
+    """Return voxels (D, H, W), their values scaled as the preparation has it, float32; without contrast zeros."""
+    scaled = np.empty(voxels.shape, np.float32)
+    for part, values in _scaled_parts(voxels, preparation):
+        scaled[part] = values
+    return scaled
 
 
 def network_input(slices: Tensor, preparation: Preparation | None = None) -> Tensor:
@@ -99,6 +104,16 @@ def resized_labels(labels: np.ndarray, size: tuple[int, int], preparation: Prepa
     corners = preparation is not None and preparation.resize == "cubic"
     rows, columns = (_sources(old, new, corners) for old, new in zip(labels.shape[1:], size, strict=True))
     return labels[:, rows[:, None], columns]
+
+
+def _scaled_parts(voxels: np.ndarray, preparation: Preparation) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield a few slices at a time: which, and their scaled values in float32."""
+    low, high, offset, scale = _scaling(voxels, preparation)
+    for start in range(0, len(voxels), _SLICES_AT_ONCE):
+        chosen = slice(start, start + _SLICES_AT_ONCE)
+        part = voxels[chosen]
+        scaled = (part.clip(low, high) - offset) / scale if scale > 0 else np.zeros_like(part)
+        yield chosen, scaled.astype(np.float32)
 
 
 def _scaling(voxels: np.ndarray, preparation: Preparation) -> tuple[np.float64, np.float64, np.float64, np.float64]:

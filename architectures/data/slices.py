@@ -1,20 +1,9 @@
-"""Cases become normalised 2-D slices, kept on disk so that an epoch costs no decoding.
-
-Every case has one cache entry: a NumPy file with one record per slice, mapped into memory, so that a sample costs one
-slice's bytes and processes share them. An entry is found by what it was made of (digests of the case's files, the
-labels' meaning, the preparation, size and version of the transform) and carries a digest of itself: older,
-half-written or damaged entries are never read but rebuilt, and two processes that build the same one both end up with
-the same bytes.
-"""
+"""Cases become normalised 2-D slices of one size; see `case_cache` for how they are kept on disk."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trifuse.architectures.files import TEMPORARY_PREFIX, atomic_write, sha256_of
 from trifuse.kernels.errors import DataError
 
+from .case_cache import CaseCache
 from .preparation import Preparation, network_input, resized_labels, scaled_slices
 from .study import Case, Study, load_raw_case, map_labels
 from .voxel_values import NonFinite
@@ -34,8 +23,6 @@ Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Keep = Literal["all", "foreground", "labelled"]
 
 _TRANSFORM_VERSION = 1  # raise it whenever the bytes of an entry would change
-_DIGEST_BYTES = 32
-_LEFTOVER_SECONDS = 3600
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -75,30 +62,17 @@ class SliceDataset(Dataset[dict[str, Any]]):
     ) -> None:
         if keep not in get_args(Keep):
             raise ValueError(f"keep: expected one of {', '.join(get_args(Keep))}, got {keep!r}")
-        self._temporary = tempfile.TemporaryDirectory(prefix="trifuse-slices-") if cache is None else None
-        folder = Path(self._temporary.name) if self._temporary else Path(cache or "")
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_old_leftovers(folder)
         self.augment = augment
         self.preparation = preparation or Preparation()
-        transform = _Transform(image_size, self.preparation, nonfinite)
         self.case_ids = tuple(case_ids)
         self.class_names = study.class_names
-        self._paths: list[Path] = []
-        self._entries: dict[int, np.ndarray] = {}
-        self._index: list[tuple[int, int]] = []
-        problems: list[DataError] = []
-        for number, case_id in enumerate(self.case_ids):
-            try:
-                path, entry = _cached(study, study.case(case_id), transform, folder)
-            except DataError as error:
-                problems.append(error)
-                continue
-            self._paths.append(path)
-            self._entries[number] = entry
-            self._index += [(number, int(position)) for position in np.flatnonzero(_kept(entry, keep))]
-        if problems:
-            raise DataError.merge(problems)
+        transform = _Transform(image_size, self.preparation, nonfinite)
+        self._entries = CaseCache(study, self.case_ids, cache, transform.names(), partial(_build, transform))
+        self._index = [
+            (number, int(position))
+            for number in range(len(self._entries))
+            for position in np.flatnonzero(kept_slices(self._entries[number], keep))
+        ]
         if not self._index:
             hint = 'keep="all" keeps slices without labels'
             raise DataError(study.root, "slices", got=f"none with keep={keep!r}", want="at least one", hint=hint)
@@ -111,11 +85,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
         """Return the sample of that index; with ``(seed, epoch, index)`` augmented."""
         index = key[2] if isinstance(key, tuple) else key
         case_number, position = self._index[index]
-        record = self._entry(case_number)[position]
+        record = self._entries[case_number][position]
         image = network_input(torch.from_numpy(record["image"].copy()), self.preparation)
         target = torch.from_numpy(record["target"].astype(np.int64))
         if self.augment is not None and isinstance(key, tuple):
-            image, target = self.augment(image, target, _generator(*key))
+            image, target = self.augment(image, target, generator_of(*key))
         return {
             "image": image,
             "target": target,
@@ -130,38 +104,32 @@ class SliceDataset(Dataset[dict[str, Any]]):
         Raises:
             DataError: naming the classes.
         """
-        shown = np.any([self._entry(case_number)[position]["shows"] for case_number, position in self._index], axis=0)
-        absent = [name for name, seen in zip(self.class_names[1:], shown, strict=True) if not seen]
-        if absent:
-            got = f"{', '.join(absent)} on none of {len(self)} slices of {len(self.case_ids)} cases"
-            raise DataError("training set", "classes", got=got, want="every class on at least one slice")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Hand over the paths, not the mapped files: a worker process maps them itself."""
-        return {**self.__dict__, "_entries": {}, "_temporary": None}
-
-    def _entry(self, number: int) -> np.ndarray:
-        if number not in self._entries:
-            self._entries[number] = _map(self._paths[number])
-        return self._entries[number]
+        shown = np.any([self._entries[case_number][position]["shows"] for case_number, position in self._index], axis=0)
+        refuse_absent_classes(self.class_names, shown, len(self), len(self.case_ids))
 
 
-def _generator(*key: int) -> torch.Generator:
+def refuse_absent_classes(class_names: Sequence[str], shown: np.ndarray, slices: int, cases: int) -> None:
+    """Raise `DataError` if a class beside the background is not among those that are shown."""
+    absent = [name for name, seen in zip(class_names[1:], shown, strict=True) if not seen]
+    if absent:
+        got = f"{', '.join(absent)} on none of {slices} slices of {cases} cases"
+        raise DataError("training set", "classes", got=got, want="every class on at least one slice")
+
+
+def generator_of(*key: int) -> torch.Generator:
     """Make a generator that the key alone decides."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _kept(entry: np.ndarray, keep: Keep) -> np.ndarray:
+def kept_slices(entry: np.ndarray, keep: Keep) -> np.ndarray:
+    """Say which of a case's records are kept."""
     kept: dict[str, Any] = {
         "all": np.ones(len(entry), bool),
         "foreground": entry["shows"].any(axis=1),
         "labelled": entry["labelled"],
     }
     return kept[keep]
-
-
-# ------------------------------------------------------------------------------------------------ cache
 
 
 def _record(image_size: int, classes: int) -> np.dtype:
@@ -179,55 +147,13 @@ class _Transform(NamedTuple):
     preparation: Preparation
     nonfinite: NonFinite
 
-
-def _cached(study: Study, case: Case, transform: _Transform, folder: Path) -> tuple[Path, np.ndarray]:
-    """Map the case's cache entry, building it first if there is no sound one."""
-    if case.label is None:
-        raise DataError(case.image, "label", got="none", want="a label map to train on")
-    path = folder / f"{_key(study, case, transform)}.npy"
-    if not _is_sound(path):
-        _build(study, case, transform, path)
-    return path, _map(path)
+    def names(self) -> list[Any]:
+        """Name everything that the bytes of an entry depend on, beside the case."""
+        scaling = [self.preparation.intensity, self.preparation.window, self.preparation.resize]
+        return [_TRANSFORM_VERSION, self.image_size, scaling, self.nonfinite]
 
 
-def _key(study: Study, case: Case, transform: _Transform) -> str:
-    """Name an entry after everything that its bytes depend on."""
-    try:
-        digests = [sha256_of(path) for path in case.files]
-    except OSError as error:
-        raise DataError(error.filename, "file", got=error.strerror, want=f"a file of case {case.case_id}") from error
-    meaning: Any = None if study.label_map is None else sorted(study.label_map.items())
-    size, preparation, nonfinite = transform
-    scaling = [preparation.intensity, preparation.window, preparation.resize]
-    parts = [_TRANSFORM_VERSION, *digests, meaning, study.others_are_background, study.largest_label]
-    return hashlib.sha256(json.dumps([*parts, size, scaling, nonfinite]).encode()).hexdigest()[:40]
-
-
-def _is_sound(path: Path) -> bool:
-    """Say whether the last bytes of an entry are the digest of all bytes before them."""
-    try:
-        size = path.stat().st_size - _DIGEST_BYTES
-        if size <= 0:
-            return False
-        digest = hashlib.sha256()
-        with open(path, "rb") as stream:
-            while size and (chunk := stream.read(min(size, 1 << 20))):
-                digest.update(chunk)
-                size -= len(chunk)
-            return stream.read() == digest.digest()
-    except FileNotFoundError:
-        return False
-
-
-def _remove_old_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half written, but nothing that may still be being written."""
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                leftover.unlink()
-
-
-def _build(study: Study, case: Case, transform: _Transform, path: Path) -> None:
+def _build(transform: _Transform, study: Study, case: Case) -> np.ndarray:
     image_size, preparation, nonfinite = transform
     image, raw = load_raw_case(case, nonfinite=nonfinite)
     assert raw is not None
@@ -238,22 +164,4 @@ def _build(study: Study, case: Case, transform: _Transform, path: Path) -> None:
     for index in range(1, len(study.class_names)):
         entry["shows"][:, index - 1] = (labels.voxels == index).any(axis=(1, 2))
     entry["labelled"] = raw.voxels.any(axis=(1, 2))
-    with atomic_write(path) as stream:
-        writer = _Digesting(stream)
-        np.lib.format.write_array(writer, entry, allow_pickle=False)
-        stream.write(writer.digest.digest())
-
-
-class _Digesting:
-    """A binary stream that digests what is written to it."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.digest = stream, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return self.stream.write(data)
-
-
-def _map(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return entry

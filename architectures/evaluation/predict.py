@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,15 +20,20 @@ from trifuse.architectures.files import remove_leftovers, write_json
 from trifuse.architectures.weights_file import digest_of_tensors
 from trifuse.kernels import DataError, NumericError, upsample_argmax
 
+from .inference import evaluating, refuse_non_finite
 from .scoring import find_cases, prediction_path
+from .sliding_window import predict_by_windows
 
 if TYPE_CHECKING:
+    from trifuse.architectures.data.extras import CaseExtras
+    from trifuse.architectures.data.patches import Patches
     from trifuse.architectures.data.preparation import Preparation
     from trifuse.architectures.data.study import Case, Study
     from trifuse.architectures.data.volume import Volume
     from trifuse.architectures.data.voxel_values import NonFinite
 
 MANIFEST = "predictions.json"
+_EXTRAS = "extras_sha256"  # of each case, in the manifest
 
 
 def predict_volume(
@@ -81,6 +86,8 @@ def predict_cases(
     batch_size: int = 8,
     device: torch.device | str | None = None,
     nonfinite: NonFinite = "error",
+    patches: Patches | None = None,
+    extras: Mapping[str, CaseExtras] | None = None,
 ) -> list[Path]:
     """Predict cases of a study into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
 
@@ -93,6 +100,9 @@ def predict_cases(
         case_ids: the cases to predict.
         out: folder for the label maps, of this model's predictions alone.
         nonfinite: what to do with NaN and infinite voxels, see ``read_image``.
+        patches: how a network that was trained on patches sees slices, see `predict_by_windows`; its ``image_size``
+            is the side of a patch. None predicts whole slices.
+        extras: what the cases bring beside their images; only with ``patches``.
 
     Returns:
         The paths of all predictions, in the order of ``case_ids``.
@@ -101,16 +111,26 @@ def predict_cases(
         DataError: nothing to do, an unknown case, an output folder that holds inputs or another model's predictions;
             or, after all the others are written, the cases that could not be predicted.
     """
+    from trifuse.architectures.data.extras import extras_of
     from trifuse.architectures.data.nifti import write_labels
     from trifuse.architectures.data.preparation import Preparation
     from trifuse.architectures.data.study import load_image
 
+    if extras is not None and patches is None:
+        raise ValueError("extras: expected none for whole slices; networks that take them see patches")
     out = Path(out)
     cases = find_cases(study, case_ids)
     _refuse_input_folder(out, study, cases)
     preparation = preparation or Preparation()
-    made_by = {"weights_sha256": digest_of_tensors(model.state_dict()), "image_size": image_size}
-    _claim_folder(out, {**made_by, "preparation": config_to_json(preparation)})
+    made_by: dict[str, object] = {
+        "weights_sha256": digest_of_tensors(model.state_dict()),
+        "image_size": image_size,
+        "preparation": config_to_json(preparation),
+    }
+    if patches is not None:
+        made_by["patches"] = config_to_json(patches)
+    brought = {case.case_id: None if extras is None else extras_of(extras, case.case_id) for case in cases}
+    _claim_folder(out, made_by, {name: None if one is None else one.digest() for name, one in brought.items()})
     problems = []
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
         path = prediction_path(out, case.case_id)
@@ -118,7 +138,19 @@ def predict_cases(
             continue
         try:
             volume = load_image(case, nonfinite=nonfinite)
-            labels = predict_volume(model, volume, image_size, batch_size, device, preparation)
+            if patches is None:
+                labels = predict_volume(model, volume, image_size, batch_size, device, preparation)
+            else:
+                labels = predict_by_windows(
+                    model,
+                    volume,
+                    image_size,
+                    patches=patches,
+                    preparation=preparation,
+                    extras=brought[case.case_id],
+                    batch_size=batch_size,
+                    device=device,
+                )
             write_labels(path, labels, like=volume)
         except (DataError, NumericError) as error:
             problems.append(DataError(case.case_id, "not predicted", got=error))
@@ -133,22 +165,13 @@ def _head_maps(
     """Yield (first slice, logit maps to be added up at one size) for consecutive batches of scaled slices."""
     from trifuse.architectures.data.preparation import network_input
 
-    if device is None:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    was_training = model.training
-    model.to(device).eval()
     compute = getattr(model, "head_maps", lambda image: [model(image)])
-    try:
+    with evaluating(model, device) as where:
         for start in range(0, len(slices), batch_size):
             with torch.inference_mode():
-                maps = compute(network_input(slices[start : start + batch_size], preparation).to(device))
-            finite = torch.stack([torch.isfinite(m).flatten(1).all(dim=1) for m in maps]).all(dim=0).cpu()
-            if not finite.all():
-                bad = [start + int(index) for index in torch.nonzero(~finite)]
-                raise NumericError(f"the network returned NaN or infinity for slices {bad} (counted from 0)")
+                maps = compute(network_input(slices[start : start + batch_size], preparation).to(where))
+            refuse_non_finite(maps, range(start, start + len(maps[0])))
             yield start, maps
-    finally:
-        model.train(was_training)
 
 
 def _choose(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -165,22 +188,35 @@ def _refuse_input_folder(out: Path, study: Study, cases: Sequence[Case]) -> None
         raise DataError(out, "output folder", got="the folder of the input", want="a folder of its own")
 
 
-def _claim_folder(out: Path, made_by: dict[str, object]) -> None:
-    """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left."""
+def _claim_folder(out: Path, made_by: dict[str, object], extras: Mapping[str, str | None]) -> None:
+    """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left.
+
+    Of the extras, those of every case that is there already must be the same.
+    """
     if out.exists() and not out.is_dir():
         raise DataError(out, "output folder", got="a file", want="a folder, new or of the same model's predictions")
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     manifest = out / MANIFEST
+    before: dict[str, str] = {}
     if manifest.exists():
-        try:
-            found = dict(json.loads(manifest.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise DataError(manifest, "made by", got="a damaged file", want="what trifuse predict wrote") from None
+        found = _read_manifest(manifest)
+        before = found.pop(_EXTRAS, {})
         if names := [name for name in {**found, **made_by} if found.get(name) != made_by.get(name)]:
             got, want = ({name: of.get(name) for name in names} for of in (found, made_by))
             raise DataError(manifest, "made by", got=got, want=want, hint="choose another output folder")
+        there = [case_id for case_id in extras if prediction_path(out, case_id).exists()]
+        if changed := [case_id for case_id in there if before.get(case_id) != extras[case_id]]:
+            got = f"another prior or ECG of {', '.join(changed)}"
+            raise DataError(manifest, "made by", got=got, want="the same ones", hint="choose another output folder")
     elif any(out.glob("*.nii.gz")):
         raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
-    else:
-        write_json(manifest, made_by)
+    after = {**before, **{case_id: digest for case_id, digest in extras.items() if digest is not None}}
+    write_json(manifest, {**made_by, _EXTRAS: after} if after else made_by)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise DataError(path, "made by", got="a damaged file", want="what trifuse predict wrote") from None

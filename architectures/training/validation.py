@@ -14,13 +14,14 @@ from .step import Forward
 
 
 class SliceValidation:
-    """Score a network on a data set of slices, at the size it is trained at.
+    """Score a network on a data set of slices, or of patches that cover them, at the size it is trained at.
 
     The counts of all slices of a case are added before its Dice is formed, so that the score is the volume's. A class
     that is neither there nor predicted in a case does not count.
 
     Args:
-        dataset: samples with ``image``, ``target`` (S, S) and ``case_id``.
+        dataset: samples with ``image``, ``target`` (S, S) and ``case_id``; pixels whose target is negative do not
+            count.
         class_names: names of the classes, the background first.
         batch_size: slices at a time.
         step: computes the outputs from a batch.
@@ -43,7 +44,7 @@ class SliceValidation:
             logits = self.step(model, batch)
             predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
             for case_id, mine, true in zip(batch["case_id"], predicted, batch["target"], strict=True):
-                pairs = torch.bincount((true * classes + mine).flatten(), minlength=classes**2)
+                pairs = torch.bincount((true * classes + mine)[true >= 0], minlength=classes**2)
                 counts[case_id] = counts.get(case_id, 0) + pairs.view(classes, classes).double().cpu()
         tables = torch.stack(list(counts.values()))
         both = tables.diagonal(dim1=1, dim2=2)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from trifuse.architectures.data import slices
+from trifuse.architectures.data import case_cache, slices
 from trifuse.architectures.data.augmentation import FlipRotate
 from trifuse.architectures.data.cases import open_study
 from trifuse.architectures.data.preparation import (
@@ -171,7 +171,7 @@ def entries(cache):
 
 
 def test_without_a_cache_folder_nothing_stays_behind(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(slices.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(case_cache.tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     samples = SliceDataset(study, IDS, S)
     assert os.listdir(tmp_path / "tmp")
@@ -256,7 +256,7 @@ elif what == "wait":
     def build(*args):
         print("ready", flush=True)
         sys.stdin.readline()
-        real(*args)
+        return real(*args)
     slices._build = build
 samples = slices.SliceDataset(open_study(root, targets={"one": 1}), ["a", "b"], 14, cache=cache)
 print(float(sum(samples[index]["image"].double().sum() for index in range(len(samples)))))
