@@ -40,7 +40,9 @@ from .evaluation.scoring import evaluate_cases
 from .recipes import DataRecipe
 from .run_log import SMOOTHED, read_log
 from .training.distributed import open_world
+from .training.loop import forward_with_extras
 from .training.run_folder import LOCK_FILE, OutputFolderError
+from .training.validation import SliceValidation
 
 Part = Literal["train", "val", "test"]
 SPLIT_FILE = "split.json"
@@ -80,6 +82,10 @@ class PreparedData:
     def validated_on(self) -> Part:
         """Where the best epoch is chosen: on the validation cases, or on the training cases where there are none."""
         return "val" if self.split.val else "train"
+
+    def validation(self, batch_size: int) -> SliceValidation:
+        """Return what scores a network on the validation set, giving it the extras that there are."""
+        return SliceValidation(self.val_set, self.study.class_names, batch_size, forward_with_extras)
 
     def cases_of(self, part: Part) -> tuple[str, ...]:
         """Return the case ids of a part of the split."""
