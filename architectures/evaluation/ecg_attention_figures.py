@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from trifuse.architectures.data.ecg import LEADS
 from trifuse.kernels import ShapeError
 
-from .picture import FAINT, INK, LARGE, NORMAL, SMALL, Picture, new_figure, save_picture
+from .picture import INK, LARGE, NORMAL, SMALL, Picture, new_figure, save_picture
 from .tables import number
+from .twelve_leads import BEAT_START_MS, lead_axes, times_ms
 
 MOST_MAPS_IN_A_ROW = 3
-LEAD_GRID = ((0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11))  # rows of the usual print: I aVR V1 V4, ...
-BEAT_START_MS = -408.0  # of a padded beat, from the R peak
 WIDTHS = (1.0, 3.6)  # points, of a trace where least and most attention goes
 
 
@@ -73,7 +72,6 @@ def draw_temporal_attention(
     title: str = "Attention along the beat",
     rate_hz: float = 500.0,
     start_ms: float = BEAT_START_MS,
-    leads: Sequence[str] = LEADS,
 ) -> Picture:
     """Draw the twelve leads of a beat, coloured and thickened by the attention they get, into ``out/<name>.png``.
 
@@ -85,42 +83,31 @@ def draw_temporal_attention(
         title: of the picture.
         rate_hz: samples per second of the beat.
         start_ms: time of its first sample, from the R peak.
-        leads: their names.
 
     Raises:
         ShapeError: beat and weights do not belong together.
     """
     beat, received = np.asarray(beat, float), attention_received(temporal, np.shape(beat)[-1])
-    if beat.shape != (len(leads), beat.shape[-1]) or len(received) != len(leads):
+    if beat.shape[:-1] != (len(LEADS),) or received.shape != beat.shape:
         got = f"{beat.shape} and {np.shape(temporal)}"
         raise ShapeError(f"draw_temporal_attention: expected a beat (12, T) and weights (12, M, M), got {got}")
-    time_ms = start_ms + 1000 / rate_hz * np.arange(beat.shape[1])
-    figure = new_figure(11.0, 6.2)
-    axes = figure.subplots(3, 4, sharex=True, sharey=True)
-    low, high = float(received.min()), float(received.max())
-    for axis, lead in zip(axes.flat, (lead for row in LEAD_GRID for lead in row), strict=True):
-        lines = _draw_trace(axis, time_ms, beat[lead], received[lead], (low, high), leads[lead])
-    spread = float(np.ptp(beat)) or 1.0
-    axes[0, 0].set_ylim(float(beat.min()) - 0.06 * spread, float(beat.max()) + 0.06 * spread)
-    axes[0, 0].set_xlim(float(time_ms[0]), float(time_ms[-1]))
-    for axis in axes[-1]:
-        axis.set_xlabel("Time from R peak (ms)", fontsize=NORMAL, color=INK)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("Signal (SD of the lead)", fontsize=NORMAL, color=INK)
-    figure.suptitle(title, fontsize=LARGE, color=INK, weight="bold", x=0.01, ha="left")
+    time_ms = times_ms(beat.shape[1], rate_hz, start_ms)
+    figure, axes = lead_axes(title, time_ms, beat)
+    scale = float(received.min()), float(received.max())
+    for axis, trace, share in zip(axes, beat, received, strict=True):
+        lines = _draw_trace(axis, time_ms, trace, share, scale)
     _colour_bar(figure, lines, axes, "Attention received / equal share")
     rows = (
         [lead, number(at), number(value), number(weight)]
-        for lead, trace, weights in zip(leads, beat, received, strict=True)
+        for lead, trace, weights in zip(LEADS, beat, received, strict=True)
         for at, value, weight in zip(time_ms, trace, weights, strict=True)
     )
     peaks = time_ms[received.argmax(1)]
-    strongest = np.argsort(-received.max(1))[:3]
+    strongest = np.argsort(-received.max(1))[:3].tolist()
+    most = ", ".join(f"{peaks[lead]:.0f} ms in {LEADS[lead]} ({received[lead].max():.2f})" for lead in strongest)
     alt = (
-        f"Twelve leads of a beat coloured by the attention they get, {low:.2f} to {high:.2f} times an equal share; "
-        "most at "
-        + ", ".join(f"{peaks[lead]:.0f} ms in {leads[lead]} ({received[lead].max():.2f})" for lead in strongest)
-        + "."
+        "Twelve leads of a beat coloured by the attention they get, "
+        f"{scale[0]:.2f} to {scale[1]:.2f} times an equal share; most at {most}."
     )
     header = ["lead", "time_ms", "signal", "attention_over_equal_share"]
     return save_picture(figure, out, name, title, alt, header, rows)
@@ -162,30 +149,18 @@ def _draw_map(axis: Any, title: str, weights: NDArray, leads: Sequence[str], low
     return image
 
 
-def _draw_trace(
-    axis: Any, time_ms: NDArray, trace: NDArray, attention: NDArray, scale: tuple[float, float], lead: str
-) -> Any:
+def _draw_trace(axis: Any, time_ms: NDArray, trace: NDArray, attention: NDArray, scale: tuple[float, float]) -> Any:
     from matplotlib.collections import LineCollection
-    from matplotlib.ticker import MultipleLocator
 
     low, high = scale
     points = np.column_stack((time_ms, trace))
-    share = (attention[1:] + attention[:-1]) / 2
+    share = (attention[1:] + attention[:-1]) / 2  # of the piece between two samples
     widths = WIDTHS[0] + (WIDTHS[1] - WIDTHS[0]) * (share - low) / ((high - low) or 1.0)
-    lines = LineCollection(np.stack((points[:-1], points[1:]), axis=1), cmap=_trace_colours(), capstyle="round")
+    lines = LineCollection([*np.stack((points[:-1], points[1:]), axis=1)], cmap=_trace_colours(), capstyle="round")
     lines.set_array(share)
     lines.set_clim(low, high)
     lines.set_linewidth(widths)
-    axis.add_collection(lines)
-    axis.axvline(0, color="#D0D0D0", lw=0.8, zorder=0)
-    axis.axhline(0, color="#E3E3E3", lw=0.8, zorder=0)
-    axis.text(0.02, 0.95, lead, transform=axis.transAxes, fontsize=LARGE, color=INK, weight="bold", va="top")
-    axis.xaxis.set_major_locator(MultipleLocator(200))
-    axis.tick_params(labelsize=SMALL, colors=INK)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
-    return lines
+    return axis.add_collection(lines)
 
 
 def _trace_colours() -> Any:
@@ -208,7 +183,7 @@ def _extremes(maps: Any) -> tuple[float, float]:
 
 
 def _map_sentence(group: str, weights: NDArray, leads: Sequence[str]) -> str:
-    row, column = np.unravel_index(int(weights.argmax()), weights.shape)
+    row, column = divmod(int(weights.argmax()), len(leads))
     favourite = int(weights.mean(0).argmax())
     return (
         f"{group}: lead {leads[favourite]} is looked at most, {weights.mean(0)[favourite]:.3f} on average, and the "
