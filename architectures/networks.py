@@ -48,7 +48,7 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     architecture = read_description(weights)["architecture"]
     if architecture not in RECIPES:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(RECIPES)}")
-    data = _data_of(run) if run.exists() else default_data(architecture)
+    data = data_of_run(run) if run.exists() else default_data(architecture)
     return network_class(architecture).from_pretrained(weights), data
 
 
@@ -58,10 +58,15 @@ def network_class(architecture: str) -> Any:
     return next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
 
 
-def _data_of(run: Path) -> DataRecipe:
+def data_of_run(run: Path) -> DataRecipe:
+    """Return which cases a run used, and how it prepared their slices, from its ``run.json``.
+
+    Raises:
+        CheckpointError: there is no run, or none of ours.
+    """
     try:
         values = json.loads(run.read_bytes())["config"]["data"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run}: expected the description of a run of trifuse, found {error!r}") from error
     return config_from_json(DataRecipe, values, run)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ CLASS_COLOURS = (SKY, ORANGE, YELLOW, PURPLE, GREEN, VERMILION, BLUE, VIOLET, LI
 FEW = 3  # more classes than this are also told apart by their numbers
 PLATE = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "boxstyle": "round,pad=0.3"}
 LONGEST_NAME = 60  # letters of a case's name that fit above its row
+LONGEST_HEADING = 28  # letters that fit above a column
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,22 +85,30 @@ def collect_tiles(
     among them. The slice is, of those that show most classes, the one with the largest true area; or ``slice_index``,
     counted from 0.
     """
+    means = case_means([row for row in rows if row.status != EXTRA], "dsc")
+    chosen = choose_cases(means, limit)
+    return [cut_tiles([pred_dir], study, case_id, note, [means[case_id]], slice_index)[0] for case_id, note in chosen]
+
+
+def cut_tiles(
+    pred_dirs: Sequence[Path], study: Study, case_id: str, note: str, dscs: Sequence[float], slice_index: int | None
+) -> list[Tile]:
+    """Cut the slice that `collect_tiles` speaks of out of a case: a tile for each folder of predictions and its DSC."""
     from trifuse.architectures.data.nifti import read_labels
     from trifuse.architectures.data.study import load_case
 
-    cases = {case.case_id: case for case in study.cases}
+    image, truth = load_case(study, study.case(case_id))
+    assert truth is not None  # a case without a label has no row
+    depth = len(truth.voxels)
+    index = _telling_slice(truth.voxels) if slice_index is None else min(slice_index, depth - 1)
+    spacing_mm = truth.spacing_mm[1:] if study.has_spacing else None
     tiles = []
-    for case_id, dsc, note in _choose_cases(rows, limit):
-        image, truth = load_case(study, cases[case_id])
-        assert truth is not None  # a case without a label has no row
-        depth = len(truth.voxels)
-        index = _telling_slice(truth.voxels) if slice_index is None else min(slice_index, depth - 1)
+    for pred_dir, dsc in zip(pred_dirs, dscs, strict=True):
         try:
             prediction = read_labels(prediction_path(pred_dir, case_id), like=truth).voxels[index]
         except DataError:
             prediction = None
         slice_of = image.voxels[index], truth.voxels[index], prediction
-        spacing_mm = truth.spacing_mm[1:] if study.has_spacing else None
         tiles.append(Tile(case_id, note, index, depth, *slice_of, spacing_mm, dsc))
     return tiles
 
@@ -117,31 +126,41 @@ def draw_overlays(
         out: folder to write into.
         title: of the picture.
     """
-    windows = [_window(tile) for tile in tiles]
-    aspects = [_aspect(tile, window) for tile, window in zip(tiles, windows, strict=True)]
-    shown = _shown_classes(tiles, len(class_names))
-    columns = min(4, len(shown) + 1)
-    width, rows = 2.6, math.ceil((len(shown) + 1) / columns)
-    figure = new_figure(3 * width + 0.2, sum(width * aspect + 0.26 for aspect in aspects) + 0.55 + 0.2 * rows)
-    axes = figure.subplots(len(tiles), 3, squeeze=False, gridspec_kw={"height_ratios": aspects})
-    for axis in axes.flat:
-        axis.set_anchor("S")  # spare height belongs to the headings
-    for line, tile, window in zip(axes, tiles, windows, strict=True):
-        _draw_tile_row(line, tile, window, numbered=len(shown) > FEW)
-    heading = {"ha": "center", "va": "bottom", "fontsize": LARGE, "color": INK, "weight": "bold"}
-    for axis, content in zip(axes[0], ("Image", "Truth", "Prediction"), strict=True):
-        axis.annotate(
-            content, (0.5, 1), xytext=(0, 19), xycoords="axes fraction", textcoords="offset points", **heading
-        )
-    handles = _legend(shown, class_names)
-    look = {"fontsize": SMALL, "facecolor": "#4A4A4A", "labelcolor": "white", "edgecolor": "none"}
-    for text in figure.legend(handles=handles, loc="outside lower center", ncols=columns, **look).get_texts():
-        text.set_parse_math(False)
+    figure = draw_sheet([[tile] for tile in tiles], ["Prediction"], class_names)
     header = ["case_id", "slice", "class_name", "pixels_truth", "pixels_prediction", "dsc_slice", "dsc_case"]
-    lines = [line for tile in tiles for line in _tile_numbers(tile, class_names)]
-    cases = ", ".join(f"{tile.case_id} {_dsc_text(tile.dsc)}" for tile in tiles)
+    lines = [line for tile in tiles for line in tile_numbers(tile, class_names)]
+    cases = ", ".join(f"{tile.case_id} {dsc_text(tile.dsc)}" for tile in tiles)
     alt = f"Overlay sheet of {len(tiles)} cases, image, truth and prediction side by side; DSC of each case: {cases}."
     return save_picture(figure, out, "overlays", title, alt, header, lines)
+
+
+def draw_sheet(rows: Sequence[Sequence[Tile]], headings: Sequence[str], class_names: Sequence[str]) -> Any:
+    """Return a figure of one row per case: image, truth, and each of the case's predictions under its heading."""
+    windows = [_window(*row) for row in rows]
+    aspects = [_aspect(row[0], window) for row, window in zip(rows, windows, strict=True)]
+    shown = _shown_classes([tile for row in rows for tile in row], len(class_names))
+    columns = 2 + len(headings)
+    in_legend = min(columns + 1, len(shown) + 1)
+    width, lines = 2.6, math.ceil((len(shown) + 1) / in_legend)
+    figure = new_figure(columns * width + 0.2, sum(width * aspect + 0.26 for aspect in aspects) + 0.55 + 0.2 * lines)
+    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": aspects})
+    for axis in axes.flat:
+        axis.set_anchor("S")  # spare height belongs to the headings
+    for line, row, window in zip(axes, rows, windows, strict=True):
+        _draw_tile_row(line, row, window, numbered=len(shown) > FEW)
+    _draw_headings(axes[0], ["Image", "Truth", *headings])
+    handles = _legend(shown, class_names)
+    look = {"fontsize": SMALL, "facecolor": "#4A4A4A", "labelcolor": "white", "edgecolor": "none"}
+    for text in figure.legend(handles=handles, loc="outside lower center", ncols=in_legend, **look).get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _draw_headings(axes: Sequence[Any], headings: Sequence[str]) -> None:
+    place = {"xytext": (0, 19), "xycoords": "axes fraction", "textcoords": "offset points"}
+    look = {"ha": "center", "va": "bottom", "fontsize": LARGE, "color": INK, "weight": "bold", "parse_math": False}
+    for axis, heading in zip(axes, headings, strict=True):
+        axis.annotate(_shortened(heading, LONGEST_HEADING), (0.5, 1), **place, **look)
 
 
 def _telling_slice(labels: NDArray) -> int:
@@ -151,7 +170,8 @@ def _telling_slice(labels: NDArray) -> int:
     return max(range(len(labels)), key=lambda index: (classes[index], areas[index]))
 
 
-def _draw_tile_row(line: Sequence[Any], tile: Tile, window: tuple[slice, slice], *, numbered: bool) -> None:
+def _draw_tile_row(line: Sequence[Any], tiles: Sequence[Tile], window: tuple[slice, slice], *, numbered: bool) -> None:
+    tile = tiles[0]
     image = tile.image[window]
     low, high = np.percentile(image, (1, 99.5))
     height, width = tile.pixel
@@ -162,20 +182,25 @@ def _draw_tile_row(line: Sequence[Any], tile: Tile, window: tuple[slice, slice],
         for spine in axis.spines.values():
             spine.set_visible(False)
     _draw_scale_bar(line[0], image.shape, width, "pixels" if tile.spacing_mm is None else "mm")
-    name = tile.case_id if len(tile.case_id) <= LONGEST_NAME else tile.case_id[: LONGEST_NAME - 1] + "…"
-    label = f"{name}, slice {tile.slice + 1} of {tile.depth}" + (f" ({tile.note})" if tile.note else "")
+    note = f" ({tile.note})" if tile.note else ""
+    label = f"{_shortened(tile.case_id, LONGEST_NAME)}, slice {tile.slice + 1} of {tile.depth}{note}"
     line[0].set_title(label, fontsize=SMALL, color=FAINT, loc="left", pad=3, parse_math=False)
-    truth = tile.truth[window]
-    _draw_masks(line[1], truth, numbered=numbered)
+    _draw_masks(line[1], tile.truth[window], numbered=numbered)
+    for axis, predicted in zip(line[2:], tiles, strict=True):
+        _draw_prediction(axis, predicted, window, numbered=numbered)
+
+
+def _draw_prediction(axis: Any, tile: Tile, window: tuple[slice, slice], *, numbered: bool) -> None:
     if tile.prediction is None:
-        middle = {"transform": line[2].transAxes, "ha": "center", "va": "center"}
-        line[2].text(0.5, 0.5, "no prediction", color="white", fontsize=NORMAL, bbox=PLATE, **middle)
+        middle = {"transform": axis.transAxes, "ha": "center", "va": "center"}
+        axis.text(0.5, 0.5, "no prediction", color="white", fontsize=NORMAL, bbox=PLATE, **middle)
     else:
-        _draw_masks(line[2], tile.prediction[window], numbered=numbered)
+        _draw_masks(axis, tile.prediction[window], numbered=numbered)
+        truth = tile.truth[window]
         for k in _classes_in(truth):
-            _draw_contour(line[2], truth == k, "white", 1.0, "dashed")
-    corner = {"transform": line[2].transAxes, "va": "top", "weight": "bold"}
-    line[2].text(0.04, 0.96, f"DSC {_dsc_text(tile.dsc)}", color="white", fontsize=NORMAL, bbox=PLATE, **corner)
+            _draw_contour(axis, truth == k, "white", 1.0, "dashed")
+    corner = {"transform": axis.transAxes, "va": "top", "weight": "bold"}
+    axis.text(0.04, 0.96, f"DSC {dsc_text(tile.dsc)}", color="white", fontsize=NORMAL, bbox=PLATE, **corner)
 
 
 def _shown_classes(tiles: Sequence[Tile], classes: int) -> list[int]:
@@ -248,22 +273,23 @@ def _draw_scale_bar(axis: Any, shape: Sequence[int], pixel: float, unit: str) ->
     text.set_path_effects(dark_rim)
 
 
-def _choose_cases(rows: Sequence[Row], limit: int) -> list[tuple[str, float, str]]:
-    """Return (case, mean DSC, worst / median / best), the worst first."""
-    means = case_means([row for row in rows if row.status != EXTRA], "dsc")
-    ranked = sorted(means, key=lambda case_id: (math.inf if math.isnan(means[case_id]) else means[case_id], case_id))
+def choose_cases(dsc: Mapping[str, float], limit: int) -> list[tuple[str, str]]:
+    """Return (case, worst / median / best) of the cases that `collect_tiles` speaks of, by their DSC."""
+    ranked = sorted(dsc, key=lambda case_id: (math.inf if math.isnan(dsc[case_id]) else dsc[case_id], case_id))
     places = range(len(ranked)) if len(ranked) <= limit else np.linspace(0, len(ranked) - 1, limit).round().astype(int)
     notes = {0: "worst", len(ranked) - 1: "best"} if len(ranked) > 2 else {}
     if len(ranked) % 2 and len(ranked) > 2:
         notes[len(ranked) // 2] = "median"
-    return [(ranked[i], means[ranked[i]], notes.get(int(i), "")) for i in places]
+    return [(ranked[i], notes.get(int(i), "")) for i in places]
 
 
-def _window(tile: Tile) -> tuple[slice, slice]:
-    """Return a square (in the tile's unit) around everything labelled, with a margin; the whole slice if nothing is."""
+def _window(*tiles: Tile) -> tuple[slice, slice]:
+    """Return a square (in mm or pixels) around all that is labelled, with a margin; the whole slice if nothing is."""
+    tile = tiles[0]
     labelled = tile.truth != 0
-    if tile.prediction is not None:
-        labelled = labelled | (tile.prediction != 0)
+    for predicted in tiles:
+        if predicted.prediction is not None:
+            labelled = labelled | (predicted.prediction != 0)
     if not labelled.any():
         return slice(None), slice(None)
     spans = [np.flatnonzero(labelled.any(axis=other)) for other in (1, 0)]
@@ -283,7 +309,7 @@ def _aspect(tile: Tile, window: tuple[slice, slice]) -> float:
     return height * tile.pixel[0] / (width * tile.pixel[1])
 
 
-def _tile_numbers(tile: Tile, class_names: Sequence[str]) -> list[list[object]]:
+def tile_numbers(tile: Tile, class_names: Sequence[str]) -> list[list[object]]:
     """Return a line for each class: its areas in the slice, its DSC there, and that of the case over all classes."""
     prediction = np.zeros_like(tile.truth) if tile.prediction is None else tile.prediction
     lines: list[list[object]] = []
@@ -298,5 +324,10 @@ def _class_colour(k: int) -> str:
     return CLASS_COLOURS[(k - 1) % len(CLASS_COLOURS)]
 
 
-def _dsc_text(dsc: float) -> str:
+def _shortened(name: str, letters: int) -> str:
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
+def dsc_text(dsc: float) -> str:
+    """Return a DSC as it stands on a tile."""
     return "undefined" if math.isnan(dsc) else f"{dsc:.3f}"
