@@ -47,7 +47,8 @@ from .training.validation import SliceValidation
 Part = Literal["train", "val", "test"]
 SPLIT_FILE = "split.json"
 _CACHE_FOLDER = "cache"
-_BEFORE_A_RUN = {SPLIT_FILE, _CACHE_FOLDER, LOCK_FILE}  # all that a run writes before its run.json
+FIRST_PASS_FOLDER = "first_pass"  # networks that a run needs before its own, each a run
+_BEFORE_A_RUN = {SPLIT_FILE, _CACHE_FOLDER, FIRST_PASS_FOLDER, LOCK_FILE}  # all that a run writes before its run.json
 _AUGMENTATIONS: dict[str, Callable[[], Augment | PatchAugment] | None] = {
     "none": None,
     "flip_rot": FlipRotate,
@@ -153,14 +154,15 @@ def claim_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
         return
     if out.exists() and not out.is_dir():
         raise OutputFolderError(f"{out} is a file; choose a folder")
-    if not out.exists() or not any(out.iterdir()) or (resume and (out / "run.json").exists()):
-        out.mkdir(parents=True, exist_ok=True)
-        return
+    out.mkdir(parents=True, exist_ok=True)
     began = (out / "run.json").exists()
-    ours = began or _failed_before_it_began(out)
+    first_pass = not began and _stopped_in_its_first_pass(out)
+    if not any(out.iterdir()) or (resume and (began or first_pass)):
+        return
+    ours = began or first_pass or _failed_before_it_began(out)
     if not overwrite:
-        hint = "pass --resume to continue it, --overwrite to start again" if began else ""
-        if ours and not began:
+        hint = "pass --resume to continue it, --overwrite to start again" if began or first_pass else ""
+        if ours and not hint:
             hint = "a run failed there before it began; pass --overwrite to start again"
         hint = f"{hint}, or choose another folder" if hint else "choose another folder, new or empty"
         raise OutputFolderError(f"{out} is not empty; {hint}")
@@ -168,6 +170,12 @@ def claim_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
         raise OutputFolderError(f"{out} is not empty and holds no run of trifuse; remove it by hand, if that is meant")
     shutil.rmtree(out)
     out.mkdir()
+
+
+def _stopped_in_its_first_pass(out: Path) -> bool:
+    """Tell whether a folder holds runs of a first pass, and nothing else but what comes before a ``run.json``."""
+    ours = {path.name for path in out.iterdir()} <= _BEFORE_A_RUN
+    return ours and any((out / FIRST_PASS_FOLDER).glob(f"*/{SPLIT_FILE}"))
 
 
 def _failed_before_it_began(out: Path) -> bool:

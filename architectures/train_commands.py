@@ -32,6 +32,12 @@ _FIELDS = {
     "workers": "training.workers",
     "device": "training.device",
     "cache_features": "cache_features",
+    "setting": "network.setting",
+    "ecg": "network.ecg_checkpoint",
+    "prior": "prior.source",
+    "prior_labels": "prior.labels",
+    "reference": "prior.reference",
+    "strict": "strict",
 }
 
 
@@ -53,7 +59,19 @@ def train_fias(arguments: argparse.Namespace, words: list[str]) -> None:
     _train(arguments, words, train, train.FiasRecipe, given, train.layout_defaults(layout))
 
 
-def _given(arguments: argparse.Namespace, encoder: str) -> dict[str, Any]:
+def train_plain_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .plain_unet import train
+
+    _train(arguments, words, train, train.PlainUNetRecipe, _given(arguments), {})
+
+
+def train_taff_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .taff_unet import train
+
+    _train(arguments, words, train, train.TaffUNetRecipe, _given(arguments), {})
+
+
+def _given(arguments: argparse.Namespace, encoder: str = "") -> dict[str, Any]:
     """Return the fields of a recipe that the words of the command set, those that converted weights bring first."""
     given = {
         path: value
@@ -62,7 +80,7 @@ def _given(arguments: argparse.Namespace, encoder: str) -> dict[str, Any]:
     }
     if arguments.window is not None:
         given |= {"data.preparation.intensity": "window", "data.preparation.window": arguments.window}
-    if arguments.encoder is not None:
+    if encoder and arguments.encoder is not None:
         from .pretrained import read_description
 
         described = read_description(arguments.encoder, encoder)["config"]  # variant, registers, position mode

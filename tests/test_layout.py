@@ -34,7 +34,7 @@ COMMAND_FILES = tuple(
     if (name := f"trifuse.architectures.{path.stem}") not in FOUNDATIONS
 )
 # the only files of a network that know data and training
-ASSEMBLIES = {"train.py", "pretrain.py", "first_pass.py", "inputs.py", "demo.py", "ablate.py"}
+ASSEMBLIES = {"train.py", "pretrain.py", "first_pass.py", "inputs.py", "report.py", "demo.py", "ablate.py"}
 LAZY = {"triton", "xformers", "scipy", "matplotlib", "nibabel", "wfdb", "h5py"}
 
 

@@ -1,0 +1,114 @@
+"""The first pass: plain U-Nets find the wall, so that the prior of no case need come from its reference annotation.
+
+    <run>/first_pass/fold_<n>/   trained on all training cases but those that it predicts
+    <run>/first_pass/network/    trained on all training cases; predicts all other cases, and those to come
+    <run>/first_pass/labels/     one label map for each case of the split
+
+The run's validation cases choose the best epoch of each.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.split import write_split
+from ..data.study import Split, Study, natural_key
+from ..evaluation.predict import predict_cases
+from ..evaluation.scoring import prediction_path
+from ..jobs import run_each
+from ..networks import network_class, training_module
+from ..run import FIRST_PASS_FOLDER, SPLIT_FILE, is_first_process, prepare_data
+from ..training.distributed import open_world
+
+NETWORK = "network"
+LABELS = "labels"
+
+
+def first_pass(recipe: Any, study: Study, split: Split, out: Path, jobs: int = 1) -> Path:
+    """Train the first pass of a run, or what is left of it, and return the folder of its label maps.
+
+    Args:
+        recipe: of the run; the first pass takes its data, training, width and ``prior.folds``.
+        study: where the cases are.
+        split: of the run; no test case is trained on, no training case predicted by a network that has seen it.
+        out: the run's folder.
+        jobs: trainings at a time; more than one are each on one thread, in processes of their own.
+
+    Raises:
+        DataError, CheckpointError, NumericError, Interrupted: see `fit` and `predict_cases`.
+    """
+    folder = out / FIRST_PASS_FOLDER
+    labels = folder / LABELS
+    left = [
+        (recipe, part, predicted, folder / name, labels)
+        for name, part, predicted in first_pass_splits(study, split, recipe.prior.folds, recipe.training.seed)
+        if not all(prediction_path(labels, case_id).exists() for case_id in predicted)
+    ]
+    if jobs > 1:
+        run_each(_train_and_predict, left, jobs)
+    else:
+        for arguments in left:
+            _train_and_predict(*arguments)
+    return labels
+
+
+def first_pass_splits(
+    study: Study, split: Split, folds: int, seed: int
+) -> Iterator[tuple[str, Split, tuple[str, ...]]]:
+    """Yield name, split and the cases to predict of each network; a patient's cases are never in two folds."""
+    patients = sorted({study.case(case_id).patient for case_id in split.train}, key=natural_key)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    for number, part in enumerate(np.array_split(order, min(folds, len(patients))), start=1):
+        left_out = {patients[index] for index in part}
+        held = tuple(case_id for case_id in split.train if study.case(case_id).patient in left_out)
+        rest = tuple(case_id for case_id in split.train if case_id not in held)
+        yield f"fold_{number}", replace(split, train=rest, test=held, unused=(*split.unused, *split.test)), held
+    yield NETWORK, split, (*split.val, *split.test)
+
+
+def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run: Path, labels: Path) -> None:
+    plain, network = training_module("plain_unet"), network_class("plain_unet")
+    config = recipe.network
+    with open_world(recipe.training.device) as world:
+        with world.together():
+            if world.is_first:
+                run.mkdir(parents=True, exist_ok=True)
+                write_split(run / SPLIT_FILE, split)
+        epochs = recipe.prior.first_pass_epochs or recipe.training.epochs
+        first = plain.PlainUNetRecipe(
+            data=recipe.data,
+            network=network.config_type(
+                num_classes=config.num_classes,
+                image_size=config.image_size,
+                base_dim=config.base_dim,
+                max_dim=config.max_dim,
+                init_seed=config.init_seed,
+            ),
+            training=replace(recipe.training, epochs=epochs),
+        )
+        with world.together():
+            data = prepare_data(first.data, run)
+            model = network(first.network)
+        plain.fit_network(model, first, data, run, resume=True)
+        with world.together():
+            if is_first_process() and predicted:
+                best = network.from_pretrained(run / "best").to(world.device)
+                paths = predict_cases(
+                    best,
+                    data.study,
+                    predicted,
+                    run / "predictions",
+                    image_size=data.recipe.image_size,
+                    preparation=data.recipe.preparation,
+                    patches=data.recipe.patches,
+                    nonfinite=data.recipe.nonfinite,
+                )
+                labels.mkdir(exist_ok=True)
+                for path in paths:
+                    shutil.copyfile(path, labels / path.name)

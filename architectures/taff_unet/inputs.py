@@ -1,0 +1,262 @@
+"""What TAFF-UNet is given of a case beside its image: the AHA-17 prior, its ECG, and the days between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trifuse.architectures.spelling import count
+from trifuse.kernels import DataError
+
+from ..data.extras import CaseExtras
+from ..data.median_beat import load_beat, network_ecg
+from ..data.nifti import read_labels
+from ..data.study import Case, Study, listed, load_image
+from ..data.volume import Volume
+from ..recipes import RecipeError
+from .aha17 import aha17_labels
+from .model import TaffUNetConfig
+
+ORACLE = "oracle prior"
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """Where the AHA-17 prior comes from.
+
+    The union of its channels is the myocardium. Taken from the reference annotation (``"gt"``), it tells the network
+    exactly where the myocardium ends: an oracle, which every table and picture names. ``"predicted"`` takes it from
+    the predictions of a first pass, those of training cases from networks that have not seen them.
+
+    Attributes:
+        source: ``"gt"`` or ``"predicted"``; there is no default: settings with a prior need a choice.
+        labels: folder of label maps ``<case>.nii.gz`` to build it from; None trains a first pass (``"predicted"``) or
+            takes the study's own labels (``"gt"``).
+        folds: of the first pass over the training cases.
+        first_pass_epochs: of each of its trainings; None takes the run's own number.
+        reference: where angles start: ``"landmarks"`` of the study, or the image's ``"orientation"``, or a
+            ``"fixed_angle"``; the same for all cases.
+        angle_deg: direction of the anterior insertion of the right ventricle, for ``"fixed_angle"``.
+        centre: of the angles: of each ``"slice"``, or one, ``"global"``.
+        force_last: whether the most apical slice is the apex where no other is.
+
+    Raises:
+        ValueError: fewer than two folds, or an angle that is not needed, or is needed and missing.
+    """
+
+    source: Literal["gt", "predicted"] | None = None
+    labels: str | None = None
+    folds: int = 5
+    first_pass_epochs: int | None = None
+    reference: Literal["landmarks", "orientation", "fixed_angle"] = "landmarks"
+    angle_deg: float | None = None
+    centre: Literal["slice", "global"] = "slice"
+    force_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise ValueError(f"prior.folds must be at least 2, got {self.folds}")
+        if (self.reference == "fixed_angle") != (self.angle_deg is not None):
+            raise ValueError(
+                f"prior.angle_deg is for prior.reference='fixed_angle', got {self.angle_deg} with {self.reference!r}"
+            )
+
+    @property
+    def word(self) -> str:
+        """How titles name it."""
+        return ORACLE if self.source == "gt" else "predicted prior"
+
+
+@dataclass(frozen=True)
+class EcgRecipe:
+    """How ECGs become inputs.
+
+    Attributes:
+        min_beats: fewest beats that make a median beat; paper prints of 2.5 s per lead need 1.
+        unusable: what becomes of a case whose ECG gives no median beat: it counts as ``"absent"``, with a note, or is
+            an ``"error"``.
+
+    Raises:
+        ValueError: no beat.
+    """
+
+    min_beats: int = 3
+    unusable: Literal["absent", "error"] = "absent"
+
+    def __post_init__(self) -> None:
+        if self.min_beats < 1:
+            raise ValueError(f"ecg.min_beats must be at least 1, got {self.min_beats}")
+
+
+def case_extras(
+    study: Study,
+    case_ids: Sequence[str],
+    network: TaffUNetConfig,
+    prior: PriorRecipe,
+    ecg: EcgRecipe,
+    *,
+    labels: Path | None = None,
+) -> dict[str, CaseExtras]:
+    """Return what each case brings beside its image, as far as the network takes it.
+
+    Args:
+        study: where the cases are.
+        case_ids: the cases.
+        network: says what is taken.
+        prior: how the prior is built.
+        ecg: how ECGs become inputs.
+        labels: folder of the label maps that the prior is built from; None takes the study's own.
+
+    Raises:
+        DataError: a reference label map cannot be divided into segments, landmarks are missing, or an ECG is unusable
+            and must not be; all cases are looked at first.
+    """
+    extras: dict[str, CaseExtras] = {}
+    problems: list[DataError] = []
+    for case_id in case_ids:
+        case = study.case(case_id)
+        notes: list[str] = []
+        try:
+            segments = _segments(case, prior, labels, notes) if network.takes_prior else None
+            constants = _ecg_inputs(case, network, ecg, notes) if network.takes_ecg else {}
+        except DataError as error:
+            problems.append(error)
+            continue
+        extras[case_id] = CaseExtras(segments, constants, tuple(notes))
+    if problems:
+        raise DataError.merge(problems)
+    return extras
+
+
+# --------------------------------------------------------------------------------------------------- the prior
+
+
+def _segments(case: Case, prior: PriorRecipe, folder: Path | None, notes: list[str]) -> NDArray[np.uint8]:
+    """Divide a case's wall into the segments; a first pass that found no wall to divide gives none, with a note."""
+    image = load_image(case)
+    path = case.label if folder is None else folder / f"{case.case_id}.nii.gz"
+    if path is None:
+        raise DataError(case.case_id, "prior", got="no label map", want="one, or prior.labels with one for the case")
+    labels = read_labels(path, like=image).voxels
+    try:
+        voxels = labels if prior.source == "gt" else _largest_heart(labels)
+        return divide(voxels, case, image, prior, note=lambda text: notes.append(f"{case.case_id}: {text}"))
+    except UndividedWall as error:
+        if prior.source == "gt":
+            raise
+        notes.append(f"{case.case_id}: no prior, because its predicted wall cannot be divided ({error})")
+        return np.zeros(labels.shape, np.uint8)
+
+
+def divide(
+    labels: NDArray[np.uint8],
+    case: Case,
+    image: Volume,
+    prior: PriorRecipe,
+    note: Callable[[str], object] = lambda text: None,
+) -> NDArray[np.uint8]:
+    """Return the AHA segment of every voxel of a label map on the grid of its case's image, uint8 (D, H, W).
+
+    Raises:
+        DataError: landmarks are missing.
+        UndividedWall: the label map has no wall, or none that closes.
+    """
+    landmarks = _landmarks(case, image) if prior.reference == "landmarks" else {}
+    try:
+        return aha17_labels(
+            labels,
+            image.geometry.display_affine,
+            reference=prior.reference,
+            angle_deg=prior.angle_deg,
+            centre=prior.centre,
+            force_last=prior.force_last,
+            note=note,
+            **landmarks,
+        )
+    except DataError as error:
+        raise UndividedWall(case.case_id, "wall", got=error) from error
+
+
+class UndividedWall(DataError):
+    """A label map whose wall cannot be divided into segments."""
+
+
+def _landmarks(case: Case, image: Volume) -> dict[str, Any]:
+    clinical = case.clinical
+    if clinical is None or clinical.rv_anterior is None or clinical.rv_inferior is None:
+        want = "rv_ant_x, rv_ant_y, rv_inf_x and rv_inf_y in cases.csv"
+        hint = "take the reference from the image's orientation: --reference orientation"
+        raise DataError(case.case_id, "insertions of the right ventricle", got="none", want=want, hint=hint)
+    return {
+        "rv_anterior": image.geometry.display_point(clinical.rv_anterior),
+        "rv_inferior": image.geometry.display_point(clinical.rv_inferior),
+    }
+
+
+def _largest_heart(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Keep the largest connected body of cavity and wall: a first pass may see further ones elsewhere."""
+    from scipy import ndimage
+
+    bodies, number = ndimage.label(labels > 0)
+    if number < 2:
+        return labels
+    return np.where(bodies == np.bincount(bodies.flat)[1:].argmax() + 1, labels, 0).astype(labels.dtype)
+
+
+# ----------------------------------------------------------------------------------------------------- the ECG
+
+
+def _ecg_inputs(case: Case, network: TaffUNetConfig, recipe: EcgRecipe, notes: list[str]) -> Mapping[str, torch.Tensor]:
+    """Return ``ecg``, ``interval`` and ``has_ecg`` of a case; zeros and False for one without a usable ECG."""
+    clinical = case.clinical
+    signal, interval = None, 0.0
+    if clinical is not None and clinical.ecg is not None and clinical.interval_days is not None:
+        try:
+            beat = load_beat(clinical.ecg, rate_hz=clinical.ecg_rate_hz, min_beats=recipe.min_beats)
+            signal, interval = network_ecg(beat), clinical.interval_days
+        except DataError as error:
+            if recipe.unusable == "error":
+                raise
+            notes.append(f"{case.case_id}: its ECG counts as absent ({error})")
+    if signal is None:
+        signal = torch.zeros(12, network.ecg.time_steps)
+        return {"ecg": signal, "interval": torch.tensor(0.0), "has_ecg": torch.tensor(False)}
+    return {"ecg": signal, "interval": torch.tensor(float(interval)), "has_ecg": torch.tensor(True)}
+
+
+def describe_inputs(extras: Mapping[str, CaseExtras], network: TaffUNetConfig, prior: PriorRecipe) -> dict[str, str]:
+    """Return the facts that a report states about what the cases brought."""
+    facts = {}
+    if network.takes_prior:
+        angles = "" if prior.angle_deg is None else f" of {prior.angle_deg:g} degrees"
+        where = {"gt": "the reference annotation (an oracle)", "predicted": "a first pass"}[prior.source or ""]
+        facts["Prior"] = f"{prior.word}: AHA-17 of {where}, angles from {prior.reference}{angles}"
+    if network.takes_ecg:
+        without = [case_id for case_id, extra in extras.items() if not extra.constants["has_ecg"]]
+        names = f"; without: {listed(without)}" if without else ""
+        facts["ECG"] = f"{count(len(extras) - len(without), 'case')} of {len(extras)} with one{names}"
+    if odd := [note for extra in extras.values() for note in extra.notes]:
+        facts["Odd about the inputs"] = listed(odd, most=6)
+    return facts
+
+
+def require_choice(network: TaffUNetConfig, prior: PriorRecipe, *, strict: bool) -> None:
+    """Refuse a network with a prior whose source nobody chose, and an oracle where none is wanted.
+
+    Raises:
+        RecipeError: naming what to say.
+    """
+    if network.takes_prior and prior.source is None:
+        raise RecipeError(
+            f"prior.source: setting {network.setting!r} takes the AHA-17 prior, and where that comes from has no "
+            "default: 'predicted' (--prior predicted) builds it from a first pass, 'gt' (--prior gt) from the "
+            "reference annotation, which tells the network where the myocardium ends: an oracle"
+        )
+    if strict and network.takes_prior and prior.source == "gt":
+        raise RecipeError("prior.source: 'gt' is an oracle prior, refused because of --strict; use 'predicted'")

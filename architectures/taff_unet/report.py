@@ -1,0 +1,150 @@
+"""What the report of a TAFF-UNet shows beside scores: bull's-eyes, the ECG's attention, the gate, and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trifuse.kernels import DataError
+
+from ..data.nifti import read_labels
+from ..data.patches import CoveringPatches
+from ..data.study import Case, Study, load_case
+from ..evaluation.bullseye import draw_bullseyes
+from ..evaluation.ecg_attention_figures import draw_lead_attention, draw_temporal_attention
+from ..evaluation.interval_figures import draw_gate_weights, draw_interval_bars
+from ..evaluation.picture import Picture
+from ..evaluation.scoring import prediction_path
+from ..evaluation.tables import number, read_case_table, write_csv
+from ..run import FIRST_PASS_FOLDER, PreparedData
+from ..training.batches import on_device
+from ..training.loop import EXTRAS
+from .aha17 import scar_burden_ml
+from .first_pass import LABELS
+from .inputs import PriorRecipe, divide
+from .model import TaffUNet
+
+SCAR = "scar"
+BURDEN_TABLE = "scar_burden.csv"
+_SLICES_AT_ONCE = 16
+
+
+def draw_pictures(run: Path, model: TaffUNet, data: PreparedData, prior: PriorRecipe, figures: Path) -> list[Picture]:
+    """Draw all that a finished run has to show of its test cases, as far as its setting and its study have it.
+
+    Args:
+        run: the run's folder, with ``predictions/test`` and ``test_cases.csv``.
+        model: the network.
+        data: what it was trained and tested on.
+        prior: where its prior comes from, and where angles start.
+        figures: folder to draw into.
+    """
+    cases = [data.study.case(case_id) for case_id in data.split.test]
+    if not cases or SCAR not in data.study.class_names:
+        return []
+    pictures = [*_bullseyes(run, data.study, cases, prior, figures)]
+    with_ecg = [case for case in cases if model.config.takes_ecg and data.extras[case.case_id].constants["has_ecg"]]
+    if with_ecg:
+        days = {case.case_id: case.clinical.interval_days for case in with_ecg}
+        pictures += _attention(model, data, with_ecg, figures)
+        pictures.append(draw_gate_weights(days, gate_weights(model, data, list(days)), figures))
+        pictures.append(draw_interval_bars({"this network": scores_by_interval(run, data.study)}, figures))
+    return pictures
+
+
+def scores_by_interval(run: Path, study: Study) -> list[tuple[float, float]]:
+    """Return (days between ECG and image, DSC of the scar) of every test case of a run that has an ECG."""
+    rows = [row for row in read_case_table(run / "test_cases.csv") if row.class_name == SCAR]
+    intervals = [clinical and clinical.interval_days for clinical in (study.case(row.case_id).clinical for row in rows)]
+    return [(days, row.scores["dsc"]) for days, row in zip(intervals, rows, strict=True) if days is not None]
+
+
+def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -> dict[str, float]:
+    """Return the weight that the gate gives to the ECG of each case, mean over its slices."""
+    recipe = data.recipe
+    slices = CoveringPatches(
+        data.study,
+        case_ids,
+        recipe.image_size,
+        patches=recipe.patches,
+        preparation=recipe.preparation,
+        extras=data.extras,
+        nonfinite=recipe.nonfinite,
+    )
+    device = next(model.parameters()).device
+    found: dict[str, list[float]] = {case_id: [] for case_id in case_ids}
+    loader = torch.utils.data.DataLoader(slices, batch_size=_SLICES_AT_ONCE)
+    with torch.inference_mode():
+        for batch in loader:
+            batch = on_device(batch, device)
+            gate = model.run(batch["image"], **{name: batch[name] for name in EXTRAS if name in batch}).gate
+            for case_id, weight in zip(batch["case_id"], gate[:, 1].tolist(), strict=True):
+                found[case_id].append(weight)
+    return {case_id: float(np.mean(weights)) for case_id, weights in found.items()}
+
+
+def _attention(model: TaffUNet, data: PreparedData, cases: Sequence[Case], figures: Path) -> list[Picture]:
+    """Draw where the autoencoder looks: between leads over all cases, along the beat in one of them."""
+    ecg = torch.stack([data.extras[case.case_id].constants["ecg"] for case in cases])
+    with torch.inference_mode():
+        attention = model.attention(ecg.to(next(model.parameters()).device))
+    lead, temporal = (weights.cpu().numpy() for weights in (attention.lead, attention.temporal))
+    title = f"Attention along the beat of {cases[0].case_id}"
+    return [
+        draw_lead_attention({"test cases": lead.mean(0)}, figures),
+        draw_temporal_attention(ecg[0].numpy(), temporal[0], figures, title=title),
+    ]
+
+
+def _bullseyes(run: Path, study: Study, cases: Sequence[Case], prior: PriorRecipe, figures: Path) -> list[Picture]:
+    """Draw the scar of the case that has most of it: in truth, by the first pass, by this network; tabulate all cases.
+
+    The segments are those of the reference annotation. Without landmarks, where they are the reference of angles,
+    nothing is drawn.
+    """
+    first_pass = Path(prior.labels) if prior.labels else run / FIRST_PASS_FOLDER / LABELS
+    sources = {"this network": run / "predictions" / "test", "first pass": first_pass}
+    burdens: dict[str, dict[str, tuple[NDArray, float]]] = {}
+    for case in cases:
+        image, truth = load_case(study, case)
+        try:
+            segments = divide(truth.voxels, case, image, replace(prior, source="gt"))
+        except DataError:
+            continue
+        found = {"truth": truth.voxels}
+        for name, folder in sources.items():
+            path = prediction_path(folder, case.case_id)
+            if path.exists():
+                found[name] = read_labels(path, like=truth).voxels
+        affine = image.geometry.display_affine
+        burdens[case.case_id] = {name: scar_burden_ml(labels, segments, affine) for name, labels in found.items()}
+    if not burdens:
+        return []
+    _write_burdens(figures / BURDEN_TABLE, burdens)
+    shown = max(burdens, key=lambda case_id: burdens[case_id]["truth"][0].sum())
+    order = [name for name in ("truth", "first pass", "this network") if name in burdens[shown]]
+    return [
+        draw_bullseyes(
+            {name: burdens[shown][name][0] for name in order},
+            figures,
+            title=f"Scar in the 17 segments, {shown}",
+            unassigned={name: burdens[shown][name][1] for name in order},
+        )
+    ]
+
+
+def _write_burdens(path: Path, burdens: Mapping[str, Mapping[str, tuple[NDArray, float]]]) -> None:
+    """Write a line for each case and source: mL in segments 1 to 17, and outside of all of them."""
+    header = ["case_id", "source", *(f"segment_{number}_ml" for number in range(1, 18)), "unassigned_ml"]
+    lines: list[list[Any]] = [
+        [case_id, name, *map(number, ml), number(unassigned)]
+        for case_id, by_source in burdens.items()
+        for name, (ml, unassigned) in by_source.items()
+    ]
+    write_csv(path, header, lines)
