@@ -9,6 +9,7 @@ heart", Circulation 105.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ RINGS = (
 )
 COLOURS = "YlOrBr"  # from light to dark, so that any colour vision and a grey print tell its order
 PER_ROW = 4
+LETTERS = 36  # that fit above one
 
 
 def draw_bullseyes(
@@ -75,10 +77,18 @@ def draw_bullseyes(
         axis.set_axis_off()
     for axis, (name, values) in zip(axes.flat, eyes.items(), strict=False):
         draw_bullseye(axis, values, top)
-        axis.set_title(name, fontsize=LARGE, color=INK, weight="bold", parse_math=False)
+        axis.set_title(
+            textwrap.fill(name, LETTERS, break_on_hyphens=False),
+            fontsize=LARGE,
+            color=INK,
+            weight="bold",
+            parse_math=False,
+        )
         _write_sums(axis, values.sum(), None if unassigned is None else unassigned[name], unit)
     _draw_scale(figure, axes, top, f"{quantity} ({unit})")
-    figure.suptitle(title, fontsize=LARGE, color=INK, parse_math=False)
+    figure.suptitle(
+        textwrap.fill(title, LETTERS * columns, break_on_hyphens=False), fontsize=LARGE, color=INK, parse_math=False
+    )
 
     header = ["segment", "name", *(f"{name} ({unit})" for name in eyes)]
     lines: list[list[object]] = [

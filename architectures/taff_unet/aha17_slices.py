@@ -153,7 +153,7 @@ def find_levels(slices: Slices, base_first: bool, force_last: bool, note: Callab
     levels |= dict.fromkeys(ring[: ring.index(begin)], "basal")
     levels |= dict.fromkeys(order[len(ring) :], "apex")
     if ring[0] != begin:
-        note(f"the wall closes from slice {begin} on; that of {ring.index(begin)} before it is basal")
+        note(f"the wall closes from slice {begin} on; what comes before, at the base, is basal")
     for index in ring[ring.index(begin) :]:
         if index not in closed:
             note(f"the wall of slice {index} covers {slices.coverage[index]:.0%} of the circle only")
