@@ -11,7 +11,8 @@ from .data.split import Split, read_split
 from .data.study import Study
 from .evaluation.model_overlays import collect_model_tiles, draw_model_overlays
 from .evaluation.picture import Picture
-from .networks import data_of_run
+from .networks import run_section
+from .recipes import DataRecipe
 from .run import SPLIT_FILE
 
 PARTS = ("test", "val", "train")  # what a run predicts of its split: the first of these that has cases
@@ -32,7 +33,7 @@ def compare_overlay(runs: Sequence[Path], out: Path, *, limit: int = 6, slice_in
         DataError: the runs are of different studies or classes, or have no case in common.
         CheckpointError: a folder holds no run.
     """
-    studies = [data_of_run(run / "run.json").open() for run in runs]
+    studies = [run_section(run, "data", DataRecipe).open() for run in runs]
     study = studies[0]
     for run, other in zip(runs, studies, strict=True):
         _check_same(run, other, study)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trifuse.kernels import CheckpointError
+from trifuse.kernels import CheckpointError, DataError
 
 from .data.cases import open_images
 from .data.voxel_values import NonFinite
@@ -41,14 +41,12 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     Raises:
         CheckpointError: there is no network of ours, or it is damaged.
     """
-    run = folder / "run.json"
-    weights = folder / "best" if run.exists() else folder
-    if folder.name == "best" and not run.exists():
-        run = folder.parent / "run.json"
+    run = run_of(folder)
+    weights = folder / "best" if run == folder else folder
     architecture = read_description(weights)["architecture"]
     if architecture not in RECIPES:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(RECIPES)}")
-    data = data_of_run(run) if run.exists() else default_data(architecture)
+    data = run_section(run, "data", DataRecipe) if run else default_data(architecture)
     return network_class(architecture).from_pretrained(weights), data
 
 
@@ -58,17 +56,26 @@ def network_class(architecture: str) -> Any:
     return next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
 
 
-def data_of_run(run: Path) -> DataRecipe:
-    """Return which cases a run used, and how it prepared their slices, from its ``run.json``.
+def run_of(folder: Path) -> Path | None:
+    """Return the run that a folder is, or whose folder ``best`` it is; None for a network without a run."""
+    for run in (folder, folder.parent if folder.name == "best" else folder):
+        if (run / "run.json").exists():
+            return run
+    return None
+
+
+def run_section(run: Path, section: str, kind: type) -> Any:
+    """Return a section of what a run's ``run.json`` says about it, such as its ``"data"``, as the dataclass it was.
 
     Raises:
-        CheckpointError: there is no run, or none of ours.
+        CheckpointError: there is no run, or none of ours, or it lacks the section.
     """
+    path = run / "run.json"
     try:
-        values = json.loads(run.read_bytes())["config"]["data"]
+        values = json.loads(path.read_bytes())["config"][section]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{run}: expected the description of a run of trifuse, found {error!r}") from error
-    return config_from_json(DataRecipe, values, run)
+        raise CheckpointError(f"{path}: expected the description of a run of trifuse, found {error!r}") from error
+    return config_from_json(kind, values, path)
 
 
 def default_data(architecture: str) -> DataRecipe:
@@ -91,6 +98,7 @@ def predict_images(
     device: str = "auto",
     nonfinite: NonFinite = "error",
     window: tuple[float, float] | None = None,
+    prior_labels: Path | None = None,
 ) -> list[Path]:
     """Segment a NIfTI file, a folder of them, or the images of a study; return the paths of the label maps.
 
@@ -102,6 +110,11 @@ def predict_images(
         device: see `choose_device`.
         window: values to clip to and scale to [0, 1], in place of what the run did with values. A network that was
             trained on values prepared by others, such as Synapse's, needs it for images in Hounsfield units.
+        prior_labels: folder of ``<case>.nii.gz`` to build an anatomical prior from, for networks that take one; None
+            predicts them by the run's own first pass, into ``first_pass`` below ``out``.
+
+    Raises:
+        DataError: prior labels for a network that takes no prior; see `predict_cases`.
     """
     model, data = load_network(model_folder)
     study = open_images(images, channel=data.channel)
@@ -111,6 +124,10 @@ def predict_images(
     elif preparation.intensity == "as_is" and study.has_spacing:
         print(_AS_IS, file=sys.stderr)
     model.to(choose_device(device))
+    bring = getattr(training_module(model.architecture), "prediction_extras", None)
+    if bring is None and prior_labels is not None:
+        raise DataError(prior_labels, "prior labels", got=model.architecture, want="a network that takes a prior")
+    extras = bring and bring(model, run_of(model_folder), study, out, prior_labels=prior_labels, batch_size=batch_size)
     return predict_cases(
         model,
         study,
@@ -119,6 +136,7 @@ def predict_images(
         image_size=image_size or data.image_size,
         preparation=preparation,
         patches=data.patches,
+        extras=extras,
         batch_size=batch_size,
         nonfinite=nonfinite,
     )

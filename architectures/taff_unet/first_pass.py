@@ -17,14 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from trifuse.kernels import DataError
+
 from ..data.split import write_split
 from ..data.study import Split, Study, natural_key
 from ..evaluation.predict import predict_cases
 from ..evaluation.scoring import prediction_path
 from ..jobs import run_each
-from ..networks import network_class, training_module
+from ..networks import load_network, network_class, training_module
 from ..run import FIRST_PASS_FOLDER, SPLIT_FILE, is_first_process, prepare_data
 from ..training.distributed import open_world
+from .inputs import PriorRecipe
 
 NETWORK = "network"
 LABELS = "labels"
@@ -112,3 +115,30 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
                 labels.mkdir(exist_ok=True)
                 for path in paths:
                     shutil.copyfile(path, labels / path.name)
+
+
+def predict_first_pass(run: Path | None, study: Study, out: Path, prior: PriorRecipe, batch_size: int) -> Path:
+    """Predict the wall of new images by the network of a run's first pass; return the folder of the label maps.
+
+    Raises:
+        DataError: the run's prior is an oracle, or it has no first pass of its own.
+    """
+    want = "--prior-labels, a folder of label maps <case>.nii.gz to build the prior from"
+    if prior.source == "gt":
+        raise DataError(run or out, "prior", got="a network that was trained with an oracle prior", want=want)
+    network = None if run is None else run / FIRST_PASS_FOLDER / NETWORK
+    if network is None or not (network / "best").is_dir():
+        raise DataError(run or out, "prior", got="no first pass to predict the wall by", want=want)
+    model, data = load_network(network)
+    predict_cases(
+        model,
+        study,
+        [case.case_id for case in study.cases],
+        out,
+        image_size=data.image_size,
+        preparation=data.preparation,
+        patches=data.patches,
+        batch_size=batch_size,
+        nonfinite=data.nonfinite,
+    )
+    return out

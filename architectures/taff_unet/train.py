@@ -15,14 +15,15 @@ from ..data.patches import Patches
 from ..data.preparation import Preparation
 from ..data.study import Split, Study
 from ..evaluation.report import PaperTable
+from ..networks import run_section
 from ..pretrained import config_to_json
 from ..recipes import DataRecipe
 from ..repeats import repeat_training
-from ..run import PreparedData, RunOptions, train_and_report
+from ..run import FIRST_PASS_FOLDER, PreparedData, RunOptions, train_and_report
 from ..training.loop import EXTRAS, FitResult, fit
 from ..training.recipe import Recipe
 from ..training.scar_losses import ScarLoss
-from .first_pass import first_pass
+from .first_pass import first_pass, predict_first_pass
 from .inputs import EcgRecipe, PriorRecipe, case_extras, describe_inputs, require_choice
 from .model import TaffOutput, TaffUNet, TaffUNetConfig
 from .optimisation import PartsRecipe, taff_param_groups
@@ -172,6 +173,32 @@ def fit_network(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
 def run_with_extras(model: TaffUNet, batch: dict[str, Any]) -> TaffOutput:
     """Run the network on a batch, with what it takes of it."""
     return model.run(batch["image"], **{name: batch[name] for name in EXTRAS if name in batch})
+
+
+def prediction_extras(
+    model: TaffUNet, run: Path | None, study: Study, out: Path, *, prior_labels: Path | None, batch_size: int
+) -> Mapping[str, CaseExtras]:
+    """Return what images to be predicted bring beside them.
+
+    Args:
+        model: the network.
+        run: its run, which says how inputs are made; None takes the defaults.
+        study: the images.
+        out: the predictions' folder; where the run's first pass has to find the wall, its label maps go to
+            ``first_pass`` in it.
+        prior_labels: folder of label maps to build the prior from.
+        batch_size: slices at a time.
+
+    Raises:
+        DataError: there is nothing to build the prior from.
+    """
+    prior, ecg = PriorRecipe("predicted"), EcgRecipe()
+    if run is not None:
+        prior, ecg = run_section(run, "prior", PriorRecipe), run_section(run, "ecg", EcgRecipe)
+    if model.config.takes_prior and prior_labels is None:
+        prior_labels = predict_first_pass(run, study, out / FIRST_PASS_FOLDER, prior, batch_size)
+    case_ids = [case.case_id for case in study.cases]
+    return case_extras(study, case_ids, model.config, prior, ecg, labels=prior_labels)
 
 
 def _extras(recipe: TaffUNetRecipe, study: Study, split: Split, out: Path) -> Mapping[str, CaseExtras]:
