@@ -1,0 +1,340 @@
+"""Train the ECG autoencoder: on PTB-XL or a folder of records, or further on the training cases of a study.
+
+``python -m trifuse.architectures.taff_unet.pretrain`` is ``trifuse train ecg``, alone or under torchrun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal, Unpack, get_args
+
+import numpy as np
+from torch import Tensor, nn
+
+from trifuse.kernels import CheckpointError, DataError
+
+from ..config_json import config_to_json
+from ..data.beats import BeatDataset, BeatSource, LeftOut, NetworkBeat, load_beats
+from ..data.cases import open_study
+from ..data.ptbxl import TABLE, find_ecgs, open_ptbxl
+from ..data.split import read_split, verify_split
+from ..evaluation.ecg_report import reconstruct, write_ecg_report
+from ..evaluation.report import check_extras
+from ..run import RunOptions, claim_folder
+from ..training.distributed import open_world
+from ..training.loop import FitResult, fit
+from ..training.recipe import Recipe
+from ..training.scar_losses import reconstruction_loss
+from .ecg_autoencoder import EcgAutoencoder, EcgAutoencoderConfig
+
+Kind = Literal["auto", "ptbxl", "study", "records"]
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
+BEAT_STEPS = 608
+STUDY_TABLE = "cases.csv"
+WARMUP_SHARE = 0.2  # of all steps
+
+
+@dataclass(frozen=True)
+class EcgData:
+    """Which ECGs a run uses.
+
+    Attributes:
+        root: folder of PTB-XL, of a study, or of records.
+        kind: which of these; ``"auto"`` tells by the tables that are there. Of a study only the training cases' ECGs
+            are read. Records all train, but for those that the patterns below name.
+        also: further folders of records, which train, too.
+        val_records: patterns of the records that choose the best epoch, whatever their fold, and
+        test_records: of those that the run never sees before its report.
+        split: JSON file that splits a study which brings no split.
+        min_beats: heart beats that a median beat needs.
+
+    Raises:
+        ValueError: an unknown kind, no beats, or records named of a study.
+    """
+
+    root: str = ""
+    kind: Kind = "auto"
+    also: tuple[str, ...] = ()
+    val_records: tuple[str, ...] = ()
+    test_records: tuple[str, ...] = ()
+    split: str | None = None
+    min_beats: int = 3
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {self.kind!r}")
+        if self.min_beats < 1:
+            raise ValueError(f"min_beats must be at least 1, got {self.min_beats}")
+
+    @property
+    def found_kind(self) -> Kind:
+        """What ``root`` is."""
+        if self.kind != "auto":
+            return self.kind
+        tables: dict[str, Kind] = {TABLE: "ptbxl", STUDY_TABLE: "study"}
+        return next((kind for table, kind in tables.items() if (Path(self.root) / table).is_file()), "records")
+
+    def sources(self) -> dict[Part, list[BeatSource]]:
+        """Find the ECGs of each part.
+
+        Raises:
+            DataError: there are none, a pattern names none, or a study has no split.
+        """
+        find = {"ptbxl": self._from_ptbxl, "study": self._from_study, "records": self._from_folder}
+        parts = find[self.found_kind]()
+        parts["train"] += [source for folder in self.also for source in _records_of(Path(folder))]
+        named: list[tuple[Part, tuple[str, ...]]] = [("test", self.test_records), ("val", self.val_records)]
+        for part, patterns in named:
+            _move(parts, part, patterns)
+        if not parts["train"]:
+            raise DataError(self.root, "training records", got="none", want="at least one")
+        return parts
+
+    def _from_ptbxl(self) -> dict[Part, list[BeatSource]]:
+        table = open_ptbxl(Path(self.root))
+        return {part: [BeatSource(str(r.ecg_id), r.path) for r in table.part(part)] for part in PARTS}
+
+    def _from_folder(self) -> dict[Part, list[BeatSource]]:
+        return {"train": _records_of(Path(self.root)), "val": [], "test": []}
+
+    def _from_study(self) -> dict[Part, list[BeatSource]]:
+        study = open_study(Path(self.root), "lge_ecg")
+        split = read_split(Path(self.split), study) if self.split else study.split
+        if split is None:
+            hint = "name the split that the segmentation is trained with: data.split"
+            raise DataError(self.root, "split", got="none", want="a split, lest test cases be fitted", hint=hint)
+        cases = [study.case(case_id).clinical for case_id in verify_split(study, split).train]
+        names = split.train
+        found = [
+            BeatSource(name, clinical.ecg, clinical.ecg_rate_hz)
+            for name, clinical in zip(names, cases, strict=True)
+            if clinical is not None and clinical.ecg is not None
+        ]
+        return {"train": found, "val": [], "test": []}
+
+
+@dataclass(frozen=True)
+class EcgRecipe:
+    """A run of the ECG autoencoder; the defaults are those of pre-training on PTB-XL.
+
+    Attributes:
+        data: which ECGs.
+        network: the autoencoder.
+        init: folder of a trained autoencoder to start from, which also says what ``network`` is.
+        training: how it is trained.
+        lead_masking: probability with which a lead is hidden from the network while training; it has to draw it all the
+            same.
+        mask_padding: leave the padded samples at either end out of the loss.
+
+    Raises:
+        ValueError: a network for other beats, or a probability outside [0, 1).
+    """
+
+    data: EcgData = field(default_factory=EcgData)
+    network: EcgAutoencoderConfig = field(default_factory=EcgAutoencoderConfig)
+    init: str | None = None
+    training: Recipe = field(
+        default_factory=lambda: Recipe(
+            epochs=300, batch_size=128, lr=1e-3, weight_decay=5e-5, betas=(0.9, 0.95), warmup_epochs=300 * WARMUP_SHARE
+        )
+    )
+    lead_masking: float = 0.25
+    mask_padding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.network.time_steps != BEAT_STEPS:
+            raise ValueError(f"network.time_steps must be {BEAT_STEPS}, the length of a beat with its padding")
+        if not 0.0 <= self.lead_masking < 1.0:
+            raise ValueError(f"lead_masking must be in [0, 1), got {self.lead_masking}")
+
+
+def training_defaults(*, study: bool, epochs: int | None = None) -> dict[str, Any]:
+    """Return the defaults, by dotted name, that differ for fine-tuning on a study and for runs of other lengths.
+
+    Args:
+        study: whether a study's training cases are fitted.
+        epochs: of the run, where they are given.
+    """
+    epochs = epochs or (100 if study else 300)
+    rate = {"training.lr": 1e-4} if study else {}
+    return {"training.epochs": epochs, "training.warmup_epochs": WARMUP_SHARE * epochs, **rate}
+
+
+@dataclass(frozen=True)
+class PreparedBeats:
+    """The beats of each part, and the records that gave none."""
+
+    parts: Mapping[Part, Sequence[NetworkBeat]]
+    left_out: Mapping[Part, Sequence[LeftOut]]
+
+    @property
+    def validated_on(self) -> Part:
+        """Where the best epoch is chosen: on the validation records, or the training records where there are none."""
+        return "val" if self.parts["val"] else "train"
+
+
+@dataclass(frozen=True)
+class ReconstructionLoss:
+    """`reconstruction_loss` of an autoencoder's output, for `fit`; leads that are not usable do not count."""
+
+    mask_padding: bool = False
+
+    def __call__(self, outputs: Tensor, batch: Mapping[str, Any], reduce: Any) -> Tensor:
+        """Return the loss for ``batch["target"]``."""
+        return reconstruction_loss(
+            outputs,
+            batch["target"],
+            usable=batch["usable"],
+            mask_padding=self.mask_padding,
+            sample_weight=batch.get("sample_weight"),
+            reduce=reduce,
+        )
+
+
+class BeatValidation:
+    """Score an autoencoder on beats: the mean over records and usable leads of the error over that of predicting zero.
+
+    Args:
+        beats: the records.
+        batch_size: beats at a time.
+    """
+
+    def __init__(self, beats: Sequence[NetworkBeat], batch_size: int) -> None:
+        self.beats, self.batch_size = beats, batch_size
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return ``reconstruction_loss``, that error, and ``explained``, 1 minus it."""
+        _, errors = reconstruct(model, self.beats, self.batch_size)
+        error = float(np.nanmean(errors, axis=1).mean())
+        return {"explained": 1.0 - error, "reconstruction_loss": error}
+
+
+def train(recipe: EcgRecipe, out: Path, **options: Unpack[RunOptions]) -> Path | None:
+    """Run a recipe from its records to ``out/report.md``, and return that path (None on all ranks but the first).
+
+    The autoencoder is in ``out/best``.
+
+    Args:
+        recipe: what to do.
+        out: the run's folder.
+        options: see `RunOptions`; ``parts`` are the parts of the records that the report shows.
+
+    Raises:
+        OutputFolderError: ``out`` is in use, or holds another run.
+        DataError: there are no records to train on, or a pattern names none.
+        MissingExtra: wfdb, scipy or matplotlib is not installed.
+        CheckpointError, NumericError, Interrupted: see `fit`.
+    """
+    out = Path(out)
+    resume, force = options.get("resume", False), options.get("force_resume", False)
+    with open_world(recipe.training.device) as world:
+        with world.together():
+            claim_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
+        with world.together():
+            check_extras()
+            model = build_network(recipe)
+            recipe = replace(recipe, network=model.config)
+            beats = prepare_beats(recipe)
+        tensorboard = options.get("tensorboard", False)
+        fit_network(model, recipe, beats, out, resume=resume, force_resume=force, tensorboard=tensorboard)
+    if not world.is_first:
+        return None
+    best = EcgAutoencoder.from_pretrained(out / "best").to(next(model.parameters()).device)
+    return write_ecg_report(
+        out,
+        best,
+        beats.parts,
+        beats.left_out,
+        validated_on=beats.validated_on,
+        shown=options.get("parts", ("test",)),
+        title=f"ECG autoencoder on {Path(recipe.data.root).name}",
+        facts={
+            "Started from": "random weights" if recipe.init is None else f"the autoencoder in {Path(recipe.init).name}",
+            "Lead masking": f"each lead hidden with probability {recipe.lead_masking:g}",
+            "Median beat": f"of at least {recipe.data.min_beats} heart beats",
+        },
+        command=options.get("command", ()),
+    )
+
+
+def build_network(recipe: EcgRecipe) -> EcgAutoencoder:
+    """Make the recipe's network, or load the one that it starts from.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, for other beats, or not the one that the recipe describes.
+    """
+    if recipe.init is None:
+        return EcgAutoencoder(recipe.network)
+    model = EcgAutoencoder.from_pretrained(recipe.init)
+    if recipe.network not in (EcgAutoencoderConfig(), model.config):
+        raise CheckpointError(f"{recipe.init}: holds {model.config}, not {recipe.network}; leave network to init")
+    if model.config.time_steps != BEAT_STEPS:
+        raise CheckpointError(f"{recipe.init}: is for beats of {model.config.time_steps} samples, not {BEAT_STEPS}")
+    return model
+
+
+def prepare_beats(recipe: EcgRecipe) -> PreparedBeats:
+    """Read the records of each part down to their beats.
+
+    Raises:
+        DataError: there are none to train on.
+        MissingExtra: wfdb or scipy is not installed.
+    """
+    read = {part: load_beats(found, min_beats=recipe.data.min_beats) for part, found in recipe.data.sources().items()}
+    left_out = {part: missed for part, (_, missed) in read.items()}
+    if not read["train"][0]:
+        reasons = "; ".join(f"{record.record}: {record.reason}" for record in left_out["train"][:3])
+        raise DataError(recipe.data.root, "training records", got=f"none that can be used ({reasons})", want="a beat")
+    return PreparedBeats({part: found for part, (found, _) in read.items()}, left_out)
+
+
+def fit_network(model: EcgAutoencoder, recipe: EcgRecipe, beats: PreparedBeats, out: Path, **options: Any) -> FitResult:
+    """Train a network on prepared beats; ``options`` are those of `fit`."""
+    return fit(
+        model,
+        BeatDataset(beats.parts["train"], lead_masking=recipe.lead_masking),
+        recipe.training,
+        out,
+        loss=ReconstructionLoss(recipe.mask_padding),
+        step=lambda network, batch: network(batch["ecg"]),
+        validate=BeatValidation(beats.parts[beats.validated_on], recipe.training.batch_size),
+        monitor="explained",
+        run_config={
+            "architecture": EcgAutoencoder.architecture,
+            "data": config_to_json(recipe.data),
+            "network": config_to_json(recipe.network),
+            "init": recipe.init,
+            "lead_masking": recipe.lead_masking,
+            "mask_padding": recipe.mask_padding,
+        },
+        **options,
+    )
+
+
+def _records_of(folder: Path) -> list[BeatSource]:
+    root = folder if folder.is_dir() else folder.parent
+    return [BeatSource(path.relative_to(root).with_suffix("").as_posix(), path) for path in find_ecgs(folder)]
+
+
+def _move(parts: dict[Part, list[BeatSource]], part: Part, patterns: Sequence[str]) -> None:
+    """Move the records that a pattern names to a part, from any other."""
+    for pattern in patterns:
+        named = [(other, source) for other in PARTS for source in parts[other] if fnmatch(source.record, pattern)]
+        if not named:
+            known = [source.record for other in PARTS for source in parts[other]]
+            raise DataError(pattern, "record", got="none of that name", want=f"one of {', '.join(known[:12])}")
+        for other, source in named:
+            parts[other].remove(source)
+            parts[part].append(source)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from trifuse.architectures.cli import main
+
+    sys.exit(main(["train", "ecg", *sys.argv[1:]]))
