@@ -80,8 +80,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 def dataclass_of(hint: Any) -> type | None:
     """Return the dataclass that a field's type is, or may be; None if it cannot be one."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
 
 
 def nearest_note(name: str, known: Sequence[str]) -> str:

@@ -192,7 +192,8 @@ def recipe_from(
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs = []
     for name, value in table.items():
-        pairs += _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+        below = _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else []
+        pairs += below or [(f"{prefix}{name}", value)]
     return pairs
 
 
@@ -212,15 +213,23 @@ def _put(values: dict[str, Any], kind: type, dotted: str, value: Any) -> None:
     *sections, name = dotted.split(".")
     hints = get_type_hints(kind)
     for section in sections:
-        part = dataclass_of(hints.get(section))
+        part = _section(values, hints, section)
         if part is None:
             raise RecipeError(f"{dotted}: there is no section {section!r}{_suggestion(section, hints)}")
-        if values[section] is None:  # one that is not there by default, and begins with its own ones
+        if values[section] is None:  # it is not there by default, and begins with defaults of its own
             values[section] = config_to_json(part())
         values, hints = values[section], get_type_hints(part)
-    if name not in hints or is_dataclass(hints[name]):
+    part = _section(values, hints, name)
+    if part is not None and value == {}:  # it is to be there, whatever is in it
+        value = values[name] or config_to_json(part())
+    elif name not in hints or is_dataclass(hints[name]):
         raise RecipeError(f"{dotted}: there is no field {name!r}{_suggestion(name, hints)}")
     values[name] = value
+
+
+def _section(values: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> type | None:
+    """Return the dataclass of a section, be it there or not; None if the name is that of a value, or of nothing."""
+    return dataclass_of(hints.get(name)) if isinstance(values.get(name), dict | None) else None
 
 
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:

@@ -1,23 +1,173 @@
-"""nnU-Net's augmentation of 2-D patches: image, labels and prior move together, and the generator decides how."""
+"""nnU-Net's augmentation of 2-D patches: image, labels and prior move together, and the generator alone decides how."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+Range = tuple[float, float]
+
+_TINY = 1e-7  # contrast below which there is none
+_RADIUS_OF_SIGMA = 4  # where a Gaussian is cut off
 
 
 @dataclass(frozen=True)
 class NnUNetAugmentation:
-    """Augment patches as nnU-Net does."""
+    """Turn, scale and mirror patches, and change the image's values, as nnU-Net 2D does.
 
-    mirror_axes: tuple[int, ...] = (-2, -1)
+    Rotation and scaling are one interpolation, about the centre: bilinear for the image, as in nnU-Net, because it
+    cannot overshoot; the nearest pixel for labels and prior, so that a segment stays a segment. It looks at a larger
+    part of the slice than a patch (`source_size`), so that nothing comes in from outside that the slice could show.
+    The values of labels and prior are never changed, those of the image in the order of the fields. Factors are
+    drawn as often below as above one.
+
+    Attributes:
+        rotation: how often a patch is rotated,
+        degrees: and between which angles.
+        scaling, scales: how often it is scaled, and by which factors; above one it grows.
+        noise, noise_variances: of Gaussian noise.
+        blur, blur_sigmas_px: of a Gaussian filter.
+        brightness, brightness_factors: of all values times a factor.
+        contrast, contrast_factors: of the distances from the mean times a factor, clipped to the values before.
+        low_resolution, resolutions: of the image reduced to a part of its pixels, by the nearest, and cubically
+            enlarged again.
+        gamma_inverted: how often the values between the least and the largest are raised to a power, counted from
+            the largest,
+        gamma: how often, counted from the least,
+        gammas: and to which powers; mean and standard deviation stay as they were.
+        mirror: how often along each axis.
+
+    Raises:
+        ValueError: a probability outside [0, 1], or a range that does not rise.
+
+    Source: nnU-Net v2. Its probabilities of blur and low resolution per image and per channel (0.5) are multiplied
+    here: there is one channel.
+    """
+
+    rotation: float = 0.2
+    degrees: Range = (-180.0, 180.0)
+    scaling: float = 0.2
+    scales: Range = (0.7, 1.4)
+    noise: float = 0.1
+    noise_variances: Range = (0.0, 0.1)
+    blur: float = 0.2 * 0.5
+    blur_sigmas_px: Range = (0.5, 1.0)
+    brightness: float = 0.15
+    brightness_factors: Range = (0.75, 1.25)
+    contrast: float = 0.15
+    contrast_factors: Range = (0.75, 1.25)
+    low_resolution: float = 0.25 * 0.5
+    resolutions: Range = (0.5, 1.0)
+    gamma_inverted: float = 0.1
+    gamma: float = 0.3
+    gammas: Range = (0.7, 1.5)
+    mirror: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                if not value[0] <= value[1]:
+                    raise ValueError(f"{field.name} must be a lowest and a highest value, got {value}")
+            elif not 0 <= value <= 1:
+                raise ValueError(f"{field.name} must be a probability in [0, 1], got {value}")
+
+    def source_size(self, patch_size: int) -> int:
+        """Return the side of the square that holds all that may be seen in a patch; the margins are whole pixels."""
+        widest = math.sqrt(2) if self.rotation else 1.0
+        widest /= min(self.scales[0], 1.0) if self.scaling else 1.0
+        return patch_size + 2 * math.ceil((widest - 1) * patch_size / 2)
 
     def __call__(
-        self, image: Tensor, target: Tensor, prior: Tensor | None, generator: torch.Generator
+        self, image: Tensor, target: Tensor, prior: Tensor | None, generator: torch.Generator, patch_size: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Change an image (1, P, P), its target (P, P) and its prior (P, P), if there is one."""
-        draws = torch.rand(len(self.mirror_axes), generator=generator)
-        axes = [axis for axis, draw in zip(self.mirror_axes, draws, strict=True) if draw < 0.5]
-        return image.flip(axes), target.flip(axes), None if prior is None else prior.flip(axes)
+        """Cut a patch out of the middle of a square: an image (1, S, S), its target and its prior (S, S), if any."""
+        draws = _Draws(generator)
+        labels = [target] if prior is None else [target, prior]
+        image, labels = self._move(image, labels, draws, patch_size)
+        image = self._change_values(image, draws)
+        axes = [axis for axis in (-2, -1) if draws.chance(self.mirror)]
+        if axes:
+            image, labels = image.flip(axes), [plane.flip(axes) for plane in labels]
+        return image, labels[0], None if prior is None else labels[1]
+
+    def _move(self, image: Tensor, labels: list[Tensor], draws: _Draws, patch_size: int) -> tuple[Tensor, list[Tensor]]:
+        angle = math.radians(draws.between(self.degrees)) if draws.chance(self.rotation) else 0.0
+        scale = draws.factor(self.scales) if draws.chance(self.scaling) else 1.0
+        margin = (image.shape[-1] - patch_size) // 2
+        if (angle, scale) == (0.0, 1.0):
+            inner = slice(margin, margin + patch_size)
+            return image[:, inner, inner], [plane[inner, inner] for plane in labels]
+        step = patch_size / image.shape[-1] / scale  # of the coordinates, which run from -1 to 1
+        cosine, sine = step * math.cos(angle), step * math.sin(angle)
+        to_source = torch.tensor([[[cosine, sine, 0.0], [-sine, cosine, 0.0]]])
+        grid = F.affine_grid(to_source, [1, 1, patch_size, patch_size], align_corners=False)
+        moved = F.grid_sample(image[None], grid, mode="bilinear", align_corners=False)[0]
+        values = torch.stack([plane.to(moved.dtype) for plane in labels])
+        values = F.grid_sample(values[None], grid, mode="nearest", align_corners=False)[0]
+        return moved, [new.to(old.dtype) for new, old in zip(values, labels, strict=True)]
+
+    def _change_values(self, image: Tensor, draws: _Draws) -> Tensor:
+        if draws.chance(self.noise):
+            deviation = math.sqrt(draws.between(self.noise_variances))
+            image = image + deviation * torch.randn(image.shape, generator=draws.generator)
+        if draws.chance(self.blur):
+            image = _blurred(image, draws.between(self.blur_sigmas_px))
+        if draws.chance(self.brightness):
+            image = image * draws.factor(self.brightness_factors)
+        if draws.chance(self.contrast):
+            mean, low, high = image.mean(), image.amin(), image.amax()
+            image = ((image - mean) * draws.factor(self.contrast_factors) + mean).clamp(low, high)
+        if draws.chance(self.low_resolution):
+            image = _at_resolution(image, draws.between(self.resolutions))
+        if draws.chance(self.gamma_inverted):
+            image = -_raised(-image, draws.factor(self.gammas))
+        if draws.chance(self.gamma):
+            image = _raised(image, draws.factor(self.gammas))
+        return image
+
+
+class _Draws:
+    """Random numbers of one sample, in the order that they are asked for."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def chance(self, probability: float) -> bool:
+        return float(torch.rand((), generator=self.generator)) < probability
+
+    def between(self, limits: Range) -> float:
+        low, high = limits
+        return low + (high - low) * float(torch.rand((), generator=self.generator))
+
+    def factor(self, limits: Range) -> float:
+        low, high = limits
+        if low < 1 < high:
+            low, high = (low, 1.0) if self.chance(0.5) else (1.0, high)
+        return self.between((low, high))
+
+
+def _blurred(image: Tensor, sigma_px: float) -> Tensor:
+    radius = min(math.ceil(_RADIUS_OF_SIGMA * sigma_px), image.shape[-1] - 1)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma_px) ** 2)
+    kernel = (kernel / kernel.sum())[None, None]
+    padded = F.pad(image[None], (radius, radius, radius, radius), mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel[..., None]), kernel[:, :, None])[0]
+
+
+def _at_resolution(image: Tensor, part: float) -> Tensor:
+    side = image.shape[-1]
+    few = F.interpolate(image[None], size=max(1, round(side * part)), mode="nearest-exact")
+    return F.interpolate(few, size=side, mode="bicubic", align_corners=False)[0]
+
+
+def _raised(image: Tensor, power: float) -> Tensor:
+    """Raise values, counted from the least as parts of the largest, to a power; keep mean and standard deviation."""
+    low, mean, deviation = image.amin(), image.mean(), image.std()
+    spread = (image.amax() - low).clamp_min(_TINY)
+    raised = ((image - low) / spread) ** power
+    return (raised - raised.mean()) / raised.std().clamp_min(_TINY) * deviation + mean

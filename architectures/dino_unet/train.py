@@ -84,8 +84,8 @@ class DinoUNetRecipe:
     cache_features: bool = False
 
     def __post_init__(self) -> None:
-        if self.cache_features and self.data.augment != "none":
-            raise ValueError("cache_features needs augment = 'none': augmented slices have no constant features")
+        if self.cache_features and (self.data.augment != "none" or self.data.patches is not None):
+            raise ValueError("cache_features needs whole slices and augment = 'none': others have no constant features")
         if self.theta_lr_mult <= 0:
             raise ValueError(f"theta_lr_mult must be positive, got {self.theta_lr_mult}")
 

@@ -212,7 +212,7 @@ def _claim_folder(out: Path, made_by: dict[str, object], extras: Mapping[str, st
     elif any(out.glob("*.nii.gz")):
         raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
     after = {**before, **{case_id: digest for case_id, digest in extras.items() if digest is not None}}
-    write_json(manifest, {**made_by, _EXTRAS: after} if after else made_by)
+    write_json(manifest, {**made_by, **({_EXTRAS: after} if after else {})})
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ Source: nnU-Net's inference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trifuse.architectures.data.volume import Volume
 
 SIGMA_OF_PATCH = 1 / 8
-_MIRRORED_AXES = ((), (-1,), (-2,), (-2, -1))
+_MIRRORINGS = ((), (-1,), (-2,), (-2, -1))
 
 
 def predict_by_windows(
@@ -55,7 +55,7 @@ def predict_by_windows(
         patch_size: P, as in training.
         patches: spacing, step and mirroring.
         preparation: of the values, as in training.
-        extras: what the case brings beside its image: every batch gets its part of the prior, mirrored with the image,
+        extras: what the case brings beside its image: windows get their part of the prior, mirrored with the image,
             and the constants as they are.
         batch_size: windows at a time.
         device: where to run; by default where the model's parameters are.
@@ -72,14 +72,72 @@ def predict_by_windows(
     extras = extras or CaseExtras()
     grid = PlaneGrid.of(volume, patches.spacing_mm)
     slices = torch.from_numpy(grid.image(volume.voxels, preparation))
-    prior = None if extras.prior is None else torch.from_numpy(grid.nearest(extras.prior))
+    segments = None if extras.prior is None else torch.from_numpy(grid.nearest(extras.prior))
+    windows = _Windows(grid.size, patch_size, patches.step)
     labels = np.zeros(volume.voxels.shape, np.uint8)
     inside = labels[grid.box]
     with evaluating(model, device) as where, torch.inference_mode():
-        network = _Network(model, where, preparation, extras, patches.mirror, grid.box[0].start)
-        for part, probabilities in _probabilities(network, slices, prior, patch_size, patches.step, batch_size):
+        network = _Network(model, where, preparation, extras, patches.mirror, first_slice=grid.box[0].start)
+        for part, probabilities in _probabilities(network, slices, segments, windows, batch_size):
             inside[part] = upsample_argmax([probabilities], inside.shape[1:]).cpu().numpy()
     return labels
+
+
+def _probabilities(
+    network: _Network, slices: Tensor, segments: Tensor | None, windows: _Windows, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield a few slices at a time: which, and their probabilities (n, K, h, w)."""
+    count = len(windows.squares)
+    at_once = max(1, batch_size // count)
+    for start in range(0, len(slices), at_once):
+        part = slice(start, start + at_once)
+        image = windows.cut(slices[part])
+        prior = None if segments is None else windows.cut(segments[part])
+        found = []
+        for first in range(0, len(image), batch_size):
+            batch = slice(first, first + batch_size)
+            shown = [start + index // count for index in range(len(image))[batch]]
+            found.append(network.probabilities(image[batch], None if prior is None else prior[batch], shown))
+        yield part, windows.average(torch.cat(found))
+
+
+class _Windows:
+    """The windows that cover slices of one size, and what each of their pixels counts."""
+
+    def __init__(self, size: tuple[int, int], side: int, step: float) -> None:
+        from trifuse.architectures.data.patches import window_starts
+
+        self.size = size
+        self.before = [max(0, -window_starts(length, side, step)[0]) for length in size]  # zeros around small slices
+        self.padded = [max(length, side) for length in size]
+        starts = (window_starts(length, side, step) for length in self.padded)
+        self.squares = [tuple(slice(at, at + side) for at in corner) for corner in product(*starts)]
+        self.weights = window_weights(side)
+
+    def cut(self, slices: Tensor) -> Tensor:
+        """Return the windows (n * windows, P, P) of slices (n, h, w), slice by slice."""
+        (top, left), (rows, columns) = self.before, self.size
+        padded = slices.new_zeros(len(slices), *self.padded)
+        padded[:, top : top + rows, left : left + columns] = slices
+        return torch.stack([padded[:, rows, columns] for rows, columns in self.squares], dim=1).flatten(0, 1)
+
+    def average(self, maps: Tensor) -> Tensor:
+        """Return the weighted mean (n, K, h, w) of maps (n * windows, K, P, P)."""
+        weights = self.weights.to(maps.device)
+        by_slice = maps.unflatten(0, (-1, len(self.squares)))
+        total, weight = maps.new_zeros(len(by_slice), maps.shape[1], *self.padded), maps.new_zeros(self.padded)
+        for number, (rows, columns) in enumerate(self.squares):
+            total[:, :, rows, columns] += by_slice[:, number] * weights
+            weight[rows, columns] += weights
+        (top, left), (height, width) = self.before, self.size
+        return (total / weight)[:, :, top : top + height, left : left + width].contiguous()
+
+
+def window_weights(side: int) -> Tensor:
+    """Return what each pixel of a window counts, (P, P): a Gaussian about its centre."""
+    distance = torch.arange(side) - (side - 1) / 2
+    along = torch.exp(-0.5 * (distance / (side * SIGMA_OF_PATCH)) ** 2)
+    return along[:, None] * along
 
 
 class _Network(NamedTuple):
@@ -92,80 +150,28 @@ class _Network(NamedTuple):
     mirror: bool
     first_slice: int
 
-    def probabilities(self, image: Tensor, prior: Tensor | None, slices: list[int]) -> Tensor:
+    def probabilities(self, image: Tensor, segments: Tensor | None, slices: Sequence[int]) -> Tensor:
         """Return the probabilities (B, K, P, P) of windows (B, P, P), their mean over the mirrorings."""
-        from trifuse.architectures.data.patches import one_hot_prior
         from trifuse.architectures.data.preparation import network_input
+        from trifuse.architectures.data.resampled_cases import one_hot_prior
 
-        inputs: dict[str, Any] = {
-            name: value.to(self.device).expand(len(image), *value.shape)
-            for name, value in self.extras.constants.items()
-        }
+        constants = {name: value.to(self.device) for name, value in self.extras.constants.items()}
+        inputs: dict[str, Tensor] = {name: one.expand(len(image), *one.shape) for name, one in constants.items()}
         image = network_input(image, self.preparation).to(self.device)
-        channels = None if prior is None else one_hot_prior(prior.to(self.device))
-        axes = _MIRRORED_AXES if self.mirror else _MIRRORED_AXES[:1]
-        total: Any = 0
-        for flipped in axes:
-            if channels is not None:
-                inputs["prior"] = channels.flip(flipped)
-            logits = self.model(image.flip(flipped), **inputs).float()
+        prior = None if segments is None else one_hot_prior(segments.to(self.device))
+        mirrorings = _MIRRORINGS if self.mirror else _MIRRORINGS[:1]
+        total = []
+        for axes in mirrorings:
+            if prior is not None:
+                inputs["prior"] = prior.flip(axes)
+            logits = self.model(image.flip(axes), **inputs).float()
             refuse_non_finite([logits], [self.first_slice + at for at in slices])
-            total = total + _softmax(logits).flip(flipped)
-        return total / len(axes)
+            total.append(_softmax(logits).flip(axes))
+        return torch.stack(total).mean(dim=0)
 
 
 def _softmax(logits: Tensor) -> Tensor:
+    """Return the probabilities of all classes; one logit is that of the foreground, against zero."""
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
     return logits.softmax(dim=1)
-
-
-def _probabilities(
-    network: _Network, slices: Tensor, prior: Tensor | None, patch_size: int, step: float, batch_size: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield a few slices at a time: which, and their probabilities (n, K, h, w)."""
-    from trifuse.architectures.data.patches import window_starts
-
-    depth, *size = slices.shape
-    below = [max(0, -((length - patch_size) // 2)) for length in size]  # zeros before and after a slice
-    above = [max(0, patch_size - length - before) for length, before in zip(size, below, strict=True)]
-    padding = (below[1], above[1], below[0], above[0])
-    padded_size = [sum(lengths) for lengths in zip(size, below, above, strict=True)]
-    corners = list(product(*(window_starts(length, patch_size, step) for length in padded_size)))
-    weights = window_weights(patch_size).to(network.device)
-    at_once = max(1, batch_size // len(corners))
-    for start in range(0, depth, at_once):
-        part = slice(start, min(start + at_once, depth))
-        image = nn.functional.pad(slices[part], padding)
-        segments = None if prior is None else nn.functional.pad(prior[part], padding)
-        windows = [(at, corner) for at in range(len(image)) for corner in corners]
-        summed: Any = None
-        covered = torch.zeros(padded_size, device=network.device)
-        for first in range(0, len(windows), batch_size):
-            batch = windows[first : first + batch_size]
-
-            def cut(planes: Tensor, batch: Any = batch) -> Tensor:
-                return torch.stack([planes[(at, *_square(corner, patch_size))] for at, corner in batch])
-
-            named = [start + at for at, _ in batch]
-            found = network.probabilities(cut(image), None if segments is None else cut(segments), named)
-            if summed is None:
-                summed = found.new_zeros(len(image), found.shape[1], *padded_size)
-            for one, (at, corner) in zip(found, batch, strict=True):
-                summed[(at, slice(None), *_square(corner, patch_size))] += one * weights
-        for corner in corners:
-            covered[_square(corner, patch_size)] += weights
-        mean = summed / covered
-        yield part, mean[:, :, below[0] : below[0] + size[0], below[1] : below[1] + size[1]].contiguous()
-
-
-def _square(corner: tuple[int, ...], side: int) -> tuple[slice, slice]:
-    rows, columns = corner
-    return slice(rows, rows + side), slice(columns, columns + side)
-
-
-def window_weights(patch_size: int) -> Tensor:
-    """Return what each pixel of a window counts, (P, P): a Gaussian about its centre."""
-    distance = torch.arange(patch_size) - (patch_size - 1) / 2
-    along = torch.exp(-0.5 * (distance / (patch_size * SIGMA_OF_PATCH)) ** 2)
-    return along[:, None] * along
