@@ -49,6 +49,7 @@ def parts(out: Path, seconds: float, quick: bool) -> list[Part]:
         Part("depthwise kernels", (*PYTEST, "benchmarks/bench_depthwise_multi_kernel.py", *benchmark), 25),
         Part("Monte Carlo attention", (*PYTEST, "benchmarks/bench_monte_carlo_attention.py", *benchmark), 20),
         Part("context-aware fusion", (*PYTEST, "benchmarks/bench_context_aware_fusion.py", *benchmark), 20),
+        Part("temporal FiLM gate", (*PYTEST, "benchmarks/bench_temporal_film_gate.py", *benchmark), 20),
         Part("labels", (*PYTEST, "benchmarks/bench_upsample_argmax.py", *benchmark), 15),
         Part("FIAS", (*PYTEST, "benchmarks/bench_fias.py", *benchmark), 30),
         Part("DINO U-Net", (*PYTEST, "benchmarks/bench_dino_unet.py", *benchmark), 40),

@@ -96,6 +96,13 @@ def pool_arguments(dtype):
         yield x, {"scale": 1, "cell": 0}
 
 
+def film_arguments(dtype):
+    """The maps of the gates; scale and shift as the halves of one output, as a network gives them."""
+    for x, ecg in gate_arguments(True)(dtype):
+        halves = normal(len(x), 2 * x.shape[1], seed=2).detach().chunk(2, dim=1)
+        yield x, ecg, normal(len(x), 2, seed=3), *(half.requires_grad_() for half in halves)
+
+
 # Each yields the arguments of one call; a dict at the end holds those with a keyword.
 def segmentation_maps(dtype, *sizes, classes=9):
     return [normal(2, classes, *size, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
@@ -131,6 +138,7 @@ ARGUMENTS = {
     "upsample_argmax": argmax_arguments,
     "monte_carlo_pool": pool_arguments,
     "spatial_gate": gate_arguments(per_channel=False),
+    "temporal_film_gate": film_arguments,
     "weighted_block_fusion": fusion_arguments,
 }
 

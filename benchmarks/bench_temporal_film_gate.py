@@ -1,0 +1,65 @@
+"""The temporal FiLM gate, against the same equations as people write them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from trifuse.kernels import temporal_film_gate
+
+from .harness import Case, Comparison, Pass, clock
+
+Shape = tuple[int, int, int, int]
+Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def case(name: str, shape: Shape, dtype: torch.dtype, device: str) -> Case:
+    """Make a case of maps of ``shape``, and what a network computes in float32 for each sample."""
+
+    def arguments(device: torch.device) -> Arguments:
+        generator = torch.Generator(device).manual_seed(0)
+        features = torch.randn(shape, generator=generator, device=device).to(dtype)
+        ecg, scale, shift = (torch.randn(shape[:2], generator=generator, device=device) for _ in range(3))
+        weights = torch.softmax(torch.randn(shape[0], 2, generator=generator, device=device), dim=1)
+        return features, ecg, weights, scale, shift
+
+    return Case(f"{name}, {shape} {str(dtype).removeprefix('torch.')}", arguments, (device,))
+
+
+def composed(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Fuse as the equations are written: the projected ECG as a map of its own, then the mixture, then FiLM."""
+    dtype = features.dtype
+    ecg_map = ecg.to(dtype)[:, :, None, None].expand_as(features)
+    w_mri, w_ecg = weights.to(dtype)[:, :, None, None, None].unbind(1)
+    mixed = features * w_mri + ecg_map * w_ecg
+    return features + mixed * (1 + scale.to(dtype)[:, :, None, None]) + shift.to(dtype)[:, :, None, None]
+
+
+compiled = torch.compile(composed, dynamic=False)
+
+FILM = Comparison(
+    name="temporal_film_gate",
+    cases=[
+        case("TAFF-UNet stage 3", (8, 256, 32, 32), torch.float32, "cpu"),
+        case("TAFF-UNet stage 3", (32, 256, 32, 32), torch.bfloat16, "cuda"),
+        case("TAFF-UNet stage 3", (8, 256, 32, 32), torch.bfloat16, "cuda"),
+        case("TAFF-UNet stage 3", (8, 256, 32, 32), torch.float32, "cuda"),
+    ],
+    passes=[
+        Pass("forward", least_bytes=lambda features, *small: 2 * features.nbytes),
+        Pass(
+            "forward + backward",
+            leaves=lambda *arguments: arguments,
+            least_bytes=lambda features, *small: 5 * features.nbytes,
+        ),
+    ],
+    providers={"as written": composed, "torch.compile of it": compiled, "trifuse": temporal_film_gate},
+    truth=composed,
+)
+
+
+@pytest.mark.benchmark(timer=clock)
+@FILM.parametrize()
+def test_temporal_film_gate(show, case, timed, provider):
+    show(FILM, case, timed, provider)
