@@ -13,6 +13,7 @@ cases.py                    one folder -> a study of cases, whichever its layout
 layout.py                   what every layout answers, and targets chosen among its labels
 synapse.py                  TransUNet's package: slices, volumes, lists, three numberings of organs
 acdc.py                     ACDC's folders of patients, and slices made of them
+scar_study.py               LGE and ECG paired by a table, with dates and landmarks
 nnunet_raw.py               nnU-Net's raw data sets: files, channels, grids
 nnunet_json.py              their dataset.json, every fault of it named
 convert.py                  a study -> another layout
@@ -24,6 +25,9 @@ augmentation.py             one sample -> another as likely, keyed by a generato
 left_atrium_phantom.py      a seed -> a synthetic LGE study in the LAScarQS layout
 abdomen_phantom.py          a seed -> a synthetic CT study in the Synapse layout
 abdomen_anatomy.py          where its organs lie, and what each voxel is made of
+scar_phantom.py             a seed -> a synthetic study of LGE with an ECG each, in that table's layout
+heart_anatomy.py            its left ventricle: wall, segments, scar and what looks like one
+ecg_phantom.py              a scar -> an ECG that shows it, the less the older it is
 solids.py                   positions -> how deep inside a shape they lie
 ==========================  ==============================================================
 

@@ -11,6 +11,7 @@ These layouts are understood; ``"auto"`` tells them apart by the files that are 
 ``synapse``      TransUNet's package of slices and volumes, see synapse.py
 ``acdc``         ACDC's folders of patients, see acdc.py, and
 ``acdc_slices``  slices and volumes made of them
+``lge_ecg``      ``cases.csv``, which pairs LGE volumes with ECGs, see scar_study.py
 ===============  =====================================================================================
 """
 
@@ -29,10 +30,11 @@ from .acdc import acdc_classes, has_acdc_slices, patient_folders, scan_acdc, sca
 from .layout import Classes, Found, LabelSpace, StudyOptions, Targets, chosen_classes
 from .nifti import SUFFIXES, nifti_files
 from .nnunet_raw import is_nnunet, scan_nnunet
+from .scar_study import MAX_INTERVAL_DAYS, is_scar_study, scan_scar_study, scar_classes
 from .study import Case, Study, listed, missing_files, natural_key
 from .synapse import is_synapse, scan_synapse, synapse_classes
 
-Layout = Literal["auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices"]
+Layout = Literal["auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices", "lge_ecg"]
 
 _LASCARQS_IMAGE, _LASCARQS_LABEL = "enhanced.nii.gz", "atriumSegImgMO.nii.gz"
 _LASCARQS_FOLDER = re.compile(r"train_(\d+)")
@@ -56,6 +58,7 @@ def open_study(
             ``label_space``, how the labels of the Synapse package are numbered; needed there, and only there.
             ``frames``, which frames of the ACDC layout are cases: ``"ed"``, ``"es"``, or ``"both"``.
             ``channel``, name or number of the channel of an nnU-Net data set that has several.
+            ``max_interval_days``, most days between ECG and MRI in the lge_ecg layout, 90 without it.
 
     Raises:
         DataError: files are missing (all of them are listed), names collide, or no case was found.
@@ -120,7 +123,7 @@ def open_images(path: Path, *, channel: str | None = None) -> Study:
 # --------------------------------------------------------------------------------------------- scanning
 
 
-_OWNERS = {"label_space": "synapse", "frames": "acdc", "channel": "nnunet"}
+_OWNERS = {"label_space": "synapse", "frames": "acdc", "channel": "nnunet", "max_interval_days": "lge_ecg"}
 
 
 def _refuse_strange_options(root: Path, layout: str, options: StudyOptions) -> None:
@@ -143,6 +146,7 @@ def layout_of(root: Path, layout: Layout = "auto") -> str:
     if layout != "auto":
         return layout
     signs = {
+        "lge_ecg": is_scar_study(root),
         "nnunet": is_nnunet(root),
         "plain": (root / "images").is_dir(),
         "synapse": is_synapse(root),
@@ -158,7 +162,8 @@ def layout_of(root: Path, layout: Layout = "auto") -> str:
         "layout",
         got=f"none that is known; it holds {listed(sorted(path.name for path in root.iterdir())) or 'nothing'}",
         want=f"images/*.nii.gz (plain), train_data/train_<n>/{_LASCARQS_IMAGE} (lascarqs), dataset.json and imagesTr/ "
-        "(nnunet), train_npz/ or test_vol_h5/ (synapse), */Info.cfg (acdc), or train/*.npz (acdc_slices)",
+        "(nnunet), train_npz/ or test_vol_h5/ (synapse), */Info.cfg (acdc), train/*.npz (acdc_slices), or cases.csv "
+        "(lge_ecg)",
     )
 
 
@@ -172,6 +177,9 @@ def _find(root: Path, layout: str, options: StudyOptions) -> Found:
         found = scan_acdc(root, options.get("frames", "both"))
     elif layout == "acdc_slices":
         found = scan_acdc_slices(root)
+    elif layout == "lge_ecg":
+        allowed = options.get("max_interval_days")
+        found = scan_scar_study(root, MAX_INTERVAL_DAYS if allowed is None else allowed)
     elif layout == "lascarqs":
         found = _scan_lascarqs(root)
     else:
@@ -189,6 +197,7 @@ _WANTED = {
     "synapse": "files that match train_npz/*_slice<number>.npz or test_vol_h5/*.npy.h5",
     "acdc": "folders with an Info.cfg",
     "acdc_slices": "files that match train/*.npz, valid/*.npz or test/*.npz",
+    "lge_ecg": "lines in cases.csv",
 }
 
 
@@ -204,6 +213,8 @@ def _classes(root: Path, layout: str, found: Found, targets: Targets | None, lab
         return chosen_classes(root, targets)
     if layout in ("acdc", "acdc_slices"):
         return acdc_classes()
+    if layout == "lge_ecg":
+        return scar_classes()
     return found.classes or Classes(("background", "foreground"), {0: 0, 1: 1}, False)
 
 

@@ -23,6 +23,7 @@ class StudyOptions(TypedDict, total=False):
     label_space: LabelSpace | None
     frames: Frames
     channel: str | None
+    max_interval_days: float | None
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ def missing_files(cases: Sequence[Case]) -> list[DataError]:
     for case in cases:
         for path in case.files:
             if not path.is_file():
-                name = "label" if path == case.label else "image"
+                ecg = None if case.clinical is None else case.clinical.ecg
+                name = "label" if path == case.label else "ECG" if path == ecg else "image"
                 got = "a folder" if path.is_dir() else "nothing there"
                 problems.append(DataError(path, f"{name} of case {case.case_id}", got=got, want="a file"))
     return problems
