@@ -25,8 +25,8 @@ RATE_HZ = 500
 
 _MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "nv": 1e-6, "v": 1e3}
 _FROM_I_AND_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
-_PREFIX = re.compile(r"^(mdc[_ ]ecg[_ ])?(lead|ecg|ableitung)?[\s_.:-]*")
-_KNOWN = {lead.lower(): row for row, lead in enumerate(LEADS)} | {"1": 0, "2": 1, "3": 2, "di": 0, "dii": 1, "diii": 2}
+_PREFIX = re.compile(r"^(mdc[_ ]ecg[_ ])?((lead|ecg|ableitung)[\s_.:-]*)?")
+_KNOWN = {lead.lower(): row for row, lead in enumerate(LEADS)} | {"di": 0, "dii": 1, "diii": 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,7 @@ class EcgRecord:
 
 def lead_row(name: str) -> int | None:
     """Return the row of a lead by any of its usual names (``aVR``, ``LEAD II``, ``MDC_ECG_LEAD_V1``); else None."""
-    short = re.sub(r"\s*[(\[].*$", "", _PREFIX.sub("", name.strip().lower()))
-    return _KNOWN.get(short)
+    return _KNOWN.get(_PREFIX.sub("", name.strip().lower()))
 
 
 def arrange_leads(
@@ -70,7 +69,7 @@ def arrange_leads(
     name: str,
     units: str | Sequence[str] = "mV",
     derive: bool = False,
-    simultaneous: bool = True,
+    simultaneous: bool | None = None,
     notes: Sequence[str] = (),
 ) -> EcgRecord:
     """Make a record of samples whose leads have names.
@@ -82,7 +81,8 @@ def arrange_leads(
         name: of the record, for messages.
         units: of all channels, or of each: mV, uV, nV or V.
         derive: compute III, aVR, aVL and aVF that are missing from I and II.
-        simultaneous: whether all leads show the same beats.
+        simultaneous: whether all leads show the same beats; None decides by the samples: where at least half of the
+            leads were recorded for less than 60% of the time, as on paper prints, they do not.
         notes: what is known already.
 
     Raises:
@@ -95,14 +95,15 @@ def arrange_leads(
     said = list(notes)
     if strangers := [text for text in names if lead_row(text) is None]:
         said.append(f"ignored {', '.join(strangers)}: not among the 12 leads")
-    scales = _scales([units] * len(names) if isinstance(units, str) else units, name)
     signal = np.full((len(LEADS), samples.shape[1]), np.nan)
     for row, channel in rows.items():
-        signal[row] = samples[channel] * scales[channel]
+        signal[row] = samples[channel] * _scale(units if isinstance(units, str) else units[channel], name)
     signal[~np.isfinite(signal)] = np.nan
     if missing := [lead for lead in LEADS if lead not in known]:
         said.append(_derive(signal, missing, name, derive))
     refuse_wrong_units(signal, name)
+    if simultaneous is None:
+        simultaneous = not _recorded_in_turns(signal)
     signal, usable, found = checked_leads(signal, rate_hz, name, LEADS, simultaneous=simultaneous)
     if simultaneous:
         found += refuse_broken_triangle(signal, usable, name)
@@ -164,11 +165,16 @@ def _rows_of(names: Sequence[str], name: str) -> tuple[dict[int, int], list[str]
     return rows, [LEADS[row] for row in rows]
 
 
-def _scales(units: Sequence[str], name: str) -> list[float]:
-    words = [unit.strip().lower().replace("µ", "u").replace("μ", "u") for unit in units]
-    if strange := sorted({unit for unit, word in zip(units, words, strict=True) if word not in _MV_PER_UNIT}):
-        raise DataError(name, "units", got=", ".join(strange), want="mV, uV, nV or V", hint="pass units='mV' or 'uV'")
-    return [_MV_PER_UNIT[word] for word in words]
+def _recorded_in_turns(signal: np.ndarray) -> bool:
+    lengths = np.array([part.stop - part.start for part in map(recorded_part, signal)])
+    return bool(((lengths > 0) & (lengths < 0.6 * signal.shape[1])).sum() >= len(LEADS) / 2)
+
+
+def _scale(units: str, name: str) -> float:
+    word = units.strip().lower().replace("µ", "u").replace("μ", "u")
+    if word not in _MV_PER_UNIT:
+        raise DataError(name, "units", got=repr(units), want="mV, uV, nV or V", hint="pass units='mV' or 'uV'")
+    return _MV_PER_UNIT[word]
 
 
 def _derive(signal: np.ndarray, missing: list[str], name: str, derive: bool) -> str:

@@ -1,12 +1,12 @@
 """ECGs on disk: WFDB records, and NumPy or CSV files of bare leads.
 
-======== ==============================================================================================
+======== =======================================================================================================
 ``.hea`` a WFDB record; it may be named by its ``.hea``, its ``.dat`` or without a suffix
 ``.npy`` one array (12, T) or (T, 12), millivolts at 500 Hz unless the caller says otherwise
 ``.npz`` ``signal`` or ``ecg`` as in ``.npy``; ``rate``, ``leads`` and ``units`` if the file knows them
-``.csv`` a line of lead names, perhaps with a column ``time`` in seconds, then a line per sample; empty cells
-         were not recorded
-======== ==============================================================================================
+``.csv`` a line of lead names, perhaps with their unit (``I_mV``) and a column ``time_s``, then a line per sample;
+         empty cells were not recorded
+======== =======================================================================================================
 
 Nothing in a file is executed, and what a library cannot read becomes one sentence with the file's name.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -29,6 +30,7 @@ from trifuse.kernels.errors import DataError, MissingExtra
 from .ecg import LEADS, RATE_HZ, EcgRecord, arrange_leads
 
 SUFFIXES = (".hea", ".npy", ".npz", ".csv")
+_UNITS = re.compile(r"[\s_(\[]+([mµμun]?V)[)\]]?$")  # I_mV, I (mV)
 _TIME_COLUMNS = ("time", "time_s", "t", "seconds")
 
 
@@ -49,7 +51,7 @@ def read_ecg(
     units: str | None = None,
     lead_names: Sequence[str] | None = None,
     derive: bool = False,
-    simultaneous: bool = True,
+    simultaneous: bool | None = None,
 ) -> EcgRecord:
     """Read an ECG.
 
@@ -60,7 +62,7 @@ def read_ecg(
         lead_names: of a file that does not say; the usual order without them.
         derive: compute III, aVR, aVL and aVF that are missing from I and II.
         simultaneous: whether all leads show the same beats; False for paper prints, whose leads are NaN outside their
-            own 2.5 seconds.
+            own 2.5 seconds; None decides by that.
 
     Raises:
         DataError: the file is missing, damaged or of another kind, says otherwise than the caller, or is no usable
@@ -74,7 +76,7 @@ def read_ecg(
     if content.rate_hz is not None and rate_hz is not None and abs(content.rate_hz - rate_hz) > 1e-3 * rate_hz:
         hint = "leave rate_hz out, or correct the file"
         raise DataError(path, "rate_hz", got=f"{rate_hz:g} Hz", want=f"{content.rate_hz:g} Hz, as it says", hint=hint)
-    rate = content.rate_hz or rate_hz
+    rate = rate_hz if content.rate_hz is None else content.rate_hz
     if rate is None:
         rate = RATE_HZ
         notes.append(f"no sampling rate is given: taken for {RATE_HZ} Hz")
@@ -117,7 +119,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     except (DataError, MissingExtra):
         raise
     except OSError as error:
-        got = error.strerror or str(error)
+        got = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
         raise DataError(path, "file", got=got, want="a readable ECG") from error
     except Exception as error:  # a damaged record makes wfdb raise nearly anything
         got = f"{type(error).__name__}: {error}"
@@ -151,10 +153,13 @@ def _read_csv(path: Path) -> _Content:
     delimiter = ";" if ";" in text.partition("\n")[0] else ","
     header, *lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if line]
     table = np.array([[float(cell) if cell.strip() else np.nan for cell in line] for line in lines], np.float64)
-    columns = {name.strip(): values for name, values in zip(header, table.T, strict=True)}
+    columns = dict(zip((name.strip() for name in header), table.T, strict=True))
     time = next((columns.pop(name) for name in list(columns) if name.lower() in _TIME_COLUMNS), None)
     rate = None if time is None else _rate_of(path, time)
-    return _Content(np.stack(list(columns.values())), list(columns), rate)
+    named = [(name, _UNITS.search(name)) for name in columns]
+    names = [name[: units.start()] if units else name for name, units in named]
+    units = [units[1] for _, units in named if units]
+    return _Content(np.stack(list(columns.values())), names, rate, units if len(units) == len(names) else None)
 
 
 def _rate_of(path: Path, time_s: np.ndarray) -> float:
@@ -169,23 +174,20 @@ def _read_wfdb(path: Path) -> _Content:
     stem = path.with_suffix("") if path.suffix in (".hea", ".dat") else path
     header = stem.with_name(stem.name + ".hea")
     if not header.is_file():
-        got = "a file of another kind" if path.is_file() else "nothing there"
+        got = "a file of another kind" if path.is_file() else "a folder" if path.is_dir() else "nothing there"
         raise DataError(path, "file", got=got, want=f"a WFDB record with {header.name}, or .npy, .npz, .csv")
-    wfdb = load_wfdb(f"reading {header.name}")
+    wfdb = _load_wfdb(f"reading {header.name}")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         record = wfdb.rdrecord(str(stem), physical=False, smooth_frames=False)
         _refuse_damage(stem, record)
         samples = np.stack(record.dac(expanded=True))
-    return _Content(samples, record.sig_name, float(record.fs * record.samps_per_frame[0]), record.units)
+    names = None if None in record.sig_name else record.sig_name
+    return _Content(samples, names, float(record.fs * record.samps_per_frame[0]), record.units)
 
 
 def _refuse_damage(stem: Path, record: Any) -> None:
-    """Refuse a record whose samples are not those that its header describes."""
-    length = record.sig_len * record.samps_per_frame[0]
-    if any(len(lead) != length for lead in record.e_d_signal):
-        got = f"{min(len(lead) for lead in record.e_d_signal)} samples in a lead"
-        raise DataError(stem, "samples", got=got, want=f"{length} in each, as its .hea says")
+    """Refuse a record whose samples are not those that its header summed up, which wfdb does not check."""
     sums = record.calc_checksum(expanded=True)
     wrong = [
         name
@@ -202,7 +204,7 @@ def _refuse_damage(stem: Path, record: Any) -> None:
         )
 
 
-def load_wfdb(purpose: str) -> Any:
+def _load_wfdb(purpose: str) -> Any:
     """Import wfdb without its dependencies' warnings.
 
     Raises:
@@ -212,7 +214,6 @@ def load_wfdb(purpose: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import wfdb
-            import wfdb.processing
     except ImportError:
         raise MissingExtra("wfdb", "ecg", purpose) from None
     return wfdb

@@ -56,7 +56,7 @@ def refuse_broken_triangle(signal_mv: np.ndarray, usable: np.ndarray, name: str)
     """Check Einthoven's triangle, I + III = II, in rows 0, 2 and 1; what is constant in a lead does not count.
 
     Returns:
-        A note if a limb lead cannot be used and nothing can be checked.
+        A note if a limb lead cannot be used and nothing can be checked, or if aVR, row 3, is upside down.
 
     Raises:
         DataError: they differ by more than ``TRIANGLE_RESIDUAL``.
@@ -73,6 +73,8 @@ def refuse_broken_triangle(signal_mv: np.ndarray, usable: np.ndarray, name: str)
             want=f"less than {TRIANGLE_RESIDUAL:.0%}",
             hint="are the leads named rightly? if they were not recorded at the same time, pass simultaneous=False",
         )
+    if usable[3] and signal_mv[3] @ (one + two) > 0:
+        return ("aVR has the sign that -aVR should have: was the record written in Cabrera's order?",)
     return ()
 
 

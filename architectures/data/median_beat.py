@@ -226,10 +226,10 @@ def _detection_leads(record: EcgRecord) -> Iterator[int]:
 def _refuse_too_few(name: str, alike: int, found: int, min_beats: int) -> None:
     if alike >= max(min_beats, 1):
         return
-    hint = "is the sampling rate right?"
+    hint = "is the sampling rate right? is it an ECG?"
     if alike:
         hint = f"pass min_beats={alike} to make do with them, at the price of noise"
-    got = f"{alike}, of {count(found, 'QRS complex')[:-1] + 'es' if found != 1 else '1 QRS complex'}"
+    got = f"{alike} of the {found} that were found"
     raise DataError(
         name, "beats", got=got, want=f"at least {max(min_beats, 1)} complete beats that are alike", hint=hint
     )

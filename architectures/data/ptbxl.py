@@ -149,7 +149,8 @@ def _record(root: Path, row: Mapping[str, str], rate_hz: int) -> PtbXlRecord | N
     age = float(row["age"]) if row.get("age") else None
     sex = int(float(row["sex"])) if row.get("sex") else None
     patient = str(int(float(row["patient_id"])))
-    return path and PtbXlRecord(int(float(row["ecg_id"])), path, patient, fold, codes, age, sex)
+    ecg_id = int(float(row["ecg_id"]))
+    return None if path is None else PtbXlRecord(ecg_id, path, patient, fold, codes, age, sex)
 
 
 def _contradictions(table: Path, records: list[PtbXlRecord]) -> list[DataError]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trifuse.architectures.data.ecg import LEADS, RATE_HZ
-from trifuse.architectures.spelling import count
 
 from .picture import FAINT, INK, LARGE, NORMAL, SMALL, VERMILION, Picture, new_figure, save_picture
 from .tables import number
@@ -38,7 +37,7 @@ def draw_ecg(beat: Beat, out: Path, *, name: str = "ecg") -> Picture:
     width = COLUMNS * (time_s.size / RATE_HZ * MM_PER_S + GAP_MM) + 2 * GAP_MM
     title = f"{Path(beat.name).name or 'ECG'}: {_what(beat)}"
     notes = [line for note in beat.notes for line in wrap(note, LONGEST_LINE)]
-    figure = new_figure(width * INCH_PER_MM, height * INCH_PER_MM + 0.8 + 0.16 * len(notes))
+    figure = new_figure(width * INCH_PER_MM, height * INCH_PER_MM + 0.7 + 0.16 * len(notes))
     axis = figure.subplots()
     _draw_paper(axis, width, height)
     for row, lead in enumerate(LEADS):
@@ -60,7 +59,7 @@ def _what(beat: Beat) -> str:
     """Say what is drawn."""
     median = f"median of {beat.beats} beats" if beat.beats > 1 else "one beat"
     rate = f", {beat.heart_rate_bpm:.0f}/min" if beat.heart_rate_bpm else ""
-    return f"{median}{rate}, {count(int(beat.usable.sum()), 'usable lead')} of {len(LEADS)}"
+    return f"{median}{rate}, {int(beat.usable.sum())} of {len(LEADS)} leads usable"
 
 
 def _alt(beat: Beat) -> str:
