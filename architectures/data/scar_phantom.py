@@ -147,7 +147,9 @@ def _scan(
     _infarct(rng, heart)
     middle = (..., slice(_PLANES // 2, None, _PLANES))
     image = _acquire(rng, heart.picture.reshape(*size, _PLANES).mean(axis=3), scanner[middle])
-    steps = _rotation(rng.uniform(-5, 5, 3)) @ np.stack([ANTERIOR, SEPTAL, LONG_AXIS], axis=1) @ turn * spacing
+    to_ras = np.diag([-1.0, -1.0, 1.0])
+    in_patient = np.stack([ANTERIOR, SEPTAL, LONG_AXIS], axis=1)
+    steps = to_ras @ _rotation(rng.uniform(-5, 5, 3)) @ in_patient @ turn * spacing
     marks = [_nearest(position[middle], heart.insertion(degrees)) for degrees in (0.0, SEPTUM_DEGREES)]
     order, ways = _AXES[number % len(_AXES)]
     turned = [axis for axis, way in enumerate(ways) if way < 0]
