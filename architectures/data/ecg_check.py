@@ -55,7 +55,7 @@ def check_ecgs(root: Path, *, min_beats: int = 3) -> EcgFindings:
         DataError: there is no ECG at all, or PTB-XL's table is faulty.
         MissingExtra: wfdb or scipy is not installed and needed.
     """
-    root, notes = Path(root), ()
+    root, notes = Path(root), tuple[str, ...]()
     if (root / TABLE).is_file():
         data_set = open_ptbxl(root)
         paths, notes = [record.path for record in data_set.records], data_set.notes

@@ -100,7 +100,7 @@ def median_beat(record: EcgRecord, min_beats: int = 3) -> Beat:
         got = f"{record.duration_s:.2f} s"
         raise DataError(record.name, "duration", got=got, want="at least the 1.2 s of one beat")
     filtered = _filtered(record)
-    reduce = _median_of_all_leads if record.simultaneous else _median_lead_by_lead
+    reduce = _median_of_all_leads if record.simultaneous else _median_group_by_group
     signal, usable, beats, rate, found = reduce(record, filtered, min_beats)
     if beats < 3:
         found.append(f"a median of only {count(beats, 'beat')}: noise is not averaged away")
@@ -162,11 +162,11 @@ def _filtered(record: EcgRecord) -> np.ndarray:
     return filtered
 
 
-def _qrs_peaks(values: np.ndarray, distance_s: float = _REFRACTORY_S) -> np.ndarray:
-    """Return where the energy of the QRS band peaks in a lead."""
+def _qrs_peaks(leads: np.ndarray, distance_s: float = _REFRACTORY_S) -> np.ndarray:
+    """Return where the energy of the QRS band peaks in leads of shape (leads, T)."""
     window = np.hanning(round(_QRS_S * RATE_HZ) + 2)[1:-1]
-    energy = np.convolve(_band_pass(values, _QRS_BAND_HZ) ** 2, window / window.sum(), "same")
-    envelope = np.sqrt(np.maximum(energy, 0))
+    power = (_band_pass(leads, _QRS_BAND_HZ) ** 2).sum(0)
+    envelope = np.sqrt(np.convolve(power, window / window.sum(), "same"))
     height = 0.4 * np.percentile(envelope, 98)
     return _signal_processing().find_peaks(envelope, height=height, distance=round(distance_s * RATE_HZ))[0]
 
@@ -181,13 +181,13 @@ def _plausible_peaks(values: np.ndarray, name: str) -> tuple[np.ndarray, float |
     Raises:
         DataError: there are none, or no heart beats like that.
     """
-    peaks = _qrs_peaks(values)
-    rates = [rate for rate in (_heart_rate(_qrs_peaks(values, _CLOSEST_S)), _heart_rate(peaks)) if rate is not None]
+    peaks = _qrs_peaks(values[None])
+    rates = [_heart_rate(_qrs_peaks(values[None], _CLOSEST_S)), _heart_rate(peaks)]
     low, high = HEART_RATES_BPM
-    if strange := [rate for rate in rates if not low <= rate <= high]:
+    if strange := [rate for rate in rates if rate is not None and not low <= rate <= high]:
         hint = "is the sampling rate right? pass rate_hz="
         raise DataError(name, "heart rate", got=f"{strange[0]:.0f}/min", want=f"{low} to {high}/min", hint=hint)
-    return peaks, rates[-1] if rates else None
+    return peaks, rates[-1]
 
 
 def _median_of_all_leads(
@@ -270,33 +270,43 @@ def _alike(beats: np.ndarray) -> np.ndarray:
     return beats[correlation >= ALIKE]
 
 
-def _median_lead_by_lead(
+def _median_group_by_group(
     record: EcgRecord, filtered: np.ndarray, min_beats: int
 ) -> tuple[np.ndarray, np.ndarray, int, float | None, list[str]]:
-    """Return the median beat of leads that were recorded one after the other."""
+    """Return the median beat of leads that were recorded one group after the other."""
     rhythm, rate = _rhythm(record, filtered)
-    signal, counts, notes = np.zeros((len(LEADS), BEAT_SAMPLES)), np.zeros(len(LEADS), int), []
-    found = 0
-    for row in np.flatnonzero(record.usable):
-        part = recorded_part(filtered[row])
-        if part.stop == 0:
-            continue
-        values = filtered[row : row + 1, part]
-        peaks = (
-            _qrs_peaks(values[0])
-            if rhythm is None
-            else rhythm[(rhythm >= part.start) & (rhythm < part.stop)] - part.start
-        )
+    signal, counts, found = np.zeros((len(LEADS), BEAT_SAMPLES)), np.zeros(len(LEADS), int), 0
+    for rows, part in _groups(filtered):
+        leads = filtered[rows, part]
+        peaks = _qrs_peaks(leads) if rhythm is None else rhythm - part.start
         found = max(found, len(peaks))
-        beats = _alike(_laid_over(values, peaks))
+        beats = _alike(_laid_over(leads, peaks))
         if len(beats):
-            signal[row], counts[row] = np.median(beats, 0)[0], len(beats)
-    if lost := [lead for lead, here, n in zip(LEADS, record.usable, counts, strict=True) if here and not n]:
-        notes.append(f"no complete beat in {', '.join(lost)}: not used")
+            signal[rows], counts[rows] = np.median(beats, 0), len(beats)
     fewest = int(counts[counts > 0].min(initial=counts.max()))
     _refuse_too_few(record.name, fewest, found, min_beats)
-    notes.append("leads were not recorded together: beats were laid over each other by their R peaks, lead by lead")
+    notes = ["leads were not recorded together: each group is laid over by the R peaks of lead II"]
+    if rhythm is None:
+        notes = ["leads were not recorded together, nor lead II all the time: groups may lie 0.02 s apart"]
+    if lost := [lead for lead, usable, n in zip(LEADS, record.usable, counts, strict=True) if usable and not n]:
+        notes.append(f"{', '.join(lost)} not used: no complete beat")
     return signal, counts > 0, fewest, rate, notes
+
+
+def _groups(filtered: np.ndarray) -> list[tuple[list[int], slice]]:
+    """Return leads that were recorded from and to the same time, give or take 0.1 s, and their common part."""
+    groups: list[tuple[list[int], slice]] = []
+    for row, part in enumerate(map(recorded_part, filtered)):
+        if part.stop == 0:
+            continue
+        for i, (rows, common) in enumerate(groups):
+            if max(abs(part.start - common.start), abs(part.stop - common.stop)) < 0.1 * RATE_HZ:
+                both = slice(max(part.start, common.start), min(part.stop, common.stop))
+                groups[i] = ([*rows, row], both)
+                break
+        else:
+            groups.append(([row], part))
+    return groups
 
 
 def _rhythm(record: EcgRecord, filtered: np.ndarray) -> tuple[np.ndarray | None, float | None]:
