@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
+	$(BIN)/trifuse demo fias --overwrite
+	$(BIN)/trifuse demo taff_unet --overwrite
 
 test: $(VENV)/.test-ready
 	$(BIN)/pytest -n auto
@@ -36,7 +38,7 @@ $(VENV)/.torch-ready: constraints.txt
 	touch $@
 
 $(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
-	$(PIP) --editable '.[med,h5]'
+	$(PIP) --editable '.[med,ecg,h5]'
 	touch $@
 
 $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml

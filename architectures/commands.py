@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def demo_fias(arguments: argparse.Namespace, words: list[str]) -> None:
     run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, command=words)
 
 
+def demo_taff_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .taff_unet.demo import run_demo
+
+    run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, command=words)
+
+
 def data_check(arguments: argparse.Namespace, words: list[str]) -> int:
     from .data.check import check_folder
 
@@ -46,6 +53,18 @@ def data_check(arguments: argparse.Namespace, words: list[str]) -> int:
         print(f"error: {error}")
     print(f"{count(len(findings.errors), 'error')}, {count(len(findings.warnings), 'warning')}")
     return 3 if findings.errors or (arguments.strict and findings.warnings) else 0
+
+
+def data_check_ecg(arguments: argparse.Namespace, words: list[str]) -> int:
+    from .data.ecg_check import check_ecgs
+
+    findings = check_ecgs(arguments.data, min_beats=arguments.min_beats)
+    for note in findings.notes:
+        print(f"note: {note}")
+    for record in findings.records:
+        print(record)
+    print(f"{count(len(findings.records), 'record')}, {count(len(findings.errors), 'error')}")
+    return 3 if findings.errors else 0
 
 
 def data_convert(arguments: argparse.Namespace, words: list[str]) -> None:
@@ -90,6 +109,7 @@ def predict(arguments: argparse.Namespace, words: list[str]) -> None:
         batch_size=arguments.batch_size,
         device=arguments.device,
         nonfinite=arguments.nonfinite,
+        prior_labels=arguments.prior_labels,
     )
     print(f"{count(len(paths), 'label map')} in {arguments.out}")
 
@@ -148,13 +168,58 @@ def _require_predictions(folder: Path, cases: Sequence[str]) -> None:
 def compare(arguments: argparse.Namespace, words: list[str]) -> None:
     from .evaluation.statistics import compare_runs, format_comparison, write_comparison_table
 
+    if len(arguments.runs) < 2 or (len(arguments.runs) > 2 and not arguments.overlay):
+        raise UsageError(f"expected two runs to compare (--overlay shows more), got {len(arguments.runs)}")
+    if arguments.overlay:
+        _compare_overlay(arguments)
+        return
     if arguments.out is not None:
         _refuse_existing(arguments.out, overwrite=False)
-    table_a, table_b = (_case_table(path) for path in (arguments.a, arguments.b))
-    rows = compare_runs(table_a, table_b)
-    print(format_comparison(rows, str(arguments.a), str(arguments.b)))
+    a, b = arguments.runs
+    rows = compare_runs(_case_table(a), _case_table(b))
+    print(format_comparison(rows, str(a), str(b)))
     if arguments.out is not None:
         write_comparison_table(arguments.out, rows)
+
+
+def _compare_overlay(arguments: argparse.Namespace) -> None:
+    from .comparison import compare_overlay
+
+    if arguments.out is None:
+        raise UsageError("--overlay draws a picture: say with --out which folder it goes to")
+    print(f"picture: {compare_overlay(arguments.runs, arguments.out).png}")
+
+
+def plot_ecg(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .data.median_beat import load_beat
+    from .evaluation.ecg_figures import draw_ecg
+
+    beat = load_beat(arguments.file, rate_hz=arguments.rate, min_beats=arguments.min_beats)
+    for note in beat.notes:
+        print(f"note: {note}")
+    print(f"picture: {draw_ecg(beat, arguments.out, name=arguments.file.stem).png}")
+
+
+def plot_bullseye(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .scar_bullseye import plot_scar_bullseyes
+
+    options = {} if arguments.angle is None else {"angle_deg": arguments.angle}
+    picture, notes = plot_scar_bullseyes(
+        arguments.labels,
+        arguments.out,
+        reference=arguments.reference,
+        rv_anterior=arguments.rv_anterior,
+        rv_inferior=arguments.rv_inferior,
+        rv_class=arguments.rv_class,
+        cavity=arguments.cavity,
+        wall=arguments.wall,
+        scar=arguments.scar,
+        of=arguments.of,
+        **options,
+    )
+    for note in notes:
+        print(f"note: {note}")
+    print(f"picture: {picture.png}")
 
 
 def ablate_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
@@ -167,6 +232,12 @@ def ablate_fias(arguments: argparse.Namespace, words: list[str]) -> None:
     from .fias.ablate import ablate
 
     _ablate(arguments, words, ablate)
+
+
+def ablate_taff_unet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .taff_unet.ablate import ablate
+
+    _ablate(arguments, words, partial(ablate, study=arguments.study, jobs=arguments.jobs))
 
 
 def _ablate(arguments: argparse.Namespace, words: list[str], ablate: Callable[..., Path]) -> None:
@@ -185,6 +256,18 @@ def convert_dilateformer(arguments: argparse.Namespace, words: list[str]) -> Non
     from .fias.convert import convert_dilateformer
 
     _convert(arguments, convert_dilateformer)
+
+
+def convert_nnunet(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .plain_unet.convert import convert_nnunet
+
+    _convert(arguments, convert_nnunet)
+
+
+def convert_ecg(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .taff_unet.convert import convert_ecg_dual_attention
+
+    _convert(arguments, convert_ecg_dual_attention)
 
 
 def doctor(arguments: argparse.Namespace, words: list[str]) -> None:

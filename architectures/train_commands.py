@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .run import RunOptions
 
 # where the options of `trifuse train` go in a recipe
 _FIELDS = {
@@ -40,6 +43,21 @@ _FIELDS = {
     "strict": "strict",
 }
 
+_ECG_FIELDS = {
+    "data": "data.root",
+    "also": "data.also",
+    "val_records": "data.val_records",
+    "test_records": "data.test_records",
+    "min_beats": "data.min_beats",
+    "init": "init",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "lr": "training.lr",
+    "seed": "training.seed",
+    "workers": "training.workers",
+    "device": "training.device",
+}
+
 
 def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
     from .dino_unet import train
@@ -71,6 +89,21 @@ def train_taff_unet(arguments: argparse.Namespace, words: list[str]) -> None:
     _train(arguments, words, train, train.TaffUNetRecipe, _given(arguments), {})
 
 
+def train_ecg(arguments: argparse.Namespace, words: list[str]) -> None:
+    from .recipes import recipe_from
+    from .run import is_first_process
+    from .taff_unet import pretrain
+
+    given = {path: value for option, path in _ECG_FIELDS.items() if (value := getattr(arguments, option)) is not None}
+    if arguments.study is not None:
+        given |= {"data.root": arguments.study, "data.kind": "study"}
+    defaults = pretrain.training_defaults(study=arguments.study is not None, epochs=arguments.epochs)
+    recipe = recipe_from(pretrain.EcgRecipe, arguments.config, given, arguments.set, defaults=defaults)
+    report = pretrain.train(recipe, arguments.out, **_run_options(arguments, words))
+    if is_first_process():
+        print(f"report: {report}")
+
+
 def _given(arguments: argparse.Namespace, encoder: str = "") -> dict[str, Any]:
     """Return the fields of a recipe that the words of the command set, those that converted weights bring first."""
     given = {
@@ -98,20 +131,24 @@ def _train(
 ) -> None:
     """Train with a network's ``train.py``, once or several times."""
     from .recipes import recipe_from
-    from .run import RunOptions, is_first_process
+    from .run import is_first_process
 
     recipe = recipe_from(kind, arguments.config, given, arguments.set, defaults=defaults)
-    options: RunOptions = {
-        "resume": arguments.resume,
-        "overwrite": arguments.overwrite,
-        "force_resume": arguments.force_resume,
-        "tensorboard": arguments.tensorboard,
-        "parts": arguments.report,
-        "command": words,
-    }
+    options = _run_options(arguments, words)
+    options["parts"] = arguments.report
     if arguments.repeats > 1:
         report = network.train_repeats(recipe, arguments.out, arguments.repeats, **options)
     else:
         report = network.train(recipe, arguments.out, **options)
     if is_first_process():
         print(f"report: {report}")
+
+
+def _run_options(arguments: argparse.Namespace, words: list[str]) -> RunOptions:
+    return {
+        "resume": arguments.resume,
+        "overwrite": arguments.overwrite,
+        "force_resume": arguments.force_resume,
+        "tensorboard": arguments.tensorboard,
+        "command": words,
+    }

@@ -16,6 +16,7 @@ LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slice
 CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
 NONFINITE = ("error", "zero", "median")
 NETWORKS = ("dino_unet", "fias", "plain_unet", "taff_unet")
+REFERENCES = ("landmarks", "rv_mask", "orientation", "fixed_angle")
 SETTINGS = ("baseline", "ap", "ecg", "ecg_ap", "ecg_time", "full")
 VARIANTS = {
     "dino_unet": ("tiny", "small", "base", "large", "giant"),
@@ -152,8 +153,12 @@ def _ecg_training_words(networks: Any) -> None:
     sub = _command(
         networks, "ecg", "train_ecg", "the ECG autoencoder: on PTB-XL, or further on a study's training cases"
     )
-    sub.add_argument("data", type=Path, nargs="?", help="PTB-XL's folder, or a folder of records")
-    sub.add_argument("--study", type=Path, help="study (cases.csv) whose training cases to fit; no others are read")
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("data", type=Path, nargs="?", help="PTB-XL's folder, or a folder of records")
+    source.add_argument("--study", type=Path, help="study (cases.csv) whose training cases to fit; no others are read")
+    sub.add_argument("--also", type=Path, nargs="+", help="further folders of records, which train, too")
+    sub.add_argument("--val-records", nargs="+", metavar="PATTERN", help="records that choose the best epoch")
+    sub.add_argument("--test-records", nargs="+", metavar="PATTERN", help="records that are never trained on")
     sub.add_argument("--init", type=Path, help="folder of a trained autoencoder to start from")
     _run_options(sub)
     group = sub.add_argument_group("training")
@@ -220,9 +225,18 @@ def _plot_words(commands: Any) -> None:
     sub.add_argument("--rate", type=float, metavar="HZ", help="samples per second, where the file does not say")
     sub.add_argument("--min-beats", type=_positive, default=3, help="that make a median beat (%(default)s)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the picture and its numbers")
-    sub = _command(kinds, "bullseye", "plot_bullseye", "scar volume in each of the 17 segments")
-    sub.add_argument("labels", type=Path, nargs="+", help="label maps on one grid; the first gives the segments")
+    sub = _command(kinds, "bullseye", "plot_bullseye", "volume of scar or wall in each of the 17 segments")
+    sub.add_argument("labels", type=Path, nargs="+", help="label maps of one heart; the first gives the segments")
     sub.add_argument("--out", type=Path, required=True, help="folder for the picture and its numbers")
+    sub.add_argument("--reference", choices=REFERENCES, required=True, help="where angles start")
+    sub.add_argument("--rv-anterior", nargs=2, type=float, metavar=("X", "Y"), help="insertion, indices in the file")
+    sub.add_argument("--rv-inferior", nargs=2, type=float, metavar=("X", "Y"), help="insertion, indices in the file")
+    sub.add_argument("--rv-class", type=int, help="class of the right ventricle, for rv_mask")
+    sub.add_argument("--angle", type=float, metavar="DEGREES", help="of the anterior insertion, for fixed_angle")
+    sub.add_argument("--cavity", type=int, nargs="+", default=[1], help="classes of the blood pool (1)")
+    sub.add_argument("--wall", type=int, nargs="+", default=[2, 3], help="classes of the wall (2 3)")
+    sub.add_argument("--scar", type=int, default=3, help="class of the scar (%(default)s)")
+    sub.add_argument("--of", choices=("scar", "wall"), default="scar", help="what is measured (%(default)s)")
 
 
 def _ablate_words(commands: Any) -> None:

@@ -125,6 +125,13 @@ def write_report(
     return path
 
 
+def add_picture(report: Path, picture: Picture) -> None:
+    """Show one more picture in a report, before its scores; it lies in the report's folder or below."""
+    text = report.read_text(encoding="utf-8")
+    shown = "\n\n".join(picture_parts(picture, report.parent))
+    write_text(report, text.replace("\n## Scores\n", f"\n{shown}\n\n## Scores\n", 1))
+
+
 def check_extras() -> None:
     """Raise MissingExtra now, and not after a day of training, if scoring or drawing would fail for want of a package.
 

@@ -151,9 +151,9 @@ def fit_network(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
         recipe.training,
         out,
         loss=ScarLoss(
-            ecg_weight=recipe.lambda_ecg,
+            lambda_ecg=recipe.lambda_ecg,
             warmup_epochs=recipe.ecg_warmup_epochs,
-            entropy_weight=recipe.lambda_entropy,
+            lambda_entropy=recipe.lambda_entropy,
             entropy_sign=recipe.entropy_sign,
             mask_padding=recipe.mask_padding,
         ),
