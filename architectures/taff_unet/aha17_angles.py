@@ -77,12 +77,6 @@ class Insertions:
     rv_mask: NDArray[np.bool_] | None
     angle_deg: float | None
 
-    def __post_init__(self) -> None:
-        need = NEEDS.get(self.reference)
-        if need and getattr(self, need) is None:
-            hint = "mark the insertion, or take reference='orientation', which reads it from the affine"
-            raise DataError(WHAT, "insertion of the right ventricle", got=f"no {need}", want=need, hint=hint)
-
 
 def zero_angles(
     known: Insertions,
@@ -109,10 +103,14 @@ def zero_angles(
         ShapeError: there are not as many landmarks as slices.
     """
     depth = len(centres)
+    need = NEEDS.get(known.reference)
+    if need and getattr(known, need) is None:
+        hint = "mark the insertion, or take reference='orientation', which reads it from the affine"
+        where = f"insertion of the right ventricle in slices {min(ring)} to {max(ring)}"
+        raise DataError(WHAT, where, got="none", want=f"{need}, for reference={known.reference!r}", hint=hint)
     if known.reference == "landmarks":
         return _landmark_angles(known, plane, centres, filled.shape, ring, turn, note)
-    if known.reference == "rv_mask":
-        assert known.rv_mask is not None  # as the reference needs it
+    if known.rv_mask is not None and known.reference == "rv_mask":
         return _contact_angles(known.rv_mask, plane, centres, filled, ring, turn), turn
     if known.reference == "fixed_angle":
         return np.full(depth, known.angle_deg, float), turn
@@ -207,7 +205,7 @@ def _contact_angles(
 def _contact_begin(
     rv_mask: NDArray[np.bool_], plane: Plane, centre: NDArray[np.float64], filled: NDArray[np.bool_], turn: int
 ) -> float | None:
-    """Return the direction of the first pixel of the rim that the right ventricle's largest part touches."""
+    """Return the direction of the first pixel of the right ventricle's largest part that lies at the left one."""
     from scipy import ndimage
 
     parts, number = ndimage.label(rv_mask)
@@ -215,9 +213,8 @@ def _contact_begin(
         return None
     largest = parts == np.bincount(parts.flat)[1:].argmax() + 1
     sides_mm = np.linalg.norm(plane.matrix, axis=0)
-    distance_mm = ndimage.distance_transform_edt(~largest, sampling=sides_mm)
-    rim = filled & ~ndimage.binary_erosion(filled)
-    contact = np.argwhere(rim & (distance_mm <= CONTACT_PIXELS * sides_mm.max()))
+    distance_mm = ndimage.distance_transform_edt(~filled, sampling=sides_mm)
+    contact = np.argwhere(largest & (distance_mm <= CONTACT_PIXELS * sides_mm.max()))
     if not len(contact):
         return None
     along = np.sort(turn * plane.degrees(contact - centre))
