@@ -83,46 +83,69 @@ def load_beats(sources: Sequence[BeatSource], *, min_beats: int = 3) -> tuple[li
 class BeatDataset(Dataset[dict[str, Any]]):
     """Beats as samples for training an autoencoder.
 
-    A sample is asked for by its index, or by ``(seed, epoch, index)``: then leads are masked, drawn from a generator
+    A sample is asked for by its index, or by ``(seed, epoch, index)``: then it is mixed and masked as a generator says
     that these three numbers alone decide. It is a dictionary of ``ecg`` (12, T) float32, what the network sees;
-    ``target`` (12, T), the beat without masking; ``usable`` (12,) bool, the leads that count; ``record`` and ``index``.
+    ``target`` (12, T), what it is to draw: the same without masking; ``usable`` (12,) bool, the leads that count;
+    ``record`` and ``index``.
 
     Args:
         beats: all of the same length.
         lead_masking: probability with which a usable lead is zeroed in ``ecg``; at least one stays.
+        mixing: largest share of another beat's leads, where both are usable, that is mixed into a beat, its leads
+            z-scored again: with few records there are then more hearts to learn from than were recorded.
 
     Raises:
-        ValueError: a probability outside [0, 1).
+        ValueError: a probability or share outside [0, 1).
         DataError: there are no beats, or one has no usable lead.
     """
 
-    def __init__(self, beats: Sequence[NetworkBeat], *, lead_masking: float = 0.0) -> None:
-        if not 0.0 <= lead_masking < 1.0:
-            raise ValueError(f"lead_masking must be in [0, 1), got {lead_masking}")
+    def __init__(self, beats: Sequence[NetworkBeat], *, lead_masking: float = 0.0, mixing: float = 0.0) -> None:
+        for name, value in (("lead_masking", lead_masking), ("mixing", mixing)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
         if not beats:
             raise DataError("beats", "records", got="none that can be used", want="at least one")
         for beat in beats:
             if not bool(beat.usable.any()):
                 raise DataError(beat.record, "leads", got="none usable", want="at least one")
-        self.beats, self.lead_masking = tuple(beats), lead_masking
+        self.beats, self.lead_masking, self.mixing = tuple(beats), lead_masking, mixing
 
     def __len__(self) -> int:
         """Return the number of beats."""
         return len(self.beats)
 
     def __getitem__(self, key: int | tuple[int, int, int]) -> dict[str, Any]:
-        """Return the sample of that index; with ``(seed, epoch, index)`` with leads masked."""
+        """Return the sample of that index; with ``(seed, epoch, index)`` mixed and masked."""
         index = key[2] if isinstance(key, tuple) else key
         beat = self.beats[index]
-        ecg = beat.ecg
-        if isinstance(key, tuple) and self.lead_masking > 0:
-            ecg = ecg * self._kept_leads(beat, key)[:, None]
-        return {"ecg": ecg, "target": beat.ecg, "usable": beat.usable, "record": beat.record, "index": index}
+        ecg = target = beat.ecg
+        if isinstance(key, tuple):
+            generator = _generator(*key)
+            target = self._mixed(beat, generator)
+            ecg = target * self._kept_leads(beat, generator)[:, None]
+        return {"ecg": ecg, "target": target, "usable": beat.usable, "record": beat.record, "index": index}
 
-    def _kept_leads(self, beat: NetworkBeat, key: tuple[int, int, int]) -> Tensor:
+    def _mixed(self, beat: NetworkBeat, generator: torch.Generator) -> Tensor:
+        """Draw another beat, its share, and mix."""
+        other = self.beats[int(torch.randint(len(self.beats), (), generator=generator))]
+        share = self.mixing * float(torch.rand((), generator=generator))
+        if share == 0.0:
+            return beat.ecg
+        mixture = (1 - share) * beat.ecg + share * other.ecg
+        there = (beat.ecg != 0).any(0)  # not the padding
+        spread = mixture[:, there].std(1, correction=0)
+        mixed = beat.usable & other.usable & (spread > 0)
+        mixture = torch.where(there, mixture - mixture[:, there].mean(1, keepdim=True), 0.0) / spread[:, None]
+        return torch.where(mixed[:, None], mixture, beat.ecg)
+
+    def _kept_leads(self, beat: NetworkBeat, generator: torch.Generator) -> Tensor:
         """Draw which leads (12,) are not masked: one usable lead for certain, each other one by itself."""
-        state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
         draw = torch.rand(len(beat.usable), generator=generator)
         draw[~beat.usable] = 0.0
         return (draw >= self.lead_masking) | (draw == draw.max())
+
+
+def _generator(*key: int) -> torch.Generator:
+    """Make a generator that the key alone decides."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

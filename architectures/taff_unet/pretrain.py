@@ -128,10 +128,11 @@ class EcgRecipe:
         training: how it is trained.
         lead_masking: probability with which a lead is hidden from the network while training; it has to draw it all the
             same.
+        mixing: largest share of another training record that is mixed into one; of use where records are few.
         mask_padding: leave the padded samples at either end out of the loss.
 
     Raises:
-        ValueError: a network for other beats, or a probability outside [0, 1).
+        ValueError: a network for other beats, or a probability or share outside [0, 1).
     """
 
     data: EcgData = field(default_factory=EcgData)
@@ -143,13 +144,15 @@ class EcgRecipe:
         )
     )
     lead_masking: float = 0.25
+    mixing: float = 0.0
     mask_padding: bool = False
 
     def __post_init__(self) -> None:
         if self.network.time_steps != BEAT_STEPS:
             raise ValueError(f"network.time_steps must be {BEAT_STEPS}, the length of a beat with its padding")
-        if not 0.0 <= self.lead_masking < 1.0:
-            raise ValueError(f"lead_masking must be in [0, 1), got {self.lead_masking}")
+        for name in ("lead_masking", "mixing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
 
 def training_defaults(*, study: bool, epochs: int | None = None) -> dict[str, Any]:
@@ -254,7 +257,8 @@ def train(recipe: EcgRecipe, out: Path, **options: Unpack[RunOptions]) -> Path |
         title=f"ECG autoencoder on {Path(recipe.data.root).name}",
         facts={
             "Started from": "random weights" if recipe.init is None else f"the autoencoder in {Path(recipe.init).name}",
-            "Lead masking": f"each lead hidden with probability {recipe.lead_masking:g}",
+            "Augmentation": f"each lead hidden with probability {recipe.lead_masking:g}; up to {recipe.mixing:.0%} of "
+            "another record mixed in",
             "Median beat": f"of at least {recipe.data.min_beats} heart beats",
         },
         command=options.get("command", ()),
@@ -296,7 +300,7 @@ def fit_network(model: EcgAutoencoder, recipe: EcgRecipe, beats: PreparedBeats, 
     """Train a network on prepared beats; ``options`` are those of `fit`."""
     return fit(
         model,
-        BeatDataset(beats.parts["train"], lead_masking=recipe.lead_masking),
+        BeatDataset(beats.parts["train"], lead_masking=recipe.lead_masking, mixing=recipe.mixing),
         recipe.training,
         out,
         loss=ReconstructionLoss(recipe.mask_padding),
@@ -309,6 +313,7 @@ def fit_network(model: EcgAutoencoder, recipe: EcgRecipe, beats: PreparedBeats, 
             "network": config_to_json(recipe.network),
             "init": recipe.init,
             "lead_masking": recipe.lead_masking,
+            "mixing": recipe.mixing,
             "mask_padding": recipe.mask_padding,
         },
         **options,
