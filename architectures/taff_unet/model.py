@@ -191,7 +191,7 @@ class TaffUNet(Pretrained, nn.Module):
         self.fusion = _fusion(config) if config.takes_ecg else None
         generator = _generator(config.init_seed)
         for part in (self.encoder, self.decoder, self.fusion):
-            if hasattr(part, "reset_parameters"):
+            if part is not None:
                 part.reset_parameters(generator)
 
     def forward(

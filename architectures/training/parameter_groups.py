@@ -45,6 +45,11 @@ class ParameterGroup:
         self.optimizer.param_groups[0]["lr"] = lr
         return lr
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the last backward pass reached any of the parameters."""
+        return any(p.grad is not None for p in self.parameters.values())
+
     def clip_gradient(self) -> float:
         """Bring the gradient to ``grad_clip`` where it is larger, and return the norm that it had."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]

@@ -60,7 +60,7 @@ def reconstruction_loss(
     """
     present = _present(reconstruction, has_ecg)
     target = torch.where(present[:, None, None], ecg, 0.0)  # NaN times zero would be NaN
-    errors = (reconstruction.float() - target.float()).square()
+    errors = (_wide(reconstruction) - _wide(target)).square()
     if mask_padding:
         errors = errors[..., PADDING:-PADDING]
     counted = torch.ones_like(errors[..., 0]) if usable is None else usable.to(errors)
@@ -79,7 +79,7 @@ def gate_entropy(
 
     Args: see `reconstruction_loss`.
     """
-    w = weights.float()
+    w = _wide(weights)
     entropy = -(w * w.clamp(min=_LEAST_WEIGHT).log()).sum(1)
     return _mean_of_present(entropy, _present(w, has_ecg), sample_weight, reduce)
 
@@ -106,9 +106,9 @@ class ScarLoss:
 
     Attributes:
         segmentation: the loss of the logits.
-        lambda_ecg: of the reconstruction, after the warm-up.
+        lambda_ecg: weight of the reconstruction, after the warm-up.
         warmup_epochs: over which that weight rises from 0.
-        lambda_entropy: of the entropy of the gate.
+        lambda_entropy: weight of the entropy of the gate.
         entropy_sign: ``"maximise"`` the entropy, or ``"literal"``: minimise it, as the paper's formula does.
         mask_padding: see `reconstruction_loss`.
         epoch: where training is, counted from 0; `fit` sets it.
@@ -153,6 +153,11 @@ class ScarLoss:
         sign = {"maximise": -1.0, "literal": 1.0}[self.entropy_sign]
         weight = quadratic_warmup(self.epoch, self.lambda_ecg, self.warmup_epochs)
         return loss + weight * ecg + sign * self.lambda_entropy * entropy
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return a tensor in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _present(of: Tensor, has_ecg: Tensor | None) -> Tensor:

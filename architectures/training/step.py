@@ -104,7 +104,8 @@ class TrainingStep:
         else:
             self._skipped_in_a_row = 0
             for group in self._groups:
-                self.scaler.step(group.optimizer)
+                if group.has_gradient:  # an ECG's has none after a batch without ECGs, and the scaler insists on one
+                    self.scaler.step(group.optimizer)
             if self._average is not None:
                 self._average.update(step + 1)
         self.scaler.update()
