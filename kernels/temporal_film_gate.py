@@ -15,9 +15,9 @@ and the gradients of ecg, weights, scale and shift follow from those of a and b 
 
 Source: temporal-aware feature fusion of TAFF-UNet (LGE MRI and ECG); FiLM is Perez et al., 2018.
 
-What fusing saves: as written, forward moves eleven maps and backward about as many again. Here forward reads one and
-writes one; backward reads the gradient and the map and writes the map's gradient, in one pass. Nothing but the
-arguments is saved.
+What fusing saves: step by step, forward moves thirteen maps, and backward about twenty. Here forward reads one and
+writes one; backward reads the gradient and the map and writes the map's gradient, in one pass. No map is saved but the
+one that came in, and that only where another gradient than its own is asked for.
 """
 
 from __future__ import annotations
