@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trifuse.kernels import backend
 
+from .data.ecg import LEADS
+from .data.extras import PRIOR_CHANNELS
 from .networks import default_data, network_class
 
 _GIGA = 1e9
@@ -34,8 +36,8 @@ class Cost:
     attention_gflops: float
 
 
-def network_costs(model: nn.Module, image_shape: tuple[int, int, int, int]) -> list[Cost]:
-    """Count one evaluation of images of that shape by ``model``, which must lie on the meta device.
+def network_costs(model: nn.Module, image_shape: tuple[int, int, int, int], **extras: Tensor) -> list[Cost]:
+    """Count one evaluation of images of that shape by ``model``, which must lie on the meta device, as must ``extras``.
 
     Counted is the reference form of every operator, whose work no fused kernel hides.
 
@@ -44,7 +46,7 @@ def network_costs(model: nn.Module, image_shape: tuple[int, int, int, int]) -> l
     """
     counter = FlopCounterMode(display=False)
     with backend("reference"), torch.no_grad(), counter:
-        model.eval()(torch.empty(image_shape, device="meta"))
+        model.eval()(torch.empty(image_shape, device="meta"), **extras)
     counts = counter.get_flop_counts()
     root = type(model).__name__
     costs = [_cost(part, module, _counted(counts, f"{root}.{part}", module)) for part, module in model.named_children()]
@@ -79,12 +81,23 @@ def describe_network(architecture: str) -> dict[str, Any]:
     if architecture == "dino_unet":  # which blocks it selects costs nothing, but is a value, and meta tensors have none
         model.fusion.frozen_selection = torch.arange(model.config.top_k)
     side = default_data(architecture).image_size
-    shape = (1, model.config.in_channels, side, side)
+    shape = (1, getattr(model.config, "in_channels", 1), side, side)
+    extras = {name: torch.empty(1, *size, device="meta") for name, size in _extras_of(model.config, side).items()}
     return {
         "network": architecture,
-        "image": f"{shape[1]} x {side} x {side}",
-        "costs": [asdict(cost) for cost in network_costs(model, shape)],
+        "image": " with ".join([f"{shape[1]} x {side} x {side}", *extras]),
+        "costs": [asdict(cost) for cost in network_costs(model, shape, **extras)],
     }
+
+
+def _extras_of(config: Any, side: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape, without a batch, of what a network takes beside its image."""
+    taken = {}
+    if getattr(config, "takes_prior", False):
+        taken["prior"] = (PRIOR_CHANNELS, side, side)
+    if getattr(config, "takes_ecg", False):
+        taken |= {"ecg": (len(LEADS), config.ecg.time_steps), "interval": ()}
+    return taken
 
 
 def format_network(description: dict[str, Any]) -> str:

@@ -1,0 +1,161 @@
+"""What a case brings beside its image: a prior of the right labels, its ECG if there is one, no silent choice."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trifuse.architectures.data.cases import open_study
+from trifuse.architectures.data.nifti import read_labels, write_labels
+from trifuse.architectures.data.study import load_case
+from trifuse.architectures.recipes import RecipeError
+from trifuse.architectures.taff_unet.inputs import (
+    ORACLE,
+    EcgRecipe,
+    PriorRecipe,
+    UndividedWall,
+    case_extras,
+    describe_inputs,
+    require_choice,
+)
+from trifuse.architectures.taff_unet.model import TaffUNetConfig
+from trifuse.kernels import DataError
+
+FULL = TaffUNetConfig("full", image_size=32, base_dim=8)
+ORACLE_PRIOR = PriorRecipe("gt")
+
+
+@pytest.fixture
+def study(scar_study, tmp_path):
+    """Return a copy of the study that a test may spoil."""
+    return open_study(shutil.copytree(scar_study, tmp_path / "study"))
+
+
+def without_ecg(study, case_id):
+    """Return the study as if the case's ECG had never been recorded."""
+    cases = [
+        replace(case, clinical=replace(case.clinical, ecg=None, interval_days=None))
+        if case.case_id == case_id
+        else case
+        for case in study.cases
+    ]
+    return replace(study, cases=tuple(cases))
+
+
+def test_the_prior_divides_the_wall_of_its_labels(study):
+    extras = case_extras(study, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
+    for case_id, extra in extras.items():
+        _, labels = load_case(study, study.case(case_id))
+        np.testing.assert_array_equal(extra.prior > 0, labels.voxels >= 2)
+        assert set(np.unique(extra.prior)) <= set(range(18))
+        assert extra.prior.max() >= 12
+
+
+def test_a_predicted_prior_is_not_that_of_the_reference(study, tmp_path):
+    case = study.case("case001")
+    _, truth = load_case(study, case)
+    predicted = np.where(truth.voxels == 3, 2, truth.voxels).astype(np.uint8)
+    predicted[:, :3, :3] = 2  # an island far from the heart
+    predicted[0] = 0
+    write_labels(tmp_path / "case001.nii.gz", predicted, like=truth)
+    prior = case_extras(study, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)[
+        "case001"
+    ].prior
+    assert not prior[0].any()
+    assert not prior[:, :3, :3].any()  # only the largest body is a heart
+    np.testing.assert_array_equal(prior[1:, 3:, 3:] > 0, predicted[1:, 3:, 3:] >= 2)
+
+
+def test_e10_a_first_pass_that_found_no_wall_gives_no_prior_and_says_so(study, tmp_path):
+    _, truth = load_case(study, study.case("case001"))
+    write_labels(tmp_path / "case001.nii.gz", np.zeros_like(truth.voxels), like=truth)
+    extra = case_extras(study, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)["case001"]
+    assert not extra.prior.any()
+    assert any("case001: no prior, because its predicted wall cannot be divided" in note for note in extra.notes)
+
+
+def test_e10_a_reference_without_a_wall_is_refused_with_its_case(study):
+    case = study.case("case001")
+    truth = read_labels(case.label)
+    write_labels(case.label, np.minimum(truth.voxels, 1), like=truth)
+    with pytest.raises(UndividedWall, match="case001: wall"):
+        case_extras(study, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())
+
+
+def test_missing_landmarks_name_the_case_and_the_way_out(study):
+    cases = tuple(replace(case, clinical=replace(case.clinical, rv_inferior=None)) for case in study.cases)
+    lacking = replace(study, cases=cases)
+    with pytest.raises(DataError, match=r"2 problems(.|\n)*case001: insertions(.|\n)*--reference orientation"):
+        case_extras(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
+    extras = case_extras(lacking, ["case001"], FULL, PriorRecipe("gt", reference="orientation"), EcgRecipe())
+    assert extras["case001"].prior.any()
+
+
+def test_b9_a_case_without_an_ecg_brings_zeros_and_says_that_it_has_none(study):
+    lacking = without_ecg(study, "case002")
+    extras = case_extras(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
+    with_ecg, without = extras["case001"].constants, extras["case002"].constants
+    assert with_ecg["ecg"].shape == without["ecg"].shape == (12, 608)
+    assert with_ecg["has_ecg"]
+    assert with_ecg["interval"] == study.case("case001").clinical.interval_days
+    assert with_ecg["ecg"].std() > 0.5
+    assert not without["has_ecg"]
+    assert without["interval"] == 0
+    assert not without["ecg"].any()
+    facts = describe_inputs(extras, FULL, ORACLE_PRIOR)
+    assert facts["ECG"] == "1 case of 2 with one; without: case002"
+    assert ORACLE in facts["Prior"]
+
+
+def test_e6_an_ecg_without_beats_counts_as_absent_or_is_an_error(study):
+    path = study.case("case001").clinical.ecg
+    np.save(path.with_suffix(".npy"), np.zeros((12, 5000), np.float32))
+    extra = case_extras(study, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())["case001"]
+    assert not extra.constants["has_ecg"]
+    assert any("case001: its ECG counts as absent" in note for note in extra.notes)
+    assert "Odd about the inputs" in describe_inputs({"case001": extra}, FULL, ORACLE_PRIOR)
+    with pytest.raises(DataError):
+        case_extras(study, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe(unusable="error"))
+
+
+def test_networks_are_given_what_they_take(study):
+    for setting, prior, ecg in (("baseline", False, False), ("ap", True, False), ("ecg", False, True)):
+        extra = case_extras(study, ["case001"], replace(FULL, setting=setting), ORACLE_PRIOR, EcgRecipe())["case001"]
+        assert (extra.prior is not None, bool(extra.constants)) == (prior, ecg)
+    assert all(isinstance(value, torch.Tensor) for value in extra.constants.values())
+
+
+def test_the_source_of_the_prior_has_no_default():
+    assert PriorRecipe().source is None
+    with pytest.raises(RecipeError, match=r"has no default: 'predicted' \(--prior predicted\)"):
+        require_choice(FULL, PriorRecipe(), strict=False)
+    require_choice(replace(FULL, setting="ecg"), PriorRecipe(), strict=True)
+
+
+def test_e11_strict_refuses_an_oracle():
+    require_choice(FULL, ORACLE_PRIOR, strict=False)
+    require_choice(FULL, PriorRecipe("predicted"), strict=True)
+    with pytest.raises(RecipeError, match="oracle prior, refused because of --strict"):
+        require_choice(FULL, ORACLE_PRIOR, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, "folds must be at least 2, got 1"),
+        ({"angle_deg": 30.0}, "angle_deg is for prior.reference='fixed_angle'"),
+        ({"reference": "fixed_angle"}, "angle_deg is for prior.reference='fixed_angle'"),
+    ],
+)
+def test_priors_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PriorRecipe(**options)
+
+
+def test_an_ecg_needs_a_beat():
+    with pytest.raises(ValueError, match="min_beats must be at least 1, got 0"):
+        EcgRecipe(min_beats=0)
