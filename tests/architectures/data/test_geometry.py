@@ -12,8 +12,8 @@ from trifuse.architectures.data.nifti import new_volume
 SIZES = (5, 6, 7)
 
 
-@pytest.mark.parametrize("signs", product((1, -1), repeat=3))
-@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("signs", list(product((1, -1), repeat=3)))
+@pytest.mark.parametrize("order", list(permutations(range(3))))
 @pytest.mark.parametrize("slice_axis", range(3))
 def test_a_point_is_shown_where_its_voxel_is(order, signs, slice_axis):
     """However a file's axes run, the point (x, y) lies on the voxel with these native indices."""
