@@ -72,10 +72,11 @@ def check_study(study: Study, *, digests: Path | None = None) -> Findings:
     seen = _Seen(study, missing_files(study.cases), [f"{study.root}: {note}" for note in study.notes])
     for case in study.cases:
         if not missing_files([case]):
-            try:
-                seen.look_at(case)
-            except DataError as error:
-                seen.errors.append(error)
+            for look in (seen.look_at, seen.look_at_ecg):
+                try:
+                    look(case)
+                except DataError as error:
+                    seen.errors.append(error)
     seen.look_at_classes()
     if digests is not None:
         _compare_digests(study, Path(digests), seen.errors, seen.warnings)
@@ -122,6 +123,15 @@ class _Seen:
             self.warnings.append(f"{raw.path}: labels: empty mask, no voxel of any target")
         if self.study.others_are_background and self.study.label_map is not None:
             self.background.update(set(np.unique(raw.voxels).tolist()) - {0, *self.study.label_map})
+
+    def look_at_ecg(self, case: Case) -> None:
+        """Read the ECG of a case, if it has one, down to a beat; raises what makes it unusable."""
+        if case.clinical is None or case.clinical.ecg is None:
+            return
+        from .median_beat import load_beat
+
+        beat = load_beat(case.clinical.ecg, rate_hz=case.clinical.ecg_rate_hz)
+        self.warnings += [f"{case.clinical.ecg}: ECG: {note}" for note in beat.notes]
 
     def _look_for_twins(self, case: Case, image: Volume) -> None:
         first = self.voxels.setdefault(_voxel_digest(image), case)

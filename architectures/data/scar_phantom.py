@@ -120,15 +120,12 @@ def _write_case(root: Path, name: str, number: int, seed: int, size: tuple[int, 
 
 def _write_ecg(root: Path, name: str, number: int, ecg: SyntheticEcg, rng: np.random.Generator) -> dict[str, object]:
     """Write a median beat, or a record with its rate in the table, or one that says its rate itself."""
-    kind = number % 3
-    if kind == 0:
-        np.save(root / "ecg" / f"{name}.npy", ecg.median_beat(rng))
-        return {"ecg_path": f"ecg/{name}.npy"}
-    if kind == 1:
-        np.save(root / "ecg" / f"{name}.npy", ecg.record(rng))
-        return {"ecg_path": f"ecg/{name}.npy", "ecg_rate_hz": RATE_HZ}
-    np.savez(root / "ecg" / f"{name}.npz", signal=ecg.record(rng), rate=RATE_HZ)
-    return {"ecg_path": f"ecg/{name}.npz"}
+    signal = ecg.median_beat(rng) if number % 3 == 0 else ecg.record(rng)
+    if number % 3 == 2:
+        np.savez(root / "ecg" / f"{name}.npz", signal=signal, rate=RATE_HZ)
+        return {"ecg_path": f"ecg/{name}.npz"}
+    np.save(root / "ecg" / f"{name}.npy", signal)
+    return {"ecg_path": f"ecg/{name}.npy", "ecg_rate_hz": RATE_HZ}
 
 
 def _scan(
@@ -177,9 +174,9 @@ def _bright(rng: np.random.Generator, territory: float, size: float, value: floa
     return Bright(
         degrees=territory + rng.uniform(-22, 22),
         level=rng.uniform(0.2, 0.75),
-        half_degrees=size * rng.uniform(32, 62),
-        half_level=size * rng.uniform(0.3, 0.6),
-        transmurality=rng.uniform(0.4, 0.95),
+        half_degrees=size * rng.uniform(42, 75),
+        half_level=size * rng.uniform(0.4, 0.8),
+        transmurality=rng.uniform(0.5, 1.0),
         value=value,
     )
 

@@ -82,6 +82,8 @@ def scan_scar_study(root: Path, max_interval_days: float = MAX_INTERVAL_DAYS) ->
         case = line.case(root)
         problems += line.problems
         notes += line.notes
+        if case is None:
+            continue
         if (first := seen.setdefault(case.case_id, number)) != number:
             want = f"a name that line {first} does not have"
             problems.append(DataError(path, f"line {number}, case_id", got=case.case_id, want=want))
@@ -124,8 +126,8 @@ class _Line:
     problems: list[DataError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def case(self, root: Path) -> Case:
-        """Return the case; what cannot be understood is left out of it and becomes a problem."""
+    def case(self, root: Path) -> Case | None:
+        """Return the case, None without an image; what cannot be understood is left out and becomes a problem."""
         name = self.cells["case_id"]
         if not _FILE_NAME.fullmatch(name) or name.startswith("."):
             self._refuse("case_id", want="a name that can be a file's")
@@ -133,12 +135,12 @@ class _Line:
         if image is None and not self.cells["lge_path"]:
             self._refuse("lge_path", want="path of the LGE volume")
         clinical = Clinical(**self._ecg(root), **{name: self._landmark(*pair) for name, pair in _LANDMARKS.items()})
-        return Case(name, name, image or root, self._file(root, "seg_path"), clinical=clinical)
+        label = self._file(root, "seg_path")
+        return None if image is None else Case(name, name, image, label, clinical=clinical)
 
     def part(self) -> str:
         """Return the part of the split, empty if none is named."""
-        part = self.cells.get("split", "").lower()
-        return part
+        return self.cells.get("split", "").lower()
 
     def _refuse(self, column: str, *, want: str, got: object = None, hint: str = "") -> None:
         where = f"line {self.number}, case {self.cells['case_id'] or 'without a name'}: {column}"
