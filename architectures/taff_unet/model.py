@@ -320,8 +320,10 @@ class TaffUNet(Pretrained, nn.Module):
         setting = self.config.setting
         if prior is None:
             if self.config.takes_prior:
-                wanted = f"one-hot AHA segments of shape (B, {SEGMENTS}, H, W)"
-                raise ValueError(f"TaffUNet: setting {setting!r} needs prior, {wanted}; aha17_map makes them")
+                raise ValueError(
+                    f"TaffUNet: setting {setting!r} needs prior, one-hot AHA segments of shape (B, {SEGMENTS}, H, W); "
+                    "aha17_map makes them"
+                )
             return
         if not self.config.takes_prior:
             raise ValueError(f"TaffUNet: setting {setting!r} takes no prior; leave it out, or use 'ap' or 'full'")

@@ -145,7 +145,8 @@ class ScarLoss:
         loss = self.segmentation(outputs.logits, batch, reduce)
         if outputs.gate is None or outputs.reconstruction is None:
             return loss
-        has_ecg, shared = batch.get("has_ecg"), {"sample_weight": batch.get("sample_weight"), "reduce": reduce}
+        has_ecg = batch.get("has_ecg")
+        shared: dict[str, Any] = {"sample_weight": batch.get("sample_weight"), "reduce": reduce}
         ecg = reconstruction_loss(
             outputs.reconstruction, batch["ecg"], has_ecg, mask_padding=self.mask_padding, **shared
         )
