@@ -100,9 +100,10 @@ def _fault(values: np.ndarray, rate_hz: float) -> str:
     span = float(np.ptp(values))
     if span < 1e-3 or longest_run(np.diff(values) == 0) >= values.size // 2:
         return "flat"
+    middle = np.median(values)  # where a lead rests anyway between its beats
     for end in (values.max(), values.min()):
         resting = int((values == end).sum())
-        if resting > max(SATURATED_S * rate_hz, 0.01 * values.size) and abs(end - np.median(values)) > span / 4:
+        if resting > max(SATURATED_S * rate_hz, 0.01 * values.size) and abs(end - middle) > span / 20:
             return f"saturated at {end:.4g} mV"
     return ""
 
