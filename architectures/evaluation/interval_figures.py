@@ -1,118 +1,218 @@
-"""What the days between an ECG and an image do: scores in bins of days, and how much the ECG weighs."""
+"""What the days between ECG and MRI do: Dice per bin of days with and without time, and how far the ECG is believed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trifuse.kernels import ShapeError
+from trifuse.kernels import DataError
 
-from .picture import BLUE, FAINT, INK, LARGE, NORMAL, ORANGE, PURPLE, SKY, SMALL, Picture, new_figure, save_picture
+from .picture import BLUE, FAINT, INK, LARGE, NORMAL, ORANGE, SMALL, Picture, new_figure, save_picture
 from .tables import number
 
-EDGES_DAYS = (0, 7, 14, 21, 30, 60, 90)
-"""Bins are half-open, but for the last, which holds its upper edge; the paper names only 7 to 14 days."""
-_COLOURS = (BLUE, ORANGE, SKY, PURPLE)
+INTERVAL_EDGES_DAYS = (0.0, 7.0, 14.0, 21.0, 30.0, 60.0, 90.0)
+"""Edges of the bins; each holds its first day and not its last, but for the last bin, which holds both."""
+
+_COLOURS, _HATCHES = (BLUE, ORANGE), ("", "//")
+_GRID = "#E3E3E3"
+
+
+@dataclass(frozen=True)
+class IntervalBin:
+    """Cases whose interval lies in one bin.
+
+    Attributes:
+        first_days, last_days: its edges.
+        closed: whether the last edge belongs to it.
+        case_ids: its cases.
+    """
+
+    first_days: float
+    last_days: float
+    closed: bool
+    case_ids: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The bin in days, such as ``[7, 14)``."""
+        return f"[{self.first_days:g}, {self.last_days:g}{']' if self.closed else ')'}"
+
+
+def interval_bins(
+    interval_days: Mapping[str, float], edges_days: Sequence[float] = INTERVAL_EDGES_DAYS
+) -> list[IntervalBin]:
+    """Sort cases into bins of days.
+
+    Args:
+        interval_days: days between ECG and MRI by case.
+        edges_days: rising edges of the bins.
+
+    Raises:
+        DataError: an interval lies in no bin; the message names the cases.
+    """
+    edges = np.asarray(edges_days, np.float64)
+    strangers = {case_id: days for case_id, days in interval_days.items() if not edges[0] <= days <= edges[-1]}
+    if strangers:
+        got = ", ".join(f"{days:g} for {case_id}" for case_id, days in strangers.items())
+        raise DataError("interval figure", "days", got=got, want=f"{edges[0]:g} to {edges[-1]:g}")
+    last = len(edges) - 2
+    chosen = {case_id: min(int((edges <= days).sum()) - 1, last) for case_id, days in interval_days.items()}
+    return [
+        IntervalBin(first, end, index == last, tuple(case_id for case_id, at in chosen.items() if at == index))
+        for index, (first, end) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+    ]
 
 
 def draw_interval_bars(
-    scores: Mapping[str, Sequence[tuple[float, float]]],
+    interval_days: Mapping[str, float],
+    scores: Mapping[str, Mapping[str, float]],
     out: Path,
     *,
-    name: str = "intervals",
-    title: str = "Scar DSC by days between ECG and MRI",
-    edges_days: Sequence[float] = EDGES_DAYS,
+    edges_days: Sequence[float] = INTERVAL_EDGES_DAYS,
+    score_name: str = "scar DSC",
+    name: str = "interval_bars",
 ) -> Picture:
-    """Draw the mean score of each bin of days, groups side by side, each score as a dot, into ``out/<name>.png``.
+    """Draw the mean score per bin of days of one or two models side by side, with a dot for every case.
 
     Args:
-        scores: pairs of days and score by the group's name, such as ``"with time"`` and ``"without time"``.
+        interval_days: days between ECG and MRI by case; cases without an ECG are left out by the caller.
+        scores: by model, such as ``"with time"`` and ``"without time"``, the score of every one of these cases.
         out: folder to write into.
-        name: of the files.
-        title: of the picture.
-        edges_days: of the bins, ascending.
+        edges_days: edges of the bins.
+        score_name: what the scores are.
+        name: of the files, without suffix.
 
     Raises:
-        ShapeError: no group, or a case outside of all bins.
+        DataError: there is no case, an interval lies in no bin, or a model lacks a case's score.
+        ValueError: more than two models.
     """
-    if not scores:
-        raise ShapeError("draw_interval_bars: expected at least one group of scores, got none")
-    bins = {group: _binned(pairs, edges_days) for group, pairs in scores.items()}
-    labels = _bin_labels(edges_days)
-    figure = new_figure(1.25 * len(labels) + 1.6, 3.9)
+    if not 1 <= len(scores) <= len(_COLOURS):
+        raise ValueError(f"expected one or two models, got {len(scores)}")
+    if not interval_days:
+        raise DataError("interval figure", "cases", got="none with an ECG", want="at least one")
+    for model, of_case in scores.items():
+        if absent := [case_id for case_id in interval_days if not np.isfinite(of_case.get(case_id, np.nan))]:
+            raise DataError("interval figure", f"scores of {model}", got=f"none of {', '.join(absent)}", want="all")
+    bins = interval_bins(interval_days, edges_days)
+    figure = new_figure(1.3 * len(bins) + 1.4, 3.8)
     axis = figure.subplots()
-    width = 0.8 / len(bins)
-    for place, (group, members) in enumerate(bins.items()):
-        left = np.arange(len(labels)) - 0.4 + (place + 0.5) * width
-        colour = _COLOURS[place % len(_COLOURS)]
-        means = [float(np.mean(values)) if values else 0.0 for values in members]
-        axis.bar(left, means, 0.92 * width, color=colour, label=group, zorder=2)
-        for x, values in zip(left, members, strict=True):
-            axis.plot([x] * len(values), values, "o", ms=3, mfc="white", mec=INK, mew=0.7, zorder=3)
-    counts = [[len(members[at]) for members in bins.values()] for at in range(len(labels))]
-    words = [f"n = {' / '.join(map(str, dict.fromkeys(n)))}" if any(n) else "no case" for n in counts]
-    axis.set_xticks(range(len(labels)), [f"{label}\n{n}" for label, n in zip(labels, words, strict=True)])
-    axis.set_ylim(0, 1)
-    _dress(axis, title, "Days between ECG and MRI", "DSC, mean; dots are cases")
-    if len(bins) > 1:
-        axis.legend(fontsize=SMALL, frameon=False, ncols=len(bins), loc="upper right", bbox_to_anchor=(1, 1.13))
-    lines = [
-        [group, label, len(values), number(float(np.mean(values))) if values else ""]
-        for group, members in bins.items()
-        for label, values in zip(labels, members, strict=True)
-    ]
-    said = "; ".join(f"{group}, {label}: {mean} (n = {n})" for group, label, n, mean in lines if n)
-    alt = f"Mean DSC in bins of days between ECG and MRI: {said or 'no case'}."
-    return save_picture(figure, out, name, title, alt, ["group", "days", "cases", "mean_dsc"], lines)
+    lines = []
+    for index, (model, of_case) in enumerate(scores.items()):
+        offset = (index - (len(scores) - 1) / 2) * 0.4
+        values = [np.array([of_case[case_id] for case_id in each.case_ids]) for each in bins]
+        _draw_model(axis, offset, values, index, model)
+        lines += [
+            [each.name, model, len(found), *(number(value) for value in _mean_and_sd(found))]
+            for each, found in zip(bins, values, strict=True)
+        ]
+    _dress_bins(axis, bins, score_name)
+    header = ["days", "model", "cases", "mean", "sd"]
+    return save_picture(figure, out, name, _bars_title(score_name), _bars_alt(bins, lines, score_name), header, lines)
 
 
-def draw_gate_weights(days: Mapping[str, float], weights: Mapping[str, float], out: Path) -> Picture:
-    """Draw the weight that the gate gives to each case's ECG against its days, into ``out/gate_weights.png``.
+def draw_gate_weights(
+    interval_days: Mapping[str, float], ecg_weights: Mapping[str, float], out: Path, *, name: str = "gate_weights"
+) -> Picture:
+    """Draw the gate's weight of the ECG against the days between ECG and MRI, a dot for every case.
 
     Args:
-        days: between ECG and image, by case.
-        weights: of the ECG, in [0, 1], by case.
+        interval_days: days by case.
+        ecg_weights: mean weight of the ECG over the slices of each of these cases, 0 to 1.
         out: folder to write into.
+        name: of the files, without suffix.
+
+    Raises:
+        DataError: there is no case, or one has no weight in [0, 1].
     """
-    cases = list(days)
-    x, y = np.array([days[case] for case in cases]), np.array([weights[case] for case in cases])
-    figure = new_figure(6.2, 3.7)
+    if not interval_days:
+        raise DataError("gate figure", "cases", got="none with an ECG", want="at least one")
+    for case_id in interval_days:
+        if not 0 <= ecg_weights.get(case_id, np.nan) <= 1:
+            got = ecg_weights.get(case_id, "nothing")
+            raise DataError("gate figure", f"ECG weight of {case_id}", got=got, want="a number in [0, 1]")
+    days = np.array(list(interval_days.values()), np.float64)
+    weights = np.array([ecg_weights[case_id] for case_id in interval_days])
+    figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
-    axis.axhline(0.5, color=FAINT, lw=0.8, ls="dashed", zorder=1)
-    axis.plot(x, y, "o", ms=6, color=BLUE, mec="white", mew=0.7, zorder=2)
-    margin = max(0.02, 0.15 * float(np.ptp(y)))
-    axis.set_ylim(min(0.5, float(y.min())) - margin, max(0.5, float(y.max())) + margin)
-    axis.set_xlim(-3, max(93.0, float(x.max()) + 3))
-    title = "Weight of the ECG in the fusion's gate"
-    _dress(axis, title, "Days between ECG and MRI", "Weight of the ECG (0.5: as the image)")
-    lines = [[case, number(days[case]), number(weights[case])] for case in cases]
-    alt = f"Weight of the ECG against days, {len(cases)} cases: {y.min():.3f} to {y.max():.3f}, mean {y.mean():.3f}."
-    return save_picture(figure, out, "gate_weights", title, alt, ["case_id", "days", "ecg_weight"], lines)
+    axis.axhline(0.5, color=FAINT, lw=1, ls="--", zorder=1)
+    axis.scatter(days, weights, s=34, color=BLUE, edgecolor="white", linewidth=0.6, zorder=3)
+    _dress(axis, "How far the ECG is believed", "Days between ECG and MRI")
+    axis.set_ylabel("Gate weight of the ECG", fontsize=NORMAL, color=INK)
+    axis.text(1.0, 0.505, "as much as the image", transform=axis.get_yaxis_transform(), ha="right", va="bottom",
+              fontsize=SMALL, color=FAINT)  # fmt: skip
+    lines = [[case_id, number(interval_days[case_id]), number(ecg_weights[case_id])] for case_id in interval_days]
+    alt = (
+        f"Gate weight of the ECG against days between ECG and MRI, {len(days)} cases: from {weights.min():.3f} to "
+        f"{weights.max():.3f}{_trend(days, weights)}."
+    )
+    header = ["case_id", "interval_days", "ecg_weight"]
+    return save_picture(figure, out, name, "Gate weight of the ECG against days", alt, header, lines)
 
 
-def _binned(pairs: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[list[float]]:
-    """Return the scores of each bin."""
-    bins: list[list[float]] = [[] for _ in edges[1:]]
-    for days, score in pairs:
-        if not edges[0] <= days <= edges[-1]:
-            raise ShapeError(f"draw_interval_bars: expected days in [{edges[0]}, {edges[-1]}], got {days:g}")
-        bins[min(int(np.searchsorted(edges, days, side="right")) - 1, len(bins) - 1)].append(score)
-    return bins
+def _draw_model(axis: Any, offset: float, values: Sequence[np.ndarray], index: int, model: str) -> None:
+    """Draw a model's bars, and its cases as dots on them."""
+    filled = [at for at, found in enumerate(values) if len(found)]
+    means = [values[at].mean() for at in filled]
+    places = [at + offset for at in filled]
+    axis.bar(places, means, width=0.38, color=_COLOURS[index], hatch=_HATCHES[index], edgecolor="white", label=model)
+    for place, at in zip(places, filled, strict=True):
+        spread = np.linspace(-0.1, 0.1, len(values[at])) if len(values[at]) > 1 else np.zeros(1)
+        axis.scatter(place + spread, values[at], s=9, color=INK, linewidth=0, zorder=3)
 
 
-def _bin_labels(edges: Sequence[float]) -> list[str]:
-    halves = [f"[{low:g}, {high:g})" for low, high in zip(edges, edges[1:], strict=False)]
-    return [*halves[:-1], halves[-1].replace(")", "]")]
+def _dress_bins(axis: Any, bins: Sequence[IntervalBin], score_name: str) -> None:
+    _dress(axis, _bars_title(score_name), "Days between ECG and MRI, and number of cases")
+    axis.set_xticks(range(len(bins)), [f"{each.name}\nn = {len(each.case_ids)}" for each in bins])
+    axis.set_xlim(-0.6, len(bins) - 0.4)
+    axis.set_ylim(0, 1.02)
+    axis.set_ylabel(score_name, fontsize=NORMAL, color=INK)
+    axis.grid(False, axis="x")
+    for at, each in enumerate(bins):
+        if not each.case_ids:
+            axis.text(at, 0.02, "no case", ha="center", va="bottom", fontsize=SMALL, color=FAINT, rotation=90)
+    figure = axis.get_figure()
+    figure.legend(loc="outside upper right", ncols=2, fontsize=SMALL, frameon=False, labelcolor=INK)
 
 
-def _dress(axis: Any, title: str, x: str, y: str) -> None:
-    axis.set_title(title, fontsize=LARGE, color=INK, loc="left", weight="bold")
-    axis.set_xlabel(x, fontsize=NORMAL, color=INK)
-    axis.set_ylabel(y, fontsize=NORMAL, color=INK)
-    axis.tick_params(labelsize=SMALL, labelcolor=INK)
-    axis.grid(axis="y", color="#DDDDDD", lw=0.6, zorder=0)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+def _dress(axis: Any, title: str, x_label: str) -> None:
+    axis.set_title(title, fontsize=LARGE, color=INK, loc="left", weight="bold", pad=8)
+    axis.set_xlabel(x_label, fontsize=NORMAL, color=INK)
+    axis.tick_params(labelsize=SMALL, colors=INK)
+    axis.grid(True, color=_GRID, lw=0.8)
+    axis.set_axisbelow(True)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(FAINT)
+
+
+def _mean_and_sd(values: np.ndarray) -> tuple[float, float]:
+    """Return mean and sample standard deviation, NaN where there are too few."""
+    return (
+        float(values.mean()) if len(values) else float("nan"),
+        float(values.std(ddof=1)) if len(values) > 1 else float("nan"),
+    )
+
+
+def _bars_title(score_name: str) -> str:
+    return f"Mean {score_name} by days between ECG and MRI"
+
+
+def _bars_alt(bins: Sequence[IntervalBin], lines: Sequence[Sequence[Any]], score_name: str) -> str:
+    parts = []
+    for each in bins:
+        means = [f"{float(line[3]):.3f} {line[1]}" for line in lines if line[0] == each.name]
+        parts.append(
+            f"{each.name} {', '.join(means)} (n = {len(each.case_ids)})" if each.case_ids else f"{each.name} no case"
+        )
+    return f"{_bars_title(score_name)}: {'; '.join(parts)}."
+
+
+def _trend(days: np.ndarray, weights: np.ndarray) -> str:
+    """Say how the weight goes along with the days, where both vary."""
+    if len(days) < 3 or np.ptp(days) == 0 or np.ptp(weights) == 0:
+        return ""
+    return f"; its correlation with the days is {np.corrcoef(days, weights)[0, 1]:.2f}"
