@@ -28,7 +28,7 @@ from .train import TaffUNetRecipe, paper_data, train
 SIZE, SLICES = 96, 8  # pixels of a slice's side, and slices of a case
 PARTS = (26, 4, 10)  # cases that train, validate and test
 BASE_DIM = 8
-EPOCHS = 12
+EPOCHS, FIRST_PASS_EPOCHS = 12, 4
 SAMPLES_PER_EPOCH = 320
 ECG_EPOCHS = 30
 FOLDS = 2
@@ -73,7 +73,12 @@ def demo_recipe(
             seed=seed,
         ),
         parts=PartsRecipe(ecg_lr=4e-4, fusion_lr=4e-3),
-        prior=PriorRecipe("gt" if oracle else "predicted", labels=None if labels is None else str(labels), folds=FOLDS),
+        prior=PriorRecipe(
+            "gt" if oracle else "predicted",
+            labels=None if labels is None else str(labels),
+            folds=FOLDS,
+            first_pass_epochs=FIRST_PASS_EPOCHS,
+        ),
         ecg_warmup_epochs=3.0,
     )
 
