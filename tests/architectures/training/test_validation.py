@@ -74,6 +74,14 @@ def test_a_class_that_is_nowhere_does_not_count():
     assert math.isnan(SliceValidation(empty, ("background", "one"), 1)(Answer(2))["dice"])
 
 
+def test_pixels_whose_target_is_negative_do_not_count():
+    slices = random_slices(3, ["a", "b", "b"])
+    whole = SliceValidation(slices, ("background", "one", "two"), 2)(Answer(3))
+    twice = Slices(*(torch.cat([part, part]) for part in (slices.answers, slices.targets)), slices.cases * 2)
+    twice.targets[:3, :4], twice.targets[3:, 4:] = -1, -1  # each pixel is shown twice, and counts once
+    assert SliceValidation(twice, ("background", "one", "two"), 2)(Answer(3)) == pytest.approx(whole)
+
+
 def test_one_logit_is_a_sigmoid():
     slices = random_slices(2, ["a", "b", "b"])
     two = SliceValidation(slices, ("background", "one"), 2)(Answer(2))
