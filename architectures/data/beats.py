@@ -73,7 +73,7 @@ def load_beats(sources: Sequence[BeatSource], *, min_beats: int = 3) -> tuple[li
         try:
             beat = load_beat(source.path, rate_hz=source.rate_hz, min_beats=min_beats)
         except DataError as error:
-            left_out.append(LeftOut(source.record, str(error)))
+            left_out.append(LeftOut(source.record, str(error).replace(f"{source.path.parent}/", "")))
             continue
         ecg = network_ecg(beat)  # zero in leads that are not usable or do not vary
         beats.append(NetworkBeat(source.record, ecg, (ecg != 0).any(1), tuple(beat.notes)))

@@ -52,7 +52,8 @@ def draw_lead_attention(
         image = _draw_map(axis, group if len(maps) > 1 else "", weights, leads, low, high)
     for axis in axes.flat[len(maps) :]:
         axis.set_axis_off()
-    _colour_bar(figure, image, axes, f"Attention weight (all alike: {1 / len(leads):.3f})")
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=30)
+    _label_bar(bar, f"Attention weight (all alike: {1 / len(leads):.3f})")
     header = ["group", "looking_lead", *leads]
     lines = (
         [group, lead, *(number(weight) for weight in row)]
@@ -92,11 +93,11 @@ def draw_temporal_attention(
         got = f"{beat.shape} and {np.shape(temporal)}"
         raise ShapeError(f"draw_temporal_attention: expected a beat (12, T) and weights (12, M, M), got {got}")
     time_ms = times_ms(beat.shape[1], rate_hz, start_ms)
-    figure, axes = lead_axes(title, time_ms, beat)
+    figure, axes, bar = lead_axes(title, time_ms, beat, bar=True)
     scale = float(received.min()), float(received.max())
     for axis, trace, share in zip(axes, beat, received, strict=True):
         lines = _draw_trace(axis, time_ms, trace, share, scale)
-    _colour_bar(figure, lines, axes, "Attention received / equal share")
+    _label_bar(figure.colorbar(lines, cax=bar), "Attention received / equal share")
     rows = (
         [lead, number(at), number(value), number(weight)]
         for lead, trace, weights in zip(LEADS, beat, received, strict=True)
@@ -170,8 +171,7 @@ def _trace_colours() -> Any:
     return LinearSegmentedColormap.from_list("attention", ["#A9B8C6", "#5B6BB5", "#8E2F8F", "#D1495B", "#E07A00"])
 
 
-def _colour_bar(figure: Any, image: Any, axes: Any, label: str) -> None:
-    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=30)
+def _label_bar(bar: Any, label: str) -> None:
     bar.set_label(label, fontsize=NORMAL, color=INK)
     bar.ax.tick_params(labelsize=SMALL, colors=INK)
     bar.outline.set_visible(False)

@@ -53,11 +53,11 @@ def draw_reconstruction(
     used = np.asarray(usable, bool)
     errors = relative_errors(beat, reconstruction, used)
     time_ms = times_ms(beat.shape[1], rate_hz, start_ms)
-    figure, axes = lead_axes(title, time_ms, np.stack((beat, reconstruction))[:, used])
+    figure, axes, _ = lead_axes(title, time_ms, np.stack((beat, reconstruction))[:, used])
     for lead, axis in enumerate(axes):
         _draw_lead(axis, time_ms, beat[lead], reconstruction[lead], errors[lead])
     handles, labels = axes[int(used.argmax())].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=NORMAL, frameon=False, labelcolor=INK)
+    figure.legend(handles, labels, loc="upper right", ncols=2, fontsize=NORMAL, frameon=False, labelcolor=INK)
     rows = (
         [lead, number(at), number(value), number(again)]
         for lead, trace, other in zip(LEADS, beat, reconstruction, strict=True)

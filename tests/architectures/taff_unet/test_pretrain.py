@@ -1,0 +1,291 @@
+"""Training the ECG autoencoder: which records are read, what counts, what is reported, and a record never seen."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.architectures.data.test_beats import median
+from trifuse.architectures.data.beats import NetworkBeat
+from trifuse.architectures.data.scar_phantom import write_scar_phantom
+from trifuse.architectures.evaluation.ecg_report import reconstruct
+from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig
+from trifuse.architectures.taff_unet.pretrain import (
+    BeatValidation,
+    EcgData,
+    EcgRecipe,
+    ReconstructionLoss,
+    build_network,
+    fit_network,
+    prepare_beats,
+    train,
+    training_defaults,
+)
+from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.run_folder import OutputFolderError
+from trifuse.kernels import CheckpointError, DataError
+
+SMALL = EcgAutoencoderConfig(base_dim=2, z_dim=8)
+
+
+def recipe(root: Path, *, epochs: int = 2, **changes) -> EcgRecipe:
+    data = changes.pop("data", {})
+    training = Recipe(epochs=epochs, batch_size=2, lr=3e-3, device="cpu")
+    return EcgRecipe(data=EcgData(root=str(root), **data), network=SMALL, training=training, **changes)
+
+
+@pytest.fixture
+def records(tmp_path) -> Path:
+    """A folder of four median beats and one file that is none."""
+    folder = tmp_path / "records"
+    folder.mkdir()
+    for number in range(4):
+        np.save(folder / f"r{number}.npy", median(number).astype(np.float32))
+    (folder / "broken.npy").write_bytes(b"no array")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_scar_phantom(folder, 5, 0, (32, 32, 3), val=1, test=1)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def names(data: EcgData) -> dict[str, list[str]]:
+    return {part: [source.record for source in sources] for part, sources in data.sources().items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- a run
+
+
+def test_from_records_to_a_report(records, tmp_path):
+    out = tmp_path / "run"
+    plan = recipe(records, data={"test_records": ("r1",), "val_records": ("r3",)})
+    report = train(plan, out, command=["trifuse", "train", "ecg", str(records)])
+    assert report == out / "report.md"
+    best = EcgAutoencoder.from_pretrained(out / "best")
+    text = report.read_text()
+    errors = {row["record"]: row for row in rows(out / "reconstruction.csv")}
+    assert {name: row["part"] for name, row in errors.items()} == {
+        "r0": "train",
+        "r2": "train",
+        "r3": "val",
+        "r1": "test",
+    }
+    beat = next(beat for beat in prepare_beats(plan).parts["test"])
+    again = best(beat.ecg[None])[0, :, 4:-4]
+    mine = ((again - beat.ecg[:, 4:-4]) ** 2).mean(1)  # of a z-scored lead: relative to predicting zero
+    assert float(errors["r1"]["V3"]) == pytest.approx(mine[8].item(), rel=1e-4)
+    assert float(errors["r1"]["all_leads"]) == pytest.approx(mine.mean().item(), rel=1e-4)
+    assert f"**Reconstruction error {mine.mean():.3f}** of that of a flat line, over 1 test record." in text
+    assert "**1 record left out**" in text
+    assert re.search(r"\| broken \| training \|", text)
+    status = {row["record"]: row["status"] for row in rows(out / "records.csv")}
+    assert status == {"r0": "used", "r1": "used", "r2": "used", "r3": "used", "broken": "left out"}
+    for picture in ("reconstruction_1", "lead_attention", "temporal_attention", "curves"):
+        assert (out / "figures" / f"{picture}.png").stat().st_size > 10_000
+        assert f"figures/{picture}.png" in text
+    assert str(tmp_path) not in text
+    assert "on the validation records" in text
+    log = rows(out / "log.csv")
+    scores = [float(row["val_explained"]) for row in log]
+    validation = BeatValidation(prepare_beats(plan).parts["val"], 4)(best)
+    assert max(scores) == pytest.approx(validation["explained"], abs=1e-6)
+    assert float(log[0]["val_reconstruction_loss"]) == pytest.approx(1 - scores[0])
+
+
+def fitted(plan: EcgRecipe, out: Path) -> list[dict[str, str]]:
+    """Train without a report; return the rows of the log."""
+    fit_network(build_network(plan), plan, prepare_beats(plan), out)
+    return rows(out / "log.csv")
+
+
+def test_a_run_repeats_itself_and_its_folder_is_its_own(records, tmp_path):
+    plan = recipe(records, lead_masking=0.4, mixing=0.5)
+    logs = [fitted(plan, tmp_path / name) for name in ("a", "b")]
+    states = [EcgAutoencoder.from_pretrained(tmp_path / name / "best").state_dict() for name in ("a", "b")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert logs[0][-1]["loss"] == logs[1][-1]["loss"] != fitted(recipe(records), tmp_path / "c")[-1]["loss"]
+    with pytest.raises(OutputFolderError, match="pass --resume to continue it"):
+        train(plan, tmp_path / "a")
+    with pytest.raises(OutputFolderError, match="lead_masking"):
+        train(recipe(records, mixing=0.5), tmp_path / "a", resume=True)
+
+
+def test_it_learns(records, tmp_path):
+    plan = recipe(records, epochs=12, lead_masking=0.0)
+    log = fitted(replace(plan, training=replace(plan.training, lr=2e-2)), tmp_path / "run")
+    assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
+
+
+# ----------------------------------------------------------------------------------------------- which ECGs are read
+
+
+def test_only_the_training_cases_of_a_study_are_read(study, tmp_path):
+    data = EcgData(root=str(study))
+    split = {row["case_id"]: row["split"] for row in rows(study / "cases.csv")}
+    assert data.found_kind == "study"
+    assert names(data) == {"train": [case for case, part in split.items() if part == "train"], "val": [], "test": []}
+    assert len(names(data)["train"]) == 3
+    own = tmp_path / "study"
+    own.mkdir()
+    for folder in ("lge", "seg"):
+        (own / folder).symlink_to(study / folder)
+    (own / "ecg").mkdir()
+    (own / "cases.csv").write_bytes((study / "cases.csv").read_bytes())
+    for row in rows(study / "cases.csv"):  # the others' ECGs could not be read without an error or a word
+        content = (study / row["ecg_path"]).read_bytes() if row["split"] == "train" else b"never to be read"
+        (own / row["ecg_path"]).write_bytes(content)
+    beats = prepare_beats(recipe(own))
+    assert {part: len(found) for part, found in beats.parts.items()} == {"train": 3, "val": 0, "test": 0}
+    assert not any(beats.left_out.values())
+    assert beats.validated_on == "train"
+
+
+def test_a_study_needs_a_split(study, tmp_path):
+    text = (study / "cases.csv").read_text()
+    for folder in ("lge", "seg", "ecg"):
+        (tmp_path / folder).symlink_to(study / folder)
+    table = rows(study / "cases.csv")
+    with open(tmp_path / "cases.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, [name for name in table[0] if name != "split"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(table)
+    assert "split" in text
+    with pytest.raises(DataError, match="lest test cases be fitted"):
+        EcgData(root=str(tmp_path)).sources()
+    split = {"train": ["case002", "case004"], "val": ["case001", "case003"], "test": ["case005"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    assert names(EcgData(root=str(tmp_path), split=str(tmp_path / "split.json")))["train"] == ["case002", "case004"]
+
+
+def test_folds_of_ptb_xl(trifuse_data):
+    data = EcgData(root=str(trifuse_data / "ptbxl_subset"), also=(str(trifuse_data / "ptbdb_s0010"),))
+    assert data.found_kind == "ptbxl"
+    assert names(data) == {"train": ["1", "6001", "6002", "6005", "s0010_re"], "val": [], "test": ["6000", "6004"]}
+    moved = replace(data, val_records=("6004", "6001"), test_records=("s0010*",))
+    expected = {"train": ["1", "6002", "6005"], "val": ["6004", "6001"], "test": ["6000", "s0010_re"]}
+    assert names(moved) == expected
+    with pytest.raises(DataError, match="none of that name"):
+        replace(data, test_records=("7*",)).sources()
+
+
+def test_records_and_patterns(records):
+    beats = prepare_beats(recipe(records))
+    assert [missed.record for missed in beats.left_out["train"]] == ["broken"]
+    assert names(EcgData(root=str(records), test_records=("r[12]",))) == {
+        "train": ["broken", "r0", "r3"],
+        "val": [],
+        "test": ["r1", "r2"],
+    }
+    with pytest.raises(DataError, match="training records"):
+        EcgData(root=str(records), test_records=("*",)).sources()
+    with pytest.raises(DataError, match="none that can be used"):
+        prepare_beats(recipe(records, data={"test_records": ("r*",)}))
+
+
+# ------------------------------------------------------------------------------------------------------ what counts
+
+
+def test_leads_that_are_not_usable_do_not_count():
+    generator = torch.Generator().manual_seed(0)
+    target, drawn = (torch.randn(2, 12, 608, generator=generator) for _ in range(2))
+    usable = torch.ones(2, 12, dtype=torch.bool)
+    usable[0, :9] = False
+    batch = {"target": target, "usable": usable, "sample_weight": torch.ones(2)}
+    loss = ReconstructionLoss()(drawn, batch, None)
+    errors = (drawn - target).square().mean(2)
+    torch.testing.assert_close(loss, (errors[0, 9:].mean() + errors[1].mean()) / 2)
+    batch["sample_weight"] = torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(ReconstructionLoss()(drawn, batch, None), errors[1].mean())
+    inner = (drawn - target)[1, :, 4:-4].square().mean()
+    torch.testing.assert_close(ReconstructionLoss(mask_padding=True)(drawn, batch, None), inner)
+
+
+class Flat(torch.nn.Module):
+    """Predicts a constant."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(value))
+
+    def forward(self, ecg):
+        return self.value.expand_as(ecg)
+
+
+def test_a_flat_line_has_error_one():
+    ecg = torch.zeros(12, 608)
+    inner = torch.randn(12, 600, generator=torch.Generator().manual_seed(0))
+    ecg[:, 4:-4] = (inner - inner.mean(1, keepdim=True)) / inner.std(1, correction=0, keepdim=True)
+    ecg[5] = 0
+    beat = NetworkBeat("r", ecg, (ecg != 0).any(1))
+    assert BeatValidation([beat], 4)(Flat(0.0)) == pytest.approx({"explained": 0.0, "reconstruction_loss": 1.0})
+    assert BeatValidation([beat, beat], 1)(Flat(0.5))["reconstruction_loss"] == pytest.approx(1.25)
+    assert np.isnan(reconstruct(Flat(0.0), [beat])[1]).tolist() == [[lead == 5 for lead in range(12)]]
+
+
+# ---------------------------------------------------------------------------------------------- recipes, starting
+
+
+def test_defaults():
+    training = EcgRecipe().training
+    assert (training.optimizer, training.weight_decay, training.betas) == ("adamw", 5e-5, (0.9, 0.95))
+    assert (training.lr, training.batch_size, training.epochs) == (1e-3, 128, 300)
+    assert training.warmup_epochs == pytest.approx(60)
+    assert training_defaults(study=True) == {
+        "training.epochs": 100,
+        "training.warmup_epochs": pytest.approx(20),
+        "training.lr": 1e-4,
+    }
+    assert training_defaults(study=False, epochs=10) == {
+        "training.epochs": 10,
+        "training.warmup_epochs": pytest.approx(2),
+    }
+
+
+def test_starting_from_a_trained_autoencoder(records, tmp_path):
+    model = EcgAutoencoder(replace(SMALL, lead_layout="upstream", init_seed=9))
+    model.save_pretrained(tmp_path / "init")
+    start = EcgRecipe(data=EcgData(root=str(records)), init=str(tmp_path / "init"))
+    loaded = build_network(start)
+    assert loaded.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    tiny = replace(start.training, epochs=1, batch_size=4, lr=1e-9, warmup_epochs=0, device="cpu")
+    report = train(replace(start, training=tiny), tmp_path / "run").read_text()
+    assert "the autoencoder in init" in report
+    assert "**which it was trained on**" in report
+    tuned = EcgAutoencoder.from_pretrained(tmp_path / "run" / "best")
+    torch.testing.assert_close(tuned.encoder.mean_head.weight, model.encoder.mean_head.weight, atol=1e-6, rtol=0)
+    with pytest.raises(CheckpointError, match="leave network to init"):
+        build_network(replace(start, network=replace(SMALL, z_dim=4)))
+    EcgAutoencoder(EcgAutoencoderConfig(time_steps=64, base_dim=2)).save_pretrained(tmp_path / "short")
+    with pytest.raises(CheckpointError, match="beats of 64 samples, not 608"):
+        build_network(replace(start, init=str(tmp_path / "short")))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EcgRecipe(network=EcgAutoencoderConfig(time_steps=64)), "network.time_steps must be 608"),
+        (lambda: EcgRecipe(lead_masking=1.0), r"lead_masking must be in \[0, 1\), got 1.0"),
+        (lambda: EcgRecipe(mixing=-0.5), r"mixing must be in \[0, 1\), got -0.5"),
+        (lambda: EcgData(kind="folder"), "kind must be one of 'auto', 'ptbxl', 'study', 'records', got 'folder'"),
+        (lambda: EcgData(min_beats=0), "min_beats must be at least 1, got 0"),
+    ],
+)
+def test_refused_recipes(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
