@@ -288,7 +288,7 @@ def report_run(
     conventions: Sequence[str] = ("strict",),
     per_slice: bool = False,
     facts: Mapping[str, str] | None = None,
-    draw: Callable[[Path, Path], Sequence[Picture]] = lambda log, folder: (),
+    draw: Callable[[Path, Evaluation, Path], Sequence[Picture]] = lambda log, scored, folder: (),
     paper_tables: Sequence[PaperTable] = (),
     paper: str = "",
 ) -> Path:
@@ -306,7 +306,7 @@ def report_run(
         conventions: of empty masks and distances; several are shown side by side, the first gives the headline.
         per_slice: also score each slice by itself.
         facts: more facts about the run.
-        draw: draws what only this network has, from the log into a folder.
+        draw: draws what only this network has, from the log and the scores of the headline into a folder.
         paper_tables: what the publication reports.
         paper: how to cite it.
     """
@@ -340,7 +340,7 @@ def report_run(
         out,
         title=title,
         evaluations=evaluations,
-        pictures=[*overlays, draw_training_curves(log, figures), *draw(log, figures)],
+        pictures=[*overlays, draw_training_curves(log, figures), *draw(log, evaluations[0], figures)],
         facts={
             **describe_data(data.study, splits),
             "Slices": _describe_slices(data.train_set, recipe),

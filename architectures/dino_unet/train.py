@@ -117,7 +117,7 @@ def _describe(best: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData) -> dic
         "title": _title(recipe),
         "per_slice": True,
         "facts": _describe_encoder(best, recipe.network.encoder_checkpoint),
-        "draw": lambda log, folder: _draw_blocks(best, log, folder),
+        "draw": lambda log, scored, folder: _draw_blocks(best, log, folder),
         "paper_tables": paper_tables(len(data.study.class_names) - 1),
         "paper": PAPER,
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 
 from ..ablation import scores_of_runs, train_all, write_ablation
 from ..demonstration import one_thread
@@ -19,7 +18,7 @@ from . import pretrain
 from .demo import BASE_DIM, SIZE, demo_recipe, draw_time_bars, ecg_recipe, write_demo_study
 from .first_pass import first_pass
 from .inputs import ORACLE
-from .report import SCAR
+from .report import SCAR, scar_dsc
 from .train import TaffUNetRecipe, train
 
 COLUMNS = ("setting", "prior")
@@ -111,7 +110,10 @@ def _caption(study: Path | None, labels: Path, epochs: int, seeds: int) -> str:
 
 def _p_values(runs: Mapping[tuple[str, ...], Sequence[Path]]) -> dict[tuple[str, ...], str]:
     """Test each row's cases against the baseline's."""
-    means = {row: _case_means(folders) for row, folders in runs.items()}
+    means = {
+        row: scar_dsc(scored for run in folders for scored in read_case_table(run / "test_cases.csv"))
+        for row, folders in runs.items()
+    }
     baseline = means[BASELINE]
     return {
         row: "-"
@@ -119,13 +121,3 @@ def _p_values(runs: Mapping[tuple[str, ...], Sequence[Path]]) -> dict[tuple[str,
         else format_p(paired_t_test([*baseline.values()], [of[case] for case in baseline]).p)
         for row, of in means.items()
     }
-
-
-def _case_means(runs: Sequence[Path]) -> dict[str, float]:
-    """Return the DSC of the scar of each test case, mean over the seeds."""
-    scores: dict[str, list[float]] = {}
-    for run in runs:
-        for row in read_case_table(run / "test_cases.csv"):
-            if row.class_name == SCAR:
-                scores.setdefault(row.case_id, []).append(row.scores["dsc"])
-    return {case_id: mean(values) for case_id, values in scores.items()}

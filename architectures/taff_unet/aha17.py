@@ -92,6 +92,7 @@ def aha17_labels(
         ValueError: an unknown word for ``reference`` or ``centre``.
         DataError: there is no wall, it closes in no slice, ``base_first`` contradicts the cavity, or an insertion is
             missing.
+        MissingExtra: scipy is not installed.
     """
     _check_word("reference", reference, Reference)
     _check_word("centre", centre, Centre)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trifuse.kernels import DataError, ShapeError
+from trifuse.kernels import DataError, MissingExtra, ShapeError
 
 WHAT = "AHA-17 segments"
 Reference = Literal["landmarks", "rv_mask", "orientation", "fixed_angle"]
@@ -206,8 +207,7 @@ def _contact_begin(
     rv_mask: NDArray[np.bool_], plane: Plane, centre: NDArray[np.float64], filled: NDArray[np.bool_], turn: int
 ) -> float | None:
     """Return the direction of the first pixel of the right ventricle's largest part that lies at the left one."""
-    from scipy import ndimage
-
+    ndimage = scipy_ndimage()
     parts, number = ndimage.label(rv_mask)
     if not number:
         return None
@@ -220,3 +220,16 @@ def _contact_begin(
     along = np.sort(turn * plane.degrees(contact - centre))
     gaps = np.diff(along, append=along[0] + 360)
     return float(turn * along[(gaps.argmax() + 1) % len(along)])
+
+
+def scipy_ndimage() -> ModuleType:
+    """Return ``scipy.ndimage``.
+
+    Raises:
+        MissingExtra: scipy is not installed.
+    """
+    try:
+        from scipy import ndimage
+    except ImportError:
+        raise MissingExtra("scipy", "med", "dividing a heart into segments") from None
+    return ndimage

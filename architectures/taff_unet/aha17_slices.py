@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trifuse.kernels import DataError
 
-from .aha17_angles import WHAT, Plane
+from .aha17_angles import WHAT, Plane, scipy_ndimage
 
 LEVELS = ("basal", "mid", "apical", "apex")
 APEX_PIXELS = 10  # a cavity of fewer is none
@@ -56,9 +56,7 @@ def look_at_slices(wall: NDArray[np.bool_], cavity: NDArray[np.bool_], plane: Pl
     A slice's body is the part of it that holds most of its cavity, so that an island moves no centre; without a cavity
     it is all the wall.
     """
-    from scipy import ndimage
-
-    depth = len(wall)
+    ndimage, depth = scipy_ndimage(), len(wall)
     filled = np.zeros_like(wall)
     centres, coverage = np.full((depth, 2), np.nan), np.zeros(depth)
     for index in np.flatnonzero(wall.any((1, 2))):
@@ -75,14 +73,12 @@ def look_at_slices(wall: NDArray[np.bool_], cavity: NDArray[np.bool_], plane: Pl
 
 def _coverage(wall: NDArray[np.bool_], centre: NDArray[np.float64], plane: Plane) -> float:
     """Return the share of the directions whose ray meets the wall; rays find thin walls of few pixels, too."""
-    from scipy import ndimage
-
     directions = np.deg2rad((np.arange(RAYS) + 0.5) * 360 / RAYS)
     reach_mm = np.linalg.norm(plane.to_mm(np.argwhere(wall) - centre), axis=1).max()
     radii = np.arange(0, reach_mm + plane.pixel_mm, plane.pixel_mm / 2)
     rays = radii[:, None, None] * np.stack([np.cos(directions), np.sin(directions)], -1)  # (radii, RAYS, 2)
     places = np.moveaxis(plane.to_index(rays) + centre, -1, 0)
-    met = ndimage.map_coordinates(wall.astype(np.uint8), places, order=0, mode="constant").any(0)
+    met = scipy_ndimage().map_coordinates(wall.astype(np.uint8), places, order=0, mode="constant").any(0)
     return float(met.mean())
 
 
@@ -107,8 +103,9 @@ def order_slices(
     half = len(pixels) // 2
     first, last = (int(pixels[:half].sum()), int(pixels[-half:].sum())) if half else (0, 0)
     if base_first is not None:
-        near, far, apical = (first, last, slices.closed[-1]) if base_first else (last, first, slices.closed[0])
+        near, far = (first, last) if base_first else (last, first)
         if far > REVERSED * near:
+            apical = slices.closed[-1 if base_first else 0]
             raise DataError(
                 WHAT,
                 f"order of the slices, base_first={base_first}",

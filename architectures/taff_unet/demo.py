@@ -12,6 +12,7 @@ from ..demonstration import one_thread, print_results
 from ..evaluation.interval_figures import draw_interval_bars
 from ..evaluation.picture import Picture
 from ..evaluation.report import REPORT, add_picture
+from ..evaluation.tables import read_case_table
 from ..jobs import run_each
 from ..run import claim_folder, open_split
 from ..training.recipe import Recipe
@@ -22,13 +23,13 @@ from .inputs import PriorRecipe
 from .model import TaffUNetConfig
 from .optimisation import PartsRecipe
 from .pretrain import EcgData, EcgRecipe
-from .report import scores_by_interval
+from .report import interval_days, scar_dsc
 from .train import TaffUNetRecipe, paper_data, train
 
 SIZE, SLICES = 96, 8  # pixels of a slice's side, and slices of a case
 PARTS = (26, 4, 10)  # cases that train, validate and test
 BASE_DIM = 8
-EPOCHS, FIRST_PASS_EPOCHS = 12, 4
+EPOCHS, FIRST_PASS_EPOCHS = 12, 8
 SAMPLES_PER_EPOCH = 320
 ECG_EPOCHS = 30
 FOLDS = 2
@@ -125,9 +126,12 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequ
 
 def draw_time_bars(runs: Mapping[str, Sequence[Path]], recipe: TaffUNetRecipe, figures: Path) -> Picture:
     """Draw the DSC of the scar in each bin of days, for groups of runs, into ``with_and_without_time.png``."""
-    study = recipe.data.open()
-    scores = {name: [pair for run in some for pair in scores_by_interval(run, study)] for name, some in runs.items()}
-    return draw_interval_bars(scores, figures, name="with_and_without_time")
+    scores = {
+        name: scar_dsc(row for run in some for row in read_case_table(run / "test_cases.csv"))
+        for name, some in runs.items()
+    }
+    days = interval_days(recipe.data.open(), next(iter(scores.values())))
+    return draw_interval_bars(days, scores, figures, name="with_and_without_time")
 
 
 def _train(recipe: TaffUNetRecipe, out: Path, command: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from ..evaluation.bullseye import draw_bullseyes
 from ..evaluation.ecg_attention_figures import draw_lead_attention, draw_temporal_attention
 from ..evaluation.interval_figures import draw_gate_weights, draw_interval_bars
 from ..evaluation.picture import Picture
-from ..evaluation.scoring import prediction_path
-from ..evaluation.tables import number, read_case_table, write_csv
+from ..evaluation.report import Evaluation
+from ..evaluation.scoring import Row, prediction_path
+from ..evaluation.tables import number, write_csv
 from ..run import FIRST_PASS_FOLDER, PreparedData
 from ..training.batches import on_device
 from ..training.loop import EXTRAS
@@ -35,34 +36,55 @@ BURDEN_TABLE = "scar_burden.csv"
 _SLICES_AT_ONCE = 16
 
 
-def draw_pictures(run: Path, model: TaffUNet, data: PreparedData, prior: PriorRecipe, figures: Path) -> list[Picture]:
-    """Draw all that a finished run has to show of its test cases, as far as its setting and its study have it.
+def draw_pictures(
+    run: Path, model: TaffUNet, data: PreparedData, prior: PriorRecipe, scored: Evaluation, figures: Path
+) -> list[Picture]:
+    """Draw all that a finished run has to show of the cases that it scored, as far as its setting and study have it.
 
     Args:
-        run: the run's folder, with ``predictions/test`` and ``test_cases.csv``.
+        run: the run's folder, with ``predictions/<part>``.
         model: the network.
         data: what it was trained and tested on.
         prior: where its prior comes from, and where angles start.
+        scored: the scores of a part of the split.
         figures: folder to draw into.
     """
-    cases = [data.study.case(case_id) for case_id in data.split.test]
-    if not cases or SCAR not in data.study.class_names:
+    if SCAR not in data.study.class_names:
         return []
-    pictures = [*_bullseyes(run, data.study, cases, prior, figures)]
+    cases = [data.study.case(case_id) for case_id in dict.fromkeys(row.case_id for row in scored.rows)]
+    sources = {"first pass": first_pass_labels(run, prior), "this network": run / "predictions" / scored.name}
+    pictures = _bullseyes(sources, data, cases, prior, figures)
     with_ecg = [case for case in cases if model.config.takes_ecg and data.extras[case.case_id].constants["has_ecg"]]
     if with_ecg:
-        days = {case.case_id: case.clinical.interval_days for case in with_ecg}
+        days = interval_days(data.study, [case.case_id for case in with_ecg])
         pictures += _attention(model, data, with_ecg, figures)
         pictures.append(draw_gate_weights(days, gate_weights(model, data, list(days)), figures))
-        pictures.append(draw_interval_bars({"this network": scores_by_interval(run, data.study)}, figures))
+        pictures.append(draw_interval_bars(days, {"this network": scar_dsc(scored.rows)}, figures))
     return pictures
 
 
-def scores_by_interval(run: Path, study: Study) -> list[tuple[float, float]]:
-    """Return (days between ECG and image, DSC of the scar) of every test case of a run that has an ECG."""
-    rows = [row for row in read_case_table(run / "test_cases.csv") if row.class_name == SCAR]
-    intervals = [clinical and clinical.interval_days for clinical in (study.case(row.case_id).clinical for row in rows)]
-    return [(days, row.scores["dsc"]) for days, row in zip(intervals, rows, strict=True) if days is not None]
+def interval_days(study: Study, case_ids: Iterable[str]) -> dict[str, float]:
+    """Return the days between ECG and image of the cases that have an ECG."""
+    known = {case_id: study.case(case_id).clinical for case_id in case_ids}
+    return {
+        case_id: clinical.interval_days
+        for case_id, clinical in known.items()
+        if clinical is not None and clinical.interval_days is not None
+    }
+
+
+def scar_dsc(rows: Iterable[Row]) -> dict[str, float]:
+    """Return the DSC of the scar of each case, the mean over runs where several have scored it."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row.class_name == SCAR:
+            scores.setdefault(row.case_id, []).append(row.scores["dsc"])
+    return {case_id: sum(values) / len(values) for case_id, values in scores.items()}
+
+
+def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:
+    """Return the folder of the label maps that a predicted prior was built from."""
+    return run / FIRST_PASS_FOLDER / LABELS if prior.labels is None else Path(prior.labels)
 
 
 def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -> dict[str, float]:
@@ -102,17 +124,17 @@ def _attention(model: TaffUNet, data: PreparedData, cases: Sequence[Case], figur
     ]
 
 
-def _bullseyes(run: Path, study: Study, cases: Sequence[Case], prior: PriorRecipe, figures: Path) -> list[Picture]:
+def _bullseyes(
+    sources: Mapping[str, Path], data: PreparedData, cases: Sequence[Case], prior: PriorRecipe, figures: Path
+) -> list[Picture]:
     """Draw the scar of the case that has most of it: in truth, by the first pass, by this network; tabulate all cases.
 
     The segments are those of the reference annotation. Without landmarks, where they are the reference of angles,
     nothing is drawn.
     """
-    first_pass = Path(prior.labels) if prior.labels else run / FIRST_PASS_FOLDER / LABELS
-    sources = {"this network": run / "predictions" / "test", "first pass": first_pass}
     burdens: dict[str, dict[str, tuple[NDArray, float]]] = {}
     for case in cases:
-        image, truth = load_case(study, case)
+        image, truth = load_case(data.study, case)
         try:
             segments = divide(truth.voxels, case, image, replace(prior, source="gt"))
         except DataError:

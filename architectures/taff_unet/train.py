@@ -223,7 +223,7 @@ def _describe(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dic
             **describe_inputs(data.extras, network, recipe.prior),
             **({"ECG autoencoder": f"started from {autoencoder}"} if network.takes_ecg else {}),
         },
-        "draw": lambda log, figures: draw_pictures(log.parent, best, data, recipe.prior, figures),
+        "draw": lambda log, scored, figures: draw_pictures(log.parent, best, data, recipe.prior, scored, figures),
         "paper_tables": [RESULTS],
         "paper": PAPER,
     }

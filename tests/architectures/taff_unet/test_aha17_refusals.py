@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 
 import numpy as np
 import pytest
 
 from tests.ring_heart import axes_of, ring_heart
 from trifuse.architectures.taff_unet.aha17 import aha17_labels, aha17_map, scar_burden_ml, wall_volume_ml
-from trifuse.kernels import DataError, ShapeError
+from trifuse.kernels import DataError, MissingExtra, ShapeError
 
 HEART = ring_heart(axes_of(3))
 DEPTH, HEIGHT, WIDTH = HEART.labels.shape
@@ -40,8 +41,9 @@ def test_a_ring_that_closes_nowhere():
     labels[:, :, :29] = 0
     labels[4] = HEART.labels[4]
     labels[4, :22, :29] = 0
-    with pytest.raises(DataError, match=r"closed in no slice: .* in the best slice, 4; check which classes"):
-        divide(labels)
+    for base_first in (None, True):
+        with pytest.raises(DataError, match=r"closed in no slice: .* in the best slice, 4; check which classes"):
+            divide(labels, base_first=base_first)
 
 
 def test_walls_without_any_cavity():
@@ -157,3 +159,9 @@ def test_scar_volume_of_each_segment():
     assert whole[3] == pytest.approx(expected[3])
     with pytest.raises(ShapeError, match="one shape"):
         scar_burden_ml(labels[1:], segments, HEART.affine)
+
+
+def test_without_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingExtra, match=r"dividing a heart into segments needs scipy.*trifuse\[med\]"):
+        divide()

@@ -156,6 +156,15 @@ def test_time_counts_only_where_it_is_taken():
     assert torch.equal(model(images(), **given), model(images(), **given, interval=torch.tensor([1.0, 2, 3])))
 
 
+def test_the_image_comes_before_the_prior():
+    model, given = small("ap").eval(), inputs("ap")
+    seen: list[Tensor] = []
+    model.encoder.stages[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(images(), **given)
+    assert torch.equal(seen[0][:, :1], images())
+    assert torch.equal(seen[0][:, 1:], given["prior"].float())
+
+
 def test_an_uint8_prior_is_a_float_prior():
     model, given = small("ap").eval(), inputs("ap")
     assert torch.equal(model(images(), **given), model(images(), given["prior"].float()))
