@@ -146,11 +146,11 @@ def _segments(case: Case, prior: PriorRecipe, folder: Path | None, notes: list[s
     labels = read_labels(path, like=image).voxels
     try:
         voxels = labels if prior.source == "gt" else _largest_heart(labels)
-        return divide(voxels, case, image, prior, note=lambda text: notes.append(f"{case.case_id}: {text}"))
+        return divide(voxels, case, image, prior, note=notes.append)
     except UndividedWall as error:
         if prior.source == "gt":
             raise
-        notes.append(f"{case.case_id}: no prior, because its predicted wall cannot be divided ({error})")
+        notes.append(f"no prior, because its predicted wall cannot be divided: {error}")
         return np.zeros(labels.shape, np.uint8)
 
 
@@ -223,7 +223,7 @@ def _ecg_inputs(case: Case, network: TaffUNetConfig, recipe: EcgRecipe, notes: l
         except DataError as error:
             if recipe.unusable == "error":
                 raise
-            notes.append(f"{case.case_id}: its ECG counts as absent ({error})")
+            notes.append(f"its ECG counts as absent: {error}")
     if signal is None:
         signal = torch.zeros(12, network.ecg.time_steps)
         return {"ecg": signal, "interval": torch.tensor(0.0), "has_ecg": torch.tensor(False)}
@@ -241,8 +241,13 @@ def describe_inputs(extras: Mapping[str, CaseExtras], network: TaffUNetConfig, p
         without = [case_id for case_id, extra in extras.items() if not extra.constants["has_ecg"]]
         names = f"; without: {listed(without)}" if without else ""
         facts["ECG"] = f"{count(len(extras) - len(without), 'case')} of {len(extras)} with one{names}"
-    if odd := [note for extra in extras.values() for note in extra.notes]:
-        facts["Odd about the inputs"] = listed(odd, most=6)
+    odd: dict[str, list[str]] = {}
+    for case_id, extra in extras.items():
+        for note in extra.notes:
+            odd.setdefault(note, []).append(case_id)
+    if odd:
+        said = (f"{note} ({count(len(of), 'case') if len(of) > 3 else ', '.join(of)})" for note, of in odd.items())
+        facts["Odd about the inputs"] = listed(said, most=6)
     return facts
 
 

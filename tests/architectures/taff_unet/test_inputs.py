@@ -75,7 +75,7 @@ def test_e10_a_first_pass_that_found_no_wall_gives_no_prior_and_says_so(study, t
     write_labels(tmp_path / "case001.nii.gz", np.zeros_like(truth.voxels), like=truth)
     extra = case_extras(study, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)["case001"]
     assert not extra.prior.any()
-    assert any("case001: no prior, because its predicted wall cannot be divided" in note for note in extra.notes)
+    assert any("no prior, because its predicted wall cannot be divided: case001" in note for note in extra.notes)
 
 
 def test_e10_a_reference_without_a_wall_is_refused_with_its_case(study):
@@ -116,8 +116,10 @@ def test_e6_an_ecg_without_beats_counts_as_absent_or_is_an_error(study):
     np.save(path.with_suffix(".npy"), np.zeros((12, 5000), np.float32))
     extra = case_extras(study, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())["case001"]
     assert not extra.constants["has_ecg"]
-    assert any("case001: its ECG counts as absent" in note for note in extra.notes)
-    assert "Odd about the inputs" in describe_inputs({"case001": extra}, FULL, ORACLE_PRIOR)
+    assert any("its ECG counts as absent" in note for note in extra.notes)
+    odd = describe_inputs({"case001": extra}, FULL, ORACLE_PRIOR)["Odd about the inputs"]
+    assert "its ECG counts as absent" in odd
+    assert odd.endswith("(case001)")
     with pytest.raises(DataError):
         case_extras(study, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe(unusable="error"))
 
