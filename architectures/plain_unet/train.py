@@ -19,7 +19,6 @@ from ..run import PreparedData, RunOptions, train_and_report
 from ..training.loop import FitResult, fit
 from ..training.losses import SegmentationLoss
 from ..training.recipe import Recipe
-from ..training.validation import SliceValidation
 from .model import PlainUNet, PlainUNetConfig
 
 PAPER = "Isensee et al., nnU-Net, Nature Methods 2021, as the baseline of the papers named with the tables"
@@ -118,7 +117,7 @@ def fit_network(model: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData, o
         recipe.training,
         out,
         loss=SegmentationLoss(batch_dice=recipe.batch_dice),
-        validate=SliceValidation(data.val_set, data.study.class_names, recipe.training.batch_size),
+        validate=data.validation(recipe.training.batch_size),
         run_config={
             "architecture": PlainUNet.architecture,
             "data": config_to_json(data.recipe),
