@@ -200,8 +200,9 @@ def _median_of_all_leads(
     for row in _detection_leads(record):
         try:
             peaks, rate = _plausible_peaks(filtered[row], record.name)
-            r_peaks = _on_the_peak(filtered[row], peaks)
-            beats = _alike(_laid_over(filtered[record.usable], r_peaks))
+            leads = filtered[record.usable]
+            r_peaks = _on_the_peak(filtered[row], peaks) if LEADS[row] == "II" else _near_r(leads, peaks)
+            beats = _alike(_laid_over(leads, r_peaks))
             _refuse_too_few(record.name, len(beats), len(peaks), min_beats)
         except DataError as problem:
             problems.append(problem)
@@ -241,7 +242,7 @@ def _on_the_peak(values: np.ndarray, peaks: np.ndarray) -> np.ndarray:
     """Move each QRS complex to its tallest deflection, the same polarity in all of them."""
     reach = round(_QRS_S * RATE_HZ)
     around = [values[max(0, peak - reach) : peak + reach + 1] for peak in peaks]
-    upright = sum(part.max() + part.min() for part in around) >= 0
+    upright = np.median([part.max() + part.min() for part in around] or [0.0]) >= 0
     starts = np.maximum(0, peaks - reach)
     return starts + [int(part.argmax() if upright else part.argmin()) for part in around]
 
@@ -300,7 +301,7 @@ def _median_group_by_group(
     _refuse_too_few(record.name, fewest, found, min_beats)
     notes = ["leads were not recorded together: each group is laid over by the R peaks of lead II"]
     if rhythm is None:
-        notes = ["leads were not recorded together, nor lead II all the time: groups may lie 0.01 s apart"]
+        notes = ["leads were not recorded together, nor lead II all the time: groups may lie 0.02 s apart"]
     if lost := [lead for lead, usable, n in zip(LEADS, record.usable, counts, strict=True) if usable and not n]:
         notes.append(f"{', '.join(lost)} not used: no complete beat")
     return signal, counts > 0, fewest, rate, notes
