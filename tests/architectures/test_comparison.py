@@ -63,11 +63,11 @@ def test_the_cases_that_all_runs_predicted(root, tmp_path):
     a = write_run(tmp_path / "a", study, (one, two))
     b = write_run(tmp_path / "b", study, (two, one, three))
     c = write_run(tmp_path / "c", study, (one, two), missing=two)
-    picture = compare_overlay([a, b, c], tmp_path / "out")
+    picture = compare_overlay([b, a, c], tmp_path / "out")
     assert picture.png.exists()
     assert "of 2 cases" in picture.alt
     assert "3 models" in picture.alt
-    assert f"{two}: a 0." in picture.alt
+    assert f"{two}: b 0." in picture.alt
     assert "c 0.000" in picture.alt
     assert f"{three}: a" not in picture.alt
 
