@@ -37,7 +37,7 @@ TITLES = {
     "dsc": ("scar DSC", "SD"),
     "precision": ("precision", "SD"),
     "sensitivity": ("sensitivity", "SD"),
-    "vol_diff_ml": ("volume difference (mL)", "SD"),
+    "volume_difference_ml": ("volume difference (mL)", "SD"),
 }
 
 
