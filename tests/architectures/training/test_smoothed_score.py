@@ -1,4 +1,4 @@
-"""The best epoch by a moving average of its score; three groups with optimisers of their own; both killed and resumed."""
+"""The best epoch by a moving average of its score; three groups with their own optimisers; both killed and resumed."""
 
 from __future__ import annotations
 
