@@ -110,6 +110,7 @@ def predict(arguments: argparse.Namespace, words: list[str]) -> None:
         device=arguments.device,
         nonfinite=arguments.nonfinite,
         prior_labels=arguments.prior_labels,
+        spacing_mm=None if arguments.spacing is None else tuple(arguments.spacing),
     )
     print(f"{count(len(paths), 'label map')} in {arguments.out}")
 

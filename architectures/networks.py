@@ -13,6 +13,7 @@ from typing import Any
 from trifuse.kernels import CheckpointError, DataError
 
 from .data.cases import open_images
+from .data.patches import Patches
 from .data.voxel_values import NonFinite
 from .evaluation.predict import predict_cases
 from .pretrained import config_from_json, read_description
@@ -46,8 +47,11 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     architecture = read_description(weights)["architecture"]
     if architecture not in RECIPES:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(RECIPES)}")
-    data = run_section(run, "data", DataRecipe) if run else default_data(architecture)
-    return network_class(architecture).from_pretrained(weights), data
+    network = network_class(architecture).from_pretrained(weights)
+    if run:
+        return network, run_section(run, "data", DataRecipe)
+    data = default_data(architecture)
+    return network, replace(data, image_size=getattr(network.config, "image_size", data.image_size))
 
 
 def network_class(architecture: str) -> Any:
@@ -99,6 +103,7 @@ def predict_images(
     nonfinite: NonFinite = "error",
     window: tuple[float, float] | None = None,
     prior_labels: Path | None = None,
+    spacing_mm: tuple[float, float] | None = None,
 ) -> list[Path]:
     """Segment a NIfTI file, a folder of them, or the images of a study; return the paths of the label maps.
 
@@ -112,11 +117,15 @@ def predict_images(
             trained on values prepared by others, such as Synapse's, needs it for images in Hounsfield units.
         prior_labels: folder of ``<case>.nii.gz`` to build an anatomical prior from, for networks that take one; None
             predicts them by the run's own first pass, into ``first_pass`` below ``out``.
+        spacing_mm: rows' and columns' distance that images are resampled to, for a network on patches whose run, which
+            knows it, is not there.
 
     Raises:
+        CheckpointError: nobody says which spacing a network on patches was trained at.
         DataError: prior labels for a network that takes no prior; see `predict_cases`.
     """
     model, data = load_network(model_folder)
+    patches = _with_spacing(model_folder, data, spacing_mm)
     study = open_images(images, channel=data.channel)
     preparation = data.preparation
     if window is not None:
@@ -135,8 +144,22 @@ def predict_images(
         out,
         image_size=image_size or data.image_size,
         preparation=preparation,
-        patches=data.patches,
+        patches=patches,
         extras=extras,
         batch_size=batch_size,
         nonfinite=nonfinite,
     )
+
+
+def _with_spacing(model_folder: Path, data: DataRecipe, spacing_mm: tuple[float, float] | None) -> Patches | None:
+    if spacing_mm is not None:
+        if data.patches is None or data.patches.spacing_mm is not None:
+            known = "takes whole slices" if data.patches is None else f"was trained at {data.patches.spacing_mm} mm"
+            raise CheckpointError(f"{model_folder}: this network {known}; leave the spacing to it")
+        return replace(data.patches, spacing_mm=spacing_mm)
+    if data.patches is not None and data.patches.spacing_mm is None:
+        raise CheckpointError(
+            f"{model_folder}: there is no run that says at which spacing of rows and columns this network was trained; "
+            "pass it, in mm, for example --spacing 1.25 1.25"
+        )
+    return data.patches

@@ -181,6 +181,9 @@ def _predict_words(commands: Any) -> None:
         "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values told apart, in place of what the run did"
     )
     sub.add_argument("--prior-labels", type=Path, help="for taff_unet: folder of <case>.nii.gz to build the prior from")
+    sub.add_argument(
+        "--spacing", nargs=2, type=float, metavar=("ROWS", "COLUMNS"), help="mm, for a network on patches without a run"
+    )
     sub.add_argument("--batch-size", type=_positive, default=8, help="slices at a time (%(default)s)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
     sub.add_argument("--nonfinite", choices=NONFINITE, default="error", help="NaN and infinite voxels")
