@@ -51,14 +51,16 @@ def test_a_grid_divides_the_box_into_pixels_of_the_spacing():
     assert PlaneGrid.of(image, (1000.0, 1000.0)).size == (1, 1)
 
 
-def test_at_its_own_spacing_nothing_is_resampled():
+def test_at_its_own_spacing_all_is_cropped_and_nothing_resampled():
     rng = np.random.default_rng(0)
     shown = rng.integers(1, 99, (3, 6, 5)).astype(np.float32)
+    shown[0], shown[:, :, -1] = 0, 0
+    box = slice(1, 3), slice(0, 6), slice(0, 4)
     labels = rng.integers(0, 4, shown.shape).astype(np.uint8)
     grid = PlaneGrid.of(volume(shown), (2.0, 1.0))
-    np.testing.assert_array_equal(grid.image(shown, ZSCORE), scaled_voxels(shown, ZSCORE))
-    np.testing.assert_array_equal(grid.labels(labels), labels)
-    np.testing.assert_array_equal(grid.nearest(labels), labels)
+    np.testing.assert_array_equal(grid.image(shown, ZSCORE), scaled_voxels(shown[box], ZSCORE))
+    np.testing.assert_array_equal(grid.labels(labels), labels[box])
+    np.testing.assert_array_equal(grid.nearest(labels), labels[box])
 
 
 def test_values_are_scaled_within_the_box():
