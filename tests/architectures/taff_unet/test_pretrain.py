@@ -131,6 +131,46 @@ def test_it_learns(records, tmp_path):
     assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
 
 
+def real_recipe(data: Path, *, epochs: int) -> EcgRecipe:
+    """All real records train but one, which is never seen."""
+    return EcgRecipe(
+        data=EcgData(
+            root=str(data / "ptbxl_subset"),
+            kind="records",
+            also=(str(data / "ptbdb_s0010"),),
+            test_records=("*06000_hr",),
+        ),
+        training=Recipe(
+            epochs=epochs,
+            batch_size=3,
+            lr=4e-3,
+            weight_decay=5e-5,
+            betas=(0.9, 0.95),
+            warmup_epochs=epochs / 5,
+            seed=0,
+            device="cpu",
+        ),
+        mixing=0.5,
+    )
+
+
+def test_real_records_train_it(trifuse_data, tmp_path):
+    plan = real_recipe(trifuse_data, epochs=6)
+    beats = prepare_beats(plan)
+    assert {part: len(found) for part, found in beats.parts.items()} == {"train": 6, "val": 0, "test": 1}
+    assert not any(beats.left_out.values())
+    log = fitted(plan, tmp_path / "run")
+    assert float(log[-1]["loss"]) < 0.95 * float(log[0]["loss"])
+
+
+@pytest.mark.slow
+def test_a_record_never_seen_is_drawn_with_half_the_error_of_a_flat_line(trifuse_data, tmp_path):
+    plan = real_recipe(trifuse_data, epochs=200)
+    fitted(plan, tmp_path / "run")
+    best = EcgAutoencoder.from_pretrained(tmp_path / "run" / "best")
+    assert BeatValidation(prepare_beats(plan).parts["test"], 1)(best)["reconstruction_loss"] < 0.5
+
+
 # ----------------------------------------------------------------------------------------------- which ECGs are read
 
 
