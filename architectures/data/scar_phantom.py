@@ -42,8 +42,8 @@ INTERVAL_BINS_DAYS = ((0, 6), (7, 13), (14, 20), (21, 29), (30, 59), (60, 90))
 
 _FULL_SCALE = 1000.0  # stored value of brightness 1
 _NO_ECG_EVERY = 14  # one case of so many has no ECG
-_ARTEFACT_SHARE = 0.45  # of the cases
-_NOISE, _SHADING = 0.045, 0.25
+_ARTEFACT_SHARE = 0.6  # of the cases
+_NOISE, _SHADING = 0.045, 0.2
 _PLANES = 3  # a slice's brightness is the mean of so many planes within it
 _AXES = (((0, 1, 2), (1, 1, 1)), ((1, 0, 2), (1, -1, -1)), ((0, 1, 2), (-1, -1, 1)))  # which of the scanner's
 # columns, rows and slices the file's axes i, j, k follow, and which way
@@ -163,19 +163,19 @@ def _scan(
 
 def _infarct(rng: np.random.Generator, heart: Heart) -> None:
     """Paint one scar, and in some hearts an artefact in another artery's territory."""
-    value = heart.blood * rng.uniform(1.05, 1.3)
+    value = heart.blood * rng.uniform(1.12, 1.42)
     territory, other = rng.permutation(TERRITORY_DEGREES)[:2]
     if rng.random() < _ARTEFACT_SHARE:
-        heart.brighten(_bright(rng, other, 0.7, value * rng.uniform(0.92, 1.08)), is_scar=False)
-    heart.brighten(_bright(rng, territory, 1.0, value), is_scar=True)
+        heart.brighten(_bright(rng, other, value * rng.uniform(0.95, 1.05)), is_scar=False)
+    heart.brighten(_bright(rng, territory, value), is_scar=True)
 
 
-def _bright(rng: np.random.Generator, territory: float, size: float, value: float) -> Bright:
+def _bright(rng: np.random.Generator, territory: float, value: float) -> Bright:
     return Bright(
         degrees=territory + rng.uniform(-22, 22),
         level=rng.uniform(0.2, 0.75),
-        half_degrees=size * rng.uniform(42, 75),
-        half_level=size * rng.uniform(0.4, 0.8),
+        half_degrees=rng.uniform(42, 75),
+        half_level=rng.uniform(0.4, 0.8),
         transmurality=rng.uniform(0.5, 1.0),
         value=value,
     )
