@@ -15,7 +15,7 @@ from ..evaluation.statistics import format_p, paired_t_test
 from ..evaluation.tables import read_case_table
 from ..run import open_split
 from . import pretrain
-from .demo import BASE_DIM, SIZE, demo_recipe, draw_time_bars, ecg_recipe, write_demo_study
+from .demo import BASE_DIM, FOLDS, SIZE, demo_recipe, draw_time_bars, ecg_recipe, write_demo_study
 from .first_pass import first_pass
 from .inputs import ORACLE
 from .report import SCAR, scar_dsc
@@ -104,7 +104,8 @@ def _caption(study: Path | None, labels: Path, epochs: int, seeds: int) -> str:
         f"{what} {cases} cases, networks of {BASE_DIM} channels in the first stage, slices of {SIZE} pixels, {epochs} "
         f"epochs. Scores of the scar over the test cases, then mean and SD over {seeds} seeds; p of a paired t-test of "
         "each test case's DSC, mean over the seeds, against the baseline's. An oracle prior is built from the "
-        "reference annotation, a predicted one by a first pass."
+        "reference annotation, a predicted one by a first pass of "
+        f"{FOLDS} folds."
     )
 
 
