@@ -207,8 +207,8 @@ def _claim_folder(out: Path, made_by: dict[str, object], extras: Mapping[str, st
             raise DataError(manifest, "made by", got=got, want=want, hint="choose another output folder")
         there = [case_id for case_id in extras if prediction_path(out, case_id).exists()]
         if changed := [case_id for case_id in there if before.get(case_id) != extras[case_id]]:
-            got = f"another prior or ECG of {', '.join(changed)}"
-            raise DataError(manifest, "made by", got=got, want="the same ones", hint="choose another output folder")
+            other = f"another prior or ECG of {', '.join(changed)}"
+            raise DataError(manifest, "made by", got=other, want="the same ones", hint="choose another output folder")
     elif any(out.glob("*.nii.gz")):
         raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
     after = {**before, **{case_id: digest for case_id, digest in extras.items() if digest is not None}}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trifuse.architectures.data.extras import CaseExtras
-from trifuse.architectures.data.nifti import read_image
+from trifuse.architectures.data.nifti import read_image, read_labels
 from trifuse.architectures.data.patches import Patches
 from trifuse.architectures.data.preparation import Preparation
 from trifuse.architectures.data.resampling import PlaneGrid
@@ -363,3 +363,19 @@ def test_extras_of_a_case_that_are_missing_or_not_wanted(make_study, threshold, 
     with pytest.raises(ValueError, match="extras: expected none for whole slices"):
         predict_cases(threshold(), study, ["a"], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+# -------------------------------------------------------------------------------------------------- real data
+
+
+def test_a_real_heart_comes_back_in_place(trifuse_data):
+    """A network that knows the truth, through another spacing and back, for a real image of its own grid."""
+    truth = sorted(trifuse_data.glob("sunnybrook_cine_sax/*/*_gt.nii.gz"))[0]
+    image = read_image(truth.with_name(truth.name.replace("_gt", "")))
+    labels = (read_labels(truth, like=image).voxels == 3).astype(np.uint8)
+    patches = Patches(tuple(1.2 * step for step in image.spacing_mm[1:]), mirror=False)
+    got = predict_by_windows(
+        Prior(), image, 96, patches=patches, preparation=ZSCORE, extras=CaseExtras(labels), batch_size=4
+    )
+    assert got.shape == labels.shape
+    assert 2 * (got & labels).sum() / (got.sum() + labels.sum()) > 0.93
