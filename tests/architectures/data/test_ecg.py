@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_ecg import made_ecg, on_paper
 
@@ -191,6 +191,7 @@ def test_e4_a_quiet_baseline_is_neither_flat_nor_saturated():
     assert arranged(np.maximum(np.round(np.abs(waves), 3), 0.01), simultaneous=False).usable.all()
 
 
+@example(3, [(100, 5)], False)
 @given(st.integers(0, 11), st.lists(st.tuples(st.integers(0, 4999), st.integers(1, 1500)), max_size=4), st.booleans())
 def test_e4_never_nan(row, runs, infinite):
     signal = SIGNAL.copy()

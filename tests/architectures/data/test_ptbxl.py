@@ -94,7 +94,14 @@ def test_all_faults_of_a_table_at_once(tmp_path):
     torn = {"patient_id": "5.0"}
     put_table(
         tmp_path,
-        [row(1), row(1), row(2, 11), row(3, scp_codes="__import__('os')"), row(4, 1, **torn), row(5, 9, **torn)],
+        [
+            row(1),
+            row(1),
+            row(2, 11),
+            row(3, scp_codes="{'A': print('executed') or 1.0}"),
+            row(4, 1, **torn),
+            row(5, 9, **torn),
+        ],
     )
     refused(tmp_path, "1 more than once", "line 4", "fold 11", "line 5", "patients 5 in several parts", "4 problems")
 
