@@ -94,12 +94,13 @@ class Heart:
         self.depth = outer / np.maximum(outer - inner, 1e-6)  # 0 outside the wall's outer face, 1 at its inner one
         self._paint_surroundings(outer)
         self.blood = rng.uniform(0.52, 0.66)
-        self._paint(outer, rng.uniform(0.10, 0.16))
-        self._paint(inner, self.blood)
-        self._paint_papillary_muscles(inner)
+        self.around = self.picture
+        self.cavity = self._with_papillary_muscles(self.blood * self._flow())
+        self.wall = np.full(self.picture.shape, rng.uniform(0.10, 0.16))
+        self.outer, self.inner = outer, inner
+        self._compose()
         wall = (outer > 0) & (inner <= 0)
         self.labels = np.where(inner > 0, BLOOD, np.where(wall, MYOCARDIUM, 0)).astype(np.uint8)
-        self.inner = inner
 
     def insertion(self, degrees: float) -> np.ndarray:
         """Return the position of an insertion of the right ventricle, in the middle of the long axis, (3,)."""
@@ -113,11 +114,11 @@ class Heart:
         off = (self.degrees - bright.degrees + 180) % 360 - 180
         reach = (off / bright.half_degrees) ** 2 + ((self.level - bright.level) / bright.half_level) ** 2
         thickness = bright.transmurality * np.sqrt(np.clip(1 - reach**2, 0, 1))  # shallower towards its border
-        deep = (self.depth - (1 - thickness)) * self.wall_mm  # mm inside its outer face
-        inside = np.where(thickness > 0, np.minimum(deep, -self.inner), -self.wall_mm)
-        self._paint(np.where((self.depth > 0) & (self.inner <= 0), inside, -30.0), bright.value)
+        deep = np.where(thickness > 0, self.depth - (1 - thickness), -1.0) * self.wall_mm  # mm inside its outer face
+        self.wall = self._painted(self.wall, deep, bright.value)
+        self._compose()
         if is_scar:
-            self.labels[(inside > 0) & (self.labels == MYOCARDIUM)] = SCAR
+            self.labels[(deep > 0) & (self.labels == MYOCARDIUM)] = SCAR
 
     def scar_shares(self) -> np.ndarray:
         """Return which share of each segment's wall is scar, (17,); 0 for a segment without wall."""
@@ -132,9 +133,16 @@ class Heart:
         radii = np.array([self.radius_mm, self.radius_mm, self.length_mm]) - inside_mm
         return ellipsoid(self.position, np.zeros(3), radii)
 
-    def _paint(self, depth_mm: np.ndarray, value: float | np.ndarray) -> None:
+    def _painted(self, picture: np.ndarray, depth_mm: np.ndarray, value: float | np.ndarray) -> np.ndarray:
         cover = coverage(depth_mm, self.softness_mm)
-        self.picture[...] = self.picture * (1 - cover) + value * cover
+        return picture * (1 - cover) + value * cover
+
+    def _paint(self, depth_mm: np.ndarray, value: float | np.ndarray) -> None:
+        self.picture = self._painted(self.picture, depth_mm, value)
+
+    def _compose(self) -> None:
+        """Put wall and cavity into what is around them: where they meet, a voxel is a mixture of these two alone."""
+        self.picture = self._painted(self.around, self.outer, self._painted(self.wall, self.inner, self.cavity))
 
     def _paint_surroundings(self, outer: np.ndarray) -> None:
         """Paint chest wall, liver, fat round the heart, and the right ventricle."""
@@ -148,14 +156,24 @@ class Heart:
         self._paint(right + 3, rng.uniform(0.12, 0.2))
         self._paint(right, rng.uniform(0.5, 0.62))
         self._paint(outer + 1.5, rng.uniform(0.3, 0.5))  # pericardial fat, with a bright rim here and there
-        rim = np.where(np.abs((self.degrees - rng.uniform(150, 330) + 180) % 360 - 180) < 45, outer + 2.5, -30.0)
+        rim = np.where(np.abs((self.degrees - rng.uniform(150, 330) + 180) % 360 - 180) < 80, outer + 3.0, -30.0)
         self._paint(rim, rng.uniform(0.6, 0.85))
 
-    def _paint_papillary_muscles(self, inner: np.ndarray) -> None:
+    def _flow(self) -> np.ndarray:
+        """Return by how much blood is brighter or darker where it flows slowly or fast."""
+        waves = np.ones(self.picture.shape)
+        for _ in range(4):
+            wave = self.rng.normal(size=3)
+            wave *= 2 * np.pi / (self.rng.uniform(14, 30) * np.linalg.norm(wave))
+            waves += 0.06 * np.sin(np.einsum("aijk,a->ijk", self.position, wave) + self.rng.uniform(0, 2 * np.pi))
+        return waves
+
+    def _with_papillary_muscles(self, cavity: np.ndarray) -> np.ndarray:
         """Paint two muscles that stand in the blood before the lateral and the inferior wall."""
         for degrees in (170.0, 290.0):
             psi = np.deg2rad(degrees + self.rng.uniform(-12, 12) + INSERTION_DEGREES)
             reach = (self.radius_mm - self.wall_mm) * 0.72
             centre = np.array([reach * np.cos(psi), reach * np.sin(psi), self.length_mm * 0.45])
             depth = ellipsoid(self.position, centre, np.array([4.2, 4.2, 16.0]) * self.size)
-            self._paint(np.minimum(depth, inner), self.rng.uniform(0.16, 0.26))
+            cavity = self._painted(cavity, depth, self.rng.uniform(0.16, 0.26))
+        return cavity

@@ -42,7 +42,7 @@ INTERVAL_BINS_DAYS = ((0, 6), (7, 13), (14, 20), (21, 29), (30, 59), (60, 90))
 
 _FULL_SCALE = 1000.0  # stored value of brightness 1
 _NO_ECG_EVERY = 14  # one case of so many has no ECG
-_ARTEFACT_SHARE = 0.6  # of the cases
+_ARTEFACT_SHARE = 0.35  # of the cases
 _NOISE, _SHADING = 0.045, 0.2
 _PLANES = 3  # a slice's brightness is the mean of so many planes within it
 _AXES = (((0, 1, 2), (1, 1, 1)), ((1, 0, 2), (1, -1, -1)), ((0, 1, 2), (-1, -1, 1)))  # which of the scanner's
@@ -156,14 +156,15 @@ def _scan(
     affine[:3, :3] = steps[:, order] * ways
     affine[:3, 3] = steps @ (corner - (np.array(size) - 1) / 2) + rng.uniform(-30, 30, 3)
     landmarks = [abs(mark[order[axis]] - corner[order[axis]]) for mark in marks for axis in (0, 1)]
-    stored = np.clip(np.round(image * _FULL_SCALE), 0, 32767).astype(np.int16)
-    shown = (np.flip(array.transpose(order), turned) for array in (stored, heart.labels[middle]))
-    return (*shown, affine, landmarks, heart.scar_shares())
+    labels: np.ndarray = heart.labels[middle]
+    stored: np.ndarray = np.clip(np.round(image * _FULL_SCALE), 0, 32767).astype(np.int16)
+    native_image, native_labels = (np.flip(array.transpose(order), tuple(turned)) for array in (stored, labels))
+    return native_image, native_labels, affine, landmarks, heart.scar_shares()
 
 
 def _infarct(rng: np.random.Generator, heart: Heart) -> None:
     """Paint one scar, and in some hearts an artefact in another artery's territory."""
-    value = heart.blood * rng.uniform(1.12, 1.42)
+    value = heart.blood * rng.uniform(1.0, 1.28)
     territory, other = rng.permutation(TERRITORY_DEGREES)[:2]
     if rng.random() < _ARTEFACT_SHARE:
         heart.brighten(_bright(rng, other, value * rng.uniform(0.95, 1.05)), is_scar=False)
@@ -195,7 +196,7 @@ def _nearest(position: np.ndarray, point: np.ndarray) -> np.ndarray:
     return np.array(np.unravel_index(distance.argmin(), distance.shape)[:2])
 
 
-def _rotation(degrees: Sequence[float]) -> np.ndarray:
+def _rotation(degrees: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the rotation by three angles about the three axes, one after the other."""
     rotation = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):

@@ -40,8 +40,7 @@ MAX_INTERVAL_DAYS = 90.0
 _PARTS = ("train", "val", "test", "unused")
 _NEEDED = ("case_id", "lge_path")
 _COLUMNS = (*_NEEDED, "split", "seg_path", "ecg_path", "ecg_rate_hz", "mri_date", "ecg_date")
-_LANDMARKS = {"rv_anterior": ("rv_ant_x", "rv_ant_y"), "rv_inferior": ("rv_inf_x", "rv_inf_y")}
-_KNOWN = (*_COLUMNS, *(name for pair in _LANDMARKS.values() for name in pair))
+_KNOWN = (*_COLUMNS, "rv_ant_x", "rv_ant_y", "rv_inf_x", "rv_inf_y")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 
@@ -134,8 +133,10 @@ class _Line:
         image = self._file(root, "lge_path")
         if image is None and not self.cells["lge_path"]:
             self._refuse("lge_path", want="path of the LGE volume")
-        clinical = Clinical(**self._ecg(root), **{name: self._landmark(*pair) for name, pair in _LANDMARKS.items()})
+        ecg, rate, days = self._ecg(root)
+        anterior, inferior = self._landmark("rv_ant_x", "rv_ant_y"), self._landmark("rv_inf_x", "rv_inf_y")
         label = self._file(root, "seg_path")
+        clinical = Clinical(ecg, rate, days, anterior, inferior)
         return None if image is None else Case(name, name, image, label, clinical=clinical)
 
     def part(self) -> str:
@@ -157,7 +158,7 @@ class _Line:
             return None
         return root / path
 
-    def _ecg(self, root: Path) -> dict:
+    def _ecg(self, root: Path) -> tuple[Path | None, float | None, float | None]:
         """Return ECG file, rate and interval."""
         file, mri, ecg = self._file(root, "ecg_path"), self._date("mri_date"), self._date("ecg_date")
         rate = self._number("ecg_rate_hz")
@@ -166,7 +167,7 @@ class _Line:
         if absent := [name for name in ("ecg_path", "ecg_date") if not self.cells.get(name)]:
             if len(absent) == 1 or self.cells.get("mri_date"):
                 self.notes.append(f"{TABLE}: case {self.cells['case_id']} has no {' and no '.join(absent)}: no ECG")
-            return {}
+            return None, None, None
         if not self.cells.get("mri_date"):
             self._refuse("mri_date", want="YYYY-MM-DD: the case has an ECG")
         days = None if mri is None or ecg is None else float(abs((mri - ecg).days))
@@ -174,7 +175,7 @@ class _Line:
             got = f"{days:g} days between ecg_date {ecg} and mri_date {mri}"
             hint = "correct a date, leave ecg_date empty, or allow more with max_interval_days"
             self._refuse("interval", got=got, want=f"one in [0, {self.max_interval_days:g}] days", hint=hint)
-        return {"ecg": file, "ecg_rate_hz": rate, "interval_days": days}
+        return file, rate, days
 
     def _date(self, column: str) -> date | None:
         text = self.cells.get(column, "")

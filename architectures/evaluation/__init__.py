@@ -1,17 +1,18 @@
 """How good it is, and how that is known.
 
-=============  ===============================================================================
-predict.py     volumes in, label maps on the native grid out
-metrics.py     scores of one mask, under a named convention for empty masks
-scoring.py     a folder of predictions -> one scored row per case and class, failures included
-summary.py     many rows -> mean and standard deviation, in numbers and in words
-tables.py      rows and summaries as CSV, read back with suspicion
-statistics.py  paired tests between two runs
-picture.py     a PNG, its numbers and its sentence: what all pictures share
-charts.py      training curves and block weights, drawn from the log
-overlays.py    slices of the worst to the best cases, prediction beside truth
-report.py      report.md: all of it, with what is needed to do it again
-=============  ===============================================================================
+===================  ===============================================================================
+predict.py           volumes in, label maps on the native grid out
+metrics.py           scores of one mask, under a named convention for empty masks
+scoring.py           a folder of predictions -> one scored row per case and class, failures included
+summary.py           many rows -> mean and standard deviation, in numbers and in words
+tables.py            rows and summaries as CSV, read back with suspicion
+statistics.py        paired tests between two runs
+picture.py           a PNG, its numbers and its sentence: what all pictures share
+charts.py            training curves and block weights, drawn from the log
+interval_figures.py  Dice, and the gate's weight of the ECG, by days between ECG and MRI
+overlays.py          slices of the worst to the best cases, prediction beside truth
+report.py            report.md: all of it, with what is needed to do it again
+===================  ===============================================================================
 
 Importing this package imports nothing else.
 """
