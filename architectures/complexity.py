@@ -92,7 +92,7 @@ def describe_network(architecture: str) -> dict[str, Any]:
 
 def _extras_of(config: Any, side: int) -> dict[str, tuple[int, ...]]:
     """Return the shape, without a batch, of what a network takes beside its image."""
-    taken = {}
+    taken: dict[str, tuple[int, ...]] = {}
     if getattr(config, "takes_prior", False):
         taken["prior"] = (PRIOR_CHANNELS, side, side)
     if getattr(config, "takes_ecg", False):

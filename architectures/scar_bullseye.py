@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .data.nifti import read_labels
-from .data.volume import Volume
 from .evaluation.bullseye import draw_bullseyes
 from .evaluation.picture import Picture
 from .taff_unet.aha17 import aha17_labels, scar_burden_ml
@@ -55,7 +53,7 @@ def plot_scar_bullseyes(
     """
     first = read_labels(labels[0])
     others = [read_labels(path, like=first) for path in labels[1:]]
-    affine = _affine_mm(first)
+    affine = first.affine_mm
     notes: list[str] = []
     segments = aha17_labels(
         first.voxels,
@@ -78,13 +76,6 @@ def plot_scar_bullseyes(
     quantity = f"{of} volume"
     title = f"{quantity.capitalize()}, AHA-17 segments of {names[0]} by {reference}"
     return draw_bullseyes(burdens, out, title=title, quantity=quantity, unassigned=unassigned), notes
-
-
-def _affine_mm(volume: Volume) -> NDArray[np.float64]:
-    """Return the affine of the volume as it is shown, in mm whatever the file's unit."""
-    affine = volume.geometry.display_affine
-    affine[:3] *= volume.spacing_mm[0] / np.linalg.norm(affine[:3, 0])
-    return affine
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -35,6 +35,13 @@ class Volume:
     path: Path | None = None
     notes: tuple[Note, ...] = ()
 
+    @property
+    def affine_mm(self) -> np.ndarray:
+        """The affine of the voxels as they are shown, in mm whatever the file's unit."""
+        affine = self.geometry.display_affine
+        affine[:3] *= self.spacing_mm[0] / np.linalg.norm(affine[:3, 0])
+        return affine
+
 
 def match_grids(path: Path, geometry: Geometry, like: Volume) -> tuple[Geometry, tuple[Note, ...]]:
     """Return the geometry that shows the volume of ``path`` as ``like`` is shown, with a note if it lies a little off.

@@ -109,7 +109,7 @@ def _caption(study: Path | None, labels: Path, epochs: int, seeds: int) -> str:
     )
 
 
-def _p_values(runs: Mapping[tuple[str, ...], Sequence[Path]]) -> dict[tuple[str, ...], str]:
+def _p_values(runs: Mapping[tuple[str, str], Sequence[Path]]) -> dict[tuple[str, ...], str]:
     """Test each row's cases against the baseline's."""
     means = {
         row: scar_dsc(scored for run in folders for scored in read_case_table(run / "test_cases.csv"))

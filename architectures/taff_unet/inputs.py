@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from trifuse.architectures.spelling import count
-from trifuse.kernels import DataError
+from trifuse.kernels import DataError, MissingExtra
 
 from ..data.extras import CaseExtras
 from ..data.median_beat import load_beat, network_ecg
@@ -171,7 +171,7 @@ def divide(
     try:
         return aha17_labels(
             labels,
-            image.geometry.display_affine,
+            image.affine_mm,
             reference=prior.reference,
             angle_deg=prior.angle_deg,
             centre=prior.centre,
@@ -201,8 +201,10 @@ def _landmarks(case: Case, image: Volume) -> dict[str, Any]:
 
 def _largest_heart(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Keep the largest connected body of cavity and wall: a first pass may see further ones elsewhere."""
-    from scipy import ndimage
-
+    try:
+        from scipy import ndimage
+    except ImportError:
+        raise MissingExtra("scipy", "med", "building a prior") from None
     bodies, number = ndimage.label(labels > 0)
     if number < 2:
         return labels

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from trifuse.kernels import DataError
 
@@ -51,13 +52,15 @@ def draw_pictures(
     """
     if SCAR not in data.study.class_names:
         return []
+    extras = data.extras or {}
     cases = [data.study.case(case_id) for case_id in dict.fromkeys(row.case_id for row in scored.rows)]
     sources = {"first pass": first_pass_labels(run, prior), "this network": run / "predictions" / scored.name}
     pictures = _bullseyes(sources, data, cases, prior, figures)
-    with_ecg = [case for case in cases if model.config.takes_ecg and data.extras[case.case_id].constants["has_ecg"]]
+    with_ecg = [case for case in cases if model.config.takes_ecg and extras[case.case_id].constants["has_ecg"]]
     if with_ecg:
         days = interval_days(data.study, [case.case_id for case in with_ecg])
-        pictures += _attention(model, data, with_ecg, figures)
+        beats = {case.case_id: extras[case.case_id].constants["ecg"] for case in with_ecg}
+        pictures += _attention(model, beats, figures)
         pictures.append(draw_gate_weights(days, gate_weights(model, data, list(days)), figures))
         pictures.append(draw_interval_bars(days, {"this network": scar_dsc(scored.rows)}, figures))
     return pictures
@@ -90,6 +93,7 @@ def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:
 def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -> dict[str, float]:
     """Return the weight that the gate gives to the ECG of each case, mean over its slices."""
     recipe = data.recipe
+    assert recipe.patches is not None  # see TaffUNetRecipe
     slices = CoveringPatches(
         data.study,
         case_ids,
@@ -105,21 +109,24 @@ def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -
     with torch.inference_mode():
         for batch in loader:
             batch = on_device(batch, device)
-            gate = model.run(batch["image"], **{name: batch[name] for name in EXTRAS if name in batch}).gate
+            gate: Tensor | None = model.run(
+                batch["image"], **{name: batch[name] for name in EXTRAS if name in batch}
+            ).gate
+            assert gate is not None  # the network takes an ECG
             for case_id, weight in zip(batch["case_id"], gate[:, 1].tolist(), strict=True):
                 found[case_id].append(weight)
     return {case_id: float(np.mean(weights)) for case_id, weights in found.items()}
 
 
-def _attention(model: TaffUNet, data: PreparedData, cases: Sequence[Case], figures: Path) -> list[Picture]:
-    """Draw where the autoencoder looks: between leads over all cases, along the beat in one of them."""
-    ecg = torch.stack([data.extras[case.case_id].constants["ecg"] for case in cases])
+def _attention(model: TaffUNet, beats: Mapping[str, Tensor], figures: Path) -> list[Picture]:
+    """Draw where the autoencoder looks: between leads over all beats (12, T) by case, along the first of them."""
+    ecg = torch.stack([*beats.values()])
     with torch.inference_mode():
         attention = model.attention(ecg.to(next(model.parameters()).device))
     lead, temporal = (weights.cpu().numpy() for weights in (attention.lead, attention.temporal))
-    title = f"Attention along the beat of {cases[0].case_id}"
+    title = f"Attention along the beat of {next(iter(beats))}"
     return [
-        draw_lead_attention({"test cases": lead.mean(0)}, figures),
+        draw_lead_attention({"scored cases": lead.mean(0)}, figures),
         draw_temporal_attention(ecg[0].numpy(), temporal[0], figures, title=title),
     ]
 
@@ -135,6 +142,7 @@ def _bullseyes(
     burdens: dict[str, dict[str, tuple[NDArray, float]]] = {}
     for case in cases:
         image, truth = load_case(data.study, case)
+        assert truth is not None  # a case without a label has no scores
         try:
             segments = divide(truth.voxels, case, image, replace(prior, source="gt"))
         except DataError:
@@ -144,7 +152,7 @@ def _bullseyes(
             path = prediction_path(folder, case.case_id)
             if path.exists():
                 found[name] = read_labels(path, like=truth).voxels
-        affine = image.geometry.display_affine
+        affine = image.affine_mm
         burdens[case.case_id] = {name: scar_burden_ml(labels, segments, affine) for name, labels in found.items()}
     if not burdens:
         return []

@@ -164,13 +164,13 @@ def fit_network(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
             "data": config_to_json(data.recipe),
         },
         step=run_with_extras,
-        param_groups=lambda network: taff_param_groups(network, recipe.parts),
+        param_groups=taff_param_groups(model, recipe.parts),
         monitor_smoothing=0.9,
         **options,
     )
 
 
-def run_with_extras(model: TaffUNet, batch: dict[str, Any]) -> TaffOutput:
+def run_with_extras(model: Any, batch: dict[str, Any]) -> TaffOutput:
     """Run the network on a batch, with what it takes of it."""
     return model.run(batch["image"], **{name: batch[name] for name in EXTRAS if name in batch})
 
@@ -220,7 +220,7 @@ def _describe(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dic
         "title": _title(recipe),
         "facts": {
             "Setting": network.setting,
-            **describe_inputs(data.extras, network, recipe.prior),
+            **describe_inputs(data.extras or {}, network, recipe.prior),
             **({"ECG autoencoder": f"started from {autoencoder}"} if network.takes_ecg else {}),
         },
         "draw": lambda log, scored, figures: draw_pictures(log.parent, best, data, recipe.prior, scored, figures),
