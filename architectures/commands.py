@@ -141,6 +141,7 @@ def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
         conventions = Conventions(
             word,
             hd_unit="vox" if arguments.voxels else "",
+            volume=arguments.volume,
             aggregation="slice" if arguments.per_slice else "volume",
             slices=arguments.slices,
         )
@@ -298,6 +299,7 @@ def _study_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "label_space": arguments.label_space,
         "frames": arguments.frames or "both",
         "channel": arguments.channel,
+        "max_interval_days": arguments.max_interval,
     }
 
 

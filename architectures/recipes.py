@@ -37,6 +37,7 @@ class DataRecipe:
         label_space: how the labels of the Synapse package are numbered; needed there.
         frames: which frames of the ACDC layout are cases: ``"both"``, ``"ed"`` or ``"es"``.
         channel: name or number of the channel to use of an nnU-Net data set that has several.
+        max_interval_days: most days between ECG and MRI in the ``lge_ecg`` layout; None allows 90.
         split: JSON file that says which cases train, validate and test; None takes the split that the study brings,
             or draws one.
         val_cases: patterns of the cases that validate, and
@@ -64,6 +65,7 @@ class DataRecipe:
     label_space: LabelSpace | None = None
     frames: Frames = "both"
     channel: str | None = None
+    max_interval_days: float | None = None
     split: str | None = None
     val_cases: tuple[str, ...] = ()
     test_cases: tuple[str, ...] = ()
@@ -98,6 +100,7 @@ class DataRecipe:
             label_space=self.label_space,
             frames=self.frames,
             channel=self.channel,
+            max_interval_days=self.max_interval_days,
         )
 
     def choose_split(self, study: Study) -> Split:

@@ -18,6 +18,7 @@ _FIELDS = {
     "label_space": "data.label_space",
     "frames": "data.frames",
     "channel": "data.channel",
+    "max_interval": "data.max_interval_days",
     "split": "data.split",
     "val_cases": "data.val_cases",
     "test_cases": "data.test_cases",

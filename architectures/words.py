@@ -205,6 +205,12 @@ def _evaluate_words(commands: Any) -> None:
         help="of empty masks and distances (strict); several are shown side by side",
     )
     sub.add_argument("--slices", choices=("all", "labelled"), default="all", help="which slices count (%(default)s)")
+    sub.add_argument(
+        "--volume",
+        choices=("absolute", "signed", "relative", "signed_relative"),
+        default="absolute",
+        help="how the volume difference is stated (%(default)s)",
+    )
     sub.add_argument("--per-slice", action="store_true", help="one score per slice instead of per volume")
     sub.add_argument("--voxels", action="store_true", help="HD95 in voxels (as transunet has it anyway)")
     sub.add_argument("--accept-spacing", action="store_true", help="score although a spacing is hard to believe")
@@ -301,6 +307,9 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--frames", choices=("both", "ed", "es"), help="of ACDC's raw layout (both)")
     group.add_argument("--channel", help="name or number of the channel of an nnU-Net data set that has several")
+    group.add_argument(
+        "--max-interval", type=float, metavar="DAYS", help="most days between ECG and MRI in a cases.csv (90)"
+    )
 
 
 _NNUNET = {"image_size": "256", "augment": "nnunet", "epochs": "1000", "batch_size": "12", "lr": "0.01", "seed": "42"}

@@ -11,6 +11,7 @@ import pytest
 from trifuse.architectures.cli import main
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.plain_unet.train import PlainUNetRecipe
+from trifuse.architectures.recipes import DataRecipe
 from trifuse.architectures.taff_unet import EcgAutoencoder
 from trifuse.architectures.taff_unet.aha17_angles import Reference
 from trifuse.architectures.taff_unet.model import SETTINGS
@@ -18,6 +19,7 @@ from trifuse.architectures.taff_unet.pretrain import EcgRecipe
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe
 from trifuse.architectures.words import DEFAULTS, REFERENCES
 from trifuse.architectures.words import SETTINGS as SETTING_WORDS
+from trifuse.kernels import DataError
 
 TINY = [
     *("--image-size", "32", "--epochs", "1", "--batch-size", "4", "--device", "cpu", "--set", "network.base_dim=4"),
@@ -144,6 +146,25 @@ def test_pictures_of_an_ecg_and_of_the_heart(scar_study, tmp_path, capsys):
     words = ["plot", "bullseye", truth, "--reference", "fixed_angle", "--angle", 30, "--of", "wall", "--out", tmp_path]
     assert run_main(words, capsys)[0] == 0
     assert run_main(["plot", "bullseye", truth, "--out", tmp_path], capsys)[0] == 2
+
+
+def test_e9_intervals_are_checked_and_may_be_allowed(scar_study, tmp_path, capsys):
+    words = ["data", "check", scar_study, "--max-interval", 30]
+    code, output, _ = run_main(words, capsys)
+    assert code == 3
+    assert "[0, 30] days" in output
+    assert run_main(["data", "check", scar_study], capsys)[0] == 0
+    recipe = DataRecipe(root=str(scar_study), max_interval_days=30.0)
+    with pytest.raises(DataError, match=r"\[0, 30\] days"):
+        recipe.open()
+
+
+def test_volume_differences_are_stated_as_asked(plain, scar_study, tmp_path, capsys):
+    words = ["evaluate", plain / "predictions" / "test", scar_study, "--cases", "case006", "case007"]
+    assert run_main([*words, "--out", tmp_path / "a.csv", "--volume", "signed"], capsys)[0] == 0
+    assert run_main([*words, "--out", tmp_path / "b.csv", "--volume", "relative"], capsys)[0] == 0
+    assert "volume_difference_ml" in (tmp_path / "a.csv").read_text()
+    assert "volume_difference_relative" in (tmp_path / "b.csv").read_text()
 
 
 def test_e6_every_ecg_of_a_folder_is_looked_at(scar_study, tmp_path, capsys):
