@@ -29,7 +29,7 @@ from .train import TaffUNetRecipe, paper_data, train
 SIZE, SLICES = 96, 8  # pixels of a slice's side, and slices of a case
 PARTS = (26, 4, 10)  # cases that train, validate and test
 BASE_DIM = 8
-EPOCHS = 12
+EPOCHS, FIRST_PASS_EPOCHS = 12, 6
 SAMPLES_PER_EPOCH = 320
 ECG_EPOCHS = 30
 FOLDS = 2
@@ -66,7 +66,7 @@ def demo_recipe(
         network=network,
         training=Recipe(
             epochs=epochs or EPOCHS,
-            batch_size=8,
+            batch_size=4,
             lr=4e-3,
             weight_decay=1e-4,
             warmup_epochs=1,
@@ -78,6 +78,7 @@ def demo_recipe(
             "gt" if oracle else "predicted",
             labels=None if labels is None else str(labels),
             folds=FOLDS,
+            first_pass_epochs=FIRST_PASS_EPOCHS,
         ),
         ecg_warmup_epochs=3.0,
     )

@@ -12,7 +12,7 @@ from trifuse.architectures.taff_unet.report import SCAR
 from trifuse.architectures.training.run_folder import OutputFolderError
 
 TINY = {
-    **{"SIZE": 48, "SLICES": 5, "PARTS": (3, 1, 2), "BASE_DIM": 4, "EPOCHS": 1},
+    **{"SIZE": 48, "SLICES": 5, "PARTS": (3, 1, 2), "BASE_DIM": 4, "EPOCHS": 1, "FIRST_PASS_EPOCHS": 1},
     **{"SAMPLES_PER_EPOCH": 8, "ECG_EPOCHS": 4, "JOBS": 1},
 }
 PICTURES = ("with_and_without_time", "bullseye", "lead_attention", "temporal_attention", "gate_weights", "curves")
