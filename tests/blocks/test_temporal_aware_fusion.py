@@ -294,3 +294,17 @@ def test_refuses_what_does_not_fit(changed, error, message):
 def test_refuses_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         TemporalAwareFusion(4, **options)
+
+
+@pytest.mark.parametrize(("spatial_mlp", "is_seen"), [(None, False), (2, True)])
+def test_an_instance_norm_takes_away_what_is_the_same_at_every_position(spatial_mlp, is_seen):
+    """Without padding, a convolution and its norm give the same for any code; not so for one spread unevenly."""
+    torch.manual_seed(0)
+    fusion = TemporalAwareFusion(6, ecg_dim=5, time=False, spatial_mlp=spatial_mlp).double()
+    convolve = torch.nn.Conv2d(6, 4, 3).double()
+    features, codes = torch.randn(1, 6, 12, 12, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    first, second = (
+        torch.nn.functional.instance_norm(convolve(fusion(features, code[None])[0]), eps=1e-12) for code in codes
+    )
+    difference = (first - second).abs().max().item()
+    assert (difference > 0.1) if is_seen else (difference < 1e-6)
