@@ -30,9 +30,9 @@ class TemporalAwareFusion(nn.Module):
     A sample without an ECG comes out exactly as it came in, with weights (0, 0). Whatever stands in its code and
     interval, NaN included, changes neither a result nor a gradient, and it trains nothing.
 
-    Mind what comes next: a convolution with an instance norm takes away what is the same at every position of a channel,
-    and a scale that all channels share. There, as in a plain U-Net, the code reaches the result through the padding of
-    the border and little else, however much the gate gives it; ``spatial_mlp`` is not taken away.
+    Mind what comes next: a convolution with an instance norm takes away what is the same at every position of a
+    channel, and a scale that all channels share. There, as in a plain U-Net, the code reaches the result through the
+    padding of the border and little else, however much the gate gives it; ``spatial_mlp`` is not taken away.
 
     Args:
         dim: channels C.
