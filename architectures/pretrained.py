@@ -32,6 +32,7 @@ __all__ = [
     "read_description",
     "read_safetensors",
     "recorded_digest",
+    "weights_generator",
     "write_safetensors",
 ]
 
@@ -40,6 +41,12 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _PENDING_FILE = "model.safetensors.new"
 _ROWS_SHOWN = 10
+
+
+def weights_generator(seed: int) -> torch.Generator:
+    """Return a generator for random weights, on the device that modules are being built on, as far as it has one."""
+    device = torch.get_default_device()
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -20,7 +20,7 @@ from trifuse.blocks.normalization import NORMS
 from trifuse.blocks.weighted_block_fusion import ORDERS, WeightedBlockFusion, fixed_blocks
 from trifuse.kernels.errors import ShapeError
 
-from ..pretrained import Pretrained
+from ..pretrained import Pretrained, weights_generator
 from .decoder import BOTTLENECKS, FINAL_RESIZES, DinoUNetDecoder
 from .encoder import POSITION_MODES, DinoV2Encoder
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
@@ -178,7 +178,7 @@ class DinoUNet(Pretrained, nn.Module):
     def __init__(self, config: DinoUNetConfig) -> None:
         super().__init__()
         self.config = config
-        generator = _generator(config.init_seed)
+        generator = weights_generator(config.init_seed)
         self.encoder = DinoV2Encoder(
             config.variant,
             pos_mode=config.pos_mode,
@@ -339,9 +339,3 @@ def _require_one_of(name: str, value: object, allowed: Any) -> None:
 
 def _nearest_multiple(side: int) -> int:
     return max(1, round(side / PATCH_SIZE)) * PATCH_SIZE
-
-
-def _generator(seed: int) -> torch.Generator:
-    """A generator on the device that modules are being built on, as far as it has one."""
-    device = torch.get_default_device()
-    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)

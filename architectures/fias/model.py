@@ -17,7 +17,7 @@ from trifuse.blocks.image_input import check_image
 from trifuse.blocks.mixing_attention import POSITIONS
 from trifuse.kernels.errors import ShapeError
 
-from ..pretrained import Pretrained
+from ..pretrained import Pretrained, weights_generator
 from .decoder import BOTTLENECKS, FiasDecoder
 from .dilateformer import REDUCTION, DilateFormer
 from .encoder import ADAPTERS, FUSIONS, InputAdapter, LocalEncoder, make_fusion
@@ -184,7 +184,7 @@ class Fias(Pretrained, nn.Module):
     def __init__(self, config: FiasConfig) -> None:
         super().__init__()
         self.config = config
-        generator = _generator(config.init_seed)
+        generator = weights_generator(config.init_seed)
         self.adapter = InputAdapter(config.input_adapter, config.in_channels, config.norm)
         self.global_encoder = DilateFormer(
             config.variant,
@@ -300,9 +300,3 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 def _require_one_of(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def _generator(seed: int) -> torch.Generator:
-    """A generator on the device that modules are being built on, as far as it has one."""
-    device = torch.get_default_device()
-    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)

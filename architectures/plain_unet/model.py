@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from trifuse.blocks.image_input import check_image
@@ -21,7 +20,7 @@ from trifuse.blocks.plain_unet import (
     planned_stages,
 )
 
-from ..pretrained import Pretrained
+from ..pretrained import Pretrained, weights_generator
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class PlainUNet(Pretrained, nn.Module):
         self.config = config
         self.encoder = PlainUNetEncoder(config.in_channels, config.features)
         self.decoder = PlainUNetDecoder(config.features, config.num_classes)
-        generator = _generator(config.init_seed)
+        generator = weights_generator(config.init_seed)
         self.encoder.reset_parameters(generator)
         self.decoder.reset_parameters(generator)
 
@@ -111,9 +110,3 @@ class PlainUNet(Pretrained, nn.Module):
 def plain_unet(num_classes: int = 4, in_channels: int = 1, image_size: int = 256, **options: Any) -> PlainUNet:
     """Build what nnU-Net plans for 2D patches of ``image_size``; ``options`` are fields of `PlainUNetConfig`."""
     return PlainUNet(PlainUNetConfig(in_channels, num_classes, image_size, **options))
-
-
-def _generator(seed: int) -> torch.Generator:
-    """A generator on the device that modules are being built on, as far as it has one."""
-    device = torch.get_default_device()
-    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)

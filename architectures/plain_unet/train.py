@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..data.patches import Patches
-from ..data.preparation import Preparation
 from ..evaluation.report import PaperTable
+from ..nnunet_recipe import EPOCHS_REMEMBERED, nnunet_data, nnunet_training
 from ..pretrained import config_to_json
 from ..recipes import DataRecipe
 from ..repeats import repeat_training
@@ -36,18 +35,6 @@ SCAR = PaperTable(
     "stated.",
 )
 
-EPOCHS_REMEMBERED = 0.9  # share of the epochs before in the moving average of Dice that chooses the best one
-
-
-def published_data() -> DataRecipe:
-    """Return how nnU-Net prepares 2D images: patches of 256 pixels, z-scores of each volume, its augmentation."""
-    return DataRecipe(
-        image_size=256,
-        augment="nnunet",
-        preparation=Preparation(intensity="zscore", channels=1),
-        patches=Patches(),
-    )
-
 
 @dataclass(frozen=True)
 class PlainUNetRecipe:
@@ -63,20 +50,9 @@ class PlainUNetRecipe:
         ValueError: data that do not fit the network.
     """
 
-    data: DataRecipe = field(default_factory=published_data)
+    data: DataRecipe = field(default_factory=nnunet_data)
     network: PlainUNetConfig = field(default_factory=PlainUNetConfig)
-    training: Recipe = field(
-        default_factory=lambda: Recipe(
-            epochs=1000,
-            batch_size=12,
-            lr=1e-2,
-            weight_decay=3e-5,
-            optimizer="sgd",
-            momentum=0.99,
-            schedule="poly",
-            grad_clip=12.0,
-        )
-    )
+    training: Recipe = field(default_factory=nnunet_training)
     batch_dice: bool = True
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from ..evaluation.picture import Picture
 from ..evaluation.report import REPORT, add_picture
 from ..evaluation.tables import read_case_table
 from ..jobs import run_each
+from ..nnunet_recipe import nnunet_data
 from ..run import claim_folder, open_split
 from ..training.recipe import Recipe
 from . import pretrain
@@ -24,7 +25,7 @@ from .model import TaffUNetConfig
 from .optimisation import PartsRecipe
 from .pretrain import EcgData, EcgRecipe
 from .report import interval_days, scar_dsc
-from .train import TaffUNetRecipe, paper_data, train
+from .train import TaffUNetRecipe, train
 
 SIZE, SLICES = 96, 8  # pixels of a slice's side, and slices of a case
 PARTS = (26, 4, 10)  # cases that train, validate and test
@@ -62,7 +63,7 @@ def demo_recipe(
         network = replace(network, ecg_checkpoint=str(ecg))
     patches = Patches(mirror=False, samples_per_epoch=SAMPLES_PER_EPOCH)
     return TaffUNetRecipe(
-        data=replace(paper_data(), root=str(study), image_size=SIZE, patches=patches),
+        data=replace(nnunet_data(), root=str(study), image_size=SIZE, patches=patches),
         network=network,
         training=Recipe(
             epochs=epochs or EPOCHS,

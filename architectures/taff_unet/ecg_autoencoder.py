@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from trifuse.blocks.ecg_attention import EcgAttention, EcgDualAttention
 from trifuse.kernels import ShapeError
 
-from ..pretrained import Pretrained
+from ..pretrained import Pretrained, weights_generator
 
 LEADS = 12
 HEADS = 8
@@ -238,7 +238,7 @@ class EcgAutoencoder(Pretrained, nn.Module):
         self.config = EcgAutoencoderConfig() if config is None else config
         self.encoder = EcgEncoder(self.config)
         self.decoder = EcgDecoder(self.config)
-        self.reset_parameters(_generator(self.config.init_seed))
+        self.reset_parameters(weights_generator(self.config.init_seed))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew: evenly from +-1 / sqrt(fan-in), as PyTorch's own layers do."""
@@ -311,9 +311,3 @@ def _either_side(lacking: int) -> str:
     if before == after:
         return f"{words.get(before, f'{before} zeros')} on either side"
     return f"{before} zeros before and {after} after"
-
-
-def _generator(seed: int) -> torch.Generator:
-    """A generator on the device that modules are being built on, as far as it has one."""
-    device = torch.get_default_device()
-    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)

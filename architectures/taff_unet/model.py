@@ -24,7 +24,7 @@ from trifuse.blocks.plain_unet import (
 from trifuse.blocks.temporal_aware_fusion import TemporalAwareFusion
 from trifuse.kernels import CheckpointError, ShapeError
 
-from ..pretrained import Pretrained
+from ..pretrained import Pretrained, weights_generator
 from .ecg_autoencoder import LEADS, EcgAutoencoder, EcgAutoencoderConfig
 
 SEGMENTS = 17  # channels of the prior
@@ -189,7 +189,7 @@ class TaffUNet(Pretrained, nn.Module):
         self.decoder = PlainUNetDecoder(features, config.num_classes)
         self.ecg = _autoencoder(config) if config.takes_ecg else None
         self.fusion = _fusion(config) if config.takes_ecg else None
-        generator = _generator(config.init_seed)
+        generator = weights_generator(config.init_seed)
         for part in (self.encoder, self.decoder, self.fusion):
             if part is not None:
                 part.reset_parameters(generator)
@@ -376,9 +376,3 @@ def _fusion(config: TaffUNetConfig) -> TemporalAwareFusion:
         gate_sees_time=config.gate_sees_time,
         spatial_mlp=config.spatial_mlp,
     )
-
-
-def _generator(seed: int) -> torch.Generator:
-    """A generator on the device that modules are being built on, as far as it has one."""
-    device = torch.get_default_device()
-    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from ..data.extras import CaseExtras
-from ..data.patches import Patches
-from ..data.preparation import Preparation
 from ..data.study import Split, Study
 from ..evaluation.report import PaperTable
 from ..networks import run_section
+from ..nnunet_recipe import EPOCHS_REMEMBERED, nnunet_data, nnunet_training
 from ..pretrained import config_to_json
 from ..recipes import DataRecipe
 from ..repeats import repeat_training
@@ -46,16 +45,6 @@ RESULTS = PaperTable(
 )
 
 
-def paper_data() -> DataRecipe:
-    """Return how the paper prepares images: nnU-Net's patches of 256 pixels, z-scores, and augmentation."""
-    return DataRecipe(
-        image_size=256,
-        augment="nnunet",
-        preparation=Preparation(intensity="zscore", channels=1),
-        patches=Patches(),
-    )
-
-
 @dataclass(frozen=True)
 class TaffUNetRecipe:
     """A run of TAFF-UNet; the defaults are the paper's where it speaks, and nnU-Net's where it does not.
@@ -78,20 +67,9 @@ class TaffUNetRecipe:
         ValueError: data that do not fit the network.
     """
 
-    data: DataRecipe = field(default_factory=paper_data)
+    data: DataRecipe = field(default_factory=nnunet_data)
     network: TaffUNetConfig = field(default_factory=TaffUNetConfig)
-    training: Recipe = field(
-        default_factory=lambda: Recipe(
-            epochs=1000,
-            batch_size=12,
-            lr=1e-2,
-            weight_decay=3e-5,
-            optimizer="sgd",
-            momentum=0.99,
-            schedule="poly",
-            grad_clip=12.0,
-        )
-    )
+    training: Recipe = field(default_factory=nnunet_training)
     parts: PartsRecipe = field(default_factory=PartsRecipe)
     prior: PriorRecipe = field(default_factory=PriorRecipe)
     ecg: EcgRecipe = field(default_factory=EcgRecipe)
@@ -165,7 +143,7 @@ def fit_network(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
         },
         step=run_with_extras,
         param_groups=taff_param_groups(model, recipe.parts),
-        monitor_smoothing=0.9,
+        monitor_smoothing=EPOCHS_REMEMBERED,
         **options,
     )
 
