@@ -287,6 +287,7 @@ def report_run(
     command: Sequence[str] = (),
     conventions: Sequence[str] = ("strict",),
     per_slice: bool = False,
+    mark: str = "",
     facts: Mapping[str, str] | None = None,
     draw: Callable[[Path, Evaluation, Path], Sequence[Picture]] = lambda log, scored, folder: (),
     paper_tables: Sequence[PaperTable] = (),
@@ -305,6 +306,7 @@ def report_run(
         command: the words that do the run again.
         conventions: of empty masks and distances; several are shown side by side, the first gives the headline.
         per_slice: also score each slice by itself.
+        mark: what the title of every table and of every overlay has to say.
         facts: more facts about the run.
         draw: draws what only this network has, from the log and the scores of the headline into a folder.
         paper_tables: what the publication reports.
@@ -327,9 +329,10 @@ def report_run(
             extras=data.extras,
         )
         found = _evaluate(folder, part, data, conventions, labelled=recipe.keep == "labelled", per_slice=per_slice)
+        found = [replace(each, title=_marked(each.title, mark)) for each in found]
         evaluations += found
         tiles = collect_tiles(folder, data.study, found[0].rows)
-        heading = f"{_PART_TITLES[part]}: predictions beside the truth"
+        heading = _marked(f"{_PART_TITLES[part]}: predictions beside the truth", mark)
         overlays.append(draw_overlays(tiles, data.study.class_names, figures / part, title=heading))
     log = out / "log.csv"
     epochs = read_log(log)
@@ -363,6 +366,10 @@ def _describe_slices(train_set: SliceDataset | PatchDataset, recipe: DataRecipe)
     rows, columns = train_set.spacing_mm
     pixels = f"pixels of {rows:.3g} x {columns:.3g} mm"
     return f"{train_set.len_slices} to train on, of {pixels}, seen in {len(train_set)} patches of {side} an epoch"
+
+
+def _marked(title: str, mark: str) -> str:
+    return f"{title} ({mark})" if mark else title
 
 
 def _evaluate(

@@ -29,7 +29,7 @@ from ..training.batches import on_device
 from ..training.loop import EXTRAS
 from .aha17 import scar_burden_ml
 from .first_pass import LABELS
-from .inputs import PriorRecipe, divide
+from .inputs import ORACLE, PriorRecipe, divide
 from .model import TaffUNet
 
 SCAR = "scar"
@@ -54,7 +54,8 @@ def draw_pictures(
         return []
     extras = data.extras or {}
     cases = [data.study.case(case_id) for case_id in dict.fromkeys(row.case_id for row in scored.rows)]
-    sources = {"first pass": first_pass_labels(run, prior), "this network": run / "predictions" / scored.name}
+    this = f"this network, {ORACLE}" if model.config.takes_prior and prior.source == "gt" else "this network"
+    sources = {"first pass": first_pass_labels(run, prior), this: run / "predictions" / scored.name}
     pictures = _bullseyes(sources, data, cases, prior, figures)
     with_ecg = [case for case in cases if model.config.takes_ecg and extras[case.case_id].constants["has_ecg"]]
     if with_ecg:
@@ -62,7 +63,7 @@ def draw_pictures(
         beats = {case.case_id: extras[case.case_id].constants["ecg"] for case in with_ecg}
         pictures += _attention(model, beats, figures)
         pictures.append(draw_gate_weights(days, gate_weights(model, data, list(days)), figures))
-        pictures.append(draw_interval_bars(days, {"this network": scar_dsc(scored.rows)}, figures))
+        pictures.append(draw_interval_bars(days, {this: scar_dsc(scored.rows)}, figures))
     return pictures
 
 
@@ -158,13 +159,12 @@ def _bullseyes(
         return []
     _write_burdens(figures / BURDEN_TABLE, burdens)
     shown = max(burdens, key=lambda case_id: burdens[case_id]["truth"][0].sum())
-    order = [name for name in ("truth", "first pass", "this network") if name in burdens[shown]]
     return [
         draw_bullseyes(
-            {name: burdens[shown][name][0] for name in order},
+            {name: volumes for name, (volumes, _) in burdens[shown].items()},
             figures,
             title=f"Scar in the 17 segments, {shown}",
-            unassigned={name: burdens[shown][name][1] for name in order},
+            unassigned={name: unassigned for name, (_, unassigned) in burdens[shown].items()},
         )
     ]
 

@@ -23,7 +23,7 @@ from ..training.loop import EXTRAS, FitResult, fit
 from ..training.recipe import Recipe
 from ..training.scar_losses import ScarLoss
 from .first_pass import first_pass, predict_first_pass
-from .inputs import EcgRecipe, PriorRecipe, case_extras, describe_inputs, require_choice
+from .inputs import ORACLE, EcgRecipe, PriorRecipe, case_extras, describe_inputs, require_choice
 from .model import TaffOutput, TaffUNet, TaffUNetConfig
 from .optimisation import PartsRecipe, taff_param_groups
 from .report import draw_pictures
@@ -196,6 +196,7 @@ def _describe(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dic
     )
     return {
         "title": _title(recipe),
+        "mark": ORACLE if network.takes_prior and recipe.prior.source == "gt" else "",
         "facts": {
             "Setting": network.setting,
             **describe_inputs(data.extras or {}, network, recipe.prior),

@@ -87,6 +87,10 @@ def test_e11_an_oracle_is_called_one_in_the_report(finished):
     report = (finished / "report.md").read_text()
     assert report.startswith("# TAFF-UNet (full, oracle prior) on phantom")
     assert "| Prior | oracle prior: AHA-17 of the reference annotation (an oracle), angles from landmarks |" in report
+    assert "### Test cases, per volume (oracle prior)" in report
+    assert "## Test cases: predictions beside the truth (oracle prior)" in report
+    assert "this network, oracle prior" in (finished / "figures" / "bullseye.csv").read_text()
+    assert "this network, oracle prior" in (finished / "figures" / "interval_bars.csv").read_text()
     assert "| Setting | full |" in report
     assert "started from random weights" in report
     assert RESULTS.title in report
@@ -102,7 +106,7 @@ def test_every_picture_is_there_with_its_numbers(finished):
         assert f"figures/{name}.png" in report
     burdens = list(csv.DictReader((finished / "figures" / "scar_burden.csv").open()))
     assert [(line["case_id"], line["source"]) for line in burdens] == [
-        (case, source) for case in ("case006", "case007") for source in ("truth", "this network")
+        (case, source) for case in ("case006", "case007") for source in ("truth", "this network, oracle prior")
     ]
     assert float(burdens[0]["segment_1_ml"]) >= 0
     with (finished / "figures" / "gate_weights.csv").open() as lines:
