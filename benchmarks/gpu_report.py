@@ -41,7 +41,7 @@ def parts(out: Path, seconds: float, quick: bool) -> list[Part]:
     benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
     listed = [
         Part("tests on the GPU", (*PYTEST, "tests/kernels/test_on_gpu.py"), 100),
-        Part("fusion", (*PYTEST, "benchmarks/bench_weighted_block_fusion.py", *benchmark), 80),
+        Part("fusion", (*PYTEST, "benchmarks/bench_weighted_block_fusion.py", *benchmark), 60),
         Part("attention", (*PYTEST, "benchmarks/bench_attention.py", *benchmark), 25),
         Part("dilated attention", (*PYTEST, "benchmarks/bench_dilated_attention.py", *benchmark), 60),
         Part("mutation loss", (*PYTEST, "benchmarks/bench_mutation_loss.py", *benchmark), 45),
