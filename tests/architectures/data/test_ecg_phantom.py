@@ -98,7 +98,7 @@ def test_segments_face_where_they_lie():
 
 
 def test_what_an_ecg_says_gets_old():
-    """The nearest of three territories' mean beats is the right one when fresh, and hardly more than a guess at last."""
+    """The nearest of three territories' mean beats is right when fresh, and hardly better than guessing at last."""
 
     def beats(days, seed):
         found = []
