@@ -7,6 +7,7 @@ are worth on patients.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..ablation import scores_of_runs, train_all, write_ablation
@@ -20,6 +21,8 @@ from .first_pass import first_pass
 from .inputs import ORACLE
 from .report import SCAR, scar_dsc
 from .train import TaffUNetRecipe, train
+
+ECG_EPOCHS, FIRST_PASS_EPOCHS, SAMPLES_PER_EPOCH = 30, 6, 320  # more than the demo can afford
 
 COLUMNS = ("setting", "prior")
 BASELINE = ("baseline", "-")
@@ -68,8 +71,8 @@ def ablate(
     root = study or write_demo_study(out, parts=(cases - val - test, val, test))
     if not (out / "ecg" / "report.md").exists():
         with one_thread():
-            pretrain.train(ecg_recipe(root), out / "ecg", resume=True)
-    plain = demo_recipe(root, epochs=epochs)
+            pretrain.train(ecg_recipe(root, epochs=ECG_EPOCHS), out / "ecg", resume=True)
+    plain = _longer(demo_recipe(root, epochs=epochs))
     labels = first_pass(plain, *open_split(plain.data, out), out, jobs)
     runs = {row: [out / f"{'-'.join(row).replace(' ', '_')}-seed{seed}" for seed in range(seeds)] for row in ROWS}
     trainings = [
@@ -94,7 +97,15 @@ def ablate(
 def _recipe(root: Path, row: tuple[str, str], labels: Path, ecg: Path, epochs: int, seed: int) -> TaffUNetRecipe:
     setting, prior = row
     given = {"oracle": True} if prior == ORACLE else {"labels": labels}
-    return demo_recipe(root, setting=setting, ecg=ecg, epochs=epochs, seed=seed, **given)
+    return _longer(demo_recipe(root, setting=setting, ecg=ecg, epochs=epochs, seed=seed, **given))
+
+
+def _longer(recipe: TaffUNetRecipe) -> TaffUNetRecipe:
+    """Give a recipe of the demo the ablation's longer epochs and first pass."""
+    assert recipe.data.patches is not None  # see TaffUNetRecipe
+    patches = replace(recipe.data.patches, samples_per_epoch=SAMPLES_PER_EPOCH)
+    prior = replace(recipe.prior, first_pass_epochs=FIRST_PASS_EPOCHS)
+    return replace(recipe, data=replace(recipe.data, patches=patches), prior=prior)
 
 
 def _caption(study: Path | None, labels: Path, epochs: int, seeds: int) -> str:
