@@ -201,6 +201,8 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 
 def _as_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_value(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -128,6 +128,17 @@ def test_an_autoencoder_is_trained_on_a_study_and_starts_the_network(scar_study,
     assert recipes[0].prior.source == "gt"
 
 
+def test_further_folders_of_records_train_too(scar_study, tmp_path, monkeypatch):
+    recipes = []
+    monkeypatch.setattr(
+        "trifuse.architectures.taff_unet.pretrain.train", lambda recipe, *_, **__: recipes.append(recipe)
+    )
+    folder = scar_study / "ecg"
+    assert main(["train", "ecg", str(folder), "--also", str(folder), str(folder), "--out", str(tmp_path)]) == 0
+    assert recipes[0].data.root == str(folder)
+    assert recipes[0].data.also == (str(folder), str(folder))
+
+
 def test_train_ecg_wants_one_source(scar_study, tmp_path, capsys):
     for sources in ([], [scar_study, "--study", scar_study]):
         assert run_main(["train", "ecg", *sources, "--out", tmp_path / "run"], capsys)[0] == 2
