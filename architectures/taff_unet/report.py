@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..evaluation.scoring import Row, prediction_path
 from ..evaluation.tables import number, write_csv
 from ..run import FIRST_PASS_FOLDER, PreparedData
 from ..training.batches import on_device
-from ..training.loop import EXTRAS
+from ..training.loop import beside_the_image
 from .aha17 import scar_burden_ml
 from .first_pass import LABELS
 from .inputs import ORACLE, PriorRecipe, divide
@@ -110,9 +109,7 @@ def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -
     with torch.inference_mode():
         for batch in loader:
             batch = on_device(batch, device)
-            gate: Tensor | None = model.run(
-                batch["image"], **{name: batch[name] for name in EXTRAS if name in batch}
-            ).gate
+            gate: Tensor | None = model.run(batch["image"], **beside_the_image(batch)).gate
             assert gate is not None  # the network takes an ECG
             for case_id, weight in zip(batch["case_id"], gate[:, 1].tolist(), strict=True):
                 found[case_id].append(weight)
@@ -145,7 +142,7 @@ def _bullseyes(
         image, truth = load_case(data.study, case)
         assert truth is not None  # a case without a label has no scores
         try:
-            segments = divide(truth.voxels, case, image, replace(prior, source="gt"))
+            segments = divide(truth.voxels, case, image, prior)
         except DataError:
             continue
         found = {"truth": truth.voxels}

@@ -19,7 +19,7 @@ from ..pretrained import config_to_json
 from ..recipes import DataRecipe
 from ..repeats import repeat_training
 from ..run import FIRST_PASS_FOLDER, PreparedData, RunOptions, train_and_report
-from ..training.loop import EXTRAS, FitResult, fit
+from ..training.loop import FitResult, beside_the_image, fit
 from ..training.recipe import Recipe
 from ..training.scar_losses import ScarLoss
 from .first_pass import first_pass, predict_first_pass
@@ -150,7 +150,7 @@ def fit_network(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
 
 def run_with_extras(model: Any, batch: dict[str, Any]) -> TaffOutput:
     """Run the network on a batch, with what it takes of it."""
-    return model.run(batch["image"], **{name: batch[name] for name in EXTRAS if name in batch})
+    return model.run(batch["image"], **beside_the_image(batch))
 
 
 def prediction_extras(

@@ -58,7 +58,12 @@ def forward_image(model: nn.Module, batch: Batch) -> Any:
 
 def forward_with_extras(model: nn.Module, batch: Batch) -> Any:
     """Return the network's output for ``batch["image"]`` and what else of `EXTRAS` the batch has."""
-    return model(batch["image"], **{name: batch[name] for name in EXTRAS if name in batch})
+    return model(batch["image"], **beside_the_image(batch))
+
+
+def beside_the_image(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of `EXTRAS` a batch has."""
+    return {name: batch[name] for name in EXTRAS if name in batch}
 
 
 def fit(
