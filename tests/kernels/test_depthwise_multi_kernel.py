@@ -10,7 +10,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
@@ -163,9 +163,21 @@ def test_result_and_gradient_keep_the_memory_format(name, memory_format):
         assert result.is_contiguous(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@interpreted
 @given(data=st.data())
-def test_property_any_shape_layout_type_and_gradients(name, data):
+@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])  # interpreted, shrinking would take minutes
+def test_property_of_the_kernels(data):
+    check("triton", **drawn_case(data))
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_property_any_shape_layout_type_and_gradients(data):
+    check("torch", **drawn_case(data))
+
+
+def drawn_case(data):
+    """Draw a map and kernels of any shape, layout and type, each with a gradient or without."""
     sides = data.draw(st.lists(st.sampled_from((1, 3, 5)), min_size=1, max_size=3), label="kernels")
     batch, width = data.draw(st.integers(0, 2), label="B"), data.draw(st.integers(1, 6), label="W")
     shape = (batch, data.draw(st.integers(1, 4), label="C"), data.draw(st.integers(1, 3), label="H"), width)
@@ -178,7 +190,7 @@ def test_property_any_shape_layout_type_and_gradients(name, data):
         generator = torch.Generator().manual_seed(i)
         weight = torch.randn(shape[1], 1, side, side, generator=generator).to(kind.dtype)
         weights.append(weight.requires_grad_(kind.requires_grad))
-    check(name, x, weights, residual=data.draw(st.booleans(), label="residual"))
+    return {"x": x, "weights": weights, "residual": data.draw(st.booleans(), label="residual")}
 
 
 @given(tensors(st.tuples(st.integers(1, 2), st.just(2), st.integers(1, 6), st.integers(1, 6)), requires_grad=False))
