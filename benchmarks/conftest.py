@@ -1,4 +1,4 @@
-"""The command-line options of the benchmarks, and the file each of them leaves."""
+"""The command-line options of the benchmarks, and how one of them is shown and kept."""
 
 from __future__ import annotations
 
@@ -33,15 +33,9 @@ def show(request, benchmark):
             timing = comparison.timing(case, timed, provider, seconds=request.config.getoption("seconds"))
         except LookupError as reason:
             pytest.skip(str(reason))
+        finally:
+            comparison.write(request.config.getoption("results"))  # now: the next case may outlast a time limit
         benchmark.name = provider
         replay(benchmark, timing)
 
     return show
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _results(request):
-    yield
-    comparisons = [value for value in vars(request.module).values() if type(value).__name__ == "Comparison"]
-    for comparison in comparisons:
-        comparison.write(request.config.getoption("results"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,55 @@ def _allocations(profile: Any) -> Iterator[Any]:
         if event.typed[0] == torch._C._profiler._EventType.Allocation:
             yield event
         pending.extend(event.children)
+
+
+def saved_for_backward_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """Return the bytes that autograd keeps between the forward and the backward pass of a call.
+
+    Each storage counts once, and whole. Tensors among the arguments (also nested in lists and tuples) and parameters
+    do not count: they are held anyway. What a function of one's own hides from ``ctx.save_for_backward`` is not seen.
+
+    Args:
+        function: returns a tensor, or a list or tuple of tensors.
+        *arguments: of the function; those whose gradients are taken require them.
+    """
+    import torch
+
+    saved: list[weakref.ref[torch.Tensor]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function(*arguments)
+    held = {tensor.untyped_storage().data_ptr() for tensor in tensors_in((arguments, list(_parameters_of(result))))}
+    kept = [tensor.untyped_storage() for reference in saved if (tensor := reference()) is not None]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in kept if storage.data_ptr() not in held}.values())
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested lists and tuples."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def _parameters_of(result: Any) -> Iterator[torch.Tensor]:
+    """Yield the leaves that the gradients of a result would accumulate in."""
+    pending = [tensor.grad_fn for tensor in tensors_in(result)]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                yield node.variable
+            pending.extend(following for following, _ in node.next_functions)
 
 
 @dataclass(frozen=True)

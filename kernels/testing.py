@@ -4,7 +4,10 @@
 * `assert_op_matches`: hold an operator and each of its gradients against a reference in plain PyTorch.
 * `poisoned_empty`: make memory that an operator forgets to write visible.
 * `peak_memory_bytes`: the most memory that a call holds.
+* `saved_for_backward_bytes`: what autograd keeps of a call until its backward pass.
 * `measure`, also the pytest fixture ``gpu_benchmark``: time several forms of one computation side by side.
+* `compare`: hold several forms against each other in one call: equal results and gradients first, then time and memory.
+* `Case`, `Pass`, `Comparison`, `clock`, `replay`: the same as a file of cases for pytest-benchmark.
 
 pytest finds the fixture by itself (an entry point); the module imports torch and hypothesis when they are first used.
 
@@ -17,6 +20,15 @@ Example::
     def test_my_norm_is_faster(gpu_benchmark):
         timings = gpu_benchmark({"eager": lambda: my_norm_reference(x), "fused": lambda: my_norm(x)})
         assert timings["fused"].speedup_over(timings["eager"]) > 2
+
+    print(compare("my norm", {"eager": my_norm_reference, "fused": my_norm}, x, least_bytes=2 * x.nbytes))
+
+    NORM = Comparison("my_norm", cases=[Case("stage 1", lambda device: (torch.ones(64, 96, device=device),))], ...)
+
+    @pytest.mark.benchmark(timer=clock)
+    @NORM.parametrize()
+    def test_my_norm_side_by_side(benchmark, case, timed, provider):
+        replay(benchmark, NORM.timing(case, timed, provider, seconds=1))
 """
 
 from __future__ import annotations
@@ -25,26 +37,44 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .measuring import Timing, measure, peak_memory_bytes
+from .measuring import Timing, measure, peak_memory_bytes, saved_for_backward_bytes
 
 if TYPE_CHECKING:
     import torch
     from hypothesis.strategies import SearchStrategy
     from torch import Tensor
 
+    from .comparing import Case, Comparison, Pass, WrongResult, compare
+
 __all__ = [
+    "Case",
+    "Comparison",
+    "Pass",
     "Timing",
+    "WrongResult",
     "assert_op_matches",
+    "clock",
+    "compare",
     "gpu_benchmark",
     "measure",
     "peak_memory_bytes",
     "poisoned_empty",
+    "replay",
+    "saved_for_backward_bytes",
     "tensors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Case", "Comparison", "Pass", "WrongResult", "compare"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".comparing", __package__), name)  # it needs torch
+
 
 # ------------------------------------------------------------------------------------------------- strategies
 
@@ -300,3 +330,34 @@ def gpu_benchmark() -> Callable[..., dict[str, Timing]]:
     import torch
 
     return partial(measure, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+# ------------------------------------------------------------------------------------------------- pytest-benchmark
+
+
+class _ReplayClock:
+    """A timer that stands still except when it is told how long something took."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
+clock = _ReplayClock()
+"""The timer of a benchmark that replays what was measured: ``@pytest.mark.benchmark(timer=clock)``.
+
+There is one measurement. pytest-benchmark would time one form after the other, and a ratio between two moments of a
+shared machine says little.
+"""
+
+
+def replay(benchmark: Any, timing: Timing) -> None:
+    """Hand the samples of a timing to pytest-benchmark's ``benchmark`` fixture, whose timer must be `clock`."""
+    remaining = iter(timing.seconds)
+    benchmark.extra_info["peak_mib"] = round(timing.peak_bytes / 2**20, 2)
+    benchmark.pedantic(lambda: clock.advance(next(remaining)), rounds=len(timing.seconds))

@@ -60,7 +60,7 @@ def tiny_run(tmp_path_factory):
     """Run a tiny benchmark file next to copies of the real harness and conftest."""
     root = tmp_path_factory.mktemp("run")
     (root / "benchmarks").mkdir()
-    for name in ("harness.py", "conftest.py"):
+    for name in ("__init__.py", "harness.py", "conftest.py"):
         shutil.copy(ROOT / "benchmarks" / name, root / "benchmarks" / name)
     (root / "benchmarks" / "bench_doubling.py").write_text(TINY_BENCHMARK)
     (root / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
@@ -163,10 +163,14 @@ def test_replay_hands_over_every_sample():
 def test_tables_show_the_rows(tiny_run):
     _, record = tiny_run
     text = tables.markdown(record)
-    assert text.count("| form | median ms | speed-up | peak MiB |") == 2
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert ["form", "median ms", "fifths", "speed-up", "peak MiB", "GB/s", "of ceiling"] in lines
+    assert ["form", "median ms", "fifths", "speed-up", "peak MiB", "saved MiB"] in lines
+    assert ["multiply", f"{record['rows'][1]['median_ms']:.3g}"] in [cells[:2] for cells in lines]
     assert "**four numbers, forward**" in text
-    assert f"| multiply | {record['rows'][1]['median_ms']:.3g} |" in text
     assert "commit 0123abc" in text
+    assert "Absent: absent (no such package)." in text
+    assert "Refused: wrong: the result differs" in text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.name)

@@ -1,0 +1,81 @@
+"""The tables of a comparison, for a terminal and for a page of Markdown alike: only the columns that have values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+# Heading, and how a row's cell is written; a column of empty cells is left out.
+COLUMNS = {
+    "form": lambda row: row["provider"],
+    "median ms": lambda row: f"{row['median_ms']:.3g}",
+    "fifths": lambda row: f"{row['fifth_ms']:.3g}–{row['four_fifths_ms']:.3g}",
+    "speed-up": lambda row: _number(row["speedup"], ".2f"),
+    "peak MiB": lambda row: _number(row["peak_mib"], ".0f"),
+    "saved MiB": lambda row: _number(row.get("saved_mib"), ".0f"),
+    "GB/s": lambda row: _number(row["gb_per_s"], ".0f"),
+    "GFLOP/s": lambda row: _number(row.get("gflop_per_s"), ".0f"),
+    "of ceiling": lambda row: _number(row.get("of_ceiling"), ".0%"),
+}
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """Return a result file's record as text: where it was measured, and a table for each case and pass."""
+    machine = record["stamp"]
+    where = (
+        f"Measured on {machine['device']}, {_threads(machine['threads'])}; {_ceilings(machine)}; "
+        f"torch {machine['torch']}, commit {machine['commit']}. Medians of rounds in which all forms ran in turn, with "
+        "the first and the last fifth; speed-ups are medians of the rounds' ratios to "
+        f"{record['baseline']}."
+    )
+    return "\n\n".join([where, *_tables(record)]) + "\n"
+
+
+def _tables(record: Mapping[str, Any]) -> Iterator[str]:
+    rows = [*record["rows"], *record.get("refused", [])]
+    places = {(row["case"], row["pass"]): None for row in rows}
+    for case, timed in places:
+        here = [row for row in rows if (row["case"], row["pass"]) == (case, timed)]
+        yield f"**{case}, {timed}**"
+        measured = [row for row in here if "reason" not in row]
+        if measured:
+            yield "\n".join(table([[cell(row) for cell in COLUMNS.values()] for row in measured], list(COLUMNS)))
+        refused = [row for row in here if "reason" in row]
+        if refused:
+            yield "Refused: " + "; ".join(row["reason"] for row in refused) + "."
+    if record.get("absent"):
+        yield "Absent: " + "; ".join(f"{name} ({reason})" for name, reason in record["absent"].items()) + "."
+
+
+def table(rows: list[list[str]], headings: list[str]) -> Iterator[str]:
+    """Yield the lines of a Markdown table: columns aligned, the first to the left, those without a value left out."""
+    kept = [index for index in range(len(headings)) if any(row[index] for row in rows)]
+    widths = [max(len(line[index]) for line in (headings, *rows)) for index in kept]
+    for line in (headings, None, *rows):
+        if line is None:
+            cells: Iterable[str] = (
+                "-" * width if n == 0 else "-" * (width - 1) + ":" for n, width in enumerate(widths)
+            )
+        else:
+            cells = (
+                line[index].rjust(width) if n else line[index].ljust(width)
+                for n, (index, width) in enumerate(zip(kept, widths, strict=True))
+            )
+        yield f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None, style: str) -> str:
+    return "" if value is None else format(value, style)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _ceilings(machine: Mapping[str, Any]) -> str:
+    products = [
+        f"{name} products {machine[key]:,} GFLOP/s"
+        for name, key in (("float32", "float32_gflop_per_s"), ("bfloat16", "bfloat16_gflop_per_s"))
+        if machine.get(key)
+    ]
+    return ", ".join([f"copies {machine['copy_gb_per_s']} GB/s", *products])
