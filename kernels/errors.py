@@ -17,6 +17,10 @@ class BackendError(TrifuseError, RuntimeError):
     """A backend was forced that cannot run here, or an unknown one was named."""
 
 
+class UnusableKernel(BackendError):
+    """A Triton kernel cannot be built or loaded on this device; without a forced backend, plain PyTorch takes over."""
+
+
 class DataError(TrifuseError, ValueError):
     """A file or a case is not what it should be.
 

@@ -26,7 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .static_case import NVIDIA_TARGETS, TARGETS, Budget, StaticCase
+from . import launching
+from .static_case import StaticCase, Traffic
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -36,6 +37,13 @@ TILE = 1024  # columns times channels of a tile: 8 values per thread and row
 LEAST_CHANNELS = 16
 MAX_SHARES = 64  # of the tiles, in the kernels' gradient; fixed, so that the order of summation is the same everywhere
 MERGE_CHANNELS = 16
+
+_PAPER = {"B": 32, "C": 72, "H": 64, "W": 64, "K": 7, "shares": MAX_SHARES, "e": 2}
+_SHARES = "8 * shares * K**2 / (B * H * W)"
+TRAFFIC = [
+    Traffic("forward", _PAPER, "B * C * H * W", "2 * e", "2 * e", {"multiply-adds": "K**2"}),
+    Traffic("backward", _PAPER, "B * C * H * W", f"4 * e + {_SHARES}", "3 * e", {"multiply-adds": "2 * K**2"}),
+]
 
 
 @triton.jit
@@ -226,7 +234,9 @@ def convolve(
     unit = _unit(x, out)
     with torch.cuda.device_of(x):
         merged = torch.empty((side * side, channels), dtype=torch.float32, device=x.device)
-        _merge_kernel[(triton.cdiv(channels, MERGE_CHANNELS),)](
+        launching.launch(
+            _merge_kernel,
+            (triton.cdiv(channels, MERGE_CHANNELS),),
             tuple(weight.contiguous() for weight in weights),
             merged,
             channels,
@@ -238,13 +248,13 @@ def convolve(
             CHANNELS=MERGE_CHANNELS,
             num_warps=THREADS // WARP_SIZE,
         )
-        _depthwise_multi_kernel_fwd_kernel[(_tiles(x, tile) * triton.cdiv(channels, tile["CHANNELS"]),)](
+        launching.launch(
+            _depthwise_multi_kernel_fwd_kernel,
+            (_tiles(x, tile) * triton.cdiv(channels, tile["CHANNELS"]),),
             x,
             merged,
             out,
-            channels // unit,
-            height,
-            width,
+            *(channels // unit, height, width),
             _strides(x, unit),
             _strides(out, unit),
             UNIT=unit,
@@ -271,15 +281,14 @@ def weight_gradients(grad: Tensor, x: Tensor, weights: Sequence[Tensor], needed:
     share_count = min(tiles, MAX_SHARES)
     with torch.cuda.device_of(grad):
         shares = torch.empty((share_count, side * side, channels), dtype=torch.float32, device=grad.device)
-        _depthwise_multi_kernel_dw_kernel[(share_count * side * triton.cdiv(channels, tile["CHANNELS"]),)](
+        launching.launch(
+            _depthwise_multi_kernel_dw_kernel,
+            (share_count * side * triton.cdiv(channels, tile["CHANNELS"]),),
             grad,
             x,
             shares,
-            channels // unit,
-            height,
-            width,
-            tiles,
-            share_count,
+            *(channels // unit, height, width),
+            *(tiles, share_count),
             _strides(grad, unit),
             _strides(x, unit),
             UNIT=unit,
@@ -287,7 +296,9 @@ def weight_gradients(grad: Tensor, x: Tensor, weights: Sequence[Tensor], needed:
             **tile,
             num_warps=THREADS // WARP_SIZE,
         )
-        _depthwise_multi_kernel_split_kernel[(triton.cdiv(channels, MERGE_CHANNELS),)](
+        launching.launch(
+            _depthwise_multi_kernel_split_kernel,
+            (triton.cdiv(channels, MERGE_CHANNELS),),
             shares,
             tuple(grads),
             channels,
@@ -333,17 +344,7 @@ def _unit(*maps: Tensor) -> int:
 _UNITS = {"bf16": 8, "fp32": 4}
 
 
-def _budgets(registers: tuple[int, ...], wide_loads: int = 0, shuffles: tuple[int, int] = (0, 0)) -> dict[str, Budget]:
-    """Return the budgets of all targets; shuffles on NVIDIA's, and on AMD's."""
-    return {
-        target: Budget(most, wide_loads, shuffles[target not in NVIDIA_TARGETS])
-        for target, most in zip(TARGETS, registers, strict=True)
-    }
-
-
-def _map_case(
-    name: str, kernel: Any, pointers: tuple[str, ...], dtype: str, channels_last: bool, budgets: dict[str, Budget]
-) -> StaticCase:
+def _map_case(name: str, kernel: Any, pointers: tuple[str, ...], dtype: str, channels_last: bool) -> StaticCase:
     """Compile for maps of 64 columns or more and kernels of 7, with channels or columns innermost."""
     names = kernel.arg_names
     one = 1 if channels_last else 3  # the stride of the innermost dimension
@@ -358,7 +359,6 @@ def _map_case(
         signature={argument: types.get(argument, "i32") for argument in names},
         constants={**constants, **{(names.index(key), one): 1 for key in names if key.endswith("_strides")}},
         aligned=pointers,
-        budgets=budgets,
         threads=THREADS,
     )
 
@@ -373,7 +373,6 @@ def _parts_case(name: str, kernel: Any, pointers: dict[str, str | tuple[str, ...
         signature={**pointers, **scalars, **dict.fromkeys(constants, "constexpr")},
         constants=constants,
         aligned=tuple(pointers),
-        budgets=_budgets((64,) * 5),
         threads=THREADS,
     )
 
@@ -381,14 +380,13 @@ def _parts_case(name: str, kernel: Any, pointers: dict[str, str | tuple[str, ...
 _FORWARD = ("convolution", _depthwise_multi_kernel_fwd_kernel, ("x", "merged", "out"))
 _BACKWARD = ("kernel gradient", _depthwise_multi_kernel_dw_kernel, ("grad", "x", "shares"))
 _TWO = ("*fp32", "*fp32")
-# Most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942; fewest wide loads; most shuffles.
 STATIC_CASES = [
-    _map_case(*_FORWARD, "bf16", True, _budgets((160, 160, 160, 160, 208), 24)),
-    _map_case(*_FORWARD, "fp32", True, _budgets((168, 168, 168, 168, 184), 27)),
-    _map_case(*_FORWARD, "bf16", False, _budgets((200, 255, 255, 255, 168))),
-    _map_case(*_BACKWARD, "bf16", True, _budgets((144, 144, 160, 160, 176), 14, (238, 399))),
-    _map_case(*_BACKWARD, "fp32", True, _budgets((184, 160, 160, 184, 192), 28, (98, 175))),
-    _map_case(*_BACKWARD, "bf16", False, _budgets((255, 255, 255, 255, 192), 0, (287, 336))),
+    _map_case(*_FORWARD, "bf16", True),
+    _map_case(*_FORWARD, "fp32", True),
+    _map_case(*_FORWARD, "bf16", False),
+    _map_case(*_BACKWARD, "bf16", True),
+    _map_case(*_BACKWARD, "fp32", True),
+    _map_case(*_BACKWARD, "bf16", False),
     _parts_case("merge", _merge_kernel, {"weights": _TWO, "merged": "*fp32"}, RESIDUAL=True, FLIPPED=True),
     _parts_case("split", _depthwise_multi_kernel_split_kernel, {"shares": "*fp32", "weight_grads": _TWO}),
 ]

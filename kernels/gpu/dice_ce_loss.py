@@ -22,12 +22,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .static_case import TARGETS, Budget, StaticCase
+from . import launching
+from .static_case import StaticCase, Traffic
 
 TILE = 128  # pixels, one per thread
 WARP_SIZE = 64 if torch.version.hip else 32
 STEPS = 16  # tiles that a program walks over
 REGISTERS = 150  # sums, logits and probabilities of one thread in the forward pass
+
+_PAPER = {"B": 24, "K": 9, "H": 224, "W": 224, "N": 3, "e": 2}
+_READ, _WORK = "e + 8 / (N * K)", {"exponentials": "(2**N - 1) / N"}
+TRAFFIC = [
+    Traffic("forward", {**_PAPER, "N": 1}, "B * K * H * W * N", _READ, _READ, _WORK),
+    Traffic("forward", _PAPER, "B * K * H * W * N", _READ, _READ, _WORK),
+]
 
 
 @triton.jit
@@ -198,7 +206,9 @@ def forward(
     grid = (walk.grid[0] * triton.cdiv(subsets, together),)
     if grid[0]:
         with torch.cuda.device_of(target):
-            _segmentation_sums_fwd_kernel[grid](
+            launching.launch(
+                _segmentation_sums_fwd_kernel,
+                grid,
                 *walk.reads,
                 partial,
                 partial_true,
@@ -257,22 +267,11 @@ class Walk:
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate
 
 
-def budgets(registers: tuple[int, ...], shuffles: int) -> dict[str, Budget]:
-    """A pixel per thread: a warp's loads are whole lines of memory, though each thread's part of it is small."""
-    return {
-        target: Budget(registers=most, wide_loads=0, shuffles=shuffles)
-        for target, most in zip(TARGETS, registers, strict=True)
-    }
-
-
-def sums_case(
-    kernel: object, maps: int, classes: int, dtype: str, *, coarse: bool, registers: tuple[int, ...]
-) -> StaticCase:
+def sums_case(kernel: object, maps: int, classes: int, dtype: str, *, coarse: bool) -> StaticCase:
     """Return a case of the forward kernel, or of the backward kernel of `mutation_loss`, which reads the same."""
     backward = kernel is not _segmentation_sums_fwd_kernel
     subsets = 2**maps - 1
     count = min(subsets, subsets_per_program(maps, classes))
-    sums = 1 if backward else count * (2 * classes + 1) + classes + 1  # over the threads of a program
     reads: dict[str, str | tuple[str, ...]] = {
         "maps": (f"*{dtype}",) * maps,
         "strides": ("i32", "i32", "i32", "constexpr") * maps,
@@ -308,14 +307,12 @@ def sums_case(
         signature={**signature, **dict.fromkeys(map(str, switches), "constexpr")},
         constants=constants,
         aligned=("maps", "target", "partial", "partial_true", "slopes", "grads"),
-        budgets=budgets(registers, shuffles=7 * sums),
         threads=TILE,
     )
 
 
-# Registers: most per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
 STATIC_CASES = [
-    sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False, registers=(56, 56, 56, 56, 48)),
-    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False, registers=(224, 224, 240, 224, 176)),
-    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True, registers=(255, 255, 255, 255, 232)),
+    sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False),
+    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False),
+    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True),
 ]

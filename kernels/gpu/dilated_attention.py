@@ -23,13 +23,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .static_case import TARGETS, Budget, StaticCase
+from . import launching
+from .static_case import StaticCase, Traffic
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
 BYTES_PER_THREAD = 16
 MOST_CHANNELS_PER_THREAD = 32  # of one pixel; more, and backward runs out of registers
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+_PAPER = {"B": 32, "H": 64, "W": 64, "C": 72, "heads": 3, "e": 2}
+TRAFFIC = [
+    Traffic("forward", _PAPER, "B * H * W * C", "4 * e + 4 * heads / C", "4 * e"),
+    Traffic("backward", _PAPER, "B * H * W * C", "11 * e + 16 * heads / C", "7 * e"),
+]
 
 
 @triton.jit
@@ -286,10 +293,9 @@ def forward(
     settings = _settings(maps, num_heads, dilations, border)
     with torch.cuda.device_of(q):
         if out.numel():
-            grid = _grid(q, num_heads, settings)
-            _dilated_attention_fwd_kernel[grid](
-                maps, _strides(maps, settings), normaliser, height, width, scale, MASK=border == "mask", **settings
-            )
+            settings["MASK"] = border == "mask"
+            tensors, grid = (maps, _strides(maps, settings), normaliser), _grid(q, num_heads, settings)
+            launching.launch(_dilated_attention_fwd_kernel, grid, *tensors, height, width, scale, **settings)
     return out, normaliser
 
 
@@ -317,8 +323,8 @@ def backward(
     with torch.cuda.device_of(grad):
         for kernel, others, taps, wanted in launches:
             if any(x is not None for x in wanted):
-                tensors = (grad, *others)
-                kernel[grid](tensors, _strides(tensors, settings), *sums, height, width, taps, scale, **settings)
+                tensors = ((grad, *others), _strides((grad, *others), settings), *sums)
+                launching.launch(kernel, grid, *tensors, height, width, taps, scale, **settings)
 
 
 def _settings(maps: Sequence[Tensor | None], num_heads: int, dilations: Sequence[int], border: str) -> dict[str, Any]:
@@ -359,7 +365,7 @@ def _moving_strides(x: Tensor) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate
 
 
-def _case(kernel: Any, pointers: str, d: int, border: str, budget: tuple[tuple[int, ...], int, int]) -> StaticCase:
+def _case(kernel: Any, pointers: str, d: int, border: str) -> StaticCase:
     """Compile a kernel as it runs on the slices of one packed projection of three heads; ``-`` is a missing map."""
     names = pointers.split()
     dtype = names[0].removeprefix("*")
@@ -372,29 +378,23 @@ def _case(kernel: Any, pointers: str, d: int, border: str, budget: tuple[tuple[i
     }
     kinds |= dict.fromkeys(("normaliser", "weighted_grad"), "*fp32") | dict.fromkeys(settings, "constexpr")
     constants = {name: value for name, value in settings.items() if name in kernel.arg_names}
-    registers, wide_loads, shuffles = budget
     return StaticCase(
         name=f"{kernel.__name__.removeprefix('_')}, {dtype}, head dim {d}, border {border}",
         kernel=kernel,
         signature={name: kinds.get(name, "i32") for name in kernel.arg_names},
         constants=constants | {(1, i, 3): 1 for i in range(len(names))},
         aligned=("maps", "normaliser", "weighted_grad"),
-        budgets={
-            target: Budget(registers=most, wide_loads=wide_loads, shuffles=shuffles)
-            for target, most in zip(TARGETS, registers, strict=True)
-        },
         threads=THREADS,
     )
 
 
-# The last arguments: most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942; wide loads; shuffles.
 STATIC_CASES = [
-    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 24, "zero", ((88, 104, 96, 88, 512), 57, 0)),
-    _case(_dilated_attention_dq_kernel, "*bf16 " * 5, 24, "zero", ((184, 184, 184, 184, 184), 12, 0)),
-    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 24, "zero", ((184, 184, 184, 184, 184), 12, 0)),
-    _case(_dilated_attention_fwd_kernel, "*fp32 " * 4, 24, "zero", ((80, 88, 88, 88, 512), 114, 0)),
-    _case(_dilated_attention_dq_kernel, "*fp32 " * 5, 32, "mask", ((248, 248, 248, 248, 248), 32, 0)),
-    _case(_dilated_attention_dkdv_kernel, "*fp32 " * 6, 32, "zero", ((248, 248, 248, 248, 248), 32, 0)),
-    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 32, "shift", ((112, 112, 112, 112, 512), 76, 0)),
-    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 32, "shift", ((255, 255, 255, 255, 248), 16, 0)),
+    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 24, "zero"),
+    _case(_dilated_attention_dq_kernel, "*bf16 " * 5, 24, "zero"),
+    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 24, "zero"),
+    _case(_dilated_attention_fwd_kernel, "*fp32 " * 4, 24, "zero"),
+    _case(_dilated_attention_dq_kernel, "*fp32 " * 5, 32, "mask"),
+    _case(_dilated_attention_dkdv_kernel, "*fp32 " * 6, 32, "zero"),
+    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 32, "shift"),
+    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 32, "shift"),
 ]

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .static_case import TARGETS, Budget, StaticCase
+from . import launching
+from .static_case import StaticCase, Traffic
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -27,6 +28,12 @@ SPATIAL_PIXELS = 64  # of a tile that lies along the pixels, where the sum runs 
 TILES_PER_PART = 16  # of a channel's pixels, where there are fewer programs than fill a GPU
 ENOUGH_PROGRAMS = 1024  # fixed, so that the order of summation does not depend on the device
 ADD_ROWS = 256
+
+_PAPER = {"B": 16, "C": 256, "H": 64, "W": 64, "e": 2}
+TRAFFIC = [
+    Traffic("forward", _PAPER, "B * C * H * W", "2 * e", "2 * e"),
+    Traffic("backward", _PAPER, "B * C * H * W", "3 * e", "3 * e"),
+]
 
 
 @triton.jit
@@ -208,7 +215,9 @@ def gate_forward(x: Tensor, gate: Tensor) -> Tensor:
         return gated
     channels, pixels = tile_of(x)
     with torch.cuda.device_of(x):
-        _gate_fwd_kernel[(_channel_blocks(x, channels) * triton.cdiv(x[0, 0].numel(), pixels),)](
+        launching.launch(
+            _gate_fwd_kernel,
+            (_channel_blocks(x, channels) * triton.cdiv(x[0, 0].numel(), pixels),),
             x,
             gate.contiguous(),
             gated,
@@ -236,7 +245,9 @@ def channel_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) 
     programs, splits = part_programs(x, channels, pixels)
     target = parts_of(gate, splits)
     with torch.cuda.device_of(x):
-        _channel_gate_bwd_kernel[(programs,)](
+        launching.launch(
+            _channel_gate_bwd_kernel,
+            (programs,),
             grad,
             x,
             gate.contiguous(),
@@ -267,7 +278,9 @@ def spatial_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) 
     gate_grad = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     channels, pixels = tile_of(x, most_pixels=SPATIAL_PIXELS)
     with torch.cuda.device_of(x):
-        _spatial_gate_bwd_kernel[(len(x) * triton.cdiv(x[0, 0].numel(), pixels),)](
+        launching.launch(
+            _spatial_gate_bwd_kernel,
+            (len(x) * triton.cdiv(x[0, 0].numel(), pixels),),
             grad,
             x,
             gate.contiguous(),
@@ -319,7 +332,9 @@ def add_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
         return parts[0]
     total = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
     grid = (triton.cdiv(total.numel(), ADD_ROWS),)
-    _add_parts_kernel[grid](parts, total, total.numel(), len(parts), ROWS=ADD_ROWS, num_warps=THREADS // WARP_SIZE)
+    launching.launch(
+        _add_parts_kernel, grid, parts, total, total.numel(), len(parts), ROWS=ADD_ROWS, num_warps=THREADS // WARP_SIZE
+    )
     return total
 
 
@@ -344,9 +359,7 @@ _PLANES = {"x_stride_w": 1, "gated_stride_w": 1, "grad_stride_w": 1, "x_grad_str
 _CHANNELS_LAST = {"x_stride_c": 1, "gated_stride_c": 1, "grad_stride_c": 1, "x_grad_stride_c": 1}
 
 
-def _case(
-    name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str, registers: int, wide_loads: int
-) -> StaticCase:
+def _case(name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str) -> StaticCase:
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
     maps = ("x", "gated", "grad", "x_grad")
     kinds = dict.fromkeys(maps, f"*{dtype}") | dict.fromkeys(("gate", "gate_grad", "target", "parts", "total"), "*fp32")
@@ -363,23 +376,21 @@ def _case(
         signature=signature,
         constants=constants,
         aligned=tuple(name for name, kind in signature.items() if kind != "constexpr" and name != "splits"),
-        budgets={target: Budget(registers=registers, wide_loads=wide_loads, shuffles=40) for target in TARGETS},
         threads=THREADS,
     )
 
 
 _ROW, _POSITIONS, _COLUMN = (1, TILE), (TILE // SPATIAL_PIXELS, SPATIAL_PIXELS), (MOST_CHANNELS, TILE // MOST_CHANNELS)
 _CHANNELS, _POINTS = {"PER_CHANNEL": True}, {"PER_CHANNEL": False}
-# The last two: most registers per thread, and fewest wide loads.
 STATIC_CASES = [
-    _case("forward, channels", _gate_fwd_kernel, _ROW, _PLANES | _CHANNELS, "bf16", 32, 1),
-    _case("forward, positions", _gate_fwd_kernel, _ROW, _PLANES | _POINTS, "fp32", 40, 4),
-    _case("forward, channels last", _gate_fwd_kernel, _COLUMN, _CHANNELS_LAST | _CHANNELS, "bf16", 40, 3),
-    _case("backward, channels", _channel_gate_bwd_kernel, _ROW, _PLANES, "bf16", 48, 2),
-    _case("backward, channels", _channel_gate_bwd_kernel, _ROW, _PLANES, "fp32", 48, 4),
-    _case("backward, channels last", _channel_gate_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16", 64, 4),
-    _case("backward, positions", _spatial_gate_bwd_kernel, _POSITIONS, _PLANES, "bf16", 64, 4),
-    _case("backward, positions", _spatial_gate_bwd_kernel, _POSITIONS, _PLANES, "fp32", 56, 5),
-    _case("backward, positions, channels last", _spatial_gate_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16", 56, 2),
-    _case("parts added", _add_parts_kernel, (1, 1), {"ROWS": ADD_ROWS}, "fp32", 32, 0),
+    _case("forward, channels", _gate_fwd_kernel, _ROW, _PLANES | _CHANNELS, "bf16"),
+    _case("forward, positions", _gate_fwd_kernel, _ROW, _PLANES | _POINTS, "fp32"),
+    _case("forward, channels last", _gate_fwd_kernel, _COLUMN, _CHANNELS_LAST | _CHANNELS, "bf16"),
+    _case("backward, channels", _channel_gate_bwd_kernel, _ROW, _PLANES, "bf16"),
+    _case("backward, channels", _channel_gate_bwd_kernel, _ROW, _PLANES, "fp32"),
+    _case("backward, channels last", _channel_gate_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16"),
+    _case("backward, positions", _spatial_gate_bwd_kernel, _POSITIONS, _PLANES, "bf16"),
+    _case("backward, positions", _spatial_gate_bwd_kernel, _POSITIONS, _PLANES, "fp32"),
+    _case("backward, positions, channels last", _spatial_gate_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16"),
+    _case("parts added", _add_parts_kernel, (1, 1), {"ROWS": ADD_ROWS}, "fp32"),
 ]

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launching
 from .gates import (
     THREADS,
     WARP_SIZE,
@@ -28,9 +29,15 @@ from .gates import (
     strides_of,
     tile_of,
 )
-from .static_case import TARGETS, Budget, StaticCase
+from .static_case import StaticCase, Traffic
 
 MARK_PIXELS = 256
+
+_PAPER = {"B": 16, "C": 256, "H": 64, "W": 64, "scale": 2, "e": 2}
+TRAFFIC = [
+    Traffic("forward", _PAPER, "B * C * H * W", "e / scale**2", "e / scale**2"),
+    Traffic("backward", _PAPER, "B * C * H * W", "e", "e"),
+]
 
 
 @triton.jit
@@ -196,7 +203,9 @@ def pool_forward(
     programs, splits = part_programs(x, channels, pixels)
     target = parts_of(pooled, splits)
     with torch.cuda.device_of(x):
-        _monte_carlo_pool_fwd_kernel[(programs,)](
+        launching.launch(
+            _monte_carlo_pool_fwd_kernel,
+            (programs,),
             x,
             scales,
             cells,
@@ -244,7 +253,9 @@ def pool_backward(
         if permutation is not None:
             chosen = _mark(size, scale, cell, scales, cells, permutation)
         programs = size[0] * triton.cdiv(size[1], channels) * triton.cdiv(positions, pixels)
-        _monte_carlo_pool_bwd_kernel[(programs,)](
+        launching.launch(
+            _monte_carlo_pool_bwd_kernel,
+            (programs,),
             grad,
             scales,
             cells,
@@ -272,7 +283,9 @@ def _mark(size, scale: int, cell: int, scales: Tensor | None, cells: Tensor | No
     batch, _, height, width = size
     shared = permutation.ndim == 1 and all(draw is None or draw.ndim == 0 for draw in (scales, cells))
     chosen = torch.empty((1 if shared else batch, height * width), dtype=torch.uint8, device=permutation.device)
-    _monte_carlo_pool_mark_kernel[(len(chosen) * triton.cdiv(height * width, MARK_PIXELS),)](
+    launching.launch(
+        _monte_carlo_pool_mark_kernel,
+        (len(chosen) * triton.cdiv(height * width, MARK_PIXELS),),
         scales,
         cells,
         permutation.contiguous(),
@@ -304,9 +317,7 @@ def _sample_stride(tensor: Tensor | None, dims: int) -> int:
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate
 
 
-def _case(
-    name: str, kernel, constants: dict, absent: tuple[str, ...], dtype: str, registers: int, wide_loads: int
-) -> StaticCase:
+def _case(name: str, kernel, constants: dict, absent: tuple[str, ...], dtype: str) -> StaticCase:
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
     pointers = {"x": dtype, "x_grad": dtype, "grad": dtype, "target": "fp32", "chosen": "u8"}
     pointers |= dict.fromkeys(("scales", "cells", "permutation"), "i64")
@@ -324,7 +335,6 @@ def _case(
         aligned=tuple(
             argument for argument, kind in signature.items() if kind != "constexpr" and argument not in unaligned
         ),
-        budgets={target: Budget(registers=registers, wide_loads=wide_loads, shuffles=40) for target in TARGETS},
         threads=THREADS,
     )
 
@@ -334,23 +344,22 @@ _CHANNELS_LAST = {"CHANNELS": 64, "PIXELS": 16, "x_stride_c": 1, "x_grad_stride_
 _NUMBERS = ("scales", "cells")
 
 
-def _forward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str, *costs) -> StaticCase:
+def _forward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str) -> StaticCase:
     constants = {name: value for name, value in layout.items() if "grad" not in name}
-    return _case(f"forward, {name}", _monte_carlo_pool_fwd_kernel, {**constants, "FLAT": True}, absent, dtype, *costs)
+    return _case(f"forward, {name}", _monte_carlo_pool_fwd_kernel, {**constants, "FLAT": True}, absent, dtype)
 
 
-def _backward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str, *costs) -> StaticCase:
+def _backward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str) -> StaticCase:
     constants = {name: value for name, value in layout.items() if not name.startswith("x_stride")}
-    return _case(f"backward, {name}", _monte_carlo_pool_bwd_kernel, constants, absent, dtype, *costs)
+    return _case(f"backward, {name}", _monte_carlo_pool_bwd_kernel, constants, absent, dtype)
 
 
-# The last two: most registers per thread, and fewest wide loads.
 STATIC_CASES = [
-    _forward_case("planes, permuted", _PLANES, (), "bf16", 72, 1),
-    _forward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "permutation"), "fp32", 56, 2),
-    _forward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16", 48, 2),
-    _backward_case("planes, permuted", _PLANES, (), "bf16", 40, 0),
-    _backward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "chosen"), "fp32", 40, 0),
-    _backward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16", 48, 0),
-    _case("marks", _monte_carlo_pool_mark_kernel, {"PIXELS": MARK_PIXELS}, (), "bf16", 48, 1),
+    _forward_case("planes, permuted", _PLANES, (), "bf16"),
+    _forward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "permutation"), "fp32"),
+    _forward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16"),
+    _backward_case("planes, permuted", _PLANES, (), "bf16"),
+    _backward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "chosen"), "fp32"),
+    _backward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16"),
+    _case("marks", _monte_carlo_pool_mark_kernel, {"PIXELS": MARK_PIXELS}, (), "bf16"),
 ]

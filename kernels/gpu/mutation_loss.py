@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launching
 from .dice_ce_loss import (
     STEPS,
     TILE,
@@ -26,12 +27,15 @@ from .dice_ce_loss import (
     Walk,
     all_logits,
     between,
-    budgets,
     labels,
     softmax,
     sums_case,
 )
-from .static_case import StaticCase
+from .static_case import StaticCase, Traffic
+
+_PAPER = {"B": 24, "K": 9, "H": 224, "W": 224, "N": 3, "e": 2}
+_BOTH, _WORK = "2 * e + 8 / (N * K)", {"exponentials": "(2**N - 1) / N"}
+TRAFFIC = [Traffic("backward", _PAPER, "B * K * H * W * N", _BOTH, _BOTH, _WORK)]
 
 
 @triton.jit
@@ -210,7 +214,9 @@ def backward(
     if walk.grid[0] == 0:
         return [result.zero_() for result in results if result is not None]
     with torch.cuda.device_of(target):
-        _segmentation_sums_bwd_kernel[walk.grid](
+        launching.launch(
+            _segmentation_sums_bwd_kernel,
+            walk.grid,
             slopes,
             *walk.reads,
             tuple(written),
@@ -233,7 +239,9 @@ def backward(
 
 def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int) -> None:
     (height, width), (coarse_height, coarse_width) = full, grad.shape[2:]
-    _fold_rows_kernel[(triton.cdiv(grad.numel(), TILE),)](
+    launching.launch(
+        _fold_rows_kernel,
+        (triton.cdiv(grad.numel(), TILE),),
         partial,
         grad,
         grad.numel(),
@@ -255,7 +263,7 @@ def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int) -> No
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate
 
 
-def _fold_case(classes: int, dtype: str, registers: tuple[int, ...]) -> StaticCase:
+def _fold_case(classes: int, dtype: str) -> StaticCase:
     numbers = ("cells", "strips", "folded", "height", "width", "coarse_height", "coarse_width")
     switches: dict[str | tuple[int, ...], object] = {
         "K": classes,
@@ -275,15 +283,13 @@ def _fold_case(classes: int, dtype: str, registers: tuple[int, ...]) -> StaticCa
         },
         constants=switches,
         aligned=("partial", "grad"),
-        budgets=budgets(registers, shuffles=0),
         threads=TILE,
     )
 
 
-# Registers: most per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
 STATIC_CASES = [
-    sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=False, registers=(56,) * 5),
-    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "bf16", coarse=False, registers=(136, 136, 144, 136, 128)),
-    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "fp32", coarse=True, registers=(255, 255, 255, 240, 224)),
-    _fold_case(9, "fp32", (80,) * 5),
+    sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=False),
+    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "bf16", coarse=False),
+    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "fp32", coarse=True),
+    _fold_case(9, "fp32"),
 ]

@@ -17,10 +17,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launching
 from .gates import THREADS, WARP_SIZE, channel_block, is_flat, part_programs, pixel_offsets, strides_of, tile_of
-from .static_case import TARGETS, Budget, StaticCase
+from .static_case import StaticCase, Traffic
 
 CHANNELS_AT_ONCE = 256  # of a sample, in the launch that follows the sums
+
+_PAPER = {"B": 32, "C": 256, "H": 32, "W": 32, "e": 2}
+TRAFFIC = [
+    Traffic("forward", _PAPER, "B * C * H * W", "2 * e", "2 * e"),
+    Traffic("backward", _PAPER, "B * C * H * W", "3 * e", "3 * e"),
+]
 
 
 @triton.jit
@@ -197,7 +204,9 @@ def forward(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift
     channels, pixels = tile_of(features)
     programs = len(features) * triton.cdiv(features.shape[1], channels) * triton.cdiv(features[0, 0].numel(), pixels)
     with torch.cuda.device_of(features):
-        _temporal_film_fwd_kernel[(programs,)](
+        launching.launch(
+            _temporal_film_fwd_kernel,
+            (programs,),
             features,
             ecg,
             weights,
@@ -246,7 +255,9 @@ def backward(
     programs, splits = part_programs(like, channels, pixels)
     sums = torch.empty((splits, 2, *scale.shape), dtype=torch.float32, device=grad.device)
     with torch.cuda.device_of(grad):
-        _temporal_film_bwd_kernel[(programs,)](
+        launching.launch(
+            _temporal_film_bwd_kernel,
+            (programs,),
             grad,
             features,
             weights,
@@ -273,7 +284,9 @@ def backward(
 
 def _small_gradients(sums: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> list[Tensor]:
     grads = [value.new_empty(value.shape) for value in (ecg, weights, scale, shift)]
-    _temporal_film_small_bwd_kernel[(len(ecg),)](
+    launching.launch(
+        _temporal_film_small_bwd_kernel,
+        (len(ecg),),
         sums,
         ecg,
         weights,
@@ -300,9 +313,7 @@ _DENSE = {"ecg_stride_c": 1, "scale_stride_c": 1, "shift_stride_c": 1, "weights_
 _ROW, _COLUMN = (1, 1024), (64, 16)  # tiles of 64 x 64 positions and 64 channels
 
 
-def _case(
-    name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str, registers: int, wide_loads: int
-) -> StaticCase:
+def _case(name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str) -> StaticCase:
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
     tiles = {"CHANNELS": tile[0], "PIXELS": tile[1], "FLAT": True}
     constants = {key: value for key, value in (tiles | constants | _DENSE).items() if key in kernel.arg_names}
@@ -316,22 +327,20 @@ def _case(
         signature=signature,
         constants=constants,
         aligned=tuple(key for key, kind in signature.items() if kind != "constexpr" and key not in unaligned),
-        budgets={target: Budget(registers=registers, wide_loads=wide_loads, shuffles=80) for target in TARGETS},
         threads=THREADS,
     )
 
 
 _ONLY_THE_MAP = {"features": None}
 _ONLY_THE_REST = {"features_grad": None}
-# The last two: most registers per thread, and fewest wide loads. Two sums cost twice a gate's shuffles.
 STATIC_CASES = [
-    _case("forward", _temporal_film_fwd_kernel, _ROW, _PLANES, "bf16", 40, 1),
-    _case("forward", _temporal_film_fwd_kernel, _ROW, _PLANES, "fp32", 40, 2),
-    _case("forward, channels last", _temporal_film_fwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16", 64, 1),
-    _case("backward", _temporal_film_bwd_kernel, _ROW, _PLANES, "bf16", 64, 2),
-    _case("backward", _temporal_film_bwd_kernel, _ROW, _PLANES, "fp32", 64, 4),
-    _case("backward, channels last", _temporal_film_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16", 80, 2),
-    _case("backward of the map", _temporal_film_bwd_kernel, _ROW, _PLANES | _ONLY_THE_MAP, "bf16", 64, 1),
-    _case("backward of the rest", _temporal_film_bwd_kernel, _ROW, _PLANES | _ONLY_THE_REST, "bf16", 64, 2),
-    _case("gradients from the sums", _temporal_film_small_bwd_kernel, (CHANNELS_AT_ONCE, 0), {}, "fp32", 40, 0),
+    _case("forward", _temporal_film_fwd_kernel, _ROW, _PLANES, "bf16"),
+    _case("forward", _temporal_film_fwd_kernel, _ROW, _PLANES, "fp32"),
+    _case("forward, channels last", _temporal_film_fwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16"),
+    _case("backward", _temporal_film_bwd_kernel, _ROW, _PLANES, "bf16"),
+    _case("backward", _temporal_film_bwd_kernel, _ROW, _PLANES, "fp32"),
+    _case("backward, channels last", _temporal_film_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16"),
+    _case("backward of the map", _temporal_film_bwd_kernel, _ROW, _PLANES | _ONLY_THE_MAP, "bf16"),
+    _case("backward of the rest", _temporal_film_bwd_kernel, _ROW, _PLANES | _ONLY_THE_REST, "bf16"),
+    _case("gradients from the sums", _temporal_film_small_bwd_kernel, (CHANNELS_AT_ONCE, 0), {}, "fp32"),
 ]

@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .static_case import TARGETS, Budget, StaticCase
+from . import launching
+from .static_case import StaticCase, Traffic
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -31,6 +32,16 @@ MAPS_PER_LAUNCH = 24  # of the backward pass
 MAX_PROGRAMS = 1024  # of the backward pass; fixed, so that the order of summation does not depend on the device
 REDUCE_ELEMENTS = 8192  # partial sums that the reducing program holds at once
 REDUCE_THREADS = 256
+
+_PAPER = {"B": 32, "M": 1025, "D": 768, "N": 12, "launches": 1, "e": 2}
+_DEEP = {**_PAPER, "D": 1536, "N": 40, "launches": 2}
+TRAFFIC = [
+    Traffic("forward", _PAPER, "B * M * D", "(N + 1) * e", "(N + 1) * e"),
+    Traffic("forward", _DEEP, "B * M * D", "(N + 1) * e", "(N + 1) * e"),
+    Traffic("backward, frozen maps", _PAPER, "B * M * D", "(N + launches) * e", "(N + 1) * e"),
+    Traffic("backward, frozen maps", _DEEP, "B * M * D", "(N + launches) * e", "(N + 1) * e"),
+    Traffic("backward, trained maps", _PAPER, "B * M * D", "(2 * N + launches) * e", "(2 * N + 1) * e"),
+]
 
 
 @triton.jit
@@ -153,7 +164,9 @@ def forward(features: Sequence[Tensor], logits: Tensor) -> Tensor:
     tile = THREADS * _vector(fused)
     row_elements = fused[0].numel()
     with torch.cuda.device_of(fused):
-        _weighted_block_fusion_fwd_kernel[(fused.shape[0] * triton.cdiv(row_elements, tile),)](
+        launching.launch(
+            _weighted_block_fusion_fwd_kernel,
+            (fused.shape[0] * triton.cdiv(row_elements, tile),),
             maps,
             logits.contiguous(),
             fused,
@@ -186,7 +199,9 @@ def backward(
     padded = triton.next_power_of_2(len(maps))
     with torch.cuda.device_of(grad):
         for first, end in launch_groups(len(maps)):
-            _weighted_block_fusion_bwd_kernel[(programs,)](
+            launching.launch(
+                _weighted_block_fusion_bwd_kernel,
+                (programs,),
                 grad,
                 maps[first:end],
                 tuple(map_grads[first:end]),
@@ -202,7 +217,9 @@ def backward(
                 VECTOR=vector,
                 num_warps=THREADS // WARP_SIZE,
             )
-        _weighted_block_fusion_logits_kernel[(1,)](
+        launching.launch(
+            _weighted_block_fusion_logits_kernel,
+            (1,),
             partial_sums,
             logits,
             logits_grad,
@@ -239,14 +256,7 @@ def _rows(features: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
 _VECTORS = {"bf16": 8, "fp32": 4}
 
 
-def _budgets(registers: tuple[int, ...], wide_loads: int, shuffles: int) -> dict[str, Budget]:
-    return {
-        target: Budget(registers=most, wide_loads=wide_loads, shuffles=shuffles)
-        for target, most in zip(TARGETS, registers, strict=True)
-    }
-
-
-def _forward_case(n: int, dtype: str, registers: tuple[int, ...]) -> StaticCase:
+def _forward_case(n: int, dtype: str) -> StaticCase:
     return StaticCase(
         name=f"forward, {n} maps, {dtype}",
         kernel=_weighted_block_fusion_fwd_kernel,
@@ -262,12 +272,11 @@ def _forward_case(n: int, dtype: str, registers: tuple[int, ...]) -> StaticCase:
         },
         constants={"N": n, "TILE": THREADS * _VECTORS[dtype], "IN_FLIGHT": MAPS_IN_FLIGHT},
         aligned=("maps", "logits", "fused", "row_elements", "map_stride"),
-        budgets=_budgets(registers, wide_loads=n, shuffles=0),
         threads=THREADS,
     )
 
 
-def _backward_case(n: int, count: int, trained: bool, dtype: str, registers: tuple[int, ...]) -> StaticCase:
+def _backward_case(n: int, count: int, trained: bool, dtype: str) -> StaticCase:
     return StaticCase(
         name=f"backward, {count} of {n} {'trained' if trained else 'frozen'} maps, {dtype}",
         kernel=_weighted_block_fusion_bwd_kernel,
@@ -294,12 +303,11 @@ def _backward_case(n: int, count: int, trained: bool, dtype: str, registers: tup
             **({} if trained else {(2, i): None for i in range(count)}),
         },
         aligned=("grad", "maps", "map_grads", "logits", "partial_sums", "row_elements", "map_stride"),
-        budgets=_budgets(registers, wide_loads=count + 1, shuffles=7 * count),
         threads=THREADS,
     )
 
 
-def _logits_case(n: int, registers: tuple[int, ...]) -> StaticCase:
+def _logits_case(n: int) -> StaticCase:
     padded = triton.next_power_of_2(n)
     return StaticCase(
         name=f"gradient of {n} logits",
@@ -315,24 +323,22 @@ def _logits_case(n: int, registers: tuple[int, ...]) -> StaticCase:
         },
         constants={"N": n, "N_PADDED": padded, "ROWS": REDUCE_ELEMENTS // padded},
         aligned=("partial_sums", "logits", "logits_grad"),
-        budgets=_budgets(registers, wide_loads=9, shuffles=40),
         threads=REDUCE_THREADS,
     )
 
 
-# The last argument: most registers per thread on sm_80, sm_90, sm_100, sm_120 and gfx942.
 STATIC_CASES = [
-    _forward_case(12, "bf16", (64, 64, 64, 64, 64)),
-    _forward_case(12, "fp32", (40, 40, 40, 40, 48)),
-    _forward_case(24, "bf16", (72, 72, 72, 72, 128)),
-    _forward_case(40, "bf16", (80, 80, 80, 80, 232)),
-    _forward_case(64, "fp32", (80, 80, 80, 80, 384)),
-    _backward_case(12, 12, False, "bf16", (64, 64, 80, 64, 80)),
-    _backward_case(24, 24, False, "bf16", (80, 80, 112, 80, 144)),
-    _backward_case(40, 20, False, "bf16", (80, 80, 128, 104, 128)),
-    _backward_case(24, 24, False, "fp32", (80, 80, 112, 80, 144)),
-    _backward_case(24, 24, True, "bf16", (128, 128, 128, 192, 160)),
-    _backward_case(24, 24, True, "fp32", (128, 128, 128, 192, 160)),
-    _logits_case(12, (48, 48, 48, 48, 48)),
-    _logits_case(64, (48, 48, 48, 48, 48)),
+    _forward_case(12, "bf16"),
+    _forward_case(12, "fp32"),
+    _forward_case(24, "bf16"),
+    _forward_case(40, "bf16"),
+    _forward_case(64, "fp32"),
+    _backward_case(12, 12, False, "bf16"),
+    _backward_case(24, 24, False, "bf16"),
+    _backward_case(40, 20, False, "bf16"),
+    _backward_case(24, 24, False, "fp32"),
+    _backward_case(24, 24, True, "bf16"),
+    _backward_case(24, 24, True, "fp32"),
+    _logits_case(12),
+    _logits_case(64),
 ]

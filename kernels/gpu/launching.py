@@ -1,0 +1,74 @@
+"""The one place where Triton kernels are launched, and where what goes wrong there is said in words.
+
+==================================  ================================================================================
+What the compiler or driver raises  What the caller gets
+==================================  ================================================================================
+the kernel cannot be built here     `UnusableKernel`; without a forced backend the operator then runs in plain PyTorch
+more of a resource than there is    `BackendError`: what was needed, what there is, on which shapes
+anything else                       the error itself, untouched: nothing is known about the state that it left behind
+==================================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+from triton.runtime.errors import InterpreterError, OutOfResources, TritonError
+
+from ..errors import BackendError, UnusableKernel
+
+LONGEST_REASON = 400  # characters
+# How the driver's own errors begin, and what those of them say that refuse a kernel's code before it ran.
+DRIVER_ERRORS = ("Triton Error [", "CUDA error", "HIP error")
+REFUSED_CODE = ("image", "PTX")
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **settings: object) -> None:
+    """Launch a Triton kernel.
+
+    Args:
+        kernel: the ``triton.jit`` function.
+        grid: number of programs.
+        arguments: what it is called with.
+        settings: what it is compiled for: its constants, and ``num_warps``.
+
+    Raises:
+        UnusableKernel: the kernel cannot be built, or not loaded, on this device.
+        BackendError: the built kernel needs more shared memory, threads or the like than the device has.
+    """
+    try:
+        kernel[grid](*arguments, **settings)
+    except OutOfResources as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(arguments))
+        raise BackendError(
+            f"{kernel.fn.__name__} needs {error.required} of {error.name} where the device has {error.limit}; its "
+            f"tensors have the shapes {shapes}; make them smaller (fewer channels, classes or maps), or run it inside: "
+            "with trifuse.kernels.backend('torch')"
+        ) from error
+    except Exception as error:
+        if not _is_about_building(error):
+            raise
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        raise UnusableKernel(f"{kernel.fn.__name__} cannot be built: {reason}") from error
+
+
+def _is_about_building(error: Exception) -> bool:
+    """Tell whether an error says that the kernel never began to run."""
+    if isinstance(error, InterpreterError):
+        return False
+    if isinstance(error, TritonError | OSError | subprocess.SubprocessError):  # the last two from the C compiler
+        return True
+    text = str(error)
+    of_driver = text.startswith(DRIVER_ERRORS)
+    return type(error) is RuntimeError and (not of_driver or any(word in text for word in REFUSED_CODE))
+
+
+def _tensors(arguments: Iterable[object]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _tensors(argument)
