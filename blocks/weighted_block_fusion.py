@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trifuse.kernels import weighted_block_fusion
+from trifuse.kernels._library import values_at_hand
 from trifuse.kernels.errors import ShapeError, TrifuseError
 
 INIT_STD = 0.01
@@ -77,13 +78,17 @@ class WeightedBlockFusion(nn.Module):
     @property
     def selected(self) -> tuple[int, ...]:
         """The indices of the k selected blocks, in the order of the decoder's stages, coarsest first."""
-        if self._fixed is not None:
-            return self._fixed
-        frozen = self.frozen_selection.tolist()
-        if frozen[0] >= 0:
-            return tuple(frozen)
-        heaviest = torch.argsort(self._learned_logits().detach(), descending=True, stable=True)[: self.top_k].tolist()
-        return tuple(sorted(heaviest, reverse=True) if self.order == "depth" else heaviest)
+        return tuple(self.selection.tolist()) if self._fixed is None else self._fixed
+
+    @property
+    def selection(self) -> Tensor:
+        """`selected` as a tensor, int64 of shape (k,), which a GPU need not be waited for."""
+        if self.logits is None:
+            return self.frozen_selection
+        heaviest = torch.argsort(self.logits.detach(), descending=True, stable=True)[: self.top_k]
+        if self.order == "depth":
+            heaviest = heaviest.sort(descending=True).values
+        return torch.where(self.frozen_selection >= 0, self.frozen_selection, heaviest)
 
     def freeze_selection(self) -> None:
         """Keep the present selection from now on, whatever the logits become; saved with the weights."""
@@ -119,7 +124,7 @@ class WeightedBlockFusion(nn.Module):
             return {index: tokens for index, tokens in maps if index in keep}, None
         logits = self._learned_logits()
         kept: dict[int, Tensor] = {}
-        block_weights = self.weights.tolist()
+        block_weights = self.weights.detach()
         fused: Tensor | None = None
         projections: list[Tensor] = []
         count = 0
@@ -129,7 +134,7 @@ class WeightedBlockFusion(nn.Module):
                 if fused is None:
                     dtype = tokens.dtype
                     fused = torch.zeros_like(tokens, dtype=torch.promote_types(dtype, torch.float32))
-                fused.add_(tokens, alpha=block_weights[index])
+                fused.addcmul_(tokens, block_weights[index])
                 if needs_gradient and rerun is None:
                     projected = _project(tokens, weight)
                     projections.append(projected.to(min(projected.dtype, dtype, key=lambda narrow: narrow.itemsize)))
@@ -151,6 +156,55 @@ class WeightedBlockFusion(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_blocks={self.num_blocks}, top_k={self.top_k}, mode={self.mode!r}, order={self.order!r}"
+
+
+class SelectedMaps:
+    """The maps of the selected blocks, gathered while the blocks' maps pass by.
+
+    They are the maps themselves where the selection can be looked at. On a GPU, which would have to be waited for, and
+    where operations are recorded, they are copies: each map is written to the place of its block in the selection, or to
+    a place beside them, so that the same launches serve every selection.
+
+    Args:
+        fusion: selects.
+
+    Attributes:
+        known: the selected blocks; None where they cannot be looked at.
+        indices: the same as a tensor of shape (k,).
+    """
+
+    def __init__(self, fusion: WeightedBlockFusion) -> None:
+        self.indices = fusion.selection
+        fixed = fusion.logits is None
+        self.known = fusion.selected if fixed or values_at_hand((self.indices,)) else None
+        self._kept: dict[int, Tensor] = {}
+        self._copies: Tensor | None = None
+        if self.known is None:
+            places = self.indices.new_full((fusion.num_blocks,), fusion.top_k)
+            order = torch.arange(fusion.top_k, device=places.device)
+            self._places = places.scatter(0, self.indices, order)
+
+    def passing(self, maps: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (block index, map (B, M, D)) as they come, and keep what is selected."""
+        for index, tokens in maps:
+            if self.known is None:
+                self._copy(index, tokens)
+            elif index in self.known:
+                self._kept[index] = tokens
+            yield index, tokens
+            del tokens  # or it would stay in memory while the next one is made
+
+    def gathered(self) -> list[Tensor]:
+        """Return the selected maps, in the order of the selection, once all maps have passed."""
+        if self.known is not None:
+            return [self._kept[index] for index in self.known]
+        assert self._copies is not None
+        return list(self._copies[:-1].unbind())
+
+    def _copy(self, index: int, tokens: Tensor) -> None:
+        if self._copies is None:
+            self._copies = tokens.new_empty(len(self.indices) + 1, *tokens.shape)
+        self._copies.index_copy_(0, self._places[index : index + 1], tokens.detach()[None])
 
 
 class _FuseThenProject(torch.autograd.Function):

@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 
-from .errors import BackendError, ShapeError
+from .errors import BackendError, ShapeError, UnusableKernel
 
 BACKENDS = ("triton", "torch", "reference")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -32,8 +35,13 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CUDA_CAPABILITY = (8, 0)
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not loaded
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
 _library = torch.library.Library("trifuse", "DEF")
 _forced: str | None = None
+_registered: set[str] = set()  # operators that have Triton kernels
+_unusable: dict[tuple[str, torch.device], str] = {}  # why an operator's kernels could not be built there
 
 
 @contextmanager
@@ -62,7 +70,7 @@ def forced_backend() -> str | None:
 def choose_backend(op: str, tensor: Tensor) -> str:
     """Return the backend that ``op`` runs on for a tensor like ``tensor``."""
     if _forced is None:
-        return default_backend(tensor.device, tensor.dtype)[0]
+        return default_backend(tensor.device, tensor.dtype, op)[0]
     if _forced == "triton":
         obstacle = triton_obstacle(tensor.device, tensor.dtype)
         if obstacle:
@@ -70,8 +78,10 @@ def choose_backend(op: str, tensor: Tensor) -> str:
     return _forced
 
 
-def default_backend(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+def default_backend(device: torch.device, dtype: torch.dtype, op: str = "") -> tuple[str, str]:
     """Return the backend chosen when none is forced, and the reason."""
+    if _unusable and (op, device) in _unusable:
+        return "torch", _unusable[op, device]
     if device.type == "cpu":
         return "torch", "CPU tensors use plain PyTorch"
     obstacle = triton_obstacle(device, dtype)
@@ -111,15 +121,65 @@ def register(
     """Register ``trifuse::<schema>``: its Triton launch, its shape rule, and its gradient if it has one.
 
     The launch serves GPU tensors, and CPU tensors where the Triton interpreter is on. Registration through
-    `torch.library.Library` costs about half the host time per call of `torch.library.custom_op`.
+    `torch.library.Library` costs about half the host time per call of `torch.library.custom_op`. A gradient that is an
+    operator of its own is registered after its operator, and named after it.
     """
     name = schema.split("(")[0]
+    op = next((known for known in _registered if name.startswith(known)), name)
+    _registered.add(op)
+    launch = _naming(op, launch)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, launch, "CUDA")
     _library.impl(name, launch, "CPU")
     _library.impl(name, meta, "Meta")
     if autograd is not None:
         _library.impl(name, autograd, "Autograd")
+
+
+def _naming(op: str, launch: Callable[..., object]) -> Callable[..., object]:
+    """Have the failures of a launch name the operator, and keep in mind where its kernels cannot be built."""
+
+    def launch_or_say_why_not(*arguments: Any) -> object:
+        try:
+            return launch(*arguments)
+        except UnusableKernel as error:
+            device = _tensors(arguments)[0].device
+            _unusable[op, device] = str(error)
+            raise UnusableKernel(
+                f"{op} on {device}: {error}; run it inside: with trifuse.kernels.backend('torch')"
+            ) from error
+        except BackendError as error:
+            raise BackendError(f"{op}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(arguments))
+            error.add_note(f"{op} asked for the memory of its result, for tensors of the shapes {shapes}")
+            raise
+
+    return launch_or_say_why_not
+
+
+def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    lists = [argument if isinstance(argument, list | tuple) else [argument] for argument in arguments]
+    return [value for values in lists for value in values if isinstance(value, Tensor)]
+
+
+def falls_back(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Let a function that chooses a backend choose again where its kernels cannot be built, with a warning that says why.
+
+    Not where a backend was forced: then the error stays. The operator knows from now on, and chooses plain PyTorch.
+    """
+
+    @wraps(function)
+    def with_a_second_choice(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except UnusableKernel as error:
+            if _forced is not None:
+                raise
+            warnings.warn(f"plain PyTorch takes over: {error}", RuntimeWarning, stacklevel=2)
+        return function(*args, **kwargs)
+
+    return with_a_second_choice
 
 
 def check_tensor(op: str, argument: str, value: object) -> None:
@@ -159,3 +219,8 @@ def without_values(tensors: Sequence[Tensor]) -> bool:
         return True
     recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     return recording or detect_fake_mode(tensors) is not None
+
+
+def values_at_hand(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether values may be looked at: only on a CPU, for a GPU would have to be waited for, and not recorded."""
+    return all(tensor.device.type == "cpu" for tensor in tensors) and not without_values(tensors)

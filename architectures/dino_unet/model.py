@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from trifuse.blocks.image_branch import resize_bilinear
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.normalization import NORMS
-from trifuse.blocks.weighted_block_fusion import ORDERS, WeightedBlockFusion, fixed_blocks
+from trifuse.blocks.weighted_block_fusion import ORDERS, SelectedMaps, WeightedBlockFusion, fixed_blocks
 from trifuse.kernels.errors import ShapeError
 
 from ..pretrained import Pretrained, weights_generator
@@ -245,7 +245,9 @@ class DinoUNet(Pretrained, nn.Module):
         if self.decoder.proj_fused is not None:
             fused = self.fusion(features)
             fused = self.decoder.proj_fused(fused.to(self.decoder.proj_fused.weight.dtype))
-        return self._decode(dict(zip(blocks, features, strict=True)), self.fusion.selected, fused, grid, image)
+        picked = SelectedMaps(self.fusion)
+        maps = dict(picked.passing(zip(blocks, features, strict=True)))
+        return self._decode(maps[self.encoder.depth - 1], picked, fused, grid, image)
 
     def required_blocks(self) -> tuple[int, ...]:
         """Return the blocks whose features the network may ever use, ascending: all where they are learned."""
@@ -278,32 +280,25 @@ class DinoUNet(Pretrained, nn.Module):
         return logits[..., :height, :width]  # padded at the right and at the bottom
 
     def _forward_streaming(self, x: Tensor) -> Tensor:
-        selected = self.fusion.selected
-        keep = {*selected, self.encoder.depth - 1}
+        picked = SelectedMaps(self.fusion)
+        last = self.encoder.depth - 1
         weight = None if self.decoder.proj_fused is None else self.decoder.proj_fused.weight
-        blocks = sorted(keep) if weight is None else "all"
+        blocks = "all" if weight is not None or picked.known is None else sorted({*picked.known, last})
         encode = partial(self.encoder.iterate, x, blocks)
         rerun = encode if self.config.stream_gradient == "rerun" else None
-        kept, fused = self.fusion.stream(encode(), keep, weight, rerun)
-        return self._decode(kept, selected, fused, self.encoder.grid_of(x), x)
+        kept, fused = self.fusion.stream(picked.passing(encode()), {last}, weight, rerun)
+        return self._decode(kept[last], picked, fused, self.encoder.grid_of(x), x)
 
     def _decode(
-        self,
-        maps: dict[int, Tensor],
-        selected: tuple[int, ...],
-        fused: Tensor | None,
-        grid: tuple[int, int],
-        image: Tensor,
+        self, last: Tensor, picked: SelectedMaps, fused: Tensor | None, grid: tuple[int, int], image: Tensor
     ) -> Tensor:
-        last = maps[self.encoder.depth - 1]
-        skips = [maps[index] for index in selected]
-        return self.decoder(last, fused, skips, self._skip_scales(selected), grid, image)
+        return self.decoder(last, fused, picked.gathered(), self._skip_scales(picked.indices), grid, image)
 
-    def _skip_scales(self, selected: tuple[int, ...]) -> Tensor | None:
+    def _skip_scales(self, selected: Tensor) -> Tensor | None:
         """The factor of each stage's skip, shape (k,), through which the logits are trained; None for 1."""
         if self.config.effective_skip_scale == "none":
             return None
-        scales = self.fusion.weights[list(selected)]
+        scales = self.fusion.weights.index_select(0, selected)
         return scales if self.config.skip_scale == "raw" else len(selected) * scales / scales.sum()
 
 
