@@ -24,7 +24,7 @@ mutants: $(VENV)/.test-ready
 	$(BIN)/python tests/mutants/run.py
 
 bench: $(VENV)/.test-ready
-	$(BIN)/pytest benchmarks/bench_*.py --benchmark-only
+	$(BIN)/python benchmarks/report.py --out benchmarks/results --seconds 2
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -288,6 +288,19 @@ def doctor(arguments: argparse.Namespace, words: list[str]) -> None:
     print(json.dumps(findings, indent=2) if arguments.json else text)
 
 
+def bench(arguments: argparse.Namespace, words: list[str]) -> int:
+    import subprocess
+    from importlib.util import find_spec
+
+    from trifuse.kernels import MissingExtra
+
+    if find_spec("pytest_benchmark") is None:
+        raise MissingExtra("pytest-benchmark", "bench", "timing this machine")
+    only = ["--only", *arguments.only] if arguments.only else []
+    command = [sys.executable, "-m", "trifuse.benchmarks.report", "--out", str(arguments.out), *only]
+    return subprocess.run([*command, "--seconds", str(arguments.seconds)]).returncode
+
+
 def _study_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``open_study`` that the options spell."""
     from .recipes import parse_targets

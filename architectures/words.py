@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _plot_words(commands)
     _ablate_words(commands)
     _convert_words(commands)
+    _bench_words(commands)
     sub = _command(commands, "doctor", "doctor", "say what is installed, and which backend each operator would use")
     sub.add_argument("--model", choices=NETWORKS, help="say instead what that network costs: parameters and GFLOPs")
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -264,6 +265,13 @@ def _ablate_words(commands: Any) -> None:
         if network == "taff_unet":
             sub.add_argument("--study", type=Path, help="study of your own (cases.csv) in place of the phantom")
             sub.add_argument("--jobs", type=_positive, default=1, help="trainings at a time (%(default)s)")
+
+
+def _bench_words(commands: Any) -> None:
+    sub = _command(commands, "bench", "bench", "time every operator and network on this machine, and write a report")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the report, the result files and the logs")
+    sub.add_argument("--only", nargs="+", metavar="NAME", help="operators and networks to time (all)")
+    sub.add_argument("--seconds", type=float, default=0.5, help="for each form of a computation (%(default)s)")
 
 
 def _convert_words(commands: Any) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 # Heading, and how a row's cell is written; a column of empty cells is left out.
-COLUMNS = {
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "form": lambda row: row["provider"],
-    "median ms": lambda row: f"{row['median_ms']:.3g}",
-    "fifths": lambda row: f"{row['fifth_ms']:.3g}–{row['four_fifths_ms']:.3g}",
-    "speed-up": lambda row: _number(row["speedup"], ".2f"),
-    "peak MiB": lambda row: _number(row["peak_mib"], ".0f"),
-    "saved MiB": lambda row: _number(row.get("saved_mib"), ".0f"),
-    "GB/s": lambda row: _number(row["gb_per_s"], ".0f"),
-    "GFLOP/s": lambda row: _number(row.get("gflop_per_s"), ".0f"),
-    "of ceiling": lambda row: _number(row.get("of_ceiling"), ".0%"),
+    "median ms": lambda row: _digits(row["median_ms"], 3),
+    "20–80 %": lambda row: f"{_digits(row['fifth_ms'], 3)}–{_digits(row['four_fifths_ms'], 3)}",
+    "speed-up": lambda row: "" if row["speedup"] is None else f"{row['speedup']:.2f}",
+    "peak MiB": lambda row: _digits(row["peak_mib"], 2),
+    "saved MiB": lambda row: _digits(row.get("saved_mib"), 2),
+    "GB/s": lambda row: _digits(row["gb_per_s"], 2),
+    "GFLOP/s": lambda row: _digits(row.get("gflop_per_s"), 2),
+    "of ceiling": lambda row: "" if row.get("of_ceiling") is None else f"{row['of_ceiling']:.0%}",
 }
 
 
@@ -24,9 +25,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     machine = record["stamp"]
     where = (
         f"Measured on {machine['device']}, {_threads(machine['threads'])}; {_ceilings(machine)}; "
-        f"torch {machine['torch']}, commit {machine['commit']}. Medians of rounds in which all forms ran in turn, with "
-        "the first and the last fifth; speed-ups are medians of the rounds' ratios to "
-        f"{record['baseline']}."
+        f"torch {machine['torch']}, commit {machine['commit']}. Medians of rounds in which all forms ran in turn, and "
+        f"their 20th to 80th percentile; speed-ups are medians of the rounds' ratios to {record['baseline']}."
     )
     return "\n\n".join([where, *_tables(record)]) + "\n"
 
@@ -64,8 +64,12 @@ def table(rows: list[list[str]], headings: list[str]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _number(value: float | None, style: str) -> str:
-    return "" if value is None else format(value, style)
+def _digits(value: float | None, count: int) -> str:
+    """Return a number with so many digits that count, but never rounded to tens; nothing for None."""
+    if value is None:
+        return ""
+    places = count - 1 - math.floor(math.log10(value)) if value else 0
+    return f"{value:.{max(0, places)}f}"
 
 
 def _threads(count: int) -> str:

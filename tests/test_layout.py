@@ -139,8 +139,9 @@ def test_heavy_packages_load_only_when_used():
 def test_listed_packages_are_the_folders():
     """A package that is missing from the list works in an editable install and is absent from the wheel."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    assert sorted(settings["packages"]) == sorted({module_name(path.parent / "__init__.py") for path in SOURCES})
-    assert settings["package-dir"] == {f"trifuse.{package}": package for package in PACKAGES}
+    shipped = [*SOURCES, ROOT / "benchmarks" / "__init__.py"]
+    assert sorted(settings["packages"]) == sorted({module_name(path.parent / "__init__.py") for path in shipped})
+    assert settings["package-dir"] == {f"trifuse.{package}": package for package in (*PACKAGES, "benchmarks")}
     assert [folder for path in SOURCES if not ((folder := path.parent) / "__init__.py").exists()] == []
 
 
