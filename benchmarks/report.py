@@ -1,0 +1,213 @@
+"""Time every operator and every network on this machine, and write one report.
+
+    python benchmarks/report.py --out FOLDER   # in the repository; `make bench` brings the README's tables, too
+    trifuse bench --out FOLDER                 # wherever trifuse is installed
+
+Every ``bench_*.py`` is a part, run by pytest in a process of its own. A part that fails does not keep the next one from
+running; the exit code is that of the worst, 124 for one that ran out of time. The folder gets the result files (after
+each case, so that a part which is ended keeps what it has), ``report.md`` with all tables, and one log for each part.
+
+On a machine with a GPU each part has a time limit, and all of them together take eight minutes at most. Such a machine
+needs torch, triton, pytest and pytest-benchmark, for ``--tests`` hypothesis, for the networks what they need; no
+network, no git, and no installation: the folder that holds this one is linked as ``trifuse`` on the import path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
+GPU_TESTS = ROOT / "tests" / "kernels" / "test_on_gpu.py"
+OUT_OF_TIME = 124
+# Seconds on a GPU, in the order in which the parts run there.
+GPU_LIMITS_S = {
+    "tests on the GPU": 90,
+    "weighted_block_fusion": 50,
+    "dilated_attention": 55,
+    "mutation_loss": 40,
+    "depthwise_multi_kernel": 20,
+    "attention": 20,
+    "dice_ce_loss": 20,
+    "monte_carlo_attention": 20,
+    "context_aware_fusion": 20,
+    "temporal_film_gate": 20,
+    "upsample_argmax": 15,
+    "fias": 30,
+    "dino_unet": 40,
+}
+LIMIT_OF_OTHERS_S = 20
+MACHINE = """
+import json
+from trifuse.kernels.machine import default_device, stamp
+device = default_device()
+print(json.dumps({"kind": device.type, **stamp(device)}))
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of the report, and the seconds after which it is ended; None where it may take its time."""
+
+    name: str
+    command: tuple[str, ...]
+    limit_s: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended, and the seconds that it took."""
+
+    part: Part
+    code: int
+    seconds: float
+
+
+def part_names() -> list[str]:
+    """Return the names of the benchmark files: those with a limit in its order, then any others."""
+    found = {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")}
+    return [name for name in GPU_LIMITS_S if name in found] + sorted(found - GPU_LIMITS_S.keys())
+
+
+def parts(names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tests: bool, limited: bool) -> list[Part]:
+    """Return what is run; nothing of it depends on pytest settings of whoever runs it, or on the folder he is in."""
+    pytest = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider")
+    pytest += ("-c", str(scratch / "pytest.ini"), f"--rootdir={ROOT}", f"--confcutdir={ROOT}")
+    benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
+    commands = {"tests on the GPU": (*pytest, str(GPU_TESTS))} if tests else {}
+    commands |= {name: (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark) for name in names}
+    return [
+        Part(name, command, GPU_LIMITS_S.get(name, LIMIT_OF_OTHERS_S) if limited else None)
+        for name, command in commands.items()
+    ]
+
+
+def environment(scratch: Path, commit: str | None) -> dict[str, str]:
+    """Return the environment in which this very copy is importable as trifuse, wherever it is installed or not."""
+    (scratch / "trifuse").symlink_to(ROOT)
+    (scratch / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: needs a GPU\n    slow: takes its time\n")
+    project = ROOT / "pyproject.toml"
+    if project.exists():  # not an installed copy: say what an installation would
+        version = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+        metadata = scratch / f"trifuse-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: trifuse\nVersion: {version}\n")
+        (metadata / "entry_points.txt").write_text("[pytest11]\ntrifuse = trifuse.kernels.testing\n")
+    # No options of another pytest, and no working folder on the path: transformers would take our `kernels` for a
+    # package of that name.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    path = os.pathsep.join(filter(None, [str(scratch), os.environ.get("PYTHONPATH", "")]))
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    return inherited | own | ({"TRIFUSE_COMMIT": commit} if commit else {})
+
+
+def run_part(part: Part, log: Path, scratch: Path, variables: dict[str, str]) -> Outcome:
+    """Run one part into its log, and end it and whatever it started when its time is over."""
+    start = time.monotonic()
+    with open(log, "w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            part.command, cwd=scratch, env=variables, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(part.limit_s)
+        except BaseException as error:  # out of time, or stopped by hand
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            code = OUT_OF_TIME
+    return Outcome(part, code if code >= 0 else 128 - code, time.monotonic() - start)
+
+
+def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, records: Sequence[Path]) -> str:
+    """Return the report as Markdown: the machine, how each part ended, why some failed, and every table."""
+    from trifuse.kernels.result_tables import markdown, table
+
+    facts = [[key.replace("_", " "), str(value)] for key, value in machine.items() if value is not None]
+    ended = [
+        [
+            outcome.part.name,
+            str(outcome.code),
+            f"{outcome.seconds:.0f}",
+            "" if outcome.part.limit_s is None else f"{outcome.part.limit_s:.0f}",
+        ]
+        for outcome in outcomes
+    ]
+    lines = ["# Benchmarks of trifuse", "", *table(facts, ["machine", ""]), ""]
+    lines += table(ended, ["part", "exit code", "seconds", "limit"])
+    for outcome in outcomes:
+        if outcome.code:
+            said = log_of(out, outcome.part).read_text(encoding="utf-8").splitlines()[-40:]
+            lines += ["", f"## The end of what {outcome.part.name} said", "", "```", *said, "```"]
+    for path in records:
+        lines += ["", f"## {path.stem}", "", markdown(json.loads(path.read_text(encoding="utf-8"))).rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def log_of(out: Path, part: Part) -> Path:
+    """Return where a part's output goes."""
+    return out / "logs" / f"{part.name.replace(' ', '_')}.log"
+
+
+def machine_of(scratch: Path, variables: dict[str, str]) -> dict[str, Any]:
+    """Return what a process in that environment runs on."""
+    command = [sys.executable, "-c", MACHINE]
+    said = subprocess.run(command, cwd=scratch, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(said.stdout)
+
+
+def run_parts(
+    listed: Sequence[Part], machine: dict[str, Any], out: Path, scratch: Path, variables: dict[str, str]
+) -> int:
+    """Run the parts one after the other, bring the report up to date after each, and return the worst exit code."""
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    outcomes: list[Outcome] = []
+    for number, part in enumerate(listed, 1):
+        print(f"{number:3}/{len(listed)}  {part.name:24}", end="", flush=True)
+        outcomes.append(run_part(part, log_of(out, part), scratch, variables))
+        code, so_far = outcomes[-1].code, sum(outcome.seconds for outcome in outcomes)
+        state = {0: "ok", OUT_OF_TIME: "out of time"}.get(code, f"exit code {code}")
+        print(f"  {state:12} {outcomes[-1].seconds:5.0f} s  ({so_far:.0f} s so far)", flush=True)
+        written = [path for path in sorted(out.glob("*.json")) if path.stat().st_mtime_ns != before.get(path)]
+        (out / "report.md").write_text(report(machine, outcomes, out, written), encoding="utf-8")
+    print(f"report: {out / 'report.md'}")
+    return max(outcome.code for outcome in outcomes)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; see the top of this file."""
+    parser = argparse.ArgumentParser(prog="report.py", description="time every operator and network on this machine")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the report, the result files and the logs")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each form of a computation")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=part_names(), help="parts to run (all)")
+    parser.add_argument("--commit", help="what is measured, where git cannot tell")
+    parser.add_argument("--tests", action="store_true", help="first run the tests that only a GPU can fail")
+    options = parser.parse_args(words)
+    if options.tests and not GPU_TESTS.exists():
+        parser.error("--tests needs the repository; an installed copy has no tests")
+    out = options.out.resolve()
+    with tempfile.TemporaryDirectory(prefix="trifuse-bench-") as folder:
+        scratch = Path(folder)
+        variables = environment(scratch, options.commit)
+        sys.path.insert(0, folder)  # for the tables of the report, where trifuse is not installed
+        machine = machine_of(scratch, variables)
+        names, limited = options.only or part_names(), machine["kind"] == "cuda"
+        listed = parts(names, out, scratch, options.seconds, tests=options.tests, limited=limited)
+        return run_parts(listed, machine, out, scratch, variables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
