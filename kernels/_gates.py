@@ -108,6 +108,7 @@ def check_gate(
     _library.check_same_device(op, {"x": x, "gate": gate})
 
 
+@_library.falls_back
 def apply_gate(op: str, x: Tensor, gate: Tensor, broadcast: Tensor) -> Tensor:
     """Run a checked gate on the backend of choice, the reference aside; ``broadcast`` is the gate, broadcasting."""
     if _library.under_functional_transform((x, gate)):

@@ -164,9 +164,9 @@ def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
 
 
 def falls_back(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Let a function that chooses a backend choose again where its kernels cannot be built, with a warning that says why.
+    """Let a function that chooses a backend choose again where kernels cannot be built, with a warning that says why.
 
-    Not where a backend was forced: then the error stays. The operator knows from now on, and chooses plain PyTorch.
+    Not where a backend was forced: then the error stays. From then on the operator chooses plain PyTorch at once.
     """
 
     @wraps(function)

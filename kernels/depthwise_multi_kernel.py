@@ -200,6 +200,7 @@ _library.register(
 # ---------------------------------------------------------------------------------------------- the public face
 
 
+@_library.falls_back
 def depthwise_multi_kernel(x: Tensor, weights: Sequence[Tensor], *, residual: bool = True) -> Tensor:
     """Convolve each channel with several kernels around the same centre, and add up, with the map itself or without.
 

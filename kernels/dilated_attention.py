@@ -273,6 +273,7 @@ def packed_dilated_attention(qkv: Tensor, **windows: Any) -> Tensor:
     return _attend((qkv,), check_arguments(OP, dict(zip("qkv", qkv.chunk(3, dim=-1), strict=True)), **windows))
 
 
+@_library.falls_back
 def _attend(maps: tuple[Tensor, ...], windows: Windows) -> Tensor:
     backend = _library.choose_backend(OP, maps[0])
     if backend == "reference":

@@ -121,7 +121,7 @@ def _pool_masked(x: Tensor, scale: int | Tensor, cell: int | Tensor, permutation
     """Average without looking at the draw: every position is read, and those outside the cell are left out."""
     compute_dtype = torch.promote_types(x.dtype, torch.float32)
     batch, _, height, width = x.shape
-    scale, cell = (torch.as_tensor(value, device=x.device).expand(batch)[:, None] for value in (scale, cell))
+    scale, cell = (_on_device(value, x.device).expand(batch)[:, None] for value in (scale, cell))
     chosen_rows = _inside(height, scale, cell // scale)
     chosen_columns = _inside(width, scale, cell % scale)
     chosen = (chosen_rows[:, :, None] & chosen_columns[:, None, :]).flatten(1)
@@ -129,6 +129,11 @@ def _pool_masked(x: Tensor, scale: int | Tensor, cell: int | Tensor, permutation
         chosen = torch.zeros_like(chosen).scatter(1, permutation.expand(batch, -1), chosen)
     picked = torch.where(chosen.view(batch, 1, height, width), x.to(compute_dtype), 0.0)
     return (picked.sum((2, 3)) / chosen.sum(1)[:, None]).to(x.dtype)
+
+
+def _on_device(value: int | Tensor, device: torch.device) -> Tensor:
+    """A number is filled in where it is needed: copied there, it would make a GPU wait."""
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.int64, device=device)
 
 
 def _inside(length: int, scale: Tensor, index: Tensor) -> Tensor:
@@ -199,6 +204,7 @@ register_gate(GATE)
 # ---------------------------------------------------------------------------------------------- the public face
 
 
+@_library.falls_back
 def monte_carlo_pool(
     x: Tensor, *, scale: int | Tensor, cell: int | Tensor, permutation: Tensor | None = None
 ) -> Tensor:
@@ -277,7 +283,7 @@ def _check_pool(x: Tensor, scale: int | Tensor, cell: int | Tensor, permutation:
     _library.check_dtype(POOL, "x", x)
     if x.ndim != 4:
         raise ShapeError(f"{POOL}: x has shape {tuple(x.shape)}; expected (B, C, H, W)")
-    batch, positions = len(x), x.shape[2] * x.shape[3]
+    batch, positions = x.shape[0], x.shape[2] * x.shape[3]
     shapes = {
         "scale": ((), (batch,)),
         "cell": ((), (batch,)),

@@ -41,6 +41,7 @@ class SegmentationSums(NamedTuple):
     true: Tensor  # (B, K)
 
 
+@_library.falls_back
 def segmentation_sums(
     maps: Sequence[Tensor], target: Tensor, *, squared: bool, ignore_index: int | None = None
 ) -> SegmentationSums:

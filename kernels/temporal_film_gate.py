@@ -187,6 +187,7 @@ _library.register(
 # ---------------------------------------------------------------------------------------------- the public face
 
 
+@_library.falls_back
 def temporal_film_gate(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Mix a map with an ECG's vector, modulate, and add to the map: features + mixed * (1 + scale) + shift.
 

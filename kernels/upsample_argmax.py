@@ -102,6 +102,7 @@ _library.register(f"{OP}(Tensor[] logits, SymInt[] size) -> Tensor", _launch, _s
 # ---------------------------------------------------------------------------------------------- the public face
 
 
+@_library.falls_back
 def upsample_argmax(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Upsample coarse logits, add them up, and return the class of the largest, without logits at full resolution.
 

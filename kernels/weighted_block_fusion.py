@@ -179,6 +179,7 @@ _library.register(
 # ---------------------------------------------------------------------------------------------- the public face
 
 
+@_library.falls_back
 def weighted_block_fusion(features: Sequence[Tensor] | Tensor, logits: Tensor) -> Tensor:
     """Fuse N maps into one: the sum of the maps, weighted by the softmax of the logits.
 
