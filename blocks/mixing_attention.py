@@ -41,7 +41,7 @@ class UpsampledJoin(nn.Module):
             ShapeError: the two do not fit.
         """
         scale, channels = (1, self.dim) if self.up is None else (2, self.in_dim)
-        wanted = (len(x), self.dim, scale * x.shape[-2], scale * x.shape[-1])
+        wanted = (x.shape[0], self.dim, scale * x.shape[-2], scale * x.shape[-1])
         if x.ndim != 4 or x.shape[1] != channels or skip.shape != wanted:
             raise ShapeError(
                 f"decoder block: expected a map (B, {channels}, H, W) and a skip map "

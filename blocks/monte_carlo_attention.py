@@ -119,7 +119,7 @@ class MonteCarloAttention(nn.Module):
 
     def _draw_cell(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
         device = x.device if generator is None else generator.device
-        samples = () if self.draw == "batch" else (len(x),)
+        samples = () if self.draw == "batch" else (x.shape[0],)
         which_scale, which_cell = torch.rand((2, *samples), dtype=torch.float64, generator=generator, device=device)
         scale = torch.full_like(which_scale, self.scales[0], dtype=torch.int64)
         below = 0.0
@@ -131,8 +131,11 @@ class MonteCarloAttention(nn.Module):
         permutation = None
         if self.order_shuffle:
             positions = x.shape[2] * x.shape[3]
-            orders = [torch.randperm(positions, generator=generator, device=device) for _ in range(math.prod(samples))]
-            permutation = torch.stack(orders).view(*samples, positions) if orders else scale.new_empty(0, positions)
+            if samples:  # all at once: sorting distinct random numbers is a permutation for each sample
+                keys = torch.rand((*samples, positions), dtype=torch.float64, generator=generator, device=device)
+                permutation = keys.argsort(dim=1)
+            else:
+                permutation = torch.randperm(positions, generator=generator, device=device)
             permutation = permutation.to(x.device, non_blocking=True)
         return scale.to(x.device, non_blocking=True), cell.to(x.device, non_blocking=True), permutation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +23,42 @@ class BatchNorm(nn.BatchNorm2d):
                 f"{tuple(input.shape)}; use a larger batch or image, or norm='group'"
             )
         return super().forward(input)
+
+
+class BatchNormOfPresent(nn.BatchNorm2d):
+    """Normalise each channel over batch and space, where a part of the batch may be absent.
+
+    In training, samples that are absent count in no statistics; they come out as zero and get no gradient. The present
+    ones come out as if the batch held them alone, whatever their number, which nobody has to wait for. Where none is,
+    the running statistics stay as they are.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, input: Tensor, present: Tensor | None = None) -> Tensor:
+        """Normalise (B, C, H, W); ``present``, bool of shape (B,), says which samples are there, None that all are."""
+        if present is None or not self.training:
+            return super().forward(input)
+        there = present[:, None, None, None]
+        x = torch.where(there, input.to(torch.promote_types(input.dtype, torch.float32)), 0.0)
+        values = (present.sum() * (input.shape[2] * input.shape[3])).to(x.dtype)
+        mean = x.sum((0, 2, 3), keepdim=True) / values.clamp(min=1)
+        centred = torch.where(there, x - mean, 0.0)
+        variance = centred.square().sum((0, 2, 3), keepdim=True) / values.clamp(min=1)
+        unbiased = variance.detach() * values / (values - 1).clamp(min=1)
+        self._remember(mean.detach().flatten(), unbiased.flatten(), present.any())
+        scale = self.weight.to(x.dtype)[:, None, None] * torch.rsqrt(variance + self.eps)
+        shifted = torch.where(there, centred * scale + self.bias.to(x.dtype)[:, None, None], 0.0)
+        return shifted.to(input.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor, anybody: Tensor) -> None:
+        share = anybody * self.momentum
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            running.lerp_(value.to(running.dtype), share.to(running.dtype))
+        self.num_batches_tracked.add_(anybody)
 
 
 class InstanceNorm(nn.InstanceNorm2d):

@@ -107,7 +107,7 @@ class TemporalAwareFusion(nn.Module):
             ValueError: no interval where time counts.
         """
         self._check(features, ecg_code, has_ecg)
-        everyone = torch.ones(len(features), dtype=torch.bool, device=features.device)
+        everyone = torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
         present = (everyone if has_ecg is None else has_ecg)[:, None]
         dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
         # Chosen before and after every network: 0 * NaN is NaN, in a gradient as well.
@@ -143,7 +143,7 @@ class TemporalAwareFusion(nn.Module):
                 f"TemporalAwareFusion: features has shape {tuple(features.shape)}; expected (B, {self.dim}, H, W); "
                 "bring channels-last data there with x.permute(0, 3, 1, 2)"
             )
-        batch = len(features)
+        batch = features.shape[0]
         if tuple(ecg_code.shape) != (batch, self.ecg_dim):
             raise ShapeError(
                 f"TemporalAwareFusion: ecg_code has shape {tuple(ecg_code.shape)}; expected ({batch}, {self.ecg_dim}), "

@@ -60,8 +60,11 @@ class TemporalFiLMGate(nn.Module):
     def scaled(self, interval: Tensor | float, features: Tensor) -> Tensor:
         """Return intervals in days as t in [0, 1]: (B, 1), in float32 or wider, where the maps are."""
         dtype = torch.promote_types(self.mlp.first.weight.dtype, torch.float32)
-        days = torch.as_tensor(interval, dtype=dtype, device=features.device)
-        batch = len(features)
+        device, batch = features.device, features.shape[0]
+        if isinstance(interval, int | float):  # filled in where the maps are: nothing is copied there
+            days = torch.full((), interval, dtype=dtype, device=device)
+        else:
+            days = torch.as_tensor(interval, dtype=dtype, device=device)
         if tuple(days.shape) not in ((), (batch,), (batch, 1)):
             raise ShapeError(
                 f"TemporalFiLMGate: interval has shape {tuple(days.shape)}; expected ({batch},) or ({batch}, 1), the "

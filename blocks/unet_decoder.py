@@ -56,7 +56,7 @@ class UNetDecoderStage(nn.Module):
             ShapeError: the side maps are not as many, as wide or as large as expected.
         """
         up = self.up(x)
-        wanted = [(len(x), dim, *up.shape[-2:]) for dim in self.side_dims]
+        wanted = [(x.shape[0], dim, *up.shape[-2:]) for dim in self.side_dims]
         got = [tuple(side.shape) for side in sides]
         if got != wanted:
             raise ShapeError(f"UNetDecoderStage: expected side maps of shapes {wanted}, got {got}")

@@ -162,8 +162,8 @@ class SelectedMaps:
     """The maps of the selected blocks, gathered while the blocks' maps pass by.
 
     They are the maps themselves where the selection can be looked at. On a GPU, which would have to be waited for, and
-    where operations are recorded, they are copies: each map is written to the place of its block in the selection, or to
-    a place beside them, so that the same launches serve every selection.
+    where operations are recorded, they are copies: each map is written to the place of its block in the selection, or
+    to a place beside them, so that the same launches serve every selection.
 
     Args:
         fusion: selects.

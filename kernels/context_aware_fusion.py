@@ -92,7 +92,7 @@ def _project(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 def _add_products(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     """Project two maps by the halves of a weight (N, 2C), or (B, N, 2C) of one per sample, and add: (B, N, H, W)."""
-    first_weight, second_weight = weight.expand(len(first), *weight.shape[-2:]).chunk(2, dim=2)
+    first_weight, second_weight = weight.expand(first.shape[0], *weight.shape[-2:]).chunk(2, dim=2)
     total = torch.baddbmm(second_weight @ second.flatten(2), first_weight, first.flatten(2))
     return total.unflatten(2, first.shape[2:])
 

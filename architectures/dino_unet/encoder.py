@@ -213,8 +213,8 @@ class DinoV2Encoder(nn.Module):
         h, w = self.grid_of(x)
         patches = self.patch_embed(x.to(self.cls_token.dtype))
         positions = self.positions((h, w))
-        first = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
-        registers = [self.register_tokens.expand(len(x), -1, -1)] if self.num_registers else []
+        first = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
+        registers = [self.register_tokens.expand(x.shape[0], -1, -1)] if self.num_registers else []
         return torch.cat([first, *registers, patches + positions[:, 1:]], dim=1)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.blocks.ecg_attention import EcgAttention, EcgDualAttention
+from trifuse.blocks.normalization import BatchNormOfPresent
 from trifuse.kernels import ShapeError
 
 from ..pretrained import Pretrained, weights_generator
@@ -119,13 +120,13 @@ class DownBlock(nn.Module):
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.conv1 = _time_conv(in_dim, out_dim, stride=2)
-        self.bn1 = nn.BatchNorm2d(out_dim)
+        self.bn1 = BatchNormOfPresent(out_dim)
         self.conv2 = _time_conv(out_dim, out_dim)
-        self.bn2 = nn.BatchNorm2d(out_dim)
+        self.bn2 = BatchNormOfPresent(out_dim)
         self.idfunc_1 = nn.Conv2d(in_dim, out_dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(_convolved(self, x) + self.idfunc_1(F.max_pool2d(x, (1, 2))))
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        return F.gelu(_convolved(self, x, present) + self.idfunc_1(F.max_pool2d(x, (1, 2))))
 
 
 class UpBlock(nn.Module):
@@ -142,15 +143,15 @@ class UpBlock(nn.Module):
         self.idfunc_0 = nn.ConvTranspose2d(in_dim, in_dim, (1, 4), (1, 2), (0, 1)) if upsample else None
         self.idfunc_1 = nn.Conv2d(in_dim, out_dim, 1, bias=not upsample)
         self.conv1 = _time_conv(out_dim if upsample else in_dim, out_dim)
-        self.bn1 = nn.BatchNorm2d(out_dim)
+        self.bn1 = BatchNormOfPresent(out_dim)
         self.conv2 = _time_conv(out_dim, out_dim)
-        self.bn2 = nn.BatchNorm2d(out_dim)
+        self.bn2 = BatchNormOfPresent(out_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
         if self.idfunc_0 is None:
-            return F.gelu(_convolved(self, x) + self.idfunc_1(x))
+            return F.gelu(_convolved(self, x, present) + self.idfunc_1(x))
         x = self.idfunc_1(self.idfunc_0(x))
-        return F.gelu(_convolved(self, x) + x)
+        return F.gelu(_convolved(self, x, present) + x)
 
 
 class EcgEncoder(nn.Module):
@@ -177,22 +178,22 @@ class EcgEncoder(nn.Module):
         self.max_head = nn.Conv1d(config.features * LEADS, config.pooled // 2, 1)
         self.linear = nn.Linear(config.pooled, config.z_dim) if config.final_linear else None
 
-    def features(self, ecg: Tensor) -> Tensor:
+    def features(self, ecg: Tensor, present: Tensor | None = None) -> Tensor:
         """Return what the attentions see of beats (B, 12, T): (B, C, 12, M)."""
         x = self.input_conv(ecg)
         if self.config.lead_layout == "correct":
             x = rearrange(x, "b (l f) t -> b f l t", l=LEADS)  # the grouped convolution makes channel l * F + f
         else:
             x = rearrange(x, "b (f l) t -> b f l t", l=LEADS)
-        return self.encoder(_channels_last(x))
+        return _passed(self.encoder, _channels_last(x), present)
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the pooled features (B, pooled_dim) of attended ones (B, C, 12, M)."""
         x = rearrange(x, "b c l m -> b (c l) m")
         return torch.cat((self.mean_head(x.mean(-1, keepdim=True)).squeeze(-1), self.max_head(x).amax(-1)), dim=1)
 
-    def forward(self, ecg: Tensor) -> Tensor:
-        pooled = self.pool(self.attention(self.features(ecg)))
+    def forward(self, ecg: Tensor, present: Tensor | None = None) -> Tensor:
+        pooled = self.pool(self.attention(self.features(ecg, present)))
         return pooled if self.linear is None else self.linear(pooled)
 
 
@@ -212,9 +213,9 @@ class EcgDecoder(nn.Module):
         )
         self.final_conv = nn.Sequential(nn.Conv1d(LEADS, LEADS, 1, groups=LEADS), nn.InstanceNorm1d(LEADS))
 
-    def forward(self, code: Tensor) -> Tensor:
+    def forward(self, code: Tensor, present: Tensor | None = None) -> Tensor:
         x = self.linear(code).unflatten(1, (self.config.base_dim, LEADS, self.config.instants))
-        return self.final_conv(self.decoder(_channels_last(x)).squeeze(1))
+        return self.final_conv(_passed(self.decoder, _channels_last(x), present).squeeze(1))
 
 
 class EcgAutoencoder(Pretrained, nn.Module):
@@ -258,19 +259,23 @@ class EcgAutoencoder(Pretrained, nn.Module):
         """
         return self.decode(self.encode(ecg))
 
-    def encode(self, ecg: Tensor) -> Tensor:
-        """Return the codes (B, z_dim) of beats (B, 12, T)."""
-        return self.encoder(self._check(ecg))
+    def encode(self, ecg: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return the codes (B, z_dim) of beats (B, 12, T).
 
-    def decode(self, code: Tensor) -> Tensor:
-        """Return the beats (B, 12, T) of codes (B, z_dim).
+        Samples that are absent, where ``present`` (B,) is false, count in no statistics of a batch in training; what
+        comes out for them means nothing.
+        """
+        return self.encoder(self._check(ecg), present)
+
+    def decode(self, code: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return the beats (B, 12, T) of codes (B, z_dim); for ``present`` see `encode`.
 
         Raises:
             ShapeError: not a batch of codes of the configured width.
         """
         if code.dim() != 2 or code.shape[1] != self.config.z_dim:
             raise ShapeError(f"EcgAutoencoder: expected codes (B, {self.config.z_dim}), got {tuple(code.shape)}")
-        return self.decoder(code)
+        return self.decoder(code, present)
 
     def attention(self, ecg: Tensor) -> EcgAttention:
         """Return the attention weights of beats: over leads (B, 12, 12), and in each lead over time (B, 12, M, M).
@@ -290,9 +295,15 @@ class EcgAutoencoder(Pretrained, nn.Module):
         raise ShapeError(message)
 
 
-def _convolved(block: Any, x: Tensor) -> Tensor:
-    x = F.leaky_relu(block.bn1(block.conv1(x)), SLOPE)
-    return F.leaky_relu(block.bn2(block.conv2(x)), SLOPE)
+def _passed(blocks: nn.Sequential, x: Tensor, present: Tensor | None) -> Tensor:
+    for block in blocks:
+        x = block(x, present)
+    return x
+
+
+def _convolved(block: Any, x: Tensor, present: Tensor | None) -> Tensor:
+    x = F.leaky_relu(block.bn1(block.conv1(x), present), SLOPE)
+    return F.leaky_relu(block.bn2(block.conv2(x), present), SLOPE)
 
 
 def _channels_last(x: Tensor) -> Tensor:

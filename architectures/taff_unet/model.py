@@ -23,6 +23,7 @@ from trifuse.blocks.plain_unet import (
 )
 from trifuse.blocks.temporal_aware_fusion import TemporalAwareFusion
 from trifuse.kernels import CheckpointError, ShapeError
+from trifuse.kernels._library import values_at_hand
 
 from ..pretrained import Pretrained, weights_generator
 from .ecg_autoencoder import LEADS, EcgAutoencoder, EcgAutoencoderConfig
@@ -211,7 +212,8 @@ class TaffUNet(Pretrained, nn.Module):
                 sample has one.
             interval: days between ECG and image, a number, (B,) or (B, 1); settings without time leave it alone.
             has_ecg: which samples have an ECG, bool of shape (B,); None means all. One without comes out exactly as
-                from a network without an ECG, whatever stands in its row. While training, a GPU waits for it once.
+                from a network without an ECG, whatever stands in its row. In training a batch without any leaves the
+                autoencoder without a gradient, or on a GPU, which is not waited for, with one of zero.
 
         Returns:
             In evaluation logits (B, K, H, W); in training a list of logits (B, K, H / 2**i, W / 2**i), full resolution
@@ -256,7 +258,7 @@ class TaffUNet(Pretrained, nn.Module):
     def _segment(self, image: Tensor, prior: Tensor | None, beat: _Ecg | None) -> tuple[list[Tensor], Tensor | None]:
         """Return the logits, full resolution first, and the weights of the gate."""
         x = image if prior is None else torch.cat([image, prior.to(image.dtype)], dim=1)
-        gate = None if self.fusion is None else image.new_zeros(len(image), 2, dtype=torch.float32)
+        gate = None if self.fusion is None else image.new_zeros(image.shape[0], 2, dtype=torch.float32)
         maps = []
         for index, stage in enumerate(self.encoder.stages):
             skip = x = stage(x)
@@ -277,7 +279,7 @@ class TaffUNet(Pretrained, nn.Module):
         if has_ecg is None:
             return _Ecg(self.ecg.encode(ecg), None, interval)
         present = has_ecg.reshape(-1).bool()
-        code = _of_present(self.ecg.encode, ecg, present, (self.ecg.config.z_dim,), gather=self.training)
+        code = _of_present(self.ecg.encode, ecg, present, (self.ecg.config.z_dim,), gather=self._gathers(present))
         return _Ecg(code, present, interval)
 
     def _decode(self, beat: _Ecg | None) -> Tensor | None:
@@ -286,7 +288,11 @@ class TaffUNet(Pretrained, nn.Module):
         if beat.present is None:
             return self.ecg.decode(beat.code)
         shape = (LEADS, self.ecg.config.time_steps)
-        return _of_present(self.ecg.decode, beat.code, beat.present, shape, gather=self.training)
+        return _of_present(self.ecg.decode, beat.code, beat.present, shape, gather=self._gathers(beat.present))
+
+    def _gathers(self, present: Tensor) -> bool:
+        """Whether the autoencoder is given the ECGs that are there alone: less work, where their number is known."""
+        return self.training and values_at_hand((present,))
 
     # ------------------------------------------------------------------------------------------------ what it takes
 
@@ -306,12 +312,12 @@ class TaffUNet(Pretrained, nn.Module):
         if self.ecg is None:
             return
         for name, value in (("ecg", ecg), ("has_ecg", has_ecg)):
-            if value is not None and (value.ndim == 0 or len(value) != len(image)):
-                raise ShapeError(f"TaffUNet: expected {name} of {len(image)} samples, got {tuple(value.shape)}")
-        if ecg is None and has_ecg is not None and has_ecg.any():
+            if value is not None and (value.ndim == 0 or value.shape[0] != image.shape[0]):
+                raise ShapeError(f"TaffUNet: expected {name} of {image.shape[0]} samples, got {tuple(value.shape)}")
+        number = int(has_ecg.sum()) if has_ecg is not None and values_at_hand((has_ecg,)) else None
+        if ecg is None and number:
             raise ValueError("TaffUNet: has_ecg names samples with an ECG, but there is no ecg; pass it")
-        none_there = ecg is None or (interval is None and has_ecg is not None and not has_ecg.any())
-        if self.config.takes_time and interval is None and not none_there:
+        if self.config.takes_time and interval is None and ecg is not None and number != 0:
             raise ValueError(
                 f"TaffUNet: setting {self.config.setting!r} needs interval, the days between ECG and image, (B,)"
             )
@@ -327,7 +333,7 @@ class TaffUNet(Pretrained, nn.Module):
             return
         if not self.config.takes_prior:
             raise ValueError(f"TaffUNet: setting {setting!r} takes no prior; leave it out, or use 'ap' or 'full'")
-        wanted = (len(image), SEGMENTS, *image.shape[2:])
+        wanted = (image.shape[0], SEGMENTS, *image.shape[2:])
         if prior.shape != wanted:
             raise ShapeError(f"TaffUNet: expected a prior of shape {wanted}, got {tuple(prior.shape)}")
 
@@ -338,19 +344,19 @@ def taff_unet(setting: str = "full", num_classes: int = 4, **options: Any) -> Ta
 
 
 def _of_present(
-    work: Callable[[Tensor], Tensor], x: Tensor, present: Tensor, shape: Sequence[int], *, gather: bool
+    work: Callable[..., Tensor], x: Tensor, present: Tensor, shape: Sequence[int], *, gather: bool
 ) -> Tensor:
     """Return ``work(x)``, of ``shape`` for each sample, and zeros for samples that are not present.
 
-    Gathered, ``work`` sees those that are present alone, so that no statistics of a batch can depend on the others;
-    else it sees zeros in their place, and no GPU has to say first how many there are.
+    No statistics of a batch depend on the others. Gathered, ``work`` sees those that are present alone; else it sees
+    zeros in their place and is told which they are, and no GPU has to say first how many there are.
     """
     if not gather:
         there = present.view(-1, *[1] * (x.ndim - 1))
-        y = work(torch.where(there, x, 0.0))
+        y = work(torch.where(there, x, 0.0), present)
         return torch.where(present.view(-1, *[1] * len(shape)), y, 0.0)
     rows = present.nonzero().squeeze(1)
-    nothing = x.new_zeros(len(x), *shape)
+    nothing = x.new_zeros(x.shape[0], *shape)
     return nothing.index_copy(0, rows, work(x[rows]).to(nothing.dtype)) if len(rows) else nothing
 
 
