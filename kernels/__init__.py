@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         dilated_attention_weights,
         dilated_attention_weights_reference,
     )
+    from .gpu.tuning import warm_up
     from .monte_carlo_attention import (
         channel_gate,
         channel_gate_reference,
@@ -74,6 +75,7 @@ __all__ = [
     "temporal_film_gate_reference",
     "upsample_argmax",
     "upsample_argmax_reference",
+    "warm_up",
     "weighted_block_fusion",
     "weighted_block_fusion_reference",
 ]
@@ -94,9 +96,11 @@ OPERATORS = {
 }
 """The file of each operator."""
 
+_OTHERS = {"backend": "_library", "warm_up": "gpu.tuning"}
+
 
 def __getattr__(name: str) -> Any:
-    file = "_library" if name == "backend" else OPERATORS.get(name.removesuffix("_reference"))
+    file = _OTHERS.get(name) or OPERATORS.get(name.removesuffix("_reference"))
     if file is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{file}", __name__), name)

@@ -9,6 +9,14 @@ Forward reads N maps and writes one. Backward reads the gradient and the N maps 
 that are asked for; more than MAPS_PER_LAUNCH maps take several launches, each reading the gradient again, so that the
 sums stay in registers. Each of at most MAX_PROGRAMS programs adds up its tiles in a fixed order and writes one partial
 sum per map; a last, single program adds these up in a fixed order. No atomics: results repeat bit for bit.
+
+Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
+* forward, B=32 M=1025 D=768 N=12: 26.00 bytes per element, least 26.00; 152.3 us, floor 152.3 us
+* forward, B=32 M=1025 D=1536 N=40: 82.00 bytes per element, least 82.00; 960.8 us, floor 960.8 us
+* backward, frozen maps, B=32 M=1025 D=768 N=12: 26.00 bytes per element, least 26.00; 152.3 us, floor 152.3 us
+* backward, frozen maps, B=32 M=1025 D=1536 N=40: 84.00 bytes per element, least 82.00; 984.2 us, floor 960.8 us
+* backward, trained maps, B=32 M=1025 D=768 N=12: 50.00 bytes per element, least 50.00; 292.9 us, floor 292.9 us
+The gradient is read once per launch: of 40 maps, twice.
 """
 
 from __future__ import annotations
@@ -21,10 +29,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
+from . import launching, tuning
 from .static_case import StaticCase, Traffic
 
-THREADS = 128
+FORWARD_CHOICES = ({"threads": 128}, {"threads": 256})
+BACKWARD_CHOICES = ({"threads": 128}, {"threads": 256})
+THREADS = FORWARD_CHOICES[0]["threads"]
 WARP_SIZE = 64 if torch.version.hip else 32
 BYTES_PER_THREAD = 16
 MAPS_IN_FLIGHT = 32  # of the forward pass: a barrier keeps the compiler from loading more before the first is used
@@ -155,13 +165,14 @@ def _weighted_block_fusion_logits_kernel(
     tl.store(logits_grad + blocks, result.to(logits_grad.dtype.element_ty), mask=real)
 
 
-def forward(features: Sequence[Tensor], logits: Tensor) -> Tensor:
+@tuning.tunable(FORWARD_CHOICES, lambda maps, _: tuning.key_of(maps[0], len(maps), maps[0].numel()))
+def forward(choice: tuning.Choice, features: Sequence[Tensor], logits: Tensor) -> Tensor:
     """Launch the forward kernel on maps of shape (B, M, D)."""
     maps, map_stride = _rows(features)
     fused = torch.empty(maps[0].shape, dtype=maps[0].dtype, device=maps[0].device)
     if fused.numel() == 0:
         return fused
-    tile = THREADS * _vector(fused)
+    tile = choice["threads"] * _vector(fused)
     row_elements = fused[0].numel()
     with torch.cuda.device_of(fused):
         launching.launch(
@@ -175,13 +186,16 @@ def forward(features: Sequence[Tensor], logits: Tensor) -> Tensor:
             N=len(maps),
             TILE=tile,
             IN_FLIGHT=MAPS_IN_FLIGHT,
-            num_warps=THREADS // WARP_SIZE,
+            num_warps=choice["threads"] // WARP_SIZE,
         )
     return fused
 
 
+@tuning.tunable(
+    BACKWARD_CHOICES, lambda grad, maps, _, needed: tuning.key_of(grad, len(maps), grad.numel(), any(needed))
+)
 def backward(
-    grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool]
+    choice: tuning.Choice, grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor]]:
     """Launch the backward kernels; return the logits' gradient and those of the maps that need one."""
     grad, logits = grad.contiguous(), logits.contiguous()
@@ -191,8 +205,9 @@ def backward(
     if grad.numel() == 0:
         return torch.zeros_like(logits), needed_grads
     vector = _vector(grad)
+    tile = choice["threads"] * vector
     row_elements = grad[0].numel()
-    tiles = grad.shape[0] * triton.cdiv(row_elements, THREADS * vector)
+    tiles = grad.shape[0] * triton.cdiv(row_elements, tile)
     programs = min(tiles, MAX_PROGRAMS)
     partial_sums = torch.empty((programs, len(maps)), dtype=torch.float32, device=grad.device)
     logits_grad = torch.empty_like(logits)
@@ -213,9 +228,9 @@ def backward(
                 first,
                 N=len(maps),
                 COUNT=end - first,
-                TILE=THREADS * vector,
+                TILE=tile,
                 VECTOR=vector,
-                num_warps=THREADS // WARP_SIZE,
+                num_warps=choice["threads"] // WARP_SIZE,
             )
         launching.launch(
             _weighted_block_fusion_logits_kernel,
