@@ -3,7 +3,8 @@
     python benchmarks/tables.py                     # write them into README.md
     python benchmarks/tables.py RESULT.json ...     # print them
 
-The README takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``.
+The README takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``, and one line for
+each case and pass of all files of a kind of device where it says ``<!-- overview: cpu -->``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 from trifuse.architectures.files import write_text
+from trifuse.benchmarks.overview import overview
 from trifuse.kernels.result_tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,10 +31,14 @@ def with_results(text: str, folder: Path) -> str:
 
     def section(match: re.Match[str]) -> str:
         path = folder / match["name"]
-        table = markdown_of_file(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
-        return f"<!-- results: {match['name']} -->\n\n{table.strip()}\n\n<!-- end -->"
+        if match["what"] == "overview":
+            table = overview(folder, match["name"])
+        else:
+            table = markdown_of_file(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
+        return f"<!-- {match['what']}: {match['name']} -->\n\n{table.strip()}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- results: (?P<name>\S+) -->.*?<!-- end -->", section, text, flags=re.DOTALL)
+    pattern = r"<!-- (?P<what>results|overview): (?P<name>\S+) -->.*?<!-- end -->"
+    return re.sub(pattern, section, text, flags=re.DOTALL)
 
 
 def main(paths: list[str]) -> None:
