@@ -51,9 +51,9 @@ GPU_LIMITS_S = {
 LIMIT_OF_OTHERS_S = 20
 MACHINE = """
 import json
-from trifuse.kernels.machine import default_device, stamp
+from trifuse.kernels.machine import default_device, identity
 device = default_device()
-print(json.dumps({"kind": device.type, **stamp(device)}))
+print(json.dumps({"kind": device.type, **identity(device)}))
 """
 
 

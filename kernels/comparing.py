@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +43,15 @@ class Pass:
         leaves: the tensors whose gradients are taken, given the arguments; none for a pass without gradients.
         least_bytes: the bytes that any form must read and write, given the arguments; None where it has no meaning.
         flops: the floating-point operations of the computation, a multiply-add counted as two, given the arguments.
+        joined: judge all gradients as one vector, as a network's: where a normalisation takes a bias away again, its
+            gradient is nothing but rounding.
     """
 
     name: str
     leaves: Callable[..., Sequence[Tensor]] = lambda *arguments: ()
     least_bytes: Callable[..., int] | None = None
     flops: Callable[..., int] | None = None
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,19 +148,20 @@ class Comparison:
         sound: dict[str, Callable[[], object]] = {}
         saved: dict[str, float | None] = {}
         expected, outputs = self._expected(timed, arguments, leaves)
+        expected = _judged(timed, expected, outputs)
         for name, function in self.providers.items():
             if name in self.missing:
                 continue
             run = _runner(function, arguments, leaves)
             try:  # whatever a form does wrong, the others are timed
-                judge(name, run(), expected, self.depth, outputs=outputs)
+                judge(name, _judged(timed, run(), outputs), expected, self.depth, outputs=outputs)
                 saved[name] = saved_for_backward_bytes(function, *arguments) / MIB if leaves else None
                 sound[name] = run
             except Exception as error:
                 outcomes[name] = error
                 reason = str(error) if isinstance(error, WrongResult) else f"{name}: {type(error).__name__}: {error}"
                 self.refused.append({"case": case.name, "pass": timed.name, "provider": name, "reason": reason})
-        timings = measure(sound, device=self.device, seconds=seconds)
+        timings = measure(sound, device=self.device, seconds=seconds) if sound else {}
         dtype = next((tensor.dtype for tensor in tensors_in(arguments) if tensor.is_floating_point()), torch.float32)
         for name, timing in timings.items():
             row = _row(timing, timings.get(self.baseline), saved[name])
@@ -180,9 +185,9 @@ class Comparison:
         )
         share = share_of_ceiling(self.device, dtype, gb_per_s, gflop_per_s)
         return {
-            "gb_per_s": _rounded(gb_per_s, 1),
-            "gflop_per_s": _rounded(gflop_per_s, 1),
-            "of_ceiling": _rounded(share, 3),
+            "gb_per_s": _rounded(gb_per_s),
+            "gflop_per_s": _rounded(gflop_per_s),
+            "of_ceiling": _rounded(share),
         }
 
     def record(self) -> dict[str, Any]:
@@ -204,7 +209,7 @@ class Comparison:
         """
         if not self._measured:
             return None
-        path = Path(folder) / f"{self.name}.{self.device.type}.json"
+        path = Path(folder) / f"{self.name.replace(' ', '_')}.{self.device.type}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
         unfinished.write_text(json.dumps(self.record(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -242,7 +247,8 @@ def compare(
         The comparison: print it for tables in Markdown, read its ``rows``, or call ``write(folder)`` for JSON.
 
     Raises:
-        WrongResult: a form's result, or one of its gradients, is not the truth; nothing is timed then.
+        WrongResult: a form's result, or one of its gradients, is not the truth.
+        Exception: what a form itself raised when it was called.
     """
     tensors = list(tensors_in(arguments))
     passes = [
@@ -257,7 +263,7 @@ def compare(
         passes.append(Pass("forward + backward", leaves=lambda *_: leaves))
     comparison = Comparison(
         name=name,
-        cases=[Case(", ".join(_described(argument) for argument in tensors), lambda device: arguments)],
+        cases=[Case(f"{name}, {_described(tensors)}", lambda device: arguments)],
         passes=passes,
         providers=providers,
         truth=truth or next(iter(providers.values())),
@@ -316,6 +322,13 @@ def _runner(function: Callable[..., Any], arguments: tuple[Any, ...], leaves: Se
     return forward_and_backward
 
 
+def _judged(timed: Pass, tensors: list[Tensor], outputs: int) -> list[Tensor]:
+    """Return results and gradients as a pass judges them."""
+    if not timed.joined:
+        return tensors
+    return [*tensors[:outputs], torch.cat([gradient.flatten() for gradient in tensors[outputs:]])]
+
+
 def _results(value: Any) -> list[Tensor]:
     results = list(value) if isinstance(value, (list, tuple)) else [value]
     for item in results:
@@ -332,22 +345,25 @@ def _exact(value: Any, twins: Mapping[int, Tensor]) -> Any:
     return value
 
 
-def _described(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}".replace(" ", "", len(tensor.shape) - 1)
+def _described(tensors: Iterable[Tensor]) -> str:
+    """Return shapes and types in a line, equal ones counted: ``12x(2,1025,768) float32, (12) float32``."""
+    kinds = Counter(f"({','.join(map(str, t.shape))}) {str(t.dtype).removeprefix('torch.')}" for t in tensors)
+    return ", ".join(f"{count}x{kind}" if count > 1 else kind for kind, count in kinds.items())
 
 
 def _row(timing: Timing, baseline: Timing | None, saved_mib: float | None) -> dict[str, Any]:
     low, high = timing.quintiles
     return {
-        "median_ms": round(timing.median * 1e3, 4),
-        "fifth_ms": round(low * 1e3, 4),
-        "four_fifths_ms": round(high * 1e3, 4),
+        "median_ms": _rounded(timing.median * 1e3),
+        "fifth_ms": _rounded(low * 1e3),
+        "four_fifths_ms": _rounded(high * 1e3),
         "rounds": len(timing.seconds),
-        "speedup": round(timing.speedup_over(baseline), 3) if baseline else None,
-        "peak_mib": round(timing.peak_bytes / MIB, 2),
-        "saved_mib": _rounded(saved_mib, 2),
+        "speedup": _rounded(timing.speedup_over(baseline)) if baseline else None,
+        "peak_mib": _rounded(timing.peak_bytes / MIB),
+        "saved_mib": _rounded(saved_mib),
     }
 
 
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
+def _rounded(value: float | None) -> float | None:
+    """Return a number to four digits that count."""
+    return None if value is None else float(f"{value:.4g}")

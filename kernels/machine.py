@@ -23,25 +23,35 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@cache
-def stamp(device: torch.device) -> dict[str, Any]:
-    """Describe what a figure was measured on, so that nobody compares it with one from elsewhere.
-
-    The ceilings are measured once in a process: GB/s of a copy, read plus written, and GFLOP/s of a matrix product.
-    """
+def identity(device: torch.device) -> dict[str, Any]:
+    """Describe a machine and what is installed on it, by what can be looked up."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
-        "driver": _driver() if on_gpu else None,
+        "driver": _said_by("nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader")
+        if on_gpu
+        else None,
         "threads": torch.get_num_threads(),
-        "copy_gb_per_s": round(_copy_bandwidth(device), 1),
-        "float32_gflop_per_s": round(_product_rate(device, torch.float32)),
-        "bfloat16_gflop_per_s": round(_product_rate(device, torch.bfloat16)) if on_gpu else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         **{package: _version(package) for package in ("triton", "transformers", "trifuse")},
-        "commit": _commit(),
+        "commit": commit(),
+    }
+
+
+@cache
+def stamp(device: torch.device) -> dict[str, Any]:
+    """Describe what a figure was measured on, so that nobody compares it with one from elsewhere.
+
+    Besides the machine's identity these are its ceilings, measured once in a process: GB/s of a copy, read plus
+    written, and GFLOP/s of a matrix product in float32, on a GPU also in bfloat16.
+    """
+    return {
+        **identity(device),
+        "copy_gb_per_s": round(_copy_bandwidth(device), 1),
+        "float32_gflop_per_s": round(_product_rate(device, torch.float32)),
+        "bfloat16_gflop_per_s": round(_product_rate(device, torch.bfloat16)) if device.type == "cuda" else None,
     }
 
 
@@ -86,10 +96,6 @@ def _processor() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
-def _driver() -> str:
-    return _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -97,14 +103,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit that is measured: what TRIFUSE_COMMIT says, or what git says of this very file."""
     if "TRIFUSE_COMMIT" in os.environ:
         return os.environ["TRIFUSE_COMMIT"]
     git = ("git", "-C", str(Path(__file__).parent))
     # An installed copy may lie inside of somebody's own repository, whose commit says nothing about it.
     if not _said_by(*git, "ls-files", "--", Path(__file__).name):
-        return "unknown"
+        return f"unknown, trifuse {_version('trifuse')}"
     changed = _said_by(*git, "status", "--porcelain", "-uno")
     return _said_by(*git, "rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
 

@@ -76,8 +76,9 @@ def saved_for_backward_bytes(function: Callable[..., Any], *arguments: Any) -> i
     saved: list[weakref.ref[torch.Tensor]] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved.append(weakref.ref(tensor))
-        return tensor
+        kept = tensor.detach()  # a result would hold the graph that holds it, for ever
+        saved.append(weakref.ref(kept))
+        return kept
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = function(*arguments)

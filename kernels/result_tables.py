@@ -42,7 +42,7 @@ def _tables(record: Mapping[str, Any]) -> Iterator[str]:
             yield "\n".join(table([[cell(row) for cell in COLUMNS.values()] for row in measured], list(COLUMNS)))
         refused = [row for row in here if "reason" in row]
         if refused:
-            yield "Refused: " + "; ".join(row["reason"] for row in refused) + "."
+            yield "Refused: " + "; ".join(row["reason"].partition("\n")[0] for row in refused) + "."
     if record.get("absent"):
         yield "Absent: " + "; ".join(f"{name} ({reason})" for name, reason in record["absent"].items()) + "."
 
