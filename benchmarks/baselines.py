@@ -48,19 +48,6 @@ def liger_attention_residuals(features: Sequence[Tensor], logits: Tensor) -> Ten
 LIGER_MISSING = "" if importlib.util.find_spec("liger_kernel") else "liger-kernel is not installed"
 
 
-def attention_by_definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend with the whole score matrix in memory; tensors (B, M, h, d)."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
-    return (weights @ v).transpose(1, 2)
-
-
-def attention_by_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend with PyTorch's own fused attention; tensors (B, M, h, d)."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
 class TransformersDinoUNet(nn.Module):
     """`DinoUNet` as one would put it together: transformers gives all blocks' tokens, they are stacked and contracted.
 

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trifuse.kernels import depthwise_multi_kernel
 
+from . import depthwise_baselines as baselines
 from .harness import Case, Comparison, Pass, clock
 
 KERNELS = (5, 7)
-
-
-def separate_convolutions(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Convolve with each kernel on its own, and add up: what one writes down from the paper."""
-    total = x
-    for weight in weights:
-        total = total + F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2, groups=x.shape[1])
-    return total
-
-
-compiled_separate_convolutions = torch.compile(separate_convolutions, dynamic=False)
 
 
 def case(shape: tuple[int, int, int, int], dtype: torch.dtype, *, device: str, channels_last: bool) -> Case:
@@ -45,28 +32,36 @@ def cases(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> 
     return [case(shape, dtype, device=device, channels_last=channels_last) for channels_last in (False, True)]
 
 
+def convolutions(count: int):
+    """Return the operations of ``count`` convolutions with the one merged kernel, given the arguments."""
+    return lambda x, weights: count * 2 * x.numel() * max(weight.shape[-1] for weight in weights) ** 2
+
+
 COMPARISON = Comparison(
     name="depthwise_multi_kernel",
     cases=[
         *cases((2, 72, 64, 64), torch.float32, "cpu"),
         *cases((2, 288, 16, 16), torch.float32, "cpu"),
-        *cases((8, 72, 64, 64), torch.bfloat16, "cuda"),
+        case((8, 72, 64, 64), torch.bfloat16, device="cuda", channels_last=True),
         *cases((32, 72, 64, 64), torch.bfloat16, "cuda"),
     ],
     passes=[
-        Pass("forward", least_bytes=lambda x, weights: 2 * x.nbytes),
+        Pass("forward", least_bytes=lambda x, weights: 2 * x.nbytes, flops=convolutions(1)),
         Pass(
             "forward + backward",
             leaves=lambda x, weights: [x, *weights],
             least_bytes=lambda x, weights: 5 * x.nbytes,
+            flops=convolutions(3),
         ),
     ],
     providers={
-        "two convolutions, added": separate_convolutions,
-        "torch.compile of them": compiled_separate_convolutions,
+        "two convolutions, added": baselines.separate_convolutions,
+        "torch.compile of them": baselines.compiled_separate_convolutions,
+        "merged by hand": baselines.merged_by_hand,
         "trifuse": depthwise_multi_kernel,
+        "torch.compile of trifuse": torch.compile(depthwise_multi_kernel, dynamic=False, fullgraph=True),
     },
-    truth=separate_convolutions,
+    truth=baselines.separate_convolutions,
 )
 
 

@@ -41,10 +41,11 @@ compiled = torch.compile(composed, dynamic=False)
 FILM = Comparison(
     name="temporal_film_gate",
     cases=[
+        case("small", (2, 512, 8, 8), torch.float32, "cpu"),
         case("TAFF-UNet stage 3", (8, 256, 32, 32), torch.float32, "cpu"),
+        case("large", (8, 64, 128, 128), torch.float32, "cpu"),
         case("TAFF-UNet stage 3", (32, 256, 32, 32), torch.bfloat16, "cuda"),
         case("TAFF-UNet stage 3", (8, 256, 32, 32), torch.bfloat16, "cuda"),
-        case("TAFF-UNet stage 3", (8, 256, 32, 32), torch.float32, "cuda"),
     ],
     passes=[
         Pass("forward", least_bytes=lambda features, *small: 2 * features.nbytes),
@@ -54,7 +55,12 @@ FILM = Comparison(
             least_bytes=lambda features, *small: 5 * features.nbytes,
         ),
     ],
-    providers={"as written": composed, "torch.compile of it": compiled, "trifuse": temporal_film_gate},
+    providers={
+        "as written": composed,
+        "torch.compile of it": compiled,
+        "trifuse": temporal_film_gate,
+        "torch.compile of trifuse": torch.compile(temporal_film_gate, dynamic=False, fullgraph=True),
+    },
     truth=composed,
 )
 

@@ -46,7 +46,7 @@ COMPARISON = Comparison(
         case("FIAS", 2, 9, FIAS, 256, torch.float32, "cpu"),
         case("FIAS, native size", 2, 9, FIAS, 512, torch.float32, "cpu"),
         case("DINO U-Net, native size", 2, 2, (448,), 640, torch.float32, "cpu"),
-        case("FIAS", 32, 9, FIAS, 256, torch.float32, "cuda"),
+        case("FIAS", 2, 9, FIAS, 256, torch.float32, "cuda"),
         case("FIAS, native size", 32, 9, FIAS, 512, torch.float32, "cuda"),
     ],
     passes=[
@@ -60,6 +60,7 @@ COMPARISON = Comparison(
         "interpolate, sum, max": interpolate_sum_max,
         "torch.compile of argmax": compiled_interpolate_sum_argmax,
         "trifuse": upsample_argmax,
+        "torch.compile of trifuse": torch.compile(upsample_argmax, dynamic=False, fullgraph=True),
     },
     truth=interpolate_sum_argmax,
 )

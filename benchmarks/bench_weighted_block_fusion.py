@@ -37,14 +37,15 @@ def maps_moved(count: Callable[[int], int]) -> Callable[..., int]:
 FORWARD = Pass("forward", least_bytes=maps_moved(lambda n: n + 1))
 BASE, LARGE, GIANT = (1025, 768), (1025, 1024), (1025, 1536)
 
+compiled_fusion = torch.compile(weighted_block_fusion, dynamic=False, fullgraph=True)
 COMPARISON = Comparison(
     name="weighted_block_fusion",
     cases=[
+        fusion_case("small", 12, (2, 256, 384), torch.float32, device="cpu"),
         fusion_case("DINO U-Net base", 12, (2, *BASE), torch.float32, device="cpu"),
         fusion_case("DINO U-Net large", 24, (2, *LARGE), torch.float32, device="cpu"),
         fusion_case("DINO U-Net base", 12, (8, *BASE), torch.bfloat16, device="cuda"),
         fusion_case("DINO U-Net base", 12, (32, *BASE), torch.bfloat16, device="cuda"),
-        fusion_case("DINO U-Net large", 24, (32, *LARGE), torch.bfloat16, device="cuda"),
         fusion_case("DINO U-Net giant", 40, (32, *GIANT), torch.bfloat16, device="cuda"),
     ],
     passes=[
@@ -65,6 +66,7 @@ COMPARISON = Comparison(
         "running sum": baselines.running_sum,
         "torch.compile of the running sum": baselines.compiled_running_sum,
         "trifuse": weighted_block_fusion,
+        "torch.compile of trifuse": compiled_fusion,
     },
     truth=baselines.running_sum,
 )
@@ -72,6 +74,7 @@ COMPARISON = Comparison(
 AGAINST_LIGER = Comparison(
     name="weighted_block_fusion_liger",
     cases=[
+        fusion_case("DINO U-Net base", 12, (2, *BASE), torch.float32, device="cpu", equal=True),
         fusion_case("DINO U-Net base", 12, (32, *BASE), torch.bfloat16, device="cuda", equal=True),
         fusion_case("DINO U-Net giant", 40, (8, *GIANT), torch.bfloat16, device="cuda", equal=True),
     ],
@@ -83,7 +86,13 @@ AGAINST_LIGER = Comparison(
             least_bytes=maps_moved(lambda n: 2 * n + 2),
         ),
     ],
-    providers={"Liger AttnRes": baselines.liger_attention_residuals, "trifuse": weighted_block_fusion},
+    providers={
+        "stack + einsum": baselines.stack_einsum,
+        "torch.compile of the running sum": baselines.compiled_running_sum,
+        "Liger AttnRes": baselines.liger_attention_residuals,
+        "trifuse": weighted_block_fusion,
+        "torch.compile of trifuse": compiled_fusion,
+    },
     truth=baselines.running_sum,
     missing={"Liger AttnRes": baselines.LIGER_MISSING} if baselines.LIGER_MISSING else {},
 )

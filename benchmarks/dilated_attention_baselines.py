@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 
 def unfold_attention(
@@ -62,37 +64,73 @@ def natten_attention(
 def flex_attention_by_windows(
     q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, dilations: Sequence[int] = (1, 2, 3)
 ) -> Tensor:
-    """Attend with PyTorch's FlexAttention, masked to the window, and then diluted by the taps outside of the image.
+    """Attend with PyTorch's FlexAttention, masked to the windows, and then diluted by the taps outside of the image.
 
-    With n such taps, each a zero logit with a zero value, the result is that of the taps inside times
-    sigmoid(lse - log n), lse being the logarithm of the sum of their exponentials.
+    All dilations go in one call, whose mask asks the head for its dilation; masks are made once for each size.
     """
-    from torch.nn.attention.flex_attention import create_block_mask
+    b, h, w, c = q.shape
+    of_heads = tuple(r for r in dilations for _ in range(num_heads // len(dilations)))
+    mask, outside = _windows(h, w, of_heads, q.device)
+    tokens = [x.reshape(b, h * w, num_heads, -1).transpose(1, 2) for x in (q, k, v)]
+    attended, logarithms = compiled_flex_attention(*tokens, block_mask=mask, return_aux=AuxRequest(lse=True))
+    return diluted(attended, logarithms.lse, outside).transpose(1, 2).reshape(b, h, w, c)
 
-    h, w = q.shape[1:3]
-    parts = (x.unflatten(-1, (num_heads, -1)).chunk(len(dilations), dim=3) for x in (q, k, v))
+
+def diluted(attended: Tensor, lse: Tensor, outside: Tensor) -> Tensor:
+    """Return attention in which the taps outside of the image took part, from attention to those inside alone.
+
+    With n taps outside, each a zero logit with a zero value, it is the attention times sigmoid(lse - log n), lse being
+    the logarithm of the sum of the exponentials of the taps inside.
+
+    Args:
+        attended: attention to the taps inside, (B, heads, tokens, d).
+        lse: its logarithms, (B, heads, tokens).
+        outside: n for each head and token, (heads, tokens).
+    """
+    return attended * torch.sigmoid(lse - outside.log())[..., None].to(attended.dtype)
+
+
+@cache
+def _windows(h: int, w: int, of_heads: tuple[int, ...], device: torch.device) -> tuple[BlockMask, Tensor]:
+    dilations = torch.tensor(of_heads, device=device)
+
+    def near(b, head, query, key):
+        r = dilations[head]
+        dy, dx = (query // w - key // w).abs(), (query % w - key % w).abs()
+        return ((dy == 0) | (dy == r)) & ((dx == 0) | (dx == r))
+
+    mask = create_block_mask(near, None, len(of_heads), h * w, h * w, device=device)
+    return mask, torch.stack([taps_outside(h, w, r, device) for r in of_heads])
+
+
+def taps_outside(h: int, w: int, dilation: int, device: torch.device) -> Tensor:
+    """Return for each pixel how many of its nine taps are outside of the image, (h * w,)."""
+    reach = F.pad(torch.ones(1, 1, h, w, device=device), (dilation,) * 4)
+    return 9 - F.conv2d(reach, torch.ones(1, 1, 3, 3, device=device), dilation=dilation).flatten()
+
+
+def unfold_weights(
+    q: Tensor, k: Tensor, *, num_heads: int, dilations: Sequence[int] = (1, 2, 3), kernel_size: int = 3
+) -> Tensor:
+    """Return the published form's attention map, (B, heads, H, W, taps)."""
+    b, h, w, c = q.shape
+    groups, d = len(dilations), c // num_heads
     results = []
-    for queries, keys, values, r in zip(*parts, dilations, strict=True):
-
-        def near(b, head, query, key, r=r):
-            dy, dx = query // w - key // w, query % w - key % w
-            return ((dy == 0) | (dy == r) | (dy == -r)) & ((dx == 0) | (dx == r) | (dx == -r))
-
-        mask = create_block_mask(near, None, None, h * w, h * w, device=q.device)
-        tokens = [x.flatten(1, 2).transpose(1, 2) for x in (queries, keys, values)]
-        attended, lse = _flex_attention()(*tokens, block_mask=mask, return_lse=True)
-        ones = F.pad(torch.ones(1, 1, h, w, device=q.device), (r, r, r, r))
-        outside = 9 - F.conv2d(ones, torch.ones(1, 1, 3, 3, device=q.device), dilation=r).flatten()
-        diluted = attended * torch.sigmoid(lse - outside.log())[..., None].to(attended.dtype)
-        results.append(diluted.transpose(1, 2).reshape(*q.shape[:3], -1))
-    return torch.cat(results, dim=-1)
+    parts = zip(*(x.permute(0, 3, 1, 2).chunk(groups, dim=1) for x in (q, k)), dilations, strict=True)
+    for queries, keys, dilation in parts:
+        windows = F.unfold(keys, kernel_size, dilation, dilation * (kernel_size - 1) // 2)
+        windows = windows.reshape(b, num_heads // groups, d, kernel_size**2, h * w)
+        logits = (queries.reshape(b, num_heads // groups, d, 1, h * w) * windows).sum(2) * d**-0.5
+        results.append(logits.softmax(dim=2).transpose(2, 3).reshape(b, num_heads // groups, h, w, -1))
+    return torch.cat(results, dim=1)
 
 
-def _flex_attention():
-    from torch.nn.attention.flex_attention import flex_attention
+def _natten_obstacle() -> str:
+    if importlib.util.find_spec("natten") is None:
+        return "natten is not installed"
+    return "" if torch.cuda.is_available() else "natten's kernels need a GPU"
 
-    return torch.compile(flex_attention, dynamic=False)
 
-
-NATTEN_MISSING = "" if importlib.util.find_spec("natten") else "natten is not installed"
-FLEX_MISSING = "" if torch.cuda.is_available() else "FlexAttention has no backward pass on a CPU"
+compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
+NATTEN_MISSING = _natten_obstacle()
+FLEX_MISSING = "" if torch.cuda.is_available() else "FlexAttention gives neither logarithms nor gradients on a CPU"

@@ -47,5 +47,6 @@ def fusion_by_the_equations(
 
 
 compiled_channel_gate = torch.compile(broadcast_channel_gate, dynamic=False)
+compiled_adaptive_pool = torch.compile(shuffled_adaptive_pool, dynamic=False)
 compiled_spatial_gate = torch.compile(broadcast_spatial_gate, dynamic=False)
 compiled_fusion = torch.compile(fusion_by_the_equations, dynamic=False)

@@ -1,15 +1,17 @@
-"""What the segmentation losses are compared with: each loss written out, that under torch.compile, and MONAI's."""
+"""What the segmentation losses are compared with: written out, that under torch.compile, MONAI's and nnU-Net's."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+NNUNET_MISSING = "" if importlib.util.find_spec("nnunetv2") else "nnunetv2 is not installed"
 MONAI_MISSING = "" if importlib.util.find_spec("monai") else "monai is not installed"
 
 
@@ -32,6 +34,29 @@ def monai_dice_ce(logits: Tensor, target: Tensor) -> Tensor:
     return loss(logits, target.unsqueeze(1))
 
 
+def foreground_dice_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Return cross-entropy minus the Dice of the foreground as nnU-Net defines it, pooled over the batch."""
+    p = logits.softmax(1)
+    truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(p.dtype)
+    overlap, sizes = (p * truth).sum((0, 2, 3)), p.sum((0, 2, 3)) + truth.sum((0, 2, 3))
+    dice = (2 * overlap + 1e-5) / (sizes + 1e-5)
+    return F.cross_entropy(logits, target) - dice[1:].mean()
+
+
+@cache
+def _nnunet_loss() -> nn.Module:
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    return DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
+
+
+def nnunet_dice_ce(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the same loss by nnU-Net, as its trainer makes it."""
+    return _nnunet_loss()(logits, target.unsqueeze(1))
+
+
 def of_every_subset(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
     """Return a loss of n maps: each map upsampled where it is coarse, and ``loss`` once for every non-empty subset."""
 
@@ -47,4 +72,5 @@ def of_every_subset(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Seque
 separate_losses = of_every_subset(dice_and_cross_entropy)
 separate_monai_losses = of_every_subset(monai_dice_ce)
 compiled_separate_losses = torch.compile(separate_losses, dynamic=False)
+compiled_foreground_loss = torch.compile(foreground_dice_and_cross_entropy, dynamic=False)
 compiled_dice_and_cross_entropy = torch.compile(dice_and_cross_entropy, dynamic=False)
