@@ -1,0 +1,179 @@
+"""The report runs every part within its time, hides none that failed, and depends on nothing of whoever runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from trifuse.architectures.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(name: str):
+    spec = spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+report = load("report")
+TESTS = "tests on the GPU"
+
+
+def python(name: str, code: str, limit_s: float | None = None):
+    return report.Part(name, (sys.executable, "-c", code), limit_s)
+
+
+def test_every_benchmark_has_a_limit_and_all_of_them_fit_eight_minutes():
+    files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert report.GPU_LIMITS_S.keys() == files | {TESTS}
+    assert sum(report.GPU_LIMITS_S.values()) <= 8 * 60
+
+
+def test_parts_are_the_benchmark_files_and_the_tests_come_first(tmp_path):
+    listed = report.parts(report.part_names(), tmp_path, tmp_path, 0.5, tests=True, limited=True)
+    assert [part.name for part in listed] == list(report.GPU_LIMITS_S)
+    assert [part.limit_s for part in listed] == list(report.GPU_LIMITS_S.values())
+    for part in listed:
+        (file,) = (word for word in part.command if word.endswith(".py"))
+        assert Path(file).is_file()
+        assert ("--benchmark-only" in part.command) == (part.name != TESTS)
+    unlimited = report.parts(["fias", "a new one"], tmp_path, tmp_path, 0.5, tests=False, limited=False)
+    assert [(part.name, part.limit_s) for part in unlimited] == [("fias", None), ("a new one", None)]
+    (new,) = report.parts(["a new one"], tmp_path, tmp_path, 0.5, tests=False, limited=True)
+    assert new.limit_s == report.LIMIT_OF_OTHERS_S
+
+
+@pytest.mark.parametrize(("kind", "limited"), [("cuda", True), ("cpu", False)])
+def test_limits_hold_on_a_gpu_alone(kind, limited, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(report, "machine_of", lambda *arguments: {"kind": kind})
+    monkeypatch.setattr(report, "run_parts", lambda listed, *arguments: seen.extend(listed) or 0)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert report.main(["--out", str(tmp_path), "--tests", "--only", "fias"]) == 0
+    assert [part.name for part in seen] == [TESTS, "fias"]
+    assert all((part.limit_s is not None) == limited for part in seen)
+
+
+def test_only_known_parts_are_taken(tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--out", str(tmp_path), "--only", "fiass"])
+    assert "'fiass' (choose from" in capsys.readouterr().err
+    monkeypatch.setattr(report, "GPU_TESTS", tmp_path / "none.py")  # an installed copy
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--out", str(tmp_path), "--tests"])
+    assert "--tests needs the repository" in capsys.readouterr().err
+
+
+def test_the_worst_part_decides_and_none_is_hidden(tmp_path, capsys):
+    (tmp_path / "old.cpu.json").write_text("{}")  # of an earlier run: neither shown nor touched
+    listed = [
+        python("sound", "print('all is well')"),
+        python("failing", "import sys; print('what went wrong'); sys.exit(3)"),
+        python("killed", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
+        python("sound again", ""),
+    ]
+    assert report.run_parts(listed, {"kind": "cpu", "driver": None}, tmp_path, tmp_path, dict(os.environ)) == 139
+    text, printed = (tmp_path / "report.md").read_text(), capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in cells if row[0] in {part.name for part in listed}] == [
+        ["sound", "0"],
+        ["failing", "3"],
+        ["killed", "139"],
+        ["sound again", "0"],
+    ]
+    assert "what went wrong" in text
+    assert "all is well" not in text
+    assert "old.cpu" not in text
+    assert [line.split()[:2] for line in printed[:4]] == [
+        ["1/4", "sound"],
+        ["2/4", "failing"],
+        ["3/4", "killed"],
+        ["4/4", "sound"],
+    ]
+    assert "exit code 3" in printed[1]
+    assert " s so far)" in printed[3]
+
+
+def test_a_part_out_of_time_is_ended_with_all_that_it_started(tmp_path):
+    grandchild = "import time; time.sleep(1); open('grandchild', 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    outcome = report.run_part(python("hangs", code, limit_s=0.3), tmp_path / "log", tmp_path, dict(os.environ))
+    assert outcome.code == report.OUT_OF_TIME == 124
+    assert 0.3 <= outcome.seconds
+    time.sleep(max(0, 1.5 - outcome.seconds))
+    assert not (tmp_path / "grandchild").exists()
+
+
+def test_a_report_stopped_by_hand_stops_its_part(tmp_path, monkeypatch):
+    class Stopped:
+        pid = 4321
+        waited = 0
+
+        def __init__(self, *arguments, **options):
+            assert options["start_new_session"]
+
+        def wait(self, limit=None):
+            Stopped.waited += 1
+            if Stopped.waited == 1:
+                raise KeyboardInterrupt
+
+    killed = []
+    monkeypatch.setattr(report.subprocess, "Popen", Stopped)
+    monkeypatch.setattr(report.os, "killpg", lambda *arguments: killed.append(arguments))
+    with pytest.raises(KeyboardInterrupt):
+        report.run_part(python("stopped", ""), tmp_path / "log", tmp_path, {})
+    assert killed == [(4321, report.signal.SIGKILL)]
+    assert Stopped.waited == 2
+
+
+def test_this_very_copy_is_importable_anywhere(tmp_path, monkeypatch):
+    """Also on a machine where nothing is installed, as its own pytest plugin; with no options of another pytest."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-n auto")
+    scratch, elsewhere = tmp_path / "scratch", tmp_path / "elsewhere"
+    scratch.mkdir()
+    elsewhere.mkdir()
+    variables = report.environment(scratch, "0123abc")
+    assert not [name for name in variables if name.startswith("PYTEST_")]
+    code = (
+        "import os, json, trifuse.kernels, importlib.metadata as m;"
+        "print(json.dumps([trifuse.kernels.__file__, m.version('trifuse'), os.environ['TRIFUSE_COMMIT'],"
+        "[e.value for e in m.entry_points(group='pytest11', name='trifuse')]]))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=variables, stdout=subprocess.PIPE, text=True)
+    place, version, commit, plugins = json.loads(said.stdout)
+    assert Path(place).is_relative_to(scratch)
+    assert version[0].isdigit()
+    assert commit == "0123abc"
+    assert "trifuse.kernels.testing" in plugins
+
+
+def test_the_command_hands_over_to_the_report(tmp_path, monkeypatch):
+    started = []
+
+    def run(command):
+        started.append(command)
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert main(["bench", "--out", str(tmp_path), "--only", "fias", "attention", "--seconds", "0.25"]) == 7
+    (command,) = started
+    assert command[:3] == [sys.executable, "-m", "trifuse.benchmarks.report"]
+    assert command[3:] == ["--out", str(tmp_path), "--only", "fias", "attention", "--seconds", "0.25"]
+    main(["bench", "--out", str(tmp_path)])
+    assert "--only" not in started[1]
+
+
+def test_the_command_needs_its_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["bench", "--out", str(tmp_path)]) == 2
+    assert "pip install 'trifuse[bench]'" in capsys.readouterr().err
