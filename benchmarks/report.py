@@ -7,9 +7,11 @@ Every ``bench_*.py`` is a part, run by pytest in a process of its own. A part th
 running; the exit code is that of the worst, 124 for one that ran out of time. The folder gets the result files (after
 each case, so that a part which is ended keeps what it has), ``report.md`` with all tables, and one log for each part.
 
-On a machine with a GPU each part has a time limit, and all of them together take eight minutes at most. Such a machine
-needs torch, triton, pytest and pytest-benchmark, for ``--tests`` hypothesis, for the networks what they need; no
-network, no git, and no installation: the folder that holds this one is linked as ``trifuse`` on the import path.
+On a machine with a GPU all parts together take eight minutes at most. Each has its share of the time that is left, so
+that one which is done early leaves more to the rest; where compiled forms took too long, the same command with
+``--only`` goes on, with what the compiler has cached. Such a machine needs torch, triton, pytest and pytest-benchmark,
+for ``--tests`` hypothesis, for the networks what they need; no network, no git, and no installation: the folder that
+holds this one is linked as ``trifuse`` on the import path.
 """
 
 from __future__ import annotations
@@ -32,23 +34,25 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 GPU_TESTS = ROOT / "tests" / "kernels" / "test_on_gpu.py"
 OUT_OF_TIME = 124
-# Seconds on a GPU, in the order in which the parts run there.
-GPU_LIMITS_S = {
-    "tests on the GPU": 90,
-    "weighted_block_fusion": 50,
-    "dilated_attention": 55,
-    "mutation_loss": 40,
-    "depthwise_multi_kernel": 20,
-    "attention": 20,
-    "dice_ce_loss": 20,
-    "monte_carlo_attention": 20,
-    "context_aware_fusion": 20,
+GPU_SECONDS = 480
+# The parts' shares of that time, in the order in which they run; a guess, mostly from the number of forms to compile.
+GPU_SHARES = {
+    "tests on the GPU": 80,
+    "weighted_block_fusion": 55,
+    "dilated_attention": 65,
+    "mutation_loss": 25,
+    "depthwise_multi_kernel": 28,
+    "attention": 28,
+    "dice_ce_loss": 28,
+    "monte_carlo_attention": 32,
+    "context_aware_fusion": 32,
     "temporal_film_gate": 20,
-    "upsample_argmax": 15,
-    "fias": 30,
-    "dino_unet": 40,
+    "upsample_argmax": 14,
+    "fias": 20,
+    "taff_unet": 18,
+    "dino_unet": 25,
 }
-LIMIT_OF_OTHERS_S = 20
+SHARE_OF_OTHERS = 20
 MACHINE = """
 import json
 from trifuse.kernels.machine import default_device, identity
@@ -59,39 +63,37 @@ print(json.dumps({"kind": device.type, **identity(device)}))
 
 @dataclass(frozen=True)
 class Part:
-    """A command of the report, and the seconds after which it is ended; None where it may take its time."""
+    """A command of the report, and its share of the time where that is limited."""
 
     name: str
     command: tuple[str, ...]
-    limit_s: float | None
+    share: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended, and the seconds that it took."""
+    """How a part ended, the seconds that it took, and those that it had; None where it could take its time."""
 
     part: Part
     code: int
     seconds: float
+    limit_s: float | None
 
 
 def part_names() -> list[str]:
-    """Return the names of the benchmark files: those with a limit in its order, then any others."""
+    """Return the names of the benchmark files: those with a share in its order, then any others."""
     found = {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")}
-    return [name for name in GPU_LIMITS_S if name in found] + sorted(found - GPU_LIMITS_S.keys())
+    return [name for name in GPU_SHARES if name in found] + sorted(found - GPU_SHARES.keys())
 
 
-def parts(names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tests: bool, limited: bool) -> list[Part]:
+def parts(names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tests: bool) -> list[Part]:
     """Return what is run; nothing of it depends on pytest settings of whoever runs it, or on the folder he is in."""
     pytest = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider")
     pytest += ("-c", str(scratch / "pytest.ini"), f"--rootdir={ROOT}", f"--confcutdir={ROOT}")
     benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
     commands = {"tests on the GPU": (*pytest, str(GPU_TESTS))} if tests else {}
     commands |= {name: (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark) for name in names}
-    return [
-        Part(name, command, GPU_LIMITS_S.get(name, LIMIT_OF_OTHERS_S) if limited else None)
-        for name, command in commands.items()
-    ]
+    return [Part(name, command, GPU_SHARES.get(name, SHARE_OF_OTHERS)) for name, command in commands.items()]
 
 
 def environment(scratch: Path, commit: str | None) -> dict[str, str]:
@@ -113,7 +115,7 @@ def environment(scratch: Path, commit: str | None) -> dict[str, str]:
     return inherited | own | ({"TRIFUSE_COMMIT": commit} if commit else {})
 
 
-def run_part(part: Part, log: Path, scratch: Path, variables: dict[str, str]) -> Outcome:
+def run_part(part: Part, limit_s: float | None, log: Path, scratch: Path, variables: dict[str, str]) -> Outcome:
     """Run one part into its log, and end it and whatever it started when its time is over."""
     start = time.monotonic()
     with open(log, "w", encoding="utf-8") as stream:
@@ -121,14 +123,14 @@ def run_part(part: Part, log: Path, scratch: Path, variables: dict[str, str]) ->
             part.command, cwd=scratch, env=variables, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = process.wait(part.limit_s)
+            code = process.wait(limit_s)
         except BaseException as error:  # out of time, or stopped by hand
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             code = OUT_OF_TIME
-    return Outcome(part, code if code >= 0 else 128 - code, time.monotonic() - start)
+    return Outcome(part, code if code >= 0 else 128 - code, time.monotonic() - start, limit_s)
 
 
 def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, records: Sequence[Path]) -> str:
@@ -141,7 +143,7 @@ def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, reco
             outcome.part.name,
             str(outcome.code),
             f"{outcome.seconds:.0f}",
-            "" if outcome.part.limit_s is None else f"{outcome.part.limit_s:.0f}",
+            "" if outcome.limit_s is None else f"{outcome.limit_s:.0f}",
         ]
         for outcome in outcomes
     ]
@@ -169,18 +171,31 @@ def machine_of(scratch: Path, variables: dict[str, str]) -> dict[str, Any]:
 
 
 def run_parts(
-    listed: Sequence[Part], machine: dict[str, Any], out: Path, scratch: Path, variables: dict[str, str]
+    listed: Sequence[Part],
+    machine: dict[str, Any],
+    out: Path,
+    scratch: Path,
+    variables: dict[str, str],
+    seconds: float | None,
 ) -> int:
-    """Run the parts one after the other, bring the report up to date after each, and return the worst exit code."""
+    """Run the parts one after the other, bring the report up to date after each, and return the worst exit code.
+
+    If there are so many ``seconds`` for all of them, each may take its share of those that are left.
+    """
     (out / "logs").mkdir(parents=True, exist_ok=True)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
     outcomes: list[Outcome] = []
-    for number, part in enumerate(listed, 1):
-        print(f"{number:3}/{len(listed)}  {part.name:24}", end="", flush=True)
-        outcomes.append(run_part(part, log_of(out, part), scratch, variables))
-        code, so_far = outcomes[-1].code, sum(outcome.seconds for outcome in outcomes)
-        state = {0: "ok", OUT_OF_TIME: "out of time"}.get(code, f"exit code {code}")
-        print(f"  {state:12} {outcomes[-1].seconds:5.0f} s  ({so_far:.0f} s so far)", flush=True)
+    so_far = 0.0
+    for index, part in enumerate(listed):
+        print(f"{index + 1:3}/{len(listed)}  {part.name:24}", end="", flush=True)
+        limit_s = None
+        if seconds is not None:
+            limit_s = (seconds - so_far) * part.share / sum(later.share for later in listed[index:])
+        outcome = run_part(part, limit_s, log_of(out, part), scratch, variables)
+        outcomes.append(outcome)
+        so_far += outcome.seconds
+        state = {0: "ok", OUT_OF_TIME: "out of time"}.get(outcome.code, f"exit code {outcome.code}")
+        print(f"  {state:13}{outcome.seconds:5.0f} s  ({so_far:.0f} s so far)", flush=True)
         written = [path for path in sorted(out.glob("*.json")) if path.stat().st_mtime_ns != before.get(path)]
         (out / "report.md").write_text(report(machine, outcomes, out, written), encoding="utf-8")
     print(f"report: {out / 'report.md'}")
@@ -204,9 +219,9 @@ def main(words: Sequence[str] | None = None) -> int:
         variables = environment(scratch, options.commit)
         sys.path.insert(0, folder)  # for the tables of the report, where trifuse is not installed
         machine = machine_of(scratch, variables)
-        names, limited = options.only or part_names(), machine["kind"] == "cuda"
-        listed = parts(names, out, scratch, options.seconds, tests=options.tests, limited=limited)
-        return run_parts(listed, machine, out, scratch, variables)
+        listed = parts(options.only or part_names(), out, scratch, options.seconds, tests=options.tests)
+        seconds = GPU_SECONDS if machine["kind"] == "cuda" else None
+        return run_parts(listed, machine, out, scratch, variables, seconds)
 
 
 if __name__ == "__main__":
