@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trifuse import kernels
-from trifuse.kernels.testing import assert_op_matches, peak_memory_bytes
+from trifuse.kernels.testing import assert_op_matches, compare, peak_memory_bytes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -201,3 +201,16 @@ def test_full_graph_compilation():
         compiled = torch.compile(operator, fullgraph=True)
         args, options = without_keywords(arguments), keywords(arguments)
         torch.testing.assert_close(compiled(*args, **options), operator(*args, **options))
+
+
+def test_compare_holds_forms_against_the_gpu_s_own_ceilings(tmp_path):
+    x = normal(1024, 1024, dtype=torch.bfloat16)
+    forms = {"eager": lambda x: x.exp() * 2, "other": lambda x: 2 * x.exp()}
+    comparison = compare("scaled exp", forms, x, least_bytes=2 * x.nbytes, flops=2 * x.numel(), seconds=0.05)
+    stamp = comparison.record()["stamp"]
+    assert stamp["driver"]
+    assert stamp["bfloat16_gflop_per_s"] > stamp["float32_gflop_per_s"] > 0
+    assert len(comparison.rows) == 4
+    assert all(0 < row["of_ceiling"] < 1.5 for row in comparison.rows if row["pass"] == "forward")
+    assert all(row["saved_mib"] == 2 for row in comparison.rows if row["pass"] == "forward + backward")
+    assert comparison.write(tmp_path).name == "scaled_exp.cuda.json"
