@@ -8,6 +8,12 @@ Backward reads the gradient and the map once for both gradients. The sum that ma
 program, in a fixed order: over the pixels of its channels, or over the channels of its pixels. Channels of many pixels
 but too few to fill a GPU are cut into parts, whose sums a second launch adds up in a fixed order. No atomics: results
 repeat bit for bit.
+
+Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
+* forward, B=16 C=256 H=64 W=64: 4.00 bytes per element, least 4.00; 15.6 us, floor 15.6 us
+* backward, B=16 C=256 H=64 W=64: 6.00 bytes per element, least 6.00; 23.4 us, floor 23.4 us
+A block that pools a map and then gates it reads it a second time, for no gate is known before the whole map was read:
+three maps in all, 23.4 us, where the second read does not hit the L2 cache.
 """
 
 from __future__ import annotations
@@ -17,17 +23,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .static_case import StaticCase, Traffic
+from . import launching, tuning
+from .static_case import StaticCase, Traffic, specialised
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
 TILE = 1024  # elements of a tile
+TILE_CHOICES = ({"tiles": 1}, {"tiles": 2})  # how many of those a program works on at once
 MOST_CHANNELS = 64  # of a tile that lies along the channels
 SPATIAL_PIXELS = 64  # of a tile that lies along the pixels, where the sum runs over the channels
 TILES_PER_PART = 16  # of a channel's pixels, where there are fewer programs than fill a GPU
 ENOUGH_PROGRAMS = 1024  # fixed, so that the order of summation does not depend on the device
 ADD_ROWS = 256
+_Gradients = tuple[Tensor, list[Tensor]]
 
 _PAPER = {"B": 16, "C": 256, "H": 64, "W": 64, "e": 2}
 TRAFFIC = [
@@ -208,12 +216,13 @@ def _add_parts_kernel(parts, total, rows, splits, ROWS: tl.constexpr):
     tl.store(total + row, added.to(total.dtype.element_ty), mask=exists)
 
 
-def gate_forward(x: Tensor, gate: Tensor) -> Tensor:
+@tuning.tunable(TILE_CHOICES, lambda x, gate: map_key(x, gate.ndim))
+def gate_forward(choice: tuning.Choice, x: Tensor, gate: Tensor) -> Tensor:
     """Launch the forward kernel: x (B, C, H, W), and a gate of shape (B, C) or (B, 1, H, W)."""
     gated = torch.empty_like(x)
     if gated.numel() == 0:
         return gated
-    channels, pixels = tile_of(x)
+    channels, pixels = tile_of(x, choice["tiles"])
     with torch.cuda.device_of(x):
         launching.launch(
             _gate_fwd_kernel,
@@ -235,13 +244,14 @@ def gate_forward(x: Tensor, gate: Tensor) -> Tensor:
     return gated
 
 
-def channel_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> tuple[Tensor, list[Tensor]]:
+@tuning.tunable(TILE_CHOICES, lambda grad, x, gate, needs_x: map_key(x, needs_x))
+def channel_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> _Gradients:
     """Launch the backward kernel of a gate (B, C); return its gradient, and that of x if it is needed."""
     x_grads = [torch.empty_like(x)] if needs_x else []
     if x.numel() == 0:
         return torch.zeros_like(gate, memory_format=torch.contiguous_format), x_grads
     x_grad = x_grads[0] if needs_x else None
-    channels, pixels = tile_of(x)
+    channels, pixels = tile_of(x, choice["tiles"])
     programs, splits = part_programs(x, channels, pixels)
     target = parts_of(gate, splits)
     with torch.cuda.device_of(x):
@@ -269,14 +279,15 @@ def channel_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) 
         return add_parts(target, gate.dtype), x_grads
 
 
-def spatial_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> tuple[Tensor, list[Tensor]]:
+@tuning.tunable(TILE_CHOICES, lambda grad, x, gate, needs_x: map_key(x, needs_x))
+def spatial_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> _Gradients:
     """Launch the backward kernel of a gate (B, 1, H, W); return its gradient, and that of x if it is needed."""
     x_grads = [torch.empty_like(x)] if needs_x else []
     if x.numel() == 0:
         return torch.zeros_like(gate, memory_format=torch.contiguous_format), x_grads
     x_grad = x_grads[0] if needs_x else None
     gate_grad = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    channels, pixels = tile_of(x, most_pixels=SPATIAL_PIXELS)
+    channels, pixels = tile_of(x, choice["tiles"], SPATIAL_PIXELS)
     with torch.cuda.device_of(x):
         launching.launch(
             _spatial_gate_bwd_kernel,
@@ -303,14 +314,20 @@ def spatial_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) 
 # ----------------------------------------------------------------------------- tiles, strides, and sums in parts
 
 
-def tile_of(x: Tensor, most_pixels: int = TILE) -> tuple[int, int]:
+def map_key(x: Tensor, *sizes: int) -> tuning.Key:
+    """Return what the best tile for a map (B, C, H, W) depends on: its size and layout, and whatever is added."""
+    return tuning.key_of(x, x.numel(), x.shape[1], x.stride(1) == 1, *sizes)
+
+
+def tile_of(x: Tensor, tiles: int = 1, most_pixels: int | None = None) -> tuple[int, int]:
     """Return the channels and pixels of a tile that lies along what is contiguous in x (B, C, H, W)."""
+    elements = tiles * TILE
     channels, pixels = triton.next_power_of_2(x.shape[1]), triton.next_power_of_2(max(1, x[0, 0].numel()))
     if x.stride(1) == 1 and x.stride(3) != 1:
         channels = min(channels, MOST_CHANNELS)
-        return channels, min(pixels, TILE // channels)
-    pixels = min(pixels, most_pixels, TILE)
-    return min(channels, TILE // pixels), pixels
+        return channels, min(pixels, elements // channels)
+    pixels = min(pixels, most_pixels or elements)
+    return min(channels, elements // pixels), pixels
 
 
 def part_programs(x: Tensor, channels: int, pixels: int) -> tuple[int, int]:
@@ -361,23 +378,10 @@ _CHANNELS_LAST = {"x_stride_c": 1, "gated_stride_c": 1, "grad_stride_c": 1, "x_g
 
 def _case(name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str) -> StaticCase:
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
-    maps = ("x", "gated", "grad", "x_grad")
-    kinds = dict.fromkeys(maps, f"*{dtype}") | dict.fromkeys(("gate", "gate_grad", "target", "parts", "total"), "*fp32")
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    for argument, value in (("CHANNELS", tile[0]), ("PIXELS", tile[1]), ("FLAT", True)):
-        if argument in kernel.arg_names:
-            constants[argument] = value
-    signature = {
-        argument: "constexpr" if argument in constants else kinds.get(argument, "i32") for argument in kernel.arg_names
-    }
-    return StaticCase(
-        name=f"{name}, {dtype}",
-        kernel=kernel,
-        signature=signature,
-        constants=constants,
-        aligned=tuple(name for name, kind in signature.items() if kind != "constexpr" and name != "splits"),
-        threads=THREADS,
-    )
+    kinds = dict.fromkeys(("x", "gated", "grad", "x_grad"), f"*{dtype}")
+    kinds |= dict.fromkeys(("gate", "gate_grad", "target", "parts", "total"), "*fp32")
+    tiles = {"CHANNELS": tile[0], "PIXELS": tile[1], "FLAT": True}
+    return specialised(f"{name}, {dtype}", kernel, kinds, tiles | constants, unaligned=("splits",))
 
 
 _ROW, _POSITIONS, _COLUMN = (1, TILE), (TILE // SPATIAL_PIXELS, SPATIAL_PIXELS), (MOST_CHANNELS, TILE // MOST_CHANNELS)

@@ -7,6 +7,11 @@ so a recorded graph serves any draw; a cell that does not exist gives NaN.
 
 Backward writes every position of the gradient once. With a permutation a first launch marks the chosen positions, all
 of them different. No atomics: results repeat bit for bit. The channel gate's kernels are in `gates`.
+
+Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
+* forward, B=16 C=256 H=64 W=64: 0.50 bytes per element, least 0.50; 1.9 us, floor 1.9 us
+* backward, B=16 C=256 H=64 W=64: 2.00 bytes per element, least 2.00; 7.8 us, floor 7.8 us
+Forward reads the drawn cell alone: of a grid of scale x scale, one part in scale squared; here the scale is 2.
 """
 
 from __future__ import annotations
@@ -16,20 +21,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
+from . import launching, tuning
 from .gates import (
     THREADS,
+    TILE_CHOICES,
     WARP_SIZE,
     add_parts,
     channel_block,
     is_flat,
+    map_key,
     part_programs,
     parts_of,
     pixel_offsets,
     strides_of,
     tile_of,
 )
-from .static_case import StaticCase, Traffic
+from .static_case import StaticCase, Traffic, specialised
 
 MARK_PIXELS = 256
 
@@ -192,14 +199,21 @@ def _monte_carlo_pool_bwd_kernel(
     tl.store(pointer, values.to(x_grad.dtype.element_ty), mask=exists)
 
 
+@tuning.tunable(TILE_CHOICES, lambda x, *draw: map_key(x, draw[-1] is None))
 def pool_forward(
-    x: Tensor, scale: int, cell: int, scales: Tensor | None, cells: Tensor | None, permutation: Tensor | None
+    choice: tuning.Choice,
+    x: Tensor,
+    scale: int,
+    cell: int,
+    scales: Tensor | None,
+    cells: Tensor | None,
+    permutation: Tensor | None,
 ) -> Tensor:
     """Launch the forward kernel on maps (B, C, H, W); a draw in tensors goes before one in numbers."""
     pooled = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
     if pooled.numel() == 0:
         return pooled
-    channels, pixels = tile_of(x)
+    channels, pixels = tile_of(x, choice["tiles"])
     programs, splits = part_programs(x, channels, pixels)
     target = parts_of(pooled, splits)
     with torch.cuda.device_of(x):
@@ -231,7 +245,9 @@ def pool_forward(
         return add_parts(target, x.dtype)
 
 
+@tuning.tunable(TILE_CHOICES, lambda grad, size, *draw: tuning.key_of(grad, *size, draw[-2] is None, draw[-1]))
 def pool_backward(
+    choice: tuning.Choice,
     grad: Tensor,
     size: tuple[int, ...],
     scale: int,
@@ -246,7 +262,7 @@ def pool_backward(
     x_grad = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
     if x_grad.numel() == 0:
         return x_grad
-    channels, pixels = tile_of(x_grad)
+    channels, pixels = tile_of(x_grad, choice["tiles"])
     positions = x_grad[0, 0].numel()
     with torch.cuda.device_of(grad):
         chosen = None
@@ -321,22 +337,9 @@ def _case(name: str, kernel, constants: dict, absent: tuple[str, ...], dtype: st
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
     pointers = {"x": dtype, "x_grad": dtype, "grad": dtype, "target": "fp32", "chosen": "u8"}
     pointers |= dict.fromkeys(("scales", "cells", "permutation"), "i64")
-    kinds = {argument: f"*{kind}" for argument, kind in pointers.items() if argument not in absent}
-    constants = {**constants, **dict.fromkeys(absent)}
-    signature = {
-        argument: "constexpr" if argument in constants else kinds.get(argument, "i32") for argument in kernel.arg_names
-    }
+    kinds = {argument: f"*{kind}" for argument, kind in pointers.items()}
     unaligned = ("scale", "cell", "splits", "scale_stride", "cell_stride")
-    return StaticCase(
-        name=f"{name}, {dtype}",
-        kernel=kernel,
-        signature=signature,
-        constants=constants,
-        aligned=tuple(
-            argument for argument, kind in signature.items() if kind != "constexpr" and argument not in unaligned
-        ),
-        threads=THREADS,
-    )
+    return specialised(f"{name}, {dtype}", kernel, kinds, {**constants, **dict.fromkeys(absent)}, unaligned)
 
 
 _PLANES = {"CHANNELS": 1, "PIXELS": 1024, "x_stride_w": 1, "x_grad_stride_w": 1}

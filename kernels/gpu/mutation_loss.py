@@ -8,6 +8,10 @@ that touched it, and folds them along the row. No atomics, no full-resolution gr
 repeat bit for bit.
 
 The gradients of a pixel whose class does not exist are NaN.
+
+Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
+* backward, B=24 K=9 H=224 W=224 N=3: 4.30 bytes per element, least 4.30; 32.5 us, floor 32.5 us; exponentials 21.1 us
+The labels' 8 bytes are shared by the classes and maps of a pixel. A coarse map's rows move far less.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
+from . import launching, tuning
 from .dice_ce_loss import (
     STEPS,
     TILE,
@@ -30,8 +34,11 @@ from .dice_ce_loss import (
     labels,
     softmax,
     sums_case,
+    walk_key,
 )
 from .static_case import StaticCase, Traffic
+
+BACKWARD_CHOICES = ({"steps": STEPS}, {"steps": 8}, {"steps": 32})  # tiles that a program walks over
 
 _PAPER = {"B": 24, "K": 9, "H": 224, "W": 224, "N": 3, "e": 2}
 _BOTH, _WORK = "2 * e + 8 / (N * K)", {"exponentials": "(2**N - 1) / N"}
@@ -193,7 +200,9 @@ def _fold_rows_kernel(
     tl.store(grad + cell, total.to(grad.dtype.element_ty), mask=real)
 
 
+@tuning.tunable(BACKWARD_CHOICES, lambda grads, maps, target, *_: walk_key(maps, target))
 def backward(
+    choice: tuning.Choice,
     grads: Sequence[Tensor],
     maps: Sequence[Tensor],
     target: Tensor,
@@ -202,7 +211,7 @@ def backward(
     needed: Sequence[bool],
 ) -> list[Tensor]:
     """Launch the backward kernels; return the gradient of each map that needs one."""
-    walk = Walk(maps, target)
+    walk = Walk(maps, target, choice["steps"])
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
     of_overlap, of_predicted, of_surprise = grads
     slopes = torch.cat([of_overlap, (2 if squared else 1) * of_predicted, of_surprise.unsqueeze(2)], 2)
@@ -227,17 +236,17 @@ def backward(
             K=classes,
             SUBSETS=subsets,
             SQUARED=squared,
-            STEPS=STEPS,
+            STEPS=walk.steps,
             TILE=TILE,
             num_warps=TILE // WARP_SIZE,
         )
         for result, partial, folded in zip(results, written, walk.folded, strict=True):
             if result is not None and partial is not None and folded:
-                _fold(partial, result, target.shape[1:], folded)
+                _fold(partial, result, target.shape[1:], folded, walk.steps)
     return [result for result in results if result is not None]
 
 
-def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int) -> None:
+def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int, steps: int) -> None:
     (height, width), (coarse_height, coarse_width) = full, grad.shape[2:]
     launching.launch(
         _fold_rows_kernel,
@@ -252,8 +261,8 @@ def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int) -> No
         coarse_height,
         coarse_width,
         K=grad.shape[1],
-        STEPS=STEPS,
-        REACH_DOWN=triton.cdiv(2 * height // coarse_height + 5, STEPS) + 1,
+        STEPS=steps,
+        REACH_DOWN=triton.cdiv(2 * height // coarse_height + 5, steps) + 1,
         REACH_ACROSS=2 * width // coarse_width + 5,
         TILE=TILE,
         num_warps=TILE // WARP_SIZE,

@@ -8,6 +8,11 @@ Backward takes two launches. The first reads the gradient and the map, writes th
 and its product with the map over each program's pixels, in a fixed order. The second, a program per sample, adds up the
 parts of channels that were cut, in their order, and writes the gradients of ecg, weights, scale and shift. No atomics:
 results repeat bit for bit.
+
+Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
+* forward, B=32 C=256 H=32 W=32: 4.00 bytes per element, least 4.00; 7.8 us, floor 7.8 us
+* backward, B=32 C=256 H=32 W=32: 6.00 bytes per element, least 6.00; 11.7 us, floor 11.7 us
+With the ECG's map written out, forward would move a third more, and so would backward twice.
 """
 
 from __future__ import annotations
@@ -17,9 +22,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .gates import THREADS, WARP_SIZE, channel_block, is_flat, part_programs, pixel_offsets, strides_of, tile_of
-from .static_case import StaticCase, Traffic
+from . import launching, tuning
+from .gates import (
+    THREADS,
+    TILE_CHOICES,
+    WARP_SIZE,
+    channel_block,
+    is_flat,
+    map_key,
+    part_programs,
+    pixel_offsets,
+    strides_of,
+    tile_of,
+)
+from .static_case import StaticCase, Traffic, specialised
 
 CHANNELS_AT_ONCE = 256  # of a sample, in the launch that follows the sums
 
@@ -196,12 +212,15 @@ def _temporal_film_small_bwd_kernel(
     tl.store(weights_grad + 2 * b + 1, tl.sum(ecg_sums, axis=0).to(weights_grad.dtype.element_ty))
 
 
-def forward(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+@tuning.tunable(TILE_CHOICES, lambda features, *small: map_key(features))
+def forward(
+    choice: tuning.Choice, features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
     """Launch the forward kernel."""
     out = torch.empty_like(features)
     if out.numel() == 0:
         return out
-    channels, pixels = tile_of(features)
+    channels, pixels = tile_of(features, choice["tiles"])
     programs = len(features) * triton.cdiv(features.shape[1], channels) * triton.cdiv(features[0, 0].numel(), pixels)
     with torch.cuda.device_of(features):
         launching.launch(
@@ -230,7 +249,9 @@ def forward(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift
     return out
 
 
+@tuning.tunable(TILE_CHOICES, lambda grad, features, *small: map_key(grad, features is None, small[-1]))
 def backward(
+    choice: tuning.Choice,
     grad: Tensor,
     features: Tensor | None,
     ecg: Tensor,
@@ -251,7 +272,7 @@ def backward(
         return [*(value.new_zeros(value.shape) for value in small), *map_grads]
     maps = (grad, *(() if features is None else (features,)), *map_grads)
     map_grad = map_grads[0] if needs_features else None
-    channels, pixels = tile_of(like)
+    channels, pixels = tile_of(like, choice["tiles"])
     programs, splits = part_programs(like, channels, pixels)
     sums = torch.empty((splits, 2, *scale.shape), dtype=torch.float32, device=grad.device)
     with torch.cuda.device_of(grad):
@@ -315,20 +336,11 @@ _ROW, _COLUMN = (1, 1024), (64, 16)  # tiles of 64 x 64 positions and 64 channel
 
 def _case(name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str) -> StaticCase:
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
-    tiles = {"CHANNELS": tile[0], "PIXELS": tile[1], "FLAT": True}
-    constants = {key: value for key, value in (tiles | constants | _DENSE).items() if key in kernel.arg_names}
     pointers = ("ecg", "weights", "scale", "shift", "sums", "ecg_grad", "weights_grad", "scale_grad", "shift_grad")
     kinds = dict.fromkeys(_MAPS, f"*{dtype}") | dict.fromkeys(pointers, "*fp32")
-    signature = {key: "constexpr" if key in constants else kinds.get(key, "i32") for key in kernel.arg_names}
+    tiles = {"CHANNELS": tile[0], "PIXELS": tile[1], "FLAT": True}
     unaligned = ("splits", "weights_stride_b")
-    return StaticCase(
-        name=f"{name}, {dtype}",
-        kernel=kernel,
-        signature=signature,
-        constants=constants,
-        aligned=tuple(key for key, kind in signature.items() if kind != "constexpr" and key not in unaligned),
-        threads=THREADS,
-    )
+    return specialised(f"{name}, {dtype}", kernel, kinds, tiles | constants | _DENSE, unaligned)
 
 
 _ONLY_THE_MAP = {"features": None}

@@ -3,6 +3,10 @@
 A program labels COLUMNS pixels of one row. For each class it interpolates between four neighbours in each map, adds up
 the maps, and keeps the largest sum and its class in registers; neighbouring pixels and rows read the same few coarse
 logits, which lie in the cache. Only the labels are written, one byte each.
+
+Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
+* labels, B=24 K=9 H=224 W=224: 2.93 bytes per element, least 2.93; 0.8 us, floor 0.8 us
+Coarse maps are read once from memory; the four neighbours of every pixel come from the cache.
 """
 
 from __future__ import annotations
@@ -14,12 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
+from . import launching, tuning
 from .static_case import StaticCase, Traffic
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
-COLUMNS = 128
+CHOICES = ({"columns": 128}, {"columns": 256})  # of a row, in one program
+COLUMNS = CHOICES[0]["columns"]
 
 _PAPER = {"B": 24, "K": 9, "H": 224, "W": 224, "cells": 16**2 + 32**2 + 64**2, "e": 2}
 _BYTES = "1 + e * K * cells / (H * W)"
@@ -88,7 +93,8 @@ def _upsample_argmax_kernel(
     tl.store(labels + place, label.to(tl.uint8), mask=exists)
 
 
-def forward(logits: Sequence[Tensor], height: int, width: int) -> Tensor:
+@tuning.tunable(CHOICES, lambda maps, *size: tuning.key_of(maps[0], len(maps), maps[0].shape[1], *size))
+def forward(choice: tuning.Choice, logits: Sequence[Tensor], height: int, width: int) -> Tensor:
     """Launch the kernel on maps (B, K, h, w)."""
     batch, classes = logits[0].shape[:2]
     labels = torch.empty((batch, height, width), dtype=torch.uint8, device=logits[0].device)
@@ -99,7 +105,7 @@ def forward(logits: Sequence[Tensor], height: int, width: int) -> Tensor:
     with torch.cuda.device_of(labels):
         launching.launch(
             _upsample_argmax_kernel,
-            (batch * height * triton.cdiv(width, COLUMNS),),
+            (batch * height * triton.cdiv(width, choice["columns"]),),
             tuple(logits),
             labels,
             classes,
@@ -111,7 +117,7 @@ def forward(logits: Sequence[Tensor], height: int, width: int) -> Tensor:
             tuple(coarse / height for coarse in heights),
             tuple(coarse / width for coarse in widths),
             N=len(logits),
-            COLUMNS=COLUMNS,
+            COLUMNS=choice["columns"],
             num_warps=THREADS // WARP_SIZE,
         )
     return labels

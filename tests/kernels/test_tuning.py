@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -293,45 +294,97 @@ def values(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
-def test_every_launcher_with_choices_is_tested_and_is_called_under_its_own_name():
-    assert tunables() == set(CHECKS)
+def tunables(op: str) -> list[tuning.Tunable]:
+    """Return the launchers with choices that an operator comes by."""
+    launchers = {value.name: value for file in GPU_FILES for value in vars(file).values() if is_tunable(value)}
+    return [launchers[name] for name in CHECKS[op][0]]
 
 
-def tunables() -> set[str]:
-    folder = Path(tuning.__file__).parent
-    modules = [import_module(f"trifuse.kernels.gpu.{path.stem}") for path in sorted(folder.glob("[a-z]*.py"))]
-    return {value.name for module in modules for value in vars(module).values() if isinstance(value, tuning.Tunable)}
+def is_tunable(value: object) -> bool:
+    return isinstance(value, tuning.Tunable)
 
 
-def check_fusion():
-    # more elements than a tile of the larger form
-    op, reference = kernels.weighted_block_fusion, kernels.weighted_block_fusion_reference
-    assert_op_matches(op, reference, [values(1, 5, 211, seed=i) for i in range(2)], values(2), atol=2e-5)
+def check(op: str, *args, **kwargs) -> None:
+    assert_op_matches(getattr(kernels, op), getattr(kernels, f"{op}_reference"), *args, **kwargs)
 
 
-# The operator that each launcher is part of, on a shape of more than one tile.
+def check_sums() -> None:
+    """A coarse map, whose rows are walked over, and a full one, which is one line of pixels."""
+    check("mutation_loss", [values(1, 2, 4, 2)], torch.arange(17 * 3).view(1, 17, 3) % 2, atol=1e-5)
+    check("mutation_loss", [values(1, 2, 35, 31)], torch.arange(35 * 31).view(1, 35, 31) % 2, atol=1e-5)
+
+
+def check_labels() -> None:
+    maps, size = [values(1, 3, 2, 3)], (2, 300)
+    assert torch.equal(kernels.upsample_argmax(maps, size), kernels.upsample_argmax_reference(maps, size))
+
+
+GPU_FILES = [
+    import_module(f"trifuse.kernels.gpu.{path.stem}") for path in sorted(Path(tuning.__file__).parent.glob("[a-z]*.py"))
+]
+# For each operator the launchers that it comes by, and a comparison with the reference on more than one tile.
 CHECKS = {
-    "weighted_block_fusion.forward": check_fusion,
-    "weighted_block_fusion.backward": check_fusion,
+    "channel_gate": (
+        ("gates.gate_forward", "gates.channel_gate_backward"),
+        lambda: check("channel_gate", values(1, 2, 33, 65), values(1, 2, seed=1), atol=2e-4),
+    ),
+    "depthwise_multi_kernel": (
+        ("depthwise_multi_kernel.convolve", "depthwise_multi_kernel.weight_gradients"),
+        lambda: check("depthwise_multi_kernel", values(1, 2, 5, 3), [values(2, 1, 3, 3, seed=1)], atol=1e-5),
+    ),
+    "dilated_attention": (
+        ("dilated_attention.forward", "dilated_attention.backward"),
+        lambda: check(
+            "dilated_attention", *(values(1, 5, 14, 8, seed=i) for i in range(3)), num_heads=1, dilations=(1,)
+        ),
+    ),
+    "monte_carlo_pool": (
+        ("monte_carlo_attention.pool_forward", "monte_carlo_attention.pool_backward"),
+        lambda: check("monte_carlo_pool", values(1, 2, 33, 65), scale=1, cell=0),
+    ),
+    "segmentation_sums": (("dice_ce_loss.forward", "mutation_loss.backward"), check_sums),
+    "spatial_gate": (
+        ("gates.gate_forward", "gates.spatial_gate_backward"),
+        lambda: check("spatial_gate", values(1, 40, 5, 13), values(1, 1, 5, 13, seed=1), atol=1e-5),
+    ),
+    "temporal_film_gate": (
+        ("temporal_film_gate.forward", "temporal_film_gate.backward"),
+        lambda: check(
+            "temporal_film_gate", values(1, 2, 33, 65), *(values(1, 2, seed=i) for i in range(1, 5)), atol=2e-4
+        ),
+    ),
+    "upsample_argmax": (("upsample_argmax.forward",), check_labels),
+    "weighted_block_fusion": (
+        ("weighted_block_fusion.forward", "weighted_block_fusion.backward"),
+        lambda: check("weighted_block_fusion", [values(1, 5, 211, seed=i) for i in (1, 2)], values(2), atol=1e-4),
+    ),
 }
 
 
+def test_every_launcher_with_choices_is_compared():
+    found = {value.name for file in GPU_FILES for value in vars(file).values() if is_tunable(value)}
+    assert found == {name for names, _ in CHECKS.values() for name in names}
+
+
 @interpreted
-@pytest.mark.parametrize("name", CHECKS)
-def test_every_choice_matches_the_reference(name, monkeypatch):
-    module, _, function = name.partition(".")
-    launcher = getattr(import_module(f"trifuse.kernels.gpu.{module}"), function)
-    assert len(launcher.choices) > 1
-    launch, taken = launcher._launcher, []
+@pytest.mark.parametrize("op", CHECKS)
+def test_every_choice_matches_the_reference(op, monkeypatch):
+    """All launchers of an operator take their first choice, then all their second, and so on."""
+    launchers = tunables(op)
+    taken = {launcher.name: [] for launcher in launchers}
+    for launcher in launchers:
 
-    def record(choice, *args):
-        taken.append(choice)
-        return launch(choice, *args)
+        def record(choice, *args, launcher=launcher, launch=launcher._launcher, **kwargs):
+            taken[launcher.name].append(choice)
+            return launch(choice, *args, **kwargs)
 
-    monkeypatch.setattr(launcher, "_launcher", record)
-    for choice in launcher.choices:
-        with tuning.forced(launcher, choice), backend("triton"):
-            CHECKS[name]()
-        assert taken
-        assert all(c is choice for c in taken)
-        taken.clear()
+        monkeypatch.setattr(launcher, "_launcher", record)
+    for n in range(max(len(launcher.choices) for launcher in launchers)):
+        with ExitStack() as stack:
+            for launcher in launchers:
+                stack.enter_context(tuning.forced(launcher, launcher.choices[n % len(launcher.choices)]))
+            stack.enter_context(backend("triton"))
+            CHECKS[op][1]()
+    for launcher in launchers:
+        assert len(launcher.choices) > 1
+        assert all(choice in taken[launcher.name] for choice in launcher.choices)
