@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint mutants bench clean
+.PHONY: demo test lint mutants bench kernels clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -25,6 +25,11 @@ mutants: $(VENV)/.test-ready
 
 bench: $(VENV)/.test-ready
 	$(BIN)/python benchmarks/report.py --out benchmarks/results --seconds 2
+	$(BIN)/python benchmarks/tables.py
+
+# What every Triton kernel costs, read from machine code for GPUs that need not be here.
+kernels: $(VENV)/.test-ready
+	$(BIN)/python -m trifuse.benchmarks.static_report
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -1,33 +1,15 @@
-"""How a Triton kernel is compiled without a GPU, and what it may cost there.
+"""What is known of a Triton kernel without a GPU: how it is compiled, and how many bytes a pass of it moves.
 
-Every module of this folder lists its kernels as ``STATIC_CASES``; a test compiles each one for every target and holds
-the machine code against the budget written beside it.
+Every module of this folder lists its kernels as ``STATIC_CASES``; a test compiles each one for every architecture and
+holds the machine code against the table of budgets. Modules that launch list what a pass moves as ``TRAFFIC``; a test
+counts the bytes, and holds the figures in the modules' docstrings against these formulas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-NVIDIA_TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
-AMD_TARGETS = ("gfx942",)
-TARGETS = NVIDIA_TARGETS + AMD_TARGETS
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a compiled kernel may cost on one target. No kernel may spill or use atomics, whatever its budget.
-
-    Args:
-        registers: most registers per thread.
-        wide_loads: fewest 128-bit loads from global memory in the code.
-        shuffles: most exchanges between the threads of a warp in the code.
-    """
-
-    registers: int
-    wide_loads: int
-    shuffles: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +23,6 @@ class StaticCase:
             tuple argument.
         constants: value of each constexpr argument, by name; element k of the tuple argument at position i is (i, k).
         aligned: names of the pointers and integers that are multiples of 16 at run time.
-        budgets: one for each target; the library's own kernels have one for each of `TARGETS`.
         threads: threads per program, in warps of 32 on NVIDIA's GPUs and of 64 on AMD's.
     """
 
@@ -50,5 +31,52 @@ class StaticCase:
     signature: Mapping[str, str | tuple[Any, ...]]
     constants: Mapping[str | tuple[int, ...], object]
     aligned: tuple[str, ...]
-    budgets: Mapping[str, Budget]
     threads: int = 128
+
+
+def specialised(
+    name: str, kernel: Any, kinds: Mapping[str, Any], constants: Mapping[Any, object], unaligned: Collection[str] = ()
+) -> StaticCase:
+    """Return a case of a kernel by the types of its arguments.
+
+    Args:
+        name: what is compiled.
+        kernel: the ``triton.jit`` function.
+        kinds: types, by name; what is neither here nor a constant is an ``"i32"``.
+        constants: values, by name or place; names that the kernel does not have are passed over.
+        unaligned: arguments that need not be multiples of 16.
+    """
+    own = {key: value for key, value in constants.items() if not isinstance(key, str) or key in kernel.arg_names}
+    signature = {
+        argument: "constexpr" if argument in own else kinds.get(argument, "i32") for argument in kernel.arg_names
+    }
+    aligned = tuple(key for key, kind in signature.items() if kind != "constexpr" and key not in unaligned)
+    return StaticCase(name, kernel, signature, own, aligned)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one pass of an operator moves between memory and chip: formulas over the sizes, in plain arithmetic.
+
+    An address counts once per launch: what a cache serves again is not moved again. Terms below a hundredth of a pass
+    are left out.
+
+    Args:
+        name: the pass, e.g. ``"backward, frozen maps"``.
+        sizes: a shape of the papers, by the letters of the formulas; ``e`` is the bytes of an element.
+        elements: how many elements the other formulas are per, e.g. those of one map.
+        moved: bytes per element that our kernels read and write.
+        least: bytes per element that any form must read and write: each input once, each result once.
+        work: per element, what may bind before memory does: ``"multiply-adds"`` in float32, ``"exponentials"``.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    elements: str
+    moved: str
+    least: str
+    work: Mapping[str, str] = field(default_factory=dict)
+
+    def evaluate(self, formula: str, **sizes: int) -> float:
+        """Return the value of a formula at the paper's sizes, or at others that are given."""
+        return eval(formula, {"__builtins__": {}}, {**self.sizes, **sizes})

@@ -1,0 +1,146 @@
+"""What the kernels move is what they declare: every address that a launch touches is counted, in the interpreter."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the interpreter is triton's")
+
+from triton.runtime import interpreter
+
+from trifuse import kernels
+from trifuse.kernels import gpu
+from trifuse.kernels.gpu import launching
+
+MODULES = [importlib.import_module(f"{gpu.__name__}.{name}") for _, name, _ in pkgutil.iter_modules(gpu.__path__)]
+TRAFFIC = {
+    (module.__name__.rpartition(".")[2], traffic.name): traffic
+    for module in MODULES
+    for traffic in getattr(module, "TRAFFIC", ())
+}
+MOST_BEYOND = 0.03  # of what is declared: logits, gates, kernels and partial sums, at these small sizes
+
+
+class Meter:
+    """Adds up the bytes of all addresses that each launch loads, and of those that it stores."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = 0
+        self.seen: dict[tuple[str, int], list[np.ndarray]] = {}
+        builder, launch = interpreter.InterpreterBuilder, launching.launch
+        load, store = builder.create_masked_load, builder.create_masked_store
+
+        def metered_load(own, pointers, mask, *rest):
+            self._see("load", pointers, mask)
+            return load(own, pointers, mask, *rest)
+
+        def metered_store(own, pointers, value, mask, *rest):
+            self._see("store", pointers, mask)
+            return store(own, pointers, value, mask, *rest)
+
+        def metered_launch(*arguments, **settings):
+            launch(*arguments, **settings)
+            self.bytes += sum(size * len(np.unique(np.concatenate(seen))) for (_, size), seen in self.seen.items())
+            self.seen.clear()
+
+        monkeypatch.setattr(builder, "create_masked_load", metered_load)
+        monkeypatch.setattr(builder, "create_masked_store", metered_store)
+        monkeypatch.setattr(launching, "launch", metered_launch)
+
+    def _see(self, what: str, pointers, mask) -> None:
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        self.seen.setdefault((what, size), []).append(pointers.data[mask.data.astype(bool)].ravel())
+
+
+def _tensor(*shape: int, grad: bool = True) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_(grad)
+
+
+def _fusion(trained: bool) -> Callable:
+    return lambda B, M, D, N, **_: kernels.weighted_block_fusion(
+        [_tensor(B, M, D, grad=trained) for _ in range(N)], _tensor(N)
+    )
+
+
+def _windows(B, H, W, C, heads, **_):
+    return kernels.dilated_attention(*(_tensor(B, H, W, C) for _ in range(3)), num_heads=heads)
+
+
+def _segmentation(B, K, H, W, N, **_):
+    target = torch.arange(B * H * W).reshape(B, H, W) % K
+    if N == 1:
+        return kernels.dice_ce_loss(_tensor(B, K, H, W), target)
+    return kernels.mutation_loss([_tensor(B, K, H, W) for _ in range(N)], target)
+
+
+def _film(B, C, H, W, **_):
+    return kernels.temporal_film_gate(_tensor(B, C, H, W), _tensor(B, C), _tensor(B, 2), _tensor(B, C), _tensor(B, C))
+
+
+def _depthwise(B, C, H, W, K, **_):
+    return kernels.depthwise_multi_kernel(_tensor(B, C, H, W), [_tensor(C, 1, K, K)])
+
+
+def _labels(B, K, H, W, cells, **_):
+    side = round(cells**0.5)
+    return kernels.upsample_argmax([_tensor(B, K, side, side, grad=False)], (H, W))
+
+
+_MAP = {"B": 1, "C": 4, "H": 16, "W": 64}
+_FUSED = {"B": 2, "M": 16, "D": 64, "N": 3, "launches": 1}
+_LOSS = {"B": 1, "K": 2, "H": 16, "W": 128}
+# Module, pass, sizes with whole tiles, and what to run; a backward pass is what follows the forward one.
+RUNS = [
+    ("weighted_block_fusion", "forward", _FUSED, _fusion(False)),
+    ("weighted_block_fusion", "backward, frozen maps", _FUSED, _fusion(False)),
+    ("weighted_block_fusion", "backward, frozen maps", _FUSED | {"N": 26, "launches": 2}, _fusion(False)),
+    ("weighted_block_fusion", "backward, trained maps", _FUSED, _fusion(True)),
+    *(("dilated_attention", name, {"B": 1, "H": 8, "W": 16, "C": 72, "heads": 3}, _windows)
+      for name in ("forward", "backward")),
+    *(("gates", name, _MAP, lambda B, C, H, W, **_: kernels.channel_gate(_tensor(B, C, H, W), _tensor(B, C)))
+      for name in ("forward", "backward")),
+    *(("gates", name, _MAP | {"C": 64, "H": 4},
+       lambda B, C, H, W, **_: kernels.spatial_gate(_tensor(B, C, H, W), _tensor(B, 1, H, W)))
+      for name in ("forward", "backward")),
+    *(("monte_carlo_attention", name, _MAP | {"scale": 2},
+       lambda B, C, H, W, scale, **_: kernels.monte_carlo_pool(_tensor(B, C, H, W), scale=scale, cell=1))
+      for name in ("forward", "backward")),
+    *(("temporal_film_gate", name, _MAP, _film) for name in ("forward", "backward")),
+    ("dice_ce_loss", "forward", _LOSS | {"N": 1}, _segmentation),
+    ("dice_ce_loss", "forward", _LOSS | {"N": 2}, _segmentation),
+    ("mutation_loss", "backward", _LOSS | {"N": 2}, _segmentation),
+    *(("depthwise_multi_kernel", name, {"B": 1, "C": 16, "H": 16, "W": 64, "K": 3, "shares": 4}, _depthwise)
+      for name in ("forward", "backward")),
+    ("upsample_argmax", "labels", {"B": 1, "K": 3, "H": 8, "W": 128, "cells": 16}, _labels),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "name", "sizes", "run"), RUNS, ids=[f"{m}, {n}" for m, n, *_ in RUNS])
+def test_pass_moves_what_is_declared(module, name, sizes, run, monkeypatch):
+    meter = Meter(monkeypatch)
+    with kernels.backend("triton"):
+        result = run(**sizes)
+        if name.startswith("backward"):
+            meter.bytes = 0
+            result.backward(_tensor(*result.shape, grad=False))
+    traffic = TRAFFIC[module, name]
+    sizes = {**sizes, "e": 4}
+    declared = traffic.evaluate(traffic.elements, **sizes) * traffic.evaluate(traffic.moved, **sizes)
+    assert declared <= meter.bytes <= (1 + MOST_BEYOND) * declared
+
+
+def test_every_declared_pass_is_counted():
+    assert set(TRAFFIC) == {(module, name) for module, name, *_ in RUNS}
+    launching_modules = {module.__name__.rpartition(".")[2] for module in MODULES if hasattr(module, "STATIC_CASES")}
+    assert {module for module, _ in TRAFFIC} == launching_modules
+
+
+def test_nothing_moves_less_than_the_least():
+    for traffic in TRAFFIC.values():
+        assert traffic.evaluate(traffic.moved) >= traffic.evaluate(traffic.least) > 0
