@@ -245,7 +245,7 @@ def convolve(
         merged = torch.empty((side * side, channels), dtype=torch.float32, device=x.device)
         launching.launch(
             _merge_kernel,
-            (triton.cdiv(channels, MERGE_CHANNELS),),
+            (launching.cdiv(channels, MERGE_CHANNELS),),
             tuple(weight.contiguous() for weight in weights),
             merged,
             channels,
@@ -253,13 +253,13 @@ def convolve(
             K=side,
             RESIDUAL=residual,
             FLIPPED=flipped,
-            TAPS=triton.next_power_of_2(side * side),
+            TAPS=launching.next_power_of_2(side * side),
             CHANNELS=MERGE_CHANNELS,
             num_warps=THREADS // WARP_SIZE,
         )
         launching.launch(
             _depthwise_multi_kernel_fwd_kernel,
-            (_tiles(x, tile) * triton.cdiv(channels, tile["CHANNELS"]),),
+            (_tiles(x, tile) * launching.cdiv(channels, tile["CHANNELS"]),),
             x,
             merged,
             out,
@@ -295,7 +295,7 @@ def weight_gradients(
         shares = torch.empty((share_count, side * side, channels), dtype=torch.float32, device=grad.device)
         launching.launch(
             _depthwise_multi_kernel_dw_kernel,
-            (share_count * side * triton.cdiv(channels, tile["CHANNELS"]),),
+            (share_count * side * launching.cdiv(channels, tile["CHANNELS"]),),
             grad,
             x,
             shares,
@@ -310,14 +310,14 @@ def weight_gradients(
         )
         launching.launch(
             _depthwise_multi_kernel_split_kernel,
-            (triton.cdiv(channels, MERGE_CHANNELS),),
+            (launching.cdiv(channels, MERGE_CHANNELS),),
             shares,
             tuple(grads),
             channels,
             share_count,
             SIDES=sides,
             K=side,
-            TAPS=triton.next_power_of_2(side * side),
+            TAPS=launching.next_power_of_2(side * side),
             CHANNELS=MERGE_CHANNELS,
             num_warps=THREADS // WARP_SIZE,
         )
@@ -330,13 +330,13 @@ def _key(x: Tensor, weights: Sequence[Tensor]) -> tuning.Key:
 
 def _tile(width: int, rows: int) -> dict[str, int]:
     """Return the size of a tile: no wider than the map needs, and the more channels the narrower."""
-    pixels = min(triton.next_power_of_2(width), TILE // LEAST_CHANNELS)
+    pixels = min(launching.next_power_of_2(width), TILE // LEAST_CHANNELS)
     return {"ROWS": rows, "PIXELS": pixels, "CHANNELS": TILE // pixels}
 
 
 def _tiles(x: Tensor, tile: dict[str, int]) -> int:
     batch, _, height, width = x.shape
-    return batch * triton.cdiv(height, tile["ROWS"]) * triton.cdiv(width, tile["PIXELS"])
+    return batch * launching.cdiv(height, tile["ROWS"]) * launching.cdiv(width, tile["PIXELS"])
 
 
 def _strides(x: Tensor, unit: int) -> tuple[int, int, int, int]:

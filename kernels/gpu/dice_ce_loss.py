@@ -211,7 +211,7 @@ def forward(
     partial = target.new_empty((walk.samples, walk.programs, subsets, 2 * classes + 1), dtype=torch.float32)
     partial_true = target.new_empty((walk.samples, walk.programs, classes), dtype=torch.float32)
     together = subsets_per_program(len(maps), classes)
-    grid = (walk.grid[0] * triton.cdiv(subsets, together),)
+    grid = (walk.grid[0] * launching.cdiv(subsets, together),)
     if grid[0]:
         with torch.cuda.device_of(target):
             launching.launch(
@@ -239,7 +239,7 @@ def forward(
 def subsets_per_program(maps: int, classes: int) -> int:
     """Return how many subsets share a program: as many as fit a thread's registers, in groups as even as possible."""
     most = max(1, (REGISTERS - classes * (maps + 3)) // (2 * classes + 1))
-    return triton.cdiv(2**maps - 1, triton.cdiv(2**maps - 1, most))
+    return launching.cdiv(2**maps - 1, launching.cdiv(2**maps - 1, most))
 
 
 def walk_key(maps: Sequence[Tensor], target: Tensor) -> tuning.Key:
@@ -255,8 +255,8 @@ class Walk:
         self.samples, height, width = target.shape
         full = [m.shape[2:] == target.shape[1:] for m in maps]
         line = all(full) and all(x.stride(-2) == width * x.stride(-1) for x in (*maps, target))
-        rows, columns = (triton.cdiv(height * width, TILE), TILE) if line else (height, width)
-        across, self.strips = triton.cdiv(columns, TILE), triton.cdiv(rows, steps)
+        rows, columns = (launching.cdiv(height * width, TILE), TILE) if line else (height, width)
+        across, self.strips = launching.cdiv(columns, TILE), launching.cdiv(rows, steps)
         self.programs = across * self.strips
         self.grid = (self.samples * self.programs,)
         self.width = width
@@ -268,7 +268,7 @@ class Walk:
         )  # fmt: skip
         self.geometry = (rows, columns, height * width, across, self.strips)
         self.folded = [
-            0 if whole else triton.cdiv((steps - 1) * m.shape[2], height) + 3
+            0 if whole else launching.cdiv((steps - 1) * m.shape[2], height) + 3
             for m, whole in zip(maps, full, strict=True)
         ]
 

@@ -337,7 +337,7 @@ def _settings(
     first = next(x for x in maps if x is not None)
     d = max(1, first.shape[-1] // num_heads)
     vector = BYTES_PER_THREAD // first.element_size()
-    threads_per_pixel = min(threads, triton.next_power_of_2(triton.cdiv(d, MOST_CHANNELS_PER_THREAD)))
+    threads_per_pixel = min(threads, launching.next_power_of_2(launching.cdiv(d, MOST_CHANNELS_PER_THREAD)))
     whole = all(stride % vector == 0 for x in maps if x is not None for stride in _moving_strides(x)[:3])
     return {
         "HEADS": num_heads,
@@ -353,7 +353,7 @@ def _settings(
 
 def _grid(x: Tensor, num_heads: int, settings: dict[str, Any]) -> tuple[int]:
     samples, height, width, _ = x.shape
-    return (samples * triton.cdiv(height * width, settings["PIXELS"]) * num_heads,)
+    return (samples * launching.cdiv(height * width, settings["PIXELS"]) * num_heads,)
 
 
 def _strides(maps: Sequence[Tensor | None], settings: dict[str, Any]) -> tuple[tuple[int, ...], ...]:

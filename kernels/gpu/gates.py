@@ -226,7 +226,7 @@ def gate_forward(choice: tuning.Choice, x: Tensor, gate: Tensor) -> Tensor:
     with torch.cuda.device_of(x):
         launching.launch(
             _gate_fwd_kernel,
-            (_channel_blocks(x, channels) * triton.cdiv(x[0, 0].numel(), pixels),),
+            (_channel_blocks(x, channels) * launching.cdiv(x[0, 0].numel(), pixels),),
             x,
             gate.contiguous(),
             gated,
@@ -291,7 +291,7 @@ def spatial_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: 
     with torch.cuda.device_of(x):
         launching.launch(
             _spatial_gate_bwd_kernel,
-            (len(x) * triton.cdiv(x[0, 0].numel(), pixels),),
+            (len(x) * launching.cdiv(x[0, 0].numel(), pixels),),
             grad,
             x,
             gate.contiguous(),
@@ -322,7 +322,7 @@ def map_key(x: Tensor, *sizes: int) -> tuning.Key:
 def tile_of(x: Tensor, tiles: int = 1, most_pixels: int | None = None) -> tuple[int, int]:
     """Return the channels and pixels of a tile that lies along what is contiguous in x (B, C, H, W)."""
     elements = tiles * TILE
-    channels, pixels = triton.next_power_of_2(x.shape[1]), triton.next_power_of_2(max(1, x[0, 0].numel()))
+    channels, pixels = launching.next_power_of_2(x.shape[1]), launching.next_power_of_2(max(1, x[0, 0].numel()))
     if x.stride(1) == 1 and x.stride(3) != 1:
         channels = min(channels, MOST_CHANNELS)
         return channels, min(pixels, elements // channels)
@@ -332,8 +332,8 @@ def tile_of(x: Tensor, tiles: int = 1, most_pixels: int | None = None) -> tuple[
 
 def part_programs(x: Tensor, channels: int, pixels: int) -> tuple[int, int]:
     """Return how many programs sum over the pixels of x, and how many of them share one block of channels."""
-    programs, tiles = _channel_blocks(x, channels), triton.cdiv(x[0, 0].numel(), pixels)
-    splits = 1 if programs >= ENOUGH_PROGRAMS else max(1, triton.cdiv(tiles, TILES_PER_PART))
+    programs, tiles = _channel_blocks(x, channels), launching.cdiv(x[0, 0].numel(), pixels)
+    splits = 1 if programs >= ENOUGH_PROGRAMS else max(1, launching.cdiv(tiles, TILES_PER_PART))
     return programs * splits, splits
 
 
@@ -348,7 +348,7 @@ def add_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     total = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
-    grid = (triton.cdiv(total.numel(), ADD_ROWS),)
+    grid = (launching.cdiv(total.numel(), ADD_ROWS),)
     launching.launch(
         _add_parts_kernel, grid, parts, total, total.numel(), len(parts), ROWS=ADD_ROWS, num_warps=THREADS // WARP_SIZE
     )
@@ -367,7 +367,7 @@ def strides_of(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _channel_blocks(x: Tensor, channels: int) -> int:
-    return len(x) * triton.cdiv(x.shape[1], channels)
+    return len(x) * launching.cdiv(x.shape[1], channels)
 
 
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate

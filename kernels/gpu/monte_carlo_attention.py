@@ -268,7 +268,7 @@ def pool_backward(
         chosen = None
         if permutation is not None:
             chosen = _mark(size, scale, cell, scales, cells, permutation)
-        programs = size[0] * triton.cdiv(size[1], channels) * triton.cdiv(positions, pixels)
+        programs = size[0] * launching.cdiv(size[1], channels) * launching.cdiv(positions, pixels)
         launching.launch(
             _monte_carlo_pool_bwd_kernel,
             (programs,),
@@ -301,7 +301,7 @@ def _mark(size, scale: int, cell: int, scales: Tensor | None, cells: Tensor | No
     chosen = torch.empty((1 if shared else batch, height * width), dtype=torch.uint8, device=permutation.device)
     launching.launch(
         _monte_carlo_pool_mark_kernel,
-        (len(chosen) * triton.cdiv(height * width, MARK_PIXELS),),
+        (len(chosen) * launching.cdiv(height * width, MARK_PIXELS),),
         scales,
         cells,
         permutation.contiguous(),

@@ -250,7 +250,7 @@ def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int, steps
     (height, width), (coarse_height, coarse_width) = full, grad.shape[2:]
     launching.launch(
         _fold_rows_kernel,
-        (triton.cdiv(grad.numel(), TILE),),
+        (launching.cdiv(grad.numel(), TILE),),
         partial,
         grad,
         grad.numel(),
@@ -262,7 +262,7 @@ def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int, steps
         coarse_width,
         K=grad.shape[1],
         STEPS=steps,
-        REACH_DOWN=triton.cdiv(2 * height // coarse_height + 5, steps) + 1,
+        REACH_DOWN=launching.cdiv(2 * height // coarse_height + 5, steps) + 1,
         REACH_ACROSS=2 * width // coarse_width + 5,
         TILE=TILE,
         num_warps=TILE // WARP_SIZE,

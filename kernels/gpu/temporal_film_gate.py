@@ -221,7 +221,9 @@ def forward(
     if out.numel() == 0:
         return out
     channels, pixels = tile_of(features, choice["tiles"])
-    programs = len(features) * triton.cdiv(features.shape[1], channels) * triton.cdiv(features[0, 0].numel(), pixels)
+    programs = (
+        len(features) * launching.cdiv(features.shape[1], channels) * launching.cdiv(features[0, 0].numel(), pixels)
+    )
     with torch.cuda.device_of(features):
         launching.launch(
             _temporal_film_fwd_kernel,

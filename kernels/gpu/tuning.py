@@ -127,7 +127,7 @@ def tunable(
 
 def key_of(tensor: Tensor, *sizes: int) -> Key:
     """Return what a choice depends on: a tensor's device and type, and sizes, rounded up to powers of two."""
-    return (tensor.device, tensor.dtype, *[1 << (size - 1).bit_length() if size > 1 else size for size in sizes])
+    return (tensor.device, tensor.dtype, *sizes)
 
 
 @contextmanager

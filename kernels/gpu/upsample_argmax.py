@@ -105,7 +105,7 @@ def forward(choice: tuning.Choice, logits: Sequence[Tensor], height: int, width:
     with torch.cuda.device_of(labels):
         launching.launch(
             _upsample_argmax_kernel,
-            (batch * height * triton.cdiv(width, choice["columns"]),),
+            (batch * height * launching.cdiv(width, choice["columns"]),),
             tuple(logits),
             labels,
             classes,

@@ -177,7 +177,7 @@ def forward(choice: tuning.Choice, features: Sequence[Tensor], logits: Tensor) -
     with torch.cuda.device_of(fused):
         launching.launch(
             _weighted_block_fusion_fwd_kernel,
-            (fused.shape[0] * triton.cdiv(row_elements, tile),),
+            (fused.shape[0] * launching.cdiv(row_elements, tile),),
             maps,
             logits.contiguous(),
             fused,
@@ -207,11 +207,11 @@ def backward(
     vector = _vector(grad)
     tile = choice["threads"] * vector
     row_elements = grad[0].numel()
-    tiles = grad.shape[0] * triton.cdiv(row_elements, tile)
+    tiles = grad.shape[0] * launching.cdiv(row_elements, tile)
     programs = min(tiles, MAX_PROGRAMS)
     partial_sums = torch.empty((programs, len(maps)), dtype=torch.float32, device=grad.device)
     logits_grad = torch.empty_like(logits)
-    padded = triton.next_power_of_2(len(maps))
+    padded = launching.next_power_of_2(len(maps))
     with torch.cuda.device_of(grad):
         for first, end in launch_groups(len(maps)):
             launching.launch(
@@ -249,7 +249,7 @@ def backward(
 
 def launch_groups(n: int) -> list[tuple[int, int]]:
     """Cut n maps into the fewest groups of at most MAPS_PER_LAUNCH, as even as possible, as (first, end) pairs."""
-    groups = triton.cdiv(n, MAPS_PER_LAUNCH)
+    groups = launching.cdiv(n, MAPS_PER_LAUNCH)
     edges = [n * k // groups for k in range(groups + 1)]
     return list(pairwise(edges))
 
@@ -323,7 +323,7 @@ def _backward_case(n: int, count: int, trained: bool, dtype: str) -> StaticCase:
 
 
 def _logits_case(n: int) -> StaticCase:
-    padded = triton.next_power_of_2(n)
+    padded = launching.next_power_of_2(n)
     return StaticCase(
         name=f"gradient of {n} logits",
         kernel=_weighted_block_fusion_logits_kernel,
