@@ -30,6 +30,10 @@ from . import _library
 from .errors import ShapeError
 
 OP = "depthwise_multi_kernel"
+# Larger tiles repeat fewer of the pixels around them; from 64 on it no longer shows.
+TILE_SIDE = 64
+# So many elements of a map are cut into tiles at a time.
+CHUNK_ELEMENTS = 1 << 18
 
 
 def depthwise_multi_kernel_reference(x: Tensor, weights: Sequence[Tensor], *, residual: bool = True) -> Tensor:
@@ -42,17 +46,18 @@ def depthwise_multi_kernel_reference(x: Tensor, weights: Sequence[Tensor], *, re
     return total.to(x.dtype)
 
 
-def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, padding: int | None = None) -> Tensor:
     """Convolve each channel with its own odd kernel, with zeros around the map, whatever autocast says."""
     if x.numel() == 0:  # refused by PyTorch's convolution; the kernels still have gradients, zeros
         return x * weight.sum((1, 2, 3))[:, None, None]
+    padding = weight.shape[-1] // 2 if padding is None else padding
     with _without_autocast(x.device):
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+        return F.conv2d(x, weight, padding=padding, groups=weight.shape[0])
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    at_work = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if at_work else nullcontext()
 
 
 # ---------------------------------------------------------------------------------------------- plain PyTorch
@@ -60,14 +65,21 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def _merged(weights: Sequence[Tensor], residual: bool, dtype: torch.dtype) -> Tensor:
     """Return the one kernel (C, 1, K, K) that does what all of them do together."""
-    side = max(weight.shape[-1] for weight in weights)
-    parts = [F.pad(weight.to(dtype), [(side - weight.shape[-1]) // 2] * 4) for weight in weights]
+    sides = [weight.shape[-1] for weight in weights]
+    largest = sides.index(max(sides))
+    total = weights[largest].to(dtype, copy=True, memory_format=torch.contiguous_format)
+    for i, weight in enumerate(weights):
+        if i != largest:
+            _under(total, sides[i]).add_(weight)
     if residual:
-        parts.append(F.pad(torch.ones((1, 1, 1, 1), dtype=dtype, device=weights[0].device), [side // 2] * 4))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
+        _under(total, 1).add_(1)
     return total
+
+
+def _under(kernel: Tensor, side: int) -> Tensor:
+    """View what lies under a smaller kernel around the same centre."""
+    rim = (kernel.shape[-1] - side) // 2
+    return kernel[:, :, rim : rim + side, rim : rim + side]
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -75,27 +87,43 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format
 
 
-def _channels_last_convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve with channels innermost, which is several times faster on a CPU; the result has the format of ``x``."""
-    out = _convolve(x.to(kernel.dtype, memory_format=torch.channels_last), kernel)
-    return out.to(x.dtype, memory_format=_format(x))
+def _convolve_as_stored(x: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve in the type of the kernel; the result has the type and the memory format of ``x``."""
+    memory_format = _format(x)
+    out = _convolve(x.to(kernel.dtype, memory_format=memory_format), kernel)
+    return out.to(x.dtype, memory_format=memory_format)
 
 
 def _kernel_gradient(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
-    """Return the gradient of the merged kernel, in its type."""
-    grad, x = (t.to(kernel.dtype, memory_format=torch.channels_last) for t in (grad, x))
-    padding, groups = [kernel.shape[-1] // 2] * 2, kernel.shape[0]
-    only_the_kernel = [False, True, False]
-    return torch.ops.aten.convolution_backward(
-        grad, x, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], groups, only_the_kernel
-    )[1]
+    """Return the gradient of the merged kernel, in its type, some samples at a time."""
+    samples = max(1, CHUNK_ELEMENTS // x[0].numel())
+    parts = [_tiled_gradient(*pair, kernel) for pair in zip(grad.split(samples), x.split(samples), strict=True)]
+    return torch.stack(parts).sum(0)
 
 
-def _centre(kernel: Tensor, weight: Tensor) -> Tensor:
+def _tiled_gradient(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+    """Return the kernel's gradient as a convolution: tiles of the map by tiles of the gradient.
+
+    Every tile of every channel is a channel of its own, and the tiles' results are added up. So the fast forward
+    convolution does the work that the convolution's own backward takes several times as long for.
+    """
+    (batch, channels, height, width), side = x.shape, kernel.shape[-1]
+    down, across = -(-height // TILE_SIDE), -(-width // TILE_SIDE)
+    tile_height, tile_width = -(-height // down), -(-width // across)
+    rest = [0, across * tile_width - width, 0, down * tile_height - height]
+    kernels = F.pad(grad.to(kernel.dtype), rest).unflatten(3, (across, tile_width)).unflatten(2, (down, tile_height))
+    kernels = kernels.permute(2, 4, 0, 1, 3, 5).reshape(-1, 1, tile_height, tile_width)
+
+    planes = kernel.new_zeros((down * tile_height + side - 1, across * tile_width + side - 1, batch, channels))
+    planes[side // 2 :, side // 2 :][:height, :width] = x.permute(2, 3, 0, 1)
+    tiles = planes.unfold(0, tile_height + side - 1, tile_height).unfold(1, tile_width + side - 1, tile_width)
+    tiles = tiles.permute(4, 5, 0, 1, 2, 3).flatten(2).permute(2, 0, 1)
+    return _convolve(tiles[None], kernels, padding=0).view(-1, *kernel.shape).sum(0)
+
+
+def _part(kernel: Tensor, weight: Tensor) -> Tensor:
     """Cut from the merged kernel what lies under one of its parts."""
-    rim = (kernel.shape[-1] - weight.shape[-1]) // 2
-    end = rim + weight.shape[-1]
-    return kernel[:, :, rim:end, rim:end].to(weight.dtype, memory_format=torch.contiguous_format)
+    return _under(kernel, weight.shape[-1]).to(weight.dtype, memory_format=torch.contiguous_format)
 
 
 class _MergedConvolution(torch.autograd.Function):
@@ -108,7 +136,7 @@ class _MergedConvolution(torch.autograd.Function):
         if x.numel() == 0:
             return torch.empty_like(x, memory_format=_format(x))
         kept = torch.promote_types(x.dtype, torch.float32)
-        return _channels_last_convolution(x, _merged(weights, residual, kept))
+        return _convolve_as_stored(x, _merged(weights, residual, kept))
 
     @staticmethod
     @once_differentiable
@@ -118,12 +146,12 @@ class _MergedConvolution(torch.autograd.Function):
         if grad.numel() == 0:
             return None, grad, *(torch.zeros_like(weight) for weight in weights)
         kernel = _merged(weights, ctx.residual, torch.promote_types(grad.dtype, torch.float32))
-        x_grad = _channels_last_convolution(grad, kernel.flip(2, 3)) if needs_x else None
+        x_grad = _convolve_as_stored(grad, kernel.flip(2, 3)) if needs_x else None
         if x is None:
             return None, x_grad, *(None for _ in weights)
         kernel_grad = _kernel_gradient(grad, x, kernel)
         pairs = zip(weights, needs_weights, strict=True)
-        return None, x_grad, *(_centre(kernel_grad, weight) if needed else None for weight, needed in pairs)
+        return None, x_grad, *(_part(kernel_grad, weight) if needed else None for weight, needed in pairs)
 
 
 # --------------------------------------------------------------------------------------- the registered operator
@@ -232,15 +260,12 @@ def depthwise_multi_kernel(x: Tensor, weights: Sequence[Tensor], *, residual: bo
     """
     weights = _checked(x, weights)
     backend = _library.choose_backend(OP, x)
-    if backend == "reference":
+    if backend == "reference" or _library.under_functional_transform((x, *weights)):
         return depthwise_multi_kernel_reference(x, weights, residual=residual)
-    kept = torch.promote_types(x.dtype, torch.float32)
-    if _library.under_functional_transform((x, *weights)):
-        return _convolve(x.to(kept), _merged(weights, residual, kept)).to(x.dtype)
     if backend == "triton":
         return torch.ops.trifuse.depthwise_multi_kernel(x, weights, residual)
     if x.device.type != "cpu" or _library.without_values((x, *weights)):
-        return _channels_last_convolution(x, _merged(weights, residual, kept))
+        return _convolve_as_stored(x, _merged(weights, residual, torch.promote_types(x.dtype, torch.float32)))
     return _MergedConvolution.apply(residual, x, *weights)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -450,3 +451,25 @@ def test_arguments_are_left_alone(name):
     with backend(name):
         depthwise_multi_kernel(x, weights).sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(before, (x, *weights), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5, 7), (2, 2, 9, 4)], ids=str)
+def test_gradients_of_the_kernels_add_up_tiles_and_samples(shape, monkeypatch):
+    """A CPU cuts the map into tiles: the last ones reach out of it, and the last samples are fewer."""
+    operator = import_module("trifuse.kernels.depthwise_multi_kernel")
+    monkeypatch.setattr(operator, "TILE_SIDE", 4)
+    monkeypatch.setattr(operator, "CHUNK_ELEMENTS", 2 * math.prod(shape[1:]))
+    check("torch", *random_arguments(shape, (3, 5)))
+
+
+def test_maps_are_convolved_as_they_are_stored(monkeypatch):
+    """No copy in another memory format is made, whichever format the map has."""
+    stored = []
+    convolve = torch.nn.functional.conv2d
+    monkeypatch.setattr(
+        torch.nn.functional, "conv2d", lambda x, *rest, **options: stored.append(x) or convolve(x, *rest, **options)
+    )
+    x, weights = random_arguments((2, 3, 4, 5), (3,), x_grad=False, weights_grad=False)
+    for one in (x, x.to(memory_format=torch.channels_last)):
+        depthwise_multi_kernel(one, weights)
+        assert stored.pop().data_ptr() == one.data_ptr()
