@@ -325,7 +325,7 @@ def weight_gradients(
 
 
 def _key(x: Tensor, weights: Sequence[Tensor]) -> tuning.Key:
-    return tuning.key_of(x, x.numel(), x.shape[1], x.shape[3], x.stride(1) == 1, weights[-1].shape[-1])
+    return tuning.key_of(x, x.stride(1) == 1, weights[-1].shape[-1])
 
 
 def _tile(width: int, rows: int) -> dict[str, int]:

@@ -244,7 +244,7 @@ def subsets_per_program(maps: int, classes: int) -> int:
 
 def walk_key(maps: Sequence[Tensor], target: Tensor) -> tuning.Key:
     """Return what the best length of a walk depends on."""
-    return tuning.key_of(maps[0], len(maps), maps[0].shape[1], maps[0].numel(), target.numel())
+    return tuning.key_of(maps[0], len(maps), target.shape)
 
 
 class Walk:

@@ -22,6 +22,7 @@ in one, dk and dv would need atomics, or twice the registers. Nine taps read fro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -287,7 +288,7 @@ def _dilated_attention_dkdv_kernel(
         _store(_tile(maps[5], strides[5], here, D, CHUNK, UNIT), strides[5], value_grads, 1.0, exists, D, CHUNK)
 
 
-@tuning.tunable(CHOICES, lambda maps, heads, *_: tuning.key_of(maps[0], maps[0].numel(), maps[0].shape[-1], heads))
+@tuning.tunable(CHOICES, lambda maps, heads, *_: tuning.key_of(maps[0], heads))
 def forward(
     choice: tuning.Choice, maps: Sequence[Tensor], num_heads: int, dilations: Sequence[int], scale: float, border: str
 ) -> tuple[Tensor, Tensor]:
@@ -306,7 +307,7 @@ def forward(
     return out, normaliser
 
 
-@tuning.tunable(CHOICES, lambda grad, *args: tuning.key_of(grad, grad.numel(), grad.shape[-1], args[3]))
+@tuning.tunable(CHOICES, lambda grad, *rest: tuning.key_of(grad, rest[3]))
 def backward(
     choice: tuning.Choice, grad: Tensor, maps: Sequence[Tensor], normaliser: Tensor, grads: Sequence[Tensor | None],
     num_heads: int, dilations: Sequence[int], scale: float, border: str,
@@ -363,8 +364,12 @@ def _strides(maps: Sequence[Tensor | None], settings: dict[str, Any]) -> tuple[t
 
 def _moving_strides(x: Tensor) -> tuple[int, ...]:
     """Return the strides of a map (B, H, W, C), 0 or 1 along axes of one position, where nobody moves."""
-    none = (0, 0, 0, 1)
-    return tuple(s if size > 1 else n for size, s, n in zip(x.shape, x.stride(), none, strict=True))
+    return _where_anybody_moves(x.shape, x.stride())
+
+
+@lru_cache(maxsize=1024)
+def _where_anybody_moves(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(s if size > 1 else n for size, s, n in zip(shape, strides, (0, 0, 0, 1), strict=True))
 
 
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate

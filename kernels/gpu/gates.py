@@ -226,13 +226,13 @@ def gate_forward(choice: tuning.Choice, x: Tensor, gate: Tensor) -> Tensor:
     with torch.cuda.device_of(x):
         launching.launch(
             _gate_fwd_kernel,
-            (_channel_blocks(x, channels) * launching.cdiv(x[0, 0].numel(), pixels),),
+            (_channel_blocks(x, channels) * launching.cdiv(x.shape[2] * x.shape[3], pixels),),
             x,
             gate.contiguous(),
             gated,
             x.shape[1],
             x.shape[3],
-            x[0, 0].numel(),
+            x.shape[2] * x.shape[3],
             *strides_of(x),
             *strides_of(gated),
             CHANNELS=channels,
@@ -265,7 +265,7 @@ def channel_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: 
             target,
             x.shape[1],
             x.shape[3],
-            x[0, 0].numel(),
+            x.shape[2] * x.shape[3],
             gate.numel(),
             *strides_of(grad),
             *strides_of(x),
@@ -291,7 +291,7 @@ def spatial_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: 
     with torch.cuda.device_of(x):
         launching.launch(
             _spatial_gate_bwd_kernel,
-            (len(x) * launching.cdiv(x[0, 0].numel(), pixels),),
+            (x.shape[0] * launching.cdiv(x.shape[2] * x.shape[3], pixels),),
             grad,
             x,
             gate.contiguous(),
@@ -299,7 +299,7 @@ def spatial_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: 
             gate_grad,
             x.shape[1],
             x.shape[3],
-            x[0, 0].numel(),
+            x.shape[2] * x.shape[3],
             *strides_of(grad),
             *strides_of(x),
             *strides_of(x if x_grad is None else x_grad),
@@ -314,15 +314,15 @@ def spatial_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: 
 # ----------------------------------------------------------------------------- tiles, strides, and sums in parts
 
 
-def map_key(x: Tensor, *sizes: int) -> tuning.Key:
-    """Return what the best tile for a map (B, C, H, W) depends on: its size and layout, and whatever is added."""
-    return tuning.key_of(x, x.numel(), x.shape[1], x.stride(1) == 1, *sizes)
+def map_key(x: Tensor, *facts: object) -> tuning.Key:
+    """Return what the best tile for a map (B, C, H, W) depends on: its shape and layout, and whatever is added."""
+    return tuning.key_of(x, x.stride(1) == 1, *facts)
 
 
 def tile_of(x: Tensor, tiles: int = 1, most_pixels: int | None = None) -> tuple[int, int]:
     """Return the channels and pixels of a tile that lies along what is contiguous in x (B, C, H, W)."""
     elements = tiles * TILE
-    channels, pixels = launching.next_power_of_2(x.shape[1]), launching.next_power_of_2(max(1, x[0, 0].numel()))
+    channels, pixels = launching.next_power_of_2(x.shape[1]), launching.next_power_of_2(max(1, x.shape[2] * x.shape[3]))
     if x.stride(1) == 1 and x.stride(3) != 1:
         channels = min(channels, MOST_CHANNELS)
         return channels, min(pixels, elements // channels)
@@ -332,7 +332,7 @@ def tile_of(x: Tensor, tiles: int = 1, most_pixels: int | None = None) -> tuple[
 
 def part_programs(x: Tensor, channels: int, pixels: int) -> tuple[int, int]:
     """Return how many programs sum over the pixels of x, and how many of them share one block of channels."""
-    programs, tiles = _channel_blocks(x, channels), launching.cdiv(x[0, 0].numel(), pixels)
+    programs, tiles = _channel_blocks(x, channels), launching.cdiv(x.shape[2] * x.shape[3], pixels)
     splits = 1 if programs >= ENOUGH_PROGRAMS else max(1, launching.cdiv(tiles, TILES_PER_PART))
     return programs * splits, splits
 
@@ -367,7 +367,7 @@ def strides_of(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _channel_blocks(x: Tensor, channels: int) -> int:
-    return len(x) * launching.cdiv(x.shape[1], channels)
+    return x.shape[0] * launching.cdiv(x.shape[1], channels)
 
 
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate

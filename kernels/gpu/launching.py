@@ -42,7 +42,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **settings: o
         BackendError: the built kernel needs more shared memory, threads or the like than the device has.
     """
     try:
-        kernel[grid](*arguments, **settings)
+        kernel.run(*arguments, grid=grid, warmup=False, **settings)  # what kernel[grid](...) does, a call later
     except OutOfResources as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(arguments))
         raise BackendError(

@@ -228,7 +228,7 @@ def pool_forward(
             x.shape[1],
             x.shape[2],
             x.shape[3],
-            x[0, 0].numel(),
+            x.shape[2] * x.shape[3],
             pooled.numel(),
             *strides_of(x),
             _sample_stride(scales, 0),
@@ -245,7 +245,7 @@ def pool_forward(
         return add_parts(target, x.dtype)
 
 
-@tuning.tunable(TILE_CHOICES, lambda grad, size, *draw: tuning.key_of(grad, *size, draw[-2] is None, draw[-1]))
+@tuning.tunable(TILE_CHOICES, lambda grad, size, *draw: tuning.key_of(grad, tuple(size), draw[-2] is None, draw[-1]))
 def pool_backward(
     choice: tuning.Choice,
     grad: Tensor,
@@ -263,7 +263,7 @@ def pool_backward(
     if x_grad.numel() == 0:
         return x_grad
     channels, pixels = tile_of(x_grad, choice["tiles"])
-    positions = x_grad[0, 0].numel()
+    positions = x_grad.shape[2] * x_grad.shape[3]
     with torch.cuda.device_of(grad):
         chosen = None
         if permutation is not None:

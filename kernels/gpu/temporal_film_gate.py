@@ -222,7 +222,9 @@ def forward(
         return out
     channels, pixels = tile_of(features, choice["tiles"])
     programs = (
-        len(features) * launching.cdiv(features.shape[1], channels) * launching.cdiv(features[0, 0].numel(), pixels)
+        features.shape[0]
+        * launching.cdiv(features.shape[1], channels)
+        * launching.cdiv(features.shape[2] * features.shape[3], pixels)
     )
     with torch.cuda.device_of(features):
         launching.launch(
@@ -236,7 +238,7 @@ def forward(
             out,
             features.shape[1],
             features.shape[3],
-            features[0, 0].numel(),
+            features.shape[2] * features.shape[3],
             *strides_of(features),
             *strides_of(out),
             *ecg.stride(),
@@ -289,7 +291,7 @@ def backward(
             sums,
             grad.shape[1],
             grad.shape[3],
-            grad[0, 0].numel(),
+            grad.shape[2] * grad.shape[3],
             scale.numel(),
             *strides_of(grad),
             *strides_of(like),

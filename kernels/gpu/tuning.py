@@ -81,11 +81,11 @@ class Tunable(Generic[Given, Result]):
         self._chosen.clear()
 
     def _choose(self, key: Key, launch: Callable[[Choice], object]) -> Choice:
-        device, *rest = key
+        device, *facts = key
         gpu = gpu_name(device)
         if not gpu:
             return self._chosen.setdefault(key, self.choices[0])
-        place = " | ".join([self.name, *map(str, rest), gpu, _versions()])
+        place = " | ".join([self.name, *map(_rounded, facts), gpu, _versions()])
         choice = _known().get(place)
         if choice not in self.choices:
             if _warming_up and torch.cuda.is_current_stream_capturing():
@@ -125,9 +125,18 @@ def tunable(
     return lambda launcher: Tunable(launcher, choices, key)
 
 
-def key_of(tensor: Tensor, *sizes: int) -> Key:
-    """Return what a choice depends on: a tensor's device and type, and sizes, rounded up to powers of two."""
-    return (tensor.device, tensor.dtype, *sizes)
+def key_of(tensor: Tensor, *facts: object) -> Key:
+    """Return what a choice depends on: a tensor's device, type and shape, and whatever else matters, hashable."""
+    return (tensor.device, tensor.dtype, tensor.shape, *facts)
+
+
+def _rounded(fact: object) -> str:
+    """Write a fact of a key, sizes rounded up to powers of two."""
+    if isinstance(fact, tuple):
+        return " x ".join(map(_rounded, fact))
+    if isinstance(fact, int) and not isinstance(fact, bool) and fact > 1:
+        return str(1 << (fact - 1).bit_length())
+    return str(fact)
 
 
 @contextmanager

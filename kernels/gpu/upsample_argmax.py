@@ -93,7 +93,7 @@ def _upsample_argmax_kernel(
     tl.store(labels + place, label.to(tl.uint8), mask=exists)
 
 
-@tuning.tunable(CHOICES, lambda maps, *size: tuning.key_of(maps[0], len(maps), maps[0].shape[1], *size))
+@tuning.tunable(CHOICES, lambda maps, *size: tuning.key_of(maps[0], len(maps), *size))
 def forward(choice: tuning.Choice, logits: Sequence[Tensor], height: int, width: int) -> Tensor:
     """Launch the kernel on maps (B, K, h, w)."""
     batch, classes = logits[0].shape[:2]

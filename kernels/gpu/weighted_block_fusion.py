@@ -165,7 +165,7 @@ def _weighted_block_fusion_logits_kernel(
     tl.store(logits_grad + blocks, result.to(logits_grad.dtype.element_ty), mask=real)
 
 
-@tuning.tunable(FORWARD_CHOICES, lambda maps, _: tuning.key_of(maps[0], len(maps), maps[0].numel()))
+@tuning.tunable(FORWARD_CHOICES, lambda maps, _: tuning.key_of(maps[0], len(maps)))
 def forward(choice: tuning.Choice, features: Sequence[Tensor], logits: Tensor) -> Tensor:
     """Launch the forward kernel on maps of shape (B, M, D)."""
     maps, map_stride = _rows(features)
@@ -173,7 +173,7 @@ def forward(choice: tuning.Choice, features: Sequence[Tensor], logits: Tensor) -
     if fused.numel() == 0:
         return fused
     tile = choice["threads"] * _vector(fused)
-    row_elements = fused[0].numel()
+    row_elements = fused.shape[1] * fused.shape[2]
     with torch.cuda.device_of(fused):
         launching.launch(
             _weighted_block_fusion_fwd_kernel,
@@ -191,9 +191,7 @@ def forward(choice: tuning.Choice, features: Sequence[Tensor], logits: Tensor) -
     return fused
 
 
-@tuning.tunable(
-    BACKWARD_CHOICES, lambda grad, maps, _, needed: tuning.key_of(grad, len(maps), grad.numel(), any(needed))
-)
+@tuning.tunable(BACKWARD_CHOICES, lambda grad, maps, _, needed: tuning.key_of(grad, len(maps), any(needed)))
 def backward(
     choice: tuning.Choice, grad: Tensor, features: Sequence[Tensor], logits: Tensor, needs_features: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor]]:
@@ -206,7 +204,7 @@ def backward(
         return torch.zeros_like(logits), needed_grads
     vector = _vector(grad)
     tile = choice["threads"] * vector
-    row_elements = grad[0].numel()
+    row_elements = grad.shape[1] * grad.shape[2]
     tiles = grad.shape[0] * launching.cdiv(row_elements, tile)
     programs = min(tiles, MAX_PROGRAMS)
     partial_sums = torch.empty((programs, len(maps)), dtype=torch.float32, device=grad.device)

@@ -42,7 +42,7 @@ def ticks(run, device):
 forward.__module__ = "toy"
 launches, timed, clock = [], [], {64: 3.0, 128: 2.0, 256: 1.0}
 toy = tuning.tunable(
-    ({"threads": 64}, {"threads": 128}, {"threads": 256}), lambda x: tuning.key_of(x, x.numel())
+    ({"threads": 64}, {"threads": 128}, {"threads": 256}), lambda x: tuning.key_of(x, True)
 )(forward)
 """
 
@@ -97,7 +97,7 @@ def test_fastest_choice_is_found_kept_and_read_by_a_later_process(start_over):
     assert toy.timed == [64, 128, 256]
     assert toy(8) == 256
     ((place, choice),) = kept().items()
-    assert place.startswith("toy.forward | torch.float32 | 8 | Some GPU | triton 3.")
+    assert place.startswith("toy.forward | torch.float32 | 8 | True | Some GPU | triton 3.")
     assert choice == {"threads": 256}
     later = start_over()
     assert later(8) == 256
