@@ -195,5 +195,6 @@ def test_the_command_hands_over_to_the_report(tmp_path, monkeypatch):
 
 def test_the_command_needs_its_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command: pytest.fail(f"started {command}"))
     assert main(["bench", "--out", str(tmp_path)]) == 2
     assert "pip install 'trifuse[bench]'" in capsys.readouterr().err
