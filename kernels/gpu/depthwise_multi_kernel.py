@@ -17,8 +17,8 @@ atomics: results repeat bit for bit.
 Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
 * forward, B=32 C=72 H=64 W=64 K=7: 4.00 bytes per element, least 4.00; 8.8 us, floor 8.8 us; multiply-adds 15.4 us
 * backward, B=32 C=72 H=64 W=64 K=7: 8.19 bytes per element, least 6.00; 18.0 us, floor 13.2 us; multiply-adds 30.8 us
-Memory binds nowhere here: multiply-adds do. Backward reads the gradient in two launches, as the gradient of the kernels
-needs sums over the map and that of the map does not; the shares of these sums are written and read once.
+Multiply-adds bind, not memory. Backward reads the gradient in two launches, as only that of the kernels needs sums over
+the map, whose shares are written and read once more.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic, specialised
+from .static_case import StaticCase, Traffic, in_form, specialised
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
 BYTES_PER_THREAD = 16
-FORWARD_CHOICES = ({"rows": 4}, {"rows": 8}, {"rows": 2})  # rows of a tile
+FORWARD_CHOICES = ({"rows": 4}, {"rows": 8})  # of a tile; 8 run out of registers where columns are innermost
 BACKWARD_CHOICES = ({"rows": 4}, {"rows": 2})  # of the kernels' gradient
 TILE = 1024  # columns times channels of a tile: 8 values per thread and row
 LEAST_CHANNELS = 16
@@ -228,7 +228,11 @@ def _depthwise_multi_kernel_split_kernel(
             tl.store(weight_grads[i] + offsets, total.to(weight_grads[i].dtype.element_ty), mask=exists & inside)
 
 
-@tuning.tunable(FORWARD_CHOICES, lambda x, weights, *_, flipped: _key(x, weights))
+def _key(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> tuning.Key:
+    return tuning.key_of(x, x.stride(1) == 1, weights[-1].shape[-1])
+
+
+@tuning.tunable(FORWARD_CHOICES, _key, lambda choice, x, *_, **__: choice["rows"] < 8 or x.stride(1) == 1)
 def convolve(
     choice: tuning.Choice, x: Tensor, weights: Sequence[Tensor], residual: bool, memory_format: torch.memory_format,
     *, flipped: bool,
@@ -274,7 +278,7 @@ def convolve(
     return out
 
 
-@tuning.tunable(BACKWARD_CHOICES, lambda grad, x, weights, _: _key(x, weights))
+@tuning.tunable(BACKWARD_CHOICES, lambda grad, *rest: _key(*rest))
 def weight_gradients(
     choice: tuning.Choice, grad: Tensor, x: Tensor, weights: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor]:
@@ -324,10 +328,6 @@ def weight_gradients(
     return asked
 
 
-def _key(x: Tensor, weights: Sequence[Tensor]) -> tuning.Key:
-    return tuning.key_of(x, x.stride(1) == 1, weights[-1].shape[-1])
-
-
 def _tile(width: int, rows: int) -> dict[str, int]:
     """Return the size of a tile: no wider than the map needs, and the more channels the narrower."""
     pixels = min(launching.next_power_of_2(width), TILE // LEAST_CHANNELS)
@@ -360,19 +360,16 @@ def _unit(*maps: Tensor) -> int:
 _UNITS = {"bf16": 8, "fp32": 4}
 
 
-def _map_case(name: str, kernel: Any, pointers: tuple[str, ...], dtype: str, channels_last: bool) -> StaticCase:
+def _map_case(name: str, kernel, pointers, choices, dtype: str, channels_last: bool, form: int = 0) -> StaticCase:
     """Compile for maps of 64 columns or more and kernels of 7, with channels or columns innermost."""
     names = kernel.arg_names
     one = 1 if channels_last else 3  # the stride of the innermost dimension
     strides = tuple("constexpr" if place == one else "i32" for place in range(4))
-    constants: dict[Any, Any] = {
-        "UNIT": _UNITS[dtype] if channels_last else 1,
-        "K": 7,
-        **_tile(64, FORWARD_CHOICES[0]["rows"]),
-    }
+    constants: dict[Any, Any] = {"UNIT": _UNITS[dtype] if channels_last else 1, "K": 7}
+    constants |= _tile(64, choices[form]["rows"])
     kinds: dict[str, Any] = {key: strides for key in names if key.endswith("_strides")}
     kinds.update(dict.fromkeys(pointers, f"*{dtype}"), merged="*fp32", shares="*fp32")
-    name = f"{name}, {'channels' if channels_last else 'columns'} innermost, {dtype}"
+    name = in_form(f"{name}, {'channels' if channels_last else 'columns'} innermost, {dtype}", choices[form], choices)
     constants.update({(names.index(key), one): 1 for key in names if key.endswith("_strides")})
     return specialised(name, kernel, kinds, constants, unaligned=set(names) - set(pointers))
 
@@ -383,14 +380,14 @@ def _parts_case(name: str, kernel: Any, pointers: dict[str, str | tuple[str, ...
     return specialised(name, kernel, pointers, constants, unaligned=("channels", "share_count"))
 
 
-_FORWARD = ("convolution", _depthwise_multi_kernel_fwd_kernel, ("x", "merged", "out"))
-_BACKWARD = ("kernel gradient", _depthwise_multi_kernel_dw_kernel, ("grad", "x", "shares"))
+_FORWARD = ("convolution", _depthwise_multi_kernel_fwd_kernel, ("x", "merged", "out"), FORWARD_CHOICES)
+_BACKWARD = ("kernel gradient", _depthwise_multi_kernel_dw_kernel, ("grad", "x", "shares"), BACKWARD_CHOICES)
 _TWO = ("*fp32", "*fp32")
 STATIC_CASES = [
-    _map_case(*_FORWARD, "bf16", True),
+    *(_map_case(*_FORWARD, "bf16", True, form) for form in range(len(FORWARD_CHOICES))),
     _map_case(*_FORWARD, "fp32", True),
     _map_case(*_FORWARD, "bf16", False),
-    _map_case(*_BACKWARD, "bf16", True),
+    *(_map_case(*_BACKWARD, "bf16", True, form) for form in range(len(BACKWARD_CHOICES))),
     _map_case(*_BACKWARD, "fp32", True),
     _map_case(*_BACKWARD, "bf16", False),
     _parts_case("merge", _merge_kernel, {"weights": _TWO, "merged": "*fp32"}, RESIDUAL=True, FLIPPED=True),

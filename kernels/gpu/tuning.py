@@ -60,10 +60,11 @@ class Tunable(Generic[Given, Result]):
         launcher: Callable[Concatenate[Choice, Given], Result],
         choices: Sequence[Choice],
         key: Callable[..., Key],
+        suits: Callable[..., bool],
     ) -> None:
         self.name = f"{launcher.__module__.rpartition('.')[2]}.{launcher.__name__}"
         self.choices = tuple(choices)
-        self._launcher, self._key = launcher, key
+        self._launcher, self._key, self._suits = launcher, key, suits
         self._chosen: dict[Key, Choice] = {}
         update_wrapper(self, launcher)
         TUNABLES[self.name] = self
@@ -73,14 +74,14 @@ class Tunable(Generic[Given, Result]):
         key = self._key(*args, **kwargs)
         choice = self._chosen.get(key)
         if choice is None:
-            choice = self._choose(key, lambda choice: self._launcher(choice, *args, **kwargs))
+            choice = self._choose(key, args, kwargs)
         return self._launcher(choice, *args, **kwargs)
 
     def forget(self) -> None:
         """Choose anew from the next launch on."""
         self._chosen.clear()
 
-    def _choose(self, key: Key, launch: Callable[[Choice], object]) -> Choice:
+    def _choose(self, key: Key, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Choice:
         device, *facts = key
         gpu = gpu_name(device)
         if not gpu:
@@ -90,18 +91,19 @@ class Tunable(Generic[Given, Result]):
         if choice not in self.choices:
             if _warming_up and torch.cuda.is_current_stream_capturing():
                 return self.choices[0]
-            choice = self._fastest(launch, device) if _warming_up else None
+            choice = self._fastest(args, kwargs, device) if _warming_up else None
             if choice is not None:
                 _known()[place] = _found[place] = dict(choice)
         return self._chosen.setdefault(key, choice or self.choices[0])
 
-    def _fastest(self, launch: Callable[[Choice], object], device: torch.device) -> Choice | None:
+    def _fastest(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Choice | None:
         """Time the choices; None where that is impossible."""
+        choices = [choice for choice in self.choices if self._suits(choice, *args, **kwargs)]
         times = []
         try:
-            for choice in self.choices:
+            for choice in choices:
                 try:
-                    times.append(milliseconds(partial(launch, choice), device))
+                    times.append(milliseconds(partial(self._launcher, choice, *args, **kwargs), device))
                 except BackendError:  # too large for this GPU
                     times.append(float("inf"))
         except Exception as error:
@@ -110,19 +112,20 @@ class Tunable(Generic[Given, Result]):
         best = min(range(len(times)), key=times.__getitem__)
         if times[best] == float("inf"):
             return None
-        return self.choices[best if times[best] < (1 - LEAST_GAIN) * times[0] else 0]
+        return choices[best if times[best] < (1 - LEAST_GAIN) * times[0] else 0]
 
 
 def tunable(
-    choices: Sequence[Choice], key: Callable[..., Key]
+    choices: Sequence[Choice], key: Callable[..., Key], suits: Callable[..., bool] = lambda *_, **__: True
 ) -> Callable[[Callable[Concatenate[Choice, Given], Result]], Tunable[Given, Result]]:
     """Make a launcher, whose first argument is a choice, one that is called without it.
 
     Args:
         choices: of the launcher, each right for all shapes; the first one is the default.
         key: says what a choice depends on, from the launcher's other arguments: see `key_of`.
+        suits: says, from a choice and those arguments, whether it is worth timing; the first one must be.
     """
-    return lambda launcher: Tunable(launcher, choices, key)
+    return lambda launcher: Tunable(launcher, choices, key, suits)
 
 
 def key_of(tensor: Tensor, *facts: object) -> Key:

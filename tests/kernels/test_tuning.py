@@ -160,6 +160,13 @@ def test_form_too_large_for_the_gpu_is_left_out(start_over, monkeypatch):
     assert warm_up(toy, 8) == 128
 
 
+def test_form_that_does_not_suit_is_not_timed(start_over, monkeypatch):
+    toy = start_over()
+    monkeypatch.setattr(toy.toy, "_suits", lambda choice, x: choice["threads"] <= len(x))
+    assert warm_up(toy, 128) == 128
+    assert toy.timed == [64, 128]
+
+
 def test_warm_up_returns_and_raises_what_the_function_does_and_ends(start_over):
     toy = start_over()
 
