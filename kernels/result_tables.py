@@ -65,11 +65,11 @@ def table(rows: list[list[str]], headings: list[str]) -> Iterator[str]:
 
 
 def _digits(value: float | None, count: int) -> str:
-    """Return a number with so many digits that count, but never rounded to tens; nothing for None."""
+    """Return a number with so many digits that count, within limits of what is worth reading; nothing for None."""
     if value is None:
         return ""
     places = count - 1 - math.floor(math.log10(value)) if value else 0
-    return f"{value:.{max(0, places)}f}"
+    return f"{value:.{min(max(0, places), count + 1)}f}"
 
 
 def _threads(count: int) -> str:

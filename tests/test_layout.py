@@ -118,6 +118,7 @@ def test_third_party_imports_stay_where_they_belong(path):
     if folder != "architectures":
         assert not roots & {"scipy", "matplotlib", "tensorboard", "safetensors", "numpy"}
     assert not roots & {"benchmarks", "tests"}
+    assert not [module for module in imported_modules(path) if module.startswith("trifuse.benchmarks")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

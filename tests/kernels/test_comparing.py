@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from trifuse.kernels import comparing, machine
-from trifuse.kernels.result_tables import table
+from trifuse.kernels import comparing, machine, result_tables
 from trifuse.kernels.testing import Case, Comparison, Pass, WrongResult, compare, saved_for_backward_bytes
 
 FLOATS = 1000
@@ -245,6 +244,13 @@ def test_commit_is_that_of_the_measured_code(monkeypatch):
     assert machine.identity(torch.device("cpu"))["commit"] == "0123abcdef01+changes"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (0, "0"), (0.00098, "0.001"), (0.0123, "0.012"), (1.234, "1.2"), (1234.5, "1234")]
+)
+def test_tables_show_the_digits_that_count(value, text):
+    assert result_tables._digits(value, 2) == text
+
+
 def test_tables_leave_empty_columns_out():
-    lines = list(table([["first", "", "1.0"], ["second one", "", ""]], ["form", "never", "ms"]))
+    lines = list(result_tables.table([["first", "", "1.0"], ["second one", "", ""]], ["form", "never", "ms"]))
     assert lines == ["| form       |  ms |", "| ---------- | --: |", "| first      | 1.0 |", "| second one |     |"]

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trifuse.kernels import testing
 from trifuse.kernels.testing import Timing, assert_op_matches, measure, peak_memory_bytes, poisoned_empty, tensors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -264,6 +265,13 @@ def test_gpu_benchmark_runs_everywhere(gpu_benchmark):
     timings = gpu_benchmark({"add": lambda: x + x}, seconds=0.05)
     assert timings["add"].median > 0
     assert timings["add"].peak_bytes >= x.nbytes
+
+
+def test_names_that_need_torch_come_when_they_are_used():
+    assert {name for name in testing.__all__ if getattr(testing, name) is None} == set()
+    assert testing.compare.__module__ == "trifuse.kernels.comparing"
+    with pytest.raises(AttributeError, match="no attribute 'comparison'"):
+        _ = testing.comparison
 
 
 def test_plugin_is_light():
