@@ -1,4 +1,4 @@
-"""What is installed, and which backend each operator would use here and why: the first thing to ask of a user."""
+"""What is installed, which backend each operator would use here and why, and what was tuned: the first thing to ask."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 import platform
 import re
 import shutil
+import warnings
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trifuse.kernels import OPERATORS
+from trifuse.kernels import OPERATORS, upsample_argmax
 from trifuse.kernels._library import TRITON_DTYPES, default_backend
 from trifuse.kernels.attention import attention_backend
+from trifuse.kernels.gpu import tuning
 
 PACKAGES = ("trifuse", "torch", "triton", "xformers", "numpy", "einops", "safetensors", "nibabel")
 OPTIONAL = {
@@ -24,7 +26,7 @@ OPTIONAL = {
     "hypothesis": "bench",
     "pytest-benchmark": "bench",
 }
-VARIABLES = ("TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+VARIABLES = ("TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRIFUSE_CACHE")
 
 
 def examine() -> dict[str, Any]:
@@ -36,7 +38,8 @@ def examine() -> dict[str, Any]:
             name: _version(name) or f"not installed; run: pip install 'trifuse[{extra}]'"
             for name, extra in OPTIONAL.items()
         },
-        "triton": _triton(),
+        "triton": "; ".join([_triton(), *(_trial(device) for device in _gpus())]),
+        "tuning": _tuning(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "operators": [_operator(name, device, dtype) for name in OPERATORS for device, dtype in _places()],
     }
@@ -48,7 +51,7 @@ def format_findings(findings: dict[str, Any]) -> str:
     for title in ("machine", "packages", "optional", "environment"):
         if findings[title]:
             lines += [title, *(f"  {name:<18} {value}" for name, value in findings[title].items())]
-    lines += ["triton", f"  {findings['triton']}", "operators"]
+    lines += ["triton", f"  {findings['triton']}", "tuning", f"  {findings['tuning']}", "operators"]
     for row in findings["operators"]:
         lines.append(f"  {row['operator']:<28} {row['device']:<8} {row['dtype']:<9} {row['backend']}: {row['reason']}")
     return "\n".join(lines)
@@ -86,13 +89,32 @@ def _triton() -> str:
     return f"{installed}, but this torch asks for {wanted}; run: pip install triton=={wanted}"
 
 
+def _trial(device: torch.device) -> str:
+    """Build and run the smallest kernel: whether that works is not known before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        upsample_argmax([torch.zeros(1, 1, 1, 1, device=device)], (1, 1))
+    chosen, reason = default_backend(device, torch.float32, "upsample_argmax")
+    return f"a kernel ran on {device}" if chosen == "triton" else f"no kernel runs on {device}: {reason}"
+
+
+def _tuning() -> str:
+    file, count = tuning.cache_file(), len(tuning.known())
+    return f"choices kept in {file}: {count or 'none; trifuse.kernels.warm_up finds them'}"
+
+
+def _gpus() -> list[torch.device]:
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
 def _places() -> list[tuple[torch.device, torch.dtype]]:
-    devices = [torch.device("cpu")] + [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return [(device, dtype) for device in devices for dtype in TRITON_DTYPES]
+    return [(device, dtype) for device in [torch.device("cpu"), *_gpus()] for dtype in TRITON_DTYPES]
 
 
 def _operator(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    choose = attention_backend if name == "memory_efficient_attention" else default_backend
-    backend, reason = choose(device, dtype)
+    if name == "memory_efficient_attention":
+        backend, reason = attention_backend(device, dtype)
+    else:
+        backend, reason = default_backend(device, dtype, name)
     kind = str(dtype).removeprefix("torch.")
     return {"operator": name, "device": str(device), "dtype": kind, "backend": backend, "reason": reason}

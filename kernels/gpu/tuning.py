@@ -87,13 +87,13 @@ class Tunable(Generic[Given, Result]):
         if not gpu:
             return self._chosen.setdefault(key, self.choices[0])
         place = " | ".join([self.name, *map(_rounded, facts), gpu, _versions()])
-        choice = _known().get(place)
+        choice = known().get(place)
         if choice not in self.choices:
             if _warming_up and torch.cuda.is_current_stream_capturing():
                 return self.choices[0]
             choice = self._fastest(args, kwargs, device) if _warming_up else None
             if choice is not None:
-                _known()[place] = _found[place] = dict(choice)
+                known()[place] = _found[place] = dict(choice)
         return self._chosen.setdefault(key, choice or self.choices[0])
 
     def _fastest(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Choice | None:
@@ -224,7 +224,8 @@ def cache_file() -> Path:
     return Path(folder, "tuning.json")
 
 
-def _known() -> dict[str, dict[str, int]]:
+def known() -> dict[str, dict[str, int]]:
+    """Return the choices that the file keeps, and those that were found since; it is read at the first call."""
     global _remembered
     if _remembered is None:
         _remembered = _read(cache_file())
@@ -254,7 +255,7 @@ def _save() -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            _remembered = _known() | _read(file)
+            _remembered = known() | _read(file)
             new = file.with_suffix(".new")
             new.write_text(json.dumps(_remembered, indent=1, sort_keys=True), encoding="utf-8")
             new.replace(file)

@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from trifuse.architectures import doctor
 from trifuse.architectures.cli import build_parser, main
 from trifuse.architectures.data.left_atrium_phantom import write_left_atrium_phantom
 from trifuse.architectures.data.nifti import read_image, read_labels, write_labels
 from trifuse.architectures.data.split import write_split
+from trifuse.kernels.gpu import tuning
 
 TRAINING = [
     *("--variant", "tiny", "--image-size", "56", "--epochs", "2", "--batch-size", "4", "--lr", "3e-3"),
@@ -272,6 +275,20 @@ def test_c1_c7_a_model_that_is_none(tmp_path, study, capsys):
     code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
     assert code == 4
     assert "'unet9000'" in errors
+
+
+def test_doctor_says_what_was_tuned_and_whether_a_kernel_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRIFUSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "_remembered", None)
+    monkeypatch.setattr(doctor, "_gpus", lambda: [torch.device("cpu")])  # the trial itself, on a CPU
+    output = run_main(["doctor"], capsys)[1]
+    assert f"choices kept in {tmp_path}/tuning.json: none; trifuse.kernels.warm_up" in output
+    assert "no kernel runs on cpu: CPU tensors use plain PyTorch" in output
+    monkeypatch.setattr(tuning, "_remembered", {"a": {"threads": 64}})
+    monkeypatch.setattr(doctor, "default_backend", lambda *_: ("triton", ""))
+    output = run_main(["doctor"], capsys)[1]
+    assert f"choices kept in {tmp_path}/tuning.json: 1\n" in output
+    assert "a kernel ran on cpu" in output
 
 
 def test_doctor_names_every_operator_and_its_reason(capsys):
