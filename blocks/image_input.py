@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from trifuse.kernels.errors import ShapeError
@@ -27,3 +28,12 @@ def check_image(network: str, image: Tensor, channels: int) -> None:
         raise ShapeError(f"{network}: {wanted}{hint}")
     if not image.is_floating_point():
         raise TypeError(f"{network}: expected normalised floating-point images, got {image.dtype}; use image.float()")
+
+
+def convolution_layout(x: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) laid out as the convolutions to come are fastest: on a CPU, channels last.
+
+    They keep the layout that they find, so that one copy in front of a network decides it for all maps; weights,
+    gradients and checkpoints stay as they are. On other devices the map is returned as it is.
+    """
+    return x.clone(memory_format=torch.channels_last) if x.device.type == "cpu" else x

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from trifuse.blocks.conv_norm_relu import init_convs
 from trifuse.blocks.image_branch import ImageBranch, resize_bilinear
+from trifuse.blocks.image_input import convolution_layout
 from trifuse.blocks.normalization import make_norm
 from trifuse.blocks.unet_decoder import UNetDecoderStage
 from trifuse.kernels.errors import ShapeError
@@ -104,7 +105,7 @@ class DinoUNetDecoder(nn.Module):
             ShapeError: not one skip for each stage, tokens of another grid, or a part of the bottleneck is missing.
         """
         self._check(last, fused, skips, grid)
-        x = self._bottleneck(last, fused, grid)
+        x, image = self._bottleneck(last, fused, grid), convolution_layout(image)
         for j, stage in enumerate(self.stages):
             size = (2 * x.shape[2], 2 * x.shape[3])
             skip = self.skips[j](skips[j], grid, scale=None if skip_scales is None else skip_scales[j])
