@@ -48,6 +48,7 @@ GPU_SHARES = {
     "context_aware_fusion": 32,
     "temporal_film_gate": 20,
     "upsample_argmax": 14,
+    "host_cost": 15,
     "fias": 20,
     "taff_unet": 18,
     "dino_unet": 25,
@@ -107,9 +108,10 @@ def environment(scratch: Path, commit: str | None) -> dict[str, str]:
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: trifuse\nVersion: {version}\n")
         (metadata / "entry_points.txt").write_text("[pytest11]\ntrifuse = trifuse.kernels.testing\n")
-    # No options of another pytest, and no working folder on the path: transformers would take our `kernels` for a
-    # package of that name.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    # No options of another pytest, no interpreted kernels, and no working folder on the path: transformers would take
+    # our `kernels` for a package of that name.
+    unwanted = ("PYTEST_", "TRITON_INTERPRET")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     path = os.pathsep.join(filter(None, [str(scratch), os.environ.get("PYTHONPATH", "")]))
     own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     return inherited | own | ({"TRIFUSE_COMMIT": commit} if commit else {})
@@ -151,7 +153,7 @@ def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, reco
     lines += table(ended, ["part", "exit code", "seconds", "limit"])
     for outcome in outcomes:
         if outcome.code:
-            said = log_of(out, outcome.part).read_text(encoding="utf-8").splitlines()[-40:]
+            said = log_of(out, outcome.part).read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
             lines += ["", f"## The end of what {outcome.part.name} said", "", "```", *said, "```"]
     for path in records:
         lines += ["", f"## {path.stem}", "", markdown(json.loads(path.read_text(encoding="utf-8"))).rstrip()]
