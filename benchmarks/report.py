@@ -135,9 +135,9 @@ def run_part(part: Part, limit_s: float | None, log: Path, scratch: Path, variab
     return Outcome(part, code if code >= 0 else 128 - code, time.monotonic() - start, limit_s)
 
 
-def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, records: Sequence[Path]) -> str:
+def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, written: Sequence[Path]) -> str:
     """Return the report as Markdown: the machine, how each part ended, why some failed, and every table."""
-    from trifuse.kernels.result_tables import markdown, table
+    from trifuse.kernels.result_tables import table
 
     facts = [[key.replace("_", " "), str(value)] for key, value in machine.items() if value is not None]
     ended = [
@@ -155,9 +155,27 @@ def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, reco
         if outcome.code:
             said = log_of(out, outcome.part).read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
             lines += ["", f"## The end of what {outcome.part.name} said", "", "```", *said, "```"]
-    for path in records:
-        lines += ["", f"## {path.stem}", "", markdown(json.loads(path.read_text(encoding="utf-8"))).rstrip()]
+    for path in written:
+        if text := text_of(path):
+            lines += ["", f"## {path.stem}", "", text.rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def text_of(path: Path) -> str:
+    """Return a result file as Markdown; nothing for one that has its tables in a file of their own."""
+    from trifuse.kernels.result_tables import markdown
+
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text
+    record = json.loads(text)
+    return markdown(record) if "baseline" in record else ""
+
+
+def results_in(out: Path) -> dict[Path, int]:
+    """Return the result files of a folder, and when they were written."""
+    found = [path for path in sorted(out.iterdir()) if path.suffix in (".json", ".md") and path.name != "report.md"]
+    return {path: path.stat().st_mtime_ns for path in found}
 
 
 def log_of(out: Path, part: Part) -> Path:
@@ -185,7 +203,7 @@ def run_parts(
     If there are so many ``seconds`` for all of them, each may take its share of those that are left.
     """
     (out / "logs").mkdir(parents=True, exist_ok=True)
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    before = results_in(out)
     outcomes: list[Outcome] = []
     so_far = 0.0
     for index, part in enumerate(listed):
@@ -198,7 +216,7 @@ def run_parts(
         so_far += outcome.seconds
         state = {0: "ok", OUT_OF_TIME: "out of time"}.get(outcome.code, f"exit code {outcome.code}")
         print(f"  {state:13}{outcome.seconds:5.0f} s  ({so_far:.0f} s so far)", flush=True)
-        written = [path for path in sorted(out.glob("*.json")) if path.stat().st_mtime_ns != before.get(path)]
+        written = [path for path, when in results_in(out).items() if when != before.get(path)]
         (out / "report.md").write_text(report(machine, outcomes, out, written), encoding="utf-8")
     print(f"report: {out / 'report.md'}")
     return max(outcome.code for outcome in outcomes)

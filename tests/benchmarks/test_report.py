@@ -97,10 +97,10 @@ def test_only_known_parts_are_taken(tmp_path, capsys, monkeypatch):
 def test_the_worst_part_decides_and_none_is_hidden(tmp_path, capsys):
     (tmp_path / "old.cpu.json").write_text("{}")  # of an earlier run: neither shown nor touched
     listed = [
-        python("sound", "print('all is well')"),
+        python("sound", f"print('all is well'); open({str(tmp_path / 'new.md')!r}, 'w').write('a table')"),
         python("failing", "import sys; print('what went wrong'); sys.exit(3)"),
         python("killed", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
-        python("sound again", ""),
+        python("sound again", f"open({str(tmp_path / 'new.json')!r}, 'w').write('{{}}')"),  # its tables are in new.md
     ]
     assert report.run_parts(listed, {"kind": "cpu", "driver": None}, tmp_path, tmp_path, dict(os.environ), None) == 139
     text, printed = (tmp_path / "report.md").read_text(), capsys.readouterr().out.splitlines()
@@ -114,6 +114,7 @@ def test_the_worst_part_decides_and_none_is_hidden(tmp_path, capsys):
     assert "what went wrong" in text
     assert "all is well" not in text
     assert "old.cpu" not in text
+    assert text.count("## new\n\na table\n") == text.count("## new") == 1
     assert [line.split()[:2] for line in printed[:4]] == [
         ["1/4", "sound"],
         ["2/4", "failing"],
