@@ -95,7 +95,7 @@ def test_only_known_parts_are_taken(tmp_path, capsys, monkeypatch):
 
 
 def test_the_worst_part_decides_and_none_is_hidden(tmp_path, capsys):
-    (tmp_path / "old.cpu.json").write_text("{}")  # of an earlier run: neither shown nor touched
+    (tmp_path / "old.md").write_text("an old table")
     listed = [
         python("sound", f"print('all is well'); open({str(tmp_path / 'new.md')!r}, 'w').write('a table')"),
         python("failing", "import sys; print('what went wrong'); sys.exit(3)"),
@@ -113,7 +113,7 @@ def test_the_worst_part_decides_and_none_is_hidden(tmp_path, capsys):
     ]
     assert "what went wrong" in text
     assert "all is well" not in text
-    assert "old.cpu" not in text
+    assert "an old table" not in text
     assert text.count("## new\n\na table\n") == text.count("## new") == 1
     assert [line.split()[:2] for line in printed[:4]] == [
         ["1/4", "sound"],
