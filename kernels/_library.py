@@ -142,7 +142,7 @@ def _naming(op: str, launch: Callable[..., object]) -> Callable[..., object]:
     def launch_or_say_why_not(*arguments: Any) -> object:
         try:
             return launch(*arguments)
-        except UnusableKernel as error:
+        except (UnusableKernel, ImportError) as error:  # the latter from a triton that does not load
             device = _tensors(arguments)[0].device
             _unusable[op, device] = str(error)
             raise UnusableKernel(
@@ -208,9 +208,11 @@ def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
     """Tell whether vmap, functional or forward-mode differentiation is at work, which need a composable form."""
     if torch.compiler.is_compiling():
         return False
-    return torch.autograd.forward_ad._current_level >= 0 or any(
-        torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors
-    )
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is None:  # asked once for all tensors: most calls end here
+        return False
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 
 
 def without_values(tensors: Sequence[Tensor]) -> bool:

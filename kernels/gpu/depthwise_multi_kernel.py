@@ -38,7 +38,7 @@ from .static_case import StaticCase, Traffic, in_form, specialised
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
 BYTES_PER_THREAD = 16
-FORWARD_CHOICES = ({"rows": 4}, {"rows": 8})  # of a tile; 8 run out of registers where columns are innermost
+FORWARD_CHOICES = ({"rows": 4}, {"rows": 8})  # of a tile; only 16-byte loads of a 2-byte type leave registers for 8
 BACKWARD_CHOICES = ({"rows": 4}, {"rows": 2})  # of the kernels' gradient
 TILE = 1024  # columns times channels of a tile: 8 values per thread and row
 LEAST_CHANNELS = 16
@@ -229,10 +229,10 @@ def _depthwise_multi_kernel_split_kernel(
 
 
 def _key(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> tuning.Key:
-    return tuning.key_of(x, x.stride(1) == 1, weights[-1].shape[-1])
+    return tuning.key_of(x, _unit(x), weights[-1].shape[-1])
 
 
-@tuning.tunable(FORWARD_CHOICES, _key, lambda choice, x, *_, **__: choice["rows"] < 8 or x.stride(1) == 1)
+@tuning.tunable(FORWARD_CHOICES, _key, lambda choice, x, *_, **__: choice["rows"] < 8 or _unit(x) == 8)
 def convolve(
     choice: tuning.Choice, x: Tensor, weights: Sequence[Tensor], residual: bool, memory_format: torch.memory_format,
     *, flipped: bool,

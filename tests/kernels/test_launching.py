@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -180,6 +181,14 @@ def test_k31_plain_pytorch_takes_over_with_one_warning(op, unknown_gpu):
     chosen, reason = _library.default_backend(torch.device("cpu"), torch.float32, op)
     assert chosen == "torch"
     assert "sm_999" in reason
+
+
+def test_k31_triton_that_does_not_load_is_a_reason_too(unknown_gpu, monkeypatch):
+    monkeypatch.delattr("trifuse.kernels.gpu.upsample_argmax")
+    monkeypatch.setitem(sys.modules, "trifuse.kernels.gpu.upsample_argmax", None)
+    with pytest.warns(RuntimeWarning, match="plain PyTorch takes over: upsample_argmax on cpu: .*upsample_argmax"):
+        CALLS["upsample_argmax"]()
+    assert unknown_gpu == []
 
 
 def test_k31_a_forced_backend_does_not_fall_back(unknown_gpu):
