@@ -127,6 +127,9 @@ def compile_case(case: StaticCase, target: str) -> Cost:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    for function in functions_of(case):
+        # Without line information the code is the same wherever it stands; the cache shall not take it for another.
+        function.starting_line_number = 0
     nvidia = target in NVIDIA_TARGETS
     gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32) if nvidia else GPUTarget("hip", target, 64)
     source = ASTSource(
@@ -141,6 +144,16 @@ def compile_case(case: StaticCase, target: str) -> Cost:
         compiled = triton.compile(source, target=gpu, options={"num_warps": case.threads // gpu.warp_size})
     code = compiled.asm["cubin" if nvidia else "amdgcn"]
     return _cost_of(code, compiled.metadata.shared)
+
+
+def functions_of(case: StaticCase) -> list[Any]:
+    """Return a case's kernel, and all jit functions that it calls, directly or through others."""
+    found = [case.kernel]
+    for function in found:  # which grows on the way
+        names = sorted(function.fn.__code__.co_names)
+        called = [function.fn.__globals__.get(name) for name in names]
+        found += [value for value in called if hasattr(value, "arg_names") and value not in found]
+    return found
 
 
 def _aligned_paths(case: StaticCase) -> list[tuple[int, ...]]:

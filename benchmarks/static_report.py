@@ -10,18 +10,18 @@ occupancy, bytes and floors are computed.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import io
 import json
 import math
 import os
 import pkgutil
 import subprocess
 import sys
-import textwrap
+import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,7 +36,7 @@ from trifuse.kernels import gpu
 from trifuse.kernels.gpu.static_case import StaticCase, Traffic
 from trifuse.kernels.machine import commit
 
-from .ahead_of_time import BUDGETS, NVIDIA_TARGETS, TARGETS
+from .ahead_of_time import BUDGETS, NVIDIA_TARGETS, TARGETS, functions_of
 
 LABEL = "computed, nothing here was measured on a GPU"
 # Of an H200: bytes, float32 multiply-adds and exponentials per second.
@@ -105,18 +105,15 @@ def source_hash(case: StaticCase) -> str:
     Comments and the place in the file do not count.
     """
     seen: dict[str, str] = {}
-    waiting = [case.kernel]
-    while waiting:
-        function = waiting.pop().fn
-        name = f"{function.__module__}.{function.__qualname__}"
-        if name not in seen:
-            seen[name] = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(function))))
-            for word in sorted(function.__code__.co_names):
-                value = function.__globals__.get(word)
-                if hasattr(value, "fn") and hasattr(value, "arg_names"):
-                    waiting.append(value)
-                elif hasattr(value, "value"):
-                    seen[f"{name}: {word}"] = repr(value.value)
+    for function in functions_of(case):
+        python = function.fn
+        name = f"{python.__module__}.{python.__qualname__}"
+        tokens = tokenize.generate_tokens(io.StringIO(inspect.getsource(python)).readline)
+        seen[name] = " ".join(token.string for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL))
+        for word in python.__code__.co_names:
+            value = python.__globals__.get(word)
+            if hasattr(value, "value"):
+                seen[f"{name}: {word}"] = repr(value.value)
     settings = (sorted(seen.items()), list(case.signature.items()), sorted(case.constants.items(), key=repr))
     return hashlib.sha256(repr((settings, case.aligned, case.threads)).encode()).hexdigest()[:16]
 
@@ -152,7 +149,12 @@ def pass_line(row: dict[str, Any]) -> str:
     )
 
 
-def report(compiled: dict[str, Any], stamp: dict[str, Any]) -> dict[str, Any]:
+def stamp() -> dict[str, str]:
+    """Say what compiled the kernels; nothing here depends on the machine."""
+    return {"torch": torch.__version__, "triton": importlib.metadata.version("triton"), "commit": commit()}
+
+
+def report(compiled: dict[str, Any], stamp: dict[str, str]) -> dict[str, Any]:
     """Put together what was compiled and what is computed."""
     modules = kernel_modules()
     kernels = []
@@ -243,8 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for kernels.json and kernels.md")
     options = parser.parse_args(arguments)
     compiled = _compile_everything()
-    stamp = {"torch": torch.__version__, "triton": importlib.metadata.version("triton"), "commit": commit()}
-    record = report(compiled, stamp)
+    record = report(compiled, stamp())
     text = markdown(record)
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "kernels.json", json.dumps(record, indent=1) + "\n")
@@ -253,7 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
     faults = [*compiled["without_a_case"], *compiled["without_a_twin"]]
     for row in compiled["rows"]:
         faults += [f"{row['module']}, {row['case']} on {row['target']}: {r}: {m}" for r, m in row["broken"].items()]
-    print(*faults, sep="\n", file=sys.stderr)
+    for fault in faults:
+        print(fault, file=sys.stderr)
     return 1 if faults else 0
 
 

@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic
+from .static_case import StaticCase, Traffic, in_form
 
 TILE = 128  # pixels, one per thread
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -281,7 +281,9 @@ class Walk:
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate
 
 
-def sums_case(kernel: object, maps: int, classes: int, dtype: str, *, coarse: bool) -> StaticCase:
+def sums_case(
+    kernel: object, maps: int, classes: int, dtype: str, *, coarse: bool, choice: tuning.Choice = FORWARD_CHOICES[0]
+) -> StaticCase:
     """Return a case of the forward kernel, or of the backward kernel of `mutation_loss`, which reads the same."""
     backward = kernel is not _segmentation_sums_fwd_kernel
     subsets = 2**maps - 1
@@ -302,13 +304,13 @@ def sums_case(kernel: object, maps: int, classes: int, dtype: str, *, coarse: bo
             "K": classes,
             "SUBSETS": subsets,
             "SQUARED": True,
-            "STEPS": STEPS,
+            "STEPS": choice["steps"],
             "TILE": TILE,
         }
     else:
         signature = {**reads, **dict.fromkeys(("partial", "partial_true"), "*fp32"), **geometry}
         switches = {"N": maps, "K": classes, "COUNT": count, "SUBSETS": subsets}
-        switches |= {"SQUARED": True, "STEPS": STEPS, "TILE": TILE}
+        switches |= {"SQUARED": True, "STEPS": choice["steps"], "TILE": TILE}
     place = {name: position for position, name in enumerate(signature)}
     constants: dict[str | tuple[int, ...], object] = {"IGNORED": None, **switches}
     contiguous = [(place["strides"], 4 * i + 3) for i in range(maps)] + [(place["target_strides"], 2)]
@@ -316,7 +318,7 @@ def sums_case(kernel: object, maps: int, classes: int, dtype: str, *, coarse: bo
     if not coarse:
         constants |= dict.fromkeys([(place["sizes"], i) for i in range(2 * maps)])
     return StaticCase(
-        name=f"{maps} {'coarse' if coarse else 'full'} maps, {dtype}",
+        name=in_form(f"{maps} {'coarse' if coarse else 'full'} maps, {dtype}", choice, FORWARD_CHOICES),
         kernel=kernel,
         signature={**signature, **dict.fromkeys(map(str, switches), "constexpr")},
         constants=constants,
@@ -329,4 +331,5 @@ STATIC_CASES = [
     sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False),
     sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False),
     sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True),
+    *(sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=True, choice=c) for c in FORWARD_CHOICES[1:]),
 ]

@@ -31,12 +31,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic, specialised
+from .static_case import StaticCase, Traffic, in_form, specialised
 
 CHOICES = ({"threads": 128}, {"threads": 64})  # per program
 WARP_SIZE = 64 if torch.version.hip else 32
 BYTES_PER_THREAD = 16
 MOST_CHANNELS_PER_THREAD = 32  # of one pixel; more, and backward runs out of registers
+Layouts = tuple[Any, ...]
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 _PAPER = {"B": 32, "H": 64, "W": 64, "C": 72, "heads": 3, "e": 2}
@@ -298,12 +299,13 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     normaliser = torch.empty((samples, num_heads, height, width), dtype=torch.float32, device=q.device)
     maps = (*maps, out)
-    settings = _settings(choice, maps, num_heads, dilations, border)
+    layouts = _layouts(maps)
+    settings = _settings(choice["threads"], layouts, num_heads, tuple(dilations), border)
     with torch.cuda.device_of(q):
         if out.numel():
-            settings["MASK"] = border == "mask"
-            tensors, grid = (maps, _strides(maps, settings), normaliser), _grid(q, num_heads, settings)
-            launching.launch(_dilated_attention_fwd_kernel, grid, *tensors, height, width, scale, **settings)
+            grid, others = _grid(q, num_heads, settings), (normaliser, height, width, scale)
+            strides, constants = _strides(layouts, settings["UNIT"]), settings | {"MASK": border == "mask"}
+            launching.launch(_dilated_attention_fwd_kernel, grid, maps, strides, *others, **constants)
     return out, normaliser
 
 
@@ -316,7 +318,7 @@ def backward(
     if grad.numel() == 0:
         return
     _, height, width, _ = grad.shape
-    settings = _settings(choice, (grad, *maps, *grads), num_heads, dilations, border)
+    settings = _settings(choice["threads"], _layouts((grad, *maps, *grads)), num_heads, tuple(dilations), border)
     grid = _grid(grad, num_heads, settings)
     sums = (normaliser, torch.empty_like(normaliser))  # the second one is written by the first launch
     launches = (
@@ -326,24 +328,26 @@ def backward(
     with torch.cuda.device_of(grad):
         for kernel, others, taps, wanted in launches:
             if any(x is not None for x in wanted):
-                tensors = ((grad, *others), _strides((grad, *others), settings), *sums)
+                tensors = ((grad, *others), _strides(_layouts((grad, *others)), settings["UNIT"]), *sums)
                 launching.launch(kernel, grid, *tensors, height, width, taps, scale, **settings)
 
 
-def _settings(
-    choice: tuning.Choice, maps: Sequence[Tensor | None], num_heads: int, dilations: Sequence[int], border: str
-) -> dict[str, Any]:
+def _layouts(maps: Sequence[Tensor | None]) -> Layouts:
+    """Return the shape, the strides and the bytes per element of maps (B, H, W, C): all that launches depend on."""
+    return tuple(None if x is None else (x.shape, x.stride(), x.element_size()) for x in maps)
+
+
+@lru_cache(maxsize=1024)
+def _settings(threads: int, layouts: Layouts, heads: int, dilations: tuple[int, ...], border: str) -> dict[str, Any]:
     """Return what a kernel is compiled for, except for the types."""
-    threads = choice["threads"]
-    first = next(x for x in maps if x is not None)
-    d = max(1, first.shape[-1] // num_heads)
-    vector = BYTES_PER_THREAD // first.element_size()
+    shape, _, element_bytes = next(layout for layout in layouts if layout)
+    d, vector = max(1, shape[-1] // heads), BYTES_PER_THREAD // element_bytes
     threads_per_pixel = min(threads, launching.next_power_of_2(launching.cdiv(d, MOST_CHANNELS_PER_THREAD)))
-    whole = all(stride % vector == 0 for x in maps if x is not None for stride in _moving_strides(x)[:3])
+    whole = all(stride % vector == 0 for layout in layouts if layout for stride in _moving_strides(layout)[:3])
     return {
-        "HEADS": num_heads,
+        "HEADS": heads,
         "D": d,
-        "DILATIONS": tuple(dilations),
+        "DILATIONS": dilations,
         "SHIFT": border == "shift",
         "PIXELS": threads // threads_per_pixel,
         "CHUNK": vector * threads_per_pixel,
@@ -353,49 +357,41 @@ def _settings(
 
 
 def _grid(x: Tensor, num_heads: int, settings: dict[str, Any]) -> tuple[int]:
-    samples, height, width, _ = x.shape
-    return (samples * launching.cdiv(height * width, settings["PIXELS"]) * num_heads,)
-
-
-def _strides(maps: Sequence[Tensor | None], settings: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
-    strides = [(0, 0, 0, 1) if x is None else _moving_strides(x) for x in maps]
-    return tuple((*(stride // settings["UNIT"] for stride in pixels), last) for *pixels, last in strides)
-
-
-def _moving_strides(x: Tensor) -> tuple[int, ...]:
-    """Return the strides of a map (B, H, W, C), 0 or 1 along axes of one position, where nobody moves."""
-    return _where_anybody_moves(x.shape, x.stride())
+    return (x.shape[0] * launching.cdiv(x.shape[1] * x.shape[2], settings["PIXELS"]) * num_heads,)
 
 
 @lru_cache(maxsize=1024)
-def _where_anybody_moves(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(s if size > 1 else n for size, s, n in zip(shape, strides, (0, 0, 0, 1), strict=True))
+def _strides(layouts: Layouts, unit: int) -> tuple[tuple[int, ...], ...]:
+    strides = [_moving_strides(layout) if layout else (0, 0, 0, 1) for layout in layouts]
+    return tuple((*(stride // unit for stride in pixels), last) for *pixels, last in strides)
+
+
+def _moving_strides(layout: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the strides of a map (B, H, W, C), 0 or 1 along axes of one position, where nobody moves."""
+    return tuple(s if size > 1 else n for size, s, n in zip(*layout[:2], (0, 0, 0, 1), strict=True))
 
 
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate
 
 
-def _case(kernel: Any, pointers: str, d: int, border: str) -> StaticCase:
+def _case(kernel: Any, pointers: str, d: int, border: str, choice: tuning.Choice = CHOICES[0]) -> StaticCase:
     """Compile a kernel as it runs on the slices of one packed projection of three heads; ``-`` is a missing map."""
     names = pointers.split()
     dtype = names[0].removeprefix("*")
     example = torch.empty(1, 2, 2, 3 * d, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], device="meta")
-    settings = {**_settings(CHOICES[0], (example,), 3, (1, 2, 3), border), "MASK": border == "mask"}
-    kinds: dict[str, Any] = {
-        "maps": tuple(names),
-        "strides": ((*("i32",) * 3, "constexpr"),) * len(names),
-        "scale": "fp32",
-    }
+    settings = {**_settings(choice["threads"], _layouts((example,)), 3, (1, 2, 3), border), "MASK": border == "mask"}
+    strides = ((*("i32",) * 3, "constexpr"),) * len(names)
+    kinds: dict[str, Any] = {"maps": tuple(names), "strides": strides, "scale": "fp32"}
     kinds |= dict.fromkeys(("normaliser", "weighted_grad"), "*fp32")
-    name = f"{kernel.__name__.removeprefix('_')}, {dtype}, head dim {d}, border {border}"
+    name = in_form(f"{kernel.__name__.removeprefix('_')}, {dtype}, head dim {d}, border {border}", choice, CHOICES)
     constants = settings | {(1, i, 3): 1 for i in range(len(names))}
-    return specialised(name, kernel, kinds, constants, unaligned=("strides", "height", "width", "taps", "scale"))
+    unaligned = ("strides", "height", "width", "taps", "scale")
+    return specialised(name, kernel, kinds, constants, unaligned, choice["threads"])
 
 
+_MAPS = {_dilated_attention_fwd_kernel: 4, _dilated_attention_dq_kernel: 5, _dilated_attention_dkdv_kernel: 6}
 STATIC_CASES = [
-    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 24, "zero"),
-    _case(_dilated_attention_dq_kernel, "*bf16 " * 5, 24, "zero"),
-    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 24, "zero"),
+    *(_case(kernel, "*bf16 " * count, 24, "zero", choice) for choice in CHOICES for kernel, count in _MAPS.items()),
     _case(_dilated_attention_fwd_kernel, "*fp32 " * 4, 24, "zero"),
     _case(_dilated_attention_dq_kernel, "*fp32 " * 5, 32, "mask"),
     _case(_dilated_attention_dkdv_kernel, "*fp32 " * 6, 32, "zero"),

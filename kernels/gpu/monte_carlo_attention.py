@@ -36,7 +36,7 @@ from .gates import (
     strides_of,
     tile_of,
 )
-from .static_case import StaticCase, Traffic, specialised
+from .static_case import StaticCase, Traffic, in_form, specialised
 
 MARK_PIXELS = 256
 
@@ -347,6 +347,10 @@ _CHANNELS_LAST = {"CHANNELS": 64, "PIXELS": 16, "x_stride_c": 1, "x_grad_stride_
 _NUMBERS = ("scales", "cells")
 
 
+def _wide(choice: tuning.Choice) -> dict[str, int]:
+    return {**_PLANES, "PIXELS": choice["tiles"] * _PLANES["PIXELS"]}
+
+
 def _forward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str) -> StaticCase:
     constants = {name: value for name, value in layout.items() if "grad" not in name}
     return _case(f"forward, {name}", _monte_carlo_pool_fwd_kernel, {**constants, "FLAT": True}, absent, dtype)
@@ -364,5 +368,7 @@ STATIC_CASES = [
     _backward_case("planes, permuted", _PLANES, (), "bf16"),
     _backward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "chosen"), "fp32"),
     _backward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16"),
+    *(_forward_case(in_form("planes, permuted", c, TILE_CHOICES), _wide(c), (), "bf16") for c in TILE_CHOICES[1:]),
+    *(_backward_case(in_form("planes, permuted", c, TILE_CHOICES), _wide(c), (), "bf16") for c in TILE_CHOICES[1:]),
     _case("marks", _monte_carlo_pool_mark_kernel, {"PIXELS": MARK_PIXELS}, (), "bf16"),
 ]

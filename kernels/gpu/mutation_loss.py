@@ -300,5 +300,6 @@ STATIC_CASES = [
     sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=False),
     sums_case(_segmentation_sums_bwd_kernel, 3, 9, "bf16", coarse=False),
     sums_case(_segmentation_sums_bwd_kernel, 3, 9, "fp32", coarse=True),
+    *(sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=True, choice=c) for c in BACKWARD_CHOICES[1:]),
     _fold_case(9, "fp32"),
 ]

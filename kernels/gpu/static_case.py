@@ -7,7 +7,7 @@ counts the bytes, and holds the figures in the modules' docstrings against these
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,12 @@ class StaticCase:
 
 
 def specialised(
-    name: str, kernel: Any, kinds: Mapping[str, Any], constants: Mapping[Any, object], unaligned: Collection[str] = ()
+    name: str,
+    kernel: Any,
+    kinds: Mapping[str, Any],
+    constants: Mapping[Any, object],
+    unaligned: Collection[str] = (),
+    threads: int = 128,
 ) -> StaticCase:
     """Return a case of a kernel by the types of its arguments.
 
@@ -45,13 +50,19 @@ def specialised(
         kinds: types, by name; what is neither here nor a constant is an ``"i32"``.
         constants: values, by name or place; names that the kernel does not have are passed over.
         unaligned: arguments that need not be multiples of 16.
+        threads: threads per program.
     """
     own = {key: value for key, value in constants.items() if not isinstance(key, str) or key in kernel.arg_names}
     signature = {
         argument: "constexpr" if argument in own else kinds.get(argument, "i32") for argument in kernel.arg_names
     }
     aligned = tuple(key for key, kind in signature.items() if kind != "constexpr" and key not in unaligned)
-    return StaticCase(name, kernel, signature, own, aligned)
+    return StaticCase(name, kernel, signature, own, aligned, threads)
+
+
+def in_form(name: str, choice: Mapping[str, int], choices: Sequence[Mapping[str, int]]) -> str:
+    """Return the name of a case, with the choice that it is compiled for where that is not the first one."""
+    return name if choice == choices[0] else ", ".join([name, *(f"{value} {key}" for key, value in choice.items())])
 
 
 @dataclass(frozen=True)

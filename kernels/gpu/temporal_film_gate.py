@@ -35,7 +35,7 @@ from .gates import (
     strides_of,
     tile_of,
 )
-from .static_case import StaticCase, Traffic, specialised
+from .static_case import StaticCase, Traffic, in_form, specialised
 
 CHANNELS_AT_ONCE = 256  # of a sample, in the launch that follows the sums
 
@@ -221,11 +221,8 @@ def forward(
     if out.numel() == 0:
         return out
     channels, pixels = tile_of(features, choice["tiles"])
-    programs = (
-        features.shape[0]
-        * launching.cdiv(features.shape[1], channels)
-        * launching.cdiv(features.shape[2] * features.shape[3], pixels)
-    )
+    positions = features.shape[2] * features.shape[3]
+    programs = features.shape[0] * launching.cdiv(features.shape[1], channels) * launching.cdiv(positions, pixels)
     with torch.cuda.device_of(features):
         launching.launch(
             _temporal_film_fwd_kernel,
@@ -253,9 +250,7 @@ def forward(
     return out
 
 
-@tuning.tunable(TILE_CHOICES, lambda grad, features, *small: map_key(grad, features is None, small[-1]))
 def backward(
-    choice: tuning.Choice,
     grad: Tensor,
     features: Tensor | None,
     ecg: Tensor,
@@ -276,7 +271,7 @@ def backward(
         return [*(value.new_zeros(value.shape) for value in small), *map_grads]
     maps = (grad, *(() if features is None else (features,)), *map_grads)
     map_grad = map_grads[0] if needs_features else None
-    channels, pixels = tile_of(like, choice["tiles"])
+    channels, pixels = tile_of(like)  # of two tiles at once, sm_100 spills a register
     programs, splits = part_programs(like, channels, pixels)
     sums = torch.empty((splits, 2, *scale.shape), dtype=torch.float32, device=grad.device)
     with torch.cuda.device_of(grad):
@@ -338,11 +333,12 @@ _DENSE = {"ecg_stride_c": 1, "scale_stride_c": 1, "shift_stride_c": 1, "weights_
 _ROW, _COLUMN = (1, 1024), (64, 16)  # tiles of 64 x 64 positions and 64 channels
 
 
-def _case(name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str) -> StaticCase:
+def _case(name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str, choice=TILE_CHOICES[0]) -> StaticCase:
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
     pointers = ("ecg", "weights", "scale", "shift", "sums", "ecg_grad", "weights_grad", "scale_grad", "shift_grad")
     kinds = dict.fromkeys(_MAPS, f"*{dtype}") | dict.fromkeys(pointers, "*fp32")
-    tiles = {"CHANNELS": tile[0], "PIXELS": tile[1], "FLAT": True}
+    tiles = {"CHANNELS": tile[0], "PIXELS": choice["tiles"] * tile[1], "FLAT": True}
+    name = in_form(name, choice, TILE_CHOICES)
     unaligned = ("splits", "weights_stride_b")
     return specialised(f"{name}, {dtype}", kernel, kinds, tiles | constants | _DENSE, unaligned)
 
@@ -358,5 +354,6 @@ STATIC_CASES = [
     _case("backward, channels last", _temporal_film_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16"),
     _case("backward of the map", _temporal_film_bwd_kernel, _ROW, _PLANES | _ONLY_THE_MAP, "bf16"),
     _case("backward of the rest", _temporal_film_bwd_kernel, _ROW, _PLANES | _ONLY_THE_REST, "bf16"),
+    *(_case("forward", _temporal_film_fwd_kernel, _ROW, _PLANES, "bf16", choice) for choice in TILE_CHOICES[1:]),
     _case("gradients from the sums", _temporal_film_small_bwd_kernel, (CHANNELS_AT_ONCE, 0), {}, "fp32"),
 ]

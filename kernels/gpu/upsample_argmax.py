@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic
+from .static_case import StaticCase, Traffic, in_form
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -126,10 +126,10 @@ def forward(choice: tuning.Choice, logits: Sequence[Tensor], height: int, width:
 # ------------------------------------------------------------------------------------------- the ahead-of-time gate
 
 
-def _case(n: int, dtype: str) -> StaticCase:
+def _case(n: int, dtype: str, choice: tuning.Choice = CHOICES[0]) -> StaticCase:
     integers, floats = ("i32",) * n, ("fp32",) * n
     return StaticCase(
-        name=f"labels from {n} maps, {dtype}",
+        name=in_form(f"labels from {n} maps, {dtype}", choice, CHOICES),
         kernel=_upsample_argmax_kernel,
         signature={
             "maps": (f"*{dtype}",) * n,
@@ -140,10 +140,10 @@ def _case(n: int, dtype: str) -> StaticCase:
             **dict.fromkeys(("row_scales", "column_scales"), floats),
             **dict.fromkeys(("N", "COLUMNS"), "constexpr"),
         },
-        constants={"N": n, "COLUMNS": COLUMNS, **{(10, i): 1 for i in range(n)}},
+        constants={"N": n, "COLUMNS": choice["columns"], **{(10, i): 1 for i in range(n)}},
         aligned=("maps", "labels"),
         threads=THREADS,
     )
 
 
-STATIC_CASES = [_case(1, "fp32"), _case(3, "bf16")]
+STATIC_CASES = [_case(1, "fp32"), *(_case(3, "bf16", choice) for choice in CHOICES)]

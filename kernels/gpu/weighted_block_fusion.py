@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic
+from .static_case import StaticCase, Traffic, in_form
 
 FORWARD_CHOICES = ({"threads": 128}, {"threads": 256})
 BACKWARD_CHOICES = ({"threads": 128}, {"threads": 256})
@@ -269,9 +269,9 @@ def _rows(features: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
 _VECTORS = {"bf16": 8, "fp32": 4}
 
 
-def _forward_case(n: int, dtype: str) -> StaticCase:
+def _forward_case(n: int, dtype: str, choice: tuning.Choice = FORWARD_CHOICES[0]) -> StaticCase:
     return StaticCase(
-        name=f"forward, {n} maps, {dtype}",
+        name=in_form(f"forward, {n} maps, {dtype}", choice, FORWARD_CHOICES),
         kernel=_weighted_block_fusion_fwd_kernel,
         signature={
             "maps": (f"*{dtype}",) * n,
@@ -283,15 +283,18 @@ def _forward_case(n: int, dtype: str) -> StaticCase:
             "TILE": "constexpr",
             "IN_FLIGHT": "constexpr",
         },
-        constants={"N": n, "TILE": THREADS * _VECTORS[dtype], "IN_FLIGHT": MAPS_IN_FLIGHT},
+        constants={"N": n, "TILE": choice["threads"] * _VECTORS[dtype], "IN_FLIGHT": MAPS_IN_FLIGHT},
         aligned=("maps", "logits", "fused", "row_elements", "map_stride"),
-        threads=THREADS,
+        threads=choice["threads"],
     )
 
 
-def _backward_case(n: int, count: int, trained: bool, dtype: str) -> StaticCase:
+def _backward_case(
+    n: int, count: int, trained: bool, dtype: str, choice: tuning.Choice = BACKWARD_CHOICES[0]
+) -> StaticCase:
+    name = f"backward, {count} of {n} {'trained' if trained else 'frozen'} maps, {dtype}"
     return StaticCase(
-        name=f"backward, {count} of {n} {'trained' if trained else 'frozen'} maps, {dtype}",
+        name=in_form(name, choice, BACKWARD_CHOICES),
         kernel=_weighted_block_fusion_bwd_kernel,
         signature={
             "grad": f"*{dtype}",
@@ -311,12 +314,12 @@ def _backward_case(n: int, count: int, trained: bool, dtype: str) -> StaticCase:
         constants={
             "N": n,
             "COUNT": count,
-            "TILE": THREADS * _VECTORS[dtype],
+            "TILE": choice["threads"] * _VECTORS[dtype],
             "VECTOR": _VECTORS[dtype],
             **({} if trained else {(2, i): None for i in range(count)}),
         },
         aligned=("grad", "maps", "map_grads", "logits", "partial_sums", "row_elements", "map_stride"),
-        threads=THREADS,
+        threads=choice["threads"],
     )
 
 
@@ -352,6 +355,8 @@ STATIC_CASES = [
     _backward_case(24, 24, False, "fp32"),
     _backward_case(24, 24, True, "bf16"),
     _backward_case(24, 24, True, "fp32"),
+    *(_forward_case(12, "bf16", choice) for choice in FORWARD_CHOICES[1:]),
+    *(_backward_case(12, 12, trained, "bf16", choice) for trained in (False, True) for choice in BACKWARD_CHOICES[1:]),
     _logits_case(12),
     _logits_case(64),
 ]

@@ -10,12 +10,15 @@ import os
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from trifuse.benchmarks.ahead_of_time import BUDGETS, TARGETS, Budget, Cost, broken_rules, read_budgets, without_a_twin
 from trifuse.kernels import gpu
+from trifuse.kernels.gpu import tuning
+from trifuse.kernels.gpu.static_case import in_form
 
 pytest.importorskip("triton", reason="the gate compiles with triton")
 
@@ -126,3 +129,13 @@ def test_gate_sees_each_broken_rule():
         for rule in ("sound", "wide loads", "registers", "shuffles", "atomics", "spills")
         for target in ("sm_90", "gfx942")
     }
+
+
+@pytest.mark.parametrize("module", KERNEL_MODULES)
+def test_every_form_that_warm_up_may_choose_is_compiled(module):
+    names = [case.name for case in importlib.import_module(module).STATIC_CASES]
+    launchers = [x for x in vars(importlib.import_module(module)).values() if isinstance(x, tuning.Tunable)]
+    forms = Counter(in_form("", form, launcher.choices) for launcher in launchers for form in launcher.choices[1:])
+    assert launchers
+    for form, launches in forms.items():
+        assert sum(f"{form}," in f"{name}," for name in names) >= launches, form
