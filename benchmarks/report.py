@@ -122,7 +122,7 @@ def run_part(part: Part, limit_s: float | None, log: Path, scratch: Path, variab
     start = time.monotonic()
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            part.command, cwd=scratch, env=variables, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            part.command, cwd=scratch, env=variables, stdout=stream, stderr=subprocess.STDOUT, process_group=0
         )
         try:
             code = process.wait(limit_s)
@@ -245,4 +245,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so the running part is ended, too
     sys.exit(main())

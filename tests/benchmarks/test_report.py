@@ -141,7 +141,7 @@ def test_a_report_stopped_by_hand_stops_its_part(tmp_path, monkeypatch):
         waited = 0
 
         def __init__(self, *arguments, **options):
-            assert options["start_new_session"]
+            assert options["process_group"] == 0
 
         def wait(self, limit=None):
             Stopped.waited += 1
