@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -234,7 +235,7 @@ class _FuseThenProject(torch.autograd.Function):
             products = _products(grad.to(dtype), projections)
         else:
             fused_grad = grad.to(dtype) @ weight.to(dtype)
-            with torch.autocast(grad.device.type, **ctx.autocast):
+            with nullcontext() if ctx.autocast is None else torch.autocast(grad.device.type, **ctx.autocast):
                 products = _products(fused_grad, (tokens for _, tokens in ctx.rerun()))
         w = torch.softmax(logits.to(dtype), dim=0)
         logits_grad = (w * (products - w.dot(products))).to(logits.dtype)
@@ -250,7 +251,10 @@ def _products(grad: Tensor, maps: Iterable[Tensor]) -> Tensor:
     return torch.stack([torch.dot(flat, tokens.reshape(-1).to(grad.dtype)) for tokens in maps])
 
 
-def _autocast_state(device_type: str) -> dict[str, Any]:
+def _autocast_state(device_type: str) -> dict[str, Any] | None:
+    """What autocast does on a device; None where there is none, as where only shapes are worked out."""
+    if not torch.amp.is_autocast_available(device_type):
+        return None
     return {"enabled": torch.is_autocast_enabled(device_type), "dtype": torch.get_autocast_dtype(device_type)}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for compiling and tiny_networks, which several folders use
 
 # Before triton is imported anywhere: it reads the variable when a kernel is defined.
 if not torch.cuda.is_available():

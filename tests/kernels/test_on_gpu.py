@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from tiny_networks import NETWORKS
 
 from trifuse import kernels
+from trifuse.architectures.training.parameter_groups import make_groups
+from trifuse.architectures.training.recipe import Recipe
 from trifuse.kernels.testing import assert_op_matches, compare, peak_memory_bytes
 
 pytestmark = [
@@ -214,3 +219,74 @@ def test_compare_holds_forms_against_the_gpu_s_own_ceilings(tmp_path):
     assert all(0 < row["of_ceiling"] < 1.5 for row in comparison.rows if row["pass"] == "forward")
     assert all(row["saved_mib"] == 2 for row in comparison.rows if row["pass"] == "forward + backward")
     assert comparison.write(tmp_path).name == "scaled_exp.cuda.json"
+
+
+# ------------------------------------------------------------------------------------------------- recorded graphs
+
+WARM_UP_STEPS = 3
+
+
+def warmed_up(step):
+    """Run a step on a side stream, as PyTorch asks before it is recorded."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP_STEPS):
+            torch.cuda.manual_seed(0)
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+@pytest.mark.parametrize("name", kernels.OPERATORS)
+def test_a_recorded_operator_gives_what_it_gives_eagerly(name):
+    arguments = next(ARGUMENTS[name](torch.float32))
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+
+    def step():
+        out = getattr(kernels, name)(*without_keywords(arguments), **keywords(arguments))
+        return [out.detach(), *(torch.autograd.grad(out.square().sum(), leaves) if leaves else ())]
+
+    expected = [result.clone() for result in step()]
+    warmed_up(step)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    for _ in range(2):
+        for result in results:
+            result.zero_()
+        graph.replay()
+        torch.testing.assert_close(results, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_recorded_training_step_trains_as_an_eager_one(name):
+    """Clipped and updated as `fit` does it; a replay draws anew, and from one seed what an eager step draws from it."""
+    network = NETWORKS[name]
+    batch = {key: value.to("cuda") for key, value in network.batch(2).items()}
+    recipe = Recipe(epochs=1, batch_size=2, lr=1e-3, optimizer="sgd", grad_clip=1.0)
+
+    def stepping(model):
+        (group,) = make_groups(model, recipe, None)
+
+        def step():
+            group.optimizer.zero_grad(set_to_none=True)
+            network.step(model, batch).backward()
+            group.clip_gradient()
+            group.optimizer.step()
+
+        return step
+
+    eager = network.make().to("cuda").train()
+    recorded = copy.deepcopy(eager)
+    steps = stepping(eager), stepping(recorded)
+    for step in steps:
+        warmed_up(step)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        steps[1]()
+    for seed in range(2):
+        for run in (steps[0], graph.replay):
+            torch.cuda.manual_seed(seed)
+            run()
+    torch.testing.assert_close(recorded.state_dict(), eager.state_dict(), atol=1e-4, rtol=1e-3)
