@@ -16,7 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _library
+from ._channel_sums import channel_sums
 from .errors import ShapeError
+
+# Products of a map and a gradient that stay in a core's cache until they are added up.
+CHUNK_ELEMENTS = 1 << 18
 
 
 def gated(x: Tensor, gate: Tensor) -> Tensor:
@@ -37,13 +41,24 @@ class _EagerGate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         gate, *saved = ctx.saved_tensors
-        x_grad = gated(grad, gate) if ctx.needs_input_grad[0] else None
-        if not saved:
-            return x_grad, None
         compute_dtype = torch.promote_types(grad.dtype, torch.float32)
         s = torch.sigmoid(gate.to(compute_dtype))
-        products = grad.to(compute_dtype) * saved[0].to(compute_dtype)
-        return x_grad, (products.sum_to_size(gate.shape) * s * (1 - s)).to(gate.dtype)
+        x_grad = (grad.to(compute_dtype) * s).to(grad.dtype) if ctx.needs_input_grad[0] else None
+        if not saved:
+            return x_grad, None
+        sums = _products_summed(grad, saved[0], gate.shape, compute_dtype)
+        return x_grad, torch.ops.aten.sigmoid_backward(sums, s).to(gate.dtype)
+
+
+def _products_summed(grad: Tensor, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return the sum of ``grad * x`` over what a gate of ``shape``, (B, C, 1, 1) or (B, 1, H, W), is shared by."""
+    if shape[2:] == (1, 1):
+        return channel_sums(grad, x, dtype)[0].view(shape)
+    sums = torch.empty(shape, dtype=dtype)
+    samples = len(x) if x.numel() <= CHUNK_ELEMENTS else max(1, CHUNK_ELEMENTS // x[0].numel())
+    for g, part, total in zip(*(t.split(samples) for t in (grad, x, sums)), strict=True):
+        torch.sum(g.to(dtype) * part.to(dtype), dim=1, keepdim=True, out=total)
+    return sums
 
 
 def register_gate(op: str) -> None:
@@ -116,5 +131,7 @@ def apply_gate(op: str, x: Tensor, gate: Tensor, broadcast: Tensor) -> Tensor:
     if _library.choose_backend(op, x) == "triton":
         return getattr(torch.ops.trifuse, op)(x, gate)
     if x.device.type != "cpu" or _library.without_values((x, gate)):
+        return gated(x, broadcast)
+    if not (torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad)):
         return gated(x, broadcast)
     return _EagerGate.apply(x, broadcast)

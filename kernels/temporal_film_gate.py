@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _library
+from ._channel_sums import channel_sums
 from .errors import ShapeError
 
 OP = "temporal_film_gate"
@@ -73,7 +74,9 @@ class _ChannelAffine(torch.autograd.Function):
     def forward(ctx, features: Tensor, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, *((features,) if a.requires_grad else ()))
         if not _in_planes(features):
-            return _affine(features, a, b)
+            wide = features.to(a.dtype)
+            out = torch.addcmul(b[:, :, None, None], wide, a[:, :, None, None], out=torch.empty_like(wide))
+            return out.to(features.dtype)
         mean, variance = torch.zeros(a.numel(), dtype=a.dtype), torch.ones(a.numel(), dtype=a.dtype)
         weight, bias = a.reshape(-1), b.reshape(-1)
         out, *_ = torch.native_batch_norm(_as_channels(features), weight, bias, mean, variance, False, 0.0, 0.0)
@@ -87,12 +90,9 @@ class _ChannelAffine(torch.autograd.Function):
         if _in_planes(features):
             return _gradients_in_planes(grad, features, a, ctx.needs_input_grad)
         needs_features, needs_a, needs_b = ctx.needs_input_grad
-        wide = grad.to(a.dtype)
-        return (
-            _affine(grad, a, torch.zeros_like(a)) if needs_features else None,
-            (wide * features.to(a.dtype)).sum((2, 3)) if needs_a else None,
-            wide.sum((2, 3)) if needs_b else None,
-        )
+        features_grad = (grad.to(a.dtype) * a[:, :, None, None]).to(grad.dtype) if needs_features else None
+        of_a, of_b = channel_sums(grad, features, a.dtype) if needs_a or needs_b else (None, None)
+        return features_grad, of_a if needs_a else None, of_b if needs_b else None
 
 
 def _gradients_in_planes(
