@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from trifuse.architectures.dino_unet import decoder
 from trifuse.architectures.dino_unet.model import DinoUNet
 from trifuse.blocks import weighted_block_fusion as fusion_block
 
@@ -51,7 +52,7 @@ LIGER_MISSING = "" if importlib.util.find_spec("liger_kernel") else "liger-kerne
 class TransformersDinoUNet(nn.Module):
     """`DinoUNet` as one would put it together: transformers gives all blocks' tokens, they are stacked and contracted.
 
-    It shares the trained parameters of the network that it is built from.
+    It shares the trained parameters of the network that it is built from; images stay in the layout that they have.
     """
 
     def __init__(self, network: DinoUNet, encoder: TransformersEncoder) -> None:
@@ -63,5 +64,8 @@ class TransformersDinoUNet(nn.Module):
         with torch.no_grad():
             tokens = self.encoder.model(image, output_hidden_states=True).hidden_states[1:]
             features = [self.encoder.model.layernorm(x)[:, 1:] for x in tokens]
-        with mock.patch.object(fusion_block, "weighted_block_fusion", stack_einsum):
+        with (
+            mock.patch.object(fusion_block, "weighted_block_fusion", stack_einsum),
+            mock.patch.object(decoder, "convolution_layout", lambda x: x),
+        ):
             return self.network.forward_features(features, self.network.encoder.grid_of(image), image)

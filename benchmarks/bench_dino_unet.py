@@ -1,25 +1,32 @@
-"""DINO U-Net: its encoder, a training step, and a volume's inference, against transformers' DINOv2 with SDPA."""
+"""DINO U-Net: its encoder, a training step, and a volume's inference, against transformers' DINOv2."""
 
 from __future__ import annotations
 
+import atexit
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from trifuse.architectures.data.geometry import Geometry
 from trifuse.architectures.data.volume import Volume
 from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig
+from trifuse.architectures.dino_unet.encoder import DinoV2Encoder
 from trifuse.architectures.evaluation.predict import predict_volume
+from trifuse.architectures.training.feature_cache import FeatureCache
 from trifuse.architectures.training.losses import dice_ce_nnunet
 
 from .baselines import TransformersDinoUNet
-from .dinov2_baseline import TransformersEncoder, encoder_pair
+from .dinov2_baseline import TransformersEncoder, encoder_pair, with_eager_attention
 from .harness import Case, Comparison, Pass, clock, default_device
 
 IMAGE_SIZE = 448
@@ -30,9 +37,19 @@ def encoder_dtype() -> torch.dtype:
     return torch.bfloat16 if default_device().type == "cuda" else torch.float32
 
 
+class Networks(NamedTuple):
+    """Forms of one network on one set of weights."""
+
+    ours: DinoUNet
+    streaming: DinoUNet
+    composed: TransformersDinoUNet
+    sdpa: TransformersEncoder
+    eager: TransformersEncoder
+
+
 @cache
-def networks(variant: str) -> tuple[DinoUNet, DinoUNet, nn.Module, TransformersEncoder]:
-    """Return our network, the same one streaming, transformers' counterpart, and its encoder: one set of weights."""
+def networks(variant: str) -> Networks:
+    """Return all forms of a network of random weights."""
     dtype, device = encoder_dtype(), default_device()
     ours, theirs = encoder_pair(variant)
     config = DinoUNetConfig(variant=variant, pos_mode="size", encoder_dtype=str(dtype).removeprefix("torch."))
@@ -42,7 +59,13 @@ def networks(variant: str) -> tuple[DinoUNet, DinoUNet, nn.Module, TransformersE
     theirs.to(device, dtype)
     streaming = copy.copy(network)
     streaming.config = replace(config, stream_fusion=True)
-    return network, streaming, TransformersDinoUNet(network, theirs), theirs
+    return Networks(network, streaming, TransformersDinoUNet(network, theirs), theirs, with_eager_attention(theirs))
+
+
+@cache
+def narrow_encoder(variant: str) -> DinoV2Encoder:
+    """Return our encoder with its weights in bfloat16: half the memory."""
+    return copy.deepcopy(networks(variant).ours.encoder).to(torch.bfloat16)
 
 
 def images(batch: int, device: torch.device) -> Tensor:
@@ -54,13 +77,19 @@ def images(batch: int, device: torch.device) -> Tensor:
 
 
 def encode(variant: str, image: Tensor) -> Tensor:
-    network, *_ = networks(variant)
-    return network.encoder(image, [-1])["features"][0]
+    return networks(variant).ours.encoder(image, [-1])["features"][0]
 
 
-def encode_with_transformers(variant: str, image: Tensor) -> Tensor:
-    *_, theirs = networks(variant)
-    return theirs(image.to(encoder_dtype()))
+def encode_narrowly(variant: str, image: Tensor) -> Tensor:
+    return narrow_encoder(variant)(image, [-1])["features"][0]
+
+
+def encode_with_sdpa(variant: str, image: Tensor) -> Tensor:
+    return networks(variant).sdpa(image.to(encoder_dtype()))
+
+
+def encode_eagerly(variant: str, image: Tensor) -> Tensor:
+    return networks(variant).eager(image.to(encoder_dtype()))
 
 
 def encoder_case(variant: str, batch: int, device: str) -> Case:
@@ -71,10 +100,23 @@ def encoder_case(variant: str, batch: int, device: str) -> Case:
 
 ENCODER = Comparison(
     name="dinov2_encoder",
-    cases=[encoder_case("base", 2, "cpu"), encoder_case("base", 32, "cuda"), encoder_case("large", 32, "cuda")],
+    cases=[
+        encoder_case("small", 1, "cpu"),
+        encoder_case("base", 1, "cpu"),
+        encoder_case("base", 32, "cuda"),
+        encoder_case("large", 32, "cuda"),
+    ],
     passes=[Pass("last block's tokens")],
-    providers={"transformers, SDPA": encode_with_transformers, "trifuse": encode},
-    truth=encode_with_transformers,
+    providers={
+        "transformers, eager attention": encode_eagerly,
+        "transformers, SDPA": encode_with_sdpa,
+        "trifuse": encode,
+        "trifuse, weights in bfloat16": encode_narrowly,
+    },
+    truth=encode_with_sdpa,
+    missing={"trifuse, weights in bfloat16": "on a GPU all forms have them"}
+    if encoder_dtype() == torch.bfloat16
+    else {},
     exact=False,
 )
 
@@ -82,21 +124,47 @@ ENCODER = Comparison(
 # ----------------------------------------------------------------------------------------------- the training step
 
 
-def training_step(network: nn.Module, trained: nn.Module, image: Tensor, target: Tensor) -> Tensor:
-    """Return the gradients of one step, as one vector: forward, loss, backward; the optimiser is the same for all."""
-    trained.train()
-    with torch.enable_grad():
-        loss = dice_ce_nnunet(network(image), target)
-        parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters)
-    return torch.cat([gradient.flatten() for gradient in gradients])
+def trained(variant: str, image: Tensor, target: Tensor) -> list[Tensor]:
+    return [parameter for parameter in networks(variant).ours.parameters() if parameter.requires_grad]
 
 
-def step_of(choice: int) -> Callable[..., Tensor]:
-    def step(variant: str, image: Tensor, target: Tensor) -> Tensor:
-        return training_step(networks(variant)[choice], networks(variant)[0], image, target)
+def step_of(form: str) -> Callable[..., Tensor]:
+    def loss(variant: str, image: Tensor, target: Tensor) -> Tensor:
+        networks(variant).ours.train()  # its decoder is everybody's
+        return dice_ce_nnunet(getattr(networks(variant), form)(image), target)
 
-    return step
+    return loss
+
+
+class Slices(Dataset[dict[str, Tensor]]):
+    """The images of a step, one by one."""
+
+    def __init__(self, batch: int) -> None:
+        self.images = images(batch, torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self.images[index]}
+
+
+@cache
+def cached(variant: str, batch: int) -> FeatureCache:
+    """Return a cache of the features of a step's images, in a folder that lasts as long as this process."""
+    folder = tempfile.TemporaryDirectory(prefix="trifuse-features-")
+    atexit.register(folder.cleanup)
+    network = networks(variant).ours
+    return FeatureCache(network, Slices(batch), Path(folder.name), dtype=torch.float32, device=default_device().type)
+
+
+def step_from_the_cache(variant: str, image: Tensor, target: Tensor) -> Tensor:
+    """Read the features of every image from the disk, as a run without workers does, and train on them."""
+    network, features = networks(variant).ours.train(), cached(variant, len(image))
+    samples = [features[index]["features"] for index in range(len(image))]
+    maps = [torch.stack(same).to(image.device) for same in zip(*samples, strict=True)]
+    logits = network.forward_features(maps, network.encoder.grid_of(image), image)
+    return dice_ce_nnunet(logits, target)
 
 
 def step_case(variant: str, batch: int, device: str) -> Case:
@@ -111,13 +179,19 @@ def step_case(variant: str, batch: int, device: str) -> Case:
 TRAINING_STEP = Comparison(
     name="dino_unet_training_step",
     cases=[step_case("small", 1, "cpu"), step_case("base", 32, "cuda"), step_case("giant", 8, "cuda")],
-    passes=[Pass("forward, loss and backward")],
+    passes=[Pass("forward, loss and backward", leaves=trained, joined=True)],
     providers={
-        "transformers, stack + einsum": step_of(2),
-        "trifuse": step_of(0),
-        "trifuse, streaming fusion": step_of(1),
+        "transformers, stack + einsum": step_of("composed"),
+        "trifuse": step_of("ours"),
+        "trifuse, streaming fusion": step_of("streaming"),
+        "trifuse, features from the cache": step_from_the_cache,
     },
-    truth=step_of(2),
+    truth=step_of("composed"),
+    missing={
+        "trifuse, features from the cache": "its batch of features is larger than a page cache should be asked for"
+    }
+    if default_device().type == "cuda"
+    else {},
     exact=False,
     depth=50,
 )
@@ -126,9 +200,9 @@ TRAINING_STEP = Comparison(
 # ------------------------------------------------------------------------------------------------ a volume
 
 
-def predict_with(choice: int) -> Callable[..., Tensor]:
+def predict_with(form: str) -> Callable[..., Tensor]:
     def predict(variant: str, volume: Volume, batch: int) -> Tensor:
-        network = networks(variant)[choice]
+        network = getattr(networks(variant), form)
         return torch.from_numpy(predict_volume(network, volume, IMAGE_SIZE, batch, default_device()))
 
     return predict
@@ -145,14 +219,14 @@ def volume_case(variant: str, slices: int, batch: int, device: str) -> Case:
 
 VOLUME = Comparison(
     name="dino_unet_volume",
-    cases=[volume_case("small", 4, 2, "cpu"), volume_case("base", 88, 8, "cuda")],
+    cases=[volume_case("small", 2, 2, "cpu"), volume_case("base", 88, 8, "cuda")],
     passes=[Pass("labels of a volume")],
     providers={
-        "transformers, stack + einsum": predict_with(2),
-        "trifuse": predict_with(0),
-        "trifuse, streaming fusion": predict_with(1),
+        "transformers, stack + einsum": predict_with("composed"),
+        "trifuse": predict_with("ours"),
+        "trifuse, streaming fusion": predict_with("streaming"),
     },
-    truth=predict_with(2),
+    truth=predict_with("composed"),
     exact=False,
 )
 

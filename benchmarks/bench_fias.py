@@ -1,78 +1,92 @@
-"""FIAS: a training step, against the published algorithms put together plainly; one set of weights, one draw."""
+"""FIAS: training step and inference against the published algorithms put together plainly; one set of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from trifuse.architectures.fias import Fias, FiasConfig
-from trifuse.kernels import mutation_loss
+from trifuse.kernels import mutation_loss, upsample_argmax
 
-from .fias_baseline import plain_fias, seven_losses
+from .fias_baseline import labels_plainly, plain_fias, seven_losses
 from .harness import Case, Comparison, Pass, clock
 
-IMAGE_SIZE = 256
 CLASSES = 9
 
 
-class TrainingStep:
-    """Forward pass, loss, backward pass and a step of Adam, of a network of its own.
+class Networks(NamedTuple):
+    """A network, and the published algorithms put together plainly on its parameters."""
 
-    The first step returns all gradients as one vector, to be judged; later ones only the loss, so that copying the
-    gradients is not timed. Step n draws what step n draws in every other network.
-    """
-
-    def __init__(self, network: Fias, loss: Callable[[list[Tensor], Tensor], Tensor]) -> None:
-        self.network, self.loss = network.train(), loss
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, weight_decay=1e-4)
-        self.steps = 0
-
-    def __call__(self, image: Tensor, target: Tensor) -> Tensor:
-        torch.manual_seed(self.steps)
-        self.optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = self.loss(self.network(image), target)
-            loss.backward()
-        self.optimizer.step()
-        self.steps += 1
-        if self.steps > 1:
-            return loss.detach()
-        return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None])
+    ours: Fias
+    plain: Fias
 
 
-def step_case(batch: int, device: str) -> Case:
-    def arguments(place: torch.device) -> tuple[dict[str, TrainingStep], Tensor, Tensor]:
-        network = Fias(FiasConfig(num_classes=CLASSES)).to(place)
-        steps = {
-            "plain": TrainingStep(plain_fias(network), seven_losses),
-            "truth": TrainingStep(plain_fias(network), seven_losses),
-            "trifuse": TrainingStep(network, mutation_loss),
-        }
+def case(variant: str, batch: int, size: int, device: str) -> Case:
+    def arguments(place: torch.device) -> tuple[Networks, Tensor, Tensor]:
+        network = Fias(FiasConfig(variant=variant, num_classes=CLASSES)).to(place)
         generator = torch.Generator(place).manual_seed(0)
-        image = torch.randn(batch, 1, IMAGE_SIZE, IMAGE_SIZE, generator=generator, device=place)
+        image = torch.randn(batch, 1, size, size, generator=generator, device=place)
         coarse = torch.randint(CLASSES, (batch, 1, 8, 8), generator=generator, device=place).float()
-        target = torch.nn.functional.interpolate(coarse, (IMAGE_SIZE, IMAGE_SIZE)).squeeze(1).long()
-        return steps, image, target
+        target = torch.nn.functional.interpolate(coarse, (size, size)).squeeze(1).long()
+        return Networks(network, plain_fias(network)), image, target
 
-    name = f"FIAS, ({batch},1,{IMAGE_SIZE},{IMAGE_SIZE}), {CLASSES} classes, float32"
-    return Case(name, arguments, devices=(device,))
+    return Case(f"FIAS {variant}, ({batch},1,{size},{size}), {CLASSES} classes, float32", arguments, devices=(device,))
 
 
-def step_of(name: str) -> Callable[..., Tensor]:
-    return lambda steps, image, target: steps[name](image, target)
+CASES = [
+    case("tiny", 1, 224, "cpu"),
+    case("tiny", 2, 128, "cpu"),
+    case("tiny", 2, 256, "cuda"),
+    case("tiny", 16, 256, "cuda"),
+]
+
+
+def parameters_of(networks: Networks, image: Tensor, target: Tensor) -> list[Tensor]:
+    """Return the parameters that a step gives a gradient."""
+    loss = step(networks, image, target)
+    parameters = list(networks.ours.parameters())
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+
+def step(networks: Networks, image: Tensor, target: Tensor) -> Tensor:
+    torch.manual_seed(0)  # all forms draw the same
+    return mutation_loss(networks.ours.train()(image), target)
+
+
+def step_plainly(networks: Networks, image: Tensor, target: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return seven_losses(networks.plain.train()(image), target)
+
+
+def labels(networks: Networks, image: Tensor, target: Tensor) -> Tensor:
+    return upsample_argmax(networks.ours.eval().head_maps(image), (image.shape[2], image.shape[3]))
+
+
+def labels_by_parts(networks: Networks, image: Tensor, target: Tensor) -> Tensor:
+    return labels_plainly(networks.plain.eval().head_maps(image), (image.shape[2], image.shape[3]))
 
 
 TRAINING_STEP = Comparison(
     name="fias_training_step",
-    cases=[step_case(2, "cpu"), step_case(2, "cuda"), step_case(16, "cuda")],
-    passes=[Pass("forward, loss, backward and Adam")],
-    providers={"published algorithms, plainly": step_of("plain"), "trifuse": step_of("trifuse")},
-    truth=step_of("truth"),
+    cases=CASES,
+    passes=[Pass("forward, loss and backward", leaves=parameters_of, joined=True)],
+    providers={"published algorithms, plainly": step_plainly, "trifuse": step},
+    truth=step_plainly,
     exact=False,
     depth=100,  # in float32 either form is up to 1.5e-3 from its gradient in float64, where the two agree to 1e-14
+)
+
+INFERENCE = Comparison(
+    name="fias_inference",
+    cases=CASES,
+    passes=[Pass("labels of a batch")],
+    providers={"published algorithms, plainly": labels_by_parts, "trifuse": labels},
+    truth=labels_by_parts,
+    exact=False,
 )
 
 
@@ -80,3 +94,9 @@ TRAINING_STEP = Comparison(
 @TRAINING_STEP.parametrize()
 def test_training_step(show, case, timed, provider):
     show(TRAINING_STEP, case, timed, provider)
+
+
+@pytest.mark.benchmark(timer=clock)
+@INFERENCE.parametrize()
+def test_inference(show, case, timed, provider):
+    show(INFERENCE, case, timed, provider)

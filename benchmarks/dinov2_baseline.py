@@ -1,6 +1,8 @@
-"""The DINOv2 that most people run: transformers' ``Dinov2Model`` with its SDPA attention, under the same weights."""
+"""The DINOv2 that most people run: transformers' ``Dinov2Model`` under the same weights, with either attention."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,13 @@ class TransformersEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images).last_hidden_state[:, 1:]
+
+
+def with_eager_attention(encoder: TransformersEncoder) -> TransformersEncoder:
+    """Return an encoder on the same parameters that writes its score matrices out."""
+    eager = copy.deepcopy(encoder, {id(tensor): tensor for tensor in encoder.parameters()})
+    eager.model.set_attn_implementation("eager")
+    return eager
 
 
 def encoder_pair(variant: str) -> tuple[DinoV2Encoder, TransformersEncoder]:

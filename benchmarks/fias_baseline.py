@@ -93,7 +93,7 @@ class ConcatenatedFusion(nn.Module):
 
 
 class ShuffledAttention(nn.Module):
-    """Monte Carlo attention that shuffles the whole map, pools it to a grid, and takes one cell."""
+    """Monte Carlo attention that shuffles the whole map, pools it to a grid, and takes one cell; else the mean."""
 
     def __init__(self, block: MonteCarloAttention) -> None:
         super().__init__()
@@ -101,15 +101,17 @@ class ShuffledAttention(nn.Module):
         self.draw_cell = block.draw_cell  # the same draw from the same generator
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        scale, cell, permutation = self.draw_cell(x, generator)
-        shuffled = x.flatten(2)[:, :, permutation].view(x.shape)
-        pooled = F.adaptive_avg_pool2d(shuffled, int(scale)).flatten(2)[:, :, int(cell), None, None]
+        pooled = F.adaptive_avg_pool2d(x, 1)
+        if self.training:
+            scale, cell, permutation = self.draw_cell(x, generator)
+            shuffled = x.flatten(2)[:, :, permutation].view(x.shape)
+            pooled = F.adaptive_avg_pool2d(shuffled, int(scale)).flatten(2)[:, :, int(cell), None, None]
         return x * torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled))))
 
 
 def plain_fias(network: Fias) -> Fias:
-    """Return a copy of a network in which every fused part is computed plainly; the decoder attends naively."""
-    plain = copy.deepcopy(network)
+    """Return a network on the same parameters and buffers in which every fused part is computed plainly."""
+    plain = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
     for parent in list(plain.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, MixingAttention):
@@ -147,3 +149,9 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (probabilities * one_hot).sum(axes)
     sizes = probabilities.square().sum(axes) + one_hot.square().sum(axes)
     return (1 - (2 * overlap + DICE_SMOOTHING) / (sizes + DICE_SMOOTHING)).mean()
+
+
+def labels_plainly(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Upsample every map, add them up, and take the best class of each pixel, as uint8."""
+    full = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]
+    return sum(full[1:], start=full[0]).argmax(1).to(torch.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trifuse.architectures.fias import Fias, FiasConfig
-from trifuse.kernels import mutation_loss
+from trifuse.kernels import mutation_loss, upsample_argmax
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "fias_baseline.py"
 
@@ -51,3 +51,16 @@ def test_plain_network_and_losses_are_those_of_ours():
     for name, gradient in gradients.items():
         twin = plain_gradients[name]
         torch.testing.assert_close(gradient, twin, rtol=1e-6, atol=1e-9 * twin.abs().max().item() + 1e-12)
+
+
+def test_plain_network_predicts_what_ours_does_on_the_same_parameters():
+    baseline = load_baseline()
+    network = Fias(FiasConfig(variant="nano", num_classes=5)).double()
+    plain = baseline.plain_fias(network)
+    assert {id(p) for p in plain.parameters()} == {id(p) for p in network.parameters()}
+    image = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        maps, plain_maps = network.eval().head_maps(image), plain.eval().head_maps(image)
+    for ours, theirs in zip(maps, plain_maps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    assert torch.equal(upsample_argmax(maps, (64, 64)), baseline.labels_plainly(plain_maps, (64, 64)))
