@@ -35,5 +35,8 @@ def convolution_layout(x: Tensor) -> Tensor:
 
     They keep the layout that they find, so that one copy in front of a network decides it for all maps; weights,
     gradients and checkpoints stay as they are. On other devices the map is returned as it is.
+
+    Mind the norms that follow: in this layout PyTorch's group norm on a CPU, also as an instance norm, takes the
+    variance from the mean of squares, and loses one to two digits; batch norm loses fewer.
     """
     return x.clone(memory_format=torch.channels_last) if x.device.type == "cpu" else x

@@ -56,7 +56,7 @@ class DinoUNetDecoder(nn.Module):
         final_resize: str = "logits",
     ) -> None:
         super().__init__()
-        self.resize_features = final_resize == "features"
+        self.resize_features, self.norm = final_resize == "features", norm
         self.proj_last = _projection(embed_dim, bottleneck_dim) if "last" in bottleneck else None
         self.proj_fused = _projection(embed_dim, bottleneck_dim) if "fused" in bottleneck else None
         self.bottleneck_norm = make_norm(norm, bottleneck_dim)
@@ -105,7 +105,9 @@ class DinoUNetDecoder(nn.Module):
             ShapeError: not one skip for each stage, tokens of another grid, or a part of the bottleneck is missing.
         """
         self._check(last, fused, skips, grid)
-        x, image = self._bottleneck(last, fused, grid), convolution_layout(image)
+        x = self._bottleneck(last, fused, grid)
+        if self.norm == "batch":  # the other norms lose digits in this layout on a CPU
+            image = convolution_layout(image)
         for j, stage in enumerate(self.stages):
             size = (2 * x.shape[2], 2 * x.shape[3])
             skip = self.skips[j](skips[j], grid, scale=None if skip_scales is None else skip_scales[j])
