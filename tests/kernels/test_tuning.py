@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,7 +15,8 @@ import pytest
 import torch
 
 from trifuse import kernels
-from trifuse.kernels import BackendError, backend, warm_up
+from trifuse.kernels import BackendError, backend, comparing, warm_up
+from trifuse.kernels.comparing import Case, Comparison, Pass
 from trifuse.kernels.testing import assert_op_matches
 
 pytest.importorskip("triton", reason="its kernels are what is tuned")
@@ -181,6 +181,22 @@ def test_warm_up_returns_and_raises_what_the_function_does_and_ends(start_over):
     assert len(toy.timed) == 3
 
 
+def test_comparisons_time_kernels_in_their_fastest_form(start_over, monkeypatch):
+    toy = start_over()
+
+    def doubled(x):
+        assert toy(8) in (64, 256)
+        return 2 * x
+
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    monkeypatch.setattr(comparing, "measure", lambda sound, **settings: sound["doubled"]() and {})
+    one = Comparison("toy", [], [], {"doubled": doubled}, doubled)
+    one._measure(Case("one", lambda device: (torch.ones(2),)), Pass("forward"), 0.01)
+    assert one.refused == []
+    assert toy.timed == [64, 128, 256]
+    assert toy.launches[-1] == 256
+
+
 def test_nothing_is_timed_while_a_graph_is_captured(start_over, monkeypatch):
     toy = start_over()
     with monkeypatch.context() as capturing:
@@ -248,20 +264,23 @@ def test_k30_triton_that_cannot_time_means_one_warning(start_over, monkeypatch):
 
 
 def test_processes_that_write_at_once_lose_nothing(start_over):
-    toy = start_over()
-
-    def find(gpu):
-        tuning.gpu_name = lambda device: gpu
-        for power in range(20):
-            warm_up(toy, 2**power)
-
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=find, args=(f"GPU {n}",)) for n in range(4)]
+    """Two children start together, each finding choices of its own and saving after each."""
+    start_over()
+    script = TOY + (
+        "import sys\n"
+        "tuning.gpu_name, tuning.milliseconds = (lambda device: f'GPU {sys.argv[1]}'), ticks\n"
+        "torch.cuda.is_current_stream_capturing = lambda: False\n"
+        "sys.stdin.readline()\n"
+        "for power in range(40):\n"
+        "    tuning.warm_up(toy, torch.empty(2**power, device='meta'))\n"
+    )
+    children = [
+        subprocess.Popen([sys.executable, "-c", script, str(n)], stdin=subprocess.PIPE, text=True) for n in range(2)
+    ]
     for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * 4
+        child.stdin.write("go\n")
+        child.stdin.close()
+    assert [child.wait(timeout=100) for child in children] == [0, 0]
     assert list(kept().values()) == [{"threads": 256}] * 80
 
 
