@@ -31,7 +31,8 @@ class MonteCarloAttention(nn.Module):
     The draw comes from PyTorch's default generator of the map's device, or from the one that forward is given. Under
     activation checkpointing the second pass repeats the draw of the first, whichever generator it came from; one that
     forward was given is not advanced again. For that, a call in training with a generator also takes one number from
-    the default generator, by which the second pass is recognised. In `torch.compile` use the default generator.
+    the default generator, by which the second pass is recognised. In `torch.compile` and in a CUDA graph use the
+    default generator: nothing in the draw waits for the device, and every replay of a recorded graph draws anew.
 
     Args:
         dim: channels C.
@@ -120,7 +121,7 @@ class MonteCarloAttention(nn.Module):
     def _draw_cell(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
         device = x.device if generator is None else generator.device
         samples = () if self.draw == "batch" else (x.shape[0],)
-        which_scale, which_cell = torch.rand((2, *samples), dtype=torch.float64, generator=generator, device=device)
+        which_scale, which_cell = _evenly((2, *samples), generator, device)
         scale = torch.full_like(which_scale, self.scales[0], dtype=torch.int64)
         below = 0.0
         for previous, following, probability in zip(self.scales, self.scales[1:], self.scale_probs, strict=False):
@@ -132,8 +133,7 @@ class MonteCarloAttention(nn.Module):
         if self.order_shuffle:
             positions = x.shape[2] * x.shape[3]
             if samples:  # all at once: sorting distinct random numbers is a permutation for each sample
-                keys = torch.rand((*samples, positions), dtype=torch.float64, generator=generator, device=device)
-                permutation = keys.argsort(dim=1)
+                permutation = _evenly((*samples, positions), generator, device).argsort(dim=1)
             else:
                 permutation = torch.randperm(positions, generator=generator, device=device)
             permutation = permutation.to(x.device, non_blocking=True)
@@ -172,6 +172,11 @@ class MonteCarloAttention(nn.Module):
             f"dim={self.dim}, scales={self.scales}, gate={self.gate!r}, draw={self.draw!r}, "
             f"order_shuffle={self.order_shuffle}"
         )
+
+
+def _evenly(size: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """What `torch.rand` draws, whose form with a generator takes no size that a compiler leaves open."""
+    return torch.empty(size, dtype=torch.float64, device=device).uniform_(generator=generator)
 
 
 def hidden_width(dim: int) -> int:

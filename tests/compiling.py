@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -47,16 +47,17 @@ def assert_compiles(
 
 def _outcome(call: Call, model: nn.Module, given: Any, dynamic_batch: bool) -> dict[str, Tensor]:
     """Values, gradients and buffers by name, with the draws that one seed makes."""
-    given = tree_map(lambda x: x.clone().requires_grad_(x.is_floating_point()), given)
+    given = tree_map_only(Tensor, lambda x: x.clone().requires_grad_(x.is_floating_point()), given)
+    leaves = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
     if dynamic_batch:
-        for tensor in tree_leaves(given):
-            torch._dynamo.mark_dynamic(tensor, 0)
+        for leaf in leaves:
+            torch._dynamo.mark_dynamic(leaf, 0)
     model.zero_grad()
     torch.manual_seed(4)
     outputs = [leaf for leaf in tree_leaves(call(model, given)) if isinstance(leaf, Tensor)]
     sum(_weighed(output) for output in outputs if output.requires_grad).backward()
     named = {f"output {k}": output.detach() for k, output in enumerate(outputs)}
-    named |= {f"gradient of input {k}": leaf.grad for k, leaf in enumerate(tree_leaves(given)) if leaf.grad is not None}
+    named |= {f"gradient of input {k}": leaf.grad for k, leaf in enumerate(leaves) if leaf.grad is not None}
     named |= {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
     return named | {name: buffer.clone() for name, buffer in model.named_buffers()}
 

@@ -50,13 +50,15 @@ class ParameterGroup:
         """Whether the last backward pass reached any of the parameters."""
         return any(p.grad is not None for p in self.parameters.values())
 
-    def clip_gradient(self) -> float:
-        """Bring the gradient to ``grad_clip`` where it is larger, and return the norm that it had."""
+    def clip_gradient(self) -> Tensor:
+        """Bring the gradient to ``grad_clip`` where it is larger, and return the norm that it had, on its device."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if not gradients:
+            return torch.zeros((), device=next(iter(self.parameters.values())).device)
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.grad_clip, norm)
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimiser's state, ``<parameter>/<what>`` by name."""

@@ -89,15 +89,15 @@ class TrainingStep:
 
         seeds = [keyed_seed(self._recipe.seed, step, n, self._world.rank) for n in range(len(micro_batches))]
         parts = [self._accumulate(*part, seed) for part, seed in zip(micro_batches, seeds, strict=True)]
-        losses = [float(part) for part in parts]  # after all work was handed to the device: it need not wait before
-        for loss, part, seed in zip(losses, micro_batches, seeds, strict=True):
-            if not math.isfinite(loss):
-                self._stop("the loss", step, [part], self._first_non_finite(part[1], seed), seed)
         self._world.sum_gradients([p for group in self._groups for p in group.parameters.values()])
 
         for group in self._groups:
             self.scaler.unscale_(group.optimizer)
-        norm = max(group.clip_gradient() for group in self._groups)
+        norms = [group.clip_gradient() for group in self._groups]
+        losses, norm = self._read(parts, norms)
+        for loss, part, seed in zip(losses, micro_batches, seeds, strict=True):
+            if not math.isfinite(loss):
+                self._stop("the loss", step, [part], self._first_non_finite(part[1], seed), seed)
         skipped = not math.isfinite(norm)
         if skipped:
             self._count_skipped(micro_batches, step)
@@ -126,6 +126,12 @@ class TrainingStep:
         loss = self.loss(self._run_forward(batch, seed), batch, self._world.sum) * micro_batch.share
         self.scaler.scale(loss).backward()
         return loss.detach()
+
+    @staticmethod
+    def _read(parts: Sequence[Tensor], norms: Sequence[Tensor]) -> tuple[list[float], float]:
+        """Return the losses and the largest norm: the one time that a step waits for the device."""
+        numbers = torch.stack([part.double() for part in (*parts, *norms)]).tolist()
+        return numbers[: len(parts)], max(numbers[len(parts) :])
 
     def _first_non_finite(self, batch: Batch, seed: int) -> str:
         return first_non_finite(self.model, batch, lambda: self._run_forward(batch, seed))

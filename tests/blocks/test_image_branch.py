@@ -62,9 +62,3 @@ def test_initial_weights_follow_the_generator():
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
     assert draw(1).std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
-
-
-def test_compile_fullgraph():
-    image, branch = torch.randn(2, 3, 14, 14), ImageBranch(4)
-    compiled = torch.compile(branch, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(image, (8, 8)), branch(image, (8, 8)))

@@ -224,19 +224,6 @@ def test_only_the_last_calls_are_remembered(monkeypatch):
     assert len(module._states[generator]) == 3
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_compiles_to_one_graph(training):
-    block, x = random_block().train(training), random_maps()
-    torch._dynamo.reset()
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    outcomes = []
-    for form in (compiled, block):
-        torch.manual_seed(4)
-        out = form(x)
-        outcomes.append([out, *torch.autograd.grad(out.square().sum(), x)])
-    torch.testing.assert_close(*outcomes)
-
-
 # ---------------------------------------------------------------------------------------------- exact moments
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trifuse.blocks.normalization import make_norm
+from trifuse.blocks.normalization import BatchNormOfPresent, make_norm
 from trifuse.kernels import ShapeError
 
 
@@ -40,3 +40,32 @@ def test_b7_what_is_well_defined_is_not_refused():
 def test_unknown_norm():
     with pytest.raises(ValueError, match="unknown norm 'layer'; use one of 'batch', 'instance', 'group'"):
         make_norm("layer", 4)
+
+
+@pytest.mark.parametrize("there", [[True, False, True, True], [False, True, False, False], [True] * 4])
+def test_of_a_batch_with_absent_samples_only_the_present_ones_count(there):
+    """As if the batch held them alone: values, gradients, running statistics, whatever stands in the others."""
+    present = torch.tensor(there)
+    x = torch.randn(4, 3, 2, 5, dtype=torch.float64)
+    x[~present] = torch.nan
+    masked, alone = BatchNormOfPresent(3).double(), torch.nn.BatchNorm2d(3).double()
+    outcomes = []
+    for norm, given, arguments in ((masked, x.clone(), (present,)), (alone, x[present].clone(), ())):
+        torch.nn.init.constant_(norm.bias, 0.5)
+        y = norm(given.requires_grad_(), *arguments)
+        y.pow(3).sum().backward()
+        outcomes.append((y, given.grad, norm.weight.grad, norm.bias.grad, dict(norm.named_buffers())))
+    (y, x_grad, *rest), (wanted, wanted_grad, *wanted_rest) = outcomes
+    torch.testing.assert_close(y[present], wanted)
+    torch.testing.assert_close(x_grad[present], wanted_grad)
+    torch.testing.assert_close(rest, wanted_rest)
+    assert not y[~present].any()
+    assert not x_grad[~present].any()
+
+
+def test_of_a_batch_of_absent_samples_nothing_is_remembered():
+    norm, x = BatchNormOfPresent(3), torch.full((2, 3, 2, 2), torch.nan, requires_grad=True)
+    norm(x, torch.zeros(2, dtype=torch.bool)).sum().backward()
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_var, torch.ones(3))
+    assert not torch.cat([norm.running_mean, norm.weight.grad, norm.bias.grad, x.grad.flatten()]).any()

@@ -262,14 +262,6 @@ def test_b13_b14_copies_and_state(options):
         assert torch.equal(twin(*arguments)[0], expected)
 
 
-def test_k27_compiles_to_one_graph():
-    torch._dynamo.reset()
-    block, arguments = random_block(), random_arguments()
-    has_ecg = torch.tensor([True, False, True])
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*arguments, has_ecg), block(*arguments, has_ecg))
-
-
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [

@@ -79,9 +79,3 @@ def test_b14_copies_and_pickles():
     stage = UNetDecoderStage(5, 6, side_dims=[4, 2]).double().eval()
     for twin in (copy.deepcopy(stage), pickle.loads(pickle.dumps(stage))):
         assert torch.equal(twin(x, sides), stage(x, sides))
-
-
-def test_compile_fullgraph():
-    x, *sides = inputs()
-    stage = UNetDecoderStage(5, 6, side_dims=[4, 2]).double()
-    torch.testing.assert_close(torch.compile(stage, backend="aot_eager", fullgraph=True)(x, sides), stage(x, sides))

@@ -374,9 +374,3 @@ def test_b14_copies_pickles_shared_memory_and_hooks():
     fusion.register_forward_hook(lambda module, arguments, result: seen.append(result.shape))
     fusion(features)
     assert seen == [(2, 5, 6)]
-
-
-def test_compile_fullgraph():
-    features, fusion = maps(4), WeightedBlockFusion(4).double()
-    compiled = torch.compile(fusion, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(features), fusion(features))

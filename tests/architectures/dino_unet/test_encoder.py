@@ -145,15 +145,6 @@ def test_k25_autocast_runs():
     torch.testing.assert_close(features.float(), encoder(image)["features"][-1], atol=0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("blocks", ["all", (0, 2)])
-def test_compiles_to_one_graph(blocks):
-    encoder, image = tiny(), images(1, 3, 28, 42)
-    torch._dynamo.reset()
-    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(compiled(image, blocks)["features"], encoder(image, blocks)["features"], strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 # -------------------------------------------------------------------------------------------------- positions
 
 
