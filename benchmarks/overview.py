@@ -20,6 +20,7 @@ HEADINGS = [
     "speed-up",
     "trifuse compiled",
     "speed-up",
+    "peak MiB",
 ]
 
 
@@ -53,6 +54,7 @@ def _lines(record: Mapping[str, Any]) -> Iterator[list[str]]:
             _ratio(ours),
             _ms(compiled_ours),
             _ratio(compiled_ours),
+            " → ".join(f"{row['peak_mib']:.3g}" for row in (written, ours) if row is not None),
         ]
 
 

@@ -9,7 +9,8 @@ from trifuse.benchmarks.tables import with_results
 
 
 def row(provider, median_ms, speedup, timed="forward"):
-    return {"case": "a map", "pass": timed, "provider": provider, "median_ms": median_ms, "speedup": speedup}
+    times = {"median_ms": median_ms, "speedup": speedup, "peak_mib": 10 * median_ms}
+    return {"case": "a map", "pass": timed, "provider": provider, **times}
 
 
 ROWS = [
@@ -36,8 +37,8 @@ def test_a_line_for_each_case_and_pass(tmp_path):
     _, _, forward, backward = map(cells, overview(tmp_path, "cpu").splitlines())
     what, timed, *times = forward
     assert (what, timed) == ("some op: a map", "forward")
-    assert times == ["1,234", "5", "7 (MONAI)", "2.5", "4.00", "1", "10.00"]
-    assert backward[2:] == ["0.123", "", "", "", "", "", ""]
+    assert times == ["1,234", "5", "7 (MONAI)", "2.5", "4.00", "1", "10.00", "1.23e+04 → 25"]
+    assert backward[2:] == ["0.123", "", "", "", "", "", "", "1.23"]
 
 
 def test_the_readme_takes_it_in(tmp_path):
