@@ -28,7 +28,8 @@ def overview(folder: Path, kind: str) -> str:
     """Return a Markdown table of all result files of a kind of device in a folder, ``"cpu"`` or ``"cuda"``.
 
     Times are median milliseconds; a speed-up is the median of the rounds' ratios to what people write, the first form
-    of its file. A peer is any other form; where there are several the fastest counts, by name.
+    of its file. A peer is any other form; where there are several the fastest counts, by name. Peak memory is that of
+    what people write, then that of ours.
     """
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*.{kind}.json"))]
     lines = [line for record in records if "baseline" in record for line in _lines(record)]
