@@ -25,6 +25,7 @@ from trifuse.kernels import (
     depthwise_multi_kernel,
     depthwise_multi_kernel_reference,
 )
+from trifuse.kernels.gpu import tuning
 from trifuse.kernels.testing import assert_op_matches, poisoned_empty, tensors
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
@@ -42,10 +43,14 @@ CASES = [
 
 
 @pytest.fixture(autouse=True)
-def _low_tiles(monkeypatch):
+def _low_tiles():
     """The interpreter takes its time for each row of a tile: most tests do with few rows."""
-    if not torch.cuda.is_available():
-        monkeypatch.setattr(import_module("trifuse.kernels.gpu.depthwise_multi_kernel"), "ROWS", 2)
+    if torch.cuda.is_available():
+        yield
+        return
+    gpu = import_module("trifuse.kernels.gpu.depthwise_multi_kernel")
+    with tuning.forced(gpu.convolve, {"rows": 2}), tuning.forced(gpu.weight_gradients, {"rows": 2}):
+        yield
 
 
 def random_arguments(shape, sides, dtype=torch.float32, x_grad=True, weights_grad=True, seed=0):
