@@ -6,7 +6,9 @@ cannot be recorded from pageable memory, is refused by `NothingFromTheHost`.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trifuse import kernels
 from trifuse.architectures.training.parameter_groups import make_groups
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.blocks import MonteCarloAttention, TemporalFiLMGate, WeightedBlockFusion
@@ -132,6 +135,17 @@ def test_one_interval_for_all_is_filled_in_where_the_maps_are():
     block = TemporalFiLMGate(4).to("meta")
     with NothingFromTheHost():
         block(*(torch.empty(shape, device="meta") for shape in ((2, 4, 3, 3), (2, 4), (2, 2))), 7.0)
+
+
+LAUNCHERS = sorted(Path(kernels.__file__).parent.glob("gpu/*.py"))
+READING = {"item", "tolist", "cpu", "numpy", "nonzero", "equal", "tensor", "as_tensor", "from_numpy", "synchronize"}
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_no_launcher_asks_for_a_value_or_brings_one(path):
+    """Where shapes stand for results, launchers do not run; so their source is read instead."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert {func.attr for func in calls if isinstance(func, ast.Attribute)} & READING == set()
 
 
 @pytest.mark.parametrize(
