@@ -177,7 +177,7 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"Machine code of triton {stamp['triton']}, torch {stamp['torch']}, commit {stamp['commit']}; "
-            f"{record['label']}. Where there are five numbers, they are for {', '.join(TARGETS)}.",
+            f"{record['label']}. Five numbers are for {', '.join(TARGETS)}; two for NVIDIA's and AMD's, one for all.",
             "",
             *_kernel_lines(record["kernels"]),
             "",
@@ -209,9 +209,11 @@ def _kernel_lines(kernels: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _each(values: Iterable[int]) -> str:
-    """Return the numbers of all architectures, or the one number that they share."""
-    texts = [str(value) for value in values]
-    return texts[0] if len(set(texts)) == 1 else "/".join(texts)
+    """Return the numbers of all architectures; of NVIDIA's and AMD's, or of all, only one where they share it."""
+    *nvidia, amd = [str(value) for value in values]
+    if len(set(nvidia)) == 1:
+        nvidia = nvidia[:1]
+    return amd if nvidia == [amd] else "/".join([*nvidia, amd])
 
 
 def _pass_lines(passes: list[dict[str, Any]]) -> Iterator[str]:

@@ -318,7 +318,7 @@ def sums_case(
     if not coarse:
         constants |= dict.fromkeys([(place["sizes"], i) for i in range(2 * maps)])
     return StaticCase(
-        name=in_form(f"{maps} {'coarse' if coarse else 'full'} maps, {dtype}", choice, FORWARD_CHOICES),
+        name=in_form(f"{maps} {'coarse' if coarse else 'full'} map{'s'[: maps - 1]}, {dtype}", choice, FORWARD_CHOICES),
         kernel=kernel,
         signature={**signature, **dict.fromkeys(map(str, switches), "constexpr")},
         constants=constants,

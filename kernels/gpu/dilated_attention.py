@@ -15,8 +15,7 @@ element what lies 216 elements apart, although that is a multiple of 16 bytes.
 Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
 * forward, B=32 H=64 W=64 C=72: 8.17 bytes per element, least 8.00; 17.9 us, floor 17.6 us
 * backward, B=32 H=64 W=64 C=72: 22.67 bytes per element, least 14.00; 49.8 us, floor 30.7 us
-Forward writes the softmax's denominators beside the result. Backward reads q, k, v and the gradient in both launches:
-in one, dk and dv would need atomics, or twice the registers. Nine taps read from the cache what they share.
+Forward writes the denominators, too. Backward reads all maps in both launches: in one, dk and dv would need atomics.
 """
 
 from __future__ import annotations
@@ -380,10 +379,10 @@ def _case(kernel: Any, pointers: str, d: int, border: str, choice: tuning.Choice
     dtype = names[0].removeprefix("*")
     example = torch.empty(1, 2, 2, 3 * d, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], device="meta")
     settings = {**_settings(choice["threads"], _layouts((example,)), 3, (1, 2, 3), border), "MASK": border == "mask"}
-    strides = ((*("i32",) * 3, "constexpr"),) * len(names)
-    kinds: dict[str, Any] = {"maps": tuple(names), "strides": strides, "scale": "fp32"}
-    kinds |= dict.fromkeys(("normaliser", "weighted_grad"), "*fp32")
-    name = in_form(f"{kernel.__name__.removeprefix('_')}, {dtype}, head dim {d}, border {border}", choice, CHOICES)
+    kinds: dict[str, Any] = dict.fromkeys(("normaliser", "weighted_grad"), "*fp32")
+    kinds |= {"maps": tuple(names), "strides": ((*("i32",) * 3, "constexpr"),) * len(names), "scale": "fp32"}
+    name = kernel.__name__.removeprefix("_dilated_attention_").removesuffix("_kernel")
+    name = in_form(f"{name}, {dtype}, head dim {d}, border {border}", choice, CHOICES)
     constants = settings | {(1, i, 3): 1 for i in range(len(names))}
     unaligned = ("strides", "height", "width", "taps", "scale")
     return specialised(name, kernel, kinds, constants, unaligned, choice["threads"])

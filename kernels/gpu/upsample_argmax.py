@@ -129,7 +129,7 @@ def forward(choice: tuning.Choice, logits: Sequence[Tensor], height: int, width:
 def _case(n: int, dtype: str, choice: tuning.Choice = CHOICES[0]) -> StaticCase:
     integers, floats = ("i32",) * n, ("fp32",) * n
     return StaticCase(
-        name=in_form(f"labels from {n} maps, {dtype}", choice, CHOICES),
+        name=in_form(f"labels from {n} map{'s'[: n - 1]}, {dtype}", choice, CHOICES),
         kernel=_upsample_argmax_kernel,
         signature={
             "maps": (f"*{dtype}",) * n,

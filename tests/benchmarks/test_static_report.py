@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -149,6 +148,13 @@ def test_source_hash_sees_what_is_called_and_what_is_fixed(monkeypatch):
     assert static_report.source_hash(case) != before
 
 
+@pytest.mark.parametrize(
+    ("values", "cell"), [((9, 8, 9, 9, 7), "9/8/9/9/7"), ((9, 9, 9, 9, 7), "9/7"), ((9, 9, 9, 9, 9), "9")]
+)
+def test_cell_is_as_narrow_as_it_can_be(values, cell):
+    assert static_report._each(values) == cell
+
+
 def compiled_again() -> dict:
     rows = [
         {"module": row["module"], "case": row["case"], "target": target, "broken": {}}
@@ -166,7 +172,6 @@ def test_report_is_written_and_the_same_again(tmp_path, monkeypatch, capsys):
     assert Path(tmp_path, "new", "kernels.json").read_text() == COMMITTED.read_text()
     written = Path(tmp_path, "new", "kernels.md").read_text()
     assert written in capsys.readouterr().out
-    assert len(re.findall(r"^\| .*\d+/\d+/\d+/\d+/\d+", written, flags=re.MULTILINE)) > len(RECORD["kernels"]) / 2
 
 
 def test_report_fails_where_a_rule_is_broken(tmp_path, monkeypatch, capsys):
