@@ -30,8 +30,12 @@ class Chunk:
     values: list[Tensor]  # each map's logits (b, K, P), at the target's size
     label: Tensor  # (b, 1, P): a class for every pixel
     known: Tensor | None  # (b, 1, P): 1 where a pixel counts, else 0; None if all count
-    truth: Tensor  # (b, K, P): one-hot, 0 where a pixel does not count
     scratch: Tensor  # (2, S, b, K, P): memory that is used again by every chunk
+
+    def truth(self) -> Tensor:
+        """Return the one-hot label (b, K, P), 0 where a pixel does not count."""
+        zeros = torch.zeros_like(self.values[0])
+        return zeros.scatter_(1, self.label, 1.0) if self.known is None else zeros.scatter_(1, self.label, self.known)
 
 
 class Upsampling:
@@ -73,15 +77,16 @@ def forward(
     surprise, true = torch.zeros(samples, subsets, dtype=dtype), torch.zeros(samples, classes, dtype=dtype)
     for chunk in _chunks(maps, target, ignore_index):
         p, missed = _softmaxes(chunk.values, chunk.scratch[0], chunk.label)
+        truth = chunk.truth()
         if chunk.known is not None:
             p.mul_(chunk.known)
             missed = torch.where(chunk.known[:, 0] > 0, missed, 0)
         hit = p.gather(2, chunk.label.expand(subsets, -1, -1, -1)).squeeze(2).transpose(0, 1)
-        overlap[chunk.samples] += hit @ chunk.truth.transpose(1, 2)
+        overlap[chunk.samples] += hit @ truth.transpose(1, 2)
         sizes = torch.linalg.vector_norm(p, dim=-1).square_() if squared else p.sum(-1)
         predicted[chunk.samples] += sizes.transpose(0, 1)
         surprise[chunk.samples] += missed.sum(-1).T
-        true[chunk.samples] += chunk.truth.sum(-1)
+        true[chunk.samples] += truth.sum(-1)
     return overlap, predicted, surprise, true
 
 
@@ -122,8 +127,9 @@ def _chunk_gradients(
     """
     p, _ = _softmaxes(chunk.values, chunk.scratch[0])
     subsets, pixels = len(p), p.shape[-1]
-    hit = p.gather(2, chunk.label.expand(subsets, -1, -1, -1)).squeeze(2)
-    hit.mul_((of_overlap @ chunk.truth).transpose(0, 1))
+    label = chunk.label.expand(subsets, -1, -1, -1)
+    hit = p.gather(2, label).squeeze(2)
+    hit.mul_(of_overlap.transpose(0, 1).gather(2, label.squeeze(2)))
     slope = (2 * of_predicted if squared else of_predicted).transpose(0, 1).unsqueeze(3)
     of_surprise = of_surprise.T.unsqueeze(2)
     grad = torch.mul(p, p, out=chunk.scratch[1]) if squared else p
@@ -133,9 +139,11 @@ def _chunk_gradients(
     else:
         grad = torch.add(inner, slope, out=chunk.scratch[1]).mul_(p)
 
-    members = _members(len(chunk.values), p.dtype)
-    of_maps = (members.T @ grad.view(subsets, -1)).view(-1, *p.shape[1:])
-    of_label = (members.T @ (hit - of_surprise).view(subsets, -1)).view(-1, p.shape[1], 1, pixels)
+    of_maps, of_label = grad, (hit - of_surprise).unsqueeze(2)
+    if subsets > 1:
+        members = _members(len(chunk.values), p.dtype)
+        of_maps = (members.T @ grad.view(subsets, -1)).view(-1, *p.shape[1:])
+        of_label = (members.T @ of_label.view(subsets, -1)).view(-1, p.shape[1], 1, pixels)
     of_maps.scatter_add_(2, chunk.label.expand(len(of_maps), -1, -1, -1), of_label)
     return of_maps if chunk.known is None else of_maps.mul_(chunk.known)
 
@@ -191,7 +199,6 @@ def _chunks(maps: Sequence[Tensor], target: Tensor, ignore_index: int | None) ->
     some_samples = max(1, min(samples, most_pixels // max(1, height * width)))
     some_rows = max(1, min(height, most_pixels // max(1, some_samples * width)))
     coarse = [None if m.shape[2:] == (height, width) else Upsampling(m.shape[2:], (height, width), dtype) for m in maps]
-    order = torch.arange(classes)[:, None]
     storage = torch.empty(2 * subsets * some_samples * classes * some_rows * width, dtype=dtype)
     for first in range(0, samples, some_samples):
         for top in range(0, height if width else 0, some_rows):
@@ -204,13 +211,12 @@ def _chunks(maps: Sequence[Tensor], target: Tensor, ignore_index: int | None) ->
             known = None if ignore_index is None else label != ignore_index
             if known is not None:
                 label = torch.where(known, label, 0)
-            truth = label == order if known is None else (label == order) & known
+            values = [value.flatten(2) for value in values]
             yield Chunk(
                 samples=taken,
                 rows=rows,
-                values=[value.flatten(2) for value in values],
+                values=values,
                 label=label,
                 known=None if known is None else known.to(dtype),
-                truth=truth.to(dtype),
-                scratch=storage[: 2 * subsets * truth.numel()].view(2, subsets, *truth.shape),
+                scratch=storage[: 2 * subsets * values[0].numel()].view(2, subsets, *values[0].shape),
             )
