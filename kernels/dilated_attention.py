@@ -182,6 +182,7 @@ class _TritonAttention(torch.autograd.Function):
         ctx.options = (num_heads, dilations, scale, border)
         ctx.save_for_backward(normaliser, *maps)
         ctx.mark_non_differentiable(normaliser)
+        ctx.set_materialize_grads(False)  # or zeros would be made for the normaliser
         return out, normaliser
 
     @staticmethod
@@ -270,7 +271,8 @@ def packed_dilated_attention(qkv: Tensor, **windows: Any) -> Tensor:
 
     Autograd would put the gradients of three slices together by another pass over all of them.
     """
-    return _attend((qkv,), check_arguments(OP, dict(zip("qkv", qkv.chunk(3, dim=-1), strict=True)), **windows))
+    thirds = qkv.detach().chunk(3, dim=-1)  # to be looked at: a view that has a gradient costs thrice as much
+    return _attend((qkv,), check_arguments(OP, dict(zip("qkv", thirds, strict=True)), **windows))
 
 
 @_library.falls_back

@@ -141,7 +141,8 @@ def mutation_loss_of_ranks(
         )
         for group in groups
     ]
-    return torch.cat(losses).sum() if reduction == "sum" else torch.cat(losses).mean()
+    every = losses[0] if len(losses) == 1 else torch.cat(losses)
+    return every.sum() if reduction == "sum" else every.mean()
 
 
 def _checked(

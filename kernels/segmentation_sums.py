@@ -29,6 +29,8 @@ from .errors import ShapeError
 
 OP = "segmentation_sums"
 SMOOTH = 1e-5
+FIRST_CLASS = {"nnunet": 1, "transunet": 0}  # of those whose Dice counts
+BEST_DICE_LOSS = {"nnunet": 0.0, "transunet": 1.0}  # less the mean of Dice
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -93,8 +95,11 @@ def dice_ce(
         sample_weight: of shape (B,); 0 makes a sample count for nothing.
         reduce: adds a tensor up over all ranks, differentiably.
     """
+    plain = batch_dice and sample_weight is None and reduce is None
+    if plain and not torch.compiler.is_compiling() and not _library.under_functional_transform(sums):
+        return _BatchLoss.apply(*sums, flavour, w_ce, w_dice)
     weight = sums.surprise.new_ones(len(sums.true)) if sample_weight is None else sample_weight.to(sums.surprise)
-    first = {"nnunet": 1, "transunet": 0}[flavour]
+    first = FIRST_CLASS[flavour]
     subsets, classes = sums.overlap.shape[1], sums.overlap.shape[2] - first
     squares = sums.predicted + sums.true.unsqueeze(1)
     per_class = torch.stack([sums.overlap, squares], 1)[..., first:]  # (B, 2, S, C)
@@ -104,7 +109,49 @@ def dice_ce(
     total = total if reduce is None else reduce(total)
     dice_total, surprise, pixels, samples = total.tensor_split((-subsets - 2, -2, -1))
     dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1) if batch_dice else dice_total / samples.clamp(min=TINY)
-    return w_ce * surprise / pixels.clamp(min=1) + w_dice * ({"nnunet": 0.0, "transunet": 1.0}[flavour] - dice)
+    return w_ce * surprise / pixels.clamp(min=1) + w_dice * (BEST_DICE_LOSS[flavour] - dice)
+
+
+class _BatchLoss(torch.autograd.Function):
+    """`dice_ce` of a whole batch, in half of the operations: on a GPU each of them is a launch of its own."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        overlap: Tensor,
+        predicted: Tensor,
+        surprise: Tensor,
+        true: Tensor,
+        flavour: str,
+        w_ce: float,
+        w_dice: float,
+    ) -> Tensor:
+        ctx.first, ctx.w_ce, ctx.w_dice = FIRST_CLASS[flavour], w_ce, w_dice
+        ctx.shapes = overlap.shape, surprise.shape
+        below, half, pixels = _dice_parts(overlap, predicted, true)
+        ctx.save_for_backward(overlap, predicted, true, below, half, pixels)
+        dice_loss = torch.rsub(half[:, ctx.first :].mean(-1), BEST_DICE_LOSS[flavour] * w_dice, alpha=-2 * w_dice)
+        return dice_loss.addcdiv_(surprise.sum(0), pixels, value=w_ce)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *sums, below, half, pixels = ctx.saved_tensors
+        if torch.is_grad_enabled():  # who differentiates twice meets the sums, which refuse
+            below, half, pixels = _dice_parts(*sums)
+        shape, surprise_shape = ctx.shapes
+        overlap_grad = (grad * (2 * ctx.w_dice / max(1, shape[2] - ctx.first)))[:, None] / below
+        if ctx.first:
+            overlap_grad[:, : ctx.first].zero_()
+        predicted_grad, surprise_grad = overlap_grad * half, (grad / pixels).mul_(ctx.w_ce)
+        expanded = overlap_grad.expand(shape), predicted_grad.expand(shape), surprise_grad.expand(surprise_shape)
+        return *expanded, None, None, None, None
+
+
+def _dice_parts(overlap: Tensor, predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return minus the denominators of Dice, minus its half, and the number of pixels."""
+    seen = true.sum(0)
+    below = torch.rsub(predicted.sum(0).add_(seen), -SMOOTH)
+    return below, overlap.sum(0).add_(SMOOTH / 2).div_(below), seen.sum().clamp_(min=1)
 
 
 def _dice(overlap: Tensor, sizes: Tensor) -> Tensor:
@@ -271,6 +318,9 @@ def _check_classes(op: str, target: Tensor, classes: int, ignore_index: int | No
     if _library.without_values((target,)) or _library.under_functional_transform((target,)):
         return
     classes = max(classes, 2)
+    lowest, highest = target.aminmax()
+    if lowest >= 0 and highest < classes:
+        return
     wrong = (target < 0) | (target >= classes)
     if ignore_index is not None:
         wrong &= target != ignore_index
