@@ -246,11 +246,15 @@ CURVES = (
 # -------------------------------------------------------------------------------------------------------- the report
 
 
+def threads(machine: Mapping[str, Any]) -> str:
+    return "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """Return a record as text: where it was measured, a table of the curves, and one of the processes."""
     machine = record["stamp"]
     lines = [
-        f"Measured on {machine['device']}, {machine['threads']} threads; torch {machine['torch']}, commit "
+        f"Measured on {machine['device']}, {threads(machine)}; torch {machine['torch']}, commit "
         f"{machine['commit']}. Operators forward and backward, labels forward alone, steps without an optimiser. The "
         "exponent is the slope of log time against log size, median and 20th to 80th percentile over rounds in which "
         "all sizes ran in turn; between the two largest sizes; and that of the peak memory.",
@@ -338,7 +342,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             panel.legend(title="exponent", fontsize="small")
         panels[1, column].set_xlabel(group)
     machine = record["stamp"]
-    figure.suptitle(f"Time and memory against size; {machine['device']}, {machine['threads']} threads, both axes log")
+    figure.suptitle(f"Time and memory against size; {machine['device']}, {threads(machine)}, both axes log")
     figure.savefig(path, dpi=100)
 
 
@@ -354,18 +358,24 @@ def _spread(sizes: Sequence[int]) -> list[int]:
 def run(out: Path, seconds: float, *, curves: Sequence[Curve] = CURVES, rounds: int = 3) -> dict[str, Any]:
     """Measure the curves and, ``rounds`` times, the processes; write the three files."""
     device = default_device()
-    out.mkdir(parents=True, exist_ok=True)
-    measured = []
+    record: dict[str, Any] = {"benchmark": "scaling", "stamp": {**stamp(device), "cpus": os.cpu_count()}}
+    record |= {"curves": [], "processes": []}
     for curve in curves:
-        measured.append(asdict(measure_curve(curve, device, seconds)))
-        print(f"{curve.name} against {curve.axis}: exponent {measured[-1]['exponent']:.2f}", flush=True)
-    machine = {**stamp(device), "cpus": os.cpu_count()}
-    processes = measure_processes(4 * seconds, rounds) if rounds else []
-    record = {"benchmark": "scaling", "stamp": machine, "curves": measured, "processes": processes}
-    write_json(out / f"scaling.{device.type}.json", record)
-    write_text(out / f"scaling.{device.type}.md", markdown(record))
+        record["curves"].append(asdict(measure_curve(curve, device, seconds)))
+        print(f"{curve.name} against {curve.axis}: exponent {record['curves'][-1]['exponent']:.2f}", flush=True)
+        write(record, out, device)  # a run that is ended keeps what it has
+    if rounds:
+        record["processes"] = measure_processes(4 * seconds, rounds)
+        write(record, out, device)
     draw(record, out / f"scaling.{device.type}.png")
     return record
+
+
+def write(record: Mapping[str, Any], out: Path, device: torch.device) -> None:
+    """Write a record as JSON and as a page."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"scaling.{device.type}.json", record)
+    write_text(out / f"scaling.{device.type}.md", markdown(record))
 
 
 def main(words: Sequence[str] | None = None) -> int:
