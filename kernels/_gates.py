@@ -52,7 +52,7 @@ class _EagerGate(torch.autograd.Function):
 
 def _products_summed(grad: Tensor, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return the sum of ``grad * x`` over what a gate of ``shape``, (B, C, 1, 1) or (B, 1, H, W), is shared by."""
-    if shape[2:] == (1, 1):
+    if shape[1:] == (x.shape[1], 1, 1):  # a single position has a gate (B, 1, 1, 1), which is not of the channels
         return channel_sums(grad, x, dtype)[0].view(shape)
     sums = torch.empty(shape, dtype=dtype)
     samples = len(x) if x.numel() <= CHUNK_ELEMENTS else max(1, CHUNK_ELEMENTS // x[0].numel())

@@ -316,3 +316,8 @@ def test_k5_refuses_what_does_not_fit(op):
         op(x, gate[:1])
     with pytest.raises(ShapeError, match="x on cpu, gate on meta"):
         op(x, gate.to("meta"))
+
+
+def test_a_gate_of_a_single_position_is_not_one_of_the_channels():
+    x, gate = torch.randn(2, 5, 1, 1, requires_grad=True), torch.randn(2, 1, 1, 1, requires_grad=True)
+    assert_op_matches(spatial_gate, spatial_gate_reference, x, gate)
