@@ -3,9 +3,10 @@
     python benchmarks/report.py --out FOLDER   # in the repository; `make bench` brings the README's tables, too
     trifuse bench --out FOLDER                 # wherever trifuse is installed
 
-Every ``bench_*.py`` is a part, run by pytest in a process of its own. A part that fails does not keep the next one from
-running; the exit code is that of the worst, 124 for one that ran out of time. The folder gets the result files (after
-each case, so that a part which is ended keeps what it has), ``report.md`` with all tables, and one log for each part.
+Every ``bench_*.py`` is a part, run by pytest in a process of its own; the last part, ``scaling.py``, is how cost grows.
+A part that fails does not keep the next one from running; the exit code is that of the worst, 124 for one that ran out
+of time. The folder gets the result files (after each case, so that a part which is ended keeps what it has),
+``report.md`` with all tables, and one log for each part.
 
 On a machine with a GPU all parts together take eight minutes at most. Each has its share of the time that is left, so
 that one which is done early leaves more to the rest; where compiled forms took too long, the same command with
@@ -33,6 +34,8 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 GPU_TESTS = ROOT / "tests" / "kernels" / "test_on_gpu.py"
+SCALING = "scaling"
+SCALING_POINTS = 4  # of a curve, which share the time of one form
 OUT_OF_TIME = 124
 GPU_SECONDS = 480
 # The parts' shares of that time, in the order in which they run; a guess, mostly from the number of forms to compile.
@@ -52,6 +55,7 @@ GPU_SHARES = {
     "fias": 20,
     "taff_unet": 18,
     "dino_unet": 25,
+    SCALING: 25,
 }
 SHARE_OF_OTHERS = 20
 MACHINE = """
@@ -82,8 +86,8 @@ class Outcome:
 
 
 def part_names() -> list[str]:
-    """Return the names of the benchmark files: those with a share in its order, then any others."""
-    found = {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")}
+    """Return the names of the benchmark files and `SCALING`: those with a share in its order, then any others."""
+    found = {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")} | {SCALING}
     return [name for name in GPU_SHARES if name in found] + sorted(found - GPU_SHARES.keys())
 
 
@@ -93,7 +97,10 @@ def parts(names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tes
     pytest += ("-c", str(scratch / "pytest.ini"), f"--rootdir={ROOT}", f"--confcutdir={ROOT}")
     benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
     commands = {"tests on the GPU": (*pytest, str(GPU_TESTS))} if tests else {}
-    commands |= {name: (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark) for name in names}
+    commands |= {name: (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark) for name in names if name != SCALING}
+    if SCALING in names:
+        scaling = (sys.executable, "-m", "trifuse.benchmarks.scaling")
+        commands[SCALING] = (*scaling, f"--out={out}", f"--seconds={seconds / SCALING_POINTS}")
     return [Part(name, command, GPU_SHARES.get(name, SHARE_OF_OTHERS)) for name, command in commands.items()]
 
 

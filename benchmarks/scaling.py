@@ -12,6 +12,7 @@ The last part trains a small U-Net as `trifuse train` does, alone and as two pro
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import sys
@@ -356,7 +357,7 @@ def _spread(sizes: Sequence[int]) -> list[int]:
 
 
 def run(out: Path, seconds: float, *, curves: Sequence[Curve] = CURVES, rounds: int = 3) -> dict[str, Any]:
-    """Measure the curves and, ``rounds`` times, the processes; write the three files."""
+    """Measure the curves and, ``rounds`` times, the processes; write the three files, the picture with matplotlib."""
     device = default_device()
     record: dict[str, Any] = {"benchmark": "scaling", "stamp": {**stamp(device), "cpus": os.cpu_count()}}
     record |= {"curves": [], "processes": []}
@@ -367,7 +368,10 @@ def run(out: Path, seconds: float, *, curves: Sequence[Curve] = CURVES, rounds: 
     if rounds:
         record["processes"] = measure_processes(4 * seconds, rounds)
         write(record, out, device)
-    draw(record, out / f"scaling.{device.type}.png")
+    if importlib.util.find_spec("matplotlib"):
+        draw(record, out / f"scaling.{device.type}.png")
+    else:
+        print("no picture, for matplotlib is not installed; run: pip install 'trifuse[med]'")
     return record
 
 

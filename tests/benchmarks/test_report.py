@@ -35,7 +35,7 @@ def python(name: str, code: str, share: float = 1):
 
 def test_every_benchmark_has_its_share_of_the_time():
     files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    assert report.GPU_SHARES.keys() == files | {TESTS}
+    assert report.GPU_SHARES.keys() == files | {TESTS, report.SCALING}
     assert min(report.GPU_SHARES.values()) >= 10
 
 
@@ -64,10 +64,12 @@ def test_parts_share_the_time_that_is_left(tmp_path, monkeypatch):
 def test_parts_are_the_benchmark_files_and_the_tests_come_first(tmp_path):
     listed = report.parts(report.part_names(), tmp_path, tmp_path, 0.5, tests=True)
     assert [(part.name, part.share) for part in listed] == list(report.GPU_SHARES.items())
-    for part in listed:
+    *by_pytest, scaling = listed
+    for part in by_pytest:
         (file,) = (word for word in part.command if word.endswith(".py"))
         assert Path(file).is_file()
         assert ("--benchmark-only" in part.command) == (part.name != TESTS)
+    assert scaling.command[1:] == ("-m", "trifuse.benchmarks.scaling", f"--out={tmp_path}", "--seconds=0.125")
     (new,) = report.parts(["a new one"], tmp_path, tmp_path, 0.5, tests=False)
     assert new.share == report.SHARE_OF_OTHERS
 
