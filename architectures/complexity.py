@@ -78,8 +78,6 @@ def describe_network(architecture: str) -> dict[str, Any]:
     network = network_class(architecture)
     with torch.device("meta"):
         model = network(network.config_type())
-    if architecture == "dino_unet":  # which blocks it selects costs nothing, but is a value, and meta tensors have none
-        model.fusion.frozen_selection = torch.arange(model.config.top_k)
     side = default_data(architecture).image_size
     shape = (1, getattr(model.config, "in_channels", 1), side, side)
     extras = {name: torch.empty(1, *size, device="meta") for name, size in _extras_of(model.config, side).items()}

@@ -150,7 +150,7 @@ def test_k18_grids_have_one_axis_and_heads_keep_whole_pixels_in_a_thread():
     gpu = import_module("trifuse.kernels.gpu.dilated_attention")
     for d, pixels in ((8, 128), (24, 128), (32, 128), (33, 64), (72, 32), (128, 32)):
         x = torch.empty(70000, 3, 5, 3 * d, device="meta", dtype=torch.bfloat16)
-        settings = gpu._settings([x], 3, (1, 2, 3), "zero")
+        settings = gpu._settings(128, gpu._layouts([x]), 3, (1, 2, 3), "zero")
         assert (settings["PIXELS"], settings["CHUNK"]) == (pixels, 8 * 128 // pixels)
         assert gpu._grid(x, 3, settings) == (70000 * 3,)
         assert settings["UNIT"] == (8 if 3 * d % 8 == 0 else 1)
