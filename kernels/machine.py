@@ -111,7 +111,9 @@ def commit() -> str:
     # An installed copy may lie inside of somebody's own repository, whose commit says nothing about it.
     if not _said_by(*git, "ls-files", "--", Path(__file__).name):
         return f"unknown, trifuse {_version('trifuse')}"
-    changed = _said_by(*git, "status", "--porcelain", "-uno")
+    # Result files are what is written here, not what is measured.
+    measured = (":(top)", ":(top,exclude)benchmarks/results")
+    changed = _said_by(*git, "status", "--porcelain", "-uno", "--", *measured)
     return _said_by(*git, "rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
 
 
