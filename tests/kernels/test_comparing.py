@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import weakref
 
 import pytest
@@ -242,6 +244,26 @@ def test_commit_is_that_of_the_measured_code(monkeypatch):
     answers = {"ls-files": "machine.py", "status": " M machine.py", "rev-parse": "0123abcdef01"}
     monkeypatch.setattr(machine, "_said_by", lambda *command: answers[command[3]])
     assert machine.identity(torch.device("cpu"))["commit"] == "0123abcdef01+changes"
+
+
+def test_results_that_are_written_change_nothing_that_is_measured(tmp_path, monkeypatch):
+    def git(*words):
+        author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", "-C", str(tmp_path), *author, *words], check=True, capture_output=True)
+
+    monkeypatch.delenv("TRIFUSE_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "kernels" / "machine.py"))
+    files = [tmp_path / "kernels" / "machine.py", tmp_path / "benchmarks" / "results" / "op.cpu.json"]
+    git("init")
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("before")
+    git("add", ".")
+    git("commit", "-m", "a")
+    files[1].write_text("measured")
+    assert re.fullmatch("[0-9a-f]{12}", machine.commit())
+    files[0].write_text("changed")
+    assert machine.commit().endswith("+changes")
 
 
 @pytest.mark.parametrize(
