@@ -24,7 +24,7 @@ mutants: $(VENV)/.test-ready
 	$(BIN)/python tests/mutants/run.py
 
 bench: $(VENV)/.test-ready
-	$(BIN)/python benchmarks/report.py --out benchmarks/results --seconds 2
+	$(BIN)/python benchmarks/report.py --out benchmarks/results
 	$(BIN)/python benchmarks/tables.py
 
 # What every Triton kernel costs, read from machine code for GPUs that need not be here.
