@@ -231,7 +231,8 @@ def _checked(features: Sequence[Tensor] | Tensor, logits: Tensor) -> tuple[Tenso
         raise ShapeError(f"{OP}: features is empty; expected at least one map of shape (B, M, D)")
     first = maps[0]
     for i, feature in enumerate(maps):
-        _library.check_tensor(OP, f"features[{i}]", feature)
+        if not isinstance(feature, Tensor):
+            _library.check_tensor(OP, f"features[{i}]", feature)
     _library.check_dtype(OP, "features[0]", first)
     _library.check_dtype(OP, "logits", logits)
     if first.ndim != 3:
@@ -239,18 +240,19 @@ def _checked(features: Sequence[Tensor] | Tensor, logits: Tensor) -> tuple[Tenso
             f"{OP}: features[0] has shape {tuple(first.shape)}; expected (B, M, D); "
             "flatten an image-shaped map with x.flatten(2).transpose(1, 2)"
         )
+    shape, dtype, device = first.shape, first.dtype, first.device
     for i, feature in enumerate(maps):
-        if feature.shape != first.shape:
+        if feature.shape != shape:
             raise ShapeError(
                 f"{OP}: features[{i}] has shape {tuple(feature.shape)}; expected {tuple(first.shape)}, the shape of "
                 "features[0]; bring all maps to one grid and width first"
             )
-        if feature.dtype != first.dtype:
+        if feature.dtype != dtype:
             raise TypeError(
                 f"{OP}: features[{i}] is {feature.dtype}; expected {first.dtype}, the type of features[0]; "
                 "convert with .to(...)"
             )
-        if feature.device != first.device:
+        if feature.device != device:
             raise ShapeError(
                 f"{OP}: features[{i}] is on {feature.device}; expected {first.device}, the device of features[0]; "
                 "move it with .to(device)"
