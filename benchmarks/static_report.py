@@ -39,7 +39,7 @@ from trifuse.kernels.machine import commit
 from .ahead_of_time import BUDGETS, NVIDIA_TARGETS, TARGETS, functions_of
 
 LABEL = "computed, nothing here was measured on a GPU"
-# Of an H200: bytes, float32 multiply-adds and exponentials per second.
+# Assumed ceilings: bytes, float32 multiply-adds and exponentials per second.
 BYTES_PER_SECOND = 4.3e12
 PER_SECOND = {"multiply-adds": 30e12, "exponentials": 3.6e12}
 RESULTS = Path(__file__).with_name("results")
