@@ -32,7 +32,8 @@ def overview(folder: Path, kind: str) -> str:
     what people write, then that of ours.
     """
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*.{kind}.json"))]
-    lines = [line for record in records if "baseline" in record for line in _lines(record)]
+    compared = [record for record in records if OURS in (row["provider"] for row in record.get("rows", ()))]
+    lines = [line for record in compared for line in _lines(record)]
     return "\n".join(table(lines, HEADINGS))
 
 

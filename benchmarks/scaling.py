@@ -291,7 +291,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Okabe and Ito's colours, told apart with any colour vision; the marker says the same.
+# Okabe and Ito's colours and two of Tol's, told apart with any colour vision; the marker says the same.
 STYLES = (
     ("#0072B2", "o"),
     ("#D55E00", "s"),
@@ -301,6 +301,8 @@ STYLES = (
     ("#56B4E9", "P"),
     ("#000000", "X"),
     ("#7F7F7F", "*"),
+    ("#882255", "<"),
+    ("#44AA99", ">"),
 )
 LINES = ("-", "--", ":", "-.")  # of the curves of one computation
 
@@ -340,7 +342,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             panel.minorticks_off()
             panel.grid(alpha=0.3)
             panel.set_ylabel(unit)
-            panel.legend(title="exponent", fontsize="small")
+            panel.tick_params(axis="x", labelrotation=45)
+            panel.legend(title="exponent", fontsize="small", framealpha=0.5)
         panels[1, column].set_xlabel(group)
     machine = record["stamp"]
     figure.suptitle(f"Time and memory against size; {machine['device']}, {threads(machine)}, both axes log")
