@@ -272,10 +272,8 @@ def packed_dilated_attention(qkv: Tensor, **windows: Any) -> Tensor:
     Autograd would put the gradients of three slices together by another pass over all of them.
     """
     thirds = qkv.detach().chunk(3, dim=-1)  # to be looked at: a view that has a gradient costs thrice as much
-    different = (
-        thirds[:1] if qkv.shape[-1] % 3 == 0 else thirds
-    )  # those of three equal thirds have nothing to differ in
-    return _attend((qkv,), check_arguments(OP, dict(zip("qkv", different, strict=False)), **windows))
+    checked = thirds[:1] if qkv.shape[-1] % 3 == 0 else thirds  # equal thirds of one map do not differ in anything
+    return _attend((qkv,), check_arguments(OP, dict(zip("qkv", checked, strict=False)), **windows))
 
 
 @_library.falls_back
