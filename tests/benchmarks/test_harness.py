@@ -8,24 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
 
+from trifuse.benchmarks import harness, tables
+
 ROOT = Path(__file__).resolve().parents[2]
 
-
-def load(name: str):
-    spec = spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-harness, tables = load("harness"), load("tables")
 
 TINY_BENCHMARK = """
 import os

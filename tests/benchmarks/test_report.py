@@ -7,25 +7,16 @@ import os
 import subprocess
 import sys
 import time
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 from trifuse.architectures.cli import main
+from trifuse.benchmarks import report
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load(name: str):
-    spec = spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-report = load("report")
 TESTS = "tests on the GPU"
 
 
