@@ -38,6 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trifuse import kernels
 from trifuse.kernels.dilated_attention import packed_dilated_attention
 from trifuse.kernels.machine import stamp
+from trifuse.kernels.measuring import tensors_in
 from trifuse.kernels.result_tables import table
 
 from . import (
@@ -146,14 +147,6 @@ def as_on_a_gpu(launch: Callable[..., None]) -> Iterator[None]:
         mock.patch("trifuse.kernels._library.without_values", return_value=True),
     ):
         yield
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def calls(form: Form, arguments: Callable[[bool], tuple[Any, ...]]) -> dict[str, Call]:

@@ -40,7 +40,7 @@ from trifuse.kernels import (
 )
 from trifuse.kernels.machine import MIB, default_device, stamp
 from trifuse.kernels.measuring import measure
-from trifuse.kernels.result_tables import table
+from trifuse.kernels.result_tables import table, threads
 
 Work = Callable[[], object]
 
@@ -245,10 +245,6 @@ CURVES = (
 
 
 # -------------------------------------------------------------------------------------------------------- the report
-
-
-def threads(machine: Mapping[str, Any]) -> str:
-    return "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
 
 
 def markdown(record: Mapping[str, Any]) -> str:

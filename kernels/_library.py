@@ -20,7 +20,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -103,6 +103,7 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     return f"it cannot run on {device.type} tensors (on a CPU, only with TRITON_INTERPRET=1 set before the first use)"
 
 
+@cache
 def _gpu_obstacle(index: int) -> str:
     if torch.version.hip is not None:
         return ""

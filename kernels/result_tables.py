@@ -13,10 +13,10 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "20–80 %": lambda row: f"{_digits(row['fifth_ms'], 3)}–{_digits(row['four_fifths_ms'], 3)}",
     "speed-up": lambda row: "" if row["speedup"] is None else f"{row['speedup']:.2f}",
     "peak MiB": lambda row: _digits(row["peak_mib"], 2),
-    "saved MiB": lambda row: _digits(row.get("saved_mib"), 2),
+    "saved MiB": lambda row: _digits(row["saved_mib"], 2),
     "GB/s": lambda row: _digits(row["gb_per_s"], 2),
-    "GFLOP/s": lambda row: _digits(row.get("gflop_per_s"), 2),
-    "of ceiling": lambda row: "" if row.get("of_ceiling") is None else f"{row['of_ceiling']:.0%}",
+    "GFLOP/s": lambda row: _digits(row["gflop_per_s"], 2),
+    "of ceiling": lambda row: "" if row["of_ceiling"] is None else f"{row['of_ceiling']:.0%}",
 }
 
 
@@ -24,7 +24,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     """Return a result file's record as text: where it was measured, and a table for each case and pass."""
     machine = record["stamp"]
     where = (
-        f"Measured on {machine['device']}, {_threads(machine['threads'])}; {_ceilings(machine)}; "
+        f"Measured on {machine['device']}, {threads(machine)}; {_ceilings(machine)}; "
         f"torch {machine['torch']}, commit {machine['commit']}. Medians of rounds in which all forms ran in turn, and "
         f"their 20th to 80th percentile; speed-ups are medians of the rounds' ratios to {record['baseline']}."
     )
@@ -32,7 +32,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def _tables(record: Mapping[str, Any]) -> Iterator[str]:
-    rows = [*record["rows"], *record.get("refused", [])]
+    rows = [*record["rows"], *record["refused"]]
     places = {(row["case"], row["pass"]): None for row in rows}
     for case, timed in places:
         here = [row for row in rows if (row["case"], row["pass"]) == (case, timed)]
@@ -43,7 +43,7 @@ def _tables(record: Mapping[str, Any]) -> Iterator[str]:
         refused = [row for row in here if "reason" in row]
         if refused:
             yield "Refused: " + "; ".join(row["reason"].partition("\n")[0] for row in refused) + "."
-    if record.get("absent"):
+    if record["absent"]:
         yield "Absent: " + "; ".join(f"{name} ({reason})" for name, reason in record["absent"].items()) + "."
 
 
@@ -72,14 +72,15 @@ def _digits(value: float | None, count: int) -> str:
     return f"{value:.{min(max(0, places), count + 1)}f}"
 
 
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+def threads(machine: Mapping[str, Any]) -> str:
+    """Return how many threads a stamp's machine computed with, in words."""
+    return "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
 
 
 def _ceilings(machine: Mapping[str, Any]) -> str:
     products = [
         f"{name} products {machine[key]:,} GFLOP/s"
         for name, key in (("float32", "float32_gflop_per_s"), ("bfloat16", "bfloat16_gflop_per_s"))
-        if machine.get(key)
+        if machine[key]
     ]
     return ", ".join([f"copies {machine['copy_gb_per_s']} GB/s", *products])
