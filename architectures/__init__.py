@@ -8,7 +8,7 @@ training/      the one loop, losses, schedules, checkpoints, several processes
 evaluation/    volume inference, metrics, statistics, figures, report
 cli.py         the ``trifuse`` command; words.py: its words; commands.py and
                train_commands.py: what each of them does
-recipes.py     what a run is to do; run.py: one run, from a study to a report
+recipes.py     what a run is to do; run.py: one run, from a cohort to a report
 networks.py    a finished network, by its folder
 pretrained.py  weights and configurations on disk: weights_file.py, config_json.py;
                published_weights.py: those that others have published

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from trifuse.blocks import ContextAwareFusion
 from trifuse.kernels import spatial_gate
 
-from . import gate_baselines as baselines
+from .baselines import gates as baselines
 from .harness import Case, Comparison, Pass, clock
 
 PARAMETERS = [name for name, _ in ContextAwareFusion(1).named_parameters()]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trifuse.kernels import depthwise_multi_kernel
 
-from . import depthwise_baselines as baselines
+from .baselines import depthwise_multi_kernel as baselines
 from .harness import Case, Comparison, Pass, clock
 
 KERNELS = (5, 7)

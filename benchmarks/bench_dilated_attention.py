@@ -13,13 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trifuse.kernels.dilated_attention import (
-    dilated_attention,
-    dilated_attention_weights,
-    packed_dilated_attention,
-)
+from trifuse.kernels.ops.dilated_attention import dilated_attention, dilated_attention_weights, packed_dilated_attention
 
-from . import dilated_attention_baselines as baselines
+from .baselines import dilated_attention as baselines
 from .harness import Case, Comparison, Pass, clock
 
 HEAD_DIM, WIDE_HEAD_DIM = 24, 32

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trifuse.architectures.data.geometry import Geometry
-from trifuse.architectures.data.volume import Volume
+from trifuse.architectures.data.volumes.geometry import Geometry
+from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig
 from trifuse.architectures.dino_unet.encoder import DinoV2Encoder
 from trifuse.architectures.evaluation.predict import predict_volume
 from trifuse.architectures.training.feature_cache import FeatureCache
 from trifuse.architectures.training.losses import dice_ce_nnunet
+from trifuse.benchmarks.baselines.block_fusion import TransformersDinoUNet
+from trifuse.benchmarks.baselines.dinov2 import TransformersEncoder, encoder_pair, with_eager_attention
 
-from .baselines import TransformersDinoUNet
-from .dinov2_baseline import TransformersEncoder, encoder_pair, with_eager_attention
 from .harness import Case, Comparison, Pass, clock, default_device
 
 IMAGE_SIZE = 448

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.taff_unet import TaffUNet, TaffUNetConfig
 from trifuse.architectures.training.losses import SegmentationLoss
+from trifuse.benchmarks.baselines.taff_unet import AsWritten, loss_as_written
 
 from .harness import Case, Comparison, Pass, clock
-from .taff_unet_baseline import AsWritten, loss_as_written
 
 CLASSES = 4
 LOSS = SegmentationLoss()

@@ -1,4 +1,4 @@
-"""What a benchmark file needs: the harness of `trifuse.kernels.comparing`, and a clock for pytest-benchmark.
+"""What a benchmark file needs: the harness of `trifuse.kernels.testing.comparing`, and a clock for pytest-benchmark.
 
 A benchmark file holds comparisons, and a test for each that shows them (see any ``bench_*.py``)::
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trifuse.kernels.comparing import Case, Comparison, Pass, WrongResult, judge
-from trifuse.kernels.machine import MIB, default_device
 from trifuse.kernels.testing import Timing, clock, replay
+from trifuse.kernels.testing.comparing import Case, Comparison, Pass, WrongResult, judge
+from trifuse.kernels.testing.machine import MIB, default_device
 
 RESULTS = Path(__file__).parent / "results"
 

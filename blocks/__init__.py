@@ -1,11 +1,11 @@
 """The blocks: an `nn.Module` is parameters, their initialisation, and a call into `trifuse.kernels`."""
 
-from .attention import MemoryEfficientAttention
 from .context_aware_fusion import ContextAwareFusion
 from .conv_norm_relu import ConvNormReLU
 from .depthwise_multi_kernel import DepthwiseMultiKernel
 from .dilated_attention import DilatedAttention
 from .image_branch import ImageBranch
+from .memory_efficient_attention import MemoryEfficientAttention
 from .mixing_attention import MixingAttention
 from .monte_carlo_attention import MonteCarloAttention
 from .plain_unet import PlainUNetDecoder, PlainUNetEncoder

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, spatial_gate
-from trifuse.kernels.context_aware_fusion import mean_projection, pooled_projection, recalibrated_sum
+from trifuse.kernels.ops._context_aware_fusion import mean_projection, pooled_projection, recalibrated_sum
 
 from .conv_norm_relu import init_convs
 
@@ -27,7 +27,7 @@ class ContextAwareFusion(nn.Module):
         out  = w_sp * F'
 
     The result is the same as these lines give, in fewer passes: neither X nor T is made, and X is never scaled (see
-    `trifuse.kernels.context_aware_fusion`). Under ``trifuse.kernels.backend("reference")`` it is computed as written.
+    `trifuse.kernels.ops._context_aware_fusion`). Under ``backend("reference")`` it is computed as written.
     The average over all positions is taken in float32. Maps of one position are legal.
 
     Args:

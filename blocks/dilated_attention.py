@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, dilated_attention_weights
-from trifuse.kernels.dilated_attention import packed_dilated_attention
-from trifuse.kernels.dilated_windows import check_windows
+from trifuse.kernels.ops._dilated_windows import check_windows
+from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
 
-from .attention import init_linear
+from .memory_efficient_attention import init_linear
 
 
 class DilatedAttention(nn.Module):

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from trifuse.kernels.errors import ShapeError
 
-from .attention import MemoryEfficientAttention, init_linear
 from .conv_norm_relu import ConvNormReLU, init_convs
+from .memory_efficient_attention import MemoryEfficientAttention, init_linear
 from .monte_carlo_attention import MonteCarloAttention
 from .transformer_block import LAYER_NORM_EPS
 

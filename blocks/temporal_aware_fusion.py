@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, temporal_film_gate
 
+from .float32_linear import Float32Linear, ZeroInitMlp
 from .temporal_film_gate import TemporalFiLMGate
-from .wide_linear import WideLinear, ZeroInitMlp
 
 HIDDEN = 64
 
@@ -67,7 +67,7 @@ class TemporalAwareFusion(nn.Module):
             raise ValueError(f"TemporalAwareFusion: spatial_mlp must be at least 1, or None, got {spatial_mlp}")
         self.dim, self.ecg_dim, self.spatial_mlp = dim, ecg_dim, spatial_mlp
         self.zero_init_proj, self.gate_sees_time = zero_init_proj, gate_sees_time
-        self.projection = WideLinear(ecg_dim, dim * (spatial_mlp or 1) ** 2)
+        self.projection = Float32Linear(ecg_dim, dim * (spatial_mlp or 1) ** 2)
         self.gate = ZeroInitMlp(dim + ecg_dim + gate_sees_time, HIDDEN, 2)
         self.film = TemporalFiLMGate(dim, HIDDEN, max_days) if time else None
         self.reset_parameters()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trifuse.kernels import ShapeError, temporal_film_gate
 
-from .wide_linear import ZeroInitMlp
+from .float32_linear import ZeroInitMlp
 
 
 class TemporalFiLMGate(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import MemoryEfficientAttention, init_linear
+from .memory_efficient_attention import MemoryEfficientAttention, init_linear
 
 LAYER_NORM_EPS = 1e-6
 

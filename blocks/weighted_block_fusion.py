@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trifuse.kernels import weighted_block_fusion
-from trifuse.kernels._library import values_at_hand
 from trifuse.kernels.errors import ShapeError, TrifuseError
+from trifuse.kernels.library import values_at_hand
 
 INIT_STD = 0.01
 ORDERS = ("depth", "weight")
@@ -104,19 +104,19 @@ class WeightedBlockFusion(nn.Module):
         maps: Iterable[tuple[int, Tensor]],
         keep: Collection[int],
         weight: Tensor | None,
-        rerun: Callable[[], Iterable[tuple[int, Tensor]]] | None = None,
+        recompute: Callable[[], Iterable[tuple[int, Tensor]]] | None = None,
     ) -> tuple[dict[int, Tensor], Tensor | None]:
         """Fuse maps as they are produced, and keep only a few of them.
 
         Gives what ``linear(self(all_maps), weight)`` gives, and the same gradients of the logits and of the weight.
-        Where the logits need a gradient, each map's projection stays in memory in place of the map, unless ``rerun``
+        Where the logits need a gradient, each map's projection stays in memory instead of the map, unless ``recompute``
         can bring the maps back.
 
         Args:
             maps: (block index, map (B, M, D)), frozen; each map is let go before the next one is asked for.
             keep: the blocks whose maps are wanted afterwards.
             weight: (r, D), of the linear layer without bias that consumes the fused map; None fuses nothing.
-            rerun: produces the same maps again, in backward: nothing is kept for the logits' gradient then.
+            recompute: produces the same maps again, in backward: nothing is kept for the logits' gradient then.
 
         Returns:
             The kept maps by block index, and the projected fused map (B, M, r), None without a weight.
@@ -136,7 +136,7 @@ class WeightedBlockFusion(nn.Module):
                     dtype = tokens.dtype
                     fused = torch.zeros_like(tokens, dtype=torch.promote_types(dtype, torch.float32))
                 fused.addcmul_(tokens, block_weights[index])
-                if needs_gradient and rerun is None:
+                if needs_gradient and recompute is None:
                     projected = _project(tokens, weight)
                     projections.append(projected.to(min(projected.dtype, dtype, key=lambda narrow: narrow.itemsize)))
                 if index in keep:
@@ -147,7 +147,7 @@ class WeightedBlockFusion(nn.Module):
             raise ShapeError(f"WeightedBlockFusion: expected the maps of all {self.num_blocks} blocks, got {count}")
         fused = fused.to(dtype)
         if needs_gradient:
-            return kept, _FuseThenProject.apply(logits, weight, fused, rerun, *projections)
+            return kept, _FuseThenProject.apply(logits, weight, fused, recompute, *projections)
         return kept, _project(fused, weight)
 
     def _learned_logits(self) -> Tensor:
@@ -217,13 +217,13 @@ class _FuseThenProject(torch.autograd.Function):
         d logits_i = w_i (s_i - sum_j w_j s_j),  s_i = <g, P_i>
         d W        = g^T f
 
-    Where ``rerun`` brings the maps back there are no projections, and s_i is ``<g W, F_i>`` itself.
+    Where ``recompute`` brings the maps back there are no projections, and s_i is ``<g W, F_i>`` itself.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, weight: Tensor, fused: Tensor, rerun, *projections: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, weight: Tensor, fused: Tensor, recompute, *projections: Tensor) -> Tensor:
         ctx.save_for_backward(logits, weight, fused, *projections)
-        ctx.rerun, ctx.autocast = rerun, _autocast_state(fused.device.type)
+        ctx.recompute, ctx.autocast = recompute, _autocast_state(fused.device.type)
         return _project(fused, weight)
 
     @staticmethod
@@ -231,12 +231,12 @@ class _FuseThenProject(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, weight, fused, *projections = ctx.saved_tensors
         dtype = torch.promote_types(grad.dtype, torch.float32)
-        if ctx.rerun is None:
+        if ctx.recompute is None:
             products = _products(grad.to(dtype), projections)
         else:
             fused_grad = grad.to(dtype) @ weight.to(dtype)
             with nullcontext() if ctx.autocast is None else torch.autocast(grad.device.type, **ctx.autocast):
-                products = _products(fused_grad, (tokens for _, tokens in ctx.rerun()))
+                products = _products(fused_grad, (tokens for _, tokens in ctx.recompute()))
         w = torch.softmax(logits.to(dtype), dim=0)
         logits_grad = (w * (products - w.dot(products))).to(logits.dtype)
         weight_grad = None

@@ -6,9 +6,7 @@ first used: importing this package loads not even torch; triton and xformers com
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "trifuse.kernels":
@@ -20,28 +18,23 @@ if __name__ != "trifuse.kernels":
 from .errors import BackendError, CheckpointError, DataError, MissingExtra, NumericError, ShapeError, TrifuseError
 
 if TYPE_CHECKING:
-    from ._library import backend
-    from .attention import memory_efficient_attention, memory_efficient_attention_reference
-    from .context_aware_fusion import spatial_gate, spatial_gate_reference
-    from .depthwise_multi_kernel import depthwise_multi_kernel, depthwise_multi_kernel_reference
-    from .dice_ce_loss import dice_ce_loss, dice_ce_loss_reference
-    from .dilated_attention import (
+    from .gpu.tuning import warm_up
+    from .library import backend
+    from .ops._context_aware_fusion import spatial_gate, spatial_gate_reference
+    from .ops.depthwise_multi_kernel import depthwise_multi_kernel, depthwise_multi_kernel_reference
+    from .ops.dice_ce_loss import dice_ce_loss, dice_ce_loss_reference
+    from .ops.dilated_attention import (
         dilated_attention,
         dilated_attention_reference,
         dilated_attention_weights,
         dilated_attention_weights_reference,
     )
-    from .gpu.tuning import warm_up
-    from .monte_carlo_attention import (
-        channel_gate,
-        channel_gate_reference,
-        monte_carlo_pool,
-        monte_carlo_pool_reference,
-    )
-    from .mutation_loss import mutation_loss, mutation_loss_reference
-    from .temporal_film_gate import temporal_film_gate, temporal_film_gate_reference
-    from .upsample_argmax import upsample_argmax, upsample_argmax_reference
-    from .weighted_block_fusion import weighted_block_fusion, weighted_block_fusion_reference
+    from .ops.memory_efficient_attention import memory_efficient_attention, memory_efficient_attention_reference
+    from .ops.monte_carlo_pool import channel_gate, channel_gate_reference, monte_carlo_pool, monte_carlo_pool_reference
+    from .ops.mutation_loss import mutation_loss, mutation_loss_reference
+    from .ops.temporal_film_gate import temporal_film_gate, temporal_film_gate_reference
+    from .ops.upsample_argmax import upsample_argmax, upsample_argmax_reference
+    from .ops.weighted_block_fusion import weighted_block_fusion, weighted_block_fusion_reference
 
 __all__ = [
     "OPERATORS",
@@ -81,44 +74,32 @@ __all__ = [
 ]
 
 OPERATORS = {
-    "channel_gate": "monte_carlo_attention",
+    "channel_gate": "monte_carlo_pool",
     "depthwise_multi_kernel": "depthwise_multi_kernel",
     "dice_ce_loss": "dice_ce_loss",
     "dilated_attention": "dilated_attention",
     "dilated_attention_weights": "dilated_attention",
-    "memory_efficient_attention": "attention",
-    "monte_carlo_pool": "monte_carlo_attention",
+    "memory_efficient_attention": "memory_efficient_attention",
+    "monte_carlo_pool": "monte_carlo_pool",
     "mutation_loss": "mutation_loss",
-    "spatial_gate": "context_aware_fusion",
+    "spatial_gate": "_context_aware_fusion",
     "temporal_film_gate": "temporal_film_gate",
     "upsample_argmax": "upsample_argmax",
     "weighted_block_fusion": "weighted_block_fusion",
 }
-"""The file of each operator."""
+"""The file of each operator, in ``ops``."""
 
-_OTHERS = {"backend": "_library", "warm_up": "gpu.tuning"}
+_OTHERS = {"backend": "library", "warm_up": "gpu.tuning"}
 
 
 def __getattr__(name: str) -> Any:
-    file = _OTHERS.get(name) or OPERATORS.get(name.removesuffix("_reference"))
+    op = name.removesuffix("_reference")
+    file = f"ops.{OPERATORS[op]}" if op in OPERATORS else _OTHERS.get(name)
     if file is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{file}", __name__), name)
-    setattr(sys.modules[__name__], name, value)
+    value = globals()[name] = getattr(import_module(f".{file}", __name__), name)
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Catalogue(ModuleType):
-    """Keeps an operator's name for the operator: importing the file of the same name would replace it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(
-            name, getattr(value, name) if isinstance(value, ModuleType) and name in OPERATORS else value
-        )
-
-
-sys.modules[__name__].__class__ = _Catalogue

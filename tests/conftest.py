@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for compiling and tiny_networks, which several folders use
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # for compiling and tiny_networks, which several folders use
 
 # Before triton is imported anywhere: it reads the variable when a kernel is defined.
 if not torch.cuda.is_available():

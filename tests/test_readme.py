@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trifuse.architectures.cli import build_parser
+from trifuse.architectures.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,4 +57,4 @@ def test_tables_are_those_of_the_result_files():
     named = re.findall(r"<!-- results: (\S+) -->", README)
     assert len(named) >= 5
     with_results = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["with_results"]
-    assert with_results(README, ROOT / "benchmarks" / "results") == README, "run: python benchmarks/tables.py"
+    assert with_results(README, ROOT / "benchmarks" / "results") == README, "run: python benchmarks/reporting/tables.py"

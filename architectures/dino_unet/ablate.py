@@ -1,6 +1,6 @@
-"""Table II of the paper on a synthetic study: which blocks feed the decoder, with and without the image.
+"""Table II of the paper on a synthetic cohort: which blocks feed the decoder, with and without the image.
 
-The encoder's weights are random and the study is a phantom: the table shows that every row of the paper can be run, not
+The encoder's weights are random and the cohort is a phantom: the table shows that each row of the paper can be run, not
 what the paper's rows are worth.
 """
 
@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..ablation import Scores, train_each, write_ablation
-from .demo import demo_recipe, write_demo_study
+from trifuse.architectures.runs.ablation import Scores, train_each, write_ablation
+
+from .demo import demo_recipe, write_demo_cohort
 from .train import train
 from .variants import EncoderShape
 
@@ -27,17 +28,17 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, comm
     """Train every row with every seed and write ``table.md`` and ``table.csv``; a finished training is not repeated.
 
     Args:
-        out: folder for the study, the runs and the table.
+        out: folder for the cohort, the runs and the table.
         seeds: trainings of each row; a seed decides the encoder's weights, the decoder's and the order of samples.
         epochs: of each training.
         cases: of the phantom.
         command: the words to put below the table as the way to do it again.
     """
-    study, split = write_demo_study(out, cases=cases)
+    cohort, split = write_demo_cohort(out, cases=cases)
     rows: dict[tuple[str, ...], Scores] = {}
     for selection, integration in ROWS:
         row: dict[str, Any] = {"variant": ENCODER, "block_selection": selection, "spatial_integration": integration}
-        plain = [demo_recipe(study, split, epochs=epochs, seed=seed) for seed in range(seeds)]
+        plain = [demo_recipe(cohort, split, epochs=epochs, seed=seed) for seed in range(seeds)]
         recipes = [replace(recipe, network=replace(recipe.network, **row)) for recipe in plain]
         name = f"{_slug(selection)}-{'image' if integration else 'no-image'}"
         rows[selection, "yes" if integration else "no"] = train_each(out, name, recipes, train, ["dsc"])
@@ -46,7 +47,7 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, comm
         ("blocks", "image integration"),
         rows,
         {"dsc": ("mean DSC", "SD over seeds")},
-        caption=f"Synthetic: a phantom study, a frozen encoder of {ENCODER.depth} blocks with random weights, {epochs} "
+        caption=f"Synthetic: phantom cohort, a frozen encoder of {ENCODER.depth} blocks with random weights, {epochs} "
         f"epochs. DSC of the test volumes, mean over cases, then mean and SD over {seeds} seeds.",
         command=command,
     )

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trifuse.architectures.storage.published_weights import ConversionReport, compare, convert_weights, read_tensors
 from trifuse.kernels import CheckpointError
 
-from ..published_weights import ConversionReport, compare, convert_weights, read_tensors
 from .encoder import DinoV2Encoder
 from .variants import VARIANTS
 

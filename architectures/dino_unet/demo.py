@@ -1,26 +1,27 @@
-"""The whole way on a synthetic study: phantom, training, prediction, scores, report; minutes on a CPU."""
+"""The whole way on a synthetic cohort: phantom, training, prediction, scores, report; minutes on a CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.left_atrium_phantom import write_left_atrium_phantom
-from ..data.split import write_split
-from ..demonstration import one_thread, print_results
-from ..recipes import DataRecipe
-from ..run import claim_folder
-from ..training.recipe import Recipe
+from trifuse.architectures.data.layouts.split import write_split
+from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
+from trifuse.architectures.runs.demonstration import one_thread, print_results
+from trifuse.architectures.runs.pipeline import claim_folder
+from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.training.recipe import Recipe
+
 from .model import TINY_DECODER, DinoUNetConfig
 from .train import DinoUNetRecipe, train
 
 CASES = 16
 
 
-def demo_recipe(study: Path, split: Path, *, epochs: int = 14, seed: int = 0) -> DinoUNetRecipe:
+def demo_recipe(cohort: Path, split: Path, *, epochs: int = 14, seed: int = 0) -> DinoUNetRecipe:
     """Return a recipe small enough for a CPU: a tiny encoder with random weights, slices of 112 pixels."""
     return DinoUNetRecipe(
-        data=DataRecipe(root=str(study), split=str(split), image_size=112),
+        data=DataRecipe(root=str(cohort), split=str(split), image_size=112),
         network=DinoUNetConfig(variant="tiny", init_seed=seed, **TINY_DECODER),
         training=Recipe(
             epochs=epochs, batch_size=8, lr=4e-3, weight_decay=1e-4, betas=(0.9, 0.95), warmup_epochs=1, seed=seed
@@ -30,22 +31,22 @@ def demo_recipe(study: Path, split: Path, *, epochs: int = 14, seed: int = 0) ->
     )
 
 
-def write_demo_study(folder: Path, *, cases: int = CASES, seed: int = 0) -> tuple[Path, Path]:
-    """Write the phantom study and its split; return their paths."""
-    study, split = folder / "phantom", folder / "phantom_split.json"
+def write_demo_cohort(folder: Path, *, cases: int = CASES, seed: int = 0) -> tuple[Path, Path]:
+    """Write the phantom cohort and its split; return their paths."""
+    cohort, split = folder / "phantom", folder / "phantom_split.json"
     folder.mkdir(parents=True, exist_ok=True)
-    write_split(split, write_left_atrium_phantom(study, cases=cases, seed=seed))
-    return study, split
+    write_split(split, write_left_atrium_phantom(cohort, cases=cases, seed=seed))
+    return cohort, split
 
 
 def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequence[str] = ()) -> Path:
     """Make the phantom, train on it, predict its test cases, and print where the report lies."""
     run = out / "run"
     claim_folder(run, overwrite=overwrite)
-    print(f"writing a synthetic study of {CASES} LGE volumes to {out / 'phantom'}", flush=True)
-    study, split = write_demo_study(out, seed=seed)
+    print(f"writing a synthetic cohort of {CASES} LGE volumes to {out / 'phantom'}", flush=True)
+    cohort, split = write_demo_cohort(out, seed=seed)
     with one_thread():
-        report = train(demo_recipe(study, split, seed=seed), run, command=command)
+        report = train(demo_recipe(cohort, split, seed=seed), run, command=command)
     assert report is not None  # a demo is one process
     print_results(report)
     return report

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trifuse.blocks.attention import INIT_STD
+from trifuse.architectures.storage.pretrained import load_strict
+from trifuse.blocks.memory_efficient_attention import INIT_STD
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
 from trifuse.kernels import CheckpointError, ShapeError, TrifuseError
 
-from ..pretrained import load_strict
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
 POSITION_MODES = ("offset", "size", "antialias")

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
 from trifuse.blocks.image_branch import resize_bilinear
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.normalization import NORMS
 from trifuse.blocks.weighted_block_fusion import ORDERS, SelectedMaps, WeightedBlockFusion, fixed_blocks
 from trifuse.kernels.errors import ShapeError
 
-from ..pretrained import Pretrained, weights_generator
 from .decoder import BOTTLENECKS, FINAL_RESIZES, DinoUNetDecoder
 from .encoder import POSITION_MODES, DinoV2Encoder
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
 SKIP_SCALES = ("renorm", "raw", "none")
-STREAM_GRADIENTS = ("project", "rerun")
+STREAM_GRADIENTS = ("project", "recompute")
 SIZE_POLICIES = ("error", "pad", "resize")
 TINY_DECODER: dict[str, Any] = {"channels": (32, 24, 16, 8), "bottleneck_dim": 32}
 
@@ -67,7 +67,7 @@ class DinoUNetConfig:
         final_resize: what is resized to the image's size, the ``"logits"`` or the ``"features"`` before the head.
         stream_fusion: fuse the blocks while the encoder runs, instead of keeping the maps of all of them.
         stream_gradient: what the gradient of the block weights is made from when streaming: ``"project"``, the
-            projection of every map, kept in its place (``bottleneck_dim`` instead of D wide); ``"rerun"``, the maps
+            projection of every map, kept in its place (``bottleneck_dim`` instead of D wide); ``"recompute"``, the maps
             themselves, for which backward runs the encoder once more and nothing is kept.
         init_seed: seed of all random weights.
 
@@ -285,8 +285,8 @@ class DinoUNet(Pretrained, nn.Module):
         weight = None if self.decoder.proj_fused is None else self.decoder.proj_fused.weight
         blocks = "all" if weight is not None or picked.known is None else sorted({*picked.known, last})
         encode = partial(self.encoder.iterate, x, blocks)
-        rerun = encode if self.config.stream_gradient == "rerun" else None
-        kept, fused = self.fusion.stream(picked.passing(encode()), {last}, weight, rerun)
+        recompute = encode if self.config.stream_gradient == "recompute" else None
+        kept, fused = self.fusion.stream(picked.passing(encode()), {last}, weight, recompute)
         return self._decode(kept[last], picked, fused, self.encoder.grid_of(x), x)
 
     def _decode(

@@ -1,4 +1,4 @@
-"""Train DINO-UNet on a study, predict its test cases, and write the report.
+"""Train DINO-UNet on a cohort, predict its test cases, and write the report.
 
 ``python -m trifuse.architectures.dino_unet.train`` is ``trifuse train dino_unet``, alone or under torchrun.
 """
@@ -13,19 +13,20 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
-from ..evaluation.charts import draw_block_weights
-from ..evaluation.picture import Picture
-from ..evaluation.report import PaperTable
-from ..pretrained import WEIGHTS_FILE, config_to_json, read_description, recorded_digest
-from ..recipes import DataRecipe
-from ..repeats import repeat_training
-from ..run import PreparedData, RunOptions, train_and_report
-from ..training.feature_cache import FeatureCache
-from ..training.loop import FitResult, fit, forward_image
-from ..training.losses import SegmentationLoss
-from ..training.recipe import Recipe
-from ..training.training_state import FrozenBase
-from ..training.validation import SliceValidation
+from trifuse.architectures.evaluation.charts import draw_block_weights
+from trifuse.architectures.evaluation.picture import Picture
+from trifuse.architectures.evaluation.report import PaperTable
+from trifuse.architectures.runs.pipeline import PreparedData, RunOptions, train_and_report
+from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.runs.repeats import repeat_training
+from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, config_to_json, read_description, recorded_digest
+from trifuse.architectures.training.feature_cache import FeatureCache
+from trifuse.architectures.training.loop import FitResult, fit, forward_image
+from trifuse.architectures.training.losses import SegmentationLoss
+from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.training_state import FrozenBase
+from trifuse.architectures.training.validation import SliceValidation
+
 from .model import DinoUNet, DinoUNetConfig
 
 PAPER = "the paper on left-atrium segmentation with a frozen DINOv2 and weighted block fusion"
@@ -60,7 +61,7 @@ class DinoUNetRecipe:
 
     Attributes:
         data: which cases, and how their slices are prepared.
-        network: the network; its number of classes follows the study.
+        network: the network; its number of classes follows the cohort.
         training: how it is trained.
         theta_lr_mult: factor on the learning rate of the block logits.
         theta_decay: whether weight decay holds for the block logits too, as in the paper.
@@ -118,7 +119,7 @@ def _describe(best: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData) -> dic
         "per_slice": True,
         "facts": _describe_encoder(best, recipe.network.encoder_checkpoint),
         "draw": lambda log, scored, folder: _draw_blocks(best, log, folder),
-        "paper_tables": paper_tables(len(data.study.class_names) - 1),
+        "paper_tables": paper_tables(len(data.cohort.class_names) - 1),
         "paper": PAPER,
     }
 
@@ -138,7 +139,7 @@ def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out
         recipe.training,
         out,
         loss=SegmentationLoss(batch_dice=recipe.batch_dice),
-        validate=SliceValidation(val_set, data.study.class_names, recipe.training.batch_size, step),
+        validate=SliceValidation(val_set, data.cohort.class_names, recipe.training.batch_size, step),
         run_config={
             "architecture": DinoUNet.architecture,
             "data": config_to_json(recipe.data),
@@ -214,6 +215,6 @@ def _variant_name(config: DinoUNetConfig) -> str:
 if __name__ == "__main__":
     import sys
 
-    from trifuse.architectures.cli import main
+    from trifuse.architectures.cli.main import main
 
     sys.exit(main(["train", "dino_unet", *sys.argv[1:]]))

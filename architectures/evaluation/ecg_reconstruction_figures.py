@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trifuse.architectures.data.ecg import LEADS
+from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.kernels import ShapeError
 
 from .picture import FAINT, INK, NORMAL, SMALL, VERMILION, Picture, save_picture

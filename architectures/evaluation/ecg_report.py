@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trifuse.architectures.data.beats import LeftOut, NetworkBeat
-from trifuse.architectures.data.ecg import LEADS
-from trifuse.architectures.files import write_text
-from trifuse.architectures.run_log import read_log
-from trifuse.architectures.spelling import count
+from trifuse.architectures.data.ecg.beat_dataset import LeftOut, NetworkBeat
+from trifuse.architectures.data.ecg.signal import LEADS
+from trifuse.architectures.storage.atomic_files import write_text
+from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.storage.text import count
 
 from .charts import draw_training_curves
 from .ecg_attention_figures import draw_lead_attention, draw_temporal_attention

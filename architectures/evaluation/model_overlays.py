@@ -12,12 +12,12 @@ from .scoring import evaluate_cases
 from .summary import case_means, mean_of_defined
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.study import Study
+    from trifuse.architectures.data.layouts.cohort import Cohort
 
 
 def collect_model_tiles(
     predictions: Mapping[str, Path],
-    study: Study,
+    cohort: Cohort,
     case_ids: Sequence[str],
     *,
     limit: int = 6,
@@ -27,7 +27,7 @@ def collect_model_tiles(
 
     Args:
         predictions: a folder of ``<case_id>.nii.gz`` for each model; a case that is missing there scores nothing.
-        study: where images and labels are.
+        cohort: where images and labels are.
         case_ids: the cases to choose from.
         limit: how many to choose, see `collect_tiles`.
         slice_index: the slice to show, counted from 0; None takes the most telling one of each case.
@@ -36,13 +36,13 @@ def collect_model_tiles(
         DataError: a case is unknown or has no label, see `evaluate_cases`.
     """
     dsc = [
-        case_means([row for row in evaluate_cases(folder, study, case_ids) if row.case_id in case_ids], "dsc")
+        case_means([row for row in evaluate_cases(folder, cohort, case_ids) if row.case_id in case_ids], "dsc")
         for folder in predictions.values()
     ]
     means = {case_id: mean_of_defined([of_model[case_id] for of_model in dsc]) for case_id in case_ids}
     folders = list(predictions.values())
     return [
-        cut_tiles(folders, study, case_id, note, [of_model[case_id] for of_model in dsc], slice_index)
+        cut_tiles(folders, cohort, case_id, note, [of_model[case_id] for of_model in dsc], slice_index)
         for case_id, note in choose_cases(means, limit)
     ]
 

@@ -39,7 +39,7 @@ from .summary import case_means
 from .tables import number
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.study import Study
+    from trifuse.architectures.data.layouts.cohort import Cohort
 
 CLASS_COLOURS = (SKY, ORANGE, YELLOW, PURPLE, GREEN, VERMILION, BLUE, VIOLET, LIME, BROWN)
 FEW = 3  # more classes than this are also told apart by their numbers
@@ -73,7 +73,7 @@ class Tile:
 
 def collect_tiles(
     pred_dir: Path,
-    study: Study,
+    cohort: Cohort,
     rows: Sequence[Row],
     *,
     limit: int = 6,
@@ -87,21 +87,21 @@ def collect_tiles(
     """
     means = case_means([row for row in rows if row.status != EXTRA], "dsc")
     chosen = choose_cases(means, limit)
-    return [cut_tiles([pred_dir], study, case_id, note, [means[case_id]], slice_index)[0] for case_id, note in chosen]
+    return [cut_tiles([pred_dir], cohort, case_id, note, [means[case_id]], slice_index)[0] for case_id, note in chosen]
 
 
 def cut_tiles(
-    pred_dirs: Sequence[Path], study: Study, case_id: str, note: str, dscs: Sequence[float], slice_index: int | None
+    pred_dirs: Sequence[Path], cohort: Cohort, case_id: str, note: str, dscs: Sequence[float], slice_index: int | None
 ) -> list[Tile]:
     """Cut the slice that `collect_tiles` speaks of out of a case: a tile for each folder of predictions and its DSC."""
-    from trifuse.architectures.data.nifti import read_labels
-    from trifuse.architectures.data.study import load_case
+    from trifuse.architectures.data.layouts.cohort import load_case
+    from trifuse.architectures.data.volumes.nifti import read_labels
 
-    image, truth = load_case(study, study.case(case_id))
+    image, truth = load_case(cohort, cohort.case(case_id))
     assert truth is not None  # a case without a label has no row
     depth = len(truth.voxels)
     index = _telling_slice(truth.voxels) if slice_index is None else min(slice_index, depth - 1)
-    spacing_mm = truth.spacing_mm[1:] if study.has_spacing else None
+    spacing_mm = truth.spacing_mm[1:] if cohort.has_spacing else None
     tiles = []
     for pred_dir, dsc in zip(pred_dirs, dscs, strict=True):
         try:

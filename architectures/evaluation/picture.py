@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.files import atomic_write
+from trifuse.architectures.storage.atomic_files import atomic_write
 from trifuse.kernels import MissingExtra
 
 from .tables import write_csv

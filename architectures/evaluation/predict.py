@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from trifuse.architectures.config_json import config_to_json
-from trifuse.architectures.files import remove_leftovers, write_json
-from trifuse.architectures.weights_file import digest_of_tensors
+from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
+from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.storage.safetensors_file import digest_of_tensors
 from trifuse.kernels import DataError, NumericError, upsample_argmax
 
 from .inference import evaluating, refuse_non_finite
 from .scoring import find_cases, prediction_path
-from .sliding_window import predict_by_windows
+from .sliding_window import sliding_window_inference
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.extras import CaseExtras
-    from trifuse.architectures.data.patches import Patches
-    from trifuse.architectures.data.preparation import Preparation
-    from trifuse.architectures.data.study import Case, Study
-    from trifuse.architectures.data.volume import Volume
-    from trifuse.architectures.data.voxel_values import NonFinite
+    from trifuse.architectures.data.layouts.cohort import Case, Cohort
+    from trifuse.architectures.data.samples.patch_dataset import Patches
+    from trifuse.architectures.data.samples.preprocessing import Preprocessing
+    from trifuse.architectures.data.samples.side_inputs import SideInputs
+    from trifuse.architectures.data.volumes.volume import Volume
+    from trifuse.architectures.data.volumes.voxel_values import NonFinite
 
 MANIFEST = "predictions.json"
 _EXTRAS = "extras_sha256"  # of each case, in the manifest
@@ -42,7 +42,7 @@ def predict_volume(
     image_size: int,
     batch_size: int = 8,
     device: torch.device | str | None = None,
-    preparation: Preparation | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> NDArray[np.uint8]:
     """Return class ids of shape (D, H, W) for a volume of that shape.
 
@@ -56,53 +56,55 @@ def predict_volume(
         image_size: S, as in training.
         batch_size: slices at a time.
         device: where to run; by default where the model's parameters are.
-        preparation: of the slices, as in training. It also says whether logits are resized to (H, W) before the
+        preprocessing: of the slices, as in training. It also says whether logits are resized to (H, W) before the
             argmax, or labels of S x S after it.
 
     Raises:
         NumericError: a logit is not finite; the slices are named.
     """
-    from trifuse.architectures.data.preparation import Preparation, resized_labels, scaled_slices
+    from trifuse.architectures.data.samples.preprocessing import Preprocessing, resized_labels, scaled_slices
 
-    preparation = preparation or Preparation()
+    preprocessing = preprocessing or Preprocessing()
     depth, *native = volume.voxels.shape
-    size = (native[0], native[1]) if preparation.restore == "logits" else (image_size, image_size)
+    size = (native[0], native[1]) if preprocessing.restore == "logits" else (image_size, image_size)
     labels = np.empty((depth, *size), np.uint8)
-    slices = scaled_slices(volume, image_size, preparation)
-    for start, maps in _head_maps(model, slices, preparation, batch_size, device):
+    slices = scaled_slices(volume, image_size, preprocessing)
+    for start, maps in _head_maps(model, slices, preprocessing, batch_size, device):
         chosen = _choose(maps, size).cpu().numpy()
         labels[start : start + len(chosen)] = chosen
-    return labels if preparation.restore == "logits" else resized_labels(labels, (native[0], native[1]), preparation)
+    return (
+        labels if preprocessing.restore == "logits" else resized_labels(labels, (native[0], native[1]), preprocessing)
+    )
 
 
 def predict_cases(
     model: nn.Module,
-    study: Study,
+    cohort: Cohort,
     case_ids: Sequence[str],
     out: Path,
     *,
     image_size: int,
-    preparation: Preparation | None = None,
+    preprocessing: Preprocessing | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
     nonfinite: NonFinite = "error",
     patches: Patches | None = None,
-    extras: Mapping[str, CaseExtras] | None = None,
+    side_inputs: Mapping[str, SideInputs] | None = None,
 ) -> list[Path]:
-    """Predict cases of a study into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
+    """Predict cases of a cohort into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
 
     A case that is already there is not done again, so a run that was stopped or met a broken file goes on where it
     was. A broken case does not stop the others: it is reported at the end.
 
     Args:
-        model, image_size, preparation, batch_size, device: see `predict_volume`.
-        study: where the images are.
+        model, image_size, preprocessing, batch_size, device: see `predict_volume`.
+        cohort: where the images are.
         case_ids: the cases to predict.
         out: folder for the label maps, of this model's predictions alone.
         nonfinite: what to do with NaN and infinite voxels, see ``read_image``.
-        patches: how a network that was trained on patches sees slices, see `predict_by_windows`; its ``image_size``
+        patches: how a network trained on patches sees slices, see `sliding_window_inference`; its ``image_size``
             is the side of a patch. None predicts whole slices.
-        extras: what the cases bring beside their images; only with ``patches``.
+        side_inputs: what the cases bring beside their images; only with ``patches``.
 
     Returns:
         The paths of all predictions, in the order of ``case_ids``.
@@ -111,25 +113,27 @@ def predict_cases(
         DataError: nothing to do, an unknown case, an output folder that holds inputs or another model's predictions;
             or, after all the others are written, the cases that could not be predicted.
     """
-    from trifuse.architectures.data.extras import extras_of
-    from trifuse.architectures.data.nifti import write_labels
-    from trifuse.architectures.data.preparation import Preparation
-    from trifuse.architectures.data.study import load_image
+    from trifuse.architectures.data.layouts.cohort import load_image
+    from trifuse.architectures.data.samples.preprocessing import Preprocessing
+    from trifuse.architectures.data.samples.side_inputs import side_inputs_of
+    from trifuse.architectures.data.volumes.nifti import write_labels
 
-    if extras is not None and patches is None:
-        raise ValueError("extras: expected none for whole slices; networks that take them see patches")
+    if side_inputs is not None and patches is None:
+        raise ValueError("side_inputs: expected none for whole slices; networks that take them see patches")
     out = Path(out)
-    cases = find_cases(study, case_ids)
-    _refuse_input_folder(out, study, cases)
-    preparation = preparation or Preparation()
+    cases = find_cases(cohort, case_ids)
+    _refuse_input_folder(out, cohort, cases)
+    preprocessing = preprocessing or Preprocessing()
     made_by: dict[str, object] = {
         "weights_sha256": digest_of_tensors(model.state_dict()),
         "image_size": image_size,
-        "preparation": config_to_json(preparation),
+        "preprocessing": config_to_json(preprocessing),
     }
     if patches is not None:
         made_by["patches"] = config_to_json(patches)
-    brought = {case.case_id: None if extras is None else extras_of(extras, case.case_id) for case in cases}
+    brought = {
+        case.case_id: None if side_inputs is None else side_inputs_of(side_inputs, case.case_id) for case in cases
+    }
     _claim_folder(out, made_by, {name: None if one is None else one.digest() for name, one in brought.items()})
     problems = []
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
@@ -139,15 +143,15 @@ def predict_cases(
         try:
             volume = load_image(case, nonfinite=nonfinite)
             if patches is None:
-                labels = predict_volume(model, volume, image_size, batch_size, device, preparation)
+                labels = predict_volume(model, volume, image_size, batch_size, device, preprocessing)
             else:
-                labels = predict_by_windows(
+                labels = sliding_window_inference(
                     model,
                     volume,
                     image_size,
                     patches=patches,
-                    preparation=preparation,
-                    extras=brought[case.case_id],
+                    preprocessing=preprocessing,
+                    side_inputs=brought[case.case_id],
                     batch_size=batch_size,
                     device=device,
                 )
@@ -160,16 +164,16 @@ def predict_cases(
 
 
 def _head_maps(
-    model: nn.Module, slices: Tensor, preparation: Preparation, batch_size: int, device: torch.device | str | None
+    model: nn.Module, slices: Tensor, preprocessing: Preprocessing, batch_size: int, device: torch.device | str | None
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Yield (first slice, logit maps to be added up at one size) for consecutive batches of scaled slices."""
-    from trifuse.architectures.data.preparation import network_input
+    from trifuse.architectures.data.samples.preprocessing import network_input
 
     compute = getattr(model, "head_maps", lambda image: [model(image)])
     with evaluating(model, device) as where:
         for start in range(0, len(slices), batch_size):
             with torch.inference_mode():
-                maps = compute(network_input(slices[start : start + batch_size], preparation).to(where))
+                maps = compute(network_input(slices[start : start + batch_size], preprocessing).to(where))
             refuse_non_finite(maps, range(start, start + len(maps[0])))
             yield start, maps
 
@@ -182,16 +186,16 @@ def _choose(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return (torch.stack(upsampled).sum(dim=0) > 0).to(torch.uint8)
 
 
-def _refuse_input_folder(out: Path, study: Study, cases: Sequence[Case]) -> None:
+def _refuse_input_folder(out: Path, cohort: Cohort, cases: Sequence[Case]) -> None:
     inputs = {path.resolve().parent for case in cases for path in case.files}
-    if out.resolve() in inputs | {Path(study.root).resolve()}:
+    if out.resolve() in inputs | {Path(cohort.root).resolve()}:
         raise DataError(out, "output folder", got="the folder of the input", want="a folder of its own")
 
 
-def _claim_folder(out: Path, made_by: dict[str, object], extras: Mapping[str, str | None]) -> None:
+def _claim_folder(out: Path, made_by: dict[str, object], side_inputs: Mapping[str, str | None]) -> None:
     """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left.
 
-    Of the extras, those of every case that is there already must be the same.
+    Of the side_inputs, those of every case that is there already must be the same.
     """
     if out.exists() and not out.is_dir():
         raise DataError(out, "output folder", got="a file", want="a folder, new or of the same model's predictions")
@@ -205,13 +209,13 @@ def _claim_folder(out: Path, made_by: dict[str, object], extras: Mapping[str, st
         if names := [name for name in {**found, **made_by} if found.get(name) != made_by.get(name)]:
             got, want = ({name: of.get(name) for name in names} for of in (found, made_by))
             raise DataError(manifest, "made by", got=got, want=want, hint="choose another output folder")
-        there = [case_id for case_id in extras if prediction_path(out, case_id).exists()]
-        if changed := [case_id for case_id in there if before.get(case_id) != extras[case_id]]:
+        there = [case_id for case_id in side_inputs if prediction_path(out, case_id).exists()]
+        if changed := [case_id for case_id in there if before.get(case_id) != side_inputs[case_id]]:
             other = f"another prior or ECG of {', '.join(changed)}"
             raise DataError(manifest, "made by", got=other, want="the same ones", hint="choose another output folder")
     elif any(out.glob("*.nii.gz")):
         raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
-    after = {**before, **{case_id: digest for case_id, digest in extras.items() if digest is not None}}
+    after = {**before, **{case_id: digest for case_id, digest in side_inputs.items() if digest is not None}}
     write_json(manifest, {**made_by, **({_EXTRAS: after} if after else {})})
 
 

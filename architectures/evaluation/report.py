@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from trifuse.architectures.files import sha256_of, write_text
-from trifuse.architectures.spelling import count
+from trifuse.architectures.storage.atomic_files import sha256_of, write_text
+from trifuse.architectures.storage.text import count
 from trifuse.kernels import MissingExtra
 
 from .picture import Picture
@@ -41,7 +41,7 @@ from .summary import (
 from .tables import write_case_table, write_summary_table
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.study import Study
+    from trifuse.architectures.data.layouts.cohort import Cohort
 
 REPORT = "report.md"
 _ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s='"(:,])|^)(?:~?/|[A-Za-z]:[\\/])(?=\w)[^\s'",;)]*""")
@@ -143,22 +143,22 @@ def check_extras() -> None:
             raise MissingExtra(package, "med", purpose)
 
 
-def describe_data(study: Study, splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def describe_data(cohort: Cohort, splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return the facts about data: a digest of all used files, the classes, the sizes of the splits."""
     used = sorted({case_id for case_ids in splits.values() for case_id in case_ids})
     digest = hashlib.sha256()
     for case_id in used:
-        case = study.case(case_id)
+        case = cohort.case(case_id)
         files = [sha256_of(path) for path in case.files]
         digest.update(f"{case_id} {' '.join(files)}\n".encode())
     cases = ", ".join(f"{name} {count(len(case_ids), 'case')}" for name, case_ids in splits.items())
-    patients = {study.case(case_id).patient for case_id in used}
+    patients = {cohort.case(case_id).patient for case_id in used}
     return {
         "Data digest": f"`sha256:{digest.hexdigest()}` of {count(len(used), 'case')}",
-        "Layout": study.layout,
-        "Classes": ", ".join(f"{k} {name}" for k, name in enumerate(study.class_names)),
+        "Layout": cohort.layout,
+        "Classes": ", ".join(f"{k} {name}" for k, name in enumerate(cohort.class_names)),
         "Split": f"{cases}; {count(len(patients), 'patient')} in all",
-        **({} if study.has_spacing else {"Spacing": "unknown to the files: distances and volumes are in voxels"}),
+        **({} if cohort.has_spacing else {"Spacing": "unknown to the files: distances and volumes are in voxels"}),
     }
 
 

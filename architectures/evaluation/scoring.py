@@ -16,8 +16,8 @@ from trifuse.kernels import DataError
 from .metrics import MM3_PER_ML, Conventions, case_metrics, failure_metrics
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.study import Case, Study
-    from trifuse.architectures.data.volume import Volume
+    from trifuse.architectures.data.layouts.cohort import Case, Cohort
+    from trifuse.architectures.data.volumes.volume import Volume
 
 OK = "ok"
 MISSING = "missing prediction"
@@ -82,22 +82,22 @@ def score_case(
 
 def evaluate_cases(
     pred_dir: Path,
-    study: Study,
+    cohort: Cohort,
     case_ids: Sequence[str],
     conventions: Conventions | None = None,
     *,
     accept_spacing: bool = False,
 ) -> list[Row]:
-    """Score ``<case_id>.nii.gz`` of a folder against the labels of a study, reading one case at a time.
+    """Score ``<case_id>.nii.gz`` of a folder against the labels of a cohort, reading one case at a time.
 
     Nothing is dropped: a prediction that is missing, unreadable or on another grid gets the worst scores, and so does
-    a file of the folder that belongs to no case of the study. Files of the study's other cases are left alone.
+    a file of the folder that belongs to no case of the cohort. Files of the cohort's other cases are left alone.
 
     Args:
         pred_dir: folder of predicted class ids, as `predict_cases` writes them.
-        study: where the labels are.
+        cohort: where the labels are.
         case_ids: the cases to score.
-        conventions: how to score; by default strict, one score per volume. In a study without spacings everything
+        conventions: how to score; by default strict, one score per volume. In a cohort without spacings everything
             is in voxels, whatever they say.
         accept_spacing: score even where the reader found a spacing, or its unit, hard to believe.
 
@@ -105,45 +105,45 @@ def evaluate_cases(
         DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing is
             hard to believe; all such problems at once.
     """
-    from trifuse.architectures.data.study import load_raw_case, map_labels
+    from trifuse.architectures.data.layouts.cohort import load_raw_case, map_labels
 
     conventions = conventions or Conventions()
-    if not study.has_spacing:
+    if not cohort.has_spacing:
         conventions = conventions.in_voxels()
     rows: list[Row] = []
     problems: list[DataError] = []
-    for case in _find_labelled(study, case_ids):
+    for case in _find_labelled(cohort, case_ids):
         try:
             image, raw = load_raw_case(case, nonfinite="zero")
             assert raw is not None  # `_find_labelled` has seen to it
             if not accept_spacing:
                 _check_spacing(case, (image, raw))
-            truth = map_labels(study, raw)
+            truth = map_labels(cohort, raw)
         except DataError as error:
             problems.append(error)
             continue
         prediction, status = _read_prediction(prediction_path(pred_dir, case.case_id), truth)
         labelled = np.flatnonzero((raw.voxels != 0).any((1, 2)))
-        scored = _score_or_fail(prediction, truth, labelled, study.class_names, conventions, case)
+        scored = _score_or_fail(prediction, truth, labelled, cohort.class_names, conventions, case)
         rows += scored if status == OK else [replace(row, status=status) for row in scored]
     if problems:
         raise DataError.merge(problems)
     worst = failure_metrics(None, None, conventions)
-    for stem in _extra_predictions(pred_dir, study):
-        rows += [Row(stem, stem, name, None, EXTRA, worst, conventions) for name in study.class_names[1:]]
+    for stem in _extra_predictions(pred_dir, cohort):
+        rows += [Row(stem, stem, name, None, EXTRA, worst, conventions) for name in cohort.class_names[1:]]
     return rows
 
 
-def find_cases(study: Study, case_ids: Sequence[str]) -> list[Case]:
+def find_cases(cohort: Cohort, case_ids: Sequence[str]) -> list[Case]:
     """Return the cases of these names.
 
     Raises:
-        DataError: no name is given, or some belong to no case of the study; all of them are listed.
+        DataError: no name is given, or some belong to no case of the cohort; all of them are listed.
     """
-    known = {case.case_id: case for case in study.cases}
+    known = {case.case_id: case for case in cohort.cases}
     if not case_ids:
-        raise DataError(study.root, "cases", got="0 cases asked for", want="at least one")
-    unknown = [DataError(i, "case", got="no such case", want="one of the study") for i in case_ids if i not in known]
+        raise DataError(cohort.root, "cases", got="0 cases asked for", want="at least one")
+    unknown = [DataError(i, "case", got="no such case", want="one of the cohort") for i in case_ids if i not in known]
     if unknown:
         raise DataError.merge(unknown)
     return [known[case_id] for case_id in case_ids]
@@ -165,8 +165,8 @@ def _units(p: NDArray, t: NDArray, scored: Sequence[int] | NDArray, aggregation:
         yield None, kept, t
 
 
-def _find_labelled(study: Study, case_ids: Sequence[str]) -> list[Case]:
-    cases = find_cases(study, case_ids)
+def _find_labelled(cohort: Cohort, case_ids: Sequence[str]) -> list[Case]:
+    cases = find_cases(cohort, case_ids)
     unlabelled = [case.case_id for case in cases if case.label is None]
     if unlabelled:
         raise DataError.merge([DataError(i, "label", got="none", want="a label to score against") for i in unlabelled])
@@ -187,7 +187,7 @@ def _check_spacing(case: Case, volumes: Iterable[Volume | None]) -> None:
 
 def _read_prediction(path: Path, truth: Volume) -> tuple[Labels | None, str]:
     """Return the predicted class ids, or None and what is wrong with them."""
-    from trifuse.architectures.data.nifti import read_labels
+    from trifuse.architectures.data.volumes.nifti import read_labels
 
     if not path.exists():
         return None, MISSING
@@ -224,7 +224,7 @@ def _score_or_fail(
     return [replace(row, scores=worst) for row in rows]
 
 
-def _extra_predictions(pred_dir: Path, study: Study) -> list[str]:
-    known = {case.case_id for case in study.cases}
+def _extra_predictions(pred_dir: Path, cohort: Cohort) -> list[str]:
+    known = {case.case_id for case in cohort.cases}
     stems = (path.name.removesuffix(".nii.gz") for path in Path(pred_dir).glob("*.nii.gz"))
     return sorted(stem for stem in stems if stem not in known and not stem.startswith("."))

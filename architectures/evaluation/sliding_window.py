@@ -24,23 +24,23 @@ from trifuse.kernels import upsample_argmax
 from .inference import evaluating, refuse_non_finite
 
 if TYPE_CHECKING:
-    from trifuse.architectures.data.extras import CaseExtras
-    from trifuse.architectures.data.patches import Patches
-    from trifuse.architectures.data.preparation import Preparation
-    from trifuse.architectures.data.volume import Volume
+    from trifuse.architectures.data.samples.patch_dataset import Patches
+    from trifuse.architectures.data.samples.preprocessing import Preprocessing
+    from trifuse.architectures.data.samples.side_inputs import SideInputs
+    from trifuse.architectures.data.volumes.volume import Volume
 
 SIGMA_OF_PATCH = 1 / 8
 _MIRRORINGS = ((), (-1,), (-2,), (-2, -1))
 
 
-def predict_by_windows(
+def sliding_window_inference(
     model: nn.Module,
     volume: Volume,
     patch_size: int,
     *,
     patches: Patches,
-    preparation: Preparation,
-    extras: CaseExtras | None = None,
+    preprocessing: Preprocessing,
+    side_inputs: SideInputs | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
 ) -> NDArray[np.uint8]:
@@ -49,13 +49,13 @@ def predict_by_windows(
     Memory grows with the batch, the labels and a few slices, not with classes times volume.
 
     Args:
-        model: maps (B, C, P, P), with the extras by name, to logits (B, K, P, P); one logit is a sigmoid. Moved to
+        model: maps (B, C, P, P), with the side_inputs by name, to logits (B, K, P, P); one logit is a sigmoid. Moved to
             ``device``; its training mode is restored.
         volume: the volume, slices first.
         patch_size: P, as in training.
         patches: spacing, step and mirroring.
-        preparation: of the values, as in training.
-        extras: what the case brings beside its image: windows get their part of the prior, mirrored with the image,
+        preprocessing: of the values, as in training.
+        side_inputs: what the case brings beside its image: windows get a part of the prior, mirrored with the image,
             and the constants as they are.
         batch_size: windows at a time.
         device: where to run; by default where the model's parameters are.
@@ -64,20 +64,20 @@ def predict_by_windows(
         NumericError: a logit is not finite; the slices are named.
         MissingExtra: scipy is not installed.
     """
-    from trifuse.architectures.data.extras import CaseExtras
-    from trifuse.architectures.data.resampling import PlaneGrid
+    from trifuse.architectures.data.samples.resampling import PlaneGrid
+    from trifuse.architectures.data.samples.side_inputs import SideInputs
 
     if patches.spacing_mm is None:
         raise ValueError("patches.spacing_mm: expected that of the training, got None")
-    extras = extras or CaseExtras()
+    side_inputs = side_inputs or SideInputs()
     grid = PlaneGrid.of(volume, patches.spacing_mm)
-    slices = torch.from_numpy(grid.image(volume.voxels, preparation))
-    segments = None if extras.prior is None else torch.from_numpy(grid.nearest(extras.prior))
+    slices = torch.from_numpy(grid.image(volume.voxels, preprocessing))
+    segments = None if side_inputs.prior is None else torch.from_numpy(grid.nearest(side_inputs.prior))
     windows = _Windows(grid.size, patch_size, patches.step)
     labels = np.zeros(volume.voxels.shape, np.uint8)
     inside = labels[grid.box]
     with evaluating(model, device) as where, torch.inference_mode():
-        network = _Network(model, where, preparation, extras, patches.mirror, first_slice=grid.box[0].start)
+        network = _Network(model, where, preprocessing, side_inputs, patches.mirror, first_slice=grid.box[0].start)
         for part, probabilities in _probabilities(network, slices, segments, windows, batch_size):
             inside[part] = upsample_argmax([probabilities], inside.shape[1:]).cpu().numpy()
     return labels
@@ -105,7 +105,7 @@ class _Windows:
     """The windows that cover slices of one size, and what each of their pixels counts."""
 
     def __init__(self, size: tuple[int, int], side: int, step: float) -> None:
-        from trifuse.architectures.data.patches import window_starts
+        from trifuse.architectures.data.samples.patch_dataset import window_starts
 
         self.size = size
         self.before = [max(0, -window_starts(length, side, step)[0]) for length in size]  # zeros around small slices
@@ -145,19 +145,19 @@ class _Network(NamedTuple):
 
     model: nn.Module
     device: torch.device
-    preparation: Preparation
-    extras: CaseExtras
+    preprocessing: Preprocessing
+    side_inputs: SideInputs
     mirror: bool
     first_slice: int
 
     def probabilities(self, image: Tensor, segments: Tensor | None, slices: Sequence[int]) -> Tensor:
         """Return the probabilities (B, K, P, P) of windows (B, P, P), their mean over the mirrorings."""
-        from trifuse.architectures.data.preparation import network_input
-        from trifuse.architectures.data.resampled_cases import one_hot_prior
+        from trifuse.architectures.data.samples.preprocessing import network_input
+        from trifuse.architectures.data.samples.resampled_cases import one_hot_prior
 
-        constants = {name: value.to(self.device) for name, value in self.extras.constants.items()}
+        constants = {name: value.to(self.device) for name, value in self.side_inputs.constants.items()}
         inputs: dict[str, Tensor] = {name: one.expand(len(image), *one.shape) for name, one in constants.items()}
-        image = network_input(image, self.preparation).to(self.device)
+        image = network_input(image, self.preprocessing).to(self.device)
         prior = None if segments is None else one_hot_prior(segments.to(self.device))
         mirrorings = _MIRRORINGS if self.mirror else _MIRRORINGS[:1]
         total = []

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from trifuse.architectures.files import write_text
+from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.kernels import DataError
 
 from .metrics import EMPTY_MASK_SCORES, Conventions

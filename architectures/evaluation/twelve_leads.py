@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trifuse.architectures.data.ecg import LEADS
+from trifuse.architectures.data.ecg.signal import LEADS
 
 from .picture import FAINT, INK, LARGE, NORMAL, SMALL, new_figure
 

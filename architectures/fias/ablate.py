@@ -1,6 +1,6 @@
-"""Table 3 of the paper on a synthetic study: without the second encoder, without its fusion, without mixing attention.
+"""Table 3 of the paper on a synthetic cohort: without the second encoder, without its fusion, without mixing attention.
 
-The weights start at random and the study is a phantom: the table shows that every row of the paper can be run, not what
+The weights start at random and the cohort is a phantom: the table shows that each row of the paper can be run, not what
 the paper's rows are worth.
 """
 
@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..ablation import Scores, train_each, write_ablation
-from .demo import demo_recipe, write_demo_study
+from trifuse.architectures.runs.ablation import Scores, train_each, write_ablation
+
+from .demo import demo_recipe, write_demo_cohort
 from .train import train
 
 COLUMNS = ("DMK", "fusion", "MixAtt")
@@ -32,16 +33,16 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 8, cases: int = 16, comma
     """Train every row with every seed and write ``table.md`` and ``table.csv``; a finished training is not repeated.
 
     Args:
-        out: folder for the study, the runs and the table.
+        out: folder for the cohort, the runs and the table.
         seeds: trainings of each row; a seed decides the weights at the start and the order of samples.
         epochs: of each training.
         cases: of the phantom.
         command: the words to put below the table as the way to do it again.
     """
-    study, split = write_demo_study(out, cases=cases)
+    cohort, split = write_demo_cohort(out, cases=cases)
     rows: dict[tuple[str, ...], Scores] = {}
     for words, changes in ROWS.items():
-        plain = [demo_recipe(study, split, epochs=epochs, seed=seed) for seed in range(seeds)]
+        plain = [demo_recipe(cohort, split, epochs=epochs, seed=seed) for seed in range(seeds)]
         recipes = [replace(recipe, network=replace(recipe.network, **changes)) for recipe in plain]
         name = "-".join(f"{column}-{word}".lower() for column, word in zip(COLUMNS, words, strict=True))
         rows[words] = train_each(out, name, recipes, train, list(TITLES))

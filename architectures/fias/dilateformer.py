@@ -17,13 +17,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trifuse.blocks.attention import MemoryEfficientAttention, init_linear
+from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.dilated_attention import DilatedAttention
+from trifuse.blocks.memory_efficient_attention import MemoryEfficientAttention, init_linear
 from trifuse.blocks.normalization import BatchNorm
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, Mlp
 from trifuse.kernels import CheckpointError, ShapeError
 
-from ..pretrained import load_strict
 from .variants import DILATIONS, LOCAL_STAGES, VARIANTS, DilateFormerShape
 
 REDUCTION = 32  # of the last stage; an image's sides are multiples of it

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
 from trifuse.blocks.conv_norm_relu import init_convs
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.mixing_attention import POSITIONS
 from trifuse.kernels.errors import ShapeError
 
-from ..pretrained import Pretrained, weights_generator
 from .decoder import BOTTLENECKS, FiasDecoder
 from .dilateformer import REDUCTION, DilateFormer
 from .encoder import ADAPTERS, FUSIONS, InputAdapter, LocalEncoder, make_fusion

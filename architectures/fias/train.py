@@ -1,4 +1,4 @@
-"""Train FIAS on a study, predict its test cases, and write the report.
+"""Train FIAS on a cohort, predict its test cases, and write the report.
 
 ``python -m trifuse.architectures.fias.train`` is ``trifuse train fias``, alone or under torchrun.
 """
@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from ..data.preparation import Preparation
-from ..evaluation.report import PaperTable
-from ..pretrained import config_to_json
-from ..recipes import DataRecipe
-from ..repeats import repeat_training
-from ..run import PreparedData, RunOptions, train_and_report
-from ..training.loop import FitResult, fit
-from ..training.losses import MutationLoss
-from ..training.recipe import Recipe
-from ..training.validation import SliceValidation
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.evaluation.report import PaperTable
+from trifuse.architectures.runs.pipeline import PreparedData, RunOptions, train_and_report
+from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.runs.repeats import repeat_training
+from trifuse.architectures.storage.pretrained import config_to_json
+from trifuse.architectures.training.loop import FitResult, fit
+from trifuse.architectures.training.losses import MutationLoss
+from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.validation import SliceValidation
+
 from .dilateformer import REDUCTION
 from .model import Fias, FiasConfig
 
@@ -83,7 +84,7 @@ def layout_defaults(layout: str) -> dict[str, Any]:
     if layout in ("acdc", "acdc_slices"):
         differing["training.epochs"] = 400
     if layout == "synapse":
-        differing["data.preparation.intensity"] = "as_is"
+        differing["data.preprocessing.intensity"] = "as_is"
     return differing
 
 
@@ -92,7 +93,7 @@ def paper_data() -> DataRecipe:
     return DataRecipe(
         image_size=256,
         augment="transunet",
-        preparation=Preparation(resize="cubic", channels=1, restore="labels"),
+        preprocessing=Preprocessing(resize="cubic", channels=1, restore="labels"),
     )
 
 
@@ -102,7 +103,7 @@ class FiasRecipe:
 
     Attributes:
         data: which cases, and how their slices are prepared.
-        network: the network; its number of classes follows the study.
+        network: the network; its number of classes follows the cohort.
         training: how it is trained.
         gamma: weight of Dice in the loss; that of the cross-entropy is 1 - gamma.
         subsets: which sums of the heads' maps the loss sees: of all ``"mutation"`` subsets, of each head alone
@@ -131,9 +132,9 @@ class FiasRecipe:
             raise ValueError(
                 f"data.image_size must be a multiple of {REDUCTION}, got {self.data.image_size}; or set network.pad"
             )
-        if self.data.preparation.channels != self.network.in_channels:
+        if self.data.preprocessing.channels != self.network.in_channels:
             raise ValueError(
-                f"data.preparation.channels is {self.data.preparation.channels}, but network.in_channels is "
+                f"data.preprocessing.channels is {self.data.preprocessing.channels}, but network.in_channels is "
                 f"{self.network.in_channels}"
             )
 
@@ -167,7 +168,7 @@ def fit_network(model: Fias, recipe: FiasRecipe, data: PreparedData, out: Path, 
         recipe.training,
         out,
         loss=MutationLoss(recipe.gamma, recipe.subsets, recipe.reduction),
-        validate=SliceValidation(data.val_set, data.study.class_names, recipe.training.batch_size),
+        validate=SliceValidation(data.val_set, data.cohort.class_names, recipe.training.batch_size),
         run_config={
             "architecture": Fias.architecture,
             "data": config_to_json(recipe.data),
@@ -193,13 +194,13 @@ def _describe(best: Fias, recipe: FiasRecipe, data: PreparedData) -> dict[str, A
             "Loss": f"{recipe.gamma:g} Dice + {1 - recipe.gamma:g} cross-entropy of the heads' sums "
             f"({recipe.subsets}), {reduction}",
         },
-        "paper_tables": paper_tables(len(data.study.class_names) - 1),
+        "paper_tables": paper_tables(len(data.cohort.class_names) - 1),
         "paper": PAPER,
     }
 
 
 def paper_tables(targets: int) -> list[PaperTable]:
-    """Return the paper's results for a study of as many targets, where it has such, and its ablation."""
+    """Return the paper's results for a cohort of as many targets, where it has such, and its ablation."""
     return [table for table, wanted in ((SYNAPSE, 8), (ACDC, 3), (ABLATION, targets)) if wanted == targets]
 
 
@@ -214,6 +215,6 @@ def _variant_name(config: FiasConfig) -> str:
 if __name__ == "__main__":
     import sys
 
-    from trifuse.architectures.cli import main
+    from trifuse.architectures.cli.main import main
 
     sys.exit(main(["train", "fias", *sys.argv[1:]]))

@@ -11,16 +11,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
 from trifuse.blocks.image_input import check_image
-from trifuse.blocks.plain_unet import (
-    PlainUNetDecoder,
-    PlainUNetEncoder,
-    check_sides,
-    planned_features,
-    planned_stages,
-)
-
-from ..pretrained import Pretrained, weights_generator
+from trifuse.blocks.plain_unet import PlainUNetDecoder, PlainUNetEncoder, check_sides, planned_features, planned_stages
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train the plain U-Net on a study, predict its test cases, and write the report.
+"""Train the plain U-Net on a cohort, predict its test cases, and write the report.
 
 ``python -m trifuse.architectures.plain_unet.train`` is ``trifuse train plain_unet``, alone or under torchrun.
 """
@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..evaluation.report import PaperTable
-from ..nnunet_recipe import EPOCHS_REMEMBERED, nnunet_data, nnunet_training
-from ..pretrained import config_to_json
-from ..recipes import DataRecipe
-from ..repeats import repeat_training
-from ..run import PreparedData, RunOptions, train_and_report
-from ..training.loop import FitResult, fit
-from ..training.losses import SegmentationLoss
-from ..training.recipe import Recipe
+from trifuse.architectures.evaluation.report import PaperTable
+from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data, nnunet_training
+from trifuse.architectures.runs.pipeline import PreparedData, RunOptions, train_and_report
+from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.runs.repeats import repeat_training
+from trifuse.architectures.storage.pretrained import config_to_json
+from trifuse.architectures.training.loop import FitResult, fit
+from trifuse.architectures.training.losses import SegmentationLoss
+from trifuse.architectures.training.recipe import Recipe
+
 from .model import PlainUNet, PlainUNetConfig
 
 PAPER = "Isensee et al., nnU-Net, Nature Methods 2021, as the baseline of the papers named with the tables"
@@ -42,7 +43,7 @@ class PlainUNetRecipe:
 
     Attributes:
         data: which cases, and how their slices are prepared: as patches, or whole where ``data.patches`` is None.
-        network: the network; its number of classes follows the study, its image size the data.
+        network: the network; its number of classes follows the cohort, its image size the data.
         training: how it is trained.
         batch_dice: whether the Dice of the loss pools its sums over the batch.
 
@@ -56,9 +57,9 @@ class PlainUNetRecipe:
     batch_dice: bool = True
 
     def __post_init__(self) -> None:
-        if self.data.preparation.channels != self.network.in_channels:
+        if self.data.preprocessing.channels != self.network.in_channels:
             raise ValueError(
-                f"data.preparation.channels is {self.data.preparation.channels}, but network.in_channels is "
+                f"data.preprocessing.channels is {self.data.preprocessing.channels}, but network.in_channels is "
                 f"{self.network.in_channels}"
             )
         object.__setattr__(self, "network", replace(self.network, image_size=self.data.image_size))
@@ -100,7 +101,7 @@ def fit_network(model: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData, o
             "network": config_to_json(recipe.network),
             "batch_dice": recipe.batch_dice,
         },
-        monitor_smoothing=EPOCHS_REMEMBERED,
+        monitor_smoothing=VAL_DICE_EMA,
         **options,
     )
 
@@ -114,13 +115,13 @@ def _describe(best: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData) -> d
             "Stages": f"{len(best.config.features)}, of {', '.join(map(str, best.config.features))} channels",
             "Loss": f"Dice {pooled} and cross-entropy, at all resolutions but the coarsest",
         },
-        "paper_tables": paper_tables(len(data.study.class_names) - 1),
+        "paper_tables": paper_tables(len(data.cohort.class_names) - 1),
         "paper": PAPER,
     }
 
 
 def paper_tables(targets: int) -> list[PaperTable]:
-    """Return what papers report of their baseline for a study of as many targets."""
+    """Return what papers report of their baseline for a cohort of as many targets."""
     return [table for table, wanted in ((LEFT_ATRIUM, 1), (SCAR, 3)) if wanted == targets]
 
 
@@ -131,6 +132,6 @@ def _title(recipe: PlainUNetRecipe) -> str:
 if __name__ == "__main__":
     import sys
 
-    from trifuse.architectures.cli import main
+    from trifuse.architectures.cli.main import main
 
     sys.exit(main(["train", "plain_unet", *sys.argv[1:]]))

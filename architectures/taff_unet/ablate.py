@@ -1,4 +1,4 @@
-"""The paper's table on a study: with and without the atlas, the ECG and the days between; predicted and oracle prior.
+"""The paper's table on a cohort: with and without the atlas, the ECG and the days between; predicted and oracle prior.
 
 On the phantom, with narrow networks, it shows that every row can be run, and how the rows differ there; not what they
 are worth on patients.
@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..ablation import scores_of_runs, train_all, write_ablation
-from ..demonstration import one_thread
-from ..evaluation.statistics import format_p, paired_t_test
-from ..evaluation.tables import read_case_table
-from ..run import open_split
+from trifuse.architectures.evaluation.statistics import format_p, paired_t_test
+from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.runs.ablation import scores_of_runs, train_all, write_ablation
+from trifuse.architectures.runs.demonstration import one_thread
+from trifuse.architectures.runs.pipeline import open_split
+
 from . import pretrain
-from .demo import BASE_DIM, FOLDS, SIZE, demo_recipe, draw_time_bars, ecg_recipe, write_demo_study
+from .demo import BASE_DIM, FOLDS, SIZE, demo_recipe, draw_time_bars, ecg_recipe, write_demo_cohort
 from .first_pass import first_pass
 from .inputs import ORACLE
 from .report import SCAR, scar_dsc
@@ -50,7 +51,7 @@ def ablate(
     seeds: int = 3,
     epochs: int = 12,
     cases: int = 72,
-    study: Path | None = None,
+    cohort: Path | None = None,
     jobs: int = 1,
     command: Sequence[str] = (),
 ) -> Path:
@@ -59,16 +60,16 @@ def ablate(
     The first pass is trained once, and the predicted priors of all rows and seeds are made of its label maps.
 
     Args:
-        out: folder for the study, the runs and the table.
+        out: folder for the cohort, the runs and the table.
         seeds: trainings of each row; a seed decides the weights at the start and the order of samples.
         epochs: of each training.
         cases: of the phantom; a third tests.
-        study: to be used in place of the phantom, with a split of its own.
+        cohort: to be used in place of the phantom, with a split of its own.
         jobs: trainings at a time, each on one thread.
         command: the words to put below the table as the way to do it again.
     """
     val, test = round(cases / 9), round(cases / 3)
-    root = study or write_demo_study(out, parts=(cases - val - test, val, test))
+    root = cohort or write_demo_cohort(out, parts=(cases - val - test, val, test))
     if not (out / "ecg" / "report.md").exists():
         with one_thread():
             pretrain.train(ecg_recipe(root, epochs=ECG_EPOCHS), out / "ecg", resume=True)
@@ -88,7 +89,7 @@ def ablate(
         COLUMNS,
         {row: scores_of_runs(folders, list(TITLES), SCAR) for row, folders in runs.items()},
         TITLES,
-        caption=_caption(study, labels, epochs, seeds),
+        caption=_caption(cohort, labels, epochs, seeds),
         tests=("p of DSC", _p_values(runs)),
         command=command,
     )
@@ -108,9 +109,9 @@ def _longer(recipe: TaffUNetRecipe) -> TaffUNetRecipe:
     return replace(recipe, data=replace(recipe.data, patches=patches), prior=prior)
 
 
-def _caption(study: Path | None, labels: Path, epochs: int, seeds: int) -> str:
+def _caption(cohort: Path | None, labels: Path, epochs: int, seeds: int) -> str:
     cases = len(list(labels.glob("*.nii.gz")))
-    what = "Synthetic: a phantom study of" if study is None else f"Study {study.name}, with"
+    what = "Synthetic: a phantom cohort of" if cohort is None else f"Cohort {cohort.name}, with"
     return (
         f"{what} {cases} cases, networks of {BASE_DIM} channels in the first stage, slices of {SIZE} pixels, {epochs} "
         f"epochs. Scores of the scar over the test cases, then mean and SD over {seeds} seeds; p of a paired t-test of "

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from trifuse.kernels import DataError, ShapeError
 
 from .aha17_angles import WHAT, Insertions, Plane, Reference, zero_angles
-from .aha17_slices import common_centre, find_levels, look_at_slices, order_slices
+from .aha17_slices import common_centre, find_levels, measure_slices, order_slices
 
 SEGMENTS = 17
 # First edge of the sectors in degrees, their width, and the segments from there on; half-open.
@@ -59,7 +59,7 @@ def aha17_labels(
     Args:
         labels: integer classes, three axes, usually (D, H, W).
         affine: index to right-anterior-superior world in mm, (4, 4), for the axes of ``labels``.
-        reference: where angles start; there is no default, and one choice should serve a whole study. The options that
+        reference: where angles start; there is no default, and one choice should serve a whole cohort. The options that
             another one needs are not looked at.
 
             * ``"landmarks"``: at the anterior insertion of the right ventricle, ``rv_anterior``; they run towards
@@ -100,7 +100,7 @@ def aha17_labels(
     shown = np.moveaxis(_checked_labels(labels), slice_axis, 0)
     others = [axis for axis in range(3) if axis != slice_axis % 3]
     plane = Plane.of(_checked_axes(affine)[:, [slice_axis, *others]])
-    slices = look_at_slices(np.isin(shown, wall), np.isin(shown, cavity), plane)
+    slices = measure_slices(np.isin(shown, wall), np.isin(shown, cavity), plane)
     if not slices.walled:
         got = f"classes {np.unique(shown).tolist()} in {len(shown)} slices, 0 to {len(shown) - 1}"
         raise DataError(WHAT, "myocardium", got=got, want=f"wall, class {' or '.join(map(str, wall))}")

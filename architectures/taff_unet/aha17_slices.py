@@ -50,7 +50,7 @@ class Slices:
         return [index for index in self.walled if self.coverage[index] >= CLOSED]
 
 
-def look_at_slices(wall: NDArray[np.bool_], cavity: NDArray[np.bool_], plane: Plane) -> Slices:
+def measure_slices(wall: NDArray[np.bool_], cavity: NDArray[np.bool_], plane: Plane) -> Slices:
     """Measure every slice of a stack, (D, H, W).
 
     A slice's body is the part of it that holds most of its cavity, so that an island moves no centre; without a cavity

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trifuse.architectures.storage.published_weights import ConversionReport, compare, convert_weights, read_tensors
 from trifuse.kernels.errors import CheckpointError
 
-from ..published_weights import ConversionReport, compare, convert_weights, read_tensors
 from .ecg_autoencoder import HEADS, LEADS, EcgAutoencoder, EcgAutoencoderConfig
 
 _WRAPPERS = r"^(?:module\.|model\.)*"

@@ -1,4 +1,4 @@
-"""The whole way on a synthetic study: ECGs, first pass, training with and without time, scores, pictures; minutes."""
+"""The whole way on a synthetic cohort: ECGs, first pass, training with and without time, scores, pictures; minutes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..data.patches import Patches
-from ..data.scar_phantom import write_scar_phantom
-from ..demonstration import one_thread, print_results
-from ..evaluation.interval_figures import draw_interval_bars
-from ..evaluation.picture import Picture
-from ..evaluation.report import REPORT, add_picture
-from ..evaluation.tables import read_case_table
-from ..jobs import run_each
-from ..nnunet_recipe import nnunet_data
-from ..run import claim_folder, open_split
-from ..training.recipe import Recipe
+from trifuse.architectures.data.phantoms.scar import write_scar_phantom
+from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.evaluation.interval_figures import draw_interval_bars
+from trifuse.architectures.evaluation.picture import Picture
+from trifuse.architectures.evaluation.report import REPORT, add_picture
+from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.runs.demonstration import one_thread, print_results
+from trifuse.architectures.runs.nnunet_recipe import nnunet_data
+from trifuse.architectures.runs.parallel import run_each
+from trifuse.architectures.runs.pipeline import claim_folder, open_split
+from trifuse.architectures.training.recipe import Recipe
+
 from . import pretrain
 from .ecg_autoencoder import EcgAutoencoderConfig
 from .first_pass import first_pass
@@ -38,7 +39,7 @@ JOBS = 3  # trainings at a time, each on one thread: the first pass has three
 
 
 def demo_recipe(
-    study: Path,
+    cohort: Path,
     *,
     setting: str = "full",
     labels: Path | None = None,
@@ -50,7 +51,7 @@ def demo_recipe(
     """Return a recipe small enough for a CPU: narrow networks, slices of 96 pixels, AdamW for a short training.
 
     Args:
-        study: the study's folder.
+        cohort: the cohort's folder.
         setting: which inputs the network has.
         labels: folder of the first pass's label maps; None trains one.
         oracle: whether the prior comes from the reference annotation.
@@ -63,7 +64,7 @@ def demo_recipe(
         network = replace(network, ecg_checkpoint=str(ecg))
     patches = Patches(mirror=False, samples_per_epoch=SAMPLES_PER_EPOCH)
     return TaffUNetRecipe(
-        data=replace(nnunet_data(), root=str(study), image_size=SIZE, patches=patches),
+        data=replace(nnunet_data(), root=str(cohort), image_size=SIZE, patches=patches),
         network=network,
         training=Recipe(
             epochs=epochs or EPOCHS,
@@ -85,8 +86,8 @@ def demo_recipe(
     )
 
 
-def ecg_recipe(study: Path, *, epochs: int | None = None, seed: int = 0) -> EcgRecipe:
-    """Return a short training of the ECG autoencoder on the beats of the study's training cases."""
+def ecg_recipe(cohort: Path, *, epochs: int | None = None, seed: int = 0) -> EcgRecipe:
+    """Return a short training of the ECG autoencoder on the beats of the cohort's training cases."""
     training = Recipe(
         epochs=epochs or ECG_EPOCHS,
         batch_size=8,
@@ -97,16 +98,16 @@ def ecg_recipe(study: Path, *, epochs: int | None = None, seed: int = 0) -> EcgR
         seed=seed,
     )
     return EcgRecipe(
-        data=EcgData(root=str(study), kind="study"), network=EcgAutoencoderConfig(init_seed=seed), training=training
+        data=EcgData(root=str(cohort), kind="cohort"), network=EcgAutoencoderConfig(init_seed=seed), training=training
     )
 
 
-def write_demo_study(folder: Path, *, parts: tuple[int, int, int] | None = None, seed: int = 0) -> Path:
-    """Write the phantom study, whose table says which cases train, validate and test, and return its path."""
+def write_demo_cohort(folder: Path, *, parts: tuple[int, int, int] | None = None, seed: int = 0) -> Path:
+    """Write the phantom cohort, whose table says which cases train, validate and test, and return its path."""
     train, val, test = parts or PARTS
-    study = folder / "phantom"
-    write_scar_phantom(study, train + val + test, seed, (SIZE, SIZE, SLICES), val=val, test=test)
-    return study
+    cohort = folder / "phantom"
+    write_scar_phantom(cohort, train + val + test, seed, (SIZE, SIZE, SLICES), val=val, test=test)
+    return cohort
 
 
 def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequence[str] = ()) -> Path:
@@ -114,16 +115,16 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequ
     run, without_time, ecg = out / "run", out / "without_time", out / "ecg"
     for folder in (run, without_time, ecg):
         claim_folder(folder, overwrite=overwrite)
-    print(f"writing a synthetic study of {sum(PARTS)} hearts and their ECGs to {out / 'phantom'}", flush=True)
-    study = write_demo_study(out, seed=seed)
+    print(f"writing a synthetic cohort of {sum(PARTS)} hearts and their ECGs to {out / 'phantom'}", flush=True)
+    cohort = write_demo_cohort(out, seed=seed)
     print("training the ECG autoencoder", flush=True)
     with one_thread():
-        pretrain.train(ecg_recipe(study, seed=seed), ecg)
+        pretrain.train(ecg_recipe(cohort, seed=seed), ecg)
     print(f"first pass: {FOLDS + 1} plain U-Nets find the wall", flush=True)
-    recipe = demo_recipe(study, ecg=ecg / "best", seed=seed)
+    recipe = demo_recipe(cohort, ecg=ecg / "best", seed=seed)
     labels = first_pass(recipe, *open_split(recipe.data, run), run, jobs=JOBS)
     print("training TAFF-UNet, and TAFF-UNet without time", flush=True)
-    other = demo_recipe(study, setting="ecg_ap", labels=labels, ecg=ecg / "best", seed=seed)
+    other = demo_recipe(cohort, setting="ecg_ap", labels=labels, ecg=ecg / "best", seed=seed)
     run_each(_train, [(recipe, run, command), (other, without_time, command)], JOBS)
     report = run / REPORT
     add_picture(report, draw_time_bars({"with time": [run], "without time": [without_time]}, recipe, run / "figures"))

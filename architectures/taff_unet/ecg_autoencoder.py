@@ -16,11 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
 from trifuse.blocks.ecg_attention import EcgAttention, EcgDualAttention
 from trifuse.blocks.normalization import BatchNormOfPresent
 from trifuse.kernels import ShapeError
-
-from ..pretrained import Pretrained, weights_generator
 
 LEADS = 12
 HEADS = 8

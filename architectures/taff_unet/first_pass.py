@@ -17,28 +17,28 @@ from typing import Any
 
 import numpy as np
 
+from trifuse.architectures.data.layouts.cohort import Cohort, Split, natural_key
+from trifuse.architectures.data.layouts.split import write_split
+from trifuse.architectures.evaluation.predict import predict_cases
+from trifuse.architectures.evaluation.scoring import prediction_path
+from trifuse.architectures.runs.parallel import run_each
+from trifuse.architectures.runs.pipeline import FIRST_PASS_FOLDER, SPLIT_FILE, is_main_process, prepare_data
+from trifuse.architectures.runs.predict import load_network, network_class, training_module
+from trifuse.architectures.training.distributed import open_world
 from trifuse.kernels import DataError
 
-from ..data.split import write_split
-from ..data.study import Split, Study, natural_key
-from ..evaluation.predict import predict_cases
-from ..evaluation.scoring import prediction_path
-from ..jobs import run_each
-from ..networks import load_network, network_class, training_module
-from ..run import FIRST_PASS_FOLDER, SPLIT_FILE, is_first_process, prepare_data
-from ..training.distributed import open_world
 from .inputs import PriorRecipe
 
 NETWORK = "network"
 LABELS = "labels"
 
 
-def first_pass(recipe: Any, study: Study, split: Split, out: Path, jobs: int = 1) -> Path:
+def first_pass(recipe: Any, cohort: Cohort, split: Split, out: Path, jobs: int = 1) -> Path:
     """Train the first pass of a run, or what is left of it, and return the folder of its label maps.
 
     Args:
         recipe: of the run; the first pass takes its data, training, width and ``prior.folds``.
-        study: where the cases are.
+        cohort: where the cases are.
         split: of the run; no test case is trained on, no training case predicted by a network that has seen it.
         out: the run's folder.
         jobs: trainings at a time; more than one are each on one thread, in processes of their own.
@@ -50,7 +50,7 @@ def first_pass(recipe: Any, study: Study, split: Split, out: Path, jobs: int = 1
     labels = folder / LABELS
     left = [
         (recipe, part, predicted, folder / name, labels)
-        for name, part, predicted in first_pass_splits(study, split, recipe.prior.folds, recipe.training.seed)
+        for name, part, predicted in first_pass_splits(cohort, split, recipe.prior.folds, recipe.training.seed)
         if not all(prediction_path(labels, case_id).exists() for case_id in predicted)
     ]
     if jobs > 1:
@@ -62,14 +62,14 @@ def first_pass(recipe: Any, study: Study, split: Split, out: Path, jobs: int = 1
 
 
 def first_pass_splits(
-    study: Study, split: Split, folds: int, seed: int
+    cohort: Cohort, split: Split, folds: int, seed: int
 ) -> Iterator[tuple[str, Split, tuple[str, ...]]]:
     """Yield name, split and the cases to predict of each network; a patient's cases are never in two folds."""
-    patients = sorted({study.case(case_id).patient for case_id in split.train}, key=natural_key)
+    patients = sorted({cohort.case(case_id).patient for case_id in split.train}, key=natural_key)
     order = np.random.default_rng(seed).permutation(len(patients))
     for number, part in enumerate(np.array_split(order, min(folds, len(patients))), start=1):
         left_out = {patients[index] for index in part}
-        held = tuple(case_id for case_id in split.train if study.case(case_id).patient in left_out)
+        held = tuple(case_id for case_id in split.train if cohort.case(case_id).patient in left_out)
         rest = tuple(case_id for case_id in split.train if case_id not in held)
         yield f"fold_{number}", replace(split, train=rest, test=held, unused=(*split.unused, *split.test)), held
     yield NETWORK, split, (*split.val, *split.test)
@@ -79,8 +79,8 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
     plain, network = training_module("plain_unet"), network_class("plain_unet")
     config = recipe.network
     with open_world(recipe.training.device) as world:
-        with world.together():
-            if world.is_first:
+        with world.raise_on_any_rank():
+            if world.is_main:
                 run.mkdir(parents=True, exist_ok=True)
                 write_split(run / SPLIT_FILE, split)
         epochs = recipe.prior.first_pass_epochs or recipe.training.epochs
@@ -95,20 +95,20 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
             ),
             training=replace(recipe.training, epochs=epochs),
         )
-        with world.together():
+        with world.raise_on_any_rank():
             data = prepare_data(first.data, run)
             model = network(first.network)
         plain.fit_network(model, first, data, run, resume=True)
-        with world.together():
-            if is_first_process() and predicted:
+        with world.raise_on_any_rank():
+            if is_main_process() and predicted:
                 best = network.from_pretrained(run / "best").to(world.device)
                 paths = predict_cases(
                     best,
-                    data.study,
+                    data.cohort,
                     predicted,
                     run / "predictions",
                     image_size=data.recipe.image_size,
-                    preparation=data.recipe.preparation,
+                    preprocessing=data.recipe.preprocessing,
                     patches=data.recipe.patches,
                     nonfinite=data.recipe.nonfinite,
                 )
@@ -117,7 +117,7 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
                     shutil.copyfile(path, labels / path.name)
 
 
-def predict_first_pass(run: Path | None, study: Study, out: Path, prior: PriorRecipe, batch_size: int) -> Path:
+def predict_first_pass(run: Path | None, cohort: Cohort, out: Path, prior: PriorRecipe, batch_size: int) -> Path:
     """Predict the wall of new images by the network of a run's first pass; return the folder of the label maps.
 
     Raises:
@@ -132,11 +132,11 @@ def predict_first_pass(run: Path | None, study: Study, out: Path, prior: PriorRe
     model, data = load_network(network)
     predict_cases(
         model,
-        study,
-        [case.case_id for case in study.cases],
+        cohort,
+        [case.case_id for case in cohort.cases],
         out,
         image_size=data.image_size,
-        preparation=data.preparation,
+        preprocessing=data.preprocessing,
         patches=data.patches,
         batch_size=batch_size,
         nonfinite=data.nonfinite,

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trifuse.architectures.spelling import count
+from trifuse.architectures.data.ecg.median_beat import load_beat, network_ecg
+from trifuse.architectures.data.layouts.cohort import Case, Cohort, listed, load_image
+from trifuse.architectures.data.samples.side_inputs import SideInputs
+from trifuse.architectures.data.volumes.nifti import read_labels
+from trifuse.architectures.data.volumes.volume import Volume
+from trifuse.architectures.runs.recipes import RecipeError
+from trifuse.architectures.storage.text import count
 from trifuse.kernels import DataError, MissingExtra
 
-from ..data.extras import CaseExtras
-from ..data.median_beat import load_beat, network_ecg
-from ..data.nifti import read_labels
-from ..data.study import Case, Study, listed, load_image
-from ..data.volume import Volume
-from ..recipes import RecipeError
 from .aha17 import aha17_labels
 from .model import TaffUNetConfig
 
@@ -37,10 +37,10 @@ class PriorRecipe:
     Attributes:
         source: ``"gt"`` or ``"predicted"``; there is no default: settings with a prior need a choice.
         labels: folder of label maps ``<case>.nii.gz`` to build it from; None trains a first pass (``"predicted"``) or
-            takes the study's own labels (``"gt"``).
+            takes the cohort's own labels (``"gt"``).
         folds: of the first pass over the training cases.
         first_pass_epochs: of each of its trainings; None takes the run's own number.
-        reference: where angles start: ``"landmarks"`` of the study, or the image's ``"orientation"``, or a
+        reference: where angles start: ``"landmarks"`` of the cohort, or the image's ``"orientation"``, or a
             ``"fixed_angle"``; the same for all cases.
         angle_deg: direction of the anterior insertion of the right ventricle, for ``"fixed_angle"``.
         centre: of the angles: of each ``"slice"``, or one, ``"global"``.
@@ -94,33 +94,33 @@ class EcgRecipe:
             raise ValueError(f"ecg.min_beats must be at least 1, got {self.min_beats}")
 
 
-def case_extras(
-    study: Study,
+def case_side_inputs(
+    cohort: Cohort,
     case_ids: Sequence[str],
     network: TaffUNetConfig,
     prior: PriorRecipe,
     ecg: EcgRecipe,
     *,
     labels: Path | None = None,
-) -> dict[str, CaseExtras]:
+) -> dict[str, SideInputs]:
     """Return what each case brings beside its image, as far as the network takes it.
 
     Args:
-        study: where the cases are.
+        cohort: where the cases are.
         case_ids: the cases.
         network: says what is taken.
         prior: how the prior is built.
         ecg: how ECGs become inputs.
-        labels: folder of the label maps that the prior is built from; None takes the study's own.
+        labels: folder of the label maps that the prior is built from; None takes the cohort's own.
 
     Raises:
         DataError: a reference label map cannot be divided into segments, landmarks are missing, or an ECG is unusable
             and must not be; all cases are looked at first.
     """
-    extras: dict[str, CaseExtras] = {}
+    side_inputs: dict[str, SideInputs] = {}
     problems: list[DataError] = []
     for case_id in case_ids:
-        case = study.case(case_id)
+        case = cohort.case(case_id)
         notes: list[str] = []
         try:
             segments = _segments(case, prior, labels, notes) if network.takes_prior else None
@@ -128,10 +128,10 @@ def case_extras(
         except DataError as error:
             problems.append(error)
             continue
-        extras[case_id] = CaseExtras(segments, constants, tuple(notes))
+        side_inputs[case_id] = SideInputs(segments, constants, tuple(notes))
     if problems:
         raise DataError.merge(problems)
-    return extras
+    return side_inputs
 
 
 # --------------------------------------------------------------------------------------------------- the prior
@@ -232,7 +232,9 @@ def _ecg_inputs(case: Case, network: TaffUNetConfig, recipe: EcgRecipe, notes: l
     return {"ecg": signal, "interval": torch.tensor(float(interval)), "has_ecg": torch.tensor(True)}
 
 
-def describe_inputs(extras: Mapping[str, CaseExtras], network: TaffUNetConfig, prior: PriorRecipe) -> dict[str, str]:
+def describe_inputs(
+    side_inputs: Mapping[str, SideInputs], network: TaffUNetConfig, prior: PriorRecipe
+) -> dict[str, str]:
     """Return the facts that a report states about what the cases brought."""
     facts = {}
     if network.takes_prior:
@@ -240,11 +242,11 @@ def describe_inputs(extras: Mapping[str, CaseExtras], network: TaffUNetConfig, p
         where = {"gt": "the reference annotation (an oracle)", "predicted": "a first pass"}[prior.source or ""]
         facts["Prior"] = f"{prior.word}: AHA-17 of {where}, angles from {prior.reference}{angles}"
     if network.takes_ecg:
-        without = [case_id for case_id, extra in extras.items() if not extra.constants["has_ecg"]]
+        without = [case_id for case_id, extra in side_inputs.items() if not extra.constants["has_ecg"]]
         names = f"; without: {listed(without)}" if without else ""
-        facts["ECG"] = f"{count(len(extras) - len(without), 'case')} of {len(extras)} with one{names}"
+        facts["ECG"] = f"{count(len(side_inputs) - len(without), 'case')} of {len(side_inputs)} with one{names}"
     odd: dict[str, list[str]] = {}
-    for case_id, extra in extras.items():
+    for case_id, extra in side_inputs.items():
         for note in extra.notes:
             odd.setdefault(note, []).append(case_id)
     if odd:

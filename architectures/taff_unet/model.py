@@ -12,20 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
 from trifuse.blocks.ecg_attention import EcgAttention
 from trifuse.blocks.image_input import check_image
-from trifuse.blocks.plain_unet import (
-    PlainUNetDecoder,
-    PlainUNetEncoder,
-    check_sides,
-    planned_features,
-    planned_stages,
-)
+from trifuse.blocks.plain_unet import PlainUNetDecoder, PlainUNetEncoder, check_sides, planned_features, planned_stages
 from trifuse.blocks.temporal_aware_fusion import TemporalAwareFusion
 from trifuse.kernels import CheckpointError, ShapeError
-from trifuse.kernels._library import values_at_hand
+from trifuse.kernels.library import values_at_hand
 
-from ..pretrained import Pretrained, weights_generator
 from .ecg_autoencoder import LEADS, EcgAutoencoder, EcgAutoencoderConfig
 
 SEGMENTS = 17  # channels of the prior

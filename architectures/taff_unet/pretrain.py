@@ -1,4 +1,4 @@
-"""Train the ECG autoencoder: on PTB-XL or a folder of records, or further on the training cases of a study.
+"""Train the ECG autoencoder: on PTB-XL or a folder of records, or further on the training cases of a cohort.
 
 ``python -m trifuse.architectures.taff_unet.pretrain`` is ``trifuse train ecg``, alone or under torchrun.
 """
@@ -14,27 +14,27 @@ from typing import Any, Literal, Unpack, get_args
 import numpy as np
 from torch import Tensor, nn
 
+from trifuse.architectures.data.ecg.beat_dataset import BeatDataset, BeatSource, LeftOut, NetworkBeat, load_beats
+from trifuse.architectures.data.ecg.ptbxl import TABLE, find_ecgs, open_ptbxl
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.split import read_split, verify_split
+from trifuse.architectures.evaluation.ecg_report import reconstruct, write_ecg_report
+from trifuse.architectures.evaluation.report import check_extras
+from trifuse.architectures.runs.pipeline import RunOptions, claim_folder
+from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.training.distributed import open_world
+from trifuse.architectures.training.loop import FitResult, fit
+from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.scar_losses import reconstruction_loss
 from trifuse.kernels import CheckpointError, DataError
 
-from ..config_json import config_to_json
-from ..data.beats import BeatDataset, BeatSource, LeftOut, NetworkBeat, load_beats
-from ..data.cases import open_study
-from ..data.ptbxl import TABLE, find_ecgs, open_ptbxl
-from ..data.split import read_split, verify_split
-from ..evaluation.ecg_report import reconstruct, write_ecg_report
-from ..evaluation.report import check_extras
-from ..run import RunOptions, claim_folder
-from ..training.distributed import open_world
-from ..training.loop import FitResult, fit
-from ..training.recipe import Recipe
-from ..training.scar_losses import reconstruction_loss
 from .ecg_autoencoder import EcgAutoencoder, EcgAutoencoderConfig
 
-Kind = Literal["auto", "ptbxl", "study", "records"]
+Kind = Literal["auto", "ptbxl", "cohort", "records"]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 BEAT_STEPS = 608
-STUDY_TABLE = "cases.csv"
+COHORT_TABLE = "cases.csv"
 WARMUP_SHARE = 0.2  # of all steps
 
 
@@ -43,17 +43,17 @@ class EcgData:
     """Which ECGs a run uses.
 
     Attributes:
-        root: folder of PTB-XL, of a study, or of records.
-        kind: which of these; ``"auto"`` tells by the tables that are there. Of a study only the training cases' ECGs
+        root: folder of PTB-XL, of a cohort, or of records.
+        kind: which of these; ``"auto"`` tells by the tables that are there. Of a cohort only the training cases' ECGs
             are read. Records all train, but for those that the patterns below name.
         also: further folders of records, which train, too.
         val_records: patterns of the records that choose the best epoch, whatever their fold, and
         test_records: of those that the run never sees before its report.
-        split: JSON file that splits a study which brings no split.
+        split: JSON file that splits a cohort which brings no split.
         min_beats: heart beats that a median beat needs.
 
     Raises:
-        ValueError: an unknown kind, no beats, or records named of a study.
+        ValueError: an unknown kind, no beats, or records named of a cohort.
     """
 
     root: str = ""
@@ -75,16 +75,16 @@ class EcgData:
         """What ``root`` is."""
         if self.kind != "auto":
             return self.kind
-        tables: dict[str, Kind] = {TABLE: "ptbxl", STUDY_TABLE: "study"}
+        tables: dict[str, Kind] = {TABLE: "ptbxl", COHORT_TABLE: "cohort"}
         return next((kind for table, kind in tables.items() if (Path(self.root) / table).is_file()), "records")
 
     def sources(self) -> dict[Part, list[BeatSource]]:
         """Find the ECGs of each part.
 
         Raises:
-            DataError: there are none, a pattern names none, or a study has no split.
+            DataError: there are none, a pattern names none, or a cohort has no split.
         """
-        find = {"ptbxl": self._from_ptbxl, "study": self._from_study, "records": self._from_folder}
+        find = {"ptbxl": self._from_ptbxl, "cohort": self._from_cohort, "records": self._from_folder}
         parts = find[self.found_kind]()
         parts["train"] += [source for folder in self.also for source in _records_of(Path(folder))]
         named: list[tuple[Part, tuple[str, ...]]] = [("test", self.test_records), ("val", self.val_records)]
@@ -101,13 +101,13 @@ class EcgData:
     def _from_folder(self) -> dict[Part, list[BeatSource]]:
         return {"train": _records_of(Path(self.root)), "val": [], "test": []}
 
-    def _from_study(self) -> dict[Part, list[BeatSource]]:
-        study = open_study(Path(self.root), "lge_ecg")
-        split = read_split(Path(self.split), study) if self.split else study.split
+    def _from_cohort(self) -> dict[Part, list[BeatSource]]:
+        cohort = open_cohort(Path(self.root), "lge_ecg")
+        split = read_split(Path(self.split), cohort) if self.split else cohort.split
         if split is None:
             hint = "name the split that the segmentation is trained with: data.split"
             raise DataError(self.root, "split", got="none", want="a split, lest test cases be fitted", hint=hint)
-        cases = [study.case(case_id).clinical for case_id in verify_split(study, split).train]
+        cases = [cohort.case(case_id).clinical for case_id in verify_split(cohort, split).train]
         names = split.train
         found = [
             BeatSource(name, clinical.ecg, clinical.ecg_rate_hz)
@@ -155,15 +155,15 @@ class EcgRecipe:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
 
-def training_defaults(*, study: bool, epochs: int | None = None) -> dict[str, Any]:
-    """Return the defaults, by dotted name, that differ for fine-tuning on a study and for runs of other lengths.
+def training_defaults(*, cohort: bool, epochs: int | None = None) -> dict[str, Any]:
+    """Return the defaults, by dotted name, that differ for fine-tuning on a cohort and for runs of other lengths.
 
     Args:
-        study: whether a study's training cases are fitted.
+        cohort: whether a cohort's training cases are fitted.
         epochs: of the run, where they are given.
     """
-    epochs = epochs or (100 if study else 300)
-    rate = {"training.lr": 1e-4} if study else {}
+    epochs = epochs or (100 if cohort else 300)
+    rate = {"training.lr": 1e-4} if cohort else {}
     return {"training.epochs": epochs, "training.warmup_epochs": WARMUP_SHARE * epochs, **rate}
 
 
@@ -235,16 +235,16 @@ def train(recipe: EcgRecipe, out: Path, **options: Unpack[RunOptions]) -> Path |
     out = Path(out)
     resume, force = options.get("resume", False), options.get("force_resume", False)
     with open_world(recipe.training.device) as world:
-        with world.together():
+        with world.raise_on_any_rank():
             claim_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
-        with world.together():
+        with world.raise_on_any_rank():
             check_extras()
             model = build_network(recipe)
             recipe = replace(recipe, network=model.config)
             beats = prepare_beats(recipe)
         tensorboard = options.get("tensorboard", False)
         fit_network(model, recipe, beats, out, resume=resume, force_resume=force, tensorboard=tensorboard)
-    if not world.is_first:
+    if not world.is_main:
         return None
     best = EcgAutoencoder.from_pretrained(out / "best").to(next(model.parameters()).device)
     return write_ecg_report(
@@ -340,6 +340,6 @@ def _move(parts: dict[Part, list[BeatSource]], part: Part, patterns: Sequence[st
 if __name__ == "__main__":
     import sys
 
-    from trifuse.architectures.cli import main
+    from trifuse.architectures.cli.main import main
 
     sys.exit(main(["train", "ecg", *sys.argv[1:]]))

@@ -11,21 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trifuse.architectures.data.layouts.cohort import Case, Cohort, load_case
+from trifuse.architectures.data.samples.patch_dataset import GridPatches
+from trifuse.architectures.data.volumes.nifti import read_labels
+from trifuse.architectures.evaluation.bullseye import draw_bullseyes
+from trifuse.architectures.evaluation.ecg_attention_figures import draw_lead_attention, draw_temporal_attention
+from trifuse.architectures.evaluation.interval_figures import draw_gate_weights, draw_interval_bars
+from trifuse.architectures.evaluation.picture import Picture
+from trifuse.architectures.evaluation.report import Evaluation
+from trifuse.architectures.evaluation.scoring import Row, prediction_path
+from trifuse.architectures.evaluation.tables import number, write_csv
+from trifuse.architectures.runs.pipeline import FIRST_PASS_FOLDER, PreparedData
+from trifuse.architectures.training.batches import on_device
+from trifuse.architectures.training.loop import beside_the_image
 from trifuse.kernels import DataError
 
-from ..data.nifti import read_labels
-from ..data.patches import CoveringPatches
-from ..data.study import Case, Study, load_case
-from ..evaluation.bullseye import draw_bullseyes
-from ..evaluation.ecg_attention_figures import draw_lead_attention, draw_temporal_attention
-from ..evaluation.interval_figures import draw_gate_weights, draw_interval_bars
-from ..evaluation.picture import Picture
-from ..evaluation.report import Evaluation
-from ..evaluation.scoring import Row, prediction_path
-from ..evaluation.tables import number, write_csv
-from ..run import FIRST_PASS_FOLDER, PreparedData
-from ..training.batches import on_device
-from ..training.loop import beside_the_image
 from .aha17 import scar_burden_ml
 from .first_pass import LABELS
 from .inputs import ORACLE, PriorRecipe, divide
@@ -39,7 +39,7 @@ _SLICES_AT_ONCE = 16
 def draw_pictures(
     run: Path, model: TaffUNet, data: PreparedData, prior: PriorRecipe, scored: Evaluation, figures: Path
 ) -> list[Picture]:
-    """Draw all that a finished run has to show of the cases that it scored, as far as its setting and study have it.
+    """Draw all that a finished run has to show of the cases that it scored, as far as its setting and cohort have it.
 
     Args:
         run: the run's folder, with ``predictions/<part>``.
@@ -49,26 +49,26 @@ def draw_pictures(
         scored: the scores of a part of the split.
         figures: folder to draw into.
     """
-    if SCAR not in data.study.class_names:
+    if SCAR not in data.cohort.class_names:
         return []
-    extras = data.extras or {}
-    cases = [data.study.case(case_id) for case_id in dict.fromkeys(row.case_id for row in scored.rows)]
+    side_inputs = data.side_inputs or {}
+    cases = [data.cohort.case(case_id) for case_id in dict.fromkeys(row.case_id for row in scored.rows)]
     this = f"this network, {ORACLE}" if model.config.takes_prior and prior.source == "gt" else "this network"
     sources = {"first pass": first_pass_labels(run, prior), this: run / "predictions" / scored.name}
     pictures = _bullseyes(sources, data, cases, prior, figures)
-    with_ecg = [case for case in cases if model.config.takes_ecg and extras[case.case_id].constants["has_ecg"]]
+    with_ecg = [case for case in cases if model.config.takes_ecg and side_inputs[case.case_id].constants["has_ecg"]]
     if with_ecg:
-        days = interval_days(data.study, [case.case_id for case in with_ecg])
-        beats = {case.case_id: extras[case.case_id].constants["ecg"] for case in with_ecg}
+        days = interval_days(data.cohort, [case.case_id for case in with_ecg])
+        beats = {case.case_id: side_inputs[case.case_id].constants["ecg"] for case in with_ecg}
         pictures += _attention(model, beats, figures)
         pictures.append(draw_gate_weights(days, gate_weights(model, data, list(days)), figures))
         pictures.append(draw_interval_bars(days, {this: scar_dsc(scored.rows)}, figures))
     return pictures
 
 
-def interval_days(study: Study, case_ids: Iterable[str]) -> dict[str, float]:
+def interval_days(cohort: Cohort, case_ids: Iterable[str]) -> dict[str, float]:
     """Return the days between ECG and image of the cases that have an ECG."""
-    known = {case_id: study.case(case_id).clinical for case_id in case_ids}
+    known = {case_id: cohort.case(case_id).clinical for case_id in case_ids}
     return {
         case_id: clinical.interval_days
         for case_id, clinical in known.items()
@@ -94,13 +94,13 @@ def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -
     """Return the weight that the gate gives to the ECG of each case, mean over its slices."""
     recipe = data.recipe
     assert recipe.patches is not None  # see TaffUNetRecipe
-    slices = CoveringPatches(
-        data.study,
+    slices = GridPatches(
+        data.cohort,
         case_ids,
         recipe.image_size,
         patches=recipe.patches,
-        preparation=recipe.preparation,
-        extras=data.extras,
+        preprocessing=recipe.preprocessing,
+        side_inputs=data.side_inputs,
         nonfinite=recipe.nonfinite,
     )
     device = next(model.parameters()).device
@@ -139,7 +139,7 @@ def _bullseyes(
     """
     burdens: dict[str, dict[str, tuple[NDArray, float]]] = {}
     for case in cases:
-        image, truth = load_case(data.study, case)
+        image, truth = load_case(data.cohort, case)
         assert truth is not None  # a case without a label has no scores
         try:
             segments = divide(truth.voxels, case, image, prior)

@@ -1,4 +1,4 @@
-"""Train TAFF-UNet on a study, predict its test cases, and write the report.
+"""Train TAFF-UNet on a cohort, predict its test cases, and write the report.
 
 ``python -m trifuse.architectures.taff_unet.train`` is ``trifuse train taff_unet``, alone or under torchrun.
 """
@@ -10,20 +10,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from ..data.extras import CaseExtras
-from ..data.study import Split, Study
-from ..evaluation.report import PaperTable
-from ..networks import run_section
-from ..nnunet_recipe import EPOCHS_REMEMBERED, nnunet_data, nnunet_training
-from ..pretrained import config_to_json
-from ..recipes import DataRecipe
-from ..repeats import repeat_training
-from ..run import FIRST_PASS_FOLDER, PreparedData, RunOptions, train_and_report
-from ..training.loop import FitResult, beside_the_image, fit
-from ..training.recipe import Recipe
-from ..training.scar_losses import ScarLoss
+from trifuse.architectures.data.layouts.cohort import Cohort, Split
+from trifuse.architectures.data.samples.side_inputs import SideInputs
+from trifuse.architectures.evaluation.report import PaperTable
+from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data, nnunet_training
+from trifuse.architectures.runs.pipeline import FIRST_PASS_FOLDER, PreparedData, RunOptions, train_and_report
+from trifuse.architectures.runs.predict import run_section
+from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.runs.repeats import repeat_training
+from trifuse.architectures.storage.pretrained import config_to_json
+from trifuse.architectures.training.loop import FitResult, beside_the_image, fit
+from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.scar_losses import ScarLoss
+
 from .first_pass import first_pass, predict_first_pass
-from .inputs import ORACLE, EcgRecipe, PriorRecipe, case_extras, describe_inputs, require_choice
+from .inputs import ORACLE, EcgRecipe, PriorRecipe, case_side_inputs, describe_inputs, require_choice
 from .model import TaffOutput, TaffUNet, TaffUNetConfig
 from .optimisation import PartsRecipe, taff_param_groups
 from .report import draw_pictures
@@ -51,7 +52,7 @@ class TaffUNetRecipe:
 
     Attributes:
         data: which cases, and how their slices are prepared.
-        network: the network; its number of classes follows the study, its image size the data.
+        network: the network; its number of classes follows the cohort, its image size the data.
         training: how the image's part is trained,
         parts: and how the ECG's and the fusion's differ.
         prior: where the AHA-17 prior comes from, for settings with one.
@@ -83,8 +84,8 @@ class TaffUNetRecipe:
     def __post_init__(self) -> None:
         if self.data.patches is None:
             raise ValueError("data.patches: this network is trained on patches; leave out data.patches=null")
-        if self.data.preparation.channels != 1:
-            raise ValueError(f"data.preparation.channels must be 1, got {self.data.preparation.channels}")
+        if self.data.preprocessing.channels != 1:
+            raise ValueError(f"data.preprocessing.channels must be 1, got {self.data.preprocessing.channels}")
         object.__setattr__(self, "network", replace(self.network, image_size=self.data.image_size))
 
 
@@ -103,7 +104,7 @@ def train(recipe: TaffUNetRecipe, out: Path, **options: Unpack[RunOptions]) -> P
         OutputFolderError, DataError, MissingExtra, CheckpointError, NumericError, Interrupted: see `train_and_report`.
     """
     require_choice(recipe.network, recipe.prior, strict=recipe.strict)
-    return train_and_report(recipe, out, TaffUNet, fit_network, _describe, extras=_extras, **options)
+    return train_and_report(recipe, out, TaffUNet, fit_network, _describe, side_inputs=_side_inputs, **options)
 
 
 def train_repeats(recipe: TaffUNetRecipe, out: Path, repeats: int, **options: Unpack[RunOptions]) -> Path | None:
@@ -141,27 +142,27 @@ def fit_network(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
             **{name: value for name, value in config_to_json(recipe).items() if name != "training"},
             "data": config_to_json(data.recipe),
         },
-        step=run_with_extras,
+        step=run_with_side_inputs,
         param_groups=taff_param_groups(model, recipe.parts),
-        monitor_smoothing=EPOCHS_REMEMBERED,
+        monitor_smoothing=VAL_DICE_EMA,
         **options,
     )
 
 
-def run_with_extras(model: Any, batch: dict[str, Any]) -> TaffOutput:
+def run_with_side_inputs(model: Any, batch: dict[str, Any]) -> TaffOutput:
     """Run the network on a batch, with what it takes of it."""
     return model.run(batch["image"], **beside_the_image(batch))
 
 
-def prediction_extras(
-    model: TaffUNet, run: Path | None, study: Study, out: Path, *, prior_labels: Path | None, batch_size: int
-) -> Mapping[str, CaseExtras]:
+def prediction_side_inputs(
+    model: TaffUNet, run: Path | None, cohort: Cohort, out: Path, *, prior_labels: Path | None, batch_size: int
+) -> Mapping[str, SideInputs]:
     """Return what images to be predicted bring beside them.
 
     Args:
         model: the network.
         run: its run, which says how inputs are made; None takes the defaults.
-        study: the images.
+        cohort: the images.
         out: the predictions' folder; where the run's first pass has to find the wall, its label maps go to
             ``first_pass`` in it.
         prior_labels: folder of label maps to build the prior from.
@@ -174,18 +175,18 @@ def prediction_extras(
     if run is not None:
         prior, ecg = run_section(run, "prior", PriorRecipe), run_section(run, "ecg", EcgRecipe)
     if model.config.takes_prior and prior_labels is None:
-        prior_labels = predict_first_pass(run, study, out / FIRST_PASS_FOLDER, prior, batch_size)
-    case_ids = [case.case_id for case in study.cases]
-    return case_extras(study, case_ids, model.config, prior, ecg, labels=prior_labels)
+        prior_labels = predict_first_pass(run, cohort, out / FIRST_PASS_FOLDER, prior, batch_size)
+    case_ids = [case.case_id for case in cohort.cases]
+    return case_side_inputs(cohort, case_ids, model.config, prior, ecg, labels=prior_labels)
 
 
-def _extras(recipe: TaffUNetRecipe, study: Study, split: Split, out: Path) -> Mapping[str, CaseExtras]:
+def _side_inputs(recipe: TaffUNetRecipe, cohort: Cohort, split: Split, out: Path) -> Mapping[str, SideInputs]:
     """Read what the cases bring beside their images; for the prior, a first pass may have to be trained before."""
     labels = None if recipe.prior.labels is None else Path(recipe.prior.labels)
     if recipe.network.takes_prior and recipe.prior.source == "predicted" and labels is None:
-        labels = first_pass(recipe, study, split, out)
+        labels = first_pass(recipe, cohort, split, out)
     used = (*split.train, *split.val, *split.test)
-    return case_extras(study, used, recipe.network, recipe.prior, recipe.ecg, labels=labels)
+    return case_side_inputs(cohort, used, recipe.network, recipe.prior, recipe.ecg, labels=labels)
 
 
 def _describe(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _describe(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dic
         "mark": ORACLE if network.takes_prior and recipe.prior.source == "gt" else "",
         "facts": {
             "Setting": network.setting,
-            **describe_inputs(data.extras or {}, network, recipe.prior),
+            **describe_inputs(data.side_inputs or {}, network, recipe.prior),
             **({"ECG autoencoder": f"started from {autoencoder}"} if network.takes_ecg else {}),
         },
         "draw": lambda log, scored, figures: draw_pictures(log.parent, best, data, recipe.prior, scored, figures),
@@ -216,6 +217,6 @@ def _title(recipe: TaffUNetRecipe) -> str:
 if __name__ == "__main__":
     import sys
 
-    from trifuse.architectures.cli import main
+    from trifuse.architectures.cli.main import main
 
     sys.exit(main(["train", "taff_unet", *sys.argv[1:]]))

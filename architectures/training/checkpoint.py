@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trifuse.architectures.files import sync_folder
+from trifuse.architectures.storage.atomic_files import sync_folder
 from trifuse.kernels.errors import CheckpointError
 
 _MOST_FAILURES = 3  # in a row
@@ -56,7 +56,7 @@ class SaveError(CheckpointError):
     """Checkpoints can no longer be written; the one before them is kept. On the command line, exit code 5."""
 
 
-class Saves:
+class CheckpointManager:
     """``last/`` and ``best/`` of a run, and how often saving them may fail.
 
     Args:

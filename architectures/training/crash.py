@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trifuse.architectures.files import write_json
+from trifuse.architectures.storage.atomic_files import write_json
 
 
 def first_non_finite(model: nn.Module, batch: Mapping[str, Any], forward: Callable[[], object]) -> str:

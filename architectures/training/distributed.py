@@ -39,7 +39,7 @@ class World:
     device: torch.device
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that validates, logs and saves."""
         return self.rank == 0
 
@@ -62,7 +62,7 @@ class World:
         for parameter, gradient, count in zip(parameters, summed, used_by.tolist(), strict=True):
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
 
-    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with those of rank 0."""
         if self.size > 1:
             for tensor in tensors:
@@ -77,7 +77,7 @@ class World:
         return bool(flags)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_any_rank(self) -> Iterator[None]:
         """Run a part that may fail on any rank: if one fails, all raise, and say which one and why."""
         error: Exception | None = None
         try:

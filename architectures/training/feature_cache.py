@@ -17,8 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from trifuse.architectures.files import remove_leftovers
-from trifuse.architectures.weights_file import bytes_of, digest_of_tensors, read_safetensors, write_safetensors
+from trifuse.architectures.storage.atomic_files import remove_leftovers
+from trifuse.architectures.storage.safetensors_file import (
+    bytes_of,
+    digest_of_tensors,
+    read_safetensors,
+    write_safetensors,
+)
 from trifuse.kernels.errors import CheckpointError, DataError, NumericError
 
 from .distributed import World, open_world
@@ -65,7 +70,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         self._blocks = tuple(model.required_blocks())
         self._returned_dtype = next(model.encoder.parameters()).dtype
         self._encoder_digest = _digest_encoder(model.encoder, self._blocks, dtype)
-        with open_world(device) as world, world.together():  # nobody reads before all have written
+        with open_world(device) as world, world.raise_on_any_rank():  # nobody reads before all have written
             self._fill(model, world)
 
     def __len__(self) -> int:
@@ -88,14 +93,14 @@ class FeatureCache(Dataset[dict[str, Any]]):
     def _fill(self, model: Any, world: World) -> None:
         """Compute this rank's part of what is missing."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        if world.is_first:
+        if world.is_main:
             remove_leftovers(self._folder)
         mine = range(world.rank, len(self._dataset), world.size)
         missing = [index for index in mine if not _is_whole(self._path(self._dataset[index]["image"]))]
         if not missing:
             return
         model.to(world.device)
-        progress = Progress(world.is_first)
+        progress = Progress(world.is_main)
         progress.start("features", len(missing))
         for done, index in enumerate(missing, start=1):
             image = self._dataset[index]["image"]

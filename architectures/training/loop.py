@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from trifuse.architectures.files import write_json
-from trifuse.architectures.run_log import SMOOTHED
+from trifuse.architectures.storage.atomic_files import write_json
+from trifuse.architectures.storage.epoch_log import EpochLog
+from trifuse.architectures.storage.run_log import SMOOTHED
 from trifuse.kernels.errors import TrifuseError
 
 from .batches import Batches
-from .checkpoint import Saves
+from .checkpoint import CheckpointManager
 from .distributed import World, open_world
 from .ema import WeightAverage, evaluation_mode
-from .epoch_log import EpochLog
-from .interruption import Interrupted, StopSignals
 from .parameter_groups import GroupSpecification, make_groups
 from .progress import Progress
 from .recipe import Recipe
 from .run_folder import locked, note_session, open_run
+from .signals import Interrupted, StopSignals
 from .step import Batch, Forward, Loss, TrainingStep
-from .training_state import FrozenBase, Position, check_base, load_training_state, save_training_state
+from .training_state import FrozenBase, TrainerState, check_base, load_training_state, save_training_state
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -56,7 +56,7 @@ def forward_image(model: nn.Module, batch: Batch) -> Any:
     return model(batch["image"])
 
 
-def forward_with_extras(model: nn.Module, batch: Batch) -> Any:
+def forward_with_side_inputs(model: nn.Module, batch: Batch) -> Any:
     """Return the network's output for ``batch["image"]`` and what else of `EXTRAS` the batch has."""
     return model(batch["image"], **beside_the_image(batch))
 
@@ -125,9 +125,9 @@ def fit(
     out = Path(out)
     with ExitStack() as stack:
         world = stack.enter_context(open_world(recipe.device))
-        progress = Progress(world.is_first)
-        with world.together():
-            if world.is_first:
+        progress = Progress(world.is_main)
+        with world.raise_on_any_rank():
+            if world.is_main:
                 stack.enter_context(locked(out))
                 description = {
                     "recipe": {k: v for k, v in asdict(recipe).items() if k not in FREE_TO_CHANGE},
@@ -136,14 +136,14 @@ def fit(
                 }
                 for difference in open_run(out, description, resume=resume or force_resume, force=force_resume):
                     progress.say(f"resumed with a changed configuration: {difference}")
-                Saves(out, progress.say).recover()
+                CheckpointManager(out, progress.say).recover()
         model.to(world.device)
-        world.take_from_first(model.state_dict().values())
-        with world.together():
+        world.broadcast(model.state_dict().values())
+        with world.raise_on_any_rank():
             run = _Run(model, train_set, recipe, out, world, progress, loss, step, param_groups, base)
             run.validate, run.monitor, run.describe = validate, monitor, describe or (lambda model: {})
             run.monitor_smoothing = monitor_smoothing
-            if world.is_first:
+            if world.is_main:
                 session = {name: getattr(recipe, name) for name in FREE_TO_CHANGE}
                 note_session(out, steps_done=run.position.step, ranks=world.size, **session, runs_on=str(world.device))
                 board = out / "tensorboard" if tensorboard else None
@@ -176,7 +176,7 @@ class _Run:
         base: FrozenBase | None,
     ) -> None:
         self.model, self.recipe, self.world, self.progress, self.base = model, recipe, world, progress, base
-        self.saves = Saves(out, progress.say)
+        self.saves = CheckpointManager(out, progress.say)
         if base is not None:
             check_base(model, base)
         self.groups = make_groups(model, recipe, param_groups)
@@ -193,7 +193,7 @@ class _Run:
             steps_per_epoch=self.batches.steps_per_epoch,
             crash_folder=out / "crash",
         )
-        self.position = self._load() if self.saves.last.path.exists() else Position(ranks=world.size)
+        self.position = self._load() if self.saves.last.path.exists() else TrainerState(ranks=world.size)
 
     def train(self, stop: StopSignals) -> FitResult:
         """Run the epochs that are left."""
@@ -229,7 +229,7 @@ class _Run:
     def _end_epoch(self) -> None:
         """Validate, keep the best weights, write the log line, and only then the checkpoint."""
         position, started_s = self.position, time.monotonic()
-        if self.world.is_first:
+        if self.world.is_main:
             with evaluation_mode(self.model, self.average):
                 metrics, described = self._measure(), dict(self.describe(self.model))
                 score = self._deciding_score(metrics)
@@ -275,8 +275,8 @@ class _Run:
 
     def _check_that_it_can_end_well(self) -> None:
         """Save and validate once before the first step: what would fail after an epoch fails now."""
-        with self.world.together():
-            if self.world.is_first:
+        with self.world.raise_on_any_rank():
+            if self.world.is_main:
                 self.saves.save_first(self._fill_last)
                 with evaluation_mode(self.model, self.average):
                     score = self._measure()[self.monitor]
@@ -296,8 +296,8 @@ class _Run:
             self.position.best_epoch, self.position.best_score = epoch, score
 
     def _save_last(self) -> None:
-        self.world.take_from_first(self.model.buffers())
-        if self.world.is_first:
+        self.world.broadcast(self.model.buffers())
+        if self.world.is_main:
             self.saves.save(self.saves.last, self._fill_last)
 
     def _fill_last(self, folder: Path) -> None:
@@ -305,7 +305,7 @@ class _Run:
         self.position.loss_scaling = self.step.state()
         save_training_state(folder, self.model, self.groups, self.average, self.position, self.base)
 
-    def _load(self) -> Position:
+    def _load(self) -> TrainerState:
         position = load_training_state(self.saves.last.path, self.model, self.groups, self.average, self.base)
         self.step.load_state(position.loss_scaling)
         where = f"resuming after step {position.step} (epoch {position.epoch + 1}, step {position.step_in_epoch})"
@@ -320,6 +320,6 @@ class _Run:
 
     def _result(self) -> FitResult:
         best = torch.tensor([self.position.best_epoch or 0, self.position.best_score or 0.0], dtype=torch.float64)
-        self.world.take_from_first([best])
+        self.world.broadcast([best])
         epoch, score = int(best[0]), float(best[1])
         return FitResult(epoch or None, score if epoch else None, self.position.step)

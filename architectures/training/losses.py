@@ -2,7 +2,7 @@
 
 Every loss forms sums per sample, adds them over samples and ranks (``reduce``), and only then applies its formula, so
 that it does not depend on how many ranks share a batch. The sums, the only heavy part, are one fused operator:
-`trifuse.kernels.segmentation_sums`.
+`trifuse.kernels.ops._segmentation_sums`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trifuse.kernels.mutation_loss import mutation_loss_of_ranks
-from trifuse.kernels.segmentation_sums import check_target, dice_ce, segmentation_sums
+from trifuse.kernels.ops._segmentation_sums import check_target, dice_ce, segmentation_sums
+from trifuse.kernels.ops.mutation_loss import mutation_loss_of_ranks
 
 from .distributed import Reduce
 
@@ -112,11 +112,11 @@ class SegmentationLoss:
 
 @dataclass(frozen=True)
 class MutationLoss:
-    """`trifuse.kernels.mutation_loss` of a network's outputs over the samples of all ranks, for `fit`.
+    """`trifuse.kernels.ops.mutation_loss` of a network's outputs over the samples of all ranks, for `fit`.
 
     The outputs may be coarser than the target; they are upsampled inside the loss.
 
-    Attributes: see `trifuse.kernels.mutation_loss`.
+    Attributes: see `trifuse.kernels.ops.mutation_loss`.
     """
 
     gamma: float = 0.4

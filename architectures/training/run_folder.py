@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.files import remove_leftovers, write_json
+from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
 from trifuse.kernels.errors import TrifuseError
 
 LOCK_FILE = ".lock"

@@ -29,7 +29,7 @@ _MOST_SKIPPED_STEPS = 20  # in a row: enough for the loss scale to fall from 2**
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What a step tells the log.
 
     Attributes:
@@ -77,7 +77,7 @@ class TrainingStep:
         self._skipped_in_a_row = 0
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
-    def __call__(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], step: int) -> Outcome:
+    def __call__(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], step: int) -> StepResult:
         """Run the step number ``step``, counted from 0.
 
         Raises:
@@ -109,7 +109,7 @@ class TrainingStep:
             if self._average is not None:
                 self._average.update(step + 1)
         self.scaler.update()
-        return Outcome(math.fsum(losses), norm, skipped)
+        return StepResult(math.fsum(losses), norm, skipped)
 
     def state(self) -> dict[str, float]:
         """Return the loss scaler's state."""

@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trifuse.architectures.files import sha256_of, write_json
-from trifuse.architectures.pretrained import WEIGHTS_FILE, load_strict, read_safetensors, write_safetensors
+from trifuse.architectures.storage.atomic_files import sha256_of, write_json
+from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, load_strict, read_safetensors, write_safetensors
 from trifuse.kernels.errors import CheckpointError
 
 from .ema import WeightAverage
 from .parameter_groups import ParameterGroup
-from .step import Outcome
+from .step import StepResult
 
 _STATE_FILE = "training_state.safetensors"
 _POSITION_FILE = "training_state.json"
@@ -57,7 +57,7 @@ def check_base(model: nn.Module, base: FrozenBase) -> None:
 
 
 @dataclass
-class Position:
+class TrainerState:
     """Where a run is: ``step`` optimiser steps are done, ``step_in_epoch`` of them in ``epoch`` (counted from 0)."""
 
     epoch: int = 0
@@ -72,7 +72,7 @@ class Position:
     ranks: int = 1
     loss_scaling: dict[str, float] = field(default_factory=dict)
 
-    def take(self, outcome: Outcome, samples: int, seconds: float) -> None:
+    def take(self, outcome: StepResult, samples: int, seconds: float) -> None:
         """Count a step."""
         self.step += 1
         self.step_in_epoch += 1
@@ -92,7 +92,7 @@ def save_training_state(
     model: nn.Module,
     groups: Sequence[ParameterGroup],
     average: WeightAverage | None,
-    position: Position,
+    position: TrainerState,
     base: FrozenBase | None,
 ) -> None:
     """Write everything that `load_training_state` needs into an empty folder."""
@@ -128,7 +128,7 @@ def load_training_state(
     groups: Sequence[ParameterGroup],
     average: WeightAverage | None,
     base: FrozenBase | None,
-) -> Position:
+) -> TrainerState:
     """Bring network, optimisers and averages back to where `save_training_state` saved them.
 
     Raises:
@@ -149,7 +149,7 @@ def load_training_state(
         group.load_state(_under(f"optimizer/{group.name}/", tensors))
     if average is not None:
         average.load(_under("average/", tensors))
-    return Position(**description["position"])
+    return TrainerState(**description["position"])
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 from triton.runtime.errors import InterpreterError, OutOfResources, TritonError
 
-from ..errors import BackendError, UnusableKernel
+from trifuse.kernels.errors import BackendError, UnusableKernel
 
 LONGEST_REASON = 400  # characters
 # How the driver's own errors begin, and what those of them say that refuse a kernel's code before it ran.

@@ -28,7 +28,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import BackendError
+from trifuse.kernels.errors import BackendError
 
 Choice = Mapping[str, int]
 Key = tuple[Any, ...]
@@ -60,11 +60,11 @@ class Tunable(Generic[Given, Result]):
         launcher: Callable[Concatenate[Choice, Given], Result],
         choices: Sequence[Choice],
         key: Callable[..., Key],
-        suits: Callable[..., bool],
+        is_candidate: Callable[..., bool],
     ) -> None:
         self.name = f"{launcher.__module__.rpartition('.')[2]}.{launcher.__name__}"
         self.choices = tuple(choices)
-        self._launcher, self._key, self._suits = launcher, key, suits
+        self._launcher, self._key, self._suits = launcher, key, is_candidate
         self._chosen: dict[Key, Choice] = {}
         update_wrapper(self, launcher)
         TUNABLES[self.name] = self
@@ -116,16 +116,16 @@ class Tunable(Generic[Given, Result]):
 
 
 def tunable(
-    choices: Sequence[Choice], key: Callable[..., Key], suits: Callable[..., bool] = lambda *_, **__: True
+    choices: Sequence[Choice], key: Callable[..., Key], is_candidate: Callable[..., bool] = lambda *_, **__: True
 ) -> Callable[[Callable[Concatenate[Choice, Given], Result]], Tunable[Given, Result]]:
     """Make a launcher, whose first argument is a choice, one that is called without it.
 
     Args:
         choices: of the launcher, each right for all shapes; the first one is the default.
         key: says what a choice depends on, from the launcher's other arguments: see `key_of`.
-        suits: says, from a choice and those arguments, whether it is worth timing; the first one must be.
+        is_candidate: says, from a choice and those arguments, whether it is worth timing; the first one must be.
     """
-    return lambda launcher: Tunable(launcher, choices, key, suits)
+    return lambda launcher: Tunable(launcher, choices, key, is_candidate)
 
 
 def key_of(tensor: Tensor, *facts: object) -> Key:

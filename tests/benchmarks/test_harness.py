@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trifuse.benchmarks import harness, tables
+from trifuse.benchmarks import harness
+from trifuse.benchmarks.reporting import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +63,16 @@ def tiny_run(tmp_path_factory):
     for name in ("__init__.py", "conftest.py", "harness.py", "report.py"):
         shutil.copy(ROOT / "benchmarks" / name, root / "benchmarks" / name)
     (root / "benchmarks" / "bench_doubling.py").write_text(TINY_BENCHMARK)
-    command = [sys.executable, "benchmarks/report.py", "--out", "out", "--commit", "0123abc", "--seconds", "0.01"]
+    command = [
+        sys.executable,
+        "benchmarks/reporting/report.py",
+        "--out",
+        "out",
+        "--commit",
+        "0123abc",
+        "--seconds",
+        "0.01",
+    ]
     command += ["--only", "doubling"]
     environment = {**os.environ, "PYTEST_ADDOPTS": "--no-such-option"}
     child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)

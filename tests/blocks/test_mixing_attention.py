@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trifuse.blocks import MixingAttention
-from trifuse.blocks import attention as attention_file
+from trifuse.blocks import memory_efficient_attention as attention_file
 from trifuse.kernels import ShapeError
 
 

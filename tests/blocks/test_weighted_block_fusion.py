@@ -214,7 +214,7 @@ def test_rejects(options, message):
 # --- streaming --------------------------------------------------------------------------------------------------------
 
 
-def stored_and_streamed(n, shape, width, dtype, rerun, seed):
+def stored_and_streamed(n, shape, width, dtype, recompute, seed):
     """Return (value, logits' gradient, projection's gradient), and the kept maps, of both forms."""
     features = maps(n, shape, dtype, seed)
     fusion = WeightedBlockFusion(n, 1).to(dtype)
@@ -228,17 +228,17 @@ def stored_and_streamed(n, shape, width, dtype, rerun, seed):
         return y, *torch.autograd.grad(y, [fusion.logits, projection.weight], grad)
 
     stored = results(projection(fusion(features)))
-    again = (lambda: enumerate(features)) if rerun else None
+    again = (lambda: enumerate(features)) if recompute else None
     kept, y = fusion.stream(enumerate(features), keep, projection.weight, again)
     assert {index: features[index].data_ptr() for index in keep} == {i: kept[i].data_ptr() for i in kept}
     return stored, results(y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("rerun", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 7), st.integers(1, 9), st.integers(1, 5), st.integers(0, 9))
-def test_streaming_equals_stored(dtype, rerun, n, b, m, d, width, seed):
-    stored, streamed = stored_and_streamed(n, (b, m, d), width, dtype, rerun, seed)
+def test_streaming_equals_stored(dtype, recompute, n, b, m, d, width, seed):
+    stored, streamed = stored_and_streamed(n, (b, m, d), width, dtype, recompute, seed)
     assert_near(streamed[0], stored[0], REL[dtype])
     assert_near(streamed[2], stored[2], REL[dtype])
     # The logits' gradient is a difference of products that cancel where N = 1.
@@ -246,15 +246,15 @@ def test_streaming_equals_stored(dtype, rerun, n, b, m, d, width, seed):
     assert (streamed[1] - stored[1]).abs().max() <= REL[dtype] * scale
 
 
-@pytest.mark.parametrize("rerun", [False, True])
-def test_streaming_gradient_is_that_of_finite_differences(rerun):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_streaming_gradient_is_that_of_finite_differences(recompute):
     features, fusion = maps(4), WeightedBlockFusion(4, 1).double()
     logits, weight = fusion.logits.detach().clone().requires_grad_(), torch.randn(3, 6).double().requires_grad_()
     del fusion.logits
 
     def fused(logits, weight):
         fusion.logits = logits
-        again = (lambda: enumerate(features)) if rerun else None
+        again = (lambda: enumerate(features)) if recompute else None
         return fusion.stream(enumerate(features), set(), weight, again)[1]
 
     assert torch.autograd.gradcheck(fused, (logits, weight))
@@ -273,8 +273,8 @@ def test_streaming_in_bfloat16_maps_and_float32_weights():
     assert_near(got[1], wanted[1], 2e-2)
 
 
-@pytest.mark.parametrize("rerun", [False, True])
-def test_streaming_under_autocast(rerun):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_streaming_under_autocast(recompute):
     features = maps(6, dtype=torch.float32)
     fusion, projection = WeightedBlockFusion(6, 1), nn.Linear(6, 3, bias=False)
     states = []
@@ -285,14 +285,14 @@ def test_streaming_under_autocast(rerun):
 
     with torch.autocast("cpu", torch.bfloat16):
         stored = projection(fusion(features))
-        _, streamed = fusion.stream(enumerate(features), set(), projection.weight, again if rerun else None)
+        _, streamed = fusion.stream(enumerate(features), set(), projection.weight, again if recompute else None)
     assert torch.equal(stored, streamed)
     assert streamed.dtype == torch.bfloat16
     wanted = torch.autograd.grad(stored.float().square().sum(), [fusion.logits, projection.weight])
     got = torch.autograd.grad(streamed.float().square().sum(), [fusion.logits, projection.weight])
     assert_near(got[0], wanted[0], 4e-2)
     assert_near(got[1], wanted[1], 2e-2)
-    assert states == ([(True, False)] if rerun else []), (
+    assert states == ([(True, False)] if recompute else []), (
         "the second pass computes as the first did, and records nothing"
     )
 
@@ -308,7 +308,7 @@ def test_streaming_with_frozen_logits_or_a_frozen_projection():
         assert (projection.weight.grad is None) == (frozen == "projection")
 
 
-@pytest.mark.parametrize("case", ["no_grad", "frozen logits", "rerun", "project"])
+@pytest.mark.parametrize("case", ["no_grad", "frozen logits", "recompute", "project"])
 def test_streaming_holds_one_map_at_a_time_beside_the_kept_ones(case):
     fusion, projection = WeightedBlockFusion(6, 1), nn.Linear(6, 3, bias=False)
     fusion.logits.requires_grad_(case != "frozen logits")
@@ -323,13 +323,13 @@ def test_streaming_holds_one_map_at_a_time_beside_the_kept_ones(case):
             del fresh
 
     with torch.set_grad_enabled(case != "no_grad"):
-        kept, y = fusion.stream(produce(), {1, 4}, projection.weight, produce if case == "rerun" else None)
+        kept, y = fusion.stream(produce(), {1, 4}, projection.weight, produce if case == "recompute" else None)
     gc.collect()
     assert sorted(kept) == [1, 4]
     assert len(alive) == 2
     assert most == [1, 1, 2, 2, 2, 3], "maps in memory when each block has made its own, blocks 1 and 4 kept"
     assert y.requires_grad == (case != "no_grad")
-    if case in ("rerun", "project"):
+    if case in ("recompute", "project"):
         assert len(y.grad_fn.saved_tensors) == 3 + (6 if case == "project" else 0), "logits, weight, fused; projections"
 
 

@@ -4,7 +4,7 @@ Every ``*.patch`` beside this file changes the library so that it breaks one pro
 test that must notice::
 
     # promise: the gradient of the logits is centred
-    # test: tests/kernels/test_weighted_block_fusion.py::test_backward
+    # test: tests/kernels/ops/test_weighted_block_fusion.py::test_backward
 
 The patch is applied to a copy of the tree, and that test alone is run there, after all named tests were seen to pass
 without any patch. A test that stays green lets its mutant survive: `make mutants` then fails.

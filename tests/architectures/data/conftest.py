@@ -1,4 +1,4 @@
-"""Small studies on disk."""
+"""Small cohorts on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for made_ecg
 
-from trifuse.architectures.data.nifti import new_volume, write_image, write_labels
+from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 
 SHAPE = (8, 7, 4)
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
@@ -20,7 +20,7 @@ AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
 
 @pytest.fixture
 def put_case(tmp_path):
-    """Return a function that writes one case of a plain study below ``tmp_path`` and returns its labels (D, H, W)."""
+    """Return a function that writes one case of a plain cohort below ``tmp_path`` and returns its labels (D, H, W)."""
 
     def put(
         name, labels="ball", seed=None, affine=AFFINE, shape=SHAPE, suffix=".nii.gz", root=tmp_path, image_name=None

@@ -23,7 +23,7 @@ def test_every_row_is_trained_once_and_tabulated(tmp_path, monkeypatch):
             self.scores = {"dsc": dsc}
 
     monkeypatch.setattr(ablation, "train", train)
-    read = "trifuse.architectures.ablation.read_case_table"
+    read = "trifuse.architectures.runs.ablation.read_case_table"
     monkeypatch.setattr(read, lambda path: [Row(0.4 + 0.2 * ("seed1" in str(path))), Row(0.6)])
     table = ablation.ablate(tmp_path, seeds=2, epochs=3, cases=4, command=["trifuse", "ablate", "dino_unet"])
     trained = {(r.network.block_selection, r.network.spatial_integration, r.training.seed) for r in recipes}

@@ -21,7 +21,7 @@ from trifuse.architectures.dino_unet.convert import (
 )
 from trifuse.architectures.dino_unet.encoder import DinoV2Encoder
 from trifuse.architectures.dino_unet.variants import VARIANTS
-from trifuse.architectures.pretrained import load_strict
+from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.kernels import CheckpointError
 
 # The renaming that transformers applies to hub files when it loads them, backwards.

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from trifuse.architectures import dino_unet
 from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig, DinoV2Encoder
 from trifuse.architectures.dino_unet.variants import EncoderShape
-from trifuse.architectures.pretrained import write_safetensors
+from trifuse.architectures.storage.pretrained import write_safetensors
 from trifuse.kernels import CheckpointError, ShapeError
-from trifuse.kernels.measuring import peak_memory_bytes
+from trifuse.kernels.testing.measuring import peak_memory_bytes
 
 SHAPE = EncoderShape(embed_dim=16, depth=6, num_heads=2, native_grid=3)
 TINY = DinoUNetConfig(variant=SHAPE, channels=(8, 8, 4, 4), bottleneck_dim=8)
@@ -155,7 +155,7 @@ LEGAL = [
 
 
 @pytest.mark.parametrize("options", LEGAL, ids=lambda o: "-".join(o.values()))
-@pytest.mark.parametrize("stream", ["stored", "project", "rerun"])
+@pytest.mark.parametrize("stream", ["stored", "project", "recompute"])
 def test_gradient_reaches_the_block_weights_in_every_legal_combination(options, stream):
     streaming = {} if stream == "stored" else {"stream_fusion": True, "stream_gradient": stream}
     model = double(**options, **streaming)
@@ -212,7 +212,7 @@ def test_b12_train_leaves_the_encoder_in_eval():
 # --- streaming --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stream_gradient", ["project", "rerun"])
+@pytest.mark.parametrize("stream_gradient", ["project", "recompute"])
 @pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-10), ("float32", 1e-5)])
 @pytest.mark.parametrize(
     "options",
@@ -275,8 +275,8 @@ def peak(depth: int, pass_: str, **options) -> int:
         if not model.config.stream_fusion:
             features = model.encoder(image)["features"]
             return features, model.decoder.proj_fused(model.fusion(features))
-        rerun = (lambda: model.encoder.iterate(image)) if model.config.stream_gradient == "rerun" else None
-        return model.fusion.stream(model.encoder.iterate(image), keep, model.decoder.proj_fused.weight, rerun)
+        recompute = (lambda: model.encoder.iterate(image)) if model.config.stream_gradient == "recompute" else None
+        return model.fusion.stream(model.encoder.iterate(image), keep, model.decoder.proj_fused.weight, recompute)
 
     def encode_fuse_and_differentiate():
         kept, fused = encode_and_fuse()
@@ -296,9 +296,9 @@ def peak(depth: int, pass_: str, **options) -> int:
     ("pass_", "stream_gradient", "bound"),
     [
         ("infer", "project", 1.3),
-        ("fuse", "rerun", 1.3),
+        ("fuse", "recompute", 1.3),
         ("step", "project", 1.3),
-        ("step", "rerun", 1.3),
+        ("step", "recompute", 1.3),
         ("fuse", "project", 1.5),
     ],
 )

@@ -1,4 +1,4 @@
-"""A study of small volumes on disk whose truth is the bright part of the image, and a network that knows it."""
+"""A cohort of small volumes on disk whose truth is the bright part of the image, and a network that knows it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trifuse.architectures.data.cases import open_study
-from trifuse.architectures.data.nifti import new_volume, write_image, write_labels
-from trifuse.architectures.data.study import Study
+from trifuse.architectures.data.layouts.cohort import Cohort
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 
 SPACING_MM = (1.25, 1.5, 8.0)  # of the native axes i, j, k
 
@@ -50,13 +50,13 @@ def write_case(root: Path, name: str, *, depth: int = 4, box: tuple[int, int] = 
 
 
 @pytest.fixture
-def make_study(tmp_path: Path) -> Callable[..., Study]:
-    """Return a function that writes cases of these names and opens them as a study."""
+def make_cohort(tmp_path: Path) -> Callable[..., Cohort]:
+    """Return a function that writes cases of these names and opens them as a cohort."""
 
-    def make(*names: str, **options) -> Study:
+    def make(*names: str, **options) -> Cohort:
         for name in names:
-            write_case(tmp_path / "study", name, **options)
-        return open_study(tmp_path / "study", "plain")
+            write_case(tmp_path / "cohort", name, **options)
+        return open_cohort(tmp_path / "cohort", "plain")
 
     return make
 

@@ -222,23 +222,23 @@ def test_the_window_holds_every_labelled_pixel():
     assert alone.image[overlays._window(alone)].size < 50 * 60 / 3
 
 
-def test_tiles_are_the_largest_slices_of_the_worst_to_best(make_study, tmp_path):
-    study = make_study("a", "b", "c", "d", "e", depth=5)
+def test_tiles_are_the_largest_slices_of_the_worst_to_best(make_cohort, tmp_path):
+    cohort = make_cohort("a", "b", "c", "d", "e", depth=5)
     predictions = tmp_path / "p"
     predictions.mkdir()
-    for case in study.cases[1:]:
+    for case in cohort.cases[1:]:
         (predictions / f"{case.case_id}.nii.gz").write_bytes(case.label.read_bytes())
-    rows = evaluate_cases(predictions, study, [case.case_id for case in study.cases])
-    tiles = collect_tiles(predictions, study, rows)
+    rows = evaluate_cases(predictions, cohort, [case.case_id for case in cohort.cases])
+    tiles = collect_tiles(predictions, cohort, rows)
     assert [(t.case_id, t.dsc) for t in tiles] == [("a", 0), ("b", 1), ("c", 1), ("d", 1), ("e", 1)]
     assert [t.note for t in tiles] == ["worst", "", "median", "", "best"]
     assert tiles[0].prediction is None
     np.testing.assert_array_equal(tiles[1].prediction, tiles[1].truth)
     assert all(t.truth.sum() == 100 and t.slice in (1, 2, 3) and t.depth == 5 for t in tiles)
     assert tiles[0].spacing_mm == (1.5, 1.25)
-    assert [t.case_id for t in collect_tiles(predictions, study, rows, limit=3)] == ["a", "c", "e"]
-    assert {t.slice for t in collect_tiles(predictions, study, rows, slice_index=0)} == {0}
-    picture = draw_overlays(tiles, study.class_names, tmp_path, title="Test cases")
+    assert [t.case_id for t in collect_tiles(predictions, cohort, rows, limit=3)] == ["a", "c", "e"]
+    assert {t.slice for t in collect_tiles(predictions, cohort, rows, slice_index=0)} == {0}
+    picture = draw_overlays(tiles, cohort.class_names, tmp_path, title="Test cases")
     assert_real_png(picture)
     assert picture.title == "Test cases"
 
@@ -269,13 +269,13 @@ def test_l6_without_matplotlib_the_message_gives_the_command(tmp_path, monkeypat
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_an_extra_prediction_has_no_tile(make_study, tmp_path):
-    study = make_study("a")
+def test_an_extra_prediction_has_no_tile(make_cohort, tmp_path):
+    cohort = make_cohort("a")
     rows = [
         Row(name, name, "foreground", None, status, dict.fromkeys(STRICT.metrics, 0.0), STRICT)
         for name, status in (("a", "ok"), ("stranger", "extra prediction"))
     ]
-    assert [t.case_id for t in collect_tiles(tmp_path, study, rows)] == ["a"]
+    assert [t.case_id for t in collect_tiles(tmp_path, cohort, rows)] == ["a"]
 
 
 def test_no_global_state_is_left(tmp_path):

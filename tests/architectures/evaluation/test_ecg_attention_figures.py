@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from trifuse.architectures.data.ecg import LEADS
+from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.architectures.evaluation.ecg_attention_figures import (
     attention_received,
     draw_lead_attention,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from trifuse.architectures.data.ecg import LEADS
-from trifuse.architectures.data.median_beat import Beat, load_beat
+from trifuse.architectures.data.ecg.median_beat import Beat, load_beat
+from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.architectures.evaluation.ecg_figures import draw_ecg
 from trifuse.architectures.evaluation.picture import INK, VERMILION
 

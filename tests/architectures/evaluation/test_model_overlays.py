@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.nifti import read_labels, write_labels
-from trifuse.architectures.data.study import load_case
+from trifuse.architectures.data.layouts.cohort import load_case
+from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.evaluation import model_overlays
 from trifuse.architectures.evaluation.model_overlays import collect_model_tiles, draw_model_overlays
 from trifuse.architectures.evaluation.overlays import LONGEST_HEADING, Tile
@@ -41,31 +41,31 @@ def figures(monkeypatch):
     return drawn
 
 
-def predict(study, folder, shifts):
+def predict(cohort, folder, shifts):
     """Write, for each case, its truth moved by some rows: the further, the worse."""
     folder.mkdir(parents=True)
     for case_id, rows in shifts.items():
-        _, truth = load_case(study, study.case(case_id))
+        _, truth = load_case(cohort, cohort.case(case_id))
         write_labels(folder / f"{case_id}.nii.gz", np.roll(truth.voxels, rows, 1), truth)
     return folder
 
 
 @pytest.fixture
-def study(make_study):
-    return make_study("a", "b", "c")
+def cohort(make_cohort):
+    return make_cohort("a", "b", "c")
 
 
 @pytest.fixture
-def predictions(study, tmp_path):
+def predictions(cohort, tmp_path):
     """One model that is right about a and worst about c; one that has no prediction for b."""
     return {
-        "good": predict(study, tmp_path / "good", {"a": 0, "b": 1, "c": 3}),
-        "bad": predict(study, tmp_path / "bad", {"a": 2, "c": 5}),
+        "good": predict(cohort, tmp_path / "good", {"a": 0, "b": 1, "c": 3}),
+        "bad": predict(cohort, tmp_path / "bad", {"a": 2, "c": 5}),
     }
 
 
-def test_every_case_has_a_tile_of_each_model_on_the_same_slice(study, predictions):
-    rows = collect_model_tiles(predictions, study, ["a", "b", "c"])
+def test_every_case_has_a_tile_of_each_model_on_the_same_slice(cohort, predictions):
+    rows = collect_model_tiles(predictions, cohort, ["a", "b", "c"])
     by_case = {row[0].case_id: row for row in rows}
     assert {case: [tile.slice for tile in row] for case, row in by_case.items()} == {case: [1, 1] for case in "abc"}
     for case, row in by_case.items():
@@ -80,24 +80,24 @@ def test_every_case_has_a_tile_of_each_model_on_the_same_slice(study, prediction
     assert dsc["c"] == pytest.approx([0.7, 0.5])
 
 
-def test_the_worst_case_of_all_models_together_comes_first(study, predictions):
+def test_the_worst_case_of_all_models_together_comes_first(cohort, predictions):
     """By mean DSC: b 0.45, c 0.6, a 0.9. A single model would have had another order."""
-    rows = collect_model_tiles(predictions, study, ["a", "b", "c"])
+    rows = collect_model_tiles(predictions, cohort, ["a", "b", "c"])
     assert [(row[0].case_id, row[0].note) for row in rows] == [("b", "worst"), ("c", "median"), ("a", "best")]
-    chosen = collect_model_tiles(predictions, study, ["a", "b", "c"], limit=2, slice_index=2)
+    chosen = collect_model_tiles(predictions, cohort, ["a", "b", "c"], limit=2, slice_index=2)
     assert [(row[0].case_id, row[0].slice) for row in chosen] == [("b", 2), ("a", 2)]
 
 
-def test_files_of_other_cases_are_left_alone(study, predictions):
+def test_files_of_other_cases_are_left_alone(cohort, predictions):
     shutil.copy(predictions["good"] / "a.nii.gz", predictions["good"] / "stranger.nii.gz")
-    assert [row[0].case_id for row in collect_model_tiles(predictions, study, ["a"])] == ["a"]
+    assert [row[0].case_id for row in collect_model_tiles(predictions, cohort, ["a"])] == ["a"]
     with pytest.raises(DataError, match="no such case"):
-        collect_model_tiles(predictions, study, ["stranger"])
+        collect_model_tiles(predictions, cohort, ["stranger"])
 
 
-def test_the_sheet_shows_image_truth_and_every_model_with_its_dsc(study, predictions, tmp_path, figures):
-    rows = collect_model_tiles(predictions, study, ["a", "b", "c"])
-    picture = draw_model_overlays(rows, list(predictions), study.class_names, tmp_path / "sheet")
+def test_the_sheet_shows_image_truth_and_every_model_with_its_dsc(cohort, predictions, tmp_path, figures):
+    rows = collect_model_tiles(predictions, cohort, ["a", "b", "c"])
+    picture = draw_model_overlays(rows, list(predictions), cohort.class_names, tmp_path / "sheet")
     (figure,) = figures
     assert len(figure.axes) == 3 * 4
     headings = [axis.texts[-1].get_text() for axis in figure.axes[:4]]

@@ -105,11 +105,11 @@ def test_the_scale_is_in_pixels_where_nobody_knows_the_spacing(tmp_path, figures
         assert not any("mm" in text for texts in texts_on(figures[0]) for text in texts)
 
 
-def test_tiles_of_a_study_without_a_spacing_have_none(make_study, tmp_path):
-    study = make_study("a")
-    rows = evaluate_cases(tmp_path, study, ["a"])
-    assert collect_tiles(tmp_path, study, rows)[0].spacing_mm == (1.5, 1.25)
-    assert collect_tiles(tmp_path, replace(study, has_spacing=False), rows)[0].spacing_mm is None
+def test_tiles_of_a_cohort_without_a_spacing_have_none(make_cohort, tmp_path):
+    cohort = make_cohort("a")
+    rows = evaluate_cases(tmp_path, cohort, ["a"])
+    assert collect_tiles(tmp_path, cohort, rows)[0].spacing_mm == (1.5, 1.25)
+    assert collect_tiles(tmp_path, replace(cohort, has_spacing=False), rows)[0].spacing_mm is None
 
 
 def test_the_slice_shows_as_many_classes_as_possible():

@@ -17,27 +17,27 @@ import pytest
 import torch
 from torch import nn
 
-from trifuse.architectures.config_json import config_to_json
-from trifuse.architectures.data.cases import open_study
-from trifuse.architectures.data.nifti import read_image
-from trifuse.architectures.data.preparation import Preparation, preprocess_volume, resized_labels
-from trifuse.architectures.data.study import load_case
+from trifuse.architectures.data.layouts.cohort import load_case
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.samples.preprocessing import Preprocessing, preprocess_volume, resized_labels
+from trifuse.architectures.data.volumes.nifti import read_image
 from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases, predict_volume
-from trifuse.architectures.weights_file import digest_of_tensors
+from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.storage.safetensors_file import digest_of_tensors
 from trifuse.kernels import DataError, NumericError
 
 SIZE = 28
 
 
-def ids(study):
-    return [case.case_id for case in study.cases]
+def ids(cohort):
+    return [case.case_id for case in cohort.cases]
 
 
-def test_prediction_lands_on_the_native_grid(make_study, threshold, tmp_path):
-    study = make_study("a", "b")
-    paths = predict_cases(threshold(), study, ids(study), tmp_path / "out", image_size=SIZE, batch_size=3)
+def test_prediction_lands_on_the_native_grid(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a", "b")
+    paths = predict_cases(threshold(), cohort, ids(cohort), tmp_path / "out", image_size=SIZE, batch_size=3)
     assert [path.name for path in paths] == ["a.nii.gz", "b.nii.gz"]
-    for case, path in zip(study.cases, paths, strict=True):
+    for case, path in zip(cohort.cases, paths, strict=True):
         written, image, label = nib.load(path), nib.load(case.image), nib.load(case.label)
         assert written.shape == image.shape
         np.testing.assert_array_equal(written.affine, image.affine)
@@ -46,7 +46,7 @@ def test_prediction_lands_on_the_native_grid(make_study, threshold, tmp_path):
         assert 2 * (got & want).sum() / (got.sum() + want.sum()) > 0.9  # resizing there and back costs a rim
 
 
-def test_logits_are_resized_before_the_argmax(make_study):
+def test_logits_are_resized_before_the_argmax(make_cohort):
     """A checkerboard of class 1 and 2 at half size: labels resized after an argmax would keep its hard squares."""
 
     class Constant(nn.Module):
@@ -56,8 +56,8 @@ def test_logits_are_resized_before_the_argmax(make_study):
             logits[:, 0] = 0.3
             return logits
 
-    study = make_study("a", depth=3)
-    volume = read_image(study.cases[0].image)
+    cohort = make_cohort("a", depth=3)
+    volume = read_image(cohort.cases[0].image)
     labels = predict_volume(Constant(), volume, SIZE)
     height, width = volume.voxels.shape[1:]
     small = torch.zeros(1, 3, 2, 2)
@@ -72,9 +72,9 @@ def test_logits_are_resized_before_the_argmax(make_study):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_batches_hold_batch_size_slices_and_change_nothing(make_study, threshold, batch_size):
-    study = make_study("a", depth=7)
-    volume = read_image(study.cases[0].image)
+def test_batches_hold_batch_size_slices_and_change_nothing(make_cohort, threshold, batch_size):
+    cohort = make_cohort("a", depth=7)
+    volume = read_image(cohort.cases[0].image)
     model = threshold(shrink=2)
     labels = predict_volume(model, volume, SIZE, batch_size)
     assert max(shape[0] for shape in model.seen) == min(batch_size, 7)
@@ -82,8 +82,8 @@ def test_batches_hold_batch_size_slices_and_change_nothing(make_study, threshold
     np.testing.assert_array_equal(labels, predict_volume(threshold(shrink=2), volume, SIZE, 2))
 
 
-def test_one_logit_is_a_sigmoid(make_study, threshold):
-    volume = read_image(make_study("a").cases[0].image)
+def test_one_logit_is_a_sigmoid(make_cohort, threshold):
+    volume = read_image(make_cohort("a").cases[0].image)
 
     class One(threshold):
         def forward(self, image):
@@ -92,23 +92,23 @@ def test_one_logit_is_a_sigmoid(make_study, threshold):
     np.testing.assert_array_equal(predict_volume(One(), volume, SIZE), predict_volume(threshold(), volume, SIZE))
 
 
-def test_one_slice_and_training_mode_comes_back(make_study, threshold):
-    study = make_study("a", depth=1, empty=True)
-    volume = read_image(study.cases[0].image)
+def test_one_slice_and_training_mode_comes_back(make_cohort, threshold):
+    cohort = make_cohort("a", depth=1, empty=True)
+    volume = read_image(cohort.cases[0].image)
     model = threshold(at=1e9).train()
     assert predict_volume(model, volume, SIZE).shape == volume.voxels.shape
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_memory_does_not_grow_with_classes_times_volume(make_study):
+def test_memory_does_not_grow_with_classes_times_volume(make_cohort):
     """Thirty classes and forty slices: no tensor as large as the whole volume's logits may ever be made."""
 
     class ManyClasses(nn.Module):
         def forward(self, image):
             return image[:, :1].expand(-1, 30, -1, -1)
 
-    volume = read_image(make_study("a", depth=40).cases[0].image)
+    volume = read_image(make_cohort("a", depth=40).cases[0].image)
     sizes = []
     resize = nn.functional.interpolate
 
@@ -124,55 +124,55 @@ def test_memory_does_not_grow_with_classes_times_volume(make_study):
     assert max(sizes) <= max(30 * 2 * 24 * 20, 16 * SIZE * SIZE)
 
 
-def test_nan_logits_name_the_slices(make_study):
+def test_nan_logits_name_the_slices(make_cohort):
     class Broken(nn.Module):
         def forward(self, image):
             logits = torch.zeros(len(image), 2, 4, 4)
             logits[1, 0, 0, 0] = float("nan")
             return logits
 
-    volume = read_image(make_study("a", depth=4).cases[0].image)
+    volume = read_image(make_cohort("a", depth=4).cases[0].image)
     with pytest.raises(NumericError, match=r"slices \[1\]"):
         predict_volume(Broken(), volume, SIZE, batch_size=4)
 
 
-def test_l9_one_broken_case_of_ten(make_study, threshold, tmp_path):
-    study = make_study(*(f"case_{i}" for i in range(10)))
-    broken = study.case("case_4").image
+def test_l9_one_broken_case_of_ten(make_cohort, threshold, tmp_path):
+    cohort = make_cohort(*(f"case_{i}" for i in range(10)))
+    broken = cohort.case("case_4").image
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"(?s)case_4: not predicted.*case_4\.nii\.gz") as caught:
-        predict_cases(threshold(), study, ids(study), out, image_size=SIZE)
+        predict_cases(threshold(), cohort, ids(cohort), out, image_size=SIZE)
     assert "case_3" not in str(caught.value)
     assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"case_{i}.nii.gz" for i in range(10) if i != 4]
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
 
     broken.write_bytes(whole)
     again = threshold()
-    paths = predict_cases(again, study, ids(study), out, image_size=SIZE, batch_size=4)
+    paths = predict_cases(again, cohort, ids(cohort), out, image_size=SIZE, batch_size=4)
     assert len(paths) == 10
     assert again.seen == [(4, 3, SIZE, SIZE)]  # the four slices of the missing case and nothing else
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_l10_killed_midway_leaves_no_half_file(make_study, tmp_path):
-    study = make_study(*(f"case_{i}" for i in range(8)))
+def test_l10_killed_midway_leaves_no_half_file(make_cohort, tmp_path):
+    cohort = make_cohort(*(f"case_{i}" for i in range(8)))
     script = textwrap.dedent(
         """
         import sys, time, torch
-        from trifuse.architectures.data.cases import open_study
+        from trifuse.architectures.data.cases import open_cohort
         from trifuse.architectures.evaluation.predict import predict_cases
         class Slow(torch.nn.Module):
             def forward(self, image):
                 time.sleep(float(sys.argv[3]))
                 return torch.stack([-image[:, 0], image[:, 0]], 1)
-        study = open_study(sys.argv[1], "plain")
-        predict_cases(Slow(), study, [case.case_id for case in study.cases], sys.argv[2], image_size=28)
+        cohort = open_cohort(sys.argv[1], "plain")
+        predict_cases(Slow(), cohort, [case.case_id for case in cohort.cases], sys.argv[2], image_size=28)
         """
     )
     out = tmp_path / "out"
-    command = [sys.executable, "-c", script, str(study.root), str(out)]
+    command = [sys.executable, "-c", script, str(cohort.root), str(out)]
     process = subprocess.Popen([*command, "0.2"])
     deadline = time.monotonic() + 60
     while not list(out.glob("case_*.nii.gz")) and time.monotonic() < deadline:
@@ -188,8 +188,8 @@ def test_l10_killed_midway_leaves_no_half_file(make_study, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == [*(f"case_{i}.nii.gz" for i in range(8)), MANIFEST]
 
 
-def test_a_failed_write_leaves_nothing_behind(make_study, threshold, tmp_path, monkeypatch):
-    study = make_study("a")
+def test_a_failed_write_leaves_nothing_behind(make_cohort, threshold, tmp_path, monkeypatch):
+    cohort = make_cohort("a")
     out = tmp_path / "out"
 
     replace = os.replace
@@ -201,83 +201,88 @@ def test_a_failed_write_leaves_nothing_behind(make_study, threshold, tmp_path, m
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
-        predict_cases(threshold(), study, ids(study), out, image_size=SIZE)
+        predict_cases(threshold(), cohort, ids(cohort), out, image_size=SIZE)
     assert [path.name for path in out.iterdir()] == [MANIFEST]
 
 
-def test_l5_the_folder_of_the_input_is_refused(make_study, threshold):
-    study = make_study("a")
-    before = (study.root / "images" / "a.nii.gz").read_bytes()
-    for folder in (study.root, study.root / "images", study.root / "labels", study.root / "images" / ".." / "images"):
+def test_l5_the_folder_of_the_input_is_refused(make_cohort, threshold):
+    cohort = make_cohort("a")
+    before = (cohort.root / "images" / "a.nii.gz").read_bytes()
+    for folder in (
+        cohort.root,
+        cohort.root / "images",
+        cohort.root / "labels",
+        cohort.root / "images" / ".." / "images",
+    ):
         with pytest.raises(DataError, match="the folder of the input"):
-            predict_cases(threshold(), study, ids(study), folder, image_size=SIZE)
-    assert (study.root / "images" / "a.nii.gz").read_bytes() == before
+            predict_cases(threshold(), cohort, ids(cohort), folder, image_size=SIZE)
+    assert (cohort.root / "images" / "a.nii.gz").read_bytes() == before
 
 
-def test_l4_predictions_of_another_model_are_not_mixed_in(make_study, threshold, tmp_path):
-    study = make_study("a", "b")
+def test_l4_predictions_of_another_model_are_not_mixed_in(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a", "b")
     out = tmp_path / "out"
-    predict_cases(threshold(at=1.0), study, ["a"], out, image_size=SIZE)
+    predict_cases(threshold(at=1.0), cohort, ["a"], out, image_size=SIZE)
     for model, size in [(threshold(at=2.0), SIZE), (threshold(at=1.0), 2 * SIZE)]:
         with pytest.raises(DataError, match="choose another output folder") as caught:
-            predict_cases(model, study, ids(study), out, image_size=size)
-        assert "preparation" not in str(caught.value), "what is equal is not shown"
+            predict_cases(model, cohort, ids(cohort), out, image_size=size)
+        assert "preprocessing" not in str(caught.value), "what is equal is not shown"
     for damaged in ("{", "[1]", "3"):
         (out / MANIFEST).write_text(damaged)
         with pytest.raises(DataError, match="a damaged file"):
-            predict_cases(threshold(at=1.0), study, ids(study), out, image_size=SIZE)
+            predict_cases(threshold(at=1.0), cohort, ids(cohort), out, image_size=SIZE)
     with pytest.raises(DataError, match=r"output folder: expected a folder, .* got a file"):
-        predict_cases(threshold(at=1.0), study, ids(study), out / MANIFEST, image_size=SIZE)
+        predict_cases(threshold(at=1.0), cohort, ids(cohort), out / MANIFEST, image_size=SIZE)
     (out / MANIFEST).unlink()
     with pytest.raises(DataError, match="unknown origin"):
-        predict_cases(threshold(at=1.0), study, ids(study), out, image_size=SIZE)
+        predict_cases(threshold(at=1.0), cohort, ids(cohort), out, image_size=SIZE)
 
 
-def test_manifest_names_the_weights(make_study, threshold, tmp_path):
-    study = make_study("a")
+def test_manifest_names_the_weights(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a")
     model = threshold()
-    predict_cases(model, study, ids(study), tmp_path / "out", image_size=SIZE)
+    predict_cases(model, cohort, ids(cohort), tmp_path / "out", image_size=SIZE)
     written = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert written == {
         "weights_sha256": digest_of_tensors(model.state_dict()),
         "image_size": SIZE,
-        "preparation": config_to_json(Preparation()),
+        "preprocessing": config_to_json(Preprocessing()),
     }
 
 
-def test_l8_no_case_and_unknown_cases(make_study, threshold, tmp_path):
-    study = make_study("a")
+def test_l8_no_case_and_unknown_cases(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a")
     with pytest.raises(DataError, match="0 cases"):
-        predict_cases(threshold(), study, [], tmp_path / "out", image_size=SIZE)
+        predict_cases(threshold(), cohort, [], tmp_path / "out", image_size=SIZE)
     with pytest.raises(DataError, match=r"(?s)2 problems.*nobody.*somebody"):
-        predict_cases(threshold(), study, ["a", "nobody", "somebody"], tmp_path / "out", image_size=SIZE)
+        predict_cases(threshold(), cohort, ["a", "nobody", "somebody"], tmp_path / "out", image_size=SIZE)
     assert not (tmp_path / "out").exists()
 
 
-def test_d27_l13_names_with_spaces_and_umlauts_and_no_labels_at_all(make_study, threshold, tmp_path):
-    study = make_study("Müller 3", "x" * 200)
-    shutil.rmtree(study.root / "labels")
-    study = open_study(study.root, "plain")
-    paths = predict_cases(threshold(), study, ids(study), tmp_path / "out", image_size=SIZE)
+def test_d27_l13_names_with_spaces_and_umlauts_and_no_labels_at_all(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("Müller 3", "x" * 200)
+    shutil.rmtree(cohort.root / "labels")
+    cohort = open_cohort(cohort.root, "plain")
+    paths = predict_cases(threshold(), cohort, ids(cohort), tmp_path / "out", image_size=SIZE)
     assert sorted(path.name for path in paths) == ["Müller 3.nii.gz", "x" * 200 + ".nii.gz"]
     assert all(path.is_file() for path in paths)
 
 
-def test_d22_nan_voxels_are_refused_or_replaced_as_asked(make_study, threshold, tmp_path):
-    study = make_study("a")
-    image = nib.load(study.cases[0].image)
+def test_d22_nan_voxels_are_refused_or_replaced_as_asked(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a")
+    image = nib.load(cohort.cases[0].image)
     voxels = np.asarray(image.dataobj).copy()
     voxels[0, 0, 0] = np.nan
-    nib.save(nib.Nifti1Image(voxels, image.affine), study.cases[0].image)
+    nib.save(nib.Nifti1Image(voxels, image.affine), cohort.cases[0].image)
     with pytest.raises(DataError, match="not predicted"):
-        predict_cases(threshold(), study, ["a"], tmp_path / "out", image_size=SIZE)
-    predict_cases(threshold(), study, ["a"], tmp_path / "out", image_size=SIZE, nonfinite="median")
+        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", image_size=SIZE)
+    predict_cases(threshold(), cohort, ["a"], tmp_path / "out", image_size=SIZE, nonfinite="median")
     assert (tmp_path / "out" / "a.nii.gz").is_file()
 
 
-def test_native_size_does_not_depend_on_the_networks(make_study, threshold):
-    study = make_study("a")
-    image, label = load_case(study, study.cases[0])
+def test_native_size_does_not_depend_on_the_networks(make_cohort, threshold):
+    cohort = make_cohort("a")
+    image, label = load_case(cohort, cohort.cases[0])
     for size in (14, 28, 56):
         labels = predict_volume(threshold(), image, size)
         assert labels.shape == label.voxels.shape
@@ -303,8 +308,8 @@ class Heads(nn.Module):
 
 
 @pytest.mark.parametrize("classes", [1, 2])
-def test_head_maps_are_added_up_at_the_size_of_the_image(make_study, classes):
-    volume = read_image(make_study("a").cases[0].image)
+def test_head_maps_are_added_up_at_the_size_of_the_image(make_cohort, classes):
+    volume = read_image(make_cohort("a").cases[0].image)
     labels = predict_volume(Heads(classes=classes), volume, SIZE)
     size = volume.voxels.shape[1:]
     maps = Heads(classes=1).head_maps(preprocess_volume(volume, SIZE))
@@ -315,29 +320,31 @@ def test_head_maps_are_added_up_at_the_size_of_the_image(make_study, classes):
 
 
 @pytest.mark.parametrize("head", [0, 1])
-def test_a_head_that_is_not_finite_names_the_slices(make_study, head):
-    volume = read_image(make_study("a", depth=4).cases[0].image)
+def test_a_head_that_is_not_finite_names_the_slices(make_cohort, head):
+    volume = read_image(make_cohort("a", depth=4).cases[0].image)
     with pytest.raises(NumericError, match=r"slices \[1, 3\]|slices \[1\]"):
         predict_volume(Heads(poisoned=head), volume, SIZE, batch_size=2)
 
 
-def test_labels_are_chosen_before_they_are_resized_where_training_was_so(make_study, threshold):
+def test_labels_are_chosen_before_they_are_resized_where_training_was_so(make_cohort, threshold):
     """Restored labels are those of S x S, each pixel of the image taking one of theirs."""
-    volume = read_image(make_study("a").cases[0].image)
-    preparation = Preparation(resize="cubic", channels=1, restore="labels")
+    volume = read_image(make_cohort("a").cases[0].image)
+    preprocessing = Preprocessing(resize="cubic", channels=1, restore="labels")
     model = threshold(at=0.5, shrink=4)
-    labels = predict_volume(model, volume, SIZE, preparation=preparation)
+    labels = predict_volume(model, volume, SIZE, preprocessing=preprocessing)
     with torch.no_grad():
-        logits = model(preprocess_volume(volume, SIZE, preparation))
+        logits = model(preprocess_volume(volume, SIZE, preprocessing))
     small = nn.functional.interpolate(logits, size=(SIZE, SIZE), mode="bilinear", align_corners=False).argmax(1)
-    want = resized_labels(small.numpy().astype(np.uint8), volume.voxels.shape[1:], preparation)
+    want = resized_labels(small.numpy().astype(np.uint8), volume.voxels.shape[1:], preprocessing)
     np.testing.assert_array_equal(labels, want)
-    resized_first = predict_volume(model, volume, SIZE, preparation=replace(preparation, restore="logits"))
+    resized_first = predict_volume(model, volume, SIZE, preprocessing=replace(preprocessing, restore="logits"))
     assert (labels != resized_first).any()
 
 
-def test_the_preparation_is_part_of_the_manifest(make_study, threshold, tmp_path):
-    study = make_study("a")
-    predict_cases(threshold(), study, ["a"], tmp_path / "out", image_size=SIZE)
+def test_the_preparation_is_part_of_the_manifest(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a")
+    predict_cases(threshold(), cohort, ["a"], tmp_path / "out", image_size=SIZE)
     with pytest.raises(DataError, match="choose another output folder"):
-        predict_cases(threshold(), study, ["a"], tmp_path / "out", image_size=SIZE, preparation=Preparation(channels=1))
+        predict_cases(
+            threshold(), cohort, ["a"], tmp_path / "out", image_size=SIZE, preprocessing=Preprocessing(channels=1)
+        )

@@ -162,18 +162,18 @@ def test_l14_absolute_paths_are_cut_down(tmp_path, said, kept):
     assert f"| Fact | {kept} |" in path.read_text()
 
 
-def test_data_digest_changes_with_any_byte(make_study):
-    study = make_study("a", "b", "c")
+def test_data_digest_changes_with_any_byte(make_cohort):
+    cohort = make_cohort("a", "b", "c")
     splits = {"train": ["a", "b"], "test": ["c"]}
-    facts = describe_data(study, splits)
+    facts = describe_data(cohort, splits)
     assert facts["Split"] == "train 2 cases, test 1 case; 3 patients in all"
     assert facts["Classes"] == "0 background, 1 foreground"
     assert re.fullmatch(r"`sha256:[0-9a-f]{64}` of 3 cases", facts["Data digest"])
-    assert describe_data(study, splits) == facts
-    content = study.case("b").label.read_bytes()
-    study.case("b").label.write_bytes(content + b"\0")
-    assert describe_data(study, splits)["Data digest"] != facts["Data digest"]
-    assert str(study.root) not in " ".join(facts.values())
+    assert describe_data(cohort, splits) == facts
+    content = cohort.case("b").label.read_bytes()
+    cohort.case("b").label.write_bytes(content + b"\0")
+    assert describe_data(cohort, splits)["Data digest"] != facts["Data digest"]
+    assert str(cohort.root) not in " ".join(facts.values())
 
 
 def test_network_and_environment():
@@ -229,7 +229,7 @@ def test_two_conventions_stand_side_by_side_and_beside_every_number(tmp_path):
         assert (tmp_path / link).is_file(), link
 
 
-def test_a_study_without_spacings_says_so(make_study):
-    study = make_study("a")
-    assert "Spacing" not in describe_data(study, {"test": ["a"]})
-    assert "in voxels" in describe_data(replace(study, has_spacing=False), {"test": ["a"]})["Spacing"]
+def test_a_cohort_without_spacings_says_so(make_cohort):
+    cohort = make_cohort("a")
+    assert "Spacing" not in describe_data(cohort, {"test": ["a"]})
+    assert "in voxels" in describe_data(replace(cohort, has_spacing=False), {"test": ["a"]})["Spacing"]

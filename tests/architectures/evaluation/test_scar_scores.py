@@ -1,4 +1,4 @@
-"""What a study of myocardial scar reports of each case: Dice, precision, sensitivity, volume difference of the scar."""
+"""What a cohort of myocardial scar reports of each case: Dice, precision, sensitivity, volume difference."""
 
 from __future__ import annotations
 

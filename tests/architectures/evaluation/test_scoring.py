@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.cases import open_study
-from trifuse.architectures.data.nifti import new_volume, write_labels
-from trifuse.architectures.data.study import load_case
+from trifuse.architectures.data.layouts.cohort import load_case
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.volumes.nifti import new_volume, write_labels
 from trifuse.architectures.evaluation import scoring
 from trifuse.architectures.evaluation.metrics import Conventions, case_metrics, image_diagonal
 from trifuse.architectures.evaluation.scoring import EXTRA, MISSING, NOTHING_LABELLED, OK, evaluate_cases, score_case
@@ -22,16 +22,16 @@ from trifuse.kernels import DataError, ShapeError
 STRICT = Conventions()
 
 
-def perfect_predictions(study, folder):
+def perfect_predictions(cohort, folder):
     folder.mkdir()
-    for case in study.cases:
+    for case in cohort.cases:
         shutil.copy(case.label, folder / f"{case.case_id}.nii.gz")
-    return [case.case_id for case in study.cases]
+    return [case.case_id for case in cohort.cases]
 
 
-def test_perfect_predictions_score_one(make_study, tmp_path):
-    study = make_study("a", "b")
-    rows = evaluate_cases(tmp_path / "p", study, perfect_predictions(study, tmp_path / "p"))
+def test_perfect_predictions_score_one(make_cohort, tmp_path):
+    cohort = make_cohort("a", "b")
+    rows = evaluate_cases(tmp_path / "p", cohort, perfect_predictions(cohort, tmp_path / "p"))
     assert [(r.case_id, r.class_name, r.slice, r.status) for r in rows] == [
         ("a", "foreground", None, OK),
         ("b", "foreground", None, OK),
@@ -39,25 +39,25 @@ def test_perfect_predictions_score_one(make_study, tmp_path):
     assert all(r.scores["dsc"] == 1 and r.scores["hd95_mm"] == 0 for r in rows)
 
 
-def test_scores_are_those_of_the_arrays_in_mm(make_study, tmp_path):
-    study = make_study("a")
-    _, truth = load_case(study, study.cases[0])
+def test_scores_are_those_of_the_arrays_in_mm(make_cohort, tmp_path):
+    cohort = make_cohort("a")
+    _, truth = load_case(cohort, cohort.cases[0])
     moved = np.roll(truth.voxels, 2, axis=1)
     (tmp_path / "p").mkdir()
     write_labels(tmp_path / "p" / "a.nii.gz", moved, truth)
-    (scored,) = evaluate_cases(tmp_path / "p", study, ["a"])
+    (scored,) = evaluate_cases(tmp_path / "p", cohort, ["a"])
     assert truth.spacing_mm == (8.0, 1.5, 1.25)
     assert scored.scores == case_metrics(moved, truth.voxels, (8.0, 1.5, 1.25))
     assert scored.scores["hd95_mm"] == pytest.approx(3.0)  # two rows of 1.5 mm
 
 
-def test_l11_missing_and_extra_predictions_count_as_failures(make_study, tmp_path):
-    study = make_study("a", "b", "c")
+def test_l11_missing_and_extra_predictions_count_as_failures(make_cohort, tmp_path):
+    cohort = make_cohort("a", "b", "c")
     predictions = tmp_path / "p"
-    perfect_predictions(study, predictions)
+    perfect_predictions(cohort, predictions)
     (predictions / "b.nii.gz").rename(predictions / "B_final.nii.gz")
-    rows = {r.case_id: r for r in evaluate_cases(predictions, study, ["a", "b"])}
-    assert set(rows) == {"a", "b", "B_final"}  # c is a case of the study that was not asked for
+    rows = {r.case_id: r for r in evaluate_cases(predictions, cohort, ["a", "b"])}
+    assert set(rows) == {"a", "b", "B_final"}  # c is a case of the cohort that was not asked for
     assert rows["b"].status == MISSING
     assert rows["B_final"].status == EXTRA
     assert rows["b"].failed
@@ -69,9 +69,9 @@ def test_l11_missing_and_extra_predictions_count_as_failures(make_study, tmp_pat
     assert (dsc.mean, dsc.count, dsc.undefined) == (pytest.approx(1 / 3), 3, 0)
 
 
-def test_l11_a_missing_prediction_of_an_empty_case_is_still_a_failure(make_study, tmp_path):
-    study = make_study("a", empty=True)
-    (scored,) = evaluate_cases(tmp_path, study, ["a"])
+def test_l11_a_missing_prediction_of_an_empty_case_is_still_a_failure(make_cohort, tmp_path):
+    cohort = make_cohort("a", empty=True)
+    (scored,) = evaluate_cases(tmp_path, cohort, ["a"])
     assert (scored.status, scored.scores["dsc"]) == (MISSING, 0)
 
 
@@ -79,9 +79,9 @@ def test_l11_a_missing_prediction_of_an_empty_case_is_still_a_failure(make_study
     ("damage", "said"),
     [("truncate", "gzip stream"), ("shape", "shape"), ("affine", "affine"), ("float", "labels"), ("text", "content")],
 )
-def test_an_unusable_prediction_is_a_failure_and_says_why(make_study, tmp_path, damage, said):
-    study = make_study("a", "b")
-    ids = perfect_predictions(study, tmp_path / "p")
+def test_an_unusable_prediction_is_a_failure_and_says_why(make_cohort, tmp_path, damage, said):
+    cohort = make_cohort("a", "b")
+    ids = perfect_predictions(cohort, tmp_path / "p")
     path = tmp_path / "p" / "a.nii.gz"
     image = nib.load(path)
     voxels, affine = np.asarray(image.dataobj), image.affine
@@ -95,7 +95,7 @@ def test_an_unusable_prediction_is_a_failure_and_says_why(make_study, tmp_path, 
         nib.save(nib.Nifti1Image(voxels, affine @ np.diag([1, 1, 2, 1])), path)
     else:
         nib.save(nib.Nifti1Image(voxels * 0.7, affine), path)
-    rows = {r.case_id: r for r in evaluate_cases(tmp_path / "p", study, ids)}
+    rows = {r.case_id: r for r in evaluate_cases(tmp_path / "p", cohort, ids)}
     assert rows["a"].status == f"unusable prediction: {said}"
     assert rows["a"].scores["dsc"] == 0
     assert str(tmp_path) not in rows["a"].status
@@ -134,59 +134,59 @@ def test_leaving_slices_out_does_not_bring_the_others_closer():
     assert scored.scores["hd95_mm"] == pytest.approx(40)
 
 
-def test_labelled_slices_are_those_on_which_anything_was_drawn(make_study, tmp_path):
+def test_labelled_slices_are_those_on_which_anything_was_drawn(make_cohort, tmp_path):
     """Slices with another structure's contour count; slices that nobody looked at do not."""
-    study = make_study("a")
-    _, truth = load_case(study, study.cases[0])
+    cohort = make_cohort("a")
+    _, truth = load_case(cohort, cohort.cases[0])
     raw = truth.voxels * 3
     raw[0] = 2  # another structure, drawn on the first slice
-    write_labels(study.cases[0].label, raw, truth)
-    study = open_study(study.root, "plain", targets=3)
+    write_labels(cohort.cases[0].label, raw, truth)
+    cohort = open_cohort(cohort.root, "plain", targets=3)
     (tmp_path / "p").mkdir()
     write_labels(tmp_path / "p" / "a.nii.gz", np.ones_like(truth.voxels), truth)
-    rows = evaluate_cases(tmp_path / "p", study, ["a"], Conventions(aggregation="slice", slices="labelled"))
+    rows = evaluate_cases(tmp_path / "p", cohort, ["a"], Conventions(aggregation="slice", slices="labelled"))
     assert [r.slice for r in rows] == [0, 1, 2]
 
 
-def test_a_case_without_a_labelled_slice_has_a_row_and_no_score(make_study, tmp_path):
-    study = make_study("a", empty=True)
-    ids = perfect_predictions(study, tmp_path / "p")
-    (scored,) = evaluate_cases(tmp_path / "p", study, ids, Conventions(slices="labelled"))
+def test_a_case_without_a_labelled_slice_has_a_row_and_no_score(make_cohort, tmp_path):
+    cohort = make_cohort("a", empty=True)
+    ids = perfect_predictions(cohort, tmp_path / "p")
+    (scored,) = evaluate_cases(tmp_path / "p", cohort, ids, Conventions(slices="labelled"))
     assert scored.status == NOTHING_LABELLED
     assert math.isnan(scored.scores["dsc"])
     assert not scored.failed
 
 
-def test_d14_metrics_refuse_a_spacing_that_is_hard_to_believe(make_study, tmp_path):
-    study = make_study("a", "b")
-    label = study.case("a").label
-    for path in (study.case("a").image, label):
+def test_d14_metrics_refuse_a_spacing_that_is_hard_to_believe(make_cohort, tmp_path):
+    cohort = make_cohort("a", "b")
+    label = cohort.case("a").label
+    for path in (cohort.case("a").image, label):
         image = nib.load(path)
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1e-3, 1e-3, 1e-3, 1])), path)
-    ids = perfect_predictions(study, tmp_path / "p")
+    ids = perfect_predictions(cohort, tmp_path / "p")
     with pytest.raises(DataError, match=r"(?s)a\.nii\.gz: spacing.*accept_spacing=True") as caught:
-        evaluate_cases(tmp_path / "p", study, ids)
+        evaluate_cases(tmp_path / "p", cohort, ids)
     assert "b.nii.gz" not in str(caught.value)
-    assert len(evaluate_cases(tmp_path / "p", study, ids, accept_spacing=True)) == 2
+    assert len(evaluate_cases(tmp_path / "p", cohort, ids, accept_spacing=True)) == 2
 
 
-def test_truth_problems_are_all_named_at_once(make_study, tmp_path):
-    study = make_study("a", "b", "c")
+def test_truth_problems_are_all_named_at_once(make_cohort, tmp_path):
+    cohort = make_cohort("a", "b", "c")
     for name in ("a", "c"):
-        study.case(name).label.write_bytes(b"")
+        cohort.case(name).label.write_bytes(b"")
     with pytest.raises(DataError, match=r"(?s)2 problems.*a\.nii\.gz.*c\.nii\.gz"):
-        evaluate_cases(tmp_path, study, ["a", "b", "c"])
+        evaluate_cases(tmp_path, cohort, ["a", "b", "c"])
 
 
-def test_t19_nothing_to_evaluate(make_study, tmp_path):
-    study = make_study("a")
+def test_t19_nothing_to_evaluate(make_cohort, tmp_path):
+    cohort = make_cohort("a")
     with pytest.raises(DataError, match="0 cases asked for"):
-        evaluate_cases(tmp_path, study, [])
+        evaluate_cases(tmp_path, cohort, [])
     with pytest.raises(DataError, match="no such case"):
-        evaluate_cases(tmp_path, study, ["a", "z"])
-    shutil.rmtree(study.root / "labels")
+        evaluate_cases(tmp_path, cohort, ["a", "z"])
+    shutil.rmtree(cohort.root / "labels")
     with pytest.raises(DataError, match="a: label: expected a label to score against"):
-        evaluate_cases(tmp_path, open_study(study.root, "plain"), ["a"])
+        evaluate_cases(tmp_path, open_cohort(cohort.root, "plain"), ["a"])
 
 
 def test_scores_of_several_classes_are_kept_apart():
@@ -199,9 +199,9 @@ def test_scores_of_several_classes_are_kept_apart():
         score_case(pred[:, :3], truth, (1, 1, 1), ("bg", "one", "two"), STRICT, case_id="a", patient="p")
 
 
-def test_predictions_are_read_one_at_a_time(make_study, tmp_path, monkeypatch):
-    study = make_study("a", "b", "c")
-    ids = perfect_predictions(study, tmp_path / "p")
+def test_predictions_are_read_one_at_a_time(make_cohort, tmp_path, monkeypatch):
+    cohort = make_cohort("a", "b", "c")
+    ids = perfect_predictions(cohort, tmp_path / "p")
     alive, most = [], []
     score = scoring.score_case
 
@@ -213,28 +213,28 @@ def test_predictions_are_read_one_at_a_time(make_study, tmp_path, monkeypatch):
         return score(prediction, *args, **kwargs)
 
     monkeypatch.setattr(scoring, "score_case", watch)
-    evaluate_cases(tmp_path / "p", study, ids)
+    evaluate_cases(tmp_path / "p", cohort, ids)
     assert len(most) == 3
     assert max(most) <= 2  # the last one may linger until it is replaced
 
 
-def test_new_volume_is_what_the_fixture_thinks(make_study):
-    image, _ = load_case(make_study("a"), make_study("a").cases[0])
+def test_new_volume_is_what_the_fixture_thinks(make_cohort):
+    image, _ = load_case(make_cohort("a"), make_cohort("a").cases[0])
     assert image.voxels.shape == (4, 20, 24)
     assert new_volume(np.zeros((2, 3, 4), np.uint8), np.eye(4)).voxels.size == 24
 
 
 @pytest.mark.parametrize("convention", ["strict", "transunet"])
-def test_a_study_without_spacings_is_scored_in_voxels(make_study, tmp_path, convention):
-    study = replace(make_study("a", "b"), has_spacing=False)
-    _, truth = load_case(study, study.cases[0])
+def test_a_cohort_without_spacings_is_scored_in_voxels(make_cohort, tmp_path, convention):
+    cohort = replace(make_cohort("a", "b"), has_spacing=False)
+    _, truth = load_case(cohort, cohort.cases[0])
     (tmp_path / "p").mkdir()
     write_labels(tmp_path / "p" / "a.nii.gz", np.roll(truth.voxels, 2, axis=1), truth)
-    moved, missing = evaluate_cases(tmp_path / "p", study, ["a", "b"], Conventions(convention))
+    moved, missing = evaluate_cases(tmp_path / "p", cohort, ["a", "b"], Conventions(convention))
     for scored in (moved, missing):
         assert set(scored.scores) == set(scored.conventions.metrics)
         assert not any(name.endswith(("_mm", "_ml")) for name in scored.scores)
         assert "mm" not in scored.conventions.describe()
-    assert moved.scores["hd95_vox"] == 2.0  # not the 3 mm of a study that knows its spacing
+    assert moved.scores["hd95_vox"] == 2.0  # not the 3 mm of a cohort that knows its spacing
     assert moved.scores["volume_difference_vox"] == 0
     assert missing.scores["hd95_vox"] == pytest.approx(image_diagonal((4, 20, 24)))

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trifuse.architectures.data.extras import CaseExtras
-from trifuse.architectures.data.nifti import read_image, read_labels
-from trifuse.architectures.data.patches import Patches
-from trifuse.architectures.data.preparation import Preparation
-from trifuse.architectures.data.resampling import PlaneGrid
-from trifuse.architectures.data.volume import Volume
+from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.resampling import PlaneGrid
+from trifuse.architectures.data.samples.side_inputs import SideInputs
+from trifuse.architectures.data.volumes.nifti import read_image, read_labels
+from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases
-from trifuse.architectures.evaluation.sliding_window import predict_by_windows, window_weights
+from trifuse.architectures.evaluation.sliding_window import sliding_window_inference, window_weights
 from trifuse.kernels import DataError, NumericError
 
 P = 8
-AS_IS = Preparation("as_is", channels=1)
+AS_IS = Preprocessing("as_is", channels=1)
 
 
 class Levels(nn.Module):
@@ -51,11 +51,11 @@ def volume(shown, spacing_mm=(20.0, 1.0, 1.0)):
     return Volume(np.ascontiguousarray(shown, np.float32), spacing_mm, geometry=None)  # prediction needs no more
 
 
-def predicted(model, shown, native_mm=(20.0, 1.0, 1.0), patch_size=P, extras=None, batch_size=3, **options):
+def predicted(model, shown, native_mm=(20.0, 1.0, 1.0), patch_size=P, side_inputs=None, batch_size=3, **options):
     patches = Patches(**{"spacing_mm": (1.0, 1.0), **options})
     image = volume(shown, native_mm)
-    return predict_by_windows(
-        model, image, patch_size, patches=patches, preparation=AS_IS, extras=extras, batch_size=batch_size
+    return sliding_window_inference(
+        model, image, patch_size, patches=patches, preprocessing=AS_IS, side_inputs=side_inputs, batch_size=batch_size
     )
 
 
@@ -125,13 +125,13 @@ def test_outside_of_the_non_zero_box_is_background():
 def test_values_are_scaled_as_in_training():
     shown = np.random.default_rng(0).normal(50, 9, (2, 11, 14))
     model = Levels()
-    zscore = Preparation("zscore", channels=1)
+    zscore = Preprocessing("zscore", channels=1)
     image = volume(shown)
     patches = Patches((1.3, 1.3), mirror=False)
-    predict_by_windows(model, image, 32, patches=patches, preparation=zscore)
+    sliding_window_inference(model, image, 32, patches=patches, preprocessing=zscore)
     grid = PlaneGrid.of(image, (1.3, 1.3))
     np.testing.assert_array_equal(model.seen[0]["image"][:, 0, 12:20, 11:22], grid.image(image.voxels, zscore))
-    predict_by_windows(model, image, 32, patches=patches, preparation=Preparation("zscore"))
+    sliding_window_inference(model, image, 32, patches=patches, preprocessing=Preprocessing("zscore"))
     assert model.seen[1]["image"].shape == (2, 3, 32, 32)
 
 
@@ -226,7 +226,7 @@ def test_each_mirroring_is_shown_once_and_turned_back():
         np.testing.assert_array_equal(image, want)
 
 
-# ------------------------------------------------------------------------------------------------------- extras
+# ------------------------------------------------------------------------------------------------------- side_inputs
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -235,7 +235,7 @@ def test_the_prior_moves_with_the_windows_and_the_mirrorings(mirror):
     segments = (rng.integers(1, 18, (3, 15, 21)) * (rng.random((3, 15, 21)) < 0.5)).astype(np.uint8)
     shown = np.ones(segments.shape)
     shown[:, 0] = 0  # cropped off, so that the prior must be, too
-    labels = predicted(Prior(), shown, extras=CaseExtras(segments), mirror=mirror)
+    labels = predicted(Prior(), shown, side_inputs=SideInputs(segments), mirror=mirror)
     np.testing.assert_array_equal(labels, (segments > 0) & (shown > 0))
 
 
@@ -243,7 +243,9 @@ def test_channels_of_the_prior_and_constants_reach_the_network():
     model = Levels()
     segments = np.arange(P * P).reshape(1, P, P).astype(np.uint8) % 18
     constants = {"ecg": torch.randn(12, 5), "interval": torch.tensor(7.0), "has_ecg": torch.tensor(True)}
-    predicted(model, np.repeat(random_levels((1, P, P)), 3, 0), extras=CaseExtras(np.repeat(segments, 3, 0), constants))
+    predicted(
+        model, np.repeat(random_levels((1, P, P)), 3, 0), side_inputs=SideInputs(np.repeat(segments, 3, 0), constants)
+    )
     assert len(model.seen) == 4
     for seen, axes in zip(model.seen, ((), (-1,), (-2,), (-2, -1)), strict=True):
         numbers = torch.from_numpy(segments).flip(axes)
@@ -278,22 +280,22 @@ def test_a_spacing_is_needed():
         predicted(Levels(), random_levels((1, 9, 9)), spacing_mm=None)
 
 
-# ------------------------------------------------------------------------------------------------ whole studies
+# ------------------------------------------------------------------------------------------------ whole cohorts
 
 
-def ids(study):
-    return [case.case_id for case in study.cases]
+def ids(cohort):
+    return [case.case_id for case in cohort.cases]
 
 
 PATCHES = Patches(spacing_mm=(1.5, 1.25))
-ZSCORE = Preparation("zscore", channels=1)
+ZSCORE = Preprocessing("zscore", channels=1)
 
 
-def test_cases_are_predicted_by_windows(make_study, threshold, tmp_path):
-    study = make_study("a", "b")
-    options = {"image_size": P, "preparation": ZSCORE, "patches": PATCHES}
-    paths = predict_cases(threshold(at=0.5), study, ids(study), tmp_path / "out", **options)
-    for case, path in zip(study.cases, paths, strict=True):
+def test_cases_are_predicted_by_windows(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a", "b")
+    options = {"image_size": P, "preprocessing": ZSCORE, "patches": PATCHES}
+    paths = predict_cases(threshold(at=0.5), cohort, ids(cohort), tmp_path / "out", **options)
+    for case, path in zip(cohort.cases, paths, strict=True):
         got, want = read_image(path), read_image(case.label)
         np.testing.assert_array_equal(got.voxels, want.voxels)
         np.testing.assert_array_equal(got.geometry.affine, want.geometry.affine)
@@ -302,7 +304,7 @@ def test_cases_are_predicted_by_windows(make_study, threshold, tmp_path):
     assert "extras_sha256" not in manifest
     for other in (None, Patches(spacing_mm=(1.5, 1.5)), Patches(spacing_mm=(1.5, 1.25), mirror=False)):
         with pytest.raises(DataError, match=r"made by.*patches"):
-            predict_cases(threshold(at=0.5), study, ids(study), tmp_path / "out", **{**options, "patches": other})
+            predict_cases(threshold(at=0.5), cohort, ids(cohort), tmp_path / "out", **{**options, "patches": other})
 
 
 class ImageAndPrior(nn.Module):
@@ -318,23 +320,23 @@ class ImageAndPrior(nn.Module):
         return torch.cat([-bright, bright], dim=1)
 
 
-def test_predictions_with_another_prior_are_not_taken_for_the_same_ones(make_study, tmp_path):
-    study = make_study("a", "b", "c")
-    shape = read_image(study.cases[0].image).voxels.shape
-    extras = {name: CaseExtras(np.ones(shape, np.uint8)) for name in "abc"}
+def test_predictions_with_another_prior_are_not_taken_for_the_same_ones(make_cohort, tmp_path):
+    cohort = make_cohort("a", "b", "c")
+    shape = read_image(cohort.cases[0].image).voxels.shape
+    side_inputs = {name: SideInputs(np.ones(shape, np.uint8)) for name in "abc"}
     out = tmp_path / "out"
 
-    def predict(names, extras):
-        options = {"image_size": P, "preparation": ZSCORE, "patches": PATCHES, "extras": extras}
-        return predict_cases(ImageAndPrior(), study, names, out, **options)
+    def predict(names, side_inputs):
+        options = {"image_size": P, "preprocessing": ZSCORE, "patches": PATCHES, "side_inputs": side_inputs}
+        return predict_cases(ImageAndPrior(), cohort, names, out, **options)
 
-    predict(["a", "b"], extras)
+    predict(["a", "b"], side_inputs)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
-    predict(["a", "b", "c"], extras)  # a new case needs no new folder
-    predict(["c"], {"c": extras["c"]})
+    predict(["a", "b", "c"], side_inputs)  # a new case needs no new folder
+    predict(["c"], {"c": side_inputs["c"]})
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert list(json.loads((out / MANIFEST).read_text())["extras_sha256"]) == ["a", "b", "c"]
-    other = {**extras, "b": CaseExtras(np.zeros(shape, np.uint8))}
+    other = {**side_inputs, "b": SideInputs(np.zeros(shape, np.uint8))}
     with pytest.raises(DataError, match="another prior or ECG of b"):
         predict(["a", "b"], other)
     with pytest.raises(DataError, match="another prior or ECG of a, b, c"):
@@ -347,21 +349,21 @@ def test_predictions_with_another_prior_are_not_taken_for_the_same_ones(make_stu
 
 def test_a_digest_sees_prior_and_constants():
     digests = {
-        CaseExtras(prior, constants).digest()
+        SideInputs(prior, constants).digest()
         for prior in (None, np.zeros((1, 2, 2), np.uint8), np.ones((1, 2, 2), np.uint8))
         for constants in ({}, {"interval": torch.tensor(1.0)}, {"interval": torch.tensor(2.0)})
     }
     assert len(digests) == 9
-    assert CaseExtras(notes=("odd",)).digest() == CaseExtras().digest()
+    assert SideInputs(notes=("odd",)).digest() == SideInputs().digest()
 
 
-def test_extras_of_a_case_that_are_missing_or_not_wanted(make_study, threshold, tmp_path):
-    study = make_study("a")
-    options = {"image_size": P, "extras": {}}
-    with pytest.raises(DataError, match="a: extras"):
-        predict_cases(threshold(), study, ["a"], tmp_path / "out", patches=PATCHES, **options)
-    with pytest.raises(ValueError, match="extras: expected none for whole slices"):
-        predict_cases(threshold(), study, ["a"], tmp_path / "out", **options)
+def test_extras_of_a_case_that_are_missing_or_not_wanted(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a")
+    options = {"image_size": P, "side_inputs": {}}
+    with pytest.raises(DataError, match="a: side_inputs"):
+        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", patches=PATCHES, **options)
+    with pytest.raises(ValueError, match="side_inputs: expected none for whole slices"):
+        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -374,8 +376,8 @@ def test_a_real_heart_comes_back_in_place(trifuse_data):
     image = read_image(truth.with_name(truth.name.replace("_gt", "")))
     labels = (read_labels(truth, like=image).voxels == 3).astype(np.uint8)
     patches = Patches(tuple(1.2 * step for step in image.spacing_mm[1:]), mirror=False)
-    got = predict_by_windows(
-        Prior(), image, 96, patches=patches, preparation=ZSCORE, extras=CaseExtras(labels), batch_size=4
+    got = sliding_window_inference(
+        Prior(), image, 96, patches=patches, preprocessing=ZSCORE, side_inputs=SideInputs(labels), batch_size=4
     )
     assert got.shape == labels.shape
     assert 2 * (got & labels).sum() / (got.sum() + labels.sum()) > 0.93

@@ -29,7 +29,7 @@ def test_every_row_is_trained_once_and_tabulated(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "SIZE", (32, 32, 4))
     monkeypatch.setattr(ablation, "train", train)
-    monkeypatch.setattr("trifuse.architectures.ablation.read_case_table", read)
+    monkeypatch.setattr("trifuse.architectures.runs.ablation.read_case_table", read)
     table = ablation.ablate(tmp_path, seeds=2, epochs=3, cases=4, command=["trifuse", "ablate", "fias"])
     assert [recipe.training.seed for recipe in recipes] == [0, 1] * 4
     assert [recipe.network.init_seed for recipe in recipes] == [0, 1] * 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trifuse.architectures.data.abdomen_anatomy import ORGANS
+from trifuse.architectures.data.phantoms.abdomen_anatomy import ORGANS
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.fias import Fias, demo
 from trifuse.architectures.fias.ablate import TITLES
@@ -43,8 +43,8 @@ def test_recipe_is_the_paper_s_where_a_demo_can_afford_it(tmp_path):
     recipe = demo.demo_recipe(tmp_path, tmp_path / "split.json", seed=3)
     assert (recipe.gamma, recipe.subsets, recipe.reduction) == (0.4, "mutation", "sum")
     assert recipe.data.label_space == "transunet9"
-    assert recipe.data.preparation.intensity == "as_is"  # the package's images are in [0, 1] as they come
-    assert (recipe.data.preparation.resize, recipe.data.preparation.restore) == ("cubic", "labels")
+    assert recipe.data.preprocessing.intensity == "as_is"  # the package's images are in [0, 1] as they come
+    assert (recipe.data.preprocessing.resize, recipe.data.preprocessing.restore) == ("cubic", "labels")
     assert recipe.network.init_seed == recipe.training.seed == 3
     assert recipe.network.fusion == "caf"
     assert recipe.network.mixatt

@@ -1,4 +1,4 @@
-"""FIAS from a study to a report: the paper's recipe, its scores side by side, and what cannot be trained."""
+"""FIAS from a cohort to a report: the paper's recipe, its scores side by side, and what cannot be trained."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trifuse.architectures.data.abdomen_phantom import write_abdomen_phantom
-from trifuse.architectures.data.preparation import Preparation
+from trifuse.architectures.data.phantoms.abdomen import write_abdomen_phantom
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.fias.model import Fias, FiasConfig
@@ -28,41 +28,41 @@ from trifuse.architectures.fias.train import (
     train_repeats,
 )
 from trifuse.architectures.fias.variants import DilateFormerShape
-from trifuse.architectures.networks import load_network
-from trifuse.architectures.pretrained import config_to_json
-from trifuse.architectures.run import with_classes
+from trifuse.architectures.runs.pipeline import with_classes
+from trifuse.architectures.runs.predict import load_network
+from trifuse.architectures.storage.pretrained import config_to_json
 from trifuse.kernels import CheckpointError, DataError
 
 TINY = DilateFormerShape(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3))
 
 
-def tiny_recipe(study: Path, **training) -> FiasRecipe:
+def tiny_recipe(cohort: Path, **training) -> FiasRecipe:
     """Return the paper's recipe with a network and slices small enough for a second."""
     recipe = FiasRecipe(network=FiasConfig(variant=TINY, decoder_heads=(2, 2, 2, 2)))
-    preparation = replace(recipe.data.preparation, intensity="as_is")
+    preprocessing = replace(recipe.data.preprocessing, intensity="as_is")
     data = replace(
         recipe.data,
-        root=str(study),
+        root=str(cohort),
         label_space="transunet9",
         image_size=32,
         keep="foreground",
-        preparation=preparation,
+        preprocessing=preprocessing,
     )
     options = {"epochs": 1, "batch_size": 8, "lr": 1e-3, "device": "cpu", **training}
     return replace(recipe, data=data, training=replace(recipe.training, **options))
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
+def cohort(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("abdomen")
     write_abdomen_phantom(folder, cases=3, size=(48, 48, 12))
     return folder
 
 
 @pytest.fixture(scope="module")
-def finished(study, tmp_path_factory) -> Path:
+def finished(cohort, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert train(tiny_recipe(study), out, command=["trifuse", "train", "fias"]) == out / "report.md"
+    assert train(tiny_recipe(cohort), out, command=["trifuse", "train", "fias"]) == out / "report.md"
     return out
 
 
@@ -73,7 +73,7 @@ def test_defaults_are_the_papers():
     assert (training.schedule, training.warmup_epochs) == ("constant", 0)
     assert (training.batch_size, training.epochs, training.seed) == (2, 300, 2222)
     assert (recipe.data.image_size, recipe.data.augment) == (256, "transunet")
-    assert recipe.data.preparation == Preparation(resize="cubic", channels=1, restore="labels")
+    assert recipe.data.preprocessing == Preprocessing(resize="cubic", channels=1, restore="labels")
     assert (recipe.gamma, recipe.subsets, recipe.reduction) == (0.4, "mutation", "sum")
     assert recipe.network == FiasConfig()
 
@@ -86,7 +86,7 @@ def test_defaults_are_the_papers():
 def test_a_layout_has_defaults_of_its_own(layout, epochs, intensity):
     defaults = layout_defaults(layout)
     assert defaults.get("training.epochs", FiasRecipe().training.epochs) == epochs
-    assert defaults.get("data.preparation.intensity", FiasRecipe().data.preparation.intensity) == intensity
+    assert defaults.get("data.preprocessing.intensity", FiasRecipe().data.preprocessing.intensity) == intensity
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_run_is_described_and_its_network_comes_back_with_it(finished, tmp_p
     network, data = load_network(finished)
     assert isinstance(network, Fias)
     assert not network.training
-    assert (data.image_size, data.preparation.intensity, data.preparation.restore) == (32, "as_is", "labels")
+    assert (data.image_size, data.preprocessing.intensity, data.preprocessing.restore) == (32, "as_is", "labels")
     assert load_network(finished / "best")[1] == data
     shutil.copytree(finished / "best", tmp_path / "best")
     network, data = load_network(tmp_path / "best")  # without its run
@@ -175,7 +175,7 @@ def test_a_network_of_other_classes_is_refused(own):
         with_classes(recipe, 4)
 
 
-def test_the_number_of_classes_follows_the_study():
+def test_the_number_of_classes_follows_the_cohort():
     assert with_classes(FiasRecipe(), 4).network.num_classes == 4
     assert with_classes(replace(FiasRecipe(), network=FiasConfig(num_classes=4)), 4).network.num_classes == 4
 
@@ -192,8 +192,8 @@ def test_the_papers_tables_stand_where_they_can_be_compared():
     assert "caption says ACDC" in ABLATION.note
 
 
-def test_repeats_differ_in_their_seeds_alone(study, tmp_path):
-    recipe = tiny_recipe(study)
+def test_repeats_differ_in_their_seeds_alone(cohort, tmp_path):
+    recipe = tiny_recipe(cohort)
     report = train_repeats(recipe, tmp_path / "out", 2)
     runs = [json.loads((tmp_path / "out" / f"run_{k}" / "run.json").read_text()) for k in (1, 2)]
     assert [run["recipe"]["seed"] for run in runs] == [2223, 2224]

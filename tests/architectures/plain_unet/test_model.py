@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.golden_numbers import fill, filled_input, load_fixture
-from trifuse.architectures.complexity import network_costs
+from trifuse.architectures.cli.cost import network_costs
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig, plain_unet
 from trifuse.kernels import CheckpointError, ShapeError
 

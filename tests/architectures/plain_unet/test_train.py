@@ -1,4 +1,4 @@
-"""The plain U-Net from a study to a report: nnU-Net's recipe, on patches and on whole slices."""
+"""The plain U-Net from a cohort to a report: nnU-Net's recipe, on patches and on whole slices."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trifuse.architectures.data.left_atrium_phantom import write_left_atrium_phantom
-from trifuse.architectures.data.patches import Patches
-from trifuse.architectures.data.preparation import Preparation
-from trifuse.architectures.data.split import write_split
-from trifuse.architectures.networks import load_network
+from trifuse.architectures.data.layouts.split import write_split
+from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
+from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.plain_unet.train import (
     LEFT_ATRIUM,
@@ -25,29 +24,30 @@ from trifuse.architectures.plain_unet.train import (
     train,
     train_repeats,
 )
-from trifuse.architectures.run import prepare_data
+from trifuse.architectures.runs.pipeline import prepare_data
+from trifuse.architectures.runs.predict import load_network
 
 
-def tiny_recipe(study: Path, *, patches: Patches | None = None, **training) -> PlainUNetRecipe:
+def tiny_recipe(cohort: Path, *, patches: Patches | None = None, **training) -> PlainUNetRecipe:
     """Return nnU-Net's recipe with a network and slices small enough for a second."""
     recipe = PlainUNetRecipe(network=PlainUNetConfig(base_dim=4))
-    split = str(study / "split.json")
-    data = replace(recipe.data, root=str(study), split=split, image_size=32, augment="none", patches=patches)
+    split = str(cohort / "split.json")
+    data = replace(recipe.data, root=str(cohort), split=split, image_size=32, augment="none", patches=patches)
     options = {"epochs": 2, "batch_size": 4, "device": "cpu", **training}
     return replace(recipe, data=data, training=replace(recipe.training, **options))
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
+def cohort(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("atria")
     write_split(folder / "split.json", write_left_atrium_phantom(folder, cases=3, size=(48, 48, 6)))
     return folder
 
 
 @pytest.fixture(scope="module")
-def finished(study, tmp_path_factory) -> Path:
+def finished(cohort, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert train(tiny_recipe(study), out, command=["trifuse", "train", "plain_unet"]) == out / "report.md"
+    assert train(tiny_recipe(cohort), out, command=["trifuse", "train", "plain_unet"]) == out / "report.md"
     return out
 
 
@@ -61,7 +61,7 @@ def test_defaults_are_nnunets():
     assert (training.schedule, training.epochs, training.batch_size) == ("poly", 1000, 12)
     assert training.grad_clip == 12
     assert (recipe.data.image_size, recipe.data.augment) == (256, "nnunet")
-    assert recipe.data.preparation == Preparation(intensity="zscore", channels=1, restore="logits")
+    assert recipe.data.preprocessing == Preprocessing(intensity="zscore", channels=1, restore="logits")
     assert recipe.data.patches == Patches()
     assert recipe.data.patches.samples_per_epoch == 250 * training.batch_size
     assert recipe.batch_dice
@@ -118,7 +118,7 @@ def test_the_run_is_described_and_its_network_comes_back_with_it(finished):
     assert (config["network"]["num_classes"], config["network"]["image_size"]) == (2, 32)
     network, data = load_network(finished)
     assert isinstance(network, PlainUNet)
-    assert (data.image_size, data.preparation.intensity) == (32, "zscore")
+    assert (data.image_size, data.preprocessing.intensity) == (32, "zscore")
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
 
@@ -132,8 +132,8 @@ def test_the_best_epoch_is_that_of_the_moving_average(finished):
     assert (score["metric"], score["score"]) == ("dice_smoothed", pytest.approx(max(smoothed)))
 
 
-def test_a_run_on_patches_leaves_a_report(study, tmp_path):
-    recipe = tiny_recipe(study, patches=Patches(samples_per_epoch=8), epochs=1)
+def test_a_run_on_patches_leaves_a_report(cohort, tmp_path):
+    recipe = tiny_recipe(cohort, patches=Patches(samples_per_epoch=8), epochs=1)
     recipe = replace(recipe, data=replace(recipe.data, augment="nnunet"))
     report = train(recipe, tmp_path / "run").read_text()
     assert "| left atrium |" in report
@@ -144,9 +144,9 @@ def test_a_run_on_patches_leaves_a_report(study, tmp_path):
     assert (tmp_path / "run" / "predictions" / "test" / "train_3.nii.gz").stat().st_size > 0
 
 
-def test_it_learns(study, tmp_path):
+def test_it_learns(cohort, tmp_path):
     """Shown a case again and again, the network finds its atrium."""
-    recipe = tiny_recipe(study, epochs=25, optimizer="adamw", lr=0.01, schedule="constant")
+    recipe = tiny_recipe(cohort, epochs=25, optimizer="adamw", lr=0.01, schedule="constant")
     data = prepare_data(recipe.data, tmp_path)
     data = replace(data, val_set=data.train_set)
     model = PlainUNet(replace(recipe.network, num_classes=2, num_stages=3))
@@ -156,8 +156,8 @@ def test_it_learns(study, tmp_path):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.5
 
 
-def test_repeats_differ_in_their_seeds_alone(study, tmp_path):
-    report = train_repeats(tiny_recipe(study, epochs=1), tmp_path / "out", 2)
+def test_repeats_differ_in_their_seeds_alone(cohort, tmp_path):
+    report = train_repeats(tiny_recipe(cohort, epochs=1), tmp_path / "out", 2)
     runs = [json.loads((tmp_path / "out" / f"run_{k}" / "run.json").read_text()) for k in (1, 2)]
     assert [run["recipe"].pop("seed") for run in runs] == [43, 44]
     assert [run["config"]["network"].pop("init_seed") for run in runs] == [1, 2]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from trifuse.architectures.data.nifti import read_image, read_labels
-from trifuse.architectures.scar_bullseye import plot_scar_bullseyes
+from trifuse.architectures.data.volumes.nifti import read_image, read_labels
 from trifuse.architectures.taff_unet.aha17 import aha17_labels
+from trifuse.architectures.taff_unet.bullseye import plot_scar_bullseyes
 
 # case, end-diastolic frame, whether its most basal slice is open
 CASES = (("SC-HF-I-1", "19", True), ("SC-HF-I-2", "20", False), ("SC-HF-I-4", "20", False))

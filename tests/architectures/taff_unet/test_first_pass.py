@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from trifuse.architectures.data.cases import open_study
-from trifuse.architectures.data.patches import Patches
-from trifuse.architectures.data.study import Split
-from trifuse.architectures.networks import load_network
+from trifuse.architectures.data.layouts.cohort import Split
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.runs.predict import load_network
 from trifuse.architectures.taff_unet.first_pass import first_pass, first_pass_splits, predict_first_pass
 from trifuse.architectures.taff_unet.inputs import PriorRecipe
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe
@@ -17,8 +17,8 @@ from trifuse.kernels import DataError
 
 
 @pytest.fixture(scope="module")
-def study(scar_study):
-    return open_study(scar_study)
+def cohort(scar_cohort):
+    return open_cohort(scar_cohort)
 
 
 def tiny_recipe(root) -> TaffUNetRecipe:
@@ -29,45 +29,45 @@ def tiny_recipe(root) -> TaffUNetRecipe:
     return replace(recipe, data=data, network=network, training=training, prior=PriorRecipe("predicted", folds=2))
 
 
-def test_no_case_is_predicted_by_a_network_that_has_seen_it(study):
-    splits = list(first_pass_splits(study, study.split, 3, seed=0))
+def test_no_case_is_predicted_by_a_network_that_has_seen_it(cohort):
+    splits = list(first_pass_splits(cohort, cohort.split, 3, seed=0))
     assert [name for name, _, _ in splits] == ["fold_1", "fold_2", "fold_3", "network"]
     predicted = [case_id for _, _, some in splits for case_id in some]
-    used = (*study.split.train, *study.split.val, *study.split.test)
+    used = (*cohort.split.train, *cohort.split.val, *cohort.split.test)
     assert sorted(predicted) == sorted(used)  # each once
     for _, split, some in splits:
         assert not {*some} & {*split.train}
-        assert not {*split.train} & {*study.split.test, *study.split.val}
-        assert split.val == study.split.val  # chooses the best epoch of each
-        assert {*split.train, *split.val, *split.test, *split.unused} == {case.case_id for case in study.cases}
+        assert not {*split.train} & {*cohort.split.test, *cohort.split.val}
+        assert split.val == cohort.split.val  # chooses the best epoch of each
+        assert {*split.train, *split.val, *split.test, *split.unused} == {case.case_id for case in cohort.cases}
 
 
-def test_a_patient_is_in_one_fold(study):
-    cases = tuple(replace(case, patient=f"patient{index // 2}") for index, case in enumerate(study.cases))
-    for _, split, some in first_pass_splits(replace(study, cases=cases), study.split, 2, seed=1):
+def test_a_patient_is_in_one_fold(cohort):
+    cases = tuple(replace(case, patient=f"patient{index // 2}") for index, case in enumerate(cohort.cases))
+    for _, split, some in first_pass_splits(replace(cohort, cases=cases), cohort.split, 2, seed=1):
         of = {case.case_id: case.patient for case in cases}
-        assert not {of[name] for name in split.train} & {of[name] for name in some if name in study.split.train}
+        assert not {of[name] for name in split.train} & {of[name] for name in some if name in cohort.split.train}
 
 
-def test_more_folds_than_patients_are_as_many_as_patients(study):
-    few = Split(study.split.train[:2], study.split.val, study.split.test, study.split.train[2:])
-    assert [name for name, _, _ in first_pass_splits(study, few, 5, 0)] == ["fold_1", "fold_2", "network"]
+def test_more_folds_than_patients_are_as_many_as_patients(cohort):
+    few = Split(cohort.split.train[:2], cohort.split.val, cohort.split.test, cohort.split.train[2:])
+    assert [name for name, _, _ in first_pass_splits(cohort, few, 5, 0)] == ["fold_1", "fold_2", "network"]
 
 
-def test_it_trains_once_and_predicts_every_case_and_new_images(scar_study, study, tmp_path):
-    recipe = tiny_recipe(scar_study)
-    labels = first_pass(recipe, study, study.split, tmp_path)
-    names = {f"{case.case_id}.nii.gz" for case in study.cases}
+def test_it_trains_once_and_predicts_every_case_and_new_images(scar_cohort, cohort, tmp_path):
+    recipe = tiny_recipe(scar_cohort)
+    labels = first_pass(recipe, cohort, cohort.split, tmp_path)
+    names = {f"{case.case_id}.nii.gz" for case in cohort.cases}
     assert {path.name for path in labels.iterdir()} == names
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    assert first_pass(recipe, study, study.split, tmp_path) == labels
+    assert first_pass(recipe, cohort, cohort.split, tmp_path) == labels
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == written
     network, data = load_network(tmp_path / "first_pass" / "network")
     assert network.architecture == "plain_unet"
     assert network.config.base_dim == 4
     assert data.patches.spacing_mm is not None
 
-    some = replace(study, cases=study.cases[:1])
+    some = replace(cohort, cases=cohort.cases[:1])
     assert predict_first_pass(tmp_path, some, tmp_path / "new", recipe.prior, 4) == tmp_path / "new"
     assert (tmp_path / "new" / "case001.nii.gz").exists()
 
@@ -79,6 +79,6 @@ def test_it_trains_once_and_predicts_every_case_and_new_images(scar_study, study
         (PriorRecipe("predicted"), "no first pass to predict the wall by"),
     ],
 )
-def test_new_images_need_a_first_pass_or_labels(study, tmp_path, prior, message):
+def test_new_images_need_a_first_pass_or_labels(cohort, tmp_path, prior, message):
     with pytest.raises(DataError, match=rf"--prior-labels(.|\n)*{message}"):
-        predict_first_pass(tmp_path, study, tmp_path / "new", prior, 4)
+        predict_first_pass(tmp_path, cohort, tmp_path / "new", prior, 4)

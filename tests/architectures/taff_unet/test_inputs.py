@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from trifuse.architectures.data.cases import open_study
-from trifuse.architectures.data.nifti import read_labels, write_labels
-from trifuse.architectures.data.study import load_case
-from trifuse.architectures.recipes import RecipeError
+from trifuse.architectures.data.layouts.cohort import load_case
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
+from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.taff_unet.inputs import (
     ORACLE,
     EcgRecipe,
     PriorRecipe,
     UndividedWall,
-    case_extras,
+    case_side_inputs,
     describe_inputs,
     require_choice,
 )
@@ -30,39 +30,39 @@ ORACLE_PRIOR = PriorRecipe("gt")
 
 
 @pytest.fixture
-def study(scar_study, tmp_path):
-    """Return a copy of the study that a test may spoil."""
-    return open_study(shutil.copytree(scar_study, tmp_path / "study"))
+def cohort(scar_cohort, tmp_path):
+    """Return a copy of the cohort that a test may spoil."""
+    return open_cohort(shutil.copytree(scar_cohort, tmp_path / "cohort"))
 
 
-def without_ecg(study, case_id):
-    """Return the study as if the case's ECG had never been recorded."""
+def without_ecg(cohort, case_id):
+    """Return the cohort as if the case's ECG had never been recorded."""
     cases = [
         replace(case, clinical=replace(case.clinical, ecg=None, interval_days=None))
         if case.case_id == case_id
         else case
-        for case in study.cases
+        for case in cohort.cases
     ]
-    return replace(study, cases=tuple(cases))
+    return replace(cohort, cases=tuple(cases))
 
 
-def test_the_prior_divides_the_wall_of_its_labels(study):
-    extras = case_extras(study, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
-    for case_id, extra in extras.items():
-        _, labels = load_case(study, study.case(case_id))
+def test_the_prior_divides_the_wall_of_its_labels(cohort):
+    side_inputs = case_side_inputs(cohort, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
+    for case_id, extra in side_inputs.items():
+        _, labels = load_case(cohort, cohort.case(case_id))
         np.testing.assert_array_equal(extra.prior > 0, labels.voxels >= 2)
         assert set(np.unique(extra.prior)) <= set(range(18))
         assert extra.prior.max() >= 12
 
 
-def test_a_predicted_prior_is_not_that_of_the_reference(study, tmp_path):
-    case = study.case("case001")
-    _, truth = load_case(study, case)
+def test_a_predicted_prior_is_not_that_of_the_reference(cohort, tmp_path):
+    case = cohort.case("case001")
+    _, truth = load_case(cohort, case)
     predicted = np.where(truth.voxels == 3, 2, truth.voxels).astype(np.uint8)
     predicted[:, :3, :3] = 2  # an island far from the heart
     predicted[0] = 0
     write_labels(tmp_path / "case001.nii.gz", predicted, like=truth)
-    prior = case_extras(study, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)[
+    prior = case_side_inputs(cohort, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)[
         "case001"
     ].prior
     assert not prior[0].any()
@@ -70,63 +70,67 @@ def test_a_predicted_prior_is_not_that_of_the_reference(study, tmp_path):
     np.testing.assert_array_equal(prior[1:, 3:, 3:] > 0, predicted[1:, 3:, 3:] >= 2)
 
 
-def test_e10_a_first_pass_that_found_no_wall_gives_no_prior_and_says_so(study, tmp_path):
-    _, truth = load_case(study, study.case("case001"))
+def test_e10_a_first_pass_that_found_no_wall_gives_no_prior_and_says_so(cohort, tmp_path):
+    _, truth = load_case(cohort, cohort.case("case001"))
     write_labels(tmp_path / "case001.nii.gz", np.zeros_like(truth.voxels), like=truth)
-    extra = case_extras(study, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)["case001"]
+    extra = case_side_inputs(cohort, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)[
+        "case001"
+    ]
     assert not extra.prior.any()
     assert any("no prior, because its predicted wall cannot be divided: case001" in note for note in extra.notes)
 
 
-def test_e10_a_reference_without_a_wall_is_refused_with_its_case(study):
-    case = study.case("case001")
+def test_e10_a_reference_without_a_wall_is_refused_with_its_case(cohort):
+    case = cohort.case("case001")
     truth = read_labels(case.label)
     write_labels(case.label, np.minimum(truth.voxels, 1), like=truth)
     with pytest.raises(UndividedWall, match="case001: wall"):
-        case_extras(study, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())
+        case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())
 
 
-def test_missing_landmarks_name_the_case_and_the_way_out(study):
-    cases = tuple(replace(case, clinical=replace(case.clinical, rv_inferior=None)) for case in study.cases)
-    lacking = replace(study, cases=cases)
+def test_missing_landmarks_name_the_case_and_the_way_out(cohort):
+    cases = tuple(replace(case, clinical=replace(case.clinical, rv_inferior=None)) for case in cohort.cases)
+    lacking = replace(cohort, cases=cases)
     with pytest.raises(DataError, match=r"2 problems(.|\n)*case001: insertions(.|\n)*--reference orientation"):
-        case_extras(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
-    extras = case_extras(lacking, ["case001"], FULL, PriorRecipe("gt", reference="orientation"), EcgRecipe())
-    assert extras["case001"].prior.any()
+        case_side_inputs(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
+    side_inputs = case_side_inputs(lacking, ["case001"], FULL, PriorRecipe("gt", reference="orientation"), EcgRecipe())
+    assert side_inputs["case001"].prior.any()
 
 
-def test_b9_a_case_without_an_ecg_brings_zeros_and_says_that_it_has_none(study):
-    lacking = without_ecg(study, "case002")
-    extras = case_extras(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
-    with_ecg, without = extras["case001"].constants, extras["case002"].constants
+def test_b9_a_case_without_an_ecg_brings_zeros_and_says_that_it_has_none(cohort):
+    lacking = without_ecg(cohort, "case002")
+    side_inputs = case_side_inputs(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
+    with_ecg, without = side_inputs["case001"].constants, side_inputs["case002"].constants
     assert with_ecg["ecg"].shape == without["ecg"].shape == (12, 608)
     assert with_ecg["has_ecg"]
-    assert with_ecg["interval"] == study.case("case001").clinical.interval_days
+    assert with_ecg["interval"] == cohort.case("case001").clinical.interval_days
     assert with_ecg["ecg"].std() > 0.5
     assert not without["has_ecg"]
     assert without["interval"] == 0
     assert not without["ecg"].any()
-    facts = describe_inputs(extras, FULL, ORACLE_PRIOR)
+    facts = describe_inputs(side_inputs, FULL, ORACLE_PRIOR)
     assert facts["ECG"] == "1 case of 2 with one; without: case002"
     assert ORACLE in facts["Prior"]
 
 
-def test_e6_an_ecg_without_beats_counts_as_absent_or_is_an_error(study):
-    path = study.case("case001").clinical.ecg
+def test_e6_an_ecg_without_beats_counts_as_absent_or_is_an_error(cohort):
+    path = cohort.case("case001").clinical.ecg
     np.save(path.with_suffix(".npy"), np.zeros((12, 5000), np.float32))
-    extra = case_extras(study, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())["case001"]
+    extra = case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())["case001"]
     assert not extra.constants["has_ecg"]
     assert any("its ECG counts as absent" in note for note in extra.notes)
     odd = describe_inputs({"case001": extra}, FULL, ORACLE_PRIOR)["Odd about the inputs"]
     assert "its ECG counts as absent" in odd
     assert odd.endswith("(case001)")
     with pytest.raises(DataError):
-        case_extras(study, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe(unusable="error"))
+        case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe(unusable="error"))
 
 
-def test_networks_are_given_what_they_take(study):
+def test_networks_are_given_what_they_take(cohort):
     for setting, prior, ecg in (("baseline", False, False), ("ap", True, False), ("ecg", False, True)):
-        extra = case_extras(study, ["case001"], replace(FULL, setting=setting), ORACLE_PRIOR, EcgRecipe())["case001"]
+        extra = case_side_inputs(cohort, ["case001"], replace(FULL, setting=setting), ORACLE_PRIOR, EcgRecipe())[
+            "case001"
+        ]
         assert (extra.prior is not None, bool(extra.constants)) == (prior, ecg)
     assert all(isinstance(value, torch.Tensor) for value in extra.constants.values())
 

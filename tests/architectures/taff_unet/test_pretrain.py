@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from tests.architectures.data.test_beats import median
-from trifuse.architectures.data.beats import NetworkBeat
-from trifuse.architectures.data.scar_phantom import write_scar_phantom
+
+from trifuse.architectures.data.ecg.beat_dataset import NetworkBeat
+from trifuse.architectures.data.phantoms.scar import write_scar_phantom
 from trifuse.architectures.evaluation.ecg_report import reconstruct
 from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig
 from trifuse.architectures.taff_unet.pretrain import (
@@ -53,8 +53,8 @@ def records(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
+def cohort(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
     write_scar_phantom(folder, 5, 0, (32, 32, 3), val=1, test=1)
     return folder
 
@@ -175,20 +175,20 @@ def test_a_record_never_seen_is_drawn_with_half_the_error_of_a_flat_line(trifuse
 # ----------------------------------------------------------------------------------------------- which ECGs are read
 
 
-def test_only_the_training_cases_of_a_study_are_read(study, tmp_path):
-    data = EcgData(root=str(study))
-    split = {row["case_id"]: row["split"] for row in rows(study / "cases.csv")}
-    assert data.found_kind == "study"
+def test_only_the_training_cases_of_a_cohort_are_read(cohort, tmp_path):
+    data = EcgData(root=str(cohort))
+    split = {row["case_id"]: row["split"] for row in rows(cohort / "cases.csv")}
+    assert data.found_kind == "cohort"
     assert names(data) == {"train": [case for case, part in split.items() if part == "train"], "val": [], "test": []}
     assert len(names(data)["train"]) == 3
-    own = tmp_path / "study"
+    own = tmp_path / "cohort"
     own.mkdir()
     for folder in ("lge", "seg"):
-        (own / folder).symlink_to(study / folder)
+        (own / folder).symlink_to(cohort / folder)
     (own / "ecg").mkdir()
-    (own / "cases.csv").write_bytes((study / "cases.csv").read_bytes())
-    for row in rows(study / "cases.csv"):  # the others' ECGs could not be read without an error or a word
-        content = (study / row["ecg_path"]).read_bytes() if row["split"] == "train" else b"never to be read"
+    (own / "cases.csv").write_bytes((cohort / "cases.csv").read_bytes())
+    for row in rows(cohort / "cases.csv"):  # the others' ECGs could not be read without an error or a word
+        content = (cohort / row["ecg_path"]).read_bytes() if row["split"] == "train" else b"never to be read"
         (own / row["ecg_path"]).write_bytes(content)
     beats = prepare_beats(recipe(own))
     assert {part: len(found) for part, found in beats.parts.items()} == {"train": 3, "val": 0, "test": 0}
@@ -196,11 +196,11 @@ def test_only_the_training_cases_of_a_study_are_read(study, tmp_path):
     assert beats.validated_on == "train"
 
 
-def test_a_study_needs_a_split(study, tmp_path):
-    text = (study / "cases.csv").read_text()
+def test_a_cohort_needs_a_split(cohort, tmp_path):
+    text = (cohort / "cases.csv").read_text()
     for folder in ("lge", "seg", "ecg"):
-        (tmp_path / folder).symlink_to(study / folder)
-    table = rows(study / "cases.csv")
+        (tmp_path / folder).symlink_to(cohort / folder)
+    table = rows(cohort / "cases.csv")
     with open(tmp_path / "cases.csv", "w", newline="") as stream:
         writer = csv.DictWriter(stream, [name for name in table[0] if name != "split"], extrasaction="ignore")
         writer.writeheader()
@@ -286,12 +286,12 @@ def test_defaults():
     assert (training.optimizer, training.weight_decay, training.betas) == ("adamw", 5e-5, (0.9, 0.95))
     assert (training.lr, training.batch_size, training.epochs) == (1e-3, 128, 300)
     assert training.warmup_epochs == pytest.approx(60)
-    assert training_defaults(study=True) == {
+    assert training_defaults(cohort=True) == {
         "training.epochs": 100,
         "training.warmup_epochs": pytest.approx(20),
         "training.lr": 1e-4,
     }
-    assert training_defaults(study=False, epochs=10) == {
+    assert training_defaults(cohort=False, epochs=10) == {
         "training.epochs": 10,
         "training.warmup_epochs": pytest.approx(2),
     }
@@ -323,7 +323,7 @@ def test_starting_from_a_trained_autoencoder(records, tmp_path):
         (lambda: EcgRecipe(network=EcgAutoencoderConfig(time_steps=64)), "network.time_steps must be 608"),
         (lambda: EcgRecipe(lead_masking=1.0), r"lead_masking must be in \[0, 1\), got 1.0"),
         (lambda: EcgRecipe(mixing=-0.5), r"mixing must be in \[0, 1\), got -0.5"),
-        (lambda: EcgData(kind="folder"), "kind must be one of 'auto', 'ptbxl', 'study', 'records', got 'folder'"),
+        (lambda: EcgData(kind="folder"), "kind must be one of 'auto', 'ptbxl', 'cohort', 'records', got 'folder'"),
         (lambda: EcgData(min_beats=0), "min_beats must be at least 1, got 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""TAFF-UNet from a study to a report: an oracle is called one, all pictures are there, new images bring their ECG."""
+"""TAFF-UNet from a cohort to a report: an oracle is called one, all pictures are there, new images bring their ECG."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trifuse.architectures.data.cases import open_study
-from trifuse.architectures.data.patches import Patches
-from trifuse.architectures.data.preparation import Preparation
-from trifuse.architectures.networks import load_network, predict_images
-from trifuse.architectures.recipes import RecipeError
-from trifuse.architectures.run import claim_folder
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.runs.pipeline import claim_folder
+from trifuse.architectures.runs.predict import load_network, predict_images
+from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.taff_unet.inputs import PriorRecipe
 from trifuse.architectures.taff_unet.model import TaffUNet, TaffUNetConfig
 from trifuse.architectures.taff_unet.train import RESULTS, TaffUNetRecipe, train, train_repeats
@@ -33,20 +33,20 @@ PICTURES = (
 )
 
 
-def tiny_recipe(study: Path, setting: str = "full", **prior) -> TaffUNetRecipe:
+def tiny_recipe(cohort: Path, setting: str = "full", **prior) -> TaffUNetRecipe:
     """Return the paper's recipe with a network and patches small enough for a few seconds."""
     recipe = TaffUNetRecipe(network=TaffUNetConfig(setting=setting, base_dim=4))
-    data = replace(recipe.data, root=str(study), image_size=32, patches=Patches(mirror=False, samples_per_epoch=8))
+    data = replace(recipe.data, root=str(cohort), image_size=32, patches=Patches(mirror=False, samples_per_epoch=8))
     training = replace(recipe.training, epochs=1, batch_size=4, device="cpu")
     return replace(recipe, data=data, training=training, prior=PriorRecipe(**prior))
 
 
 @pytest.fixture(scope="module")
-def finished(scar_study, tmp_path_factory) -> Path:
+def finished(scar_cohort, tmp_path_factory) -> Path:
     """Return a run with an oracle prior."""
     out = tmp_path_factory.mktemp("runs") / "run"
     words = ["trifuse", "train", "taff_unet"]
-    assert train(tiny_recipe(scar_study, source="gt"), out, command=words) == out / "report.md"
+    assert train(tiny_recipe(scar_cohort, source="gt"), out, command=words) == out / "report.md"
     return out
 
 
@@ -57,7 +57,7 @@ def test_defaults_are_the_papers():
     assert (training.schedule, training.epochs, training.batch_size, training.grad_clip) == ("poly", 1000, 12, 12.0)
     assert recipe.data.patches.samples_per_epoch == 250 * training.batch_size
     assert (recipe.data.image_size, recipe.data.augment) == (256, "nnunet")
-    assert recipe.data.preparation == Preparation(intensity="zscore", channels=1)
+    assert recipe.data.preprocessing == Preprocessing(intensity="zscore", channels=1)
     assert recipe.network == TaffUNetConfig()
     assert (recipe.lambda_ecg, recipe.ecg_warmup_epochs, recipe.lambda_entropy) == (1.0, 10.0, 3e-3)
     assert recipe.entropy_sign == "maximise"
@@ -70,16 +70,16 @@ def test_the_network_follows_the_size_of_the_patches():
     assert replace(recipe, data=replace(recipe.data, image_size=128)).network.image_size == 128
     with pytest.raises(ValueError, match=r"data\.patches: this network is trained on patches"):
         replace(recipe, data=replace(recipe.data, patches=None, augment="none"))
-    with pytest.raises(ValueError, match=r"data\.preparation\.channels must be 1, got 3"):
-        replace(recipe, data=replace(recipe.data, preparation=Preparation()))
+    with pytest.raises(ValueError, match=r"data\.preprocessing\.channels must be 1, got 3"):
+        replace(recipe, data=replace(recipe.data, preprocessing=Preprocessing()))
 
 
-def test_nothing_is_trained_before_the_prior_is_chosen(scar_study, tmp_path):
+def test_nothing_is_trained_before_the_prior_is_chosen(scar_cohort, tmp_path):
     for train_some in (train, lambda recipe, out: train_repeats(recipe, out, 2)):
         with pytest.raises(RecipeError, match="has no default"):
-            train_some(tiny_recipe(scar_study), tmp_path / "run")
+            train_some(tiny_recipe(scar_cohort), tmp_path / "run")
     with pytest.raises(RecipeError, match="--strict"):
-        train(replace(tiny_recipe(scar_study, source="gt"), strict=True), tmp_path / "run")
+        train(replace(tiny_recipe(scar_cohort, source="gt"), strict=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -113,10 +113,10 @@ def test_every_picture_is_there_with_its_numbers(finished):
         assert {line["case_id"] for line in csv.DictReader(lines)} == {"case006", "case007"}
 
 
-def test_new_images_bring_their_ecg_and_need_labels_for_an_oracle(finished, scar_study, tmp_path):
+def test_new_images_bring_their_ecg_and_need_labels_for_an_oracle(finished, scar_cohort, tmp_path):
     with pytest.raises(DataError, match=r"--prior-labels(.|\n)*oracle prior"):
-        predict_images(finished, scar_study, tmp_path / "labels")
-    paths = predict_images(finished / "best", scar_study, tmp_path / "labels", prior_labels=scar_study / "seg")
+        predict_images(finished, scar_cohort, tmp_path / "labels")
+    paths = predict_images(finished / "best", scar_cohort, tmp_path / "labels", prior_labels=scar_cohort / "seg")
     assert len(paths) == 7
     written = finished / "predictions" / "test" / "case007.nii.gz"
     assert (tmp_path / "labels" / "case007.nii.gz").read_bytes() == written.read_bytes()
@@ -131,14 +131,14 @@ def test_the_loaded_network_is_the_one_that_was_trained(finished):
 
 
 @pytest.mark.slow
-def test_a_predicted_prior_from_its_first_pass_to_new_images(scar_study, tmp_path):
-    recipe = tiny_recipe(scar_study, "ap", source="predicted", folds=2)
+def test_a_predicted_prior_from_its_first_pass_to_new_images(scar_cohort, tmp_path):
+    recipe = tiny_recipe(scar_cohort, "ap", source="predicted", folds=2)
     report = train(recipe, tmp_path / "run").read_text()
     assert report.startswith("# TAFF-UNet (ap, predicted prior) on phantom")
     assert "oracle" not in report.split("## What the paper reports")[0]
-    assert len(predict_images(tmp_path / "run", scar_study, tmp_path / "new")) == 7
+    assert len(predict_images(tmp_path / "run", scar_cohort, tmp_path / "new")) == 7
     with pytest.raises(DataError, match="--reference orientation"):  # a file alone has no landmarks
-        predict_images(tmp_path / "run", scar_study / "lge" / "case007.nii.gz", tmp_path / "one")
+        predict_images(tmp_path / "run", scar_cohort / "lge" / "case007.nii.gz", tmp_path / "one")
     assert (tmp_path / "new" / "first_pass" / "case007.nii.gz").exists()
 
 
@@ -154,9 +154,9 @@ def test_a_run_that_stopped_in_its_first_pass_is_resumed_or_overwritten(tmp_path
     assert not fold.exists()
 
 
-def test_seeds_reproduce(scar_study, tmp_path):
-    recipe = tiny_recipe(scar_study, "ecg")
-    study = open_study(scar_study)
+def test_seeds_reproduce(scar_cohort, tmp_path):
+    recipe = tiny_recipe(scar_cohort, "ecg")
+    cohort = open_cohort(scar_cohort)
     weights = []
     for seed, name in ((0, "a"), (1, "b"), (2, "c"), (0, "again")):
         of_seed = replace(
@@ -164,7 +164,7 @@ def test_seeds_reproduce(scar_study, tmp_path):
         )
         train(of_seed, tmp_path / name, parts=("val",))
         weights.append(TaffUNet.from_pretrained(tmp_path / name / "best").state_dict())
-    assert study.split.val
+    assert cohort.split.val
     first, *others, again = weights
     assert all(torch.equal(first[name], again[name]) for name in first)
     for other in others:

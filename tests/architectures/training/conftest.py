@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny_run, which some tests also start as a program
 
-from trifuse.architectures.training.interruption import Interrupted
+from trifuse.architectures.training.signals import Interrupted
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from conftest import run_ranks
 from safetensors.torch import load_file
 from tiny_run import StopAt, TinyConfig, TinyNet, run
 
-from trifuse.architectures.run_log import read_log
+from trifuse.architectures.storage.run_log import read_log
 from trifuse.architectures.training.distributed import World, open_world
-from trifuse.architectures.training.interruption import Interrupted
+from trifuse.architectures.training.signals import Interrupted
 from trifuse.kernels.errors import TrifuseError
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
@@ -111,7 +111,7 @@ def test_t6_all_ranks_stop_at_a_nan_and_each_says_what_it_saw(tmp_path):
 def test_t11_one_rank_fails_before_the_first_step_and_all_say_why(tmp_path):
     def work():
         try:
-            with open_world("cpu") as world, world.together():
+            with open_world("cpu") as world, world.raise_on_any_rank():
                 if world.rank == 1:
                     raise TrifuseError("case_7: the affine is singular")
         except TrifuseError as error:
@@ -176,7 +176,7 @@ def test_one_rank_alone_exchanges_nothing():
     assert world.sum(values) is values
     assert world.any(True)
     assert not world.any(False)
-    with pytest.raises(ValueError, match="as it is"), world.together():
+    with pytest.raises(ValueError, match="as it is"), world.raise_on_any_rank():
         raise ValueError("as it is")
 
 

@@ -15,8 +15,8 @@ import torch
 from conftest import Child
 from tiny_run import Squares, TinyNet, bits, run
 
-from trifuse.architectures.run_log import read_log
-from trifuse.architectures.training.checkpoint import CheckpointFolder, Saves
+from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.training.checkpoint import CheckpointFolder, CheckpointManager
 from trifuse.kernels.errors import CheckpointError
 
 OPTIONS = {
@@ -239,7 +239,7 @@ def test_t3_full_disk_ends_the_run_after_three_saves_and_it_resumes_where_it_was
 
 
 def test_a_best_epoch_that_could_not_be_saved_is_not_called_best(tmp_path):
-    saves = Saves(tmp_path, say=lambda text: None)
+    saves = CheckpointManager(tmp_path, say=lambda text: None)
 
     def fails(folder):
         (folder / "half").write_text("")

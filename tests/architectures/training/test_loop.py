@@ -12,12 +12,12 @@ from conftest import Child
 from tiny_run import Squares, StopAt, TinyConfig, TinyNet, bits, recipe, run, validate
 from torch import nn
 
-from trifuse.architectures.run_log import read_log
+from trifuse.architectures.storage.run_log import read_log
 from trifuse.architectures.training import checkpoint
 from trifuse.architectures.training.batches import plan_epoch
-from trifuse.architectures.training.interruption import Interrupted
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.architectures.training.schedules import warmup_cosine
+from trifuse.architectures.training.signals import Interrupted
 from trifuse.kernels.errors import BackendError, CheckpointError, DataError, NumericError, TrifuseError
 
 EVERYTHING = {

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.losses import SegmentationLoss
-from trifuse.architectures.training.scar_losses import (
-    ScarLoss,
-    gate_entropy,
-    quadratic_warmup,
-    reconstruction_loss,
-)
+from trifuse.architectures.training.scar_losses import ScarLoss, gate_entropy, quadratic_warmup, reconstruction_loss
 
 
 class Output(NamedTuple):

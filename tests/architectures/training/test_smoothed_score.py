@@ -12,7 +12,7 @@ from conftest import Child
 from test_kill import KilledAt
 from tiny_run import TinyNet, bits, run
 
-from trifuse.architectures.run_log import read_log
+from trifuse.architectures.storage.run_log import read_log
 
 SCORES = (0.2, 0.9, 0.0, 0.75, 0.5)
 NAN = float("nan")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from trifuse.architectures.data.cases import open_study
-from trifuse.architectures.data.left_atrium_phantom import write_left_atrium_phantom
-from trifuse.architectures.data.slices import SliceDataset
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
+from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.architectures.evaluation.metrics import case_metrics
 from trifuse.architectures.training.validation import SliceValidation
 
@@ -91,11 +91,11 @@ def test_one_logit_is_a_sigmoid():
 
 def test_on_a_real_data_set(tmp_path):
     write_left_atrium_phantom(tmp_path, cases=3, size=(24, 24, 4))
-    study = open_study(tmp_path)
-    slices = SliceDataset(study, ["train_1", "train_2"], image_size=28)
+    cohort = open_cohort(tmp_path)
+    slices = SliceDataset(cohort, ["train_1", "train_2"], image_size=28)
 
     def oracle(model, batch):
         return nn.functional.one_hot(batch["target"], 2).movedim(-1, 1).float()
 
-    assert SliceValidation(slices, study.class_names, 3, oracle)(Answer(2)) == {"dice": 1.0}
-    assert SliceValidation(slices, study.class_names, 3, lambda *_: -oracle(*_))(Answer(2))["dice"] == 0
+    assert SliceValidation(slices, cohort.class_names, 3, oracle)(Answer(2)) == {"dice": 1.0}
+    assert SliceValidation(slices, cohort.class_names, 3, lambda *_: -oracle(*_))(Answer(2))["dice"] == 0

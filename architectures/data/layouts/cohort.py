@@ -1,0 +1,230 @@
+"""What a cohort is: cases, what their label values mean, and perhaps which of them test; and how a case is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from trifuse.architectures.data.volumes.arrays import Arrays, read_array_image, read_array_labels
+from trifuse.architectures.data.volumes.nifti import read_image, read_labels
+from trifuse.architectures.data.volumes.volume import Volume
+from trifuse.architectures.data.volumes.voxel_values import NonFinite
+from trifuse.architectures.storage.text import count
+from trifuse.kernels.errors import DataError
+
+
+@dataclass(frozen=True)
+class Clinical:
+    """What a cohort knows of a case beside its image.
+
+    Attributes:
+        ecg: file of its ECG; None if it has none.
+        ecg_rate_hz: samples per second of an ECG whose file does not say; None where the file does.
+        interval_days: days between the ECG and the image, never negative; None without an ECG.
+        rv_anterior, rv_inferior: insertions of the right ventricle into the left one's wall, as indices (x, y) along
+            the two in-plane axes of the image's file, in its own axis order; None where nobody marked them.
+    """
+
+    ecg: Path | None = None
+    ecg_rate_hz: float | None = None
+    interval_days: float | None = None
+    rv_anterior: tuple[float, float] | None = None
+    rv_inferior: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image with its label map, if it has one, and the patient it comes from.
+
+    Attributes:
+        case_id: its name, unique in the cohort.
+        patient: whose image it is.
+        image: the image's file; the first of them if every slice has a file of its own.
+        label: the labels' file, which may be the same; None if the case has none.
+        arrays: where image and labels lie if they are arrays in NumPy or HDF5 files and not NIfTI volumes.
+        other_channels: files of the image's other channels, which are checked but not used.
+        clinical: its ECG and landmarks; None in layouts that know of none.
+    """
+
+    case_id: str
+    patient: str
+    image: Path
+    label: Path | None
+    arrays: Arrays | None = None
+    other_channels: tuple[Path, ...] = ()
+    clinical: Clinical | None = None
+
+    @property
+    def image_files(self) -> tuple[Path, ...]:
+        """All files that hold a part of the image."""
+        return (self.image,) if self.arrays is None else self.arrays.files
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the case, each once."""
+        labels = () if self.label is None else (self.label,)
+        ecg = () if self.clinical is None or self.clinical.ecg is None else (self.clinical.ecg,)
+        return tuple(dict.fromkeys((*self.image_files, *self.other_channels, *labels, *ecg)))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids for training, validation and test; ``unused`` names the cases that are left out on purpose."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The cases of one folder and what their label values mean.
+
+    Attributes:
+        root: the folder.
+        layout: the name of its layout, see ``open_cohort``.
+        class_names: names of the classes 0, 1, ..., the first being ``"background"``.
+        label_map: class of each label value; None makes every value above 0 class 1.
+        others_are_background: whether label values that ``label_map`` does not name become background (targets were
+            chosen among them) or are an error.
+        cases: sorted by name, numbers by value.
+        largest_label: between which values the largest label of every case must lie: it tells numberings apart whose
+            values mean different things.
+        has_spacing: whether the files know the size of a voxel; without it nothing can be measured in mm or mL.
+        split: the split that the folder itself prescribes.
+        notes: what is odd about the folder, but does not make it unusable.
+    """
+
+    root: Path
+    layout: str
+    class_names: tuple[str, ...]
+    label_map: Mapping[int, int] | None
+    others_are_background: bool
+    cases: tuple[Case, ...]
+    largest_label: tuple[int, int] | None = None
+    has_spacing: bool = True
+    split: Split | None = None
+    notes: tuple[str, ...] = ()
+
+    def case(self, case_id: str) -> Case:
+        """Return the case of that name.
+
+        Raises:
+            DataError: there is none.
+        """
+        for case in self.cases:
+            if case.case_id == case_id:
+                return case
+        raise DataError(self.root, "case", got=case_id, want=f"one of {listed(case.case_id for case in self.cases)}")
+
+
+def load_case(cohort: Cohort, case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:
+    """Read a case: its image, and its labels as uint8 classes on the image's grid (None if it has none).
+
+    Raises:
+        DataError: a file is unusable, the grids differ, or a label value has no class.
+    """
+    image, raw = load_raw_case(case, nonfinite=nonfinite)
+    return image, None if raw is None else map_labels(cohort, raw)
+
+
+def load_raw_case(case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:
+    """Read a case with its labels as they are stored.
+
+    Raises:
+        DataError: a file is unusable, or the grids differ.
+    """
+    image = load_image(case, nonfinite=nonfinite)
+    if case.label is None:
+        return image, None
+    if case.arrays is not None:
+        return image, read_array_labels(case.arrays, like=image)
+    return image, read_labels(case.label, like=image)
+
+
+def load_image(case: Case, *, nonfinite: NonFinite = "error") -> Volume:
+    """Read the image of a case.
+
+    Raises:
+        DataError: a file is unusable.
+    """
+    if case.arrays is not None:
+        return read_array_image(case.arrays, nonfinite=nonfinite)
+    return read_image(case.image, nonfinite=nonfinite)
+
+
+def map_labels(cohort: Cohort, raw: Volume) -> Volume:
+    """Turn stored label values into uint8 classes.
+
+    Raises:
+        DataError: a value has no class (the message counts the values and suggests targets), or the largest one tells
+            that the values are numbered in another way than the cohort says.
+    """
+    if cohort.label_map is None:
+        classes = (raw.voxels > 0).astype(np.uint8)
+    else:
+        _refuse_other_numbering(cohort, raw)
+        classes = np.zeros(raw.voxels.shape, np.uint8)
+        for value, index in cohort.label_map.items():
+            classes[raw.voxels == value] = index
+        if not cohort.others_are_background:
+            _refuse_strange_values(cohort.label_map, raw)
+    return replace(raw, voxels=classes)
+
+
+def missing_files(cases: Sequence[Case]) -> list[DataError]:
+    """Return one error for every file that is not there."""
+    problems = []
+    for case in cases:
+        for path in case.files:
+            if not path.is_file():
+                ecg = None if case.clinical is None else case.clinical.ecg
+                name = "label" if path == case.label else "ECG" if path == ecg else "image"
+                got = "a folder" if path.is_dir() else "nothing there"
+                problems.append(DataError(path, f"{name} of case {case.case_id}", got=got, want="a file"))
+    return problems
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Return a key that sorts ``case_2`` before ``case_10``."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
+
+
+def listed(names: Iterable[object], most: int = 12) -> str:
+    """Join names for a message, not too many of them."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _refuse_other_numbering(cohort: Cohort, raw: Volume) -> None:
+    if cohort.largest_label is None:
+        return
+    low, high = cohort.largest_label
+    largest = int(raw.voxels.max())
+    if not low <= largest <= high:
+        want = f"a largest label of {low} to {high}"
+        hint = "the labels are numbered in another way: pass the label_space that they were written in"
+        raise DataError(raw.path, "labels", got=f"largest label {largest}", want=want, hint=hint)
+
+
+def _refuse_strange_values(label_map: Mapping[int, int], raw: Volume) -> None:
+    """Refuse values that have no class where no targets were named."""
+    values, counts = np.unique(raw.voxels, return_counts=True)
+    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    if set(found) <= set(label_map):
+        return
+    targets = " ".join(f"--target class{value}={value}" for value in found if value > 0)
+    known = sorted(label_map)
+    raise DataError(
+        raw.path,
+        "labels",
+        got="; ".join(f"value {value} in {count(voxels, 'voxel')}" for value, voxels in found.items()),
+        want=f"{listed(known[:-1])} and {known[-1]}",
+        hint=f"name the values that you want to segment: {targets}" if targets else "",
+    )

@@ -1,0 +1,183 @@
+"""nnU-Net's raw data sets::
+
+    dataset.json                        channels, labels, number of cases, ending of the files
+    imagesTr/<case>_0000.nii.gz         the first channel of a case to train on, _0001 the second
+    labelsTr/<case>.nii.gz              its labels
+    imagesTs/<case>_0000.nii.gz         cases to test on; those with a file in
+    labelsTs/<case>.nii.gz              are cases of the cohort, never trained on
+
+The networks here see one channel: of several, one is chosen by its name or number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from trifuse.architectures.data.volumes.nifti import read_image
+from trifuse.architectures.data.volumes.volume import Volume, match_grids
+from trifuse.architectures.storage.text import count
+from trifuse.kernels.errors import DataError
+
+from .cohort import Case, Split, listed, natural_key
+from .found import Classes, Found
+from .nnunet_json import DESCRIPTION_FILE, Description, read_description
+
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
+_IMAGE_NAME = re.compile(r"(.+)_(\d{4})")
+
+
+class _Files(NamedTuple):
+    """The files of a case: its images by the number of their channel, and its labels."""
+
+    images: Mapping[int, Path]
+    label: Path
+
+
+def is_nnunet(root: Path) -> bool:
+    """Tell whether a folder has the layout."""
+    return (root / DESCRIPTION_FILE).is_file() or (root / TRAIN_IMAGES).is_dir()
+
+
+def scan_nnunet(root: Path, channel: str | None) -> Found:
+    """Find the cases of a data set, and everything that is wrong with its names and its description.
+
+    Args:
+        root: the folder.
+        channel: name or number of the channel to use where there are several.
+    """
+    described = read_description(root)
+    problems = described.problems
+    train = _listed_files(described) if described.cases is not None else _files(root, described, TRAIN_IMAGES)
+    test = _files(root, described, TEST_IMAGES) if (root / TEST_LABELS).is_dir() else {}
+    if described.count is not None and described.count != len(train):
+        described.refuse("numTraining", f"{described.count}, but {count(len(train), 'case')}", "the number of cases")
+    number = _channel_number(described, channel)
+    for name, files in {**train, **test}.items():
+        _refuse_wrong_channels(described, name, files)
+    cases = [_case(name, files, number) for name, files in {**test, **train}.items() if files.images]
+    for name in sorted(set(train) & set(test), key=natural_key):
+        problems.append(DataError(root, f"case {name}", got=f"{TRAIN_IMAGES} and {TEST_IMAGES}", want="one of them"))
+    ids = [tuple(sorted(names, key=natural_key)) for names in (train, test)]
+    split = Split(ids[0], (), ids[1]) if test else None
+    return Found(cases, problems, split=split, notes=tuple(described.notes), classes=_classes(described))
+
+
+def compare_with_nnunet(case: Case, image: Volume, labels: Volume | None) -> tuple[list[DataError], list[str]]:
+    """Return what nnU-Net would refuse, or warn of, when it compares the grids of a case's files.
+
+    It takes spacings and affines for different that are further apart than rounding, which matters to nothing here.
+    """
+    errors: list[DataError] = []
+    warnings: list[str] = []
+    others = [labels] if labels is not None else []
+    for path in case.other_channels:
+        try:
+            channel = read_image(path)
+            match_grids(path, channel.geometry, image)
+            others.append(channel)
+        except DataError as error:
+            errors.append(error)
+    for other in others:
+        if not np.allclose(other.spacing_mm, image.spacing_mm):
+            want = f"{image.spacing_mm} mm, as {image.path}"
+            hint = "nnU-Net refuses this case"
+            errors.append(DataError(other.path, "spacing", got=f"{other.spacing_mm} mm", want=want, hint=hint))
+        elif not np.allclose(other.geometry.affine, image.geometry.affine):
+            warnings.append(f"{other.path}: affine: not quite that of {image.path}: nnU-Net will warn")
+    return errors, warnings
+
+
+def _classes(described: Description) -> Classes:
+    """Return the classes that the labels name, in the order of their values."""
+    labels = described.labels
+    if labels is None:  # a fault that is reported: any label will do until it is mended
+        return Classes(("background", "foreground"), None, False)
+    return Classes(tuple(labels), {value: value for value in labels.values()}, False)
+
+
+def _files(root: Path, described: Description, folder: str) -> dict[str, _Files]:
+    """Pair the files of an image folder with those of its labels, by their names."""
+    labels_folder = root / folder.replace("images", "labels")
+    images: dict[str, dict[int, Path]] = {}
+    for name, path in _names(root / folder, described):
+        if match := _IMAGE_NAME.fullmatch(name):
+            images.setdefault(match.group(1), {})[int(match.group(2))] = path
+        else:
+            want = f"<case>_0000{described.file_ending}"
+            described.problems.append(DataError(path, "file name", got=path.name, want=want))
+    labels = dict(_names(labels_folder, described))
+    for name in sorted(set(labels) - set(images), key=natural_key):
+        want = f"{folder}/{name}_0000{described.file_ending}"
+        described.problems.append(DataError(labels[name], "label", got="no image of that name", want=want))
+    if folder == TEST_IMAGES:
+        left = sorted(set(images) - set(labels), key=natural_key)
+        described.notes += [f"{folder}: no labels for {listed(left)}: not part of the cohort"] if left else []
+        images = {name: files for name, files in images.items() if name in labels}
+    ending = described.file_ending
+    return {name: _Files(files, labels_folder / f"{name}{ending}") for name, files in images.items()}
+
+
+def _names(folder: Path, described: Description) -> list[tuple[str, Path]]:
+    """List the files of a folder with the right ending; the others are faults, unless they are hidden."""
+    if not folder.is_dir():
+        described.problems.append(DataError(folder, "folder", got="nothing there", want="a folder of files"))
+        return []
+    named = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):  # what macOS leaves beside files has their endings, too
+            continue
+        if path.name.endswith(described.file_ending):
+            named.append((path.name.removesuffix(described.file_ending), path))
+        else:
+            want = f"{described.file_ending}, by {DESCRIPTION_FILE}"
+            described.problems.append(DataError(path, "file ending", got=path.name, want=want))
+    return named
+
+
+def _listed_files(described: Description) -> dict[str, _Files]:
+    """Return the files that ``dataset.json`` lists."""
+    cases = described.cases or {}
+    for listing in cases.values():
+        for path in (*listing.images, listing.label):
+            if not path.name.endswith(described.file_ending):
+                want = f"{described.file_ending}, by {DESCRIPTION_FILE}"
+                described.problems.append(DataError(path, "file ending", got=path.name, want=want))
+    return {name: _Files(dict(enumerate(listing.images)), listing.label) for name, listing in cases.items()}
+
+
+def _channel_number(described: Description, channel: str | None) -> int:
+    """Return the number of the channel to use."""
+    names = described.channels or ("the only one",)
+    if channel is None and len(names) > 1:
+        hint = "the networks see one: choose it with channel"
+        described.refuse("channel_names", f"{len(names)} channels: {listed(names)}", "one channel", hint)
+    elif channel is not None:
+        numbers = {name: number for number, name in enumerate(names)}
+        numbers |= {str(number): number for number in range(len(names))}
+        if channel in numbers:
+            return numbers[channel]
+        described.refuse("channel", channel, f"one of {listed(numbers)}")
+    return 0
+
+
+def _refuse_wrong_channels(described: Description, name: str, files: _Files) -> None:
+    """Refuse a case that lacks a channel or has too many."""
+    if described.channels is None:
+        return
+    wanted = set(range(len(described.channels)))
+    if set(files.images) != wanted:
+        got, want = ([f"{number:04d}" for number in sorted(numbers)] for numbers in (files.images, wanted))
+        described.problems.append(
+            DataError(described.path, f"channels of case {name}", got=listed(got), want=listed(want))
+        )
+
+
+def _case(name: str, files: _Files, number: int) -> Case:
+    image = files.images.get(number) or files.images[min(files.images)]
+    others = tuple(path for _, path in sorted(files.images.items()) if path != image)
+    return Case(name, name, image, files.label, other_channels=others)

@@ -1,0 +1,134 @@
+"""Which patients train, which validate and which test: drawn once, written down, checked whenever it is used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from trifuse.architectures.storage.atomic_files import sha256_of, write_json
+from trifuse.kernels.errors import DataError
+
+from .cohort import Case, Cohort, Split, natural_key
+
+
+def split_patients(
+    cohort: Cohort,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    seed: int = 42,
+    *,
+    val_from: Literal["all", "remaining"] = "all",
+) -> Split:
+    """Draw a split by patient, so that two images of one patient never stand on different sides.
+
+    Args:
+        cohort: the cases.
+        fractions: of the patients, for training, validation and test. Validation and test are rounded to whole
+            patients (at least one if the fraction is above zero), the rest trains: 60 patients give 42/6/12.
+        seed: of the shuffle; the order of files on disk has no influence.
+        val_from: whether the validation fraction is taken of all patients, or of those that the test set leaves
+            (60 patients then give 43/5/12).
+
+    Raises:
+        DataError: the fractions do not add up to 1, or there are too few patients.
+    """
+    if abs(sum(fractions) - 1) > 1e-6 or min(fractions) < 0 or fractions[0] == 0:
+        raise DataError(cohort.root, "split fractions", got=fractions, want="three fractions, train > 0, sum 1")
+    patients = sorted({case.patient for case in cohort.cases}, key=natural_key)
+    test = _whole(fractions[2], len(patients))
+    val = _whole(fractions[1], len(patients) if val_from == "all" else len(patients) - test)
+    if len(patients) - test - val < 1:
+        got = f"{len(patients)} patients, of which {val} would validate and {test} test"
+        raise DataError(cohort.root, "split", got=got, want="at least one patient to train on")
+    order = np.random.default_rng(seed).permutation(len(patients))
+    shuffled = [patients[index] for index in order]
+    parts = shuffled[test + val :], shuffled[test : test + val], shuffled[:test]
+    train_ids, val_ids, test_ids = (
+        tuple(case.case_id for case in cohort.cases if case.patient in set(part)) for part in parts
+    )
+    return Split(train_ids, val_ids, test_ids)
+
+
+def verify_split(cohort: Cohort, split: Split) -> Split:
+    """Return the split if it fits the cohort and leaks nothing, or raise with everything that is wrong.
+
+    Raises:
+        DataError: a case is unknown, named twice or not named at all; a patient, or one and the same image file,
+            stands in two parts; or nothing is left to train on.
+    """
+    parts = {name: ids for name, ids in asdict(split).items() if name != "unused"}
+    named = [case_id for ids in asdict(split).values() for case_id in ids]
+    known = {case.case_id for case in cohort.cases}
+    problems = [
+        DataError(cohort.root, f"split: case {case_id}", got=f"named {named.count(case_id)} times", want="once")
+        for case_id in sorted(set(named), key=natural_key)
+        if named.count(case_id) > 1
+    ]
+    if strangers := sorted(set(named) - known, key=natural_key):
+        problems.append(DataError(cohort.root, "split", got=f"unknown cases {', '.join(strangers)}", want="known ones"))
+    if left := sorted(known - set(named), key=natural_key):
+        hint = 'add them to a part, or to "unused"'
+        problems.append(DataError(cohort.root, "split", got=f"no part for {', '.join(left)}", want="all", hint=hint))
+    if not split.train:
+        problems.append(DataError(cohort.root, "split", got="no training case", want="at least one"))
+    if not problems:
+        problems = _leaks(cohort, parts)
+    if problems:
+        raise DataError.merge(problems)
+    return split
+
+
+def write_split(path: Path, split: Split) -> None:
+    """Write a split as JSON."""
+    write_json(path, {part: list(ids) for part, ids in asdict(split).items()})
+
+
+def read_split(path: Path, cohort: Cohort) -> Split:
+    """Read a split from JSON and verify that it fits the cohort.
+
+    Raises:
+        DataError: the file is unreadable, or ``verify_split`` finds something.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(path, "file", got=error.strerror, want="a split written by trifuse, or by hand") from error
+    except ValueError as error:
+        raise DataError(path, "JSON", got=str(error), want="valid JSON") from error
+    allowed, required = {"train", "val", "test", "unused"}, {"train", "val", "test"}
+    if not isinstance(value, dict) or not required <= set(value) <= allowed:
+        got = sorted(value) if isinstance(value, dict) else type(value).__name__
+        raise DataError(path, "keys", got=got, want='"train", "val", "test" and perhaps "unused"')
+    for part, ids in value.items():
+        if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
+            raise DataError(path, part, got=ids, want="a list of case ids")
+    return verify_split(cohort, Split(**{part: tuple(ids) for part, ids in value.items()}))
+
+
+def _whole(fraction: float, count: int) -> int:
+    """Round half up, and to at least one if there is to be any."""
+    return max(int(fraction * count + 0.5), 1) if fraction > 0 else 0
+
+
+def _digest_image(case: Case) -> str:
+    """Digest all files of the image: single slices may well be equal, of nothing but air."""
+    digests = [sha256_of(path) for path in case.image_files]
+    return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _leaks(cohort: Cohort, parts: dict[str, tuple[str, ...]]) -> list[DataError]:
+    """Find patients, and image files with the same bytes, that stand in two parts."""
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    problems = []
+    for part, ids in parts.items():
+        for case in map(cohort.case, ids):
+            for key in (("patient", case.patient), ("image", _digest_image(case))):
+                first_part, first_id = seen.setdefault(key, (part, case.case_id))
+                if first_part != part:
+                    got = f"{first_id} in {first_part} and {case.case_id} in {part}"
+                    problems.append(DataError(cohort.root, f"same {key[0]} in two parts", got=got, want="one part"))
+    return problems

@@ -1,0 +1,1 @@
+"""Samples: slices and patches that networks train on, and how they are prepared."""

@@ -1,0 +1,1 @@
+"""Volumes: voxels on a grid, and the NIfTI files and arrays that hold them."""

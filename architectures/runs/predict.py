@@ -1,0 +1,167 @@
+"""Using a finished network: load it by its folder, whatever it is, and segment images with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trifuse.architectures.data.layouts.open_cohort import open_images
+from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.data.volumes.voxel_values import NonFinite
+from trifuse.architectures.evaluation.predict import predict_cases
+from trifuse.architectures.storage.pretrained import config_from_json, read_description
+from trifuse.architectures.training.distributed import choose_device
+from trifuse.kernels import CheckpointError, DataError
+
+from .recipes import DataRecipe
+
+RECIPES = {  # of each architecture, in its train.py
+    "dino_unet": "DinoUNetRecipe",
+    "fias": "FiasRecipe",
+    "plain_unet": "PlainUNetRecipe",
+    "taff_unet": "TaffUNetRecipe",
+}
+
+_AS_IS = (
+    "note: this network was trained on values as they lie in its files, and takes these images so, too; if they are in "
+    "Hounsfield units and its files were Synapse's, pass --window -125 275"
+)
+
+
+def load_network(folder: Path) -> tuple[Any, DataRecipe]:
+    """Return the network of a run, or of a folder that ``save_pretrained`` wrote, and how its slices were prepared.
+
+    That is what the run says, also for the run's folder ``best``; a network without a run gets what its architecture
+    does by default.
+
+    Raises:
+        CheckpointError: there is no network of ours, or it is damaged.
+    """
+    run = run_of(folder)
+    weights = folder / "best" if run == folder else folder
+    architecture = read_description(weights)["architecture"]
+    if architecture not in RECIPES:
+        raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(RECIPES)}")
+    network = network_class(architecture).from_pretrained(weights)
+    if run:
+        return network, run_section(run, "data", DataRecipe)
+    data = default_data(architecture)
+    return network, replace(data, image_size=getattr(network.config, "image_size", data.image_size))
+
+
+def network_class(architecture: str) -> Any:
+    """Return the network of that name, one of `RECIPES`."""
+    package = import_module(f"{__package__}.{architecture}")
+    return next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
+
+
+def run_of(folder: Path) -> Path | None:
+    """Return the run that a folder is, or whose folder ``best`` it is; None for a network without a run."""
+    for run in (folder, folder.parent if folder.name == "best" else folder):
+        if (run / "run.json").exists():
+            return run
+    return None
+
+
+def run_section(run: Path, section: str, kind: type) -> Any:
+    """Return a section of what a run's ``run.json`` says about it, such as its ``"data"``, as the dataclass it was.
+
+    Raises:
+        CheckpointError: there is no run, or none of ours, or it lacks the section.
+    """
+    path = run / "run.json"
+    try:
+        values = json.loads(path.read_bytes())["config"][section]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected the description of a run of trifuse, found {error!r}") from error
+    return config_from_json(kind, values, path)
+
+
+def default_data(architecture: str) -> DataRecipe:
+    """Return how the network of that name, one of `RECIPES`, takes its slices by default."""
+    return getattr(training_module(architecture), RECIPES[architecture])().data
+
+
+def training_module(architecture: str) -> ModuleType:
+    """Return the ``train.py`` of the network of that name, one of `RECIPES`."""
+    return import_module(f"{__package__}.{architecture}.train")
+
+
+def predict_images(
+    model_folder: Path,
+    images: Path,
+    out: Path,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    nonfinite: NonFinite = "error",
+    window: tuple[float, float] | None = None,
+    prior_labels: Path | None = None,
+    spacing_mm: tuple[float, float] | None = None,
+) -> list[Path]:
+    """Segment a NIfTI file, a folder of them, or the images of a cohort; return the paths of the label maps.
+
+    Args:
+        model_folder: see `load_network`.
+        images: see `open_images`.
+        out, batch_size, nonfinite: see `predict_cases`.
+        image_size: side of the network's input in pixels; None takes the run's.
+        device: see `choose_device`.
+        window: values to clip to and scale to [0, 1], in place of what the run did with values. A network that was
+            trained on values prepared by others, such as Synapse's, needs it for images in Hounsfield units.
+        prior_labels: folder of ``<case>.nii.gz`` to build an anatomical prior from, for networks that take one; None
+            predicts them by the run's own first pass, into ``first_pass`` below ``out``.
+        spacing_mm: rows' and columns' distance that images are resampled to, for a network on patches whose run, which
+            knows it, is not there.
+
+    Raises:
+        CheckpointError: nobody says which spacing a network on patches was trained at.
+        DataError: prior labels for a network that takes no prior; see `predict_cases`.
+    """
+    model, data = load_network(model_folder)
+    patches = _with_spacing(model_folder, data, spacing_mm)
+    cohort = open_images(images, channel=data.channel)
+    preprocessing = data.preprocessing
+    if window is not None:
+        preprocessing = replace(preprocessing, intensity="window", window=window)
+    elif preprocessing.intensity == "as_is" and cohort.has_spacing:
+        print(_AS_IS, file=sys.stderr)
+    model.to(choose_device(device))
+    bring = getattr(training_module(model.architecture), "prediction_side_inputs", None)
+    if bring is None and prior_labels is not None:
+        raise DataError(prior_labels, "prior labels", got=model.architecture, want="a network that takes a prior")
+    side_inputs = bring and bring(
+        model, run_of(model_folder), cohort, out, prior_labels=prior_labels, batch_size=batch_size
+    )
+    return predict_cases(
+        model,
+        cohort,
+        [case.case_id for case in cohort.cases],
+        out,
+        image_size=image_size or data.image_size,
+        preprocessing=preprocessing,
+        patches=patches,
+        side_inputs=side_inputs,
+        batch_size=batch_size,
+        nonfinite=nonfinite,
+    )
+
+
+def _with_spacing(model_folder: Path, data: DataRecipe, spacing_mm: tuple[float, float] | None) -> Patches | None:
+    if spacing_mm is not None:
+        if data.patches is None or data.patches.spacing_mm is not None:
+            known = "takes whole slices" if data.patches is None else f"was trained at {data.patches.spacing_mm} mm"
+            raise CheckpointError(f"{model_folder}: this network {known}; leave the spacing to it")
+        return replace(data.patches, spacing_mm=spacing_mm)
+    if data.patches is not None and data.patches.spacing_mm is None:
+        raise CheckpointError(
+            f"{model_folder}: there is no run that says at which spacing of rows and columns this network was trained; "
+            "pass it, in mm, for example --spacing 1.25 1.25"
+        )
+    return data.patches

@@ -1,0 +1,241 @@
+"""What a run is to do: recipes, and how one is put together from defaults, a file, and the words of a command."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from trifuse.architectures.data.layouts.cohort import Cohort, Split
+from trifuse.architectures.data.layouts.found import Frames, LabelSpace, Targets
+from trifuse.architectures.data.layouts.open_cohort import Layout, open_cohort
+from trifuse.architectures.data.layouts.split import read_split, split_patients, verify_split
+from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.slice_dataset import Keep
+from trifuse.architectures.data.volumes.voxel_values import NonFinite
+from trifuse.architectures.storage.config_json import dataclass_of
+from trifuse.architectures.storage.pretrained import config_from_json, config_to_json
+from trifuse.architectures.storage.text import nearest
+from trifuse.kernels import CheckpointError, DataError, TrifuseError
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which cases a run uses, and how their slices are prepared.
+
+    Attributes:
+        root: the cohort's folder.
+        layout: of the folder, see ``open_cohort``; ``"auto"`` tells by the files that are there.
+        targets: what to segment, each ``"3"``, ``"lv=3"`` or ``"wall=1,2"``.
+        patient_pattern: regular expression that finds the patient in a case's name.
+        label_space: how the labels of the Synapse package are numbered; needed there.
+        frames: which frames of the ACDC layout are cases: ``"both"``, ``"ed"`` or ``"es"``.
+        channel: name or number of the channel to use of an nnU-Net data set that has several.
+        max_interval_days: most days between ECG and MRI in the ``lge_ecg`` layout; None allows 90.
+        split: JSON file that says which cases train, validate and test; None takes the split that the cohort brings,
+            or draws one.
+        val_cases: patterns of the cases that validate, and
+        test_cases: of those that test; given either, all other cases train and nothing is drawn. A cohort that brings
+            a split keeps the part that is not given.
+        val_from: what the drawn validation tenth is taken of: ``"all"`` patients, or those ``"remaining"`` for it.
+        split_seed: of the drawn split.
+        image_size: side of the square that slices are resized to, in pixels; with ``patches``, of a patch.
+        keep: slices to train on: ``"all"``, those that show a target (``"foreground"``), or those on which anything
+            is drawn (``"labelled"``).
+        augment: ``"none"``, ``"flip_rot"``, or ``"transunet"``: that of TransUNet; for patches ``"none"`` or
+            ``"nnunet"``: that of nnU-Net.
+        preprocessing: how the values and the size of slices are changed, in training and prediction.
+        nonfinite: what to do with NaN and infinite voxels: ``"error"``, ``"zero"`` or ``"median"``.
+        patches: how slices are seen patch by patch, at one spacing; None resizes whole slices.
+
+    Raises:
+        ValueError: an image size below 1, or an augmentation or preprocessing that patches lack, or only they have.
+    """
+
+    root: str = ""
+    layout: Layout = "auto"
+    targets: tuple[str, ...] = ()
+    patient_pattern: str | None = None
+    label_space: LabelSpace | None = None
+    frames: Frames = "both"
+    channel: str | None = None
+    max_interval_days: float | None = None
+    split: str | None = None
+    val_cases: tuple[str, ...] = ()
+    test_cases: tuple[str, ...] = ()
+    val_from: Literal["all", "remaining"] = "all"
+    split_seed: int = 42
+    image_size: int = 448
+    keep: Keep = "all"
+    augment: Literal["none", "flip_rot", "transunet", "nnunet"] = "none"
+    nonfinite: NonFinite = "error"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    patches: Patches | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        fitting = ("none", "nnunet") if self.patches is not None else ("none", "flip_rot", "transunet")
+        if self.augment not in fitting:
+            which = "patches" if self.patches is not None else "whole slices"
+            raise ValueError(f"augment must be one of {', '.join(fitting)} for {which}, got {self.augment!r}")
+        if self.patches is not None and (self.preprocessing.resize, self.preprocessing.restore) != ("linear", "logits"):
+            raise ValueError(
+                "preprocessing.resize and .restore are for whole slices; patches are resampled in their own way"
+            )
+
+    def open(self) -> Cohort:
+        """Find the cases."""
+        return open_cohort(
+            Path(self.root),
+            self.layout,
+            parse_targets(self.targets),
+            patient_pattern=self.patient_pattern,
+            label_space=self.label_space,
+            frames=self.frames,
+            channel=self.channel,
+            max_interval_days=self.max_interval_days,
+        )
+
+    def choose_split(self, cohort: Cohort) -> Split:
+        """Read, build or draw the split, or take the cohort's own, whichever the recipe says."""
+        if self.split is not None:
+            return read_split(Path(self.split), cohort)
+        if not self.val_cases and not self.test_cases:
+            if cohort.split is not None:
+                return verify_split(cohort, cohort.split)
+            return split_patients(cohort, seed=self.split_seed, val_from=self.val_from)
+        names = [case.case_id for case in cohort.cases]
+        own = cohort.split or Split((), (), ())
+        test = matching_cases(cohort, names, self.test_cases) or own.test
+        val = matching_cases(cohort, names, self.val_cases) or tuple(name for name in own.val if name not in test)
+        train = tuple(name for name in names if name not in (*test, *val))
+        return verify_split(cohort, Split(train, val, test))
+
+
+def parse_targets(words: Sequence[str]) -> Targets | None:
+    """Turn ``["lv=3", "wall=1,2"]`` into ``{"lv": [3], "wall": [1, 2]}``; a lone number gets the name "target".
+
+    Raises:
+        DataError: a word is not of that form.
+    """
+    targets: dict[str, list[int]] = {}
+    for word in words:
+        name, _, values = word.rpartition("=")
+        try:
+            targets[name or "target"] = [int(value) for value in values.split(",")]
+        except ValueError as error:
+            raise DataError(word, "target", want="a label value or NAME=VALUE[,VALUE], such as lv=3") from error
+    return targets or None
+
+
+def matching_cases(cohort: Cohort, names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that match any of the patterns.
+
+    Raises:
+        DataError: a pattern matches none.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise DataError(cohort.root, "cases", got=f"0 cases that match {pattern!r}", want=f"some of {list(names)}")
+    return tuple(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+
+
+class RecipeError(TrifuseError):
+    """A recipe names a field that there is none of, or gives one a value that it cannot have."""
+
+
+def recipe_from(
+    kind: type,
+    file: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> Any:
+    """Build a run's recipe from its defaults, a TOML file, values by dotted name, and ``"field=value"`` words.
+
+    Later sources win; ``defaults``, by dotted name, are the first. A value in a word is JSON where it can be, and text
+    where not.
+
+    Raises:
+        RecipeError: naming the field and, for one that is unknown, the nearest known one.
+    """
+    values: dict[str, Any] = config_to_json(kind())
+    sources = list((defaults or {}).items())
+    if file is not None:
+        try:
+            sources += _dotted(tomllib.loads(Path(file).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RecipeError(f"{file}: expected a TOML file, got {error.strerror}") from error
+        except ValueError as error:
+            raise RecipeError(f"{file}: expected TOML, got {error}") from error
+    sources += [(name, _as_value(value)) for name, value in (given or {}).items()]
+    for word in settings:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise RecipeError(f"{word!r}: expected FIELD=VALUE, for example training.lr=1e-4")
+        sources.append((name, _parsed(text)))
+    for name, value in sources:
+        _put(values, kind, name, value)
+    if not values["data"]["root"]:
+        raise RecipeError("data.root: expected the folder of the cohort")
+    try:
+        return config_from_json(kind, values, "recipe")
+    except CheckpointError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in table.items():
+        below = _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else []
+        pairs += below or [(f"{prefix}{name}", value)]
+    return pairs
+
+
+def _as_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_value(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _put(values: dict[str, Any], kind: type, dotted: str, value: Any) -> None:
+    """Set a field of nested values, after checking that each name on the way is one of the dataclass's."""
+    *sections, name = dotted.split(".")
+    hints = get_type_hints(kind)
+    for section in sections:
+        part = _section(values, hints, section)
+        if part is None:
+            raise RecipeError(f"{dotted}: there is no section {section!r}{_suggestion(section, hints)}")
+        if values[section] is None:  # it is not there by default, and begins with defaults of its own
+            values[section] = config_to_json(part())
+        values, hints = values[section], get_type_hints(part)
+    part = _section(values, hints, name)
+    if part is not None and value == {}:  # it is to be there, whatever is in it
+        value = values[name] or config_to_json(part())
+    elif name not in hints or is_dataclass(hints[name]):
+        raise RecipeError(f"{dotted}: there is no field {name!r}{_suggestion(name, hints)}")
+    values[name] = value
+
+
+def _section(values: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> type | None:
+    """Return the dataclass of a section, be it there or not; None if the name is that of a value, or of nothing."""
+    return dataclass_of(hints.get(name)) if isinstance(values.get(name), dict | None) else None
+
+
+def _suggestion(name: str, known: Mapping[str, Any]) -> str:
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else f"; known are {', '.join(known)}"

@@ -1,0 +1,87 @@
+"""The same training several times with other seeds, and one report over all of them: how the papers state results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack
+
+from trifuse.architectures.evaluation.report import REPORT, PaperTable, describe_environment
+from trifuse.architectures.evaluation.tables import case_tables, read_case_table
+from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.training.distributed import open_world
+from trifuse.architectures.training.loop import FREE_TO_CHANGE
+from trifuse.architectures.training.run_folder import open_run
+
+from .pipeline import RunOptions, claim_folder
+from .repeats_report import RepeatedRun, write_repeats_report
+
+
+def repeat_training(
+    train: Callable[..., Path | None],
+    recipe: Any,
+    out: Path,
+    repeats: int,
+    *,
+    title: str,
+    paper_tables: Callable[[int], Sequence[PaperTable]] = lambda targets: (),
+    paper: str = "",
+    **options: Unpack[RunOptions],
+) -> Path | None:
+    """Train a recipe with several seeds, and report mean and SD over the runs.
+
+    Run k, counted from 1, lies in ``out/run_<k>``; k is added to the seeds of training and of the weights. Resumed
+    with the same recipe, only the runs that are not finished are done, and ``repeats`` may have grown.
+
+    Args:
+        train: the network's, which ends in `train_and_report`.
+        recipe: what to do, with the seeds that k is added to.
+        out: folder of the runs, and of ``report.md`` over them.
+        repeats: how many runs.
+        title: of the report.
+        paper_tables: what the publication reports for a cohort of that many targets.
+        paper: how to cite it.
+        options: see `RunOptions`.
+
+    Returns:
+        The path of the report; None on all ranks but the first.
+
+    Raises:
+        OutputFolderError: ``out`` is in use, or holds something else, or runs of another recipe.
+        Further ones: see `train_and_report`.
+    """
+    resume, force = options.get("resume", False), options.get("force_resume", False)
+    with open_world(recipe.training.device) as world:  # of all runs: see `open_world`
+        with world.raise_on_any_rank():
+            claim_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
+            if world.is_main:
+                open_run(out, {"repeated": _description(recipe)}, resume=True, force=force)
+        runs = [RepeatedRun(out / f"run_{k}", recipe.training.seed + k) for k in range(1, repeats + 1)]
+        for k, run in enumerate(runs, start=1):
+            if not (run.folder / REPORT).exists():
+                train(with_seeds(recipe, k), run.folder, **{**options, "resume": True, "overwrite": False})
+    if not world.is_main:
+        return None
+    classes = {row.class_name for row in read_case_table(case_tables(runs[0].folder)[0])}
+    return write_repeats_report(
+        out,
+        runs,
+        title=f"{title}, {repeats} runs",
+        facts=describe_environment(),
+        command=options.get("command", ()),
+        paper_tables=paper_tables(len(classes)),
+        paper=paper,
+    )
+
+
+def with_seeds(recipe: Any, k: int) -> Any:
+    """Add k to the seeds of training and of the network's weights."""
+    training = replace(recipe.training, seed=recipe.training.seed + k)
+    return replace(recipe, training=training, network=replace(recipe.network, init_seed=recipe.network.init_seed + k))
+
+
+def _description(recipe: Any) -> Mapping[str, Any]:
+    description = config_to_json(recipe)
+    kept = {name: value for name, value in description["training"].items() if name not in FREE_TO_CHANGE}
+    return {**description, "training": kept}

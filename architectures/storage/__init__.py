@@ -1,0 +1,1 @@
+"""What lies on disk: atomic files, safetensors, JSON of dataclasses, saved networks, the log of epochs."""

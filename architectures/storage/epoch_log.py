@@ -1,0 +1,107 @@
+"""log.csv: one row per epoch, one schema, every epoch once, however often the run was cut short."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from trifuse.kernels.errors import DataError, MissingExtra
+
+from .atomic_files import write_text
+
+
+class EpochLog:
+    """Append rows to a CSV file, and to TensorBoard if asked for.
+
+    Args:
+        path: of the CSV file. Its first column is ``epoch``, counted from 1; numbers have a decimal point everywhere.
+        epochs_done: rows of later epochs, and a half-written last line, come from a run that was killed before its
+            checkpoint; they are removed, since those epochs are run again.
+        tensorboard: folder for TensorBoard files; None for none.
+
+    Raises:
+        MissingExtra: TensorBoard is asked for but not installed.
+    """
+
+    def __init__(self, path: Path, epochs_done: int, tensorboard: Path | None = None) -> None:
+        self._path = path
+        self._columns = _keep_rows(path, epochs_done)
+        self._size = path.stat().st_size if self._columns else 0
+        self._waiting: list[bytes] = []
+        self._board = None if tensorboard is None else _open_tensorboard(tensorboard, epochs_done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def append(self, row: Mapping[str, float | int]) -> None:
+        """Add an epoch; `write` brings it to the disk.
+
+        Raises:
+            DataError: its columns are not those of the rows before it.
+        """
+        if self._columns is None:
+            self._columns = list(row)
+            self._waiting.append(_line(self._columns))
+        if list(row) != self._columns:
+            raise DataError(self._path, "columns", got=list(row), want=self._columns)
+        self._waiting.append(_line([repr(value) for value in row.values()]))
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, row["epoch"])
+
+    def write(self) -> None:
+        """Bring all rows to the disk; after a failure, such as a full disk, the next call tries again.
+
+        Raises:
+            OSError: it did not work.
+        """
+        if self._waiting:
+            content = b"".join(self._waiting)
+            with open(self._path, "ab") as stream:
+                stream.truncate(self._size)  # what a failed attempt left
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            self._size += len(content)
+            self._waiting.clear()
+        if self._board is not None:
+            self._board.flush()
+
+
+def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
+    """Cut the file down to its header and the first epochs, and return the columns."""
+    if not path.exists():
+        return None
+    lines = path.read_text().splitlines(keepends=True)
+    if not lines or not lines[0].endswith("\n"):
+        path.unlink()
+        return None
+    kept = lines[: 1 + epochs_done]
+    if kept != lines:
+        write_text(path, "".join(kept))
+    return next(csv.reader(kept))
+
+
+def _line(values: list[str]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue().encode()
+
+
+def _open_tensorboard(folder: Path, epochs_done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtra("tensorboard", "tb", "writing TensorBoard files") from error
+    return SummaryWriter(folder, purge_step=epochs_done + 1)

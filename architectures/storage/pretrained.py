@@ -1,0 +1,189 @@
+"""Networks that save themselves to a folder and are loaded from it.
+
+A folder written by `Pretrained.save_pretrained` holds ``model.safetensors`` and ``config.json``; the latter names the
+architecture, its configuration, and the SHA-256 of the former.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from trifuse.kernels.errors import CheckpointError
+
+from .atomic_files import describe_content, sha256_of, write_json
+from .config_json import SCHEMA_VERSION, config_from_json, config_to_json, nearest_note
+from .safetensors_file import read_safetensors, write_safetensors
+
+__all__ = [
+    "CONFIG_FILE",
+    "FORMAT",
+    "WEIGHTS_FILE",
+    "Pretrained",
+    "config_from_json",
+    "config_to_json",
+    "load_strict",
+    "read_description",
+    "read_safetensors",
+    "recorded_digest",
+    "weights_generator",
+    "write_safetensors",
+]
+
+FORMAT = "trifuse"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+_PENDING_FILE = "model.safetensors.new"
+_ROWS_SHOWN = 10
+
+
+def weights_generator(seed: int) -> torch.Generator:
+    """Return a generator for random weights, on the device that modules are being built on, as far as it has one."""
+    device = torch.get_default_device()
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a module, only if every name, every shape and every value is in order.
+
+    Args:
+        module: is left unchanged when anything is wrong. One on the meta device takes the tensors as they are.
+        tensors: one tensor for each entry of ``module.state_dict()``; converted to the module's type and device.
+        path: where the tensors came from, for the message.
+
+    Raises:
+        CheckpointError: a table of all missing, unexpected, misshapen and non-finite tensors.
+    """
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted]
+    common = [name for name in wanted if name in tensors]
+    misshapen = [name for name in common if tensors[name].shape != wanted[name].shape]
+    non_finite = [name for name in common if not bool(tensors[name].isfinite().all())]
+    sections = [
+        ("missing", (f"{name}{nearest_note(name, unexpected)}" for name in missing), len(missing)),
+        ("unexpected", (f"{name}{nearest_note(name, missing)}" for name in unexpected), len(unexpected)),
+        (
+            "of the wrong shape",
+            (f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(tensors[name].shape)}" for name in misshapen),
+            len(misshapen),
+        ),
+        ("not finite (NaN or infinity)", iter(non_finite), len(non_finite)),
+    ]
+    problems = "".join(_section(title, rows, count) for title, rows, count in sections if count)
+    if problems:
+        raise CheckpointError(f"{path} does not fit {type(module).__name__}:{problems}")
+    assign = any(tensor.is_meta for tensor in wanted.values())
+    module.load_state_dict({name: tensors[name].to(wanted[name].dtype) for name in wanted}, assign=assign)
+
+
+def _section(title: str, rows: Iterable[str], count: int) -> str:
+    shown = "".join(f"\n    {row}" for _, row in zip(range(_ROWS_SHOWN), rows, strict=False))
+    rest = f"\n    and {count - _ROWS_SHOWN} more" if count > _ROWS_SHOWN else ""
+    return f"\n  {count} {title}:{shown}{rest}"
+
+
+class Pretrained:
+    """Let a network save itself to a folder and be loaded from it.
+
+    A network that inherits from this and from `torch.nn.Module` declares ``architecture``, its name on disk, and
+    ``config_type``, the frozen dataclass that its constructor takes and keeps as ``self.config``.
+    """
+
+    architecture: ClassVar[str]
+    config_type: ClassVar[type]
+    config: Any
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write ``model.safetensors`` and ``config.json``; the folder is made if need be.
+
+        A save over an older one may be cut short at any moment: the folder then still loads, either as the old
+        network or as the new one.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        pending = folder / _PENDING_FILE
+        digest = write_safetensors(pending, typing.cast(nn.Module, self).state_dict(), {"format": "pt"})
+        description = {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "architecture": self.architecture,
+            "config": config_to_json(self.config),
+            "sha256": {WEIGHTS_FILE: digest},
+        }
+        write_json(folder / CONFIG_FILE, description)  # from here on the folder means the new network
+        pending.replace(folder / WEIGHTS_FILE)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Self:
+        """Load the network that `save_pretrained` wrote to ``folder``, in evaluation mode.
+
+        Raises:
+            CheckpointError: something is missing, damaged, from another architecture or from a newer trifuse.
+        """
+        folder = Path(folder)
+        description = read_description(folder, cls.architecture)
+        config = config_from_json(cls.config_type, description.get("config"), folder / CONFIG_FILE)
+        digest = recorded_digest(description, folder)
+        weights = _weights_file(folder, digest)
+        with torch.device("meta"):  # no weight is drawn only to be loaded over
+            network = typing.cast(Any, cls)(config)
+        load_strict(network, read_safetensors(weights, digest), weights)
+        return network.to(torch.get_default_device()).eval()
+
+
+def read_description(folder: Path, architecture: str | None = None) -> dict[str, Any]:
+    """Return the content of ``config.json``, after checking who wrote it and for which architecture.
+
+    Args:
+        folder: written by `Pretrained.save_pretrained`.
+        architecture: the one that is wanted; None takes any.
+
+    Raises:
+        CheckpointError: nothing there, not ours, newer than this trifuse, or another architecture.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        missing = path if folder.is_dir() else folder
+        raise CheckpointError(f"{missing}: not found; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        description = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected JSON, found {describe_content(path)} ({error})") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f'{path}: expected a configuration written by trifuse, with "format": "{FORMAT}"')
+    version = description.get("schema_version")
+    if type(version) is not int or version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema_version is {version!r}, this trifuse reads up to {SCHEMA_VERSION}; upgrade trifuse"
+        )
+    if architecture is not None and description.get("architecture") != architecture:
+        raise CheckpointError(
+            f"{path}: wrong architecture: got {description.get('architecture')!r}, want {architecture!r}"
+        )
+    return description
+
+
+def recorded_digest(description: Mapping[str, Any], folder: Path) -> str:
+    """Return the SHA-256 of the weights that a description read from ``folder`` records.
+
+    Raises:
+        CheckpointError: it records none.
+    """
+    digests = description.get("sha256")
+    digest = digests.get(WEIGHTS_FILE) if isinstance(digests, dict) else None
+    if not isinstance(digest, str):
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected the SHA-256 of {WEIGHTS_FILE}, got {digest!r}")
+    return digest
+
+
+def _weights_file(folder: Path, digest: str) -> Path:
+    """The file that config.json speaks of: a save that was cut short has not given it its final name yet."""
+    pending = folder / _PENDING_FILE
+    return pending if pending.is_file() and sha256_of(pending) == digest else folder / WEIGHTS_FILE

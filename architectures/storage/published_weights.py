@@ -1,0 +1,188 @@
+"""Weights that somebody else has published: read without executing anything, renamed, and kept as a folder of ours.
+
+A converter says what the tensors of a file are called here and which network they are for; all that it shares with the
+others is here: reading, comparing with the network's own names and shapes, writing, reporting.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trifuse.kernels.errors import CheckpointError
+
+from .atomic_files import describe_content, sha256_of, write_json
+from .config_json import SCHEMA_VERSION, config_to_json
+from .pretrained import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_description, recorded_digest
+from .safetensors_file import read_safetensors, write_safetensors
+
+_NAMES_SHOWN = 10
+_NESTING = ("teacher", "model", "state_dict", "network_weights")
+_NOT_FETCHED = ("an empty file", "a git-lfs pointer", "an HTML page")  # what comes where a download failed
+_NUMPY_NAMES = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype")
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of every tensor of a checkpoint.
+
+    Args:
+        source: where the tensors came from.
+        config: the network that they are for.
+        mapped: published name -> our name.
+        ignored: names of tensors that the network has no use for: heads of another task.
+        missing: our names, for which the checkpoint has nothing, or not all parts.
+        misshapen: our names whose tensors have another shape than the network's, with both shapes.
+        unexpected: published names that follow no known pattern.
+    """
+
+    source: str
+    config: Any
+    mapped: dict[str, str]
+    ignored: tuple[str, ...]
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.config}", f"  {len(self.mapped)} tensors mapped"]
+        for title in ("ignored", "missing", "misshapen", "unexpected"):
+            names = getattr(self, title)
+            if names:
+                rest = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+                lines.append(f"  {len(names)} {title}: {', '.join(names[:_NAMES_SHOWN])}{rest}")
+        return "\n".join(lines)
+
+
+Read = Callable[[Path], tuple[dict[str, Tensor], ConversionReport]]
+
+
+def convert_weights(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], architecture: str, read: Read
+) -> ConversionReport:
+    """Convert a published checkpoint to a folder of ``model.safetensors`` and ``config.json``.
+
+    Args:
+        path: the published file.
+        out: the folder to write.
+        architecture: the name on disk of what the weights are for.
+        read: the converter's own reader.
+
+    Raises:
+        CheckpointError: the reader refuses the file, or the file lies in ``out``.
+    """
+    path, folder = Path(path), Path(out)
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path}: lies in the output folder {folder}, whose files would replace it; name another")
+    state, report = read(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = write_safetensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
+    write_json(
+        folder / CONFIG_FILE,
+        {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "architecture": architecture,
+            "config": config_to_json(report.config),
+            "sha256": {WEIGHTS_FILE: digest},
+            "converted_from": {"file": path.name, "sha256": sha256_of(path)},
+        },
+    )
+    return report
+
+
+def read_tensors(path: Path, architecture: str) -> dict[str, Tensor]:
+    """Read the tensors of a folder that `convert_weights` wrote, or of a ``.safetensors`` or ``.pth`` file.
+
+    Raises:
+        CheckpointError: nothing is there, it is damaged, holds code, or is for another architecture.
+    """
+    if path.is_dir():
+        digest = recorded_digest(read_description(path, architecture), path)
+        return read_safetensors(path / WEIGHTS_FILE, digest)
+    return read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+
+
+def compare(
+    source: str,
+    config: Any,
+    state: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    *,
+    mapped: dict[str, str],
+    ignored: list[str],
+    unexpected: list[str],
+) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Return renamed tensors in the order of the network's own, and the report, if they are all there and alike.
+
+    Args:
+        source: where they came from.
+        config: the network that they are for; its text names it in messages.
+        state: the tensors by our names.
+        wanted: the network's own state dict, e.g. on the meta device.
+        mapped: published name -> our name.
+        ignored: see `ConversionReport`.
+        unexpected: see `ConversionReport`.
+
+    Raises:
+        CheckpointError: a tensor is missing, misshapen or unknown.
+    """
+    missing = tuple(name for name in wanted if name not in state)
+    misshapen = tuple(
+        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    )
+    report = ConversionReport(source, config, mapped, tuple(ignored), missing, misshapen, tuple(unexpected))
+    if missing or misshapen or unexpected:
+        kind = str(config).partition("(")[0]
+        raise CheckpointError(f"expected all weights of one {kind} and nothing else, got {report}")
+    return {name: state[name] for name in wanted}, report
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """Read tensors that `torch.save` wrote; a file that holds anything to be executed is refused unexecuted."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a checkpoint file or a folder of converted weights, found nothing")
+    found = describe_content(path)
+    if found.startswith(_NOT_FETCHED):
+        raise CheckpointError(f"{path}: expected tensors saved by PyTorch, found {found}; fetch the file itself again")
+    try:
+        with torch.serialization.safe_globals([(_NumpyNumber, name) for name in _NUMPY_NAMES]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: expected tensors saved by PyTorch, found {found} that holds code or something else; "
+            "nothing in it was executed; get the weights as safetensors, or have their owner save the "
+            "state_dict() alone"
+        ) from error
+    except Exception as error:  # torch reports damage with a dozen types, none of which names the file
+        raise CheckpointError(
+            f"{path}: expected tensors saved by PyTorch, found {found} that cannot be read ({error}); "
+            "is it damaged or cut short?"
+        ) from error
+    for key in _NESTING:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a dictionary of named tensors, got a {type(content).__name__}")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            what = f"{type(value).__name__} under {name!r}"
+            raise CheckpointError(f"{path}: expected a dictionary of named tensors, got one with a {what}")
+    return content
+
+
+class _NumpyNumber:
+    """Holds nothing; takes the place of NumPy's numbers, such as the scores that nnU-Net keeps beside its weights."""
+
+    def __init__(self, *arguments: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...

@@ -1,0 +1,1 @@
+"""What operators and networks are compared with."""

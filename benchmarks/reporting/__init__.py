@@ -1,0 +1,1 @@
+"""Reports: every benchmark in one run, and the tables made from result files."""

@@ -1,0 +1,313 @@
+"""What a call costs the host apart from the launch itself, and how many kernels it launches.
+
+Time: on a CPU the Triton backend is forced, and launches are replaced by nothing; what is left of a call on tiny
+tensors is checks, dispatch, autograd's bookkeeping and the allocation of results. It is taken as the processor time of
+the one thread, in bursts; the median and the quintiles of the bursts are kept. The yardsticks are a multiplication, an
+autograd function that does nothing, and the same as a custom operator of PyTorch's.
+
+Launches: of ours, each call of `trifuse.kernels.gpu.launching.launch`, and each of PyTorch's operators around them that
+computes something; of what people write without us, each of PyTorch's operators that computes something. A GPU would be
+asked to launch at least one kernel for each.
+
+Both are measured in a process of their own, because the interpreter of Triton has to be chosen before it is loaded::
+
+    python -m trifuse.benchmarks.reporting.host_cost FOLDER [SECONDS]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trifuse import kernels
+from trifuse.benchmarks.baselines import (
+    block_fusion as baselines,
+)
+from trifuse.benchmarks.baselines import (
+    depthwise_multi_kernel as depthwise_baselines,
+)
+from trifuse.benchmarks.baselines import (
+    dilated_attention as dilated_attention_baselines,
+)
+from trifuse.benchmarks.baselines import (
+    gates as gate_baselines,
+)
+from trifuse.benchmarks.baselines import (
+    segmentation_losses as segmentation_loss_baselines,
+)
+from trifuse.benchmarks.bench_temporal_film_gate import composed as film_as_written
+from trifuse.benchmarks.harness import Timing, clock, replay
+from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
+from trifuse.kernels.testing.machine import stamp
+from trifuse.kernels.testing.measuring import tensors_in
+from trifuse.kernels.testing.tables import table
+
+MOST_ROUNDS, CALLS_PER_BURST = 40, 50
+FORWARD, WITH_GRADIENTS, BACKWARD = "forward, no gradients", "forward, with gradients", "forward + backward"
+# What a GPU does without a kernel: views, allocations, and questions about a tensor.
+WITHOUT_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense"}
+
+Call = Callable[[], Tensor]
+Form = Callable[..., Tensor]
+
+
+def arguments_of(name: str, *, grad: bool) -> tuple[Any, ...]:
+    """Return tiny arguments for an operator, floating-point tensors requiring gradients or not."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).requires_grad_(grad)
+
+    x = random(1, 8, 4, 4)
+    return {
+        "weighted_block_fusion": lambda: ([random(1, 2, 8).requires_grad_(False) for _ in range(12)], random(12)),
+        "dilated_attention": lambda: (random(1, 4, 4, 3 * 24),),
+        "channel_gate": lambda: (x, random(1, 8)),
+        "spatial_gate": lambda: (x, random(1, 1, 4, 4)),
+        "temporal_film_gate": lambda: (x, random(1, 8), random(1, 2), random(1, 8), random(1, 8)),
+        "mutation_loss": lambda: ([random(1, 4, 4, 4) for _ in range(3)], torch.zeros(1, 4, 4, dtype=torch.int64)),
+        "dice_ce_loss": lambda: (random(1, 4, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)),
+        "depthwise_multi_kernel": lambda: (x, [random(8, 1, 5, 5), random(8, 1, 7, 7)]),
+        "monte_carlo_pool": lambda: (x, 2, 1, torch.randperm(16, generator=generator)),
+        "upsample_argmax": lambda: ([random(1, 4, side, side) for side in (2, 3)], (4, 4)),
+    }[name]()
+
+
+def attend_packed(qkv: Tensor) -> Tensor:
+    """Attend with three heads, one for each dilation."""
+    return packed_dilated_attention(qkv, num_heads=3)
+
+
+def unfold_packed(qkv: Tensor) -> Tensor:
+    """Do the same as published."""
+    return dilated_attention_baselines.unfold_attention(*qkv.chunk(3, dim=-1), num_heads=3)
+
+
+def pool(x: Tensor, scale: int, cell: int, permutation: Tensor) -> Tensor:
+    """Pool one cell."""
+    return kernels.monte_carlo_pool(x, scale=scale, cell=cell, permutation=permutation)
+
+
+def labels(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Upsample, add up, and take the largest: as people write it."""
+    return sum(torch.nn.functional.interpolate(m, size, mode="bilinear") for m in logits).argmax(dim=1)
+
+
+# Every operator with kernels, and what people write without it.
+FORMS: dict[str, tuple[Form, Form]] = {
+    "weighted_block_fusion": (kernels.weighted_block_fusion, baselines.stack_einsum),
+    "dilated_attention": (attend_packed, unfold_packed),
+    "channel_gate": (kernels.channel_gate, gate_baselines.broadcast_channel_gate),
+    "spatial_gate": (kernels.spatial_gate, gate_baselines.broadcast_spatial_gate),
+    "temporal_film_gate": (kernels.temporal_film_gate, film_as_written),
+    "depthwise_multi_kernel": (kernels.depthwise_multi_kernel, depthwise_baselines.separate_convolutions),
+    "monte_carlo_pool": (pool, gate_baselines.shuffled_adaptive_pool),
+    "mutation_loss": (kernels.mutation_loss, segmentation_loss_baselines.separate_losses),
+    "dice_ce_loss": (
+        partial(kernels.dice_ce_loss, flavour="nnunet"),
+        segmentation_loss_baselines.foreground_dice_and_cross_entropy,
+    ),
+    "upsample_argmax": (kernels.upsample_argmax, labels),
+}
+
+
+class _Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return torch.empty_like(grad)
+
+
+def yardsticks() -> dict[str, Form]:
+    """Return what dispatch costs in PyTorch itself: three ways to an elementwise operator."""
+    schema = "(Tensor x) -> Tensor"
+    nothing = torch.library.custom_op("trifuse_yardstick::nothing", torch.empty_like, mutates_args=(), schema=schema)
+    nothing.register_autograd(lambda ctx, grad: torch.empty_like(grad))
+    return {"torch.mul": lambda x: torch.mul(x, x), "autograd.Function": _Nothing.apply, "custom_op": nothing}
+
+
+@contextmanager
+def as_on_a_gpu(launch: Callable[..., None]) -> Iterator[None]:
+    """Force the Triton backend, have ``launch`` called for each launch, and have no value looked at."""
+    with (
+        kernels.backend("triton"),
+        mock.patch("trifuse.kernels.gpu.launching.launch", launch),
+        mock.patch("trifuse.kernels.library.without_values", return_value=True),
+    ):
+        yield
+
+
+def calls(form: Form, arguments: Callable[[bool], tuple[Any, ...]]) -> dict[str, Call]:
+    """Return a call of a form for each pass that it has."""
+    plain, trained = arguments(False), arguments(True)
+    leaves = [tensor for tensor in tensors_in(trained) if tensor.requires_grad]
+    found: dict[str, Call] = {FORWARD: partial(form, *plain)}
+    result = form(*trained)
+    if result.requires_grad:
+        incoming = torch.ones_like(result)
+        found[WITH_GRADIENTS] = partial(form, *trained)
+        found[BACKWARD] = lambda: torch.autograd.grad(form(*trained), leaves, incoming)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ launches
+
+
+class _KernelCount(TorchDispatchMode):
+    """Counts PyTorch's operators that compute something, those inside of our own operators, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "trifuse":
+            with self:
+                return func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        name = func.__name__.partition(".")[0]
+        if name not in WITHOUT_KERNEL and not (func.is_view and _is_of(result, args)):
+            self.operators[name] += 1
+        return result
+
+
+def _is_of(result: Any, args: Sequence[Any]) -> bool:
+    """Tell whether a view was taken: operators such as `contiguous` copy where they have to."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(args)}
+    return all(tensor.untyped_storage().data_ptr() in storages for tensor in tensors_in(result))
+
+
+def launches(call: Call) -> tuple[int, int]:
+    """Return how many Triton kernels a call launches, and how many of PyTorch's at least."""
+    launch = mock.Mock()
+    with as_on_a_gpu(launch), _KernelCount() as count:
+        call()
+    return launch.call_count, count.operators.total()
+
+
+def composed_launches(call: Call) -> int:
+    """Return how many kernels a call of plain PyTorch launches at least."""
+    with _KernelCount() as count:
+        call()
+    return count.operators.total()
+
+
+def launch_table() -> list[tuple[str, str, int, int, int]]:
+    """Return operator, pass, launches of what people write, and ours: of Triton kernels, and of PyTorch's."""
+    rows = []
+    for name, (ours, composed) in FORMS.items():
+        arguments = partial(_arguments, name)
+        with as_on_a_gpu(mock.Mock()):
+            our_calls = calls(ours, arguments)
+        their_calls = calls(composed, arguments)
+        for timed in (FORWARD, BACKWARD):
+            if timed in our_calls:
+                rows.append((name, timed, composed_launches(their_calls[timed]), *launches(our_calls[timed])))
+    return rows
+
+
+def _arguments(name: str, grad: bool) -> tuple[Any, ...]:
+    return arguments_of(name, grad=grad)
+
+
+# ------------------------------------------------------------------------------------------------------ host time
+
+
+def host_times(rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Return seconds per call for each form and pass, one value per round, all forms in turn."""
+    with as_on_a_gpu(lambda *arguments, **settings: None):
+        forms: dict[str, tuple[Form, Callable[[bool], tuple[Any, ...]]]] = {
+            name: (form, lambda grad: (torch.randn(4, 4).requires_grad_(grad),)) for name, form in yardsticks().items()
+        }
+        forms |= {f"trifuse {name}": (ours, partial(_arguments, name)) for name, (ours, _) in FORMS.items()}
+        timed = {(name, kind): call for name, one in forms.items() for kind, call in calls(*one).items()}
+        taken: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
+        for _ in range(rounds):
+            for key, call in timed.items():
+                call()
+                start = time.thread_time()
+                for _ in range(CALLS_PER_BURST):
+                    call()
+                taken[key].append((time.thread_time() - start) / CALLS_PER_BURST)
+    return taken
+
+
+def record(taken: dict[tuple[str, str], list[float]]) -> dict[str, Any]:
+    """Return the times as a result file holds them."""
+    rows = []
+    for kind in (FORWARD, WITH_GRADIENTS, BACKWARD):
+        for (name, timed), seconds in taken.items():
+            if timed == kind:
+                cuts = statistics.quantiles(seconds, n=5, method="inclusive")
+                values = {"median_ms": statistics.median(seconds), "fifth_ms": cuts[0], "four_fifths_ms": cuts[3]}
+                unknown = dict.fromkeys(("speedup", "peak_mib", "saved_mib", "gb_per_s", "gflop_per_s", "of_ceiling"))
+                row = {"case": "processor time of a call", "pass": kind, "provider": name, "rounds": len(seconds)}
+                rows.append(row | {key: round(value * 1e3, 5) for key, value in values.items()} | unknown)
+    return {
+        "benchmark": "host_cost",
+        "baseline": "torch.mul",
+        "stamp": stamp(torch.device("cpu")),
+        "absent": {},
+        "refused": [],
+        "rows": rows,
+    }
+
+
+def markdown() -> str:
+    """Return the table of launches."""
+    headings = ["operator, pass", "as people write it", "trifuse", "of these Triton's"]
+    cells = [
+        [f"{name}, {timed}", str(composed), str(triton + others), str(triton)]
+        for name, timed, composed, triton, others in launch_table()
+    ]
+    return "\n".join(table(cells, headings)) + "\n"
+
+
+def main(folder: Path, seconds: float) -> None:
+    """Measure, and write ``host_cost.cpu.json`` and ``launches.md``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    found = record(host_times(max(7, min(MOST_ROUNDS, int(20 * seconds)))))
+    (folder / "host_cost.cpu.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (folder / "launches.md").write_text(markdown(), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def rows(request) -> list[dict[str, Any]]:
+    """Measure in a process of its own, with the interpreter."""
+    folder = request.config.getoption("results")
+    command = [sys.executable, "-m", "trifuse.benchmarks.reporting.host_cost", str(folder)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([*command, str(request.config.getoption("seconds"))], env=environment, check=True)
+    return json.loads((folder / "host_cost.cpu.json").read_text(encoding="utf-8"))["rows"]
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("name", FORMS)
+def test_host_cost(rows, benchmark, name):
+    benchmark.group, benchmark.name = WITH_GRADIENTS, name
+    found = [row for row in rows if row["provider"] == f"trifuse {name}" and row["pass"] in (FORWARD, WITH_GRADIENTS)]
+    replay(benchmark, Timing(tuple(found[-1][key] / 1e3 for key in ("fifth_ms", "median_ms", "four_fifths_ms")), 0))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]))

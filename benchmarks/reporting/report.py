@@ -1,0 +1,256 @@
+"""Time every operator and every network on this machine, and write one report.
+
+    python benchmarks/reporting/report.py --out FOLDER  # in the repository; `make bench` also writes the README's tables
+    trifuse bench --out FOLDER                            # wherever trifuse is installed
+
+Every ``bench_*.py`` is a part, run by pytest in a process of its own; the last part, ``scaling.py``, is how cost grows.
+A part that fails does not keep the next one from running; the exit code is that of the worst, 124 for one that ran out
+of time. The folder gets the result files (after each case, so that a part which is ended keeps what it has),
+``report.md`` with all tables, and one log for each part.
+
+On a machine with a GPU all parts together take eight minutes at most. Each has its share of the time that is left, so
+that one which is done early leaves more to the rest; where compiled forms took too long, the same command with
+``--only`` goes on, with what the compiler has cached. Such a machine needs torch, triton, pytest and pytest-benchmark,
+for ``--tests`` hypothesis, for the networks what they need; no network, no git, and no installation: the folder that
+holds this one is linked as ``trifuse`` on the import path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
+GPU_TESTS = ROOT / "tests" / "kernels" / "test_on_gpu.py"
+SCALING = "scaling"
+SCALING_POINTS = 4  # of a curve, which share the time of one form
+OUT_OF_TIME = 124
+GPU_SECONDS = 480
+# The parts' shares of that time, in the order in which they run; a guess, mostly from the number of forms to compile.
+GPU_SHARES = {
+    "tests on the GPU": 80,
+    "weighted_block_fusion": 55,
+    "dilated_attention": 65,
+    "mutation_loss": 25,
+    "depthwise_multi_kernel": 28,
+    "attention": 28,
+    "dice_ce_loss": 28,
+    "monte_carlo_attention": 32,
+    "context_aware_fusion": 32,
+    "temporal_film_gate": 20,
+    "upsample_argmax": 14,
+    "host_cost": 15,
+    "fias": 20,
+    "taff_unet": 18,
+    "dino_unet": 25,
+    SCALING: 25,
+}
+SHARE_OF_OTHERS = 20
+MACHINE = """
+import json
+from trifuse.kernels.machine import default_device, identity
+device = default_device()
+print(json.dumps({"kind": device.type, **identity(device)}))
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of the report, and its share of the time where that is limited."""
+
+    name: str
+    command: tuple[str, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended, the seconds that it took, and those that it had; None where it could take its time."""
+
+    part: Part
+    code: int
+    seconds: float
+    limit_s: float | None
+
+
+def part_names() -> list[str]:
+    """Return the names of the benchmark files and `SCALING`: those with a share in its order, then any others."""
+    found = {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")} | {SCALING}
+    return [name for name in GPU_SHARES if name in found] + sorted(found - GPU_SHARES.keys())
+
+
+def parts(names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tests: bool) -> list[Part]:
+    """Return what is run; nothing of it depends on pytest settings of whoever runs it, or on the folder he is in."""
+    pytest = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider")
+    pytest += ("-c", str(scratch / "pytest.ini"), f"--rootdir={ROOT}", f"--confcutdir={ROOT}")
+    benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
+    commands = {"tests on the GPU": (*pytest, str(GPU_TESTS))} if tests else {}
+    commands |= {name: (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark) for name in names if name != SCALING}
+    if SCALING in names:
+        scaling = (sys.executable, "-m", "trifuse.benchmarks.reporting.scaling")
+        commands[SCALING] = (*scaling, f"--out={out}", f"--seconds={seconds / SCALING_POINTS}")
+    return [Part(name, command, GPU_SHARES.get(name, SHARE_OF_OTHERS)) for name, command in commands.items()]
+
+
+def environment(scratch: Path, commit: str | None) -> dict[str, str]:
+    """Return the environment in which this very copy is importable as trifuse, wherever it is installed or not."""
+    (scratch / "trifuse").symlink_to(ROOT)
+    (scratch / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: needs a GPU\n    slow: takes its time\n")
+    project = ROOT / "pyproject.toml"
+    if project.exists():  # not an installed copy: say what an installation would
+        version = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+        metadata = scratch / f"trifuse-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: trifuse\nVersion: {version}\n")
+        (metadata / "entry_points.txt").write_text("[pytest11]\ntrifuse = trifuse.kernels.testing\n")
+    # No options of another pytest, no interpreted kernels, and no working folder on the path: transformers would take
+    # our `kernels` for a package of that name.
+    unwanted = ("PYTEST_", "TRITON_INTERPRET")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    path = os.pathsep.join(filter(None, [str(scratch), os.environ.get("PYTHONPATH", "")]))
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    return inherited | own | ({"TRIFUSE_COMMIT": commit} if commit else {})
+
+
+def run_part(part: Part, limit_s: float | None, log: Path, scratch: Path, variables: dict[str, str]) -> Outcome:
+    """Run one part into its log, and end it and whatever it started when its time is over."""
+    start = time.monotonic()
+    with open(log, "w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            part.command, cwd=scratch, env=variables, stdout=stream, stderr=subprocess.STDOUT, process_group=0
+        )
+        try:
+            code = process.wait(limit_s)
+        except BaseException as error:  # out of time, or stopped by hand
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            code = OUT_OF_TIME
+    return Outcome(part, code if code >= 0 else 128 - code, time.monotonic() - start, limit_s)
+
+
+def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, written: Sequence[Path]) -> str:
+    """Return the report as Markdown: the machine, how each part ended, why some failed, and every table."""
+    from trifuse.kernels.testing.tables import table
+
+    facts = [[key.replace("_", " "), str(value)] for key, value in machine.items() if value is not None]
+    ended = [
+        [
+            outcome.part.name,
+            str(outcome.code),
+            f"{outcome.seconds:.0f}",
+            "" if outcome.limit_s is None else f"{outcome.limit_s:.0f}",
+        ]
+        for outcome in outcomes
+    ]
+    lines = ["# Benchmarks of trifuse", "", *table(facts, ["machine", ""]), ""]
+    lines += table(ended, ["part", "exit code", "seconds", "limit"])
+    for outcome in outcomes:
+        if outcome.code:
+            said = log_of(out, outcome.part).read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
+            lines += ["", f"## The end of what {outcome.part.name} said", "", "```", *said, "```"]
+    for path in written:
+        if text := text_of(path):
+            lines += ["", f"## {path.stem}", "", text.rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def text_of(path: Path) -> str:
+    """Return a result file as Markdown; nothing for one that has its tables in a file of their own."""
+    from trifuse.kernels.testing.tables import markdown
+
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text
+    record = json.loads(text)
+    return markdown(record) if "baseline" in record else ""
+
+
+def results_in(out: Path) -> dict[Path, int]:
+    """Return the result files of a folder, and when they were written."""
+    found = [path for path in sorted(out.iterdir()) if path.suffix in (".json", ".md") and path.name != "report.md"]
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def log_of(out: Path, part: Part) -> Path:
+    """Return where a part's output goes."""
+    return out / "logs" / f"{part.name.replace(' ', '_')}.log"
+
+
+def machine_of(scratch: Path, variables: dict[str, str]) -> dict[str, Any]:
+    """Return what a process in that environment runs on."""
+    command = [sys.executable, "-c", MACHINE]
+    said = subprocess.run(command, cwd=scratch, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(said.stdout)
+
+
+def run_parts(
+    listed: Sequence[Part],
+    machine: dict[str, Any],
+    out: Path,
+    scratch: Path,
+    variables: dict[str, str],
+    seconds: float | None,
+) -> int:
+    """Run the parts one after the other, bring the report up to date after each, and return the worst exit code.
+
+    If there are so many ``seconds`` for all of them, each may take its share of those that are left.
+    """
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    before = results_in(out)
+    outcomes: list[Outcome] = []
+    so_far = 0.0
+    for index, part in enumerate(listed):
+        print(f"{index + 1:3}/{len(listed)}  {part.name:24}", end="", flush=True)
+        limit_s = None
+        if seconds is not None:
+            limit_s = (seconds - so_far) * part.share / sum(later.share for later in listed[index:])
+        outcome = run_part(part, limit_s, log_of(out, part), scratch, variables)
+        outcomes.append(outcome)
+        so_far += outcome.seconds
+        state = {0: "ok", OUT_OF_TIME: "out of time"}.get(outcome.code, f"exit code {outcome.code}")
+        print(f"  {state:13}{outcome.seconds:5.0f} s  ({so_far:.0f} s so far)", flush=True)
+        written = [path for path, when in results_in(out).items() if when != before.get(path)]
+        (out / "report.md").write_text(report(machine, outcomes, out, written), encoding="utf-8")
+    print(f"report: {out / 'report.md'}")
+    return max(outcome.code for outcome in outcomes)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; see the top of this file."""
+    parser = argparse.ArgumentParser(prog="report.py", description="time every operator and network on this machine")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the report, the result files and the logs")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each form of a computation")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=part_names(), help="parts to run (all)")
+    parser.add_argument("--commit", help="what is measured, where git cannot tell")
+    parser.add_argument("--tests", action="store_true", help="first run the tests that only a GPU can fail")
+    options = parser.parse_args(words)
+    if options.tests and not GPU_TESTS.exists():
+        parser.error("--tests needs the repository; an installed copy has no tests")
+    out = options.out.resolve()
+    with tempfile.TemporaryDirectory(prefix="trifuse-bench-") as folder:
+        scratch = Path(folder)
+        variables = environment(scratch, options.commit)
+        sys.path.insert(0, folder)  # for the tables of the report, where trifuse is not installed
+        machine = machine_of(scratch, variables)
+        listed = parts(options.only or part_names(), out, scratch, options.seconds, tests=options.tests)
+        seconds = GPU_SECONDS if machine["kind"] == "cuda" else None
+        return run_parts(listed, machine, out, scratch, variables, seconds)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so the running part is ended, too
+    sys.exit(main())

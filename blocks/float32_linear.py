@@ -1,0 +1,57 @@
+"""Linear layers on a few numbers per sample, computed in float32 or wider whatever the network around them runs in."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer in float32, or in float64 if its weight is: also under autocast, and with a weight of less.
+
+    On a handful of numbers float32 costs nothing, and what comes out weighs a whole map.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        available = torch.amp.is_autocast_available(input.device.type)
+        with torch.autocast(input.device.type, enabled=False) if available else nullcontext():
+            return F.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+    def draw(self, generator: torch.Generator | None = None) -> None:
+        """Draw weight and bias as `torch.nn.Linear` does: evenly, within 1 / sqrt(inputs) of zero."""
+        bound = self.in_features**-0.5
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def zero(self) -> None:
+        """Let the layer start as zero."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class ZeroInitMlp(nn.Module):
+    """Linear, ReLU, Linear in float32 or wider: (B, in_dim) -> (B, out_dim); the second layer starts as zero.
+
+    Args:
+        in_dim: numbers per sample that come in.
+        hidden: numbers between the two layers.
+        out_dim: numbers that come out.
+    """
+
+    def __init__(self, in_dim: int, hidden: int, out_dim: int) -> None:
+        super().__init__()
+        self.first, self.second = Float32Linear(in_dim, hidden), Float32Linear(hidden, out_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the first layer's weights as `torch.nn.Linear` does, and set the second layer to zero."""
+        self.first.draw(generator)
+        self.second.zero()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply both layers."""
+        return self.second(torch.relu(self.first(x)))

@@ -1,0 +1,1 @@
+"""CPU paths that are too long for the file of their operator."""

@@ -1,0 +1,1 @@
+"""The operators: one file each, with its equation, reference, CPU path and registration."""

@@ -1,0 +1,132 @@
+"""Context-aware fusion's passes over its two maps F1 and F2: pool, weigh and add up, and gate every position.
+
+    gated[b, c, h, w] = x[b, c, h, w] * sigmoid(gate[b, 0, h, w])
+
+    d gated / d x:     grad * s,                            s = sigmoid(gate)
+    d gated / d gate:  s (1 - s) * sum_c grad * x
+
+Source: FIAS, equations 3 to 6.
+
+What fusing saves: the gate reads the map once and writes it once; backward reads the gradient and the map once for
+both gradients, and nothing but the arguments is saved. The three functions above the gate spare whole maps:
+
+    pooled_projection     mean(W X) = W mean(X): only the maximum needs the projected map
+    recalibrated_sum      W (s * X) = (W * s) X: each sample's weights are scaled, not its maps, which stay two
+    mean_projection       the mean over the channels of W1 F1 + W2 F2 is a projection by the mean rows of W1 and W2
+
+Where a map has fewer positions than channels its weights are what is large, and it is joined and scaled as written.
+With the reference backend forced, every one is computed as equations 3 to 5 are written.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trifuse.kernels import library
+
+from .gates import apply_gate, check_gate, gated, register_gate
+
+GATE = "spatial_gate"
+FUSION = "context_aware_fusion"
+
+
+def pooled_projection(first: Tensor, second: Tensor, weight: Tensor | None, maximum: bool) -> Tensor:
+    """Pool W X over all positions, where X is the channels of two maps (B, C, H, W), one after the other.
+
+    Args:
+        first: F1.
+        second: F2.
+        weight: W of shape (N, 2C, 1, 1); None leaves X as it is, N = 2C.
+        maximum: whether the maxima follow the means. Of equal maxima, one gets the gradient.
+
+    Returns:
+        (B, N), or (B, 2N) with the maxima; the means are taken in float32 or wider.
+    """
+    compute_dtype = torch.promote_types(first.dtype, torch.float32)
+    if weight is None:
+        pooled = [x.mean((2, 3), dtype=compute_dtype) for x in (first, second)]
+        return torch.cat(pooled + [x.flatten(2).max(2).values for x in (first, second) if maximum], dim=1)
+    joined = _as_written(first)
+    if joined or maximum:
+        projected = _project(first, second, weight) if joined else _add_products(first, second, weight.flatten(1))
+    if joined:
+        means = projected.mean((2, 3), dtype=compute_dtype)
+    else:
+        both = torch.cat([x.mean((2, 3), dtype=compute_dtype) for x in (first, second)], dim=1)
+        means = F.linear(both.to(weight.dtype), weight.flatten(1))
+    return torch.cat([means, projected.flatten(2).max(2).values], dim=1) if maximum else means
+
+
+def recalibrated_sum(first: Tensor, second: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Scale the channels of two maps (B, C, H, W), and project both to one: W (s * X), of shape (B, N, H, W).
+
+    Args:
+        first: F1.
+        second: F2.
+        weight: W of shape (N, 2C, 1, 1).
+        scale: s of shape (B, 2C).
+    """
+    if not _as_written(first):
+        return _add_products(first, second, weight.flatten(1) * scale[:, None])
+    first_scale, second_scale = scale.to(first.dtype)[:, :, None, None].chunk(2, dim=1)
+    return _project(first * first_scale, second * second_scale, weight)
+
+
+def mean_projection(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
+    """Average W1 F1 + W2 F2 over the channels: (B, C, H, W) twice, (N, C, 1, 1) twice -> (B, 1, H, W)."""
+    if library.choose_backend(FUSION, first) == "reference":
+        return (F.conv2d(first, first_weight) + F.conv2d(second, second_weight)).mean(1, keepdim=True)
+    rows = [weight.flatten(1).mean(0, keepdim=True) for weight in (first_weight, second_weight)]
+    return _add_products(first, second, torch.cat(rows, dim=1))
+
+
+def _as_written(x: Tensor) -> bool:
+    """Tell whether two maps like x are joined and scaled as the equations say."""
+    return library.choose_backend(FUSION, x) == "reference" or x.shape[2] * x.shape[3] < x.shape[1]
+
+
+def _project(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(torch.cat([first, second], dim=1), weight)
+
+
+def _add_products(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """Project two maps by the halves of a weight (N, 2C), or (B, N, 2C) of one per sample, and add: (B, N, H, W)."""
+    first_weight, second_weight = weight.expand(first.shape[0], *weight.shape[-2:]).chunk(2, dim=2)
+    total = torch.baddbmm(second_weight @ second.flatten(2), first_weight, first.flatten(2))
+    return total.unflatten(2, first.shape[2:])
+
+
+def spatial_gate_reference(x: Tensor, gate: Tensor) -> Tensor:
+    """Define `spatial_gate`: multiply each position by the sigmoid of its gate."""
+    return gated(x, gate)
+
+
+register_gate(GATE)
+
+
+def spatial_gate(x: Tensor, gate: Tensor) -> Tensor:
+    """Multiply every position by the sigmoid of its gate: (B, C, H, W), (B, 1, H, W) -> (B, C, H, W).
+
+    The result and both gradients are deterministic on every backend. The Triton and CPU paths can be differentiated
+    once; a second differentiation raises.
+
+    Args:
+        x: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64.
+        gate: tensor of shape (B, 1, H, W), any floating type, before the sigmoid, which is computed in float32 or
+            wider.
+
+    Returns:
+        Tensor of shape (B, C, H, W) in the type and, where x is dense, the memory layout of x.
+
+    Raises:
+        ShapeError: x is not (B, C, H, W), or the gate not (B, 1, H, W), or they lie on different devices.
+        TypeError: one of them is not floating point.
+
+    Source: FIAS, equation 6.
+    """
+    check_gate(GATE, x, gate, lambda shape: (shape[0], 1, *shape[2:]), "(B, 1, H, W)")
+    if library.choose_backend(GATE, x) == "reference":
+        return spatial_gate_reference(x, gate)
+    return apply_gate(GATE, x, gate, gate)

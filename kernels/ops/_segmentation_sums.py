@@ -1,0 +1,332 @@
+"""The sums over pixels that Dice and cross-entropy are made of, for every sum of some logit maps at once.
+
+For maps P_1 ... P_n and every non-empty subset S of them:
+
+    z = sum_{i in S} P_i,   p = softmax(z),   g = one-hot(target)
+
+    intersection[k]   = sum over pixels of p_k g_k
+    predicted[k] = sum over pixels of p_k, or of p_k**2
+    nll     = sum over pixels of -log p_target
+    true[k]      = sum over pixels of g_k
+
+and one formula, `dice_ce`, makes the losses of them. Between the two, samples can be weighed and ranks added up. A NaN
+logit makes NaN of the sums of its sample, for the subsets that its map belongs to, and of no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trifuse.kernels import library
+from trifuse.kernels.cpu import segmentation_sums as cpu
+from trifuse.kernels.errors import ShapeError
+
+from . import _segmentation_sums_composed as composed
+
+OP = "segmentation_sums"
+SMOOTH = 1e-5
+FIRST_CLASS = {"nnunet": 1, "transunet": 0}  # of those whose Dice counts
+BEST_DICE_LOSS = {"nnunet": 0.0, "transunet": 1.0}  # less the mean of Dice
+TINY = torch.finfo(torch.float32).tiny
+
+
+class SegmentationSums(NamedTuple):
+    """Sums over the pixels of each of B samples, for each of S subsets and K classes."""
+
+    intersection: Tensor  # (B, S, K)
+    predicted: Tensor  # (B, S, K)
+    nll: Tensor  # (B, S)
+    true: Tensor  # (B, K)
+
+
+@library.falls_back
+def segmentation_sums(
+    maps: Sequence[Tensor], target: Tensor, *, squared: bool, ignore_index: int | None = None
+) -> SegmentationSums:
+    """Return the sums for all 2**n - 1 sums of n maps.
+
+    Args:
+        maps: logits (B, K, h, w) at the target's size, or coarser and then upsampled bilinearly. K = 1 means a sigmoid,
+            and gives the sums of two classes.
+        target: class of every pixel, int64 of shape (B, H, W).
+        squared: whether ``predicted`` sums squares.
+        ignore_index: a class of the target whose pixels count for nothing.
+    """
+    if maps[0].shape[1] == 1:
+        maps = [torch.cat([torch.zeros_like(m), m], 1) for m in maps]  # a sigmoid is the softmax of (0, x)
+    arguments = (maps, target, squared, ignore_index)
+    backend = library.choose_backend(OP, maps[0])
+    if backend == "reference" or library.under_functional_transform((target, *maps)):
+        return SegmentationSums(*composed.composed_sums(*arguments))
+    if backend == "triton":
+        return SegmentationSums(*torch.ops.trifuse.segmentation_sums(*arguments))
+    if maps[0].device.type == "cpu" and target.numel():
+        with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
+            if torch.compiler.is_compiling():
+                if torch.is_grad_enabled() and any(m.requires_grad for m in maps):  # else it traces no Function
+                    return SegmentationSums(*composed.CompiledSums.apply(target, squared, ignore_index, *maps))
+            elif not library.without_values((target, *maps)):
+                return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
+    return SegmentationSums(*composed.composed_sums(*arguments))
+
+
+def dice_ce(
+    sums: SegmentationSums,
+    *,
+    flavour: str,
+    batch_dice: bool,
+    w_ce: float,
+    w_dice: float,
+    sample_weight: Tensor | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return the loss of every subset, of shape (S,).
+
+    Args:
+        sums: of this rank's samples.
+        flavour: "nnunet" (minus the Dice of the foreground) or "transunet" (1 - Dice of all classes; give it squares).
+        batch_dice: pool the sums of Dice over the batch, instead of averaging the Dice of each sample.
+        w_ce: weight of the cross-entropy.
+        w_dice: weight of the Dice.
+        sample_weight: of shape (B,); 0 makes a sample count for nothing.
+        reduce: adds a tensor up over all ranks, differentiably.
+    """
+    plain = batch_dice and sample_weight is None and reduce is None
+    if plain and not torch.compiler.is_compiling() and not library.under_functional_transform(sums):
+        return _BatchLoss.apply(*sums, flavour, w_ce, w_dice)
+    weight = sums.nll.new_ones(len(sums.true)) if sample_weight is None else sample_weight.to(sums.nll)
+    first = FIRST_CLASS[flavour]
+    subsets, classes = sums.intersection.shape[1], sums.intersection.shape[2] - first
+    squares = sums.predicted + sums.true.unsqueeze(1)
+    per_class = torch.stack([sums.intersection, squares], 1)[..., first:]  # (B, 2, S, C)
+    dice_part = per_class if batch_dice else _dice(per_class[:, 0], per_class[:, 1]).mean(-1)
+    parts = [dice_part.flatten(1), sums.nll, sums.true.sum(1, keepdim=True), torch.ones_like(weight)[:, None]]
+    total = (weight[:, None] * torch.cat(parts, 1)).sum(0)  # a matrix product would be bfloat16 under autocast
+    total = total if reduce is None else reduce(total)
+    dice_total, nll, pixels, samples = total.tensor_split((-subsets - 2, -2, -1))
+    dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1) if batch_dice else dice_total / samples.clamp(min=TINY)
+    return w_ce * nll / pixels.clamp(min=1) + w_dice * (BEST_DICE_LOSS[flavour] - dice)
+
+
+class _BatchLoss(torch.autograd.Function):
+    """`dice_ce` of a whole batch, in half of the operations: on a GPU each of them is a launch of its own."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        intersection: Tensor,
+        predicted: Tensor,
+        nll: Tensor,
+        true: Tensor,
+        flavour: str,
+        w_ce: float,
+        w_dice: float,
+    ) -> Tensor:
+        ctx.first, ctx.w_ce, ctx.w_dice = FIRST_CLASS[flavour], w_ce, w_dice
+        ctx.shapes = intersection.shape, nll.shape
+        below, half, pixels = _dice_parts(intersection, predicted, true)
+        ctx.save_for_backward(intersection, predicted, true, below, half, pixels)
+        dice_loss = torch.rsub(half[:, ctx.first :].mean(-1), BEST_DICE_LOSS[flavour] * w_dice, alpha=-2 * w_dice)
+        return dice_loss.addcdiv_(nll.sum(0), pixels, value=w_ce)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *sums, below, half, pixels = ctx.saved_tensors
+        if torch.is_grad_enabled():  # who differentiates twice meets the sums, which refuse
+            below, half, pixels = _dice_parts(*sums)
+        shape, surprise_shape = ctx.shapes
+        overlap_grad = (grad * (2 * ctx.w_dice / max(1, shape[2] - ctx.first)))[:, None] / below
+        if ctx.first:
+            overlap_grad[:, : ctx.first].zero_()
+        predicted_grad, surprise_grad = overlap_grad * half, (grad / pixels).mul_(ctx.w_ce)
+        expanded = overlap_grad.expand(shape), predicted_grad.expand(shape), surprise_grad.expand(surprise_shape)
+        return *expanded, None, None, None, None
+
+
+def _dice_parts(intersection: Tensor, predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return minus the denominators of Dice, minus its half, and the number of pixels."""
+    seen = true.sum(0)
+    below = torch.rsub(predicted.sum(0).add_(seen), -SMOOTH)
+    return below, intersection.sum(0).add_(SMOOTH / 2).div_(below), seen.sum().clamp_(min=1)
+
+
+def _dice(intersection: Tensor, sizes: Tensor) -> Tensor:
+    return (2 * intersection + SMOOTH) / (sizes + SMOOTH)
+
+
+class _ChunkedSums(torch.autograd.Function):
+    """The CPU path with its own backward, so that nothing but the arguments is saved."""
+
+    @staticmethod
+    def forward(ctx, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(target, *maps)
+        ctx.squared, ctx.ignore_index = squared, ignore_index
+        intersection, predicted, nll, true = cpu.forward(maps, target, squared, ignore_index)
+        ctx.mark_non_differentiable(true)
+        return intersection, predicted, nll, true
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        target, *maps = ctx.saved_tensors
+        found = cpu.backward(grads[:3], maps, target, ctx.squared, ctx.ignore_index)
+        return None, None, None, *found
+
+
+# --------------------------------------------------------------------------------------- the registered operator
+
+
+def _launch_forward(
+    maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from trifuse.kernels.gpu import segmentation_sums as gpu
+
+    return gpu.forward(maps, target, squared, ignore_index)
+
+
+def _launch_backward(
+    grads: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    target: Tensor,
+    squared: bool,
+    ignore_index: int | None,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    from trifuse.kernels.gpu import segmentation_sums_backward as gpu
+
+    return gpu.backward(grads, maps, target, squared, ignore_index, needed)
+
+
+def _shape_forward(
+    maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (samples, classes), subsets = maps[0].shape[:2], 2 ** len(maps) - 1
+    shapes = (samples, subsets, classes), (samples, subsets, classes), (samples, subsets), (samples, classes)
+    intersection, predicted, nll, true = (maps[0].new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return intersection, predicted, nll, true
+
+
+def _shape_backward(
+    grads: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    target: Tensor,
+    squared: bool,
+    ignore_index: int | None,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    return [m.new_empty(m.shape) for m, need in zip(maps, needed, strict=True) if need]
+
+
+class _TritonSums(torch.autograd.Function):
+    """The gradient of the registered operator: only the arguments are saved."""
+
+    @staticmethod
+    def forward(ctx, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(target, *maps)
+        ctx.squared, ctx.ignore_index = squared, ignore_index
+        with torch._C._AutoDispatchBelowAutograd():
+            sums = torch.ops.trifuse.segmentation_sums(maps, target, squared, ignore_index)
+        ctx.mark_non_differentiable(sums[3])
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        target, *maps = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        found = iter(
+            torch.ops.trifuse.segmentation_sums_backward(grads[:3], maps, target, ctx.squared, ctx.ignore_index, needed)
+        )
+        return None, None, None, *(next(found) if need else None for need in needed)
+
+
+def _differentiate(
+    maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
+) -> tuple[Tensor, ...]:
+    return _TritonSums.apply(target, squared, ignore_index, *maps)
+
+
+library.register(
+    "segmentation_sums(Tensor[] maps, Tensor target, bool squared, int? ignore_index)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _launch_forward,
+    _shape_forward,
+    _differentiate,
+)
+library.register(
+    "segmentation_sums_backward(Tensor[] grads, Tensor[] maps, Tensor target, bool squared, int? ignore_index,"
+    " bool[] needed) -> Tensor[]",
+    _launch_backward,
+    _shape_backward,
+)
+
+
+def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: int | None) -> None:
+    """Refuse logit maps (B, K, h, w) that do not belong together, or not to the target (B, H, W)."""
+    for i, logits in enumerate(maps):
+        name = f"logits[{i}]" if len(maps) > 1 else "logits"
+        library.check_dtype(op, name, logits)
+        if logits.ndim != 4 or not logits.shape[1]:
+            raise ShapeError(
+                f"{op}: {name} has shape {tuple(logits.shape)}; expected (B, K, h, w) with at least one class"
+            )
+        if logits.shape[:2] != maps[0].shape[:2]:
+            raise ShapeError(
+                f"{op}: {name} has shape {tuple(logits.shape)}; expected {tuple(maps[0].shape[:2])} samples and "
+                "classes, those of logits[0]"
+            )
+        if logits.dtype != maps[0].dtype:
+            raise TypeError(
+                f"{op}: {name} is {logits.dtype}; expected {maps[0].dtype}, the type of logits[0]; "
+                "convert with .to(...)"
+            )
+        coarse = isinstance(target, Tensor) and target.ndim == 3
+        sizes = zip(logits.shape[2:], target.shape[1:], strict=True) if coarse else ()
+        if any(small != large and not 0 < small < large for small, large in sizes):
+            raise ShapeError(
+                f"{op}: {name} is {tuple(logits.shape[2:])}; expected at most the target's size "
+                f"{tuple(target.shape[1:])}; crop or pool it, or give the target at full size"
+            )
+    library.check_tensor(op, "target", target)
+    library.check_same_device(op, {"target": target, **{f"logits[{i}]": m for i, m in enumerate(maps)}})
+    if target.ndim != 3 or len(target) != len(maps[0]):
+        raise ShapeError(
+            f"{op}: expected a target (B, H, W) for logits {tuple(maps[0].shape)}, got {tuple(target.shape)}"
+        )
+    _check_classes(op, target, maps[0].shape[1], ignore_index)
+
+
+def check_target(op: str, logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
+    """Refuse logits (B, K, ...) and a target (B, ...) that are not of one size."""
+    if logits.ndim < 3 or target.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ShapeError(
+            f"expected logits (B, K, H, W) and target (B, H, W), got {tuple(logits.shape)} and {tuple(target.shape)}"
+        )
+    _check_classes(op, target, logits.shape[1], ignore_index)
+
+
+def _check_classes(op: str, target: Tensor, classes: int, ignore_index: int | None) -> None:
+    """Refuse classes that do not exist, on a CPU: a GPU, which would have to wait for the answer, gives NaN."""
+    if target.dtype != torch.int64:
+        raise TypeError(f"{op}: expected a target of type torch.int64, got {target.dtype}; convert it with .long()")
+    if target.device.type != "cpu" or not target.numel():
+        return
+    if library.without_values((target,)) or library.under_functional_transform((target,)):
+        return
+    classes = max(classes, 2)
+    lowest, highest = target.aminmax()
+    if lowest >= 0 and highest < classes:
+        return
+    wrong = (target < 0) | (target >= classes)
+    if ignore_index is not None:
+        wrong &= target != ignore_index
+    if wrong.any():
+        raise ValueError(
+            f"{op}: expected classes 0 to {classes - 1} in the target, got {sorted(set(target[wrong].tolist()))[:5]}; "
+            "map the labels, or give the one that does not count as ignore_index"
+        )

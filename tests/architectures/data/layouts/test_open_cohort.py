@@ -1,0 +1,306 @@
+"""Finding cases: layouts, names, targets, and what is missing."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trifuse.architectures.data.layouts.cohort import load_case, load_raw_case
+from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_images
+from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
+from trifuse.kernels.errors import DataError
+
+TINY = (24, 24, 6)
+
+
+def refused(root, *words, **options):
+    with pytest.raises(DataError) as caught:
+        open_cohort(root, **options)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------- LAScarQS
+
+
+@pytest.fixture(scope="module")
+def lascarqs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lascarqs")
+    write_left_atrium_phantom(root, cases=11, size=TINY)
+    return root
+
+
+def test_lascarqs_in_numeric_order(lascarqs):
+    cohort = open_cohort(lascarqs)
+    assert cohort.layout == "lascarqs"
+    assert cohort.class_names == ("background", "left atrium")
+    assert [case.case_id for case in cohort.cases] == [f"train_{number}" for number in range(1, 12)]
+    assert [case.patient for case in cohort.cases] == [case.case_id for case in cohort.cases]
+
+
+def test_lascarqs_root_may_be_the_folder_itself(lascarqs):
+    assert open_cohort(lascarqs / "train_data").cases == open_cohort(lascarqs).cases
+
+
+def test_lascarqs_labels_are_binarised(lascarqs, tmp_path):
+    """Some releases store 420: anything above 0 is atrium."""
+    import nibabel as nib
+
+    case = open_cohort(lascarqs).cases[0]
+    folder = tmp_path / "train_data" / "train_1"
+    folder.mkdir(parents=True)
+    (folder / "enhanced.nii.gz").write_bytes(case.image.read_bytes())
+    stored = nib.load(case.label)
+    values = np.asarray(stored.dataobj).astype(np.int16) * 420
+    nib.Nifti1Image(values, stored.affine).to_filename(folder / "atriumSegImgMO.nii.gz")
+    cohort = open_cohort(tmp_path)
+    _, labels = load_case(cohort, cohort.cases[0])
+    assert labels.voxels.dtype == np.uint8
+    np.testing.assert_array_equal(labels.voxels, load_case(open_cohort(lascarqs), case)[1].voxels)
+    assert set(np.unique(labels.voxels)) == {0, 1}
+
+
+def test_d1_every_missing_file_is_listed(tmp_path):
+    write_left_atrium_phantom(tmp_path, cases=3, size=TINY)
+    first = tmp_path / "train_data/train_1/enhanced.nii.gz"
+    second = tmp_path / "train_data/train_3/atriumSegImgMO.nii.gz"
+    first.unlink()
+    second.unlink()
+    second.mkdir()
+    refused(tmp_path, "2 problems", str(first), "case train_1", str(second), "case train_3", "a folder")
+
+
+def test_lascarqs_has_no_targets(lascarqs):
+    refused(lascarqs, "targets", targets=3)
+
+
+# ------------------------------------------------------------------------------------------------ plain
+
+
+def test_plain_pairs_by_name(tmp_path, put_case):
+    truth = {name: put_case(name, suffix=suffix) for name, suffix in (("b_10", ".nii.gz"), ("b_9", ".nii"))}
+    (tmp_path / "images" / "._b_9.nii").write_bytes(b"left by a file browser")
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    cohort = open_cohort(tmp_path)
+    assert cohort.layout == "plain"
+    assert [case.case_id for case in cohort.cases] == ["b_9", "b_10"]
+    for case in cohort.cases:
+        image, labels = load_case(cohort, case)
+        np.testing.assert_array_equal(labels.voxels, truth[case.case_id])
+        assert image.voxels.shape == labels.voxels.shape
+
+
+def test_plain_with_channel_suffix(tmp_path, put_case):
+    put_case("case_1", image_name="case_1_0000")
+    put_case("case_2_0000")
+    assert [case.case_id for case in open_cohort(tmp_path).cases] == ["case_1", "case_2_0000"]
+
+
+def test_plain_without_labels(tmp_path, put_case):
+    put_case("a_0000", labels=None)
+    put_case("b", labels=None)
+    cohort = open_cohort(tmp_path)
+    assert [(case.case_id, case.label) for case in cohort.cases] == [("a", None), ("b", None)]
+    assert load_case(cohort, cohort.cases[0])[1] is None
+
+
+def test_d1_unpaired_files(tmp_path, put_case):
+    for name in "abc":
+        put_case(name)
+    (tmp_path / "labels" / "a.nii.gz").unlink()
+    (tmp_path / "images" / "b.nii.gz").unlink()
+    refused(tmp_path, "2 problems", "labels/a.nii.gz: label of case a", "labels/b.nii.gz", "no image of that name")
+
+
+@pytest.mark.parametrize("targets", [3, {"cavity": 3}, {"cavity": [3]}])
+def test_one_target_among_several_values(tmp_path, put_case, targets):
+    stored = np.arange(8 * 7 * 4, dtype=np.uint8).reshape(4, 7, 8) % 5
+    put_case("a", labels=stored)
+    cohort = open_cohort(tmp_path, targets=targets)
+    assert cohort.class_names == ("background", "target" if targets == 3 else "cavity")
+    np.testing.assert_array_equal(load_case(cohort, cohort.cases[0])[1].voxels, stored == 3)
+    np.testing.assert_array_equal(load_raw_case(cohort.cases[0])[1].voxels, stored)
+
+
+def test_several_targets(tmp_path, put_case):
+    stored = np.arange(8 * 7 * 4, dtype=np.int16).reshape(4, 7, 8) % 5 - 1
+    put_case("a", labels=stored)
+    cohort = open_cohort(tmp_path, targets={"wall": [1, 3], "other": -1})
+    assert cohort.class_names == ("background", "wall", "other")
+    expected = np.select([(stored == 1) | (stored == 3), stored == -1], [1, 2])
+    np.testing.assert_array_equal(load_case(cohort, cohort.cases[0])[1].voxels, expected)
+
+
+@pytest.mark.parametrize("targets", [0, {}, {"a": 0}, {"a": 1, "b": [2, 1]}, {"a": []}])
+def test_targets_that_make_no_sense(tmp_path, put_case, targets):
+    put_case("a")
+    refused(tmp_path, "targets", targets=targets)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0, 255), ["value 255 in 24 voxels", "--target class255=255"]),
+        ((0, -1), ["value -1 in 24 voxels"]),
+        ((0, 1, 2), ["value 1 in 12 voxels", "value 2 in 12 voxels", "--target class2=2"]),
+    ],
+)
+def test_d17_values_without_meaning(tmp_path, put_case, values, words):
+    stored = np.zeros((4, 7, 8), np.int16)
+    stored[1:3, 2:5, 2:6] = np.resize(values[1:], 4)
+    put_case("a", labels=stored)
+    cohort = open_cohort(tmp_path)
+    with pytest.raises(DataError) as caught:
+        load_case(cohort, cohort.cases[0])
+    for word in (str(cohort.cases[0].label), "expected 0 and 1", *words):
+        assert word in str(caught.value)
+
+
+def test_d15_d16_pairs_that_do_not_fit(tmp_path, put_case):
+    put_case("a")
+    put_case("b", affine=np.diag([-1.0, -1.0, 6.0, 1.0]))
+    put_case("c", shape=(8, 7, 5))
+    labels = tmp_path / "labels"
+    for name, word in (("b", "affine"), ("c", "shape")):
+        (labels / "a.nii.gz").write_bytes((labels / f"{name}.nii.gz").read_bytes())
+        cohort = open_cohort(tmp_path)
+        with pytest.raises(DataError, match=f"labels/a.nii.gz: {word}.*images/a.nii.gz"):
+            load_case(cohort, cohort.case("a"))
+
+
+def test_d27_names(tmp_path, put_case):
+    """Spaces, umlauts and dots are fine; names that a file system may take for one are not."""
+    for name in ("Fall 1", "Müller.x", "漢字"):
+        put_case(name)
+    assert [case.case_id for case in open_cohort(tmp_path).cases] == ["Fall 1", "Müller.x", "漢字"]
+    put_case("fall 1")
+    put_case("Mu\u0308ller.x")
+    refused(tmp_path, "2 problems", "Fall 1 and fall 1", "case names")
+
+
+def test_d27_duplicates(tmp_path, put_case):
+    put_case("a")
+    put_case("a", suffix=".nii")
+    refused(tmp_path, "a and a")
+
+
+# ----------------------------------------------------------------------------------- images to segment
+
+
+def test_images_of_a_file_a_folder_or_a_cohort(tmp_path, put_case, lascarqs):
+    for name in ("a10", "a9"):
+        put_case(name)
+    folder = tmp_path / "images"
+    for path, expected in (
+        (folder / "a10.nii.gz", ["a10"]),
+        (folder, ["a9", "a10"]),
+        (tmp_path, ["a9", "a10"]),
+        (lascarqs, [f"train_{number}" for number in range(1, 12)]),
+    ):
+        cohort = open_images(path)
+        assert [case.case_id for case in cohort.cases] == expected
+        assert all(case.label is None and case.image.is_file() for case in cohort.cases)
+
+
+def test_images_need_no_labels(tmp_path, put_case):
+    put_case("a")
+    (tmp_path / "labels/a.nii.gz").unlink()
+    assert len(open_images(tmp_path).cases) == 1
+
+
+def test_no_images(tmp_path, put_case):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataError, match=r"notes\.txt: file name"):
+        open_images(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="nothing there"):
+        open_images(tmp_path / "absent")
+    with pytest.raises(DataError, match="layout"):
+        open_images(tmp_path)
+    put_case("a")
+    put_case("a", suffix=".nii")
+    with pytest.raises(DataError, match="a and a"):
+        open_images(tmp_path / "images")
+
+
+# ------------------------------------------------------------------------------------- folders, patients
+
+
+def test_l8_no_case_says_the_pattern(tmp_path):
+    refused(tmp_path / "absent", "nothing there")
+    refused(tmp_path, "it holds nothing", "images/*.nii.gz", "train_<n>/enhanced.nii.gz")
+    (tmp_path / "scans").mkdir()
+    refused(tmp_path, "it holds scans")
+    refused(tmp_path, "0 cases", "train_<n>/enhanced.nii.gz", layout="lascarqs")
+    refused(tmp_path, "0 cases", "images/*.nii.gz", layout="plain")
+    (tmp_path / "images").mkdir()
+    refused(tmp_path, "0 cases", "images/*.nii.gz")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "a file")
+
+
+def test_unknown_layout(tmp_path):
+    with pytest.raises(ValueError, match=r"expected one of auto, lascarqs, plain, .*, got 'bids'"):
+        open_cohort(tmp_path, layout="bids")
+
+
+@pytest.mark.parametrize("pattern", [r"p(\d+)_frame", r"p\d+"])
+def test_patients_by_pattern(tmp_path, put_case, pattern):
+    for name in ("p1_frame07", "p1_frame20", "p2_frame07"):
+        put_case(name)
+    patients = [case.patient for case in open_cohort(tmp_path, patient_pattern=pattern).cases]
+    assert patients[0] == patients[1] != patients[2]
+
+
+def test_patient_pattern_must_match_every_case(tmp_path, put_case):
+    for name in ("p1", "q1", "q2"):
+        put_case(name)
+    refused(tmp_path, "2 problems", "q1: patient", "q2: patient", patient_pattern=r"p\d")
+    refused(tmp_path, "regular expression", patient_pattern="(")
+
+
+def test_unknown_case(tmp_path, put_case):
+    put_case("a")
+    with pytest.raises(DataError, match=re.escape("case: expected one of a, got b")):
+        open_cohort(tmp_path).case("b")
+
+
+# -------------------------------------------------------------------------------------------- real data
+
+
+def arrange_sunnybrook(root: Path, target: Path) -> None:
+    """Link the Sunnybrook frames that have contours into a plain cohort."""
+    for folder in ("images", "labels"):
+        (target / folder).mkdir(parents=True)
+    for truth in sorted(root.glob("sunnybrook_cine_sax/*/*_gt.nii.gz")):
+        name = truth.name.replace("_gt", "")
+        (target / "labels" / name).symlink_to(truth)
+        (target / "images" / name).symlink_to(truth.with_name(name))
+
+
+def test_real_cohort(tmp_path):
+    if not os.environ.get("TRIFUSE_DATA"):
+        pytest.skip("TRIFUSE_DATA is not set")
+    arrange_sunnybrook(Path(os.environ["TRIFUSE_DATA"]), tmp_path)
+    cohort = open_cohort(tmp_path, targets={"lv": 3}, patient_pattern=r"SC-HF-I-\d+")
+    assert len(cohort.cases) == 6
+    assert len({case.patient for case in cohort.cases}) == 3
+    views = []
+    for case in cohort.cases:
+        image, labels = load_case(cohort, case)
+        _, raw = load_raw_case(case)
+        assert image.voxels.shape[1:] == (256, 256)
+        assert image.spacing_mm[0] > 7
+        np.testing.assert_array_equal(labels.voxels, raw.voxels == 3)
+        drawn = raw.voxels.any(axis=(1, 2))
+        assert drawn.any()
+        if "I-4" not in case.case_id:
+            assert not drawn.all()
+        directions = image.geometry.display_affine[:3, :3]
+        views.append(directions / np.linalg.norm(directions, axis=0))
+    for first, second in itertools.combinations(views, 2):
+        assert (np.einsum("ac,ac->c", first, second) > 0.6).all(), "cases are shown from different sides"

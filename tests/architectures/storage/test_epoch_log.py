@@ -1,0 +1,107 @@
+"""log.csv: one schema, every epoch once."""
+
+from __future__ import annotations
+
+import locale
+import resource
+import sys
+
+import pytest
+from conftest import Child
+
+from trifuse.architectures.storage.epoch_log import EpochLog
+from trifuse.architectures.storage.run_log import read_log
+from trifuse.kernels.errors import DataError, MissingExtra
+
+
+def rows(first, last):
+    dice = {2: float("nan")}
+    return [{"epoch": n, "loss": 0.1 * n, "val_dice": dice.get(n, 1e-9)} for n in range(first, last + 1)]
+
+
+def append(path, epochs_done, last):
+    with EpochLog(path, epochs_done) as log:
+        for row in rows(epochs_done + 1, last):
+            log.append(row)
+            log.write()
+
+
+@pytest.mark.parametrize("cut", ["nothing", "half a row", "half a header", "empty"])
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_t16_no_duplicate_and_no_missing_epoch(tmp_path, kept, cut):
+    whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
+    append(whole, 0, 4)
+    append(resumed, 0, 3)
+    text = resumed.read_text()
+    if cut == "half a row":
+        resumed.write_text(text + "4,0.4")
+    elif cut != "nothing":
+        resumed.write_text("epoch,lo" if cut == "half a header" else "")
+        kept = 0
+    append(resumed, kept, 4)
+    assert resumed.read_text() == whole.read_text()
+    assert [row["epoch"] for row in read_log(whole)] == [1, 2, 3, 4]
+
+
+def test_numbers_come_back_as_they_were(tmp_path):
+    append(tmp_path / "log.csv", 0, 3)
+    assert repr(read_log(tmp_path / "log.csv")) == repr([{k: float(v) for k, v in row.items()} for row in rows(1, 3)])
+
+
+def test_t22_decimal_points_in_every_locale(tmp_path):
+    before = locale.setlocale(locale.LC_ALL)
+    for name in ("de_DE.UTF-8", "fr_FR.UTF-8", "C.UTF-8"):
+        try:
+            locale.setlocale(locale.LC_ALL, name)
+            break
+        except locale.Error:
+            continue
+    try:
+        append(tmp_path / "log.csv", 0, 1)
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+    assert (tmp_path / "log.csv").read_text() == "epoch,loss,val_dice\n1,0.1,1e-09\n"
+
+
+def test_t3_rows_wait_for_a_full_disk_to_be_cleared(tmp_path):
+    append(tmp_path / "whole.csv", 0, 3)
+
+    def child():
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        with EpochLog(tmp_path / "full.csv", 0) as log:
+            for row, limit in zip(rows(1, 3), [unlimited[0], 37, unlimited[0]], strict=True):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+                log.append(row)
+                if limit == 37:  # in the middle of the second row
+                    with pytest.raises(OSError, match="too large"):
+                        log.write()
+                else:
+                    log.write()
+
+    assert Child(child).wait() == 0
+    assert (tmp_path / "full.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_other_columns_are_refused(tmp_path):
+    append(tmp_path / "log.csv", 0, 1)
+    with EpochLog(tmp_path / "log.csv", 1) as log, pytest.raises(DataError, match=r"columns: expected .*'val_dice'"):
+        log.append({"epoch": 2, "loss": 0.0})
+
+
+def test_tensorboard_is_asked_for_by_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'trifuse\[tb\]'"):
+        EpochLog(tmp_path / "log.csv", 0, tmp_path / "tensorboard")
+
+
+def test_tensorboard_gets_every_number(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for epochs_done in (0, 1):  # the second one repeats epoch 2, as after a kill
+        with EpochLog(tmp_path / "log.csv", epochs_done, tmp_path / "board") as log:
+            for row in rows(epochs_done + 1, 2):
+                log.append(row)
+            log.write()
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert [(event.step, pytest.approx(event.value)) for event in events.Scalars("loss")] == [(1, 0.1), (2, 0.2)]

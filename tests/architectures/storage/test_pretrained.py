@@ -1,0 +1,234 @@
+"""Networks on disk: what does not fit is said, and a save that is cut short destroys nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from trifuse.architectures.storage import pretrained
+from trifuse.architectures.storage.atomic_files import sha256_of
+from trifuse.architectures.storage.pretrained import Pretrained, load_strict, write_safetensors
+from trifuse.kernels import CheckpointError
+
+
+def assert_same(got, wanted):
+    assert set(got) == set(wanted)
+    for name, tensor in wanted.items():
+        assert got[name].dtype == tensor.dtype, name
+        assert torch.equal(got[name], tensor), name
+
+
+# --- load_strict ------------------------------------------------------------------------------------------------------
+
+
+def small_network() -> nn.Module:
+    network = nn.Sequential()
+    network.add_module("stem", nn.Conv2d(3, 4, 3))
+    network.add_module("norm", nn.BatchNorm2d(4))
+    network.add_module("head", nn.Linear(4, 2))
+    return network
+
+
+def test_load_strict_loads():
+    source, target = small_network(), small_network()
+    load_strict(target, source.state_dict(), Path("x"))
+    assert_same(target.state_dict(), source.state_dict())
+
+
+@given(data=st.data())
+def test_c8_missing_and_unexpected_keys_are_listed_with_the_nearest_name(data):
+    network = small_network()
+    state = dict(network.state_dict())
+    names = sorted(state)
+    renamed = data.draw(st.sets(st.sampled_from(names), max_size=3))
+    deleted = data.draw(st.sets(st.sampled_from(names), min_size=0 if renamed else 1, max_size=2)) - renamed
+    for name in renamed:
+        state[f"module.{name}"] = state.pop(name)
+    for name in deleted:
+        del state[name]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_strict(network, {name: tensor + 1 for name, tensor in state.items()}, Path("weights.safetensors"))
+    message = str(caught.value)
+    assert message.startswith("weights.safetensors does not fit Sequential:")
+    assert f"{len(renamed | deleted)} missing:" in message
+    assert not renamed or f"{len(renamed)} unexpected:" in message
+    for name in renamed | deleted:
+        assert name in message
+    assert_same(network.state_dict(), before)
+
+
+def test_c8_nearest_name():
+    network = small_network()
+    state = dict(network.state_dict())
+    state["heads.weight"] = state.pop("head.weight")
+    with pytest.raises(CheckpointError, match=r"head.weight  \(nearest: heads.weight\)"):
+        load_strict(network, state, Path("x"))
+
+
+def test_a_long_list_is_cut():
+    state = {f"stranger{i}": torch.ones(1) for i in range(25)} | dict(small_network().state_dict())
+    with pytest.raises(CheckpointError, match=r"25 unexpected:(\n    stranger\d+){10}\n    and 15 more$"):
+        load_strict(small_network(), state, Path("x"))
+
+
+def test_c9_wrong_shapes_are_shown_with_both_shapes():
+    state = dict(small_network().state_dict())
+    state["head.weight"] = torch.zeros(3, 4)
+    with pytest.raises(CheckpointError, match=r"1 of the wrong shape:\n.*head.weight: expected \(2, 4\), got \(3, 4\)"):
+        load_strict(small_network(), state, Path("x"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_c11_weights_that_are_not_finite_are_refused(value):
+    state = dict(small_network().state_dict())
+    state["norm.running_var"] = torch.tensor([1, 2, value, 3])
+    with pytest.raises(CheckpointError, match=r"not finite.*\n    norm.running_var"):
+        load_strict(small_network(), state, Path("x"))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    width: int = 4
+
+
+class Net(Pretrained, nn.Linear):
+    architecture: ClassVar[str] = "net"
+    config_type: ClassVar[type] = NetConfig
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__(config.width, 2)
+        self.config = config
+
+
+class OtherNet(Net):
+    architecture: ClassVar[str] = "other_net"
+
+
+def edit_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def saved(tmp_path) -> tuple[Net, Path]:
+    net = Net(NetConfig(width=7))
+    net.save_pretrained(tmp_path / "net")
+    return net, tmp_path / "net"
+
+
+def test_save_and_load(saved):
+    net, folder = saved
+    loaded = Net.from_pretrained(str(folder))
+    assert not loaded.training
+    assert loaded.config == net.config
+    assert_same(loaded.state_dict(), net.state_dict())
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.parameters())
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    description = json.loads((folder / "config.json").read_text())
+    assert description == {
+        "format": "trifuse",
+        "schema_version": 1,
+        "architecture": "net",
+        "config": {"width": 7},
+        "sha256": {"model.safetensors": sha256_of(folder / "model.safetensors")},
+    }
+
+
+def test_c10_weights_of_another_type_are_converted(saved):
+    net, folder = saved
+    digest = write_safetensors(folder / "model.safetensors", copy.deepcopy(net).half().state_dict())
+    edit_config(folder, sha256={"model.safetensors": digest})
+    loaded = Net.from_pretrained(folder)
+    assert loaded.weight.dtype == torch.float32
+    torch.testing.assert_close(loaded.weight, net.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_c1_missing_parts_of_a_folder(saved, tmp_path):
+    _, folder = saved
+    with pytest.raises(CheckpointError, match=r"nowhere: not found; expected a folder with config.json and model.saf"):
+        Net.from_pretrained(tmp_path / "nowhere")
+    (folder / "model.safetensors").rename(folder / "away")
+    with pytest.raises(CheckpointError, match=r"model.safetensors: expected a safetensors file, found nothing"):
+        Net.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config.json: not found"):
+        Net.from_pretrained(folder)
+
+
+def test_c3_weights_of_another_day(saved):
+    _, folder = saved
+    write_safetensors(folder / "model.safetensors", Net(NetConfig(width=7)).state_dict())
+    with pytest.raises(CheckpointError, match="the content has changed"):
+        Net.from_pretrained(folder)
+
+
+def test_c7_wrong_architecture_is_said_before_anything_else(saved):
+    _, folder = saved
+    (folder / "model.safetensors").unlink()
+    edit_config(folder, config={"strange": 1})
+    with pytest.raises(CheckpointError, match="wrong architecture: got 'net', want 'other_net'"):
+        OtherNet.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": 2}, "schema_version is 2, this trifuse reads up to 1; upgrade trifuse"),
+        ({"schema_version": "1"}, "schema_version is '1'"),
+        ({"format": "other"}, "written by trifuse"),
+        ({"config": {"width": 7, "depth": 1}}, "unknown field 'depth' of NetConfig"),
+        ({"sha256": {}}, "expected the SHA-256 of model.safetensors, got None"),
+        ({"sha256": None}, "expected the SHA-256 of model.safetensors, got None"),
+    ],
+)
+def test_c12_config_file(saved, changes, message):
+    _, folder = saved
+    edit_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=rf"config.json.*{message}"):
+        Net.from_pretrained(folder)
+
+
+def test_config_that_is_no_json(saved):
+    _, folder = saved
+    (folder / "config.json").write_text("<html>")
+    with pytest.raises(CheckpointError, match="expected JSON, found an HTML page"):
+        Net.from_pretrained(folder)
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupt(*args, **kwargs):
+    raise Interrupted
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "survivor"),
+    [(pretrained, "write_safetensors", "old"), (pretrained, "write_json", "old"), (Path, "replace", "new")],
+)
+def test_t2_a_save_that_is_cut_short_leaves_the_old_network_or_the_new_one(saved, monkeypatch, owner, name, survivor):
+    old, folder = saved
+    new = Net(NetConfig(width=9))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupt)
+        with pytest.raises(Interrupted):
+            new.save_pretrained(folder)
+    assert_same(Net.from_pretrained(folder).state_dict(), (old if survivor == "old" else new).state_dict())
+    newest = Net(NetConfig(width=3))
+    newest.save_pretrained(folder)
+    assert_same(Net.from_pretrained(folder).state_dict(), newest.state_dict())
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]

@@ -1,0 +1,195 @@
+"""The report runs every part within its time, hides none that failed, and depends on nothing of whoever runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trifuse.architectures.cli.main import main
+from trifuse.benchmarks.reporting import report
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+TESTS = "tests on the GPU"
+
+
+def python(name: str, code: str, share: float = 1):
+    return report.Part(name, (sys.executable, "-c", code), share)
+
+
+def test_every_benchmark_has_its_share_of_the_time():
+    files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert report.GPU_SHARES.keys() == files | {TESTS, report.SCALING}
+    assert min(report.GPU_SHARES.values()) >= 10
+
+
+def test_parts_share_the_time_that_is_left(tmp_path, monkeypatch):
+    """All of them fit, whatever they take; one that is done early leaves more to the rest."""
+    took = {"early": 1.0, "out of time": None, "late": None}
+    limits = {}
+
+    def run_part(part, limit_s, log, *arguments):
+        limits[part.name] = limit_s
+        log.write_text("")
+        seconds = took[part.name] or limit_s
+        return report.Outcome(part, 0 if took[part.name] else 124, seconds, limit_s)
+
+    monkeypatch.setattr(report, "run_part", run_part)
+    listed = [python("early", "", 2), python("out of time", "", 3), python("late", "", 1)]
+    assert report.run_parts(listed, {}, tmp_path, tmp_path, {}, report.GPU_SECONDS) == 124
+    assert limits == pytest.approx({"early": 480 / 3, "out of time": 479 * 3 / 4, "late": 479 / 4})
+    assert report.GPU_SECONDS <= 8 * 60
+    assert "| out of time |       124 |     359 |   359 |" in (tmp_path / "report.md").read_text()
+    took |= dict.fromkeys(took, 1.0)
+    assert report.run_parts(listed, {}, tmp_path, tmp_path, {}, None) == 0
+    assert set(limits.values()) == {None}
+
+
+def test_parts_are_the_benchmark_files_and_the_tests_come_first(tmp_path):
+    listed = report.parts(report.part_names(), tmp_path, tmp_path, 0.5, tests=True)
+    assert [(part.name, part.share) for part in listed] == list(report.GPU_SHARES.items())
+    *by_pytest, scaling = listed
+    for part in by_pytest:
+        (file,) = (word for word in part.command if word.endswith(".py"))
+        assert Path(file).is_file()
+        assert ("--benchmark-only" in part.command) == (part.name != TESTS)
+    assert scaling.command[1:] == ("-m", "trifuse.benchmarks.reporting.scaling", f"--out={tmp_path}", "--seconds=0.125")
+    (new,) = report.parts(["a new one"], tmp_path, tmp_path, 0.5, tests=False)
+    assert new.share == report.SHARE_OF_OTHERS
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("cuda", report.GPU_SECONDS), ("cpu", None)])
+def test_time_is_limited_on_a_gpu_alone(kind, seconds, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(report, "machine_of", lambda *arguments: {"kind": kind})
+    monkeypatch.setattr(report, "run_parts", lambda *arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert report.main(["--out", str(tmp_path), "--tests", "--only", "fias"]) == 0
+    ((listed, *_, given),) = seen
+    assert [part.name for part in listed] == [TESTS, "fias"]
+    assert given == seconds
+
+
+def test_only_known_parts_are_taken(tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--out", str(tmp_path), "--only", "fiass"])
+    assert "'fiass' (choose from" in capsys.readouterr().err
+    monkeypatch.setattr(report, "GPU_TESTS", tmp_path / "none.py")  # an installed copy
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--out", str(tmp_path), "--tests"])
+    assert "--tests needs the repository" in capsys.readouterr().err
+
+
+def test_the_worst_part_decides_and_none_is_hidden(tmp_path, capsys):
+    (tmp_path / "old.md").write_text("an old table")
+    listed = [
+        python("sound", f"print('all is well'); open({str(tmp_path / 'new.md')!r}, 'w').write('a table')"),
+        python("failing", "import sys; print('what went wrong'); sys.exit(3)"),
+        python("killed", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
+        python("sound again", f"open({str(tmp_path / 'new.json')!r}, 'w').write('{{}}')"),  # its tables are in new.md
+    ]
+    assert report.run_parts(listed, {"kind": "cpu", "driver": None}, tmp_path, tmp_path, dict(os.environ), None) == 139
+    text, printed = (tmp_path / "report.md").read_text(), capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in cells if row[0] in {part.name for part in listed}] == [
+        ["sound", "0"],
+        ["failing", "3"],
+        ["killed", "139"],
+        ["sound again", "0"],
+    ]
+    assert "what went wrong" in text
+    assert "all is well" not in text
+    assert "an old table" not in text
+    assert text.count("## new\n\na table\n") == text.count("## new") == 1
+    assert [line.split()[:2] for line in printed[:4]] == [
+        ["1/4", "sound"],
+        ["2/4", "failing"],
+        ["3/4", "killed"],
+        ["4/4", "sound"],
+    ]
+    assert "exit code 3" in printed[1]
+    assert " s so far)" in printed[3]
+
+
+def test_a_part_out_of_time_is_ended_with_all_that_it_started(tmp_path):
+    grandchild = "import time; time.sleep(1); open('grandchild', 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    outcome = report.run_part(python("hangs", code), 0.3, tmp_path / "log", tmp_path, dict(os.environ))
+    assert outcome.code == report.OUT_OF_TIME == 124
+    assert outcome.seconds >= 0.3
+    time.sleep(max(0, 1.5 - outcome.seconds))
+    assert not (tmp_path / "grandchild").exists()
+
+
+def test_a_report_stopped_by_hand_stops_its_part(tmp_path, monkeypatch):
+    class Stopped:
+        pid = 4321
+        waited = 0
+
+        def __init__(self, *arguments, **options):
+            assert options["process_group"] == 0
+
+        def wait(self, limit=None):
+            Stopped.waited += 1
+            if Stopped.waited == 1:
+                raise KeyboardInterrupt
+
+    killed = []
+    monkeypatch.setattr(report.subprocess, "Popen", Stopped)
+    monkeypatch.setattr(report.os, "killpg", lambda *arguments: killed.append(arguments))
+    with pytest.raises(KeyboardInterrupt):
+        report.run_part(python("stopped", ""), None, tmp_path / "log", tmp_path, {})
+    assert killed == [(4321, report.signal.SIGKILL)]
+    assert Stopped.waited == 2
+
+
+def test_this_very_copy_is_importable_anywhere(tmp_path, monkeypatch):
+    """Also on a machine where nothing is installed, as its own pytest plugin; with no options of another pytest."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-n auto")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    scratch, elsewhere = tmp_path / "scratch", tmp_path / "elsewhere"
+    scratch.mkdir()
+    elsewhere.mkdir()
+    variables = report.environment(scratch, "0123abc")
+    assert not [name for name in variables if name.startswith(("PYTEST_", "TRITON_INTERPRET"))]
+    code = (
+        "import os, json, trifuse.kernels, importlib.metadata as m;"
+        "print(json.dumps([trifuse.kernels.__file__, m.version('trifuse'), os.environ['TRIFUSE_COMMIT'],"
+        "[e.value for e in m.entry_points(group='pytest11', name='trifuse')]]))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=variables, stdout=subprocess.PIPE, text=True)
+    place, version, commit, plugins = json.loads(said.stdout)
+    assert Path(place).is_relative_to(scratch)
+    assert version[0].isdigit()
+    assert commit == "0123abc"
+    assert "trifuse.kernels.testing" in plugins
+
+
+def test_the_command_hands_over_to_the_report(tmp_path, monkeypatch):
+    started = []
+
+    def run(command):
+        started.append(command)
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert main(["bench", "--out", str(tmp_path), "--only", "fias", "attention", "--seconds", "0.25"]) == 7
+    (command,) = started
+    assert command[:3] == [sys.executable, "-m", "trifuse.benchmarks.reporting.report"]
+    assert command[3:] == ["--out", str(tmp_path), "--only", "fias", "attention", "--seconds", "0.25"]
+    main(["bench", "--out", str(tmp_path)])
+    assert "--only" not in started[1]
+
+
+def test_the_command_needs_its_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command: pytest.fail(f"started {command}"))
+    assert main(["bench", "--out", str(tmp_path)]) == 2
+    assert "pip install 'trifuse[bench]'" in capsys.readouterr().err

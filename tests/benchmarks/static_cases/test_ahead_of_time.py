@@ -1,0 +1,150 @@
+"""The ahead-of-time gate: every Triton kernel is compiled for GPUs that are not here, and kept within its budget."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trifuse.benchmarks.reporting.ahead_of_time import (
+    BUDGETS,
+    TARGETS,
+    Budget,
+    Cost,
+    broken_rules,
+    read_budgets,
+    without_a_twin,
+)
+from trifuse.kernels import gpu
+from trifuse.kernels.gpu import tuning
+from trifuse.kernels.gpu.static_case import in_form
+
+pytest.importorskip("triton", reason="the gate compiles with triton")
+
+HERE = Path(__file__).parent
+KERNEL_MODULES = [f"{gpu.__name__}.{name}" for _, name, _ in pkgutil.iter_modules(gpu.__path__)]
+KERNEL_MODULES = [name for name in KERNEL_MODULES if hasattr(importlib.import_module(name), "STATIC_CASES")]
+
+
+def compile_ahead_of_time(budgets: Path, *modules: str) -> dict:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "trifuse.benchmarks.reporting.ahead_of_time", str(budgets), *modules]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1700)
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout)
+
+
+@pytest.fixture(scope="module")
+def compiled(request, tmp_path_factory) -> dict:
+    """Compile the modules that this run asks for in one child, which all workers of the run wait for and share."""
+    mine = [item for item in request.session.items if getattr(item, "originalname", "") == GATE]
+    modules = [item.callspec.params["module"] for item in mine]
+    together = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp().parent if together else tmp_path_factory.mktemp("gate")
+    result = folder / "ahead_of_time.json"
+    with Path(folder, "ahead_of_time.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            result.write_text(json.dumps(compile_ahead_of_time(BUDGETS, *modules)))
+    return json.loads(result.read_text())
+
+
+GATE = "test_every_kernel_has_its_cases_and_keeps_their_budgets"
+
+
+@pytest.mark.timeout(1800)  # the first of them compiles all: some minutes, unless Triton's cache has them
+@pytest.mark.parametrize("module", KERNEL_MODULES)
+def test_every_kernel_has_its_cases_and_keeps_their_budgets(module, compiled):
+    assert [kernel for kernel in compiled["without_a_case"] if kernel.startswith(f"{module}.")] == []
+    rows = [row for row in compiled["rows"] if row["module"] == module.rpartition(".")[2]]
+    targets: dict[str, set[str]] = {}
+    for row in rows:
+        targets.setdefault(row["case"], set()).add(row["target"])
+    cases = {case.name for case in importlib.import_module(module).STATIC_CASES}
+    assert targets == {case: set(TARGETS) for case in cases}
+    table = [
+        f"{row['case']} on {row['target']}: {rule}: {message}"
+        for row in rows
+        for rule, message in row["broken"].items()
+    ]
+    assert table == [], "\n".join(table)
+
+
+def test_every_case_has_one_row_in_the_table_and_every_row_a_case():
+    budgets = read_budgets()
+    modules = [importlib.import_module(name) for name in KERNEL_MODULES]
+    assert without_a_twin(modules, budgets) == []
+    assert {module for module, _ in budgets} == {name.rpartition(".")[2] for name in KERNEL_MODULES}
+    assert [key for key, budget in budgets.items() if set(budget.registers) != set(TARGETS)] == []
+
+
+def test_a_row_too_few_and_one_too_many_are_named(tmp_path):
+    sound = importlib.import_module(KERNEL_MODULES[-1])
+    word, (first, *_) = sound.__name__.rpartition(".")[2], [case.name for case in sound.STATIC_CASES]
+    with BUDGETS.open(newline="") as stream:
+        rows = [row for row in csv.reader(stream) if row[1] != first]
+    extra = [word, "nobody's", *rows[-1][2:]]
+    table = tmp_path / "budgets.csv"
+    with table.open("w", newline="") as stream:
+        csv.writer(stream).writerows([*rows, extra])
+    assert without_a_twin([sound], read_budgets(table)) == [
+        f"no budget: {word}, {first}", f"no case: {word}, nobody's"
+    ]  # fmt: skip
+    with table.open("a", newline="") as stream:
+        csv.writer(stream).writerow(extra)
+    with pytest.raises(ValueError, match=r"two rows for .*nobody's"):
+        read_budgets(table)
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("registers", {"registers": 41}),
+        ("spills", {"spills": 1}),
+        ("wide loads", {"loads": {128: 1, 64: 9}}),
+        ("shuffles", {"shuffles": 6}),
+        ("atomics", {"atomics": 1}),
+        ("shared bytes", {"shared_bytes": 129}),
+    ],
+)
+def test_budget_is_kept_to_the_last_unit(rule, change):
+    budget = Budget({"sm_90": 40, "gfx942": 40}, wide_loads=2, shuffles_nvidia=5, shuffles_amd=5, shared_bytes=128)
+    kept = {"registers": 40, "spills": 0, "loads": {256: 1, 128: 1}, "shuffles": 5, "atomics": 0, "shared_bytes": 128}
+    for target in budget.registers:
+        assert broken_rules(Cost(**kept), budget, target) == {}
+        assert set(broken_rules(Cost(**kept | change), budget, target)) == {rule}
+
+
+def test_gate_sees_each_broken_rule():
+    """A kernel of ``costly_kernels.py`` breaks the rule it is named after, on both makers' GPUs, and no other."""
+    compiled = compile_ahead_of_time(HERE / "costly_kernels.csv", "costly_kernels")
+    assert compiled["without_a_case"] == ["costly_kernels.forgotten_kernel"]
+    assert compiled["without_a_twin"] == []
+    for row in compiled["rows"]:
+        assert set(row["broken"]) == ({row["case"].partition(" on ")[0]} - {"sound"}), row
+    assert {(row["case"].partition(" on ")[0], row["target"]) for row in compiled["rows"]} == {
+        (rule, target)
+        for rule in ("sound", "wide loads", "registers", "shuffles", "atomics", "spills")
+        for target in ("sm_90", "gfx942")
+    }
+
+
+@pytest.mark.parametrize("module", KERNEL_MODULES)
+def test_every_form_that_warm_up_may_choose_is_compiled(module):
+    """In each form at least as many kernels are compiled as there are launchers that have it."""
+    cases = {(f"{case.name},", case.kernel.fn.__name__) for case in importlib.import_module(module).STATIC_CASES}
+    launchers = [x for x in vars(importlib.import_module(module)).values() if isinstance(x, tuning.Tunable)]
+    forms = Counter(in_form("", form, launcher.choices) for launcher in launchers for form in launcher.choices[1:])
+    assert launchers
+    for form, launches in forms.items():
+        assert len({kernel for name, kernel in cases if f"{form}," in name}) >= launches, form
