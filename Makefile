@@ -24,13 +24,13 @@ mutants: $(VENV)/.test-ready
 	$(BIN)/python tests/mutants/run.py
 
 bench: $(VENV)/.test-ready
-	$(BIN)/python benchmarks/reporting/report.py --out benchmarks/results
-	$(BIN)/python benchmarks/reporting/tables.py
+	$(BIN)/python -m trifuse.benchmarks.reporting.report --out benchmarks/results
+	$(BIN)/python -m trifuse.benchmarks.reporting.tables
 
 # What every Triton kernel costs, read from machine code for GPUs that need not be here.
 kernels: $(VENV)/.test-ready
 	$(BIN)/python -m trifuse.benchmarks.reporting.static_report
-	$(BIN)/python benchmarks/reporting/tables.py
+	$(BIN)/python -m trifuse.benchmarks.reporting.tables
 
 clean:
 	rm -rf $(VENV) build

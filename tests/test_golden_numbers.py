@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from tests.golden_numbers import filled, filled_input, load_fixture, uniform
+from golden_numbers import filled, filled_input, load_fixture, uniform
 
 
 def test_uniform_numbers():

@@ -36,7 +36,7 @@ class Cost:
 
 
 def network_costs(model: nn.Module, image_shape: tuple[int, int, int, int], **side_inputs: Tensor) -> list[Cost]:
-    """Count one evaluation of images of that shape by ``model``, which must lie on the meta device, like ``side_inputs``.
+    """Count one evaluation of images of that shape by ``model``, on the meta device like ``side_inputs``.
 
     Counted is the reference form of every operator, whose work no fused kernel hides.
 

@@ -31,7 +31,7 @@ from trifuse.kernels.gpu.static_case import StaticCase
 
 NVIDIA_TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 TARGETS = (*NVIDIA_TARGETS, "gfx942")
-BUDGETS = Path(__file__).with_name("kernel_budgets.csv")
+BUDGETS = Path(__file__).parents[1] / "static_cases" / "kernel_budgets.csv"
 WIDE_BITS = 128
 READER = 1  # of the costs that the cache keeps: another number reads them anew
 

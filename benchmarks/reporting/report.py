@@ -1,7 +1,7 @@
 """Time every operator and every network on this machine, and write one report.
 
-    python benchmarks/reporting/report.py --out FOLDER  # in the repository; `make bench` also writes the README's tables
-    trifuse bench --out FOLDER                            # wherever trifuse is installed
+    python benchmarks/reporting/report.py --out FOLDER  # in the repository; `make bench` writes the tables, too
+    trifuse bench --out FOLDER                           # wherever trifuse is installed
 
 Every ``bench_*.py`` is a part, run by pytest in a process of its own; the last part, ``scaling.py``, is how cost grows.
 A part that fails does not keep the next one from running; the exit code is that of the worst, 124 for one that ran out
@@ -31,9 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parents[1]
 ROOT = FOLDER.parent
-GPU_TESTS = ROOT / "tests" / "kernels" / "test_on_gpu.py"
+GPU_TESTS = ROOT / "tests" / "kernels" / "gpu" / "test_on_gpu.py"
 SCALING = "scaling"
 SCALING_POINTS = 4  # of a curve, which share the time of one form
 OUT_OF_TIME = 124

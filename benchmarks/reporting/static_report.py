@@ -42,7 +42,7 @@ LABEL = "computed, nothing here was measured on a GPU"
 # Assumed ceilings: bytes, float32 multiply-adds and exponentials per second.
 BYTES_PER_SECOND = 4.3e12
 PER_SECOND = {"multiply-adds": 30e12, "exponentials": 3.6e12}
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from trifuse.kernels.testing.tables import markdown
 
 from .overview import overview
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def markdown_of_file(path: Path) -> str:

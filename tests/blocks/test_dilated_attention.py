@@ -7,8 +7,8 @@ import io
 
 import pytest
 import torch
+from golden_numbers import fixture_names, load_fixture
 
-from tests.golden_numbers import fixture_names, load_fixture
 from trifuse.blocks import DilatedAttention
 from trifuse.kernels import ShapeError, backend, dilated_attention_weights_reference
 

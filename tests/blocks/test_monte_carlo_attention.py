@@ -8,12 +8,12 @@ import math
 
 import pytest
 import torch
+from golden_numbers import fixture_names, load_fixture
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.golden_numbers import fixture_names, load_fixture
 from trifuse.blocks import MonteCarloAttention
 from trifuse.blocks.monte_carlo_attention import hidden_width
 from trifuse.kernels import ShapeError, TrifuseError, backend, monte_carlo_pool

@@ -8,12 +8,12 @@ import pickle
 
 import pytest
 import torch
+from golden_numbers import Fixture, fixture_names, load_fixture
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.golden_numbers import Fixture, fixture_names, load_fixture
 from trifuse.blocks import PlainUNetDecoder, PlainUNetEncoder
 from trifuse.blocks.plain_unet import check_sides, planned_features, planned_stages
 from trifuse.kernels import ShapeError

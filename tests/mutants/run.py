@@ -49,7 +49,7 @@ def read_mutant(patch: Path) -> Mutant:
 
 def all_mutants() -> list[Mutant]:
     """Return the mutants of this folder."""
-    return [read_mutant(patch) for patch in sorted(Path(__file__).parent.glob("*.patch"))]
+    return [read_mutant(patch) for patch in sorted(Path(__file__).parent.rglob("*.patch"))]
 
 
 def apply(patch: Path, tree: Path, *options: str) -> subprocess.CompletedProcess[str]:

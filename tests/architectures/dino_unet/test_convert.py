@@ -9,9 +9,9 @@ import re
 
 import pytest
 import torch
+from golden_numbers import load_fixture
 from safetensors.torch import load_file, save_file
 
-from tests.golden_numbers import load_fixture
 from trifuse.architectures.dino_unet.convert import (
     EncoderConfig,
     convert_dinov2,

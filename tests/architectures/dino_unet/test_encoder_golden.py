@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from golden_numbers import Fixture, fill, filled_input, fixture_names, load_fixture, relative_l2
 from torch import Tensor
 
-from tests.golden_numbers import Fixture, fill, filled_input, fixture_names, load_fixture, relative_l2
 from trifuse.architectures.dino_unet.encoder import DinoV2Encoder
 from trifuse.architectures.dino_unet.variants import VARIANTS, EncoderShape
 

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from golden_numbers import GOLDEN
 from safetensors.numpy import load_file
 
-from tests.golden_numbers import GOLDEN
 from trifuse.architectures.evaluation.metrics import Conventions, case_metrics, hausdorff95, surface_distances
 from trifuse.architectures.evaluation.scoring import score_case
 from trifuse.architectures.evaluation.summary import MEAN_OF_CLASSES, summarise

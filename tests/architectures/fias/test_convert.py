@@ -8,10 +8,10 @@ import re
 
 import pytest
 import torch
+from golden_numbers import load_fixture
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.golden_numbers import load_fixture
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.fias import DilateFormer, Fias, FiasConfig
 from trifuse.architectures.fias.convert import (

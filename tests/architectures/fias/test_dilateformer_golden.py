@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from golden_numbers import Fixture, fill, filled_input, fixture_names, load_fixture
 from torch import Tensor, nn
 
-from tests.golden_numbers import Fixture, fill, filled_input, fixture_names, load_fixture
 from trifuse.architectures.fias.dilateformer import DilateFormer, DilateFormerBlock
 from trifuse.architectures.fias.variants import DilateFormerShape
 from trifuse.blocks import DilatedAttention

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from golden_numbers import load_fixture
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.golden_numbers import load_fixture
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig, plain_unet
 from trifuse.architectures.plain_unet.convert import convert_nnunet, read_nnunet, rename_nnunet

@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 import torch
+from golden_numbers import fill, filled_input, load_fixture
 from torch import Tensor
 
-from tests.golden_numbers import fill, filled_input, load_fixture
 from trifuse.architectures.cli.cost import network_costs
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig, plain_unet
 from trifuse.kernels import CheckpointError, ShapeError

@@ -7,7 +7,7 @@ import resource
 import sys
 
 import pytest
-from conftest import Child
+from children import Child
 
 from trifuse.architectures.storage.epoch_log import EpochLog
 from trifuse.architectures.storage.run_log import read_log

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.ring_heart import SEPTUM_OF_THE_CHEST, Heart, axes_of, ring_heart
+from ring_heart import SEPTUM_OF_THE_CHEST, Heart, axes_of, ring_heart
 
 from trifuse.architectures.taff_unet.aha17 import aha17_labels, aha17_map, sector
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from golden_numbers import fixture_names, load_fixture
 
-from tests.golden_numbers import fixture_names, load_fixture
 from trifuse.architectures.taff_unet.aha17 import aha17_labels, sector
 from trifuse.kernels import DataError
 

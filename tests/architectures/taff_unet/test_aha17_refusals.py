@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from tests.ring_heart import axes_of, ring_heart
+from ring_heart import axes_of, ring_heart
 
 from trifuse.architectures.taff_unet.aha17 import aha17_labels, aha17_map, scar_burden_ml, wall_volume_ml
 from trifuse.kernels import DataError, MissingExtra, ShapeError

@@ -7,7 +7,7 @@ import csv
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.ring_heart import axes_of, ring_heart
+from ring_heart import axes_of, ring_heart
 
 from trifuse.architectures.taff_unet.bullseye import plot_scar_bullseyes
 from trifuse.kernels import DataError

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
+from golden_numbers import Fixture, filled, filled_input, fixture_names, load_fixture
 from torch import Tensor
 
-from tests.golden_numbers import Fixture, filled, filled_input, fixture_names, load_fixture
 from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig
 from trifuse.architectures.taff_unet.convert import rename_ecg_dual_attention
 from trifuse.kernels import CheckpointError, ShapeError

@@ -7,10 +7,10 @@ import re
 
 import pytest
 import torch
+from golden_numbers import load_fixture
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.golden_numbers import load_fixture
 from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig
 from trifuse.architectures.taff_unet.convert import (
     convert_ecg_dual_attention,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.architectures.data.test_beats import median
+from made_ecg import median
 
 from trifuse.architectures.data.ecg.beat_dataset import NetworkBeat
 from trifuse.architectures.data.phantoms.scar import write_scar_phantom

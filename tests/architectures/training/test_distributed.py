@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_ranks
+from children import run_ranks
 from safetensors.torch import load_file
 from tiny_run import StopAt, TinyConfig, TinyNet, run
 
@@ -21,7 +21,7 @@ from trifuse.architectures.training.distributed import World, open_world
 from trifuse.architectures.training.signals import Interrupted
 from trifuse.kernels.errors import TrifuseError
 
-PROGRAM = Path(__file__).with_name("tiny_run.py")
+PROGRAM = Path(__file__).parents[2] / "support" / "tiny_run.py"
 
 
 def rank() -> int:

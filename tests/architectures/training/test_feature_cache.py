@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import run_ranks
+from children import run_ranks
 from tiny_run import run
 from torch.utils.data import default_collate
 

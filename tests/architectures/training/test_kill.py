@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Child
-from tiny_run import Squares, TinyNet, bits, run
+from children import Child
+from tiny_run import KilledAt, TinyNet, bits, die, run
 
 from trifuse.architectures.storage.run_log import read_log
 from trifuse.architectures.training.checkpoint import CheckpointFolder, CheckpointManager
@@ -29,30 +29,12 @@ OPTIONS = {
 }
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[str, bytes]:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole")
     run(out, **OPTIONS)
     return bits(out)
-
-
-class KilledAt(Squares):
-    """Squares whose loading kills the process at the n-th sample."""
-
-    def __init__(self, length: int, left: int) -> None:
-        super().__init__(length)
-        self._left = left
-
-    def __getitem__(self, key):
-        self._left -= 1
-        if self._left == 0:
-            die()
-        return super().__getitem__(key)
 
 
 @pytest.mark.parametrize("seed", range(8))

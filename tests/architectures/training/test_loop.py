@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from conftest import Child
+from children import Child
 from tiny_run import Squares, StopAt, TinyConfig, TinyNet, bits, recipe, run, validate
 from torch import nn
 

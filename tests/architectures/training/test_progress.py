@@ -8,7 +8,7 @@ import sys
 import termios
 import time
 
-from conftest import Child
+from children import Child
 from tiny_run import run
 
 from trifuse.architectures.training import progress

@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from conftest import Child
+from children import Child
 
 from trifuse.architectures.training.run_folder import OutputFolderError, locked, note_session, open_run
 

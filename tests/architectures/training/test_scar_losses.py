@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import run_ranks
+from children import run_ranks
 from torch import Tensor
 
 from trifuse.architectures.training.distributed import open_world

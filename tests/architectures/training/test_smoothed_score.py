@@ -8,9 +8,8 @@ import signal
 
 import pytest
 import torch
-from conftest import Child
-from test_kill import KilledAt
-from tiny_run import TinyNet, bits, run
+from children import Child
+from tiny_run import KilledAt, TinyNet, bits, run
 
 from trifuse.architectures.storage.run_log import read_log
 

@@ -22,13 +22,15 @@ from trifuse.benchmarks.baselines import (
 )
 from trifuse.kernels.testing.comparing import Comparison, judge
 
-FILES = {name: import_module(f"trifuse.benchmarks.bench_{name}") for name in sorted(set(kernels.OPERATORS.values()))}
-FILES["mutation_loss"] = import_module("trifuse.benchmarks.bench_mutation_loss")
+FILES = {
+    name: import_module(f"trifuse.benchmarks.bench_{name}")
+    for name in sorted({file.removeprefix("_") for file in kernels.OPERATORS.values()})
+}
 COMPARISONS = {
     value.name: value for file in FILES.values() for value in vars(file).values() if isinstance(value, Comparison)
 }
 CPU, FLOAT = torch.device("cpu"), torch.float32
-dilated, pools, fusions = (FILES[f] for f in ("dilated_attention", "monte_carlo_attention", "weighted_block_fusion"))
+dilated, pools, fusions = (FILES[f] for f in ("dilated_attention", "monte_carlo_pool", "weighted_block_fusion"))
 losses, context = FILES["dice_ce_loss"], FILES["context_aware_fusion"]
 
 NARROW = dilated.attention_case("tiny", (1, 6, 7, 72), FLOAT, device="cpu")
@@ -45,7 +47,7 @@ TINY = {
     "dilated_attention_head_dim_32": dilated.attention_case("tiny", (1, 6, 7, 96), FLOAT, device="cpu"),
     "dilated_attention_stage_2": dilated.attention_case("tiny", (1, 6, 7, 144), FLOAT, device="cpu"),
     "dilated_attention_weights": NARROW,
-    "memory_efficient_attention": FILES["attention"].attention_case("tiny", 1, 5, 2, FLOAT, "cpu"),
+    "memory_efficient_attention": FILES["memory_efficient_attention"].attention_case("tiny", 1, 5, 2, FLOAT, "cpu"),
     "monte_carlo_pool": pools.pool_case("tiny", (2, 3, 5, 4), 2, FLOAT, "cpu"),
     "mutation_loss": FILES["mutation_loss"].loss_case("tiny", 2, (2, 4, 8), 8, FLOAT, device="cpu"),
     "spatial_gate": context.gate_case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),

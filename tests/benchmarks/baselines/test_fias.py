@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import torch
 
 from trifuse.architectures.fias import Fias, FiasConfig
+from trifuse.benchmarks.baselines import fias as baseline
 from trifuse.kernels import mutation_loss, upsample_argmax
-
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "fias_baseline.py"
-
-
-def load_baseline():
-    spec = spec_from_file_location("benchmarks_fias_baseline", FILE)
-    module = sys.modules[spec.name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def one_step(network, loss):
@@ -32,7 +20,6 @@ def one_step(network, loss):
 
 
 def test_plain_network_and_losses_are_those_of_ours():
-    baseline = load_baseline()
     network = Fias(FiasConfig(variant="nano", num_classes=5, dropout=0.1, drop_path=0.1)).double()
     plain = baseline.plain_fias(network)
     kinds = {type(module).__name__ for module in plain.modules()}
@@ -54,7 +41,6 @@ def test_plain_network_and_losses_are_those_of_ours():
 
 
 def test_plain_network_predicts_what_ours_does_on_the_same_parameters():
-    baseline = load_baseline()
     network = Fias(FiasConfig(variant="nano", num_classes=5)).double()
     plain = baseline.plain_fias(network)
     assert {id(p) for p in plain.parameters()} == {id(p) for p in network.parameters()}

@@ -14,7 +14,7 @@ import pytest
 from trifuse.architectures.cli.main import main
 from trifuse.benchmarks.reporting import report
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 TESTS = "tests on the GPU"

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from golden_numbers import fixture_names, load_fixture, relative_l2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.golden_numbers import fixture_names, load_fixture, relative_l2
 from trifuse.kernels import ShapeError, backend, dice_ce_loss, dice_ce_loss_reference
 from trifuse.kernels.ops._segmentation_sums import segmentation_sums
 from trifuse.kernels.testing import assert_op_matches, tensors

@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
 import torch
@@ -60,9 +58,7 @@ def test_k24_saves_the_arguments_and_one_number_per_pixel_and_head(name, packed)
 
 def test_saves_at_most_a_fifth_of_what_the_unfold_form_saves():
     """Counted by the hooks for both, storage that several of them share once."""
-    path = Path(__file__).parents[2] / "benchmarks" / "dilated_attention_baselines.py"
-    spec = spec_from_file_location("dilated_attention_baselines", path)
-    spec.loader.exec_module(baselines := module_from_spec(spec))
+    baselines = import_module("trifuse.benchmarks.baselines.dilated_attention")
 
     def saved_bytes(attend):
         storages = {}

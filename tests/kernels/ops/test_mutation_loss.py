@@ -11,12 +11,12 @@ from itertools import combinations
 
 import pytest
 import torch
+from golden_numbers import fixture_names, load_fixture, relative_l2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from tests.golden_numbers import fixture_names, load_fixture, relative_l2
 from trifuse.kernels import BackendError, ShapeError, backend, dice_ce_loss, mutation_loss, mutation_loss_reference
 from trifuse.kernels.cpu import segmentation_sums as cpu
 from trifuse.kernels.ops._segmentation_sums import dice_ce, segmentation_sums

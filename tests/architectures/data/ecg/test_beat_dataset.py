@@ -5,24 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from made_ecg import limb_leads, median
 
 from trifuse.architectures.data.ecg.beat_dataset import BeatDataset, BeatSource, NetworkBeat, load_beats
 from trifuse.kernels import DataError
-
-
-def median(seed: int = 0) -> np.ndarray:
-    """A beat of 600 samples in mV: a narrow peak and a wide wave, scaled for each lead."""
-    time = np.arange(600)
-    peak, wave = np.exp(-(((time - 200) / 8) ** 2)), np.exp(-(((time - 330) / 40) ** 2))
-    rng = np.random.default_rng(seed)
-    return limb_leads(np.outer(rng.uniform(0.5, 1.5, 12), peak) + np.outer(rng.uniform(-0.3, 0.3, 12), wave))
-
-
-def limb_leads(signal: np.ndarray) -> np.ndarray:
-    """Make leads III to aVF what leads I and II say that they are."""
-    one, two = signal[:2]
-    signal[2:6] = two - one, -(one + two) / 2, one - two / 2, two - one / 2
-    return signal
 
 
 def source(folder, name: str, signal: np.ndarray, rate_hz: float | None = 500.0) -> BeatSource:

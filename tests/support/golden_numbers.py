@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FLOAT64_BOUND = 1e-9
 FLOAT64_BOUND_STORED_FLOAT32 = 3e-7
 FLOAT32_FACTOR = 10

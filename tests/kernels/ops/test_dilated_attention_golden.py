@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from golden_numbers import fixture_names, load_fixture
 
-from tests.golden_numbers import fixture_names, load_fixture
 from trifuse.kernels import (
     backend,
     dilated_attention,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for made_ecg
 
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 
