@@ -17,9 +17,11 @@ from pathlib import Path
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.kernels.testing.tables import markdown
 
+from .highlights import highlights
 from .overview import overview
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_A_DEVICE = {"overview": overview, "highlights": highlights}
 
 
 def markdown_of_file(path: Path) -> str:
@@ -32,13 +34,13 @@ def with_results(text: str, folder: Path) -> str:
 
     def section(match: re.Match[str]) -> str:
         path = folder / match["name"]
-        if match["what"] == "overview":
-            table = overview(folder, match["name"])
+        if match["what"] in OF_A_DEVICE:
+            table = OF_A_DEVICE[match["what"]](folder, match["name"])
         else:
             table = markdown_of_file(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
         return f"<!-- {match['what']}: {match['name']} -->\n\n{table.strip()}\n\n<!-- end -->"
 
-    pattern = r"<!-- (?P<what>results|overview): (?P<name>\S+) -->.*?<!-- end -->"
+    pattern = r"<!-- (?P<what>results|overview|highlights): (?P<name>\S+) -->.*?<!-- end -->"
     return re.sub(pattern, section, text, flags=re.DOTALL)
 
 
