@@ -149,6 +149,7 @@ def fit_network(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out
             "theta_decay": recipe.theta_decay,
             "batch_dice": recipe.batch_dice,
         },
+        config_type=type(recipe),
         step=step,
         param_groups=lambda network: parameter_groups(network, recipe),
         describe=block_weights,

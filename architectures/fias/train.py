@@ -177,6 +177,7 @@ def fit_network(model: Fias, recipe: FiasRecipe, data: PreparedData, out: Path, 
             "subsets": recipe.subsets,
             "reduction": recipe.reduction,
         },
+        config_type=type(recipe),
         **options,
     )
 

@@ -101,6 +101,7 @@ def fit_network(model: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData, o
             "network": config_to_json(recipe.network),
             "batch_dice": recipe.batch_dice,
         },
+        config_type=type(recipe),
         monitor_smoothing=VAL_DICE_EMA,
         **options,
     )

@@ -56,7 +56,7 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
 
 def network_class(architecture: str) -> Any:
     """Return the network of that name, one of `RECIPES`."""
-    package = import_module(f"{__package__}.{architecture}")
+    package = import_module(f"trifuse.architectures.{architecture}")
     return next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
 
 
@@ -89,7 +89,7 @@ def default_data(architecture: str) -> DataRecipe:
 
 def training_module(architecture: str) -> ModuleType:
     """Return the ``train.py`` of the network of that name, one of `RECIPES`."""
-    return import_module(f"{__package__}.{architecture}.train")
+    return import_module(f"trifuse.architectures.{architecture}.train")
 
 
 def predict_images(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.found import Frames, LabelSpace, Targets
@@ -18,8 +18,7 @@ from trifuse.architectures.data.samples.patch_dataset import Patches
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.slice_dataset import Keep
 from trifuse.architectures.data.volumes.voxel_values import NonFinite
-from trifuse.architectures.storage.config_json import dataclass_of
-from trifuse.architectures.storage.pretrained import config_from_json, config_to_json
+from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
 from trifuse.architectures.storage.text import nearest
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 
@@ -56,6 +55,8 @@ class DataRecipe:
     Raises:
         ValueError: an image size below 1, or an augmentation or preprocessing that patches lack, or only they have.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"preparation": "preprocessing"}
 
     root: str = ""
     layout: Layout = "auto"
@@ -161,7 +162,7 @@ def recipe_from(
     """Build a run's recipe from its defaults, a TOML file, values by dotted name, and ``"field=value"`` words.
 
     Later sources win; ``defaults``, by dotted name, are the first. A value in a word is JSON where it can be, and text
-    where not.
+    where not. Fields may have the names of older versions, see `config_json`.
 
     Raises:
         RecipeError: naming the field and, for one that is unknown, the nearest known one.
@@ -182,7 +183,7 @@ def recipe_from(
             raise RecipeError(f"{word!r}: expected FIELD=VALUE, for example training.lr=1e-4")
         sources.append((name, _parsed(text)))
     for name, value in sources:
-        _put(values, kind, name, value)
+        _put(values, kind, current_name(kind, name), value)
     if not values["data"]["root"]:
         raise RecipeError("data.root: expected the folder of the cohort")
     try:

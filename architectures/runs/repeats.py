@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from trifuse.architectures.evaluation.report import REPORT, PaperTable, describe_environment
 from trifuse.architectures.evaluation.tables import case_tables, read_case_table
-from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.storage.config_json import config_to_json, upgraded_json
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FREE_TO_CHANGE
 from trifuse.architectures.training.run_folder import open_run
@@ -56,7 +57,13 @@ def repeat_training(
         with world.raise_on_any_rank():
             claim_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
             if world.is_main:
-                open_run(out, {"repeated": _description(recipe)}, resume=True, force=force)
+                open_run(
+                    out,
+                    {"repeated": _description(recipe)},
+                    resume=True,
+                    force=force,
+                    upgrade=partial(_upgraded, type(recipe)),
+                )
         runs = [RepeatedRun(out / f"run_{k}", recipe.training.seed + k) for k in range(1, repeats + 1)]
         for k, run in enumerate(runs, start=1):
             if not (run.folder / REPORT).exists():
@@ -79,6 +86,11 @@ def with_seeds(recipe: Any, k: int) -> Any:
     """Add k to the seeds of training and of the network's weights."""
     training = replace(recipe.training, seed=recipe.training.seed + k)
     return replace(recipe, training=training, network=replace(recipe.network, init_seed=recipe.network.init_seed + k))
+
+
+def _upgraded(kind: type, old: dict[str, Any]) -> dict[str, Any]:
+    """Return what an older version wrote of repeated runs in the names and spellings of today."""
+    return {**old, "repeated": upgraded_json(kind, old["repeated"])} if "repeated" in old else old
 
 
 def _description(recipe: Any) -> Mapping[str, Any]:

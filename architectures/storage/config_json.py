@@ -1,11 +1,17 @@
-"""Configuration dataclasses as JSON, and back with every value checked against the type of its field."""
+"""Configuration dataclasses as JSON, and back with every value checked against the type of its field.
+
+A dataclass may say how older files spelled it. ``RENAMED`` maps an old dotted field name to its dotted name of today,
+both relative to the dataclass; a section that is renamed takes its fields along. A static method
+``upgraded(values) -> values`` replaces values whose meaning is spelled in another way now. Both are honoured wherever
+values are read: from saved files, from a recipe's TOML file, and from ``--set``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trifuse.kernels.errors import CheckpointError
@@ -32,11 +38,18 @@ def _plain(value: Any) -> Any:
 def config_from_json(config_type: type, values: Any, source: object) -> Any:
     """Build a configuration dataclass from JSON values, every one of them checked against the field's type.
 
+    Names and spellings of older versions are understood, see `upgraded_json`.
+
     Raises:
         CheckpointError: an unknown field, a value of the wrong type, or one that the dataclass refuses.
     """
     if not isinstance(values, dict):
         raise CheckpointError(f"{source}: expected the fields of {config_type.__name__}, got {values!r}")
+    return _built(config_type, upgraded_json(config_type, values), source)
+
+
+def _built(config_type: type, values: dict[str, Any], source: object) -> Any:
+    """Build a dataclass from values that are spelled as today."""
     hints = typing.get_type_hints(config_type)
     known = [field.name for field in dataclasses.fields(config_type)]
     for name in values:
@@ -56,7 +69,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     """Return a JSON value as the type that ``hint`` asks for."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return config_from_json(typing.cast(type, hint), value, where)
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{where}: expected the fields of {typing.cast(type, hint).__name__}, got {value!r}")
+        return _built(typing.cast(type, hint), value, where)
     if origin is typing.Literal and value in arguments:
         return value
     if origin is tuple and isinstance(value, list):
@@ -76,6 +91,60 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin is None and type(value) is hint:
         return value
     raise CheckpointError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def upgraded_json(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON values of a configuration, its sections included, in the names and spellings of today.
+
+    Nothing is checked: fields that the dataclass does not know stay as they are. Where a file has both the old and the
+    new name of a field, the new one counts.
+
+    Args:
+        config_type: the dataclass, which may declare ``RENAMED`` and ``upgraded``.
+        values: as an older version, or this one, wrote them.
+    """
+    current = dict(values)
+    for old, new in _renamed_fields(config_type).items():
+        _move(current, old.split("."), new.split("."))
+    current = getattr(config_type, "upgraded", dict)(current)
+    hints = typing.get_type_hints(config_type)
+    for name, value in current.items():
+        section = dataclass_of(hints.get(name))
+        if section is not None and isinstance(value, dict):
+            current[name] = upgraded_json(section, value)
+    return current
+
+
+def current_name(config_type: type, dotted: str) -> str:
+    """Return today's dotted name of a field that is given by that, or by the dotted name of an older version."""
+    for old, new in _renamed_fields(config_type).items():
+        if dotted == old or dotted.startswith(f"{old}."):
+            dotted = new + dotted.removeprefix(old)
+            break
+    name, dot, rest = dotted.partition(".")
+    section = dataclass_of(typing.get_type_hints(config_type).get(name))
+    return dotted if section is None or not dot else f"{name}.{current_name(section, rest)}"
+
+
+def _renamed_fields(config_type: type) -> Mapping[str, str]:
+    return getattr(config_type, "RENAMED", {})
+
+
+def _move(values: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> None:
+    """Move an entry of nested dictionaries, which are copied before they change; what is there already wins."""
+    section: Any = values
+    for name in old[:-1]:
+        if not isinstance(section.get(name), dict):
+            return
+        section[name] = section = dict(section[name])
+    if old[-1] not in section:
+        return
+    value, section = section.pop(old[-1]), values
+    for name in new[:-1]:
+        section[name] = section = dict(section.get(name) or {})
+    there = section.setdefault(new[-1], value)
+    if isinstance(value, dict) and isinstance(there, dict):
+        section[new[-1]] = {**value, **there}
 
 
 def dataclass_of(hint: Any) -> type | None:

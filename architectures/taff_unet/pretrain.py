@@ -316,6 +316,7 @@ def fit_network(model: EcgAutoencoder, recipe: EcgRecipe, beats: PreparedBeats, 
             "mixing": recipe.mixing,
             "mask_padding": recipe.mask_padding,
         },
+        config_type=type(recipe),
         **options,
     )
 

@@ -142,6 +142,7 @@ def fit_network(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
             **{name: value for name, value in config_to_json(recipe).items() if name != "training"},
             "data": config_to_json(data.recipe),
         },
+        config_type=type(recipe),
         step=run_with_side_inputs,
         param_groups=taff_param_groups(model, recipe.parts),
         monitor_smoothing=VAL_DICE_EMA,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from trifuse.architectures.storage.atomic_files import write_json
+from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import EpochLog
 from trifuse.architectures.storage.run_log import SMOOTHED
 from trifuse.kernels.errors import TrifuseError
@@ -75,6 +77,7 @@ def fit(
     loss: Loss,
     validate: Validate,
     run_config: Mapping[str, Any],
+    config_type: type | None = None,
     step: Forward = forward_image,
     param_groups: GroupSpecification | Callable[[nn.Module], GroupSpecification] | None = None,
     monitor: str = "dice",
@@ -104,6 +107,7 @@ def fit(
         validate: returns metrics; higher is better for the monitored one. Called on rank 0, before the first step and
             after every epoch, in evaluation mode and without gradients, with the averaged weights if there are any.
         run_config: everything beside the recipe that decides the result, as JSON values.
+        config_type: the dataclass whose fields ``run_config`` has, if any: it knows their names in older versions.
         step: computes the outputs from a batch.
         param_groups: the groups, or a function that makes them from the model; see `parameter_groups`.
         monitor: the metric by which the best epoch is chosen.
@@ -134,7 +138,8 @@ def fit(
                     "config": dict(run_config),
                     "training_samples": len(train_set),
                 }
-                for difference in open_run(out, description, resume=resume or force_resume, force=force_resume):
+                upgrade = partial(_upgraded, config_type)
+                for difference in open_run(out, description, resume=resume, force=force_resume, upgrade=upgrade):
                     progress.say(f"resumed with a changed configuration: {difference}")
                 CheckpointManager(out, progress.say).recover()
         model.to(world.device)
@@ -151,6 +156,14 @@ def fit(
         gpus = [world.device] if world.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(gpus))  # the caller's random state stays as it was
         return run.train(stack.enter_context(StopSignals()))
+
+
+def _upgraded(config_type: type | None, description: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of an older run in the names and spellings of today."""
+    config = description.get("config")
+    if config_type is None or not isinstance(config, dict):
+        return description
+    return {**description, "config": upgraded_json(config_type, config)}
 
 
 class _Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -50,14 +50,22 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def open_run(out: Path, description: Mapping[str, Any], *, resume: bool, force: bool) -> list[str]:
+def open_run(
+    out: Path,
+    description: Mapping[str, Any],
+    *,
+    resume: bool,
+    force: bool,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> list[str]:
     """Write ``run.json`` for a new run, or compare it for one that is resumed.
 
     Args:
         out: the output folder.
         description: all that decides the result, as JSON values.
         resume: whether the folder may hold a run; a folder without one starts a new run either way.
-        force: accept a changed description, and replace it.
+        force: resume, accept a changed description, and replace it.
+        upgrade: turns a description that an older version wrote into today's names and spellings.
 
     Returns:
         One line per accepted difference.
@@ -70,9 +78,9 @@ def open_run(out: Path, description: Mapping[str, Any], *, resume: bool, force: 
     if not path.exists():
         write_json(path, new)
         return []
-    if not resume:
+    if not (resume or force):
         raise OutputFolderError(f"{out} already holds a run; resume it, or choose another folder")
-    old = json.loads(path.read_text())
+    old = upgrade(json.loads(path.read_text()))
     if "repeated" in {*old} ^ {*new}:
         kinds = ("repeated runs", "a single run") if "repeated" in old else ("a single run", "repeated runs")
         raise OutputFolderError(f"{out} holds {kinds[0]}, and cannot hold {kinds[1]} as well; choose another folder")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 
@@ -17,6 +19,8 @@ from trifuse.architectures.training.run_folder import OutputFolderError
 
 @dataclass(frozen=True)
 class Network:
+    RENAMED: ClassVar[dict[str, str]] = {"seed": "init_seed"}
+
     init_seed: int = 3
 
 
@@ -85,6 +89,17 @@ def test_another_recipe_is_not_mixed_in(tmp_path):
     repeat_training(trainer, other, tmp_path / "out", 1, title="t", overwrite=True)
     assert [name for name, *_ in trainer.asked] == ["run_1"]
     assert not (tmp_path / "out" / "run_2").exists()
+
+
+def test_repeats_of_an_older_version_are_continued(tmp_path):
+    repeat_training(Trainer(), Whole(), tmp_path, 1, title="t")
+    file = tmp_path / "run.json"
+    written = json.loads(file.read_text())
+    written["repeated"]["network"] = {"seed": 3}
+    file.write_text(json.dumps(written))
+    trainer = Trainer()
+    repeat_training(trainer, Whole(), tmp_path, 2, title="t", resume=True)
+    assert [name for name, *_ in trainer.asked] == ["run_2"]
 
 
 def test_the_paper_is_asked_for_that_many_targets(tmp_path):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from children import Child
+from tiny_run import run
 
 from trifuse.architectures.training.run_folder import OutputFolderError, locked, note_session, open_run
 
@@ -63,6 +66,35 @@ def test_t14_changed_configuration_is_shown_and_only_accepted_by_force(tmp_path)
     assert json.loads((tmp_path / "run.json").read_text())["recipe"]["lr"] == 0.1
     assert open_run(tmp_path, new, resume=True, force=True)[:2] == lines[:2]
     assert open_run(tmp_path, new, resume=True, force=False) == []
+
+
+def test_a_description_by_an_older_version_is_compared_in_names_of_today(tmp_path):
+    def upgrade(old):
+        return {"rate": old.get("speed", old.get("rate"))}
+
+    open_run(tmp_path, {"speed": 1}, resume=False, force=False)
+    assert open_run(tmp_path, {"rate": 1}, resume=True, force=False, upgrade=upgrade) == []
+    with pytest.raises(OutputFolderError, match="rate: 1 -> 2"):
+        open_run(tmp_path, {"rate": 2}, resume=True, force=False, upgrade=upgrade)
+    assert open_run(tmp_path, {"rate": 2}, resume=False, force=True, upgrade=upgrade) == ["rate: 1 -> 2"]
+    assert json.loads((tmp_path / "run.json").read_text()) == {"rate": 2}
+
+
+@dataclass(frozen=True)
+class Settings:
+    RENAMED: ClassVar[dict[str, str]] = {"size": "side"}
+
+    side: int = 1
+
+
+def test_a_run_of_an_older_version_is_resumed_by_names_of_today(tmp_path):
+    run(tmp_path, epochs=1, run_config={"size": 1})
+    again = {"epochs": 1, "run_config": {"side": 1}, "resume": True}
+    with pytest.raises(OutputFolderError, match=r"config\.size: 1 -> "):
+        run(tmp_path, **again)
+    assert run(tmp_path, config_type=Settings, **again).steps == 3
+    with pytest.raises(OutputFolderError, match=r"config\.side: 1 -> 2"):
+        run(tmp_path, config_type=Settings, **again | {"run_config": {"side": 2}})
 
 
 def test_sessions_are_appended(tmp_path):
