@@ -146,9 +146,9 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     probabilities = torch.softmax(logits, dim=1)
     one_hot = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2).to(probabilities)
     axes = (0, 2, 3)
-    overlap = (probabilities * one_hot).sum(axes)
+    intersection = (probabilities * one_hot).sum(axes)
     sizes = probabilities.square().sum(axes) + one_hot.square().sum(axes)
-    return (1 - (2 * overlap + DICE_SMOOTHING) / (sizes + DICE_SMOOTHING)).mean()
+    return (1 - (2 * intersection + DICE_SMOOTHING) / (sizes + DICE_SMOOTHING)).mean()
 
 
 def labels_plainly(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

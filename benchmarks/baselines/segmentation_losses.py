@@ -19,8 +19,8 @@ def dice_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Return 0.4 Dice + 0.6 cross-entropy as people write it: softmax, one-hot truth, squared denominators."""
     p = logits.softmax(1)
     truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(p.dtype)
-    overlap, squares = (p * truth).sum((0, 2, 3)), (p * p).sum((0, 2, 3)) + (truth * truth).sum((0, 2, 3))
-    dice = (2 * overlap + 1e-5) / (squares + 1e-5)
+    intersection, squares = (p * truth).sum((0, 2, 3)), (p * p).sum((0, 2, 3)) + (truth * truth).sum((0, 2, 3))
+    dice = (2 * intersection + 1e-5) / (squares + 1e-5)
     return 0.4 * (1 - dice).mean() + 0.6 * F.cross_entropy(logits, target)
 
 
@@ -38,8 +38,8 @@ def foreground_dice_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Return cross-entropy minus the Dice of the foreground as nnU-Net defines it, pooled over the batch."""
     p = logits.softmax(1)
     truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(p.dtype)
-    overlap, sizes = (p * truth).sum((0, 2, 3)), p.sum((0, 2, 3)) + truth.sum((0, 2, 3))
-    dice = (2 * overlap + 1e-5) / (sizes + 1e-5)
+    intersection, sizes = (p * truth).sum((0, 2, 3)), p.sum((0, 2, 3)) + truth.sum((0, 2, 3))
+    dice = (2 * intersection + 1e-5) / (sizes + 1e-5)
     return F.cross_entropy(logits, target) - dice[1:].mean()
 
 

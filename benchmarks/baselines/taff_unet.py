@@ -87,6 +87,6 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     probabilities = torch.softmax(logits, dim=1)
     one_hot = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2).to(probabilities)
     axes = (0, 2, 3)
-    overlap = (probabilities * one_hot).sum(axes)[1:]
+    intersection = (probabilities * one_hot).sum(axes)[1:]
     sizes = (probabilities.sum(axes) + one_hot.sum(axes))[1:]
-    return ((2 * overlap + DICE_SMOOTHING) / (sizes + DICE_SMOOTHING).clamp_min(1e-8)).mean()
+    return ((2 * intersection + DICE_SMOOTHING) / (sizes + DICE_SMOOTHING).clamp_min(1e-8)).mean()

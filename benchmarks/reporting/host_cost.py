@@ -9,13 +9,15 @@ Launches: of ours, each call of `trifuse.kernels.gpu.launching.launch`, and each
 computes something; of what people write without us, each of PyTorch's operators that computes something. A GPU would be
 asked to launch at least one kernel for each.
 
-Both are measured in a process of their own, because the interpreter of Triton has to be chosen before it is loaded::
+Both need Triton's interpreter, which has to be chosen before triton is loaded: the command starts a second process
+in which it is::
 
-    python -m trifuse.benchmarks.reporting.host_cost FOLDER [SECONDS]
+    python -m trifuse.benchmarks.reporting.host_cost --out FOLDER [--seconds 0.5]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -30,7 +32,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,7 +53,6 @@ from trifuse.benchmarks.baselines import (
     segmentation_losses as segmentation_loss_baselines,
 )
 from trifuse.benchmarks.bench_temporal_film_gate import composed as film_as_written
-from trifuse.benchmarks.harness import Timing, clock, replay
 from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
 from trifuse.kernels.testing.machine import stamp
 from trifuse.kernels.testing.measuring import tensors_in
@@ -282,8 +282,8 @@ def markdown() -> str:
     return "\n".join(table(cells, headings)) + "\n"
 
 
-def main(folder: Path, seconds: float) -> None:
-    """Measure, and write ``host_cost.cpu.json`` and ``launches.md``."""
+def run(folder: Path, seconds: float) -> None:
+    """Measure, and write ``host_cost.cpu.json`` and ``launches.md``; needs the interpreter."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     found = record(host_times(max(7, min(MOST_ROUNDS, int(20 * seconds)))))
@@ -291,23 +291,18 @@ def main(folder: Path, seconds: float) -> None:
     (folder / "launches.md").write_text(markdown(), encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def rows(request) -> list[dict[str, Any]]:
-    """Measure in a process of its own, with the interpreter."""
-    folder = request.config.getoption("results")
-    command = [sys.executable, "-m", "trifuse.benchmarks.reporting.host_cost", str(folder)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([*command, str(request.config.getoption("seconds"))], env=environment, check=True)
-    return json.loads((folder / "host_cost.cpu.json").read_text(encoding="utf-8"))["rows"]
-
-
-@pytest.mark.benchmark(timer=clock)
-@pytest.mark.parametrize("name", FORMS)
-def test_host_cost(rows, benchmark, name):
-    benchmark.group, benchmark.name = WITH_GRADIENTS, name
-    found = [row for row in rows if row["provider"] == f"trifuse {name}" and row["pass"] in (FORWARD, WITH_GRADIENTS)]
-    replay(benchmark, Timing(tuple(found[-1][key] / 1e3 for key in ("fifth_ms", "median_ms", "four_fifths_ms")), 0))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure in a process in which triton interprets; see the top of this file."""
+    parser = argparse.ArgumentParser(description="measure what a call costs the host, and count its launches")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the result file and the table of launches")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each form")
+    options = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        command = [sys.executable, "-m", __spec__.name, f"--out={options.out}", f"--seconds={options.seconds}"]
+        return subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}).returncode
+    run(options.out, options.seconds)
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
+    sys.exit(main())

@@ -1,9 +1,10 @@
 """Time every operator and every network on this machine, and write one report.
 
-    python benchmarks/reporting/report.py --out FOLDER  # in the repository; `make bench` writes the tables, too
-    trifuse bench --out FOLDER                           # wherever trifuse is installed
+    python -m trifuse.benchmarks.reporting.report --out FOLDER  # `make bench` brings the pages' tables up to date, too
+    trifuse bench --out FOLDER                                  # the same, wherever trifuse is installed
 
-Every ``bench_*.py`` is a part, run by pytest in a process of its own; the last part, ``scaling.py``, is how cost grows.
+Every ``bench_*.py`` is a part, run by pytest in a process of its own. So are two tools that time something else:
+``host_cost.py``, what a call costs the host, and ``scaling.py``, how cost grows.
 A part that fails does not keep the next one from running; the exit code is that of the worst, 124 for one that ran out
 of time. The folder gets the result files (after each case, so that a part which is ended keeps what it has),
 ``report.md`` with all tables, and one log for each part.
@@ -31,11 +32,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trifuse.kernels.testing.tables import markdown, table
+
 FOLDER = Path(__file__).resolve().parents[1]
 ROOT = FOLDER.parent
 GPU_TESTS = ROOT / "tests" / "kernels" / "gpu" / "test_on_gpu.py"
-SCALING = "scaling"
-SCALING_POINTS = 4  # of a curve, which share the time of one form
+# Parts that pytest does not run, and their share of the time of one form: of a curve, each of four points has a part.
+TOOLS = {"host_cost": 1.0, "scaling": 0.25}
 OUT_OF_TIME = 124
 GPU_SECONDS = 480
 # The parts' shares of that time, in the order in which they run; a guess, mostly from the number of forms to compile.
@@ -45,9 +48,9 @@ GPU_SHARES = {
     "dilated_attention": 65,
     "mutation_loss": 25,
     "depthwise_multi_kernel": 28,
-    "attention": 28,
+    "memory_efficient_attention": 28,
     "dice_ce_loss": 28,
-    "monte_carlo_attention": 32,
+    "monte_carlo_pool": 32,
     "context_aware_fusion": 32,
     "temporal_film_gate": 20,
     "upsample_argmax": 14,
@@ -55,12 +58,12 @@ GPU_SHARES = {
     "fias": 20,
     "taff_unet": 18,
     "dino_unet": 25,
-    SCALING: 25,
+    "scaling": 25,
 }
 SHARE_OF_OTHERS = 20
 MACHINE = """
 import json
-from trifuse.kernels.machine import default_device, identity
+from trifuse.kernels.testing.machine import default_device, identity
 device = default_device()
 print(json.dumps({"kind": device.type, **identity(device)}))
 """
@@ -86,8 +89,8 @@ class Outcome:
 
 
 def part_names() -> list[str]:
-    """Return the names of the benchmark files and `SCALING`: those with a share in its order, then any others."""
-    found = {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")} | {SCALING}
+    """Return the names of the benchmark files and `TOOLS`: those with a share in its order, then any others."""
+    found = {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")} | TOOLS.keys()
     return [name for name in GPU_SHARES if name in found] + sorted(found - GPU_SHARES.keys())
 
 
@@ -97,10 +100,13 @@ def parts(names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tes
     pytest += ("-c", str(scratch / "pytest.ini"), f"--rootdir={ROOT}", f"--confcutdir={ROOT}")
     benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
     commands = {"tests on the GPU": (*pytest, str(GPU_TESTS))} if tests else {}
-    commands |= {name: (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark) for name in names if name != SCALING}
-    if SCALING in names:
-        scaling = (sys.executable, "-m", "trifuse.benchmarks.reporting.scaling")
-        commands[SCALING] = (*scaling, f"--out={out}", f"--seconds={seconds / SCALING_POINTS}")
+    for name in names:
+        tool = (sys.executable, "-m", f"trifuse.benchmarks.reporting.{name}", f"--out={out}")
+        commands[name] = (
+            (*tool, f"--seconds={seconds * TOOLS[name]}")
+            if name in TOOLS
+            else (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark)
+        )
     return [Part(name, command, GPU_SHARES.get(name, SHARE_OF_OTHERS)) for name, command in commands.items()]
 
 
@@ -144,8 +150,6 @@ def run_part(part: Part, limit_s: float | None, log: Path, scratch: Path, variab
 
 def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, written: Sequence[Path]) -> str:
     """Return the report as Markdown: the machine, how each part ended, why some failed, and every table."""
-    from trifuse.kernels.testing.tables import table
-
     facts = [[key.replace("_", " "), str(value)] for key, value in machine.items() if value is not None]
     ended = [
         [
@@ -170,8 +174,6 @@ def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, writ
 
 def text_of(path: Path) -> str:
     """Return a result file as Markdown; nothing for one that has its tables in a file of their own."""
-    from trifuse.kernels.testing.tables import markdown
-
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return text
@@ -229,7 +231,7 @@ def run_parts(
     return max(outcome.code for outcome in outcomes)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the top of this file."""
     parser = argparse.ArgumentParser(prog="report.py", description="time every operator and network on this machine")
     parser.add_argument("--out", type=Path, required=True, help="folder for the report, the result files and the logs")
@@ -237,14 +239,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=part_names(), help="parts to run (all)")
     parser.add_argument("--commit", help="what is measured, where git cannot tell")
     parser.add_argument("--tests", action="store_true", help="first run the tests that only a GPU can fail")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     if options.tests and not GPU_TESTS.exists():
         parser.error("--tests needs the repository; an installed copy has no tests")
     out = options.out.resolve()
     with tempfile.TemporaryDirectory(prefix="trifuse-bench-") as folder:
         scratch = Path(folder)
         variables = environment(scratch, options.commit)
-        sys.path.insert(0, folder)  # for the tables of the report, where trifuse is not installed
         machine = machine_of(scratch, variables)
         listed = parts(options.only or part_names(), out, scratch, options.seconds, tests=options.tests)
         seconds = GPU_SECONDS if machine["kind"] == "cuda" else None

@@ -1,6 +1,6 @@
 """How time and memory grow: with batch, image, maps, classes and tokens, and with a second process.
 
-    python benchmarks/reporting/scaling.py --out FOLDER [--seconds 0.5]
+    python -m trifuse.benchmarks.reporting.scaling --out FOLDER [--seconds 0.5]
 
 Each curve is one operator or training step at four or five sizes of one thing. All sizes are timed in turn, round after
 round; each round gives an exponent, the slope of log time against log size by least squares, and the median of these is
@@ -382,11 +382,11 @@ def write(record: Mapping[str, Any], out: Path, device: torch.device) -> None:
     write_text(out / f"scaling.{device.type}.md", markdown(record))
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="measure how time and memory grow")
     parser.add_argument("--out", type=Path, default=Path("scaling"), help="folder for the three files")
     parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each point")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     print(markdown(run(options.out, options.seconds)))
     return 0
 

@@ -125,11 +125,11 @@ def measure_processes(seconds: float, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="train as the rank that the environment names, and say how fast")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the samples per second")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long to train")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     write_json(options.out, {"samples_per_s": train_as_a_rank(options.seconds)})
     return 0
 

@@ -64,7 +64,7 @@ class Tunable(Generic[Given, Result]):
     ) -> None:
         self.name = f"{launcher.__module__.rpartition('.')[2]}.{launcher.__name__}"
         self.choices = tuple(choices)
-        self._launcher, self._key, self._suits = launcher, key, is_candidate
+        self._launcher, self._key, self._is_candidate = launcher, key, is_candidate
         self._chosen: dict[Key, Choice] = {}
         update_wrapper(self, launcher)
         TUNABLES[self.name] = self
@@ -98,7 +98,7 @@ class Tunable(Generic[Given, Result]):
 
     def _fastest(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Choice | None:
         """Time the choices; None where that is impossible."""
-        choices = [choice for choice in self.choices if self._suits(choice, *args, **kwargs)]
+        choices = [choice for choice in self.choices if self._is_candidate(choice, *args, **kwargs)]
         times = []
         try:
             for choice in choices:

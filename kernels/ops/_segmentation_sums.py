@@ -4,10 +4,10 @@ For maps P_1 ... P_n and every non-empty subset S of them:
 
     z = sum_{i in S} P_i,   p = softmax(z),   g = one-hot(target)
 
-    intersection[k]   = sum over pixels of p_k g_k
-    predicted[k] = sum over pixels of p_k, or of p_k**2
-    nll     = sum over pixels of -log p_target
-    true[k]      = sum over pixels of g_k
+    intersection[k] = sum over pixels of p_k g_k
+    predicted[k]    = sum over pixels of p_k, or of p_k**2
+    nll             = sum over pixels of -log p_target
+    true[k]         = sum over pixels of g_k
 
 and one formula, `dice_ce`, makes the losses of them. Between the two, samples can be weighed and ranks added up. A NaN
 logit makes NaN of the sums of its sample, for the subsets that its map belongs to, and of no others.
@@ -139,12 +139,12 @@ class _BatchLoss(torch.autograd.Function):
         *sums, below, half, pixels = ctx.saved_tensors
         if torch.is_grad_enabled():  # who differentiates twice meets the sums, which refuse
             below, half, pixels = _dice_parts(*sums)
-        shape, surprise_shape = ctx.shapes
-        overlap_grad = (grad * (2 * ctx.w_dice / max(1, shape[2] - ctx.first)))[:, None] / below
+        shape, nll_shape = ctx.shapes
+        intersection_grad = (grad * (2 * ctx.w_dice / max(1, shape[2] - ctx.first)))[:, None] / below
         if ctx.first:
-            overlap_grad[:, : ctx.first].zero_()
-        predicted_grad, surprise_grad = overlap_grad * half, (grad / pixels).mul_(ctx.w_ce)
-        expanded = overlap_grad.expand(shape), predicted_grad.expand(shape), surprise_grad.expand(surprise_shape)
+            intersection_grad[:, : ctx.first].zero_()
+        predicted_grad, nll_grad = intersection_grad * half, (grad / pixels).mul_(ctx.w_ce)
+        expanded = intersection_grad.expand(shape), predicted_grad.expand(shape), nll_grad.expand(nll_shape)
         return *expanded, None, None, None, None
 
 

@@ -59,22 +59,16 @@ def tiny_run(tmp_path_factory):
     Its last test ends pytest at once, as a time limit would; the options of another pytest are none of its business.
     """
     root = tmp_path_factory.mktemp("run")
-    (root / "benchmarks").mkdir()
-    for name in ("__init__.py", "conftest.py", "harness.py", "report.py"):
+    (root / "benchmarks" / "reporting").mkdir(parents=True)
+    for name in ("__init__.py", "conftest.py", "harness.py", "reporting/__init__.py", "reporting/report.py"):
         shutil.copy(ROOT / "benchmarks" / name, root / "benchmarks" / name)
     (root / "benchmarks" / "bench_doubling.py").write_text(TINY_BENCHMARK)
-    command = [
-        sys.executable,
-        "benchmarks/reporting/report.py",
-        "--out",
-        "out",
-        "--commit",
-        "0123abc",
-        "--seconds",
-        "0.01",
-    ]
-    command += ["--only", "doubling"]
-    environment = {**os.environ, "PYTEST_ADDOPTS": "--no-such-option"}
+    (root / "links").mkdir()
+    (root / "links" / "trifuse").symlink_to(root)  # no installation and no git: a copy, linked as trifuse
+    command = [sys.executable, "-m", "trifuse.benchmarks.reporting.report", "--out", "out", "--commit", "0123abc"]
+    command += ["--seconds", "0.01", "--only", "doubling"]
+    path = os.pathsep.join(filter(None, [str(root / "links"), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTEST_ADDOPTS": "--no-such-option", "PYTHONPATH": path}
     child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
     assert (root / "out" / "report.md").exists(), child.stdout + child.stderr
     return child, root / "out"

@@ -213,8 +213,8 @@ class FakeDice(nn.Module):
     def forward(self, x, y):
         p = self.apply_nonlin(x)[:, 1:]
         truth = torch.zeros_like(x).scatter_(1, y, 1)[:, 1:]
-        overlap, sizes = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
-        return -((2 * overlap + self.smooth) / (sizes + self.smooth).clip(1e-8)).mean()
+        intersection, sizes = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
+        return -((2 * intersection + self.smooth) / (sizes + self.smooth).clip(1e-8)).mean()
 
 
 class FakeLoss(nn.Module):

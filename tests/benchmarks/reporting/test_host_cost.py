@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import partial
 from unittest import mock
 
@@ -70,7 +72,7 @@ def test_times_are_those_of_every_form_and_pass(monkeypatch, tmp_path):
     monkeypatch.setattr(host_cost, "CALLS_PER_BURST", 1)
     monkeypatch.setattr(host_cost, "stamp", lambda device: {"device": "d", "threads": 1, "torch": "2", "commit": "0"})
     monkeypatch.setattr(host_cost, "MOST_ROUNDS", 2)
-    host_cost.main(tmp_path, 0.0)
+    host_cost.main(["--out", str(tmp_path), "--seconds", "0"])
     record = json.loads((tmp_path / "host_cost.cpu.json").read_text())
     timed = {(row["provider"], row["pass"]) for row in record["rows"]}
     passes = {host_cost.FORWARD, host_cost.WITH_GRADIENTS, host_cost.BACKWARD}
@@ -80,6 +82,21 @@ def test_times_are_those_of_every_form_and_pass(monkeypatch, tmp_path):
     assert all(0 < row["fifth_ms"] <= row["median_ms"] <= row["four_fifths_ms"] for row in record["rows"])
     assert "trifuse weighted_block_fusion" in markdown(record | {"stamp": record["stamp"] | dict.fromkeys(STAMPED, 1)})
     assert "| dilated_attention, forward + backward" in (tmp_path / "launches.md").read_text()
+
+
+def test_the_interpreter_is_chosen_for_a_process_of_its_own(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(host_cost, "run", lambda *arguments: pytest.fail("measured without the interpreter"))
+
+    def start(command, env):
+        started.append((command, env["TRITON_INTERPRET"]))
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    assert host_cost.main(["--out", str(tmp_path), "--seconds", "0.25"]) == 3
+    module = "trifuse.benchmarks.reporting.host_cost"
+    assert started == [([sys.executable, "-m", module, f"--out={tmp_path}", "--seconds=0.25"], "1")]
 
 
 STAMPED = ("copy_gb_per_s", "float32_gflop_per_s", "bfloat16_gflop_per_s")

@@ -26,7 +26,7 @@ def python(name: str, code: str, share: float = 1):
 
 def test_every_benchmark_has_its_share_of_the_time():
     files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    assert report.GPU_SHARES.keys() == files | {TESTS, report.SCALING}
+    assert report.GPU_SHARES.keys() == files | {TESTS, *report.TOOLS}
     assert min(report.GPU_SHARES.values()) >= 10
 
 
@@ -55,12 +55,17 @@ def test_parts_share_the_time_that_is_left(tmp_path, monkeypatch):
 def test_parts_are_the_benchmark_files_and_the_tests_come_first(tmp_path):
     listed = report.parts(report.part_names(), tmp_path, tmp_path, 0.5, tests=True)
     assert [(part.name, part.share) for part in listed] == list(report.GPU_SHARES.items())
-    *by_pytest, scaling = listed
-    for part in by_pytest:
+    for part in listed:
+        if part.name in report.TOOLS:
+            continue
         (file,) = (word for word in part.command if word.endswith(".py"))
         assert Path(file).is_file()
         assert ("--benchmark-only" in part.command) == (part.name != TESTS)
-    assert scaling.command[1:] == ("-m", "trifuse.benchmarks.reporting.scaling", f"--out={tmp_path}", "--seconds=0.125")
+    tools = {part.name: part.command[1:] for part in listed if part.name in report.TOOLS}
+    assert tools == {
+        name: ("-m", f"trifuse.benchmarks.reporting.{name}", f"--out={tmp_path}", f"--seconds={seconds}")
+        for name, seconds in {"host_cost": 0.5, "scaling": 0.125}.items()
+    }
     (new,) = report.parts(["a new one"], tmp_path, tmp_path, 0.5, tests=False)
     assert new.share == report.SHARE_OF_OTHERS
 

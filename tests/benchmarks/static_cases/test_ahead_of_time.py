@@ -30,14 +30,14 @@ from trifuse.kernels.gpu.static_case import in_form
 
 pytest.importorskip("triton", reason="the gate compiles with triton")
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
 KERNEL_MODULES = [f"{gpu.__name__}.{name}" for _, name, _ in pkgutil.iter_modules(gpu.__path__)]
 KERNEL_MODULES = [name for name in KERNEL_MODULES if hasattr(importlib.import_module(name), "STATIC_CASES")]
 
 
 def compile_ahead_of_time(budgets: Path, *modules: str) -> dict:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [environment.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), *filter(None, [environment.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "trifuse.benchmarks.reporting.ahead_of_time", str(budgets), *modules]
     child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1700)
     assert child.returncode == 0, child.stderr
@@ -127,7 +127,7 @@ def test_budget_is_kept_to_the_last_unit(rule, change):
 
 def test_gate_sees_each_broken_rule():
     """A kernel of ``costly_kernels.py`` breaks the rule it is named after, on both makers' GPUs, and no other."""
-    compiled = compile_ahead_of_time(HERE / "costly_kernels.csv", "costly_kernels")
+    compiled = compile_ahead_of_time(SUPPORT / "costly_kernels.csv", "costly_kernels")
     assert compiled["without_a_case"] == ["costly_kernels.forgotten_kernel"]
     assert compiled["without_a_twin"] == []
     for row in compiled["rows"]:

@@ -106,13 +106,13 @@ RUNS = [
     *(("gates", name, _MAP | {"C": 64, "H": 4},
        lambda B, C, H, W, **_: kernels.spatial_gate(_tensor(B, C, H, W), _tensor(B, 1, H, W)))
       for name in ("forward", "backward")),
-    *(("monte_carlo_attention", name, _MAP | {"scale": 2},
+    *(("monte_carlo_pool", name, _MAP | {"scale": 2},
        lambda B, C, H, W, scale, **_: kernels.monte_carlo_pool(_tensor(B, C, H, W), scale=scale, cell=1))
       for name in ("forward", "backward")),
     *(("temporal_film_gate", name, _MAP, _film) for name in ("forward", "backward")),
-    ("dice_ce_loss", "forward", _LOSS | {"N": 1}, _segmentation),
-    ("dice_ce_loss", "forward", _LOSS | {"N": 2}, _segmentation),
-    ("mutation_loss", "backward", _LOSS | {"N": 2}, _segmentation),
+    ("segmentation_sums", "forward", _LOSS | {"N": 1}, _segmentation),
+    ("segmentation_sums", "forward", _LOSS | {"N": 2}, _segmentation),
+    ("segmentation_sums_backward", "backward", _LOSS | {"N": 2}, _segmentation),
     *(("depthwise_multi_kernel", name, {"B": 1, "C": 16, "H": 16, "W": 64, "K": 3, "shares": 4}, _depthwise)
       for name in ("forward", "backward")),
     ("upsample_argmax", "labels", {"B": 1, "K": 3, "H": 8, "W": 128, "cells": 16}, _labels),

@@ -162,7 +162,7 @@ def test_form_too_large_for_the_gpu_is_left_out(start_over, monkeypatch):
 
 def test_form_that_does_not_suit_is_not_timed(start_over, monkeypatch):
     toy = start_over()
-    monkeypatch.setattr(toy.toy, "_suits", lambda choice, x: choice["threads"] <= len(x))
+    monkeypatch.setattr(toy.toy, "_is_candidate", lambda choice, x: choice["threads"] <= len(x))
     assert warm_up(toy, 128) == 128
     assert toy.timed == [64, 128]
 
@@ -365,10 +365,10 @@ CHECKS = {
         ),
     ),
     "monte_carlo_pool": (
-        ("monte_carlo_attention.pool_forward", "monte_carlo_attention.pool_backward"),
+        ("monte_carlo_pool.pool_forward", "monte_carlo_pool.pool_backward"),
         lambda: check("monte_carlo_pool", values(1, 2, 33, 65), scale=1, cell=0),
     ),
-    "segmentation_sums": (("dice_ce_loss.forward", "mutation_loss.backward"), check_sums),
+    "segmentation_sums": (("segmentation_sums.forward", "segmentation_sums_backward.backward"), check_sums),
     "spatial_gate": (
         ("gates.gate_forward", "gates.spatial_gate_backward"),
         lambda: check("spatial_gate", values(1, 40, 5, 13), values(1, 1, 5, 13, seed=1), atol=1e-5),
