@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, spatial_gate
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.ops._context_aware_fusion import mean_projection, pooled_projection, recalibrated_sum
 
 from .conv_norm_relu import init_convs
 
-SPATIAL_POOLS = ("channel", "local3", "none")
+SpatialPool = Literal["channel", "local3", "none"]
 
 
 class ContextAwareFusion(nn.Module):
@@ -54,9 +57,7 @@ class ContextAwareFusion(nn.Module):
         pre_conv: bool = True,
     ) -> None:
         super().__init__()
-        if spatial_pool not in SPATIAL_POOLS:
-            choices = ", ".join(map(repr, SPATIAL_POOLS))
-            raise ValueError(f"ContextAwareFusion: spatial_pool must be one of {choices}, got {spatial_pool!r}")
+        check_choice("ContextAwareFusion: spatial_pool", spatial_pool, SpatialPool)
         if spatial_kernel % 2 != 1:
             raise ValueError(f"ContextAwareFusion: spatial_kernel must be odd, got {spatial_kernel}")
         self.dim, self.spatial_pool, self.max_pool = dim, spatial_pool, max_pool

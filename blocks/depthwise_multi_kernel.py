@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from trifuse.kernels import ShapeError, depthwise_multi_kernel
+from trifuse.kernels.choices import check_choice
 
 from .conv_norm_relu import ConvNormReLU, init_convs
 
-KS_GROUPS = ("dense", "depthwise")
+KsGroups = Literal["dense", "depthwise"]
 
 
 class DepthwiseMultiKernel(nn.Module):
@@ -102,8 +103,7 @@ def _unit(in_dim: int, dim: int, stride: int, kernels: Sequence[int], groups: in
 
 
 def _check(in_dim: int, dim: int, stride: int, kernels: Sequence[int], ks_groups: str, depth: int) -> None:
-    if ks_groups not in KS_GROUPS:
-        raise ValueError(f"DepthwiseMultiKernel: ks_groups must be one of {', '.join(KS_GROUPS)}, got {ks_groups!r}")
+    check_choice("DepthwiseMultiKernel: ks_groups", ks_groups, KsGroups)
     if ks_groups == "depthwise" and dim % in_dim:
         raise ValueError(f"DepthwiseMultiKernel: with ks_groups='depthwise', in_dim {in_dim} must divide dim {dim}")
     if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
 
 from .conv_norm_relu import ConvNormReLU, init_convs
@@ -15,7 +16,7 @@ from .memory_efficient_attention import MemoryEfficientAttention, init_linear
 from .monte_carlo_attention import MonteCarloAttention
 from .transformer_block import LAYER_NORM_EPS
 
-POSITIONS = ("none", "dwconv")
+PositionalEncoding = Literal["none", "dwconv"]
 
 
 class UpsampledJoin(nn.Module):
@@ -89,8 +90,7 @@ class MixingAttention(nn.Module):
         **mca: Any,
     ) -> None:
         super().__init__()
-        if pos not in POSITIONS:
-            raise ValueError(f"MixingAttention: expected pos in {POSITIONS}, got {pos!r}")
+        check_choice("MixingAttention: pos", pos, PositionalEncoding)
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"MixingAttention: expected dropout in [0, 1), got {dropout}")
         self.join = UpsampledJoin(dim, in_dim, norm)

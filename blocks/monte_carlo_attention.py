@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, TrifuseError, channel_gate, monte_carlo_pool
+from trifuse.kernels.choices import check_choice
 
 from .conv_norm_relu import init_convs
 
-GATES = ("se", "none")
-DRAWS = ("batch", "sample")
+Gate = Literal["se", "none"]
+Draw = Literal["batch", "sample"]
 LEAST_HIDDEN = 32
 REMEMBERED_CALLS = 1024  # of one generator: far more than there are between a forward pass and its backward
 
@@ -69,9 +71,8 @@ class MonteCarloAttention(nn.Module):
         self.reset_parameters()
 
     def _check_options(self) -> None:
-        for name, value, choices in (("gate", self.gate, GATES), ("draw", self.draw, DRAWS)):
-            if value not in choices:
-                raise ValueError(f"MonteCarloAttention: {name} must be one of {choices}, got {value!r}")
+        check_choice("MonteCarloAttention: gate", self.gate, Gate)
+        check_choice("MonteCarloAttention: draw", self.draw, Draw)
         if not self.scales or min(self.scales) < 1:
             raise ValueError(f"MonteCarloAttention: scales must be whole numbers of at least 1, got {self.scales}")
         probs = self.scale_probs

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
 
-NORMS = ("batch", "instance", "group")
+Norm = Literal["batch", "instance", "group"]
 _MOST_GROUPS = 8
 _LEAST_CHANNELS_PER_GROUP = 4
 
@@ -86,13 +89,12 @@ def make_norm(kind: str, dim: int) -> nn.Module:
     Raises:
         ValueError: an unknown kind.
     """
+    check_choice("norm", kind, Norm)
     if kind == "batch":
         return BatchNorm(dim)
     if kind == "instance":
         return InstanceNorm(dim)
-    if kind == "group":
-        return nn.GroupNorm(_groups(dim), dim)
-    raise ValueError(f"unknown norm {kind!r}; use one of {', '.join(map(repr, NORMS))}")
+    return nn.GroupNorm(_groups(dim), dim)
 
 
 def _groups(dim: int) -> int:

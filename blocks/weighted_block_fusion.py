@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trifuse.kernels import weighted_block_fusion
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError, TrifuseError
 from trifuse.kernels.library import values_at_hand
 
 INIT_STD = 0.01
-ORDERS = ("depth", "weight")
+Order = Literal["depth", "weight"]
 _FIXED = re.compile(r"fixed:\[\s*\d+\s*(,\s*\d+\s*)*\]")
 
 
@@ -52,8 +53,7 @@ class WeightedBlockFusion(nn.Module):
         super().__init__()
         if not 1 <= top_k <= num_blocks:
             raise ValueError(f"WeightedBlockFusion: top_k must be from 1 to the {num_blocks} blocks, got {top_k}")
-        if order not in ORDERS:
-            raise ValueError(f"WeightedBlockFusion: order must be one of {', '.join(ORDERS)}, got {order!r}")
+        check_choice("WeightedBlockFusion: order", order, Order)
         self.num_blocks, self.top_k, self.mode, self.order = num_blocks, top_k, mode, order
         fixed = fixed_blocks(mode, num_blocks, index_base)
         if fixed is not None and len(fixed) != top_k:

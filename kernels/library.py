@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 
+from .choices import check_choice
 from .errors import BackendError, ShapeError, UnusableKernel
 
 BACKENDS = ("triton", "torch", "reference")
@@ -53,8 +54,7 @@ def backend(name: str) -> Iterator[None]:
             the operator raises `BackendError`.
     """
     global _forced
-    if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}; use one of {', '.join(map(repr, BACKENDS))}")
+    check_choice("backend", name, BACKENDS, BackendError)
     previous, _forced = _forced, name
     try:
         yield

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trifuse.architectures.storage.text import nearest
+from trifuse.kernels.choices import nearest
 
 EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
 LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices", "lge_ecg")

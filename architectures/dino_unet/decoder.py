@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -17,8 +18,8 @@ from trifuse.blocks.unet_decoder import UNetDecoderStage
 from trifuse.kernels.errors import ShapeError
 
 HEAD_INIT_STD = 0.01
-BOTTLENECKS = ("last+fused", "last", "fused")
-FINAL_RESIZES = ("logits", "features")
+Bottleneck = Literal["last+fused", "last", "fused"]
+FinalResize = Literal["logits", "features"]
 
 
 class DinoUNetDecoder(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.memory_efficient_attention import INIT_STD
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
 from trifuse.kernels import CheckpointError, ShapeError, TrifuseError
+from trifuse.kernels.choices import check_choice
 
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
-POSITION_MODES = ("offset", "size", "antialias")
+PositionMode = Literal["offset", "size", "antialias"]
 TOKEN_INIT_STD = 1e-6
 _OFFSET_PATCHES = 0.1
 
@@ -89,8 +90,7 @@ class DinoV2Encoder(nn.Module):
     ) -> None:
         super().__init__()
         shape = _shape_of(variant)
-        if pos_mode not in POSITION_MODES:
-            raise ValueError(f"DinoV2Encoder: expected pos_mode in {POSITION_MODES}, got {pos_mode!r}")
+        check_choice("DinoV2Encoder: pos_mode", pos_mode, PositionMode)
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"DinoV2Encoder: expected a floating-point dtype, got {dtype}")
         self.shape, self.pos_mode, self.norm_blocks, self.num_registers = shape, pos_mode, norm_blocks, num_registers
@@ -267,8 +267,7 @@ def _refuse_unfreezing(what: str) -> NoReturn:
 def _shape_of(variant: str | EncoderShape) -> EncoderShape:
     if isinstance(variant, EncoderShape):
         return variant
-    if variant not in VARIANTS:
-        raise ValueError(f"DinoV2Encoder: unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
+    check_choice("DinoV2Encoder: variant", variant, VARIANTS)
     return VARIANTS[variant]
 
 

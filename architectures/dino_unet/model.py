@@ -17,17 +17,18 @@ from torch.nn import functional as F
 from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
 from trifuse.blocks.image_branch import resize_bilinear
 from trifuse.blocks.image_input import check_image
-from trifuse.blocks.normalization import NORMS
-from trifuse.blocks.weighted_block_fusion import ORDERS, SelectedMaps, WeightedBlockFusion, fixed_blocks
+from trifuse.blocks.normalization import Norm
+from trifuse.blocks.weighted_block_fusion import Order, SelectedMaps, WeightedBlockFusion, fixed_blocks
+from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.errors import ShapeError
 
-from .decoder import BOTTLENECKS, FINAL_RESIZES, DinoUNetDecoder
-from .encoder import POSITION_MODES, DinoV2Encoder
+from .decoder import Bottleneck, DinoUNetDecoder, FinalResize
+from .encoder import DinoV2Encoder, PositionMode
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
-SKIP_SCALES = ("renorm", "raw", "none")
-STREAM_GRADIENTS = ("project", "recompute")
-SIZE_POLICIES = ("error", "pad", "resize")
+SkipScale = Literal["renorm", "raw", "none"]
+StreamGradient = Literal["project", "recompute"]
+SizePolicy = Literal["error", "pad", "resize"]
 TINY_DECODER: dict[str, Any] = {"channels": (32, 24, 16, 8), "bottleneck_dim": 32}
 
 
@@ -76,45 +77,36 @@ class DinoUNetConfig:
     """
 
     variant: str | EncoderShape = "giant"
-    pos_mode: str = "offset"
+    pos_mode: PositionMode = "offset"
     norm_blocks: bool = True
     num_registers: int = 0
     encoder_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     encoder_checkpoint: str | None = field(default=None, metadata={"saved": False})
     num_classes: int = 2
-    in_channels: int = 3
-    size_policy: str = "error"
+    in_channels: Literal[1, 3] = 3
+    size_policy: SizePolicy = "error"
     channels: tuple[int, ...] = (256, 128, 64, 32)
     bottleneck_dim: int = 256
     block_selection: str = "learned"
     index_base: int = 0
     top_k: int = 4
-    order: str = "depth"
+    order: Order = "depth"
     freeze_selection_epoch: int | None = None
-    bottleneck: str = "last+fused"
-    skip_scale: str = "renorm"
+    bottleneck: Bottleneck = "last+fused"
+    skip_scale: SkipScale = "renorm"
     spatial_integration: bool = True
     conv_then_resize: bool = False
     convs_per_stage: int = 1
-    norm: str = "batch"
-    final_resize: str = "logits"
+    norm: Norm = "batch"
+    final_resize: FinalResize = "logits"
     stream_fusion: bool = False
-    stream_gradient: str = "project"
+    stream_gradient: StreamGradient = "project"
     init_seed: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, EncoderShape):
-            _require_one_of("variant", self.variant, VARIANTS)
-        _require_one_of("pos_mode", self.pos_mode, POSITION_MODES)
-        _require_one_of("encoder_dtype", self.encoder_dtype, ("float32", "bfloat16", "float16", "float64"))
-        _require_one_of("in_channels", self.in_channels, (1, 3))
-        _require_one_of("size_policy", self.size_policy, SIZE_POLICIES)
-        _require_one_of("order", self.order, ORDERS)
-        _require_one_of("bottleneck", self.bottleneck, BOTTLENECKS)
-        _require_one_of("skip_scale", self.skip_scale, SKIP_SCALES)
-        _require_one_of("stream_gradient", self.stream_gradient, STREAM_GRADIENTS)
-        _require_one_of("norm", self.norm, NORMS)
-        _require_one_of("final_resize", self.final_resize, FINAL_RESIZES)
+            check_choice("variant", self.variant, VARIANTS)
+        check_choices(self)
         for name in ("num_classes", "bottleneck_dim", "convs_per_stage", "top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -325,11 +317,6 @@ def dino_unet_large(**overrides: Any) -> DinoUNet:
 def dino_unet_giant(**overrides: Any) -> DinoUNet:
     """Build the paper's network on DINOv2 ViT-g/14; ``overrides`` are fields of `DinoUNetConfig`."""
     return DinoUNet(DinoUNetConfig(**{"variant": "giant", **overrides}))
-
-
-def _require_one_of(name: str, value: object, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _nearest_multiple(side: int) -> int:

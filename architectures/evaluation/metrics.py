@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trifuse.kernels import MissingExtra, ShapeError
+from trifuse.kernels.choices import check_choice
 
 Mask = NDArray[np.bool_]
 
@@ -105,8 +106,7 @@ class Conventions:
         if not self.hd_unit:
             object.__setattr__(self, "hd_unit", "vox" if self.empty_masks == "transunet" else "mm")
         for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
+            check_choice(field, getattr(self, field), allowed)
 
     @property
     def metrics(self) -> tuple[str, ...]:

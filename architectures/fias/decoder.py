@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from trifuse.blocks.conv_norm_relu import ConvNormReLU, init_convs
 from trifuse.blocks.mixing_attention import MixingAttention, UpsampledJoin
 from trifuse.kernels.errors import ShapeError
 
-BOTTLENECKS = ("conv", "none", "down")
+BottleneckKind = Literal["conv", "none", "down"]
 HEAD_INIT_STD = 0.01
 
 

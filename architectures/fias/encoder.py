@@ -5,7 +5,7 @@ G_l = DilateFormer(x)_l,  L_l = DMK(x)_l,  F_l = CAF_l(G_l, L_l)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from trifuse.blocks.context_aware_fusion import ContextAwareFusion
 from trifuse.blocks.conv_norm_relu import ConvNormReLU, init_convs
 from trifuse.blocks.depthwise_multi_kernel import DepthwiseMultiKernel
 
-ADAPTERS = ("conv", "repeat", "merit", "none")
-FUSIONS = ("caf", "sum", "concat")
+Adapter = Literal["conv", "repeat", "merit", "none"]
+Fusion = Literal["caf", "sum", "concat"]
 
 
 class InputAdapter(nn.Module):

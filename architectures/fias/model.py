@@ -6,35 +6,26 @@ Source: FIAS, feature imbalance-aware medical image segmentation (the paper's Fi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
+from trifuse.blocks.context_aware_fusion import SpatialPool
 from trifuse.blocks.conv_norm_relu import init_convs
+from trifuse.blocks.depthwise_multi_kernel import KsGroups
 from trifuse.blocks.image_input import check_image
-from trifuse.blocks.mixing_attention import POSITIONS
+from trifuse.blocks.mixing_attention import PositionalEncoding
+from trifuse.blocks.monte_carlo_attention import Draw, Gate
+from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.errors import ShapeError
 
-from .decoder import BOTTLENECKS, FiasDecoder
+from .decoder import BottleneckKind, FiasDecoder
 from .dilateformer import REDUCTION, DilateFormer
-from .encoder import ADAPTERS, FUSIONS, InputAdapter, LocalEncoder, make_fusion
+from .encoder import Adapter, Fusion, InputAdapter, LocalEncoder, make_fusion
 from .variants import VARIANTS, DilateFormerShape
-
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "input_adapter": ADAPTERS,
-    "no_dmk": (None, "dup", "bypass"),
-    "ks_groups": ("dense", "depthwise"),
-    "fusion": FUSIONS,
-    "spatial_pool": ("channel", "local3", "none"),
-    "bottleneck": BOTTLENECKS,
-    "pos": POSITIONS,
-    "gate": ("se", "none"),
-    "draw": ("batch", "sample"),
-    "norm": ("batch", "group"),
-}
 
 
 @dataclass(frozen=True)
@@ -88,37 +79,36 @@ class FiasConfig:
     encoder_checkpoint: str | None = field(default=None, metadata={"saved": False})
     num_classes: int = 9
     in_channels: int = 1
-    input_adapter: str = "conv"
+    input_adapter: Adapter = "conv"
     pad: bool = False
     out_norm: bool = True
     drop_path: float = 0.1
-    no_dmk: str | None = None
+    no_dmk: Literal["dup", "bypass"] | None = None
     dmk_kernels: tuple[int, ...] = (5, 7)
     dmk_depth: int = 1
-    ks_groups: str = "dense"
-    fusion: str = "caf"
-    spatial_pool: str = "channel"
+    ks_groups: KsGroups = "dense"
+    fusion: Fusion = "caf"
+    spatial_pool: SpatialPool = "channel"
     spatial_kernel: int = 7
     max_pool: bool = True
     pre_conv: bool = True
-    bottleneck: str = "conv"
+    bottleneck: BottleneckKind = "conv"
     mixatt: bool = True
     decoder_heads: tuple[int, ...] = (8, 6, 4, 2)
-    pos: str = "none"
+    pos: PositionalEncoding = "none"
     dropout: float = 0.1
-    gate: str = "se"
-    draw: str = "batch"
+    gate: Gate = "se"
+    draw: Draw = "batch"
     order_shuffle: bool = True
     scales: tuple[int, ...] = (1, 2, 3)
     scale_probs: tuple[float, ...] | None = None
-    norm: str = "batch"
+    norm: Literal["batch", "group"] = "batch"
     init_seed: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, DilateFormerShape):
-            _require_one_of("variant", self.variant, tuple(VARIANTS))
-        for name, allowed in _CHOICES.items():
-            _require_one_of(name, getattr(self, name), allowed)
+            check_choice("variant", self.variant, VARIANTS)
+        check_choices(self)
         for name in ("num_classes", "in_channels", "dmk_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -295,8 +285,3 @@ def _mixing_options(config: FiasConfig) -> dict[str, Any]:
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bilinear")
-
-
-def _require_one_of(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

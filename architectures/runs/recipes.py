@@ -19,8 +19,8 @@ from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.slice_dataset import Keep
 from trifuse.architectures.data.volumes.voxel_values import NonFinite
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
-from trifuse.architectures.storage.text import nearest
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
+from trifuse.kernels.choices import check_choice, nearest
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,8 @@ class DataRecipe:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         fitting = ("none", "nnunet") if self.patches is not None else ("none", "flip_rot", "transunet")
-        if self.augment not in fitting:
-            which = "patches" if self.patches is not None else "whole slices"
-            raise ValueError(f"augment must be one of {', '.join(fitting)} for {which}, got {self.augment!r}")
+        which = "patches" if self.patches is not None else "whole slices"
+        check_choice(f"augment for {which}", self.augment, fitting)
         if self.patches is not None and (self.preprocessing.resize, self.preprocessing.restore) != ("linear", "logits"):
             raise ValueError(
                 "preprocessing.resize and .restore are for whole slices; patches are resampled in their own way"

@@ -14,9 +14,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trifuse.kernels.choices import check_choice, choices_of, nearest
 from trifuse.kernels.errors import CheckpointError
-
-from .text import nearest
 
 SCHEMA_VERSION = 1
 
@@ -72,7 +71,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise CheckpointError(f"{where}: expected the fields of {typing.cast(type, hint).__name__}, got {value!r}")
         return _built(typing.cast(type, hint), value, where)
-    if origin is typing.Literal and value in arguments:
+    if (choices := choices_of(hint)) is not None:
+        check_choice(where, value, choices, CheckpointError)
         return value
     if origin is tuple and isinstance(value, list):
         items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments

@@ -11,12 +11,13 @@ heart", Circulation 105.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trifuse.kernels import DataError, ShapeError
+from trifuse.kernels.choices import check_choice
 
 from .aha17_angles import WHAT, Insertions, Plane, Reference, zero_angles
 from .aha17_slices import common_centre, find_levels, measure_slices, order_slices
@@ -94,8 +95,8 @@ def aha17_labels(
             missing.
         MissingExtra: scipy is not installed.
     """
-    _check_word("reference", reference, Reference)
-    _check_word("centre", centre, Centre)
+    check_choice("reference", reference, Reference)
+    check_choice("centre", centre, Centre)
     known = Insertions(reference, rv_anterior, rv_inferior, _shown(rv_mask, slice_axis, labels), angle_deg)
     shown = np.moveaxis(_checked_labels(labels), slice_axis, 0)
     others = [axis for axis in range(3) if axis != slice_axis % 3]
@@ -161,11 +162,6 @@ def scar_burden_ml(
 def wall_volume_ml(segments: NDArray[Any], affine: ArrayLike) -> NDArray[np.float64]:
     """Return the volume of each of the 17 segments in mL; arguments as for ``scar_burden_ml``."""
     return scar_burden_ml(segments > 0, segments, affine, scar=1)[0]
-
-
-def _check_word(name: str, word: str, words: Any) -> None:
-    if word not in get_args(words):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(words))}, got {word!r}")
 
 
 def _checked_labels(labels: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -20,10 +20,11 @@ from trifuse.architectures.storage.pretrained import Pretrained, weights_generat
 from trifuse.blocks.ecg_attention import EcgAttention, EcgDualAttention
 from trifuse.blocks.normalization import BatchNormOfPresent
 from trifuse.kernels import ShapeError
+from trifuse.kernels.choices import check_choices
 
 LEADS = 12
 HEADS = 8
-LEAD_LAYOUTS = ("correct", "upstream")
+LeadLayout = Literal["correct", "upstream"]
 STEM_KERNEL = KERNEL = 5
 SLOPE = 0.01  # of the leaky ReLU inside residual blocks
 
@@ -53,7 +54,7 @@ class EcgAutoencoderConfig:
     z_dim: int = 64
     base_dim: int = 4
     downsample: int = 5
-    lead_layout: str = "correct"
+    lead_layout: LeadLayout = "correct"
     final_linear: bool = False
     pooled_dim: int | None = None
     dropout: float = 0.2
@@ -64,9 +65,7 @@ class EcgAutoencoderConfig:
         for name in ("time_steps", "z_dim", "base_dim", "downsample"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lead_layout not in LEAD_LAYOUTS:
-            allowed = ", ".join(map(repr, LEAD_LAYOUTS))
-            raise ValueError(f"lead_layout must be one of {allowed}, got {self.lead_layout!r}")
+        check_choices(self)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.features % HEADS:

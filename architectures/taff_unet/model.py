@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from trifuse.blocks.image_input import check_image
 from trifuse.blocks.plain_unet import PlainUNetDecoder, PlainUNetEncoder, check_sides, planned_features, planned_stages
 from trifuse.blocks.temporal_aware_fusion import TemporalAwareFusion
 from trifuse.kernels import CheckpointError, ShapeError
+from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.library import values_at_hand
 
 from .ecg_autoencoder import LEADS, EcgAutoencoder, EcgAutoencoderConfig
@@ -32,7 +33,7 @@ SETTINGS: dict[str, frozenset[str]] = {
     "ecg_ap": frozenset({_PRIOR, _ECG}),
     "full": frozenset({_PRIOR, _ECG, _TIME}),
 }
-SKIPS = ("fused", "original")
+Skip = Literal["fused", "original"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class TaffUNetConfig:
     base_dim: int = 32
     max_dim: int = 512
     fusion_stage: int = 3
-    skip: str = "fused"
+    skip: Skip = "fused"
     detach_z: bool = False
     max_days: float = 90.0
     zero_init_proj: bool = False
@@ -80,10 +81,8 @@ class TaffUNetConfig:
     init_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("setting", tuple(SETTINGS)), ("skip", SKIPS)):
-            if getattr(self, name) not in allowed:
-                words = ", ".join(map(repr, allowed))
-                raise ValueError(f"{name} must be one of {words}, got {getattr(self, name)!r}")
+        check_choice("setting", self.setting, SETTINGS)
+        check_choices(self)
         for name, least in (("num_classes", 2), ("image_size", 8), ("base_dim", 1), ("max_dim", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

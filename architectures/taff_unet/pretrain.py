@@ -27,6 +27,7 @@ from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import reconstruction_loss
 from trifuse.kernels import CheckpointError, DataError
+from trifuse.kernels.choices import check_choices
 
 from .ecg_autoencoder import EcgAutoencoder, EcgAutoencoderConfig
 
@@ -65,8 +66,7 @@ class EcgData:
     min_beats: int = 3
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {self.kind!r}")
+        check_choices(self)
         if self.min_beats < 1:
             raise ValueError(f"min_beats must be at least 1, got {self.min_beats}")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trifuse.kernels.choices import choice_problems
 
 Optimizer = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["warmup_cosine", "poly", "constant"]
@@ -62,12 +64,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{field.name} = {value!r}; allowed: {allowed}"
-            for field in fields(self)
-            for allowed, holds in [_ALLOWED[field.name]]
-            for value in [getattr(self, field.name)]
-            if not holds(value)
-        ]
+            f"{name} = {getattr(self, name)!r}; allowed: {allowed}"
+            for name, (allowed, holds) in _ALLOWED.items()
+            if not holds(getattr(self, name))
+        ] + choice_problems(self)
         if not problems and self.warmup_epochs > self.epochs:
             problems.append(f"warmup_epochs = {self.warmup_epochs}; allowed: at most epochs = {self.epochs}")
         if not problems and self.accumulate > self.batch_size:
@@ -84,27 +84,21 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _one_of(literal: Any) -> tuple[str, Callable[[Any], bool]]:
-    return ", ".join(map(repr, get_args(literal))), lambda value: value in get_args(literal)
-
-
 _NOT_NEGATIVE = ("a number >= 0", lambda value: _is_number(value) and value >= 0)
 
+# Every field but those of a Literal type.
 _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "epochs": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
     "batch_size": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
     "lr": ("a number > 0", lambda value: _is_number(value) and value > 0),
     "weight_decay": _NOT_NEGATIVE,
-    "optimizer": _one_of(Optimizer),
     "betas": (
         "two numbers in [0, 1)",
         lambda value: isinstance(value, tuple) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value),
     ),
     "momentum": ("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1),
-    "schedule": _one_of(Schedule),
     "warmup_epochs": _NOT_NEGATIVE,
     "min_lr": _NOT_NEGATIVE,
-    "precision": _one_of(Precision),
     "accumulate": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
     "ema_decay": ("None or a number in (0, 1)", lambda value: value is None or (_is_number(value) and 0 < value < 1)),
     "grad_clip": ("None or a number > 0", lambda value: value is None or (_is_number(value) and value > 0)),

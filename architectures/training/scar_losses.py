@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from trifuse.kernels.choices import check_choices
 
 from .distributed import Reduce
 from .losses import SegmentationLoss
@@ -129,9 +131,7 @@ class ScarLoss:
         for name in ("lambda_ecg", "warmup_epochs", "lambda_entropy"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.entropy_sign not in get_args(EntropySign):
-            allowed = ", ".join(map(repr, get_args(EntropySign)))
-            raise ValueError(f"entropy_sign must be one of {allowed}, got {self.entropy_sign!r}")
+        check_choices(self)
 
     def start_epoch(self, epoch: float) -> None:
         """Take the weight of the reconstruction that belongs to an epoch, counted from 0."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trifuse.kernels import library
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
 
 BORDERS = ("zero", "mask", "shift")
@@ -69,8 +70,7 @@ def check_windows(
     op: str, channels: int, num_heads: int, kernel_size: int, dilations: Sequence[int], border: str = "zero"
 ) -> None:
     """Refuse heads, dilations, windows and borders that do not fit each other, in the name of ``op``."""
-    if border not in BORDERS:
-        raise ValueError(f"{op}: expected border to be one of {', '.join(map(repr, BORDERS))}, got {border!r}")
+    check_choice(f"{op}: border", border, BORDERS)
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ShapeError(
             f"{op}: expected an odd kernel_size of at least 1, got {kernel_size}; use {max(1, kernel_size + 1)}"

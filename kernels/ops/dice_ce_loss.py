@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.library import forced_backend
 
 from ._segmentation_sums import SMOOTH, check_maps, dice_ce, segmentation_sums
@@ -101,8 +102,7 @@ def dice_ce_loss(
     Source: see the module's docstring.
     """
     check_maps(OP, [logits], target, ignore_index)
-    if flavour not in FLAVOURS:
-        raise ValueError(f"{OP}: expected flavour to be one of {FLAVOURS}, got {flavour!r}")
+    check_choice(f"{OP}: flavour", flavour, FLAVOURS)
     options: dict[str, Any] = {"flavour": flavour, "batch_dice": batch_dice, "w_ce": w_ce, "w_dice": w_dice}
     if forced_backend() == "reference":
         return dice_ce_loss_reference(logits, target, ignore_index=ignore_index, **options)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.library import forced_backend
 
@@ -154,8 +155,6 @@ def _checked(
     if not maps or len(maps) > MOST_MAPS:
         raise ShapeError(f"{OP}: expected 1 to {MOST_MAPS} logit maps, got {len(maps)}")
     check_maps(OP, maps, target, ignore_index)
-    if subsets not in SUBSETS:
-        raise ValueError(f"{OP}: expected subsets to be one of {SUBSETS}, got {subsets!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{OP}: expected reduction to be one of {REDUCTIONS}, got {reduction!r}")
+    check_choice(f"{OP}: subsets", subsets, SUBSETS)
+    check_choice(f"{OP}: reduction", reduction, REDUCTIONS)
     return maps

@@ -197,7 +197,7 @@ def test_b5_refuses_maps_that_do_not_fit_naming_the_branch():
 
 
 def test_refuses_options_it_does_not_know():
-    with pytest.raises(ValueError, match="spatial_pool must be one of 'channel', 'local3', 'none', got 'global'"):
+    with pytest.raises(ValueError, match="spatial_pool: expected one of 'channel', 'local3', 'none', got 'global'"):
         ContextAwareFusion(4, spatial_pool="global")
     with pytest.raises(ValueError, match="spatial_kernel must be odd, got 4"):
         ContextAwareFusion(4, spatial_kernel=4)

@@ -98,14 +98,14 @@ def test_weights_are_drawn_from_the_generator():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ks_groups": "sparse"}, "ks_groups must be one of dense, depthwise, got 'sparse'"),
+        ({"ks_groups": "sparse"}, "ks_groups: expected one of 'dense', 'depthwise', got 'sparse'"),
         ({"ks_groups": "depthwise"}, "in_dim 3 must divide dim 8"),
         ({"kernels": ()}, r"kernels must be odd numbers, at least one, got \(\)"),
         ({"kernels": (5, 6)}, r"got \(5, 6\)"),
         ({"kernels": (-1,)}, r"got \(-1,\)"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"stride": 0}, "stride must be at least 1, got 0"),
-        ({"norm": "layer"}, "unknown norm 'layer'"),
+        ({"norm": "layer"}, "norm: expected one of .*, got 'layer'"),
     ],
 )
 def test_refuses(options, message):

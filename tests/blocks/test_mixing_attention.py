@@ -160,7 +160,7 @@ def test_b6_the_first_block_takes_two_maps_of_one_size():
 def test_options_that_make_no_sense():
     with pytest.raises(ShapeError, match="dim 12 is not a multiple of num_heads 5"):
         MixingAttention(12, 5)
-    with pytest.raises(ValueError, match=r"expected pos in \('none', 'dwconv'\), got 'sine'"):
+    with pytest.raises(ValueError, match=r"pos: expected one of 'none', 'dwconv', got 'sine'"):
         MixingAttention(12, 2, pos="sine")
     for dropout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=rf"expected dropout in \[0, 1\), got {dropout}"):

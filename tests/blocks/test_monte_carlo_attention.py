@@ -319,8 +319,8 @@ def test_b3_b4_refuses_maps_that_do_not_fit():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate": "max"}, "gate must be one of .*, got 'max'"),
-        ({"draw": "pixel"}, "draw must be one of .*, got 'pixel'"),
+        ({"gate": "max"}, "gate: expected one of .*, got 'max'"),
+        ({"draw": "pixel"}, "draw: expected one of .*, got 'pixel'"),
         ({"scales": (0, 1)}, r"scales must be whole numbers of at least 1, got \(0, 1\)"),
         ({"scales": ()}, "scales must be whole numbers"),
         ({"scale_probs": (0.5, 0.5)}, "one probability for each of the scales"),

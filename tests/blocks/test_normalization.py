@@ -38,7 +38,7 @@ def test_b7_what_is_well_defined_is_not_refused():
 
 
 def test_unknown_norm():
-    with pytest.raises(ValueError, match="unknown norm 'layer'; use one of 'batch', 'instance', 'group'"):
+    with pytest.raises(ValueError, match="norm: expected one of 'batch', 'instance', 'group', got 'layer'"):
         make_norm("layer", 4)
 
 

@@ -196,7 +196,7 @@ def test_k34_extreme_logits(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "random"}, "order must be one of depth, weight, got 'random'"),
+        ({"order": "random"}, "order: expected one of 'depth', 'weight', got 'random'"),
         ({"mode": "first4"}, r"unknown mode 'first4'; use 'learned', 'last4' or a list such as 'fixed:\[7,5,3,1\]'"),
         ({"mode": "fixed:[]"}, "unknown mode"),
         ({"mode": "fixed:[1,2,3,-1]"}, "unknown mode"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from trifuse.architectures.data.layouts.cohort import Case, Cohort, load_raw_case, map_labels
 from trifuse.architectures.data.volumes.voxel_values import NonFinite
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
 from .case_cache import CaseCache
@@ -60,8 +61,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         nonfinite: NonFinite = "error",
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        if keep not in get_args(Keep):
-            raise ValueError(f"keep: expected one of {', '.join(get_args(Keep))}, got {keep!r}")
+        check_choice("keep", keep, Keep)
         self.augment = augment
         self.preprocessing = preprocessing or Preprocessing()
         self.case_ids = tuple(case_ids)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
+from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
 from .volume import Note
@@ -51,8 +52,7 @@ def without_nonfinite(path: Path, native: np.ndarray, policy: NonFinite) -> tupl
         DataError: there are some and the policy is "error", or no voxel is finite.
         ValueError: there is no such policy.
     """
-    if policy not in get_args(NonFinite):
-        raise ValueError(f"nonfinite: expected one of {', '.join(get_args(NonFinite))}, got {policy!r}")
+    check_choice("nonfinite", policy, NonFinite)
     finite = np.isfinite(native)
     if finite.all():
         return native, ()

@@ -229,7 +229,9 @@ def test_rejects():
     for bad in (0.0, -1.0, nan, inf):
         with pytest.raises(ShapeError, match="positive and finite"):
             case_metrics(mask(2, 2), mask(2, 2), (1, bad))
-    with pytest.raises(ValueError, match="empty_masks must be one of strict, transunet, nnunet, monai; got 'lenient'"):
+    with pytest.raises(
+        ValueError, match="empty_masks: expected one of 'strict', 'transunet', 'nnunet', 'monai', got 'lenient'"
+    ):
         case_metrics(mask(2, 2), mask(2, 2), (1, 1), "lenient")
 
 

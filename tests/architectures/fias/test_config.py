@@ -10,10 +10,10 @@ from trifuse.architectures.fias import FiasConfig
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"variant": "huge"}, "variant must be one of 'nano', 'tiny', 'small', 'base', got 'huge'"),
-        ({"fusion": "mean"}, "fusion must be one of 'caf', 'sum', 'concat', got 'mean'"),
-        ({"no_dmk": "zero"}, "no_dmk must be one of None, 'dup', 'bypass', got 'zero'"),
-        ({"norm": "instance"}, "norm must be one of 'batch', 'group'"),
+        ({"variant": "huge"}, "variant: expected one of 'nano', 'tiny', 'small', 'base', got 'huge'"),
+        ({"fusion": "mean"}, "fusion: expected one of 'caf', 'sum', 'concat', got 'mean'"),
+        ({"no_dmk": "zero"}, "no_dmk: expected one of 'dup', 'bypass', None, got 'zero'"),
+        ({"norm": "instance"}, "norm: expected one of 'batch', 'group'"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"dmk_depth": 0}, "dmk_depth must be at least 1"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),

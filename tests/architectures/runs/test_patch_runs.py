@@ -70,7 +70,10 @@ def test_sections_of_a_file(tmp_path):
         ("data.root.step=1", "there is no section 'root'"),
         ("network.step=1", "there is no section 'network'"),
         ("data.preprocessing=3", "there is no field 'preprocessing'"),
-        ("data.augment=nnunet", "augment must be one of none, flip_rot, transunet for whole slices, got 'nnunet'"),
+        (
+            "data.augment=nnunet",
+            "augment for whole slices: expected one of 'none', 'flip_rot', 'transunet', got 'nnunet'",
+        ),
     ],
 )
 def test_words_that_make_no_sense(setting, message):
@@ -81,7 +84,7 @@ def test_words_that_make_no_sense(setting, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"augment": "flip_rot"}, "augment must be one of none, nnunet for patches, got 'flip_rot'"),
+        ({"augment": "flip_rot"}, "augment for patches: expected one of 'none', 'nnunet', got 'flip_rot'"),
         ({"preprocessing": Preprocessing(resize="cubic")}, "are for whole slices"),
         ({"preprocessing": Preprocessing(restore="labels")}, "are for whole slices"),
     ],

@@ -131,9 +131,11 @@ def test_unusable_arguments():
     for affine in (np.zeros((4, 4)), HEART.affine * np.nan):
         with pytest.raises(DataError, match="affine: expected three independent axes"):
             divide(affine=affine)
-    with pytest.raises(ValueError, match="reference must be one of landmarks, rv_mask, orientation, fixed_angle"):
+    with pytest.raises(
+        ValueError, match="reference: expected one of 'landmarks', 'rv_mask', 'orientation', 'fixed_angle'"
+    ):
         divide(reference="guess")
-    with pytest.raises(ValueError, match="centre must be one of slice, global"):
+    with pytest.raises(ValueError, match="centre: expected one of 'slice', 'global'"):
         divide(centre="volume")
     with pytest.raises(ShapeError, match="rv_mask must have the shape of the labels"):
         divide(reference="rv_mask", rv_mask=HEART.rv[:2])

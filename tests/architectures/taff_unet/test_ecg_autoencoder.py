@@ -210,7 +210,7 @@ def test_saved_and_loaded(tmp_path):
         ({"time_steps": 607}, "to 608 samples, with 0 zeros before and 1 after"),
         ({"time_steps": 0}, "time_steps must be at least 1, got 0"),
         ({"base_dim": 1}, "8 attention heads do not divide the 4 features of base_dim 1 .* use an even base_dim"),
-        ({"lead_layout": "mixed"}, "lead_layout must be one of 'correct', 'upstream', got 'mixed'"),
+        ({"lead_layout": "mixed"}, "lead_layout: expected one of 'correct', 'upstream', got 'mixed'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"z_dim": 7}, "their width 7 must be even"),
         ({"pooled_dim": 8}, "needs final_linear=True"),

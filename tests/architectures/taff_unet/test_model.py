@@ -307,8 +307,8 @@ def test_it_starts_from_a_trained_autoencoder(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"setting": "oracle"}, r"setting must be one of 'baseline', 'ap', .* got 'oracle'"),
-        ({"skip": "both"}, "skip must be one of 'fused', 'original'"),
+        ({"setting": "oracle"}, r"setting: expected one of 'baseline', 'ap', .* got 'oracle'"),
+        ({"skip": "both"}, "skip: expected one of 'fused', 'original'"),
         ({"num_classes": 1}, "num_classes must be at least 2"),
         ({"image_size": 100}, "image_size must be a multiple of 16 .*got 100; use 112"),
         ({"image_size": 16}, "fusion_stage must be one of 0 to 2, .*16 pixels, got 3"),

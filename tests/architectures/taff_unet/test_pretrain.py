@@ -323,7 +323,7 @@ def test_starting_from_a_trained_autoencoder(records, tmp_path):
         (lambda: EcgRecipe(network=EcgAutoencoderConfig(time_steps=64)), "network.time_steps must be 608"),
         (lambda: EcgRecipe(lead_masking=1.0), r"lead_masking must be in \[0, 1\), got 1.0"),
         (lambda: EcgRecipe(mixing=-0.5), r"mixing must be in \[0, 1\), got -0.5"),
-        (lambda: EcgData(kind="folder"), "kind must be one of 'auto', 'ptbxl', 'cohort', 'records', got 'folder'"),
+        (lambda: EcgData(kind="folder"), "kind: expected one of 'auto', 'ptbxl', 'cohort', 'records', got 'folder'"),
         (lambda: EcgData(min_beats=0), "min_beats must be at least 1, got 0"),
     ],
 )

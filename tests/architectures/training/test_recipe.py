@@ -21,15 +21,12 @@ GOOD = {"epochs": 2, "batch_size": 4, "lr": 1e-3}
         ("lr", float("nan"), "a number > 0"),
         ("lr", "1e-3", "a number > 0"),
         ("weight_decay", -1.0, "a number >= 0"),
-        ("optimizer", "lion", "'adamw', 'adam', 'sgd'"),
         ("betas", (0.9, 1.0), r"two numbers in \[0, 1\)"),
         ("betas", [0.9, 0.99], r"two numbers in \[0, 1\)"),
         ("momentum", 1.0, r"a number in \[0, 1\)"),
-        ("schedule", "step", "'warmup_cosine', 'poly', 'constant'"),
         ("warmup_epochs", -1, "a number >= 0"),
         ("warmup_epochs", 3, "at most epochs = 2"),
         ("min_lr", float("inf"), "a number >= 0"),
-        ("precision", "fp8", "'fp32', 'bf16', 'fp16'"),
         ("accumulate", 5, "at most batch_size = 4"),
         ("accumulate", 0, "a whole number >= 1"),
         ("ema_decay", 1.0, r"None or a number in \(0, 1\)"),
@@ -46,8 +43,21 @@ def test_l2_field_value_and_allowed_are_named(field, value, allowed):
         Recipe(**{**GOOD, field: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("optimizer", "lion", "'adamw', 'adam', 'sgd'"),
+        ("schedule", "step", "'warmup_cosine', 'poly', 'constant'"),
+        ("precision", "fp8", "'fp32', 'bf16', 'fp16'"),
+    ],
+)
+def test_the_choices_of_a_field_are_named(field, value, allowed):
+    with pytest.raises(ValueError, match=f"recipe: {field}: expected one of {allowed}, got '{value}'"):
+        Recipe(**{**GOOD, field: value})
+
+
 def test_all_problems_are_listed_at_once():
-    with pytest.raises(ValueError, match=r"(?s)epochs = 0.*lr = -1.*precision = 'int8'"):
+    with pytest.raises(ValueError, match=r"(?s)epochs = 0.*lr = -1.*precision: .*got 'int8'"):
         Recipe(epochs=0, batch_size=1, lr=-1, precision="int8")
 
 

@@ -205,7 +205,7 @@ def test_the_loss_of_two_ranks_is_that_of_one(tmp_path):
         ({"lambda_ecg": -1.0}, "lambda_ecg must not be negative"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must not be negative"),
         ({"lambda_entropy": float("nan")}, "lambda_entropy must not be negative"),
-        ({"entropy_sign": "minimise"}, "entropy_sign must be one of 'maximise', 'literal', got 'minimise'"),
+        ({"entropy_sign": "minimise"}, "entropy_sign: expected one of 'maximise', 'literal', got 'minimise'"),
     ],
 )
 def test_rejects(options, message):

@@ -185,7 +185,7 @@ def test_saves_the_arguments_and_small_sums(name):
 
 def test_rejects():
     logits, target = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"expected flavour to be one of .*nnunet.*, got 'monai'"):
+    with pytest.raises(ValueError, match=r"flavour: expected one of .*nnunet.*, got 'monai'"):
         dice_ce_loss(logits, target, flavour="monai")
     with pytest.raises(ShapeError, match=r"logits has shape \(3, 4, 4\); expected \(B, K, h, w\)"):
         dice_ce_loss(logits[0], target)

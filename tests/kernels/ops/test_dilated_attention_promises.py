@@ -229,5 +229,5 @@ def test_k5_k16_refuses_what_does_not_fit(maps, options, message):
 
 
 def test_refuses_an_unknown_border():
-    with pytest.raises(ValueError, match="border to be one of 'zero', 'mask', 'shift', got 'reflect'"):
+    with pytest.raises(ValueError, match="border: expected one of 'zero', 'mask', 'shift', got 'reflect'"):
         dilated_attention(ZEROS, ZEROS, ZEROS, num_heads=3, border="reflect")

@@ -372,9 +372,9 @@ def test_rejects():
     for wrong in ([], [maps[1]] * 6):
         with pytest.raises(ShapeError, match=f"expected 1 to 5 logit maps, got {len(wrong)}"):
             mutation_loss(wrong, target)
-    with pytest.raises(ValueError, match=r"expected subsets to be one of .*, got 'all'"):
+    with pytest.raises(ValueError, match=r"subsets: expected one of .*, got 'all'"):
         mutation_loss(maps, target, subsets="all")
-    with pytest.raises(ValueError, match=r"expected reduction to be one of .*, got 'none'"):
+    with pytest.raises(ValueError, match=r"reduction: expected one of .*, got 'none'"):
         mutation_loss(maps, target, reduction="none")
     with pytest.raises(ShapeError, match=r"logits\[1\] has shape \(1, 2, 4, 4\)"):
         mutation_loss([maps[0], maps[1][:, :2]], target)

@@ -99,7 +99,7 @@ def test_d26_a_class_that_no_slice_shows(cohort):
 
 
 def test_unknown_keep(cohort):
-    with pytest.raises(ValueError, match="expected one of all, foreground, labelled, got 'some'"):
+    with pytest.raises(ValueError, match="expected one of 'all', 'foreground', 'labelled', got 'some'"):
         SliceDataset(cohort, IDS, S, keep="some")
 
 

@@ -441,7 +441,7 @@ def test_d22_beyond_float32(tmp_path):
 
 
 def test_d22_unknown_policy(good):
-    with pytest.raises(ValueError, match="expected one of error, zero, median, got 'ignore'"):
+    with pytest.raises(ValueError, match="expected one of 'error', 'zero', 'median', got 'ignore'"):
         read_image(good, nonfinite="ignore")
 
 
