@@ -1,10 +1,12 @@
-"""Turn result files into the Markdown tables that the README shows.
+"""Turn result files into the Markdown tables that the README and the pages of docs/ show.
 
-    python benchmarks/reporting/tables.py                     # write them into README.md
-    python benchmarks/reporting/tables.py RESULT.json ...     # print them
+    python -m trifuse.benchmarks.reporting.tables                  # bring all pages up to date
+    python -m trifuse.benchmarks.reporting.tables PAGE.md ...      # or some of them
+    python -m trifuse.benchmarks.reporting.tables RESULT.json ...  # print result files as tables
 
-The README takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``, and one line for
-each case and pass of all files of a kind of device where it says ``<!-- overview: cpu -->``.
+A page takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``; one line for each case
+and pass of all files of a kind of device where it says ``<!-- overview: cpu -->``; and ten of these lines where it says
+``<!-- highlights: cpu -->``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from trifuse.architectures.storage.atomic_files import write_text
@@ -21,6 +24,7 @@ from .highlights import highlights
 from .overview import overview
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 OF_A_DEVICE = {"overview": overview, "highlights": highlights}
 
 
@@ -44,13 +48,21 @@ def with_results(text: str, folder: Path) -> str:
     return re.sub(pattern, section, text, flags=re.DOTALL)
 
 
-def main(paths: list[str]) -> None:
-    """Print the tables of the result files; without any, bring the README up to date."""
+def pages() -> list[Path]:
+    """Return every Markdown file that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the tables of result files, and bring pages up to date: all of them if no file is named."""
+    paths = [Path(argument) for argument in argv] or pages()
     for path in paths:
-        print(markdown_of_file(Path(path)))
-    if not paths:
-        readme = ROOT / "README.md"
-        write_text(readme, with_results(readme.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"))
+        if path.suffix == ".md":
+            before = path.read_text(encoding="utf-8")
+            if (after := with_results(before, RESULTS)) != before:
+                write_text(path, after)
+        else:
+            print(markdown_of_file(path))
 
 
 if __name__ == "__main__":

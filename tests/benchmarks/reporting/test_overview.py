@@ -41,7 +41,7 @@ def test_a_line_for_each_case_and_pass(tmp_path):
     assert backward[2:] == ["0.123", "", "", "", "", "", "", "1.23"]
 
 
-def test_the_readme_takes_it_in(tmp_path):
+def test_a_page_takes_it_in(tmp_path):
     (tmp_path / "some_op.cpu.json").write_text(json.dumps(RECORD))
     text = with_results("before\n<!-- overview: cpu -->\nold\n<!-- end -->\nafter", tmp_path)
     assert text == f"before\n<!-- overview: cpu -->\n\n{overview(tmp_path, 'cpu')}\n\n<!-- end -->\nafter"
