@@ -3,8 +3,9 @@
     python -m trifuse.benchmarks.reporting.ahead_of_time BUDGETS.csv MODULE ...
 
 compiles the ``STATIC_CASES`` of the modules, without TRITON_INTERPRET, and prints JSON: one row per case and target
-with its cost and the rules it breaks; the kernels that have no case; and where cases and table do not match. Triton's
-cache keeps what was compiled, and beside it what was read, so that a second run is a matter of seconds.
+with its cost and the rules it breaks; the kernels beside the compiled ones that have no case; and where cases and
+table do not match. Triton's cache keeps what was compiled, and beside it what was read, so that a second run is a
+matter of seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -27,7 +29,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trifuse.kernels.gpu.static_case import StaticCase
+from trifuse.benchmarks import static_cases
+from trifuse.benchmarks.static_cases.case import StaticCase
 
 NVIDIA_TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 TARGETS = (*NVIDIA_TARGETS, "gfx942")
@@ -79,6 +82,12 @@ class Budget:
     shuffles_nvidia: int
     shuffles_amd: int
     shared_bytes: int
+
+
+def case_modules() -> dict[str, ModuleType]:
+    """Return the modules of static cases, by the name that they share with the file of their kernels."""
+    found = [name for _, name, _ in pkgutil.iter_modules(static_cases.__path__) if name != "case"]
+    return {name: importlib.import_module(f"{static_cases.__name__}.{name}") for name in found}
 
 
 def read_budgets(path: Path = BUDGETS) -> dict[tuple[str, str], Budget]:
@@ -228,13 +237,22 @@ def _output(command: list[object]) -> str:
     return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
 
 
+def kernels_of(module: ModuleType) -> dict[str, Any]:
+    """Return the Triton kernels of a module by name; a kernel is a jit function named ``*_kernel``."""
+    return {
+        name: value for name, value in vars(module).items() if name.endswith("_kernel") and hasattr(value, "arg_names")
+    }
+
+
 def kernels_without_a_case(module: ModuleType) -> list[str]:
-    """Name the Triton kernels of a module that no case compiles; a kernel is a jit function named ``*_kernel``."""
+    """Name the kernels that no case of a module compiles, of the files whose kernels its cases compile."""
     compiled = {case.kernel for case in module.STATIC_CASES}
+    files = dict.fromkeys(kernel.fn.__module__ for kernel in compiled)
     return [
-        f"{module.__name__}.{name}"
-        for name, value in vars(module).items()
-        if name.endswith("_kernel") and hasattr(value, "arg_names") and value not in compiled
+        f"{file}.{name}"
+        for file in files
+        for name, kernel in kernels_of(sys.modules[file]).items()
+        if kernel not in compiled
     ]
 
 

@@ -2,9 +2,9 @@
 
     python -m trifuse.benchmarks.reporting.static_report --out FOLDER
 
-compiles every case for every architecture and writes ``kernels.json``, with everything, and ``kernels.md``, the tables
-of the README. Nothing in them is a measurement on a GPU: registers, loads and the like are read from machine code, and
-occupancy, bytes and floors are computed.
+compiles every case of `trifuse.benchmarks.static_cases` for every architecture and writes ``kernels.json``, with
+everything, and ``kernels.md``, the tables of the documentation. Nothing in them is a measurement on a GPU: registers,
+loads and the like are read from machine code, and occupancy, bytes and floors are computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import io
 import json
 import math
 import os
-import pkgutil
 import subprocess
 import sys
 import tokenize
@@ -26,17 +25,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from trifuse.architectures.storage.atomic_files import write_text
-from trifuse.kernels import gpu
-from trifuse.kernels.gpu.static_case import StaticCase, Traffic
+from trifuse.benchmarks.static_cases.case import StaticCase, Traffic
 from trifuse.kernels.testing.machine import commit
 
-from .ahead_of_time import BUDGETS, NVIDIA_TARGETS, TARGETS, functions_of
+from .ahead_of_time import BUDGETS, NVIDIA_TARGETS, TARGETS, case_modules, functions_of
 
 LABEL = "computed, nothing here was measured on a GPU"
 # Assumed ceilings: bytes, float32 multiply-adds and exponentials per second.
@@ -91,14 +88,6 @@ def occupancy(registers: int, shared_bytes: int, threads: int, target: str) -> f
     return min(by_registers, by_shared, limits.programs, limits.warps // warps) * warps / limits.warps
 
 
-def kernel_modules() -> dict[str, ModuleType]:
-    """Return the modules that have Triton kernels, by their last word."""
-    found = {
-        name: importlib.import_module(f"{gpu.__name__}.{name}") for _, name, _ in pkgutil.iter_modules(gpu.__path__)
-    }
-    return {name: module for name, module in found.items() if hasattr(module, "STATIC_CASES")}
-
-
 def source_hash(case: StaticCase) -> str:
     """Return a hash of what a case compiles: the code of its kernel and of all that this calls, types, and constants.
 
@@ -140,7 +129,7 @@ def pass_row(module: str, traffic: Traffic) -> dict[str, Any]:
 
 
 def pass_line(row: dict[str, Any]) -> str:
-    """Write the figures of a pass as they stand in its module's docstring."""
+    """Write the figures of a pass as they stand in the docstring of its kernels' file."""
     sizes = " ".join(f"{name}={size}" for name, size in row["sizes"].items() if name.isupper())
     others = "".join(f"; {name} {value:.1f} us" for name, value in row["work_us"].items())
     return (
@@ -156,7 +145,7 @@ def stamp() -> dict[str, str]:
 
 def report(compiled: dict[str, Any], stamp: dict[str, str]) -> dict[str, Any]:
     """Put together what was compiled and what is computed."""
-    modules = kernel_modules()
+    modules = case_modules()
     kernels = []
     for (module, name), rows in groupby(compiled["rows"], key=lambda row: (row["module"], row["case"])):
         case = next(case for case in modules[module].STATIC_CASES if case.name == name)
@@ -167,12 +156,12 @@ def report(compiled: dict[str, Any], stamp: dict[str, str]) -> dict[str, Any]:
         kernels.append(
             {"module": module, "case": name, "threads": case.threads, "source": source_hash(case), "costs": costs}
         )
-    passes = [pass_row(name, traffic) for name, module in modules.items() for traffic in getattr(module, "TRAFFIC", [])]
+    passes = [pass_row(name, traffic) for name, module in modules.items() for traffic in module.TRAFFIC]
     return {"label": LABEL, "stamp": stamp, "kernels": kernels, "passes": passes}
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Return the report as the README shows it: what the kernels cost, and what the passes move."""
+    """Return the report as the documentation shows it: what the kernels cost, and what the passes move."""
     stamp = record["stamp"]
     return "\n".join(
         [
@@ -236,7 +225,7 @@ def _pass_lines(passes: list[dict[str, Any]]) -> Iterator[str]:
 def _compile_everything() -> dict[str, Any]:
     """Compile in a process of its own: this one may run Triton's interpreter, whose functions cannot be compiled."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    names = [module.__name__ for module in kernel_modules().values()]
+    names = [module.__name__ for module in case_modules().values()]
     command = [sys.executable, "-m", "trifuse.benchmarks.reporting.ahead_of_time", str(BUDGETS), *names]
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout)
 

@@ -30,7 +30,6 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic, in_form, specialised
 
 CHOICES = ({"threads": 128}, {"threads": 64})  # per program
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -38,12 +37,6 @@ BYTES_PER_THREAD = 16
 MOST_CHANNELS_PER_THREAD = 32  # of one pixel; more, and backward runs out of registers
 Layouts = tuple[Any, ...]
 LOG2_E = tl.constexpr(1.4426950408889634)
-
-_PAPER = {"B": 32, "H": 64, "W": 64, "C": 72, "heads": 3, "e": 2}
-TRAFFIC = [
-    Traffic("forward", _PAPER, "B * H * W * C", "4 * e + 4 * heads / C", "4 * e"),
-    Traffic("backward", _PAPER, "B * H * W * C", "11 * e + 16 * heads / C", "7 * e"),
-]
 
 
 @triton.jit
@@ -368,32 +361,3 @@ def _strides(layouts: Layouts, unit: int) -> tuple[tuple[int, ...], ...]:
 def _moving_strides(layout: tuple[Any, ...]) -> tuple[int, ...]:
     """Return the strides of a map (B, H, W, C), 0 or 1 along axes of one position, where nobody moves."""
     return tuple(s if size > 1 else n for size, s, n in zip(*layout[:2], (0, 0, 0, 1), strict=True))
-
-
-# ------------------------------------------------------------------------------------------- the ahead-of-time gate
-
-
-def _case(kernel: Any, pointers: str, d: int, border: str, choice: tuning.Choice = CHOICES[0]) -> StaticCase:
-    """Compile a kernel as it runs on the slices of one packed projection of three heads; ``-`` is a missing map."""
-    names = pointers.split()
-    dtype = names[0].removeprefix("*")
-    example = torch.empty(1, 2, 2, 3 * d, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype], device="meta")
-    settings = {**_settings(choice["threads"], _layouts((example,)), 3, (1, 2, 3), border), "MASK": border == "mask"}
-    kinds: dict[str, Any] = dict.fromkeys(("normaliser", "weighted_grad"), "*fp32")
-    kinds |= {"maps": tuple(names), "strides": ((*("i32",) * 3, "constexpr"),) * len(names), "scale": "fp32"}
-    name = kernel.__name__.removeprefix("_dilated_attention_").removesuffix("_kernel")
-    name = in_form(f"{name}, {dtype}, head dim {d}, border {border}", choice, CHOICES)
-    constants = settings | {(1, i, 3): 1 for i in range(len(names))}
-    unaligned = ("strides", "height", "width", "taps", "scale")
-    return specialised(name, kernel, kinds, constants, unaligned, choice["threads"])
-
-
-_MAPS = {_dilated_attention_fwd_kernel: 4, _dilated_attention_dq_kernel: 5, _dilated_attention_dkdv_kernel: 6}
-STATIC_CASES = [
-    *(_case(kernel, "*bf16 " * count, 24, "zero", choice) for choice in CHOICES for kernel, count in _MAPS.items()),
-    _case(_dilated_attention_fwd_kernel, "*fp32 " * 4, 24, "zero"),
-    _case(_dilated_attention_dq_kernel, "*fp32 " * 5, 32, "mask"),
-    _case(_dilated_attention_dkdv_kernel, "*fp32 " * 6, 32, "zero"),
-    _case(_dilated_attention_fwd_kernel, "*bf16 " * 4, 32, "shift"),
-    _case(_dilated_attention_dkdv_kernel, "*bf16 " * 6, 32, "shift"),
-]

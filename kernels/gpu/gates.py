@@ -24,7 +24,6 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic, in_form, specialised
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -36,10 +35,6 @@ TILES_PER_PART = 16  # of a channel's pixels, where there are fewer programs tha
 ENOUGH_PROGRAMS = 1024  # fixed, so that the order of summation does not depend on the device
 ADD_ROWS = 256
 _Gradients = tuple[Tensor, list[Tensor]]
-
-_PAPER = {"B": 16, "C": 256, "H": 64, "W": 64, "e": 2}
-_MAPS_MOVED = {"forward": "2 * e", "backward": "3 * e"}
-TRAFFIC = [Traffic(name, _PAPER, "B * C * H * W", moved, moved) for name, moved in _MAPS_MOVED.items()]
 
 
 @triton.jit
@@ -365,34 +360,3 @@ def strides_of(x: Tensor) -> tuple[int, int, int, int]:
 
 def _channel_blocks(x: Tensor, channels: int) -> int:
     return x.shape[0] * launching.cdiv(x.shape[1], channels)
-
-
-# ------------------------------------------------------------------------------------------- the ahead-of-time gate
-
-_PLANES = {"x_stride_w": 1, "gated_stride_w": 1, "grad_stride_w": 1, "x_grad_stride_w": 1}
-_CHANNELS_LAST = {"x_stride_c": 1, "gated_stride_c": 1, "grad_stride_c": 1, "x_grad_stride_c": 1}
-
-
-def _case(name: str, kernel, tile: tuple[int, int], constants: dict, dtype: str, choice=TILE_CHOICES[0]) -> StaticCase:
-    """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
-    kinds = dict.fromkeys(("x", "gated", "grad", "x_grad"), f"*{dtype}")
-    kinds |= dict.fromkeys(("gate", "gate_grad", "target", "parts", "total"), "*fp32")
-    tiles = {"CHANNELS": tile[0], "PIXELS": choice["tiles"] * tile[1], "FLAT": True}
-    name = in_form(name, choice, TILE_CHOICES)
-    return specialised(f"{name}, {dtype}", kernel, kinds, tiles | constants, unaligned=("splits",))
-
-
-_ROW, _POSITIONS, _COLUMN = (1, TILE), (TILE // SPATIAL_PIXELS, SPATIAL_PIXELS), (MOST_CHANNELS, TILE // MOST_CHANNELS)
-_CHANNELS = _PLANES | {"PER_CHANNEL": True}
-STATIC_CASES = [
-    *(_case("forward, channels", _gate_fwd_kernel, _ROW, _CHANNELS, "bf16", choice) for choice in TILE_CHOICES),
-    _case("forward, positions", _gate_fwd_kernel, _ROW, _PLANES | {"PER_CHANNEL": False}, "fp32"),
-    _case("forward, channels last", _gate_fwd_kernel, _COLUMN, _CHANNELS_LAST | {"PER_CHANNEL": True}, "bf16"),
-    _case("backward, channels", _channel_gate_bwd_kernel, _ROW, _PLANES, "bf16"),
-    _case("backward, channels", _channel_gate_bwd_kernel, _ROW, _PLANES, "fp32"),
-    _case("backward, channels last", _channel_gate_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16"),
-    *(_case("backward, positions", _spatial_gate_bwd_kernel, _POSITIONS, _PLANES, "bf16", c) for c in TILE_CHOICES),
-    _case("backward, positions", _spatial_gate_bwd_kernel, _POSITIONS, _PLANES, "fp32"),
-    _case("backward, positions, channels last", _spatial_gate_bwd_kernel, _COLUMN, _CHANNELS_LAST, "bf16"),
-    _case("parts added", _add_parts_kernel, (1, 1), {"ROWS": ADD_ROWS}, "fp32"),
-]

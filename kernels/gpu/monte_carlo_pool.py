@@ -36,15 +36,8 @@ from .gates import (
     strides_of,
     tile_of,
 )
-from .static_case import StaticCase, Traffic, in_form, specialised
 
 MARK_PIXELS = 256
-
-_PAPER = {"B": 16, "C": 256, "H": 64, "W": 64, "scale": 2, "e": 2}
-TRAFFIC = [
-    Traffic("forward", _PAPER, "B * C * H * W", "e / scale**2", "e / scale**2"),
-    Traffic("backward", _PAPER, "B * C * H * W", "e", "e"),
-]
 
 
 @triton.jit
@@ -328,47 +321,3 @@ def _sample_stride(tensor: Tensor | None, dims: int) -> int:
     if tensor is None or tensor.ndim == dims or len(tensor) == 1:
         return 0
     return tensor.shape[1] if dims else tensor.stride(0)
-
-
-# ------------------------------------------------------------------------------------------- the ahead-of-time gate
-
-
-def _case(name: str, kernel, constants: dict, absent: tuple[str, ...], dtype: str) -> StaticCase:
-    """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels."""
-    pointers = {"x": dtype, "x_grad": dtype, "grad": dtype, "target": "fp32", "chosen": "u8"}
-    pointers |= dict.fromkeys(("scales", "cells", "permutation"), "i64")
-    kinds = {argument: f"*{kind}" for argument, kind in pointers.items()}
-    unaligned = ("scale", "cell", "splits", "scale_stride", "cell_stride")
-    return specialised(f"{name}, {dtype}", kernel, kinds, {**constants, **dict.fromkeys(absent)}, unaligned)
-
-
-_PLANES = {"CHANNELS": 1, "PIXELS": 1024, "x_stride_w": 1, "x_grad_stride_w": 1}
-_CHANNELS_LAST = {"CHANNELS": 64, "PIXELS": 16, "x_stride_c": 1, "x_grad_stride_c": 1}
-_NUMBERS = ("scales", "cells")
-
-
-def _wide(choice: tuning.Choice) -> dict[str, int]:
-    return {**_PLANES, "PIXELS": choice["tiles"] * _PLANES["PIXELS"]}
-
-
-def _forward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str) -> StaticCase:
-    constants = {name: value for name, value in layout.items() if "grad" not in name}
-    return _case(f"forward, {name}", _monte_carlo_pool_fwd_kernel, {**constants, "FLAT": True}, absent, dtype)
-
-
-def _backward_case(name: str, layout: dict, absent: tuple[str, ...], dtype: str) -> StaticCase:
-    constants = {name: value for name, value in layout.items() if not name.startswith("x_stride")}
-    return _case(f"backward, {name}", _monte_carlo_pool_bwd_kernel, constants, absent, dtype)
-
-
-STATIC_CASES = [
-    _forward_case("planes, permuted", _PLANES, (), "bf16"),
-    _forward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "permutation"), "fp32"),
-    _forward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16"),
-    _backward_case("planes, permuted", _PLANES, (), "bf16"),
-    _backward_case("planes, a draw in numbers", _PLANES, (*_NUMBERS, "chosen"), "fp32"),
-    _backward_case("channels last, permuted", _CHANNELS_LAST, (), "bf16"),
-    *(_forward_case(in_form("planes, permuted", c, TILE_CHOICES), _wide(c), (), "bf16") for c in TILE_CHOICES[1:]),
-    *(_backward_case(in_form("planes, permuted", c, TILE_CHOICES), _wide(c), (), "bf16") for c in TILE_CHOICES[1:]),
-    _case("marks", _monte_carlo_pool_mark_kernel, {"PIXELS": MARK_PIXELS}, (), "bf16"),
-]

@@ -24,14 +24,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .segmentation_sums import STEPS, TILE, WARP_SIZE, Walk, all_logits, between, labels, softmax, sums_case, walk_key
-from .static_case import StaticCase, Traffic
+from .segmentation_sums import STEPS, TILE, WARP_SIZE, Walk, all_logits, between, labels, softmax, walk_key
 
 BACKWARD_CHOICES = ({"steps": STEPS}, {"steps": 8}, {"steps": 32})  # tiles that a program walks over
-
-_PAPER = {"B": 24, "K": 9, "H": 224, "W": 224, "N": 3, "e": 2}
-_BOTH, _WORK = "2 * e + 8 / (N * K)", {"exponentials": "(2**N - 1) / N"}
-TRAFFIC = [Traffic("backward", _PAPER, "B * K * H * W * N", _BOTH, _BOTH, _WORK)]
 
 
 @triton.jit
@@ -256,39 +251,3 @@ def _fold(partial: Tensor, grad: Tensor, full: Sequence[int], folded: int, steps
         TILE=TILE,
         num_warps=TILE // WARP_SIZE,
     )
-
-
-# ------------------------------------------------------------------------------------------- the ahead-of-time gate
-
-
-def _fold_case(classes: int, dtype: str) -> StaticCase:
-    numbers = ("cells", "strips", "folded", "height", "width", "coarse_height", "coarse_width")
-    switches: dict[str | tuple[int, ...], object] = {
-        "K": classes,
-        "STEPS": STEPS,
-        "REACH_DOWN": 2,
-        "REACH_ACROSS": 13,
-        "TILE": TILE,
-    }
-    return StaticCase(
-        name=f"fold rows, {dtype}",
-        kernel=_fold_rows_kernel,
-        signature={
-            "partial": "*fp32",
-            "grad": f"*{dtype}",
-            **dict.fromkeys(numbers, "i32"),
-            **dict.fromkeys(map(str, switches), "constexpr"),
-        },
-        constants=switches,
-        aligned=("partial", "grad"),
-        threads=TILE,
-    )
-
-
-STATIC_CASES = [
-    sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=False),
-    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "bf16", coarse=False),
-    sums_case(_segmentation_sums_bwd_kernel, 3, 9, "fp32", coarse=True),
-    *(sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=True, choice=c) for c in BACKWARD_CHOICES[1:]),
-    _fold_case(9, "fp32"),
-]

@@ -19,16 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic, in_form
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
 CHOICES = ({"columns": 128}, {"columns": 256})  # of a row, in one program
 COLUMNS = CHOICES[0]["columns"]
-
-_PAPER = {"B": 24, "K": 9, "H": 224, "W": 224, "cells": 16**2 + 32**2 + 64**2, "e": 2}
-_BYTES = "1 + e * K * cells / (H * W)"
-TRAFFIC = [Traffic("labels", _PAPER, "B * H * W", _BYTES, _BYTES)]
 
 
 @triton.jit
@@ -121,29 +116,3 @@ def forward(choice: tuning.Choice, logits: Sequence[Tensor], height: int, width:
             num_warps=THREADS // WARP_SIZE,
         )
     return labels
-
-
-# ------------------------------------------------------------------------------------------- the ahead-of-time gate
-
-
-def _case(n: int, dtype: str, choice: tuning.Choice = CHOICES[0]) -> StaticCase:
-    integers, floats = ("i32",) * n, ("fp32",) * n
-    return StaticCase(
-        name=in_form(f"labels from {n} map{'s'[: n - 1]}, {dtype}", choice, CHOICES),
-        kernel=_upsample_argmax_kernel,
-        signature={
-            "maps": (f"*{dtype}",) * n,
-            "labels": "*u8",
-            **dict.fromkeys(("classes", "height", "width"), "i32"),
-            **dict.fromkeys(("heights", "widths", "batch_strides", "class_strides", "row_strides"), integers),
-            "column_strides": ("constexpr",) * n,
-            **dict.fromkeys(("row_scales", "column_scales"), floats),
-            **dict.fromkeys(("N", "COLUMNS"), "constexpr"),
-        },
-        constants={"N": n, "COLUMNS": choice["columns"], **{(10, i): 1 for i in range(n)}},
-        aligned=("maps", "labels"),
-        threads=THREADS,
-    )
-
-
-STATIC_CASES = [_case(1, "fp32"), *(_case(3, "bf16", choice) for choice in CHOICES)]

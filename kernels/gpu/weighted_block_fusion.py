@@ -30,7 +30,6 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .static_case import StaticCase, Traffic, in_form
 
 FORWARD_CHOICES = ({"threads": 128}, {"threads": 256})
 BACKWARD_CHOICES = ({"threads": 128}, {"threads": 256})
@@ -42,16 +41,6 @@ MAPS_PER_LAUNCH = 24  # of the backward pass
 MAX_PROGRAMS = 1024  # of the backward pass; fixed, so that the order of summation does not depend on the device
 REDUCE_ELEMENTS = 8192  # partial sums that the reducing program holds at once
 REDUCE_THREADS = 256
-
-_PAPER = {"B": 32, "M": 1025, "D": 768, "N": 12, "launches": 1, "e": 2}
-_DEEP = {**_PAPER, "D": 1536, "N": 40, "launches": 2}
-TRAFFIC = [
-    Traffic("forward", _PAPER, "B * M * D", "(N + 1) * e", "(N + 1) * e"),
-    Traffic("forward", _DEEP, "B * M * D", "(N + 1) * e", "(N + 1) * e"),
-    Traffic("backward, frozen maps", _PAPER, "B * M * D", "(N + launches) * e", "(N + 1) * e"),
-    Traffic("backward, frozen maps", _DEEP, "B * M * D", "(N + launches) * e", "(N + 1) * e"),
-    Traffic("backward, trained maps", _PAPER, "B * M * D", "(2 * N + launches) * e", "(2 * N + 1) * e"),
-]
 
 
 @triton.jit
@@ -262,101 +251,3 @@ def _rows(features: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     if any(f.stride() != strides for f in features) or not features[0][:1].is_contiguous():
         features = [f.contiguous() for f in features]
     return tuple(features), features[0].stride(0)
-
-
-# ------------------------------------------------------------------------------------------- the ahead-of-time gate
-
-_VECTORS = {"bf16": 8, "fp32": 4}
-
-
-def _forward_case(n: int, dtype: str, choice: tuning.Choice = FORWARD_CHOICES[0]) -> StaticCase:
-    return StaticCase(
-        name=in_form(f"forward, {n} maps, {dtype}", choice, FORWARD_CHOICES),
-        kernel=_weighted_block_fusion_fwd_kernel,
-        signature={
-            "maps": (f"*{dtype}",) * n,
-            "logits": "*fp32",
-            "fused": f"*{dtype}",
-            "row_elements": "i32",
-            "map_stride": "i32",
-            "N": "constexpr",
-            "TILE": "constexpr",
-            "IN_FLIGHT": "constexpr",
-        },
-        constants={"N": n, "TILE": choice["threads"] * _VECTORS[dtype], "IN_FLIGHT": MAPS_IN_FLIGHT},
-        aligned=("maps", "logits", "fused", "row_elements", "map_stride"),
-        threads=choice["threads"],
-    )
-
-
-def _backward_case(
-    n: int, count: int, trained: bool, dtype: str, choice: tuning.Choice = BACKWARD_CHOICES[0]
-) -> StaticCase:
-    name = f"backward, {count} of {n} {'trained' if trained else 'frozen'} maps, {dtype}"
-    return StaticCase(
-        name=in_form(name, choice, BACKWARD_CHOICES),
-        kernel=_weighted_block_fusion_bwd_kernel,
-        signature={
-            "grad": f"*{dtype}",
-            "maps": (f"*{dtype}",) * count,
-            "map_grads": (f"*{dtype}" if trained else "constexpr",) * count,
-            "logits": "*fp32",
-            "partial_sums": "*fp32",
-            "row_elements": "i32",
-            "map_stride": "i32",
-            "tiles": "i32",
-            "first": "i32",
-            "N": "constexpr",
-            "COUNT": "constexpr",
-            "TILE": "constexpr",
-            "VECTOR": "constexpr",
-        },
-        constants={
-            "N": n,
-            "COUNT": count,
-            "TILE": choice["threads"] * _VECTORS[dtype],
-            "VECTOR": _VECTORS[dtype],
-            **({} if trained else {(2, i): None for i in range(count)}),
-        },
-        aligned=("grad", "maps", "map_grads", "logits", "partial_sums", "row_elements", "map_stride"),
-        threads=choice["threads"],
-    )
-
-
-def _logits_case(n: int) -> StaticCase:
-    padded = launching.next_power_of_2(n)
-    return StaticCase(
-        name=f"gradient of {n} logits",
-        kernel=_weighted_block_fusion_logits_kernel,
-        signature={
-            "partial_sums": "*fp32",
-            "logits": "*fp32",
-            "logits_grad": "*fp32",
-            "programs": "i32",
-            "N": "constexpr",
-            "N_PADDED": "constexpr",
-            "ROWS": "constexpr",
-        },
-        constants={"N": n, "N_PADDED": padded, "ROWS": REDUCE_ELEMENTS // padded},
-        aligned=("partial_sums", "logits", "logits_grad"),
-        threads=REDUCE_THREADS,
-    )
-
-
-STATIC_CASES = [
-    _forward_case(12, "bf16"),
-    _forward_case(12, "fp32"),
-    _forward_case(24, "bf16"),
-    _forward_case(40, "bf16"),
-    _forward_case(64, "fp32"),
-    _backward_case(12, 12, False, "bf16"),
-    _backward_case(24, 24, False, "bf16"),
-    _backward_case(40, 20, False, "bf16"),
-    _backward_case(24, 24, False, "fp32"),
-    _backward_case(24, 24, True, "bf16"),
-    _backward_case(24, 24, True, "fp32"),
-    *(_forward_case(12, "bf16", choice) for choice in FORWARD_CHOICES[1:]),
-    *(_backward_case(12, 12, trained, "bf16", choice) for trained in (False, True) for choice in BACKWARD_CHOICES[1:]),
-    _logits_case(12),
-    _logits_case(64),
-]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trifuse.kernels.gpu.static_case import StaticCase
+from trifuse.benchmarks.static_cases.case import StaticCase
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ pytest.importorskip("triton", reason="the kernels are triton's")
 
 from trifuse.benchmarks.reporting import static_report
 from trifuse.benchmarks.reporting.ahead_of_time import TARGETS, Cost, broken_rules, read_budgets
-from trifuse.kernels.gpu.static_case import StaticCase, Traffic
+from trifuse.benchmarks.static_cases.case import StaticCase, Traffic
+from trifuse.kernels import gpu
 
-MODULES = static_report.kernel_modules()
+MODULES = static_report.case_modules()
 COMMITTED = static_report.RESULTS / "kernels.json"
 RECORD = json.loads(COMMITTED.read_text(encoding="utf-8"))
 AGAIN = "run: make kernels"
@@ -76,7 +78,8 @@ def test_committed_tables_are_those_of_the_report():
 @pytest.mark.parametrize("word", MODULES)
 def test_docstring_ends_with_the_bytes_and_floors_of_each_pass(word):
     module = MODULES[word]
-    before, heading, section = module.__doc__.partition("Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing")
+    kernels = import_module(f"{gpu.__name__}.{word}")
+    before, heading, section = kernels.__doc__.partition("Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing")
     assert before.strip()
     assert heading
     lines = [line.removeprefix("* ") for line in section.splitlines() if line.startswith("* ")]

@@ -21,18 +21,30 @@ from trifuse.benchmarks.reporting.ahead_of_time import (
     Budget,
     Cost,
     broken_rules,
+    case_modules,
+    kernels_of,
     read_budgets,
     without_a_twin,
 )
+from trifuse.benchmarks.static_cases.case import in_form
 from trifuse.kernels import gpu
 from trifuse.kernels.gpu import tuning
-from trifuse.kernels.gpu.static_case import in_form
 
 pytest.importorskip("triton", reason="the gate compiles with triton")
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
-KERNEL_MODULES = [f"{gpu.__name__}.{name}" for _, name, _ in pkgutil.iter_modules(gpu.__path__)]
-KERNEL_MODULES = [name for name in KERNEL_MODULES if hasattr(importlib.import_module(name), "STATIC_CASES")]
+CASES = case_modules()
+
+
+GPU_FILES = {
+    name: importlib.import_module(f"{gpu.__name__}.{name}") for _, name, _ in pkgutil.iter_modules(gpu.__path__)
+}
+
+
+def test_every_file_of_kernels_has_its_file_of_cases():
+    assert CASES.keys() == {name for name, module in GPU_FILES.items() if kernels_of(module)}
+    for word, module in CASES.items():
+        assert {case.kernel.fn.__module__ for case in module.STATIC_CASES} == {f"{gpu.__name__}.{word}"}
 
 
 def compile_ahead_of_time(budgets: Path, *modules: str) -> dict:
@@ -48,7 +60,7 @@ def compile_ahead_of_time(budgets: Path, *modules: str) -> dict:
 def compiled(request, tmp_path_factory) -> dict:
     """Compile the modules that this run asks for in one child, which all workers of the run wait for and share."""
     mine = [item for item in request.session.items if getattr(item, "originalname", "") == GATE]
-    modules = [item.callspec.params["module"] for item in mine]
+    modules = [CASES[item.callspec.params["word"]].__name__ for item in mine]
     together = "PYTEST_XDIST_WORKER" in os.environ
     folder = tmp_path_factory.getbasetemp().parent if together else tmp_path_factory.mktemp("gate")
     result = folder / "ahead_of_time.json"
@@ -63,14 +75,14 @@ GATE = "test_every_kernel_has_its_cases_and_keeps_their_budgets"
 
 
 @pytest.mark.timeout(1800)  # the first of them compiles all: some minutes, unless Triton's cache has them
-@pytest.mark.parametrize("module", KERNEL_MODULES)
-def test_every_kernel_has_its_cases_and_keeps_their_budgets(module, compiled):
-    assert [kernel for kernel in compiled["without_a_case"] if kernel.startswith(f"{module}.")] == []
-    rows = [row for row in compiled["rows"] if row["module"] == module.rpartition(".")[2]]
+@pytest.mark.parametrize("word", CASES)
+def test_every_kernel_has_its_cases_and_keeps_their_budgets(word, compiled):
+    assert [kernel for kernel in compiled["without_a_case"] if kernel.startswith(f"{gpu.__name__}.{word}.")] == []
+    rows = [row for row in compiled["rows"] if row["module"] == word]
     targets: dict[str, set[str]] = {}
     for row in rows:
         targets.setdefault(row["case"], set()).add(row["target"])
-    cases = {case.name for case in importlib.import_module(module).STATIC_CASES}
+    cases = {case.name for case in CASES[word].STATIC_CASES}
     assert targets == {case: set(TARGETS) for case in cases}
     table = [
         f"{row['case']} on {row['target']}: {rule}: {message}"
@@ -82,15 +94,14 @@ def test_every_kernel_has_its_cases_and_keeps_their_budgets(module, compiled):
 
 def test_every_case_has_one_row_in_the_table_and_every_row_a_case():
     budgets = read_budgets()
-    modules = [importlib.import_module(name) for name in KERNEL_MODULES]
-    assert without_a_twin(modules, budgets) == []
-    assert {module for module, _ in budgets} == {name.rpartition(".")[2] for name in KERNEL_MODULES}
+    assert without_a_twin(CASES.values(), budgets) == []
+    assert {module for module, _ in budgets} == CASES.keys()
     assert [key for key, budget in budgets.items() if set(budget.registers) != set(TARGETS)] == []
 
 
 def test_a_row_too_few_and_one_too_many_are_named(tmp_path):
-    sound = importlib.import_module(KERNEL_MODULES[-1])
-    word, (first, *_) = sound.__name__.rpartition(".")[2], [case.name for case in sound.STATIC_CASES]
+    word, sound = list(CASES.items())[-1]
+    first = sound.STATIC_CASES[0].name
     with BUDGETS.open(newline="") as stream:
         rows = [row for row in csv.reader(stream) if row[1] != first]
     extra = [word, "nobody's", *rows[-1][2:]]
@@ -139,11 +150,11 @@ def test_gate_sees_each_broken_rule():
     }
 
 
-@pytest.mark.parametrize("module", KERNEL_MODULES)
-def test_every_form_that_warm_up_may_choose_is_compiled(module):
+@pytest.mark.parametrize("word", CASES)
+def test_every_form_that_warm_up_may_choose_is_compiled(word):
     """In each form at least as many kernels are compiled as there are launchers that have it."""
-    cases = {(f"{case.name},", case.kernel.fn.__name__) for case in importlib.import_module(module).STATIC_CASES}
-    launchers = [x for x in vars(importlib.import_module(module)).values() if isinstance(x, tuning.Tunable)]
+    cases = {(f"{case.name},", case.kernel.fn.__name__) for case in CASES[word].STATIC_CASES}
+    launchers = [value for value in vars(GPU_FILES[word]).values() if isinstance(value, tuning.Tunable)]
     forms = Counter(in_form("", form, launcher.choices) for launcher in launchers for form in launcher.choices[1:])
     assert launchers
     for form, launches in forms.items():

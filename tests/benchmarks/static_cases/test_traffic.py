@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 
 import numpy as np
@@ -15,13 +13,10 @@ pytest.importorskip("triton", reason="the interpreter is triton's")
 from triton.runtime import interpreter
 
 from trifuse import kernels
-from trifuse.kernels import gpu
+from trifuse.benchmarks.reporting.ahead_of_time import case_modules
 from trifuse.kernels.gpu import launching
 
-MODULES = [importlib.import_module(f"{gpu.__name__}.{name}") for _, name, _ in pkgutil.iter_modules(gpu.__path__)]
-TRAFFIC = [
-    (module.__name__.rpartition(".")[2], traffic) for module in MODULES for traffic in getattr(module, "TRAFFIC", ())
-]
+TRAFFIC = [(word, traffic) for word, module in case_modules().items() for traffic in module.TRAFFIC]
 MOST_BEYOND = 0.03  # of what is declared: logits, gates, kernels and partial sums, at these small sizes
 
 
@@ -135,8 +130,7 @@ def test_pass_moves_what_is_declared(module, name, sizes, run, monkeypatch):
 
 def test_every_declared_pass_is_counted():
     assert {(word, traffic.name) for word, traffic in TRAFFIC} == {(module, name) for module, name, *_ in RUNS}
-    launching_modules = {module.__name__.rpartition(".")[2] for module in MODULES if hasattr(module, "STATIC_CASES")}
-    assert {word for word, _ in TRAFFIC} == launching_modules
+    assert {word for word, _ in TRAFFIC} == case_modules().keys()
 
 
 def test_nothing_moves_less_than_the_least():

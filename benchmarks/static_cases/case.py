@@ -1,8 +1,8 @@
 """What is known of a Triton kernel without a GPU: how it is compiled, and how many bytes a pass of it moves.
 
-Every module of this folder lists its kernels as ``STATIC_CASES``; a test compiles each one for every architecture and
-holds the machine code against the table of budgets. Modules that launch list what a pass moves as ``TRAFFIC``; a test
-counts the bytes, and holds the figures in the modules' docstrings against these formulas.
+A test compiles each `StaticCase` for every architecture and holds the machine code against the table of budgets.
+Another counts the bytes that a pass moves, and holds them, and the figures in the docstrings of `trifuse.kernels.gpu`,
+against the formulas of its `Traffic`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""The segmentation sums' forward kernel as it is compiled for the gate, and what the pass moves."""
+
+from __future__ import annotations
+
+from trifuse.kernels.gpu import tuning
+from trifuse.kernels.gpu.segmentation_sums import (
+    FORWARD_CHOICES,
+    TILE,
+    _segmentation_sums_fwd_kernel,
+    subsets_per_program,
+)
+
+from .case import StaticCase, Traffic, in_form
+
+_PAPER = {"B": 24, "K": 9, "H": 224, "W": 224, "N": 3, "e": 2}
+_READ, _WORK = "e + 8 / (N * K)", {"exponentials": "(2**N - 1) / N"}
+TRAFFIC = [
+    Traffic("forward", {**_PAPER, "N": 1}, "B * K * H * W * N", _READ, _READ, _WORK),
+    Traffic("forward", _PAPER, "B * K * H * W * N", _READ, _READ, _WORK),
+]
+
+
+def sums_case(
+    kernel: object, maps: int, classes: int, dtype: str, *, coarse: bool, choice: tuning.Choice = FORWARD_CHOICES[0]
+) -> StaticCase:
+    """Return a case of the forward kernel, or of the backward kernel of `mutation_loss`, which reads the same."""
+    backward = kernel is not _segmentation_sums_fwd_kernel
+    subsets = 2**maps - 1
+    count = min(subsets, subsets_per_program(maps, classes))
+    reads: dict[str, str | tuple[str, ...]] = {
+        "maps": (f"*{dtype}",) * maps,
+        "strides": ("i32", "i32", "i32", "constexpr") * maps,
+        "sizes": ("i32" if coarse else "constexpr",) * (2 * maps),
+        "target": "*i64",
+        "target_strides": ("i32", "i32", "constexpr"),
+    }
+    geometry = dict.fromkeys(("rows", "width", "pixels", "tiles_across", "strips"), "i32") | {"IGNORED": "constexpr"}
+    if backward:
+        grads = {"grads": ("*fp32" if coarse else f"*{dtype}",) * maps, "folded": ("i32",) * maps}
+        signature = {"sum_grads": "*fp32", **reads, **grads, **geometry}
+        switches: dict[str | tuple[int, ...], object] = {
+            "N": maps,
+            "K": classes,
+            "SUBSETS": subsets,
+            "SQUARED": True,
+            "STEPS": choice["steps"],
+            "TILE": TILE,
+        }
+    else:
+        signature = {**reads, **dict.fromkeys(("partial", "partial_true"), "*fp32"), **geometry}
+        switches = {"N": maps, "K": classes, "COUNT": count, "SUBSETS": subsets}
+        switches |= {"SQUARED": True, "STEPS": choice["steps"], "TILE": TILE}
+    place = {name: position for position, name in enumerate(signature)}
+    constants: dict[str | tuple[int, ...], object] = {"IGNORED": None, **switches}
+    contiguous = [(place["strides"], 4 * i + 3) for i in range(maps)] + [(place["target_strides"], 2)]
+    constants |= dict.fromkeys(contiguous, 1)
+    if not coarse:
+        constants |= dict.fromkeys([(place["sizes"], i) for i in range(2 * maps)])
+    return StaticCase(
+        name=in_form(f"{maps} {'coarse' if coarse else 'full'} map{'s'[: maps - 1]}, {dtype}", choice, FORWARD_CHOICES),
+        kernel=kernel,
+        signature={**signature, **dict.fromkeys(map(str, switches), "constexpr")},
+        constants=constants,
+        aligned=("maps", "target", "partial", "partial_true", "sum_grads", "grads"),
+        threads=TILE,
+    )
+
+
+STATIC_CASES = [
+    sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False),
+    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False),
+    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True),
+    *(sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=True, choice=c) for c in FORWARD_CHOICES[1:]),
+]
