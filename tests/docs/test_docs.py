@@ -1,0 +1,298 @@
+"""What README.md and docs/ show works: examples run, commands parse, links lead somewhere, tables are up to date."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from trifuse import blocks, kernels
+from trifuse.architectures.cli.main import build_parser
+from trifuse.benchmarks.reporting.tables import with_results
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in (README, *sorted((ROOT / "docs").rglob("*.md")))}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+LONGEST_README = 8192
+NO_GPU = "**No GPU figures yet:**"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+PLANS = {"README.md": "## The plan of the house", "docs/house.md": "## The plan in full"}
+FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "tests", "docs")
+OF_OTHER_TOOLS = {"--nproc-per-node", "--tests", "--commit"}  # torchrun's, and those of benchmarks/reporting/report.py
+
+
+def fenced(language: str) -> list[tuple[str, str]]:
+    """Return the page and the text of every block of code in a language."""
+    return [(name, code) for name, text in TEXTS.items() for found, code in FENCE.findall(text) if found == language]
+
+
+def inline(text: str) -> list[str]:
+    """Return the pieces of code within a page's sentences and tables."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def shell_lines(text: str) -> list[str]:
+    """Return the lines of a page's shell blocks, continued ones as one."""
+    scripts = "\n".join(code for language, code in FENCE.findall(text) if language == "sh")
+    return scripts.replace("\\\n", " ").splitlines()
+
+
+def command_of(line: str) -> list[str] | None:
+    """Return the arguments that a shell line gives to the trifuse command, None if it runs something else."""
+    words = shlex.split(line, comments=True)
+    module = "trifuse.architectures.cli"
+    if words[:1] == ["trifuse"]:
+        return words[1:]
+    return words[words.index(module) + 1 :] if module in words else None
+
+
+def leaf_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser of every command that can be run."""
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in nested:
+        for child in action.choices.values():
+            yield from leaf_parsers(child)
+    if not nested:
+        yield parser
+
+
+EXAMPLES = fenced("python")
+LINES = [(name, line) for name, text in TEXTS.items() for line in shell_lines(text)]
+COMMANDS = [(name, arguments) for name, line in LINES if (arguments := command_of(line)) is not None]
+PARSERS = {parser.prog: parser for parser in leaf_parsers(build_parser())}
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+# --------------------------------------------------------------------------------------------- examples and commands
+
+
+def test_there_are_three_examples_and_some_commands():
+    assert len(EXAMPLES) >= 3
+    assert len(COMMANDS) >= 8
+    assert len([code for name, code in EXAMPLES if name == "README.md"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("page", "code"), EXAMPLES, ids=[f"{name}: {code.splitlines()[-1][:40]}" for name, code in EXAMPLES]
+)
+def test_example_runs(page, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, page, "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments"), COMMANDS, ids=[f"{name}: {' '.join(words[:2])}" for name, words in COMMANDS]
+)
+def test_command_parses(page, arguments):
+    assert build_parser().parse_args(arguments).run
+
+
+@every_page
+def test_named_commands_exist(page):
+    """Commands within sentences may leave out their arguments; the words and the options that are there must exist."""
+    for code in inline(TEXTS[page]):
+        if code.startswith("trifuse ") and "COMMAND" not in code:
+            words = code.split()
+            parsers = [parser for prog, parser in PARSERS.items() if f"{prog} ".startswith(command_words(words))]
+            assert parsers, code
+            options = {word for word in words if word.startswith("--")}
+            assert options <= {flag for parser in parsers for flag in parser._option_string_actions}, code
+
+
+def command_words(words: list[str]) -> str:
+    """Return the words of a command up to its first argument, as the start of a parser's name and a space."""
+    known = {word for prog in PARSERS for word in prog.split()}
+    count = next((n for n, word in enumerate(words) if word not in known), len(words))
+    return " ".join(words[:count]) + " "
+
+
+@every_page
+def test_named_options_exist(page):
+    known = {flag for parser in PARSERS.values() for flag in parser._option_string_actions}
+    named = {code.split()[0] for code in inline(TEXTS[page]) if code.startswith("--")}
+    assert named <= known | OF_OTHER_TOOLS
+
+
+@pytest.mark.parametrize("prog", PARSERS)
+def test_every_option_is_described(prog):
+    """A command's section and the shared sections that it points to name all of its options, and no others."""
+    text = TEXTS["docs/command_line.md"]
+    sections = dict(re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", text, flags=re.MULTILINE | re.DOTALL))
+    title = prog if prog in sections else prog.rpartition(" ")[0]
+    own = options_in(sections[title])
+    shared = [options_in(sections[name]) for name in sections if f"(#{slug(name)})" in sections[title]]
+    actions = [
+        action for action in PARSERS[prog]._actions if action.help != argparse.SUPPRESS and action.option_strings
+    ]
+    missing = [
+        action.option_strings
+        for action in actions
+        if action.dest not in ("help", "traceback") and not own.union(*shared) & set(action.option_strings)
+    ]
+    assert missing == []
+    assert own.union(*shared) <= set(PARSERS[prog]._option_string_actions)
+
+
+def options_in(section: str) -> set[str]:
+    """Return the options that a section names."""
+    return {code.split()[0] for code in inline(section) if code.startswith("--")}
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    shown = [line for _, line in LINES] + [code for text in TEXTS.values() for code in inline(text)]
+    named = {match[1] for line in shown if (match := re.match(r"make ([a-z]+)", line))}
+    assert {"demo", "test", "bench", "kernels", "lint", "mutants"} <= named <= targets
+
+
+@every_page
+def test_named_modules_exist(page):
+    named = re.findall(r"-m (trifuse[\w.]+)", TEXTS[page])
+    assert [name for name in named if find_spec(name) is None] == []
+
+
+@every_page
+def test_named_files_exist(page):
+    """Paths below the repository's folders, in shell blocks and in sentences; <name> stands for any name."""
+    pieces = [word for line in shell_lines(TEXTS[page]) for word in line.split()] + inline(TEXTS[page])
+    paths = {
+        path for piece in pieces for path in re.findall(rf"(?:^|(?<=\s))(?:{'|'.join(FOLDERS)})/[\w/.<>*-]*", piece)
+    }
+    assert [path for path in sorted(paths) if not any(ROOT.glob(re.sub(r"<[^>]+>", "*", path)))] == []
+
+
+# ------------------------------------------------------------------------------------------------------- the README
+
+
+def test_readme_fits():
+    assert README.stat().st_size <= LONGEST_README
+
+
+def test_readme_says_whether_a_gpu_was_measured():
+    """One line on the first screen says that no GPU figure exists, as long as none does, and no longer."""
+    records = [path for path in RESULTS.glob("*.json") if is_of_a_gpu(path)]
+    first_screen = "\n".join(TEXTS["README.md"].splitlines()[:20])
+    assert first_screen.count(NO_GPU) == TEXTS["README.md"].count(NO_GPU) == (0 if records else 1)
+
+
+def is_of_a_gpu(path: Path) -> bool:
+    """Tell whether a result file was measured on a GPU, by its name or by its stamp."""
+    kind = path.name.split(".")[-2]
+    return kind in ("cuda", "hip") or bool(json.loads(path.read_text(encoding="utf-8")).get("stamp", {}).get("driver"))
+
+
+def test_readme_has_one_table_of_ten_rows():
+    (table,) = re.findall(r"(?:^\|.*\n)+", TEXTS["README.md"], flags=re.MULTILINE)
+    assert len(table.splitlines()) == 2 + 10
+    assert re.findall(r"<!-- (\w+): ", TEXTS["README.md"]) == ["highlights"]
+
+
+# -------------------------------------------------------------------------------------------------- links and tables
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def links(page: str) -> Iterator[tuple[Path, str]]:
+    """Yield the file and the anchor of every relative link of a page."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", TEXTS[page])):
+        if not re.match(r"[a-z]+:", target):
+            file, _, anchor = target.partition("#")
+            yield (PAGES[page].parent / file).resolve() if file else PAGES[page], anchor
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for path, anchor in links(page):
+        assert path.exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), f"{path}#{anchor}"
+
+
+def test_every_page_is_reached_from_the_readme():
+    names = {path: name for name, path in PAGES.items()}
+    reached, ahead = set(), ["README.md"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        ahead += [name for path, _ in links(page) if (name := names.get(path)) and name not in reached]
+    assert set(PAGES) - reached == set()
+
+
+@every_page
+def test_tables_are_those_of_the_result_files(page):
+    assert with_results(TEXTS[page], RESULTS) == TEXTS[page], "run: python -m trifuse.benchmarks.reporting.tables"
+
+
+def test_all_tables_are_shown():
+    named = [name for text in TEXTS.values() for name in re.findall(r"<!-- results: (\S+) -->", text)]
+    assert len(named) >= 5
+    assert any("<!-- overview: cpu -->" in text for text in TEXTS.values())
+    assert {path.name for path in RESULTS.glob("*.md")} - {"report.md"} <= set(named)
+
+
+# ------------------------------------------------------------------------------------------------ the plan, the names
+
+
+@pytest.mark.parametrize("page", PLANS)
+def test_plan_names_what_is_there(page):
+    """Each line begins with names, below the folder that stands above it, further left; <name> stands for any name."""
+    plan = TEXTS[page].split(PLANS[page])[1].split("```")[1]
+    above: list[tuple[int, Path]] = []
+    seen = 0
+    for line in plan.strip("\n").splitlines():
+        indent = len(line) - len(line.lstrip())
+        names = re.split(r",\s*", re.split(r"\s{2,}|\s->", line.strip())[0])
+        above = [(left, folder) for left, folder in above if left < indent]
+        folder = above[-1][1] if above else ROOT
+        for name in names:
+            assert any(folder.glob(re.sub(r"<[^>]+>", "*", name.rstrip("/")))), line
+            seen += 1
+        if names[0].endswith("/") and "<" not in names[0]:
+            above.append((indent, folder / names[0]))
+    assert seen >= 15
+    assert all(f"{folder}/" in plan for folder in FOLDERS)
+
+
+def test_house_names_every_folder_of_code():
+    packages = {path.parent.name for name in FOLDERS[:4] for path in (ROOT / name).rglob("__init__.py")}
+    assert {name for name in packages if f"{name}/" not in TEXTS["docs/house.md"]} == set()
+
+
+def signature(name: str, function: object) -> str:
+    """Return how a function or a block is called, without types."""
+    found = inspect.signature(function)  # type: ignore[arg-type]
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in found.parameters.values()]
+    return f"{name}{found.replace(parameters=bare, return_annotation=found.empty)}"
+
+
+def test_every_operator_and_block_is_described():
+    code = set(inline(TEXTS["docs/operators_and_blocks.md"]))
+    public = {name: getattr(kernels, name) for name in kernels.OPERATORS}
+    public |= {name: getattr(blocks, name) for name in blocks.__all__}
+    assert {text for name, function in public.items() if (text := signature(name, function)) not in code} == set()
+
+
+def test_every_error_is_described():
+    errors = {name for name in kernels.__all__ if inspect.isclass(getattr(kernels, name))}
+    described = {row.split("`")[1] for row in TEXTS["docs/errors.md"].splitlines() if row.startswith("| `")}
+    assert errors == described
+
+
+def test_every_exit_code_is_described():
+    codes = re.findall(r"(\d+) \w+", build_parser().epilog or "")
+    rows = re.findall(r"^\| (\d+) \|", TEXTS["docs/errors.md"], flags=re.MULTILINE)
+    assert len(codes) >= 6
+    assert set(codes) <= set(rows)
