@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from trifuse.architectures.data.ecg.median_beat import Beat
 from trifuse.architectures.data.ecg.signal import LEADS, RATE_HZ
 
 from .picture import FAINT, INK, LARGE, NORMAL, SMALL, VERMILION, Picture, new_figure, save_picture
 from .tables import number
-
-if TYPE_CHECKING:
-    from trifuse.architectures.data.ecg.median_beat import Beat
 
 MM_PER_S, MM_PER_MV = 25, 10
 PAPER, FINE_LINE, STRONG_LINE = "#FFFBFA", "#FBE0DB", "#F0AFA6"

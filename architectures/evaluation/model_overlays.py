@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from trifuse.architectures.data.layouts.cohort import Cohort
 
 from .overlays import Tile, choose_cases, cut_tiles, draw_sheet, dsc_text, tile_numbers
 from .picture import Picture, save_picture
 from .scoring import evaluate_cases
 from .summary import case_means, mean_of_defined
-
-if TYPE_CHECKING:
-    from trifuse.architectures.data.layouts.cohort import Cohort
 
 
 def collect_model_tiles(

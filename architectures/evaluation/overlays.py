@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trifuse.architectures.data.layouts.cohort import Cohort, load_case
+from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.kernels import DataError
 
 from .metrics import case_metrics
@@ -37,9 +39,6 @@ from .picture import (
 from .scoring import EXTRA, Row, prediction_path
 from .summary import case_means
 from .tables import number
-
-if TYPE_CHECKING:
-    from trifuse.architectures.data.layouts.cohort import Cohort
 
 CLASS_COLOURS = (SKY, ORANGE, YELLOW, PURPLE, GREEN, VERMILION, BLUE, VIOLET, LIME, BROWN)
 FEW = 3  # more classes than this are also told apart by their numbers
@@ -94,9 +93,6 @@ def cut_tiles(
     pred_dirs: Sequence[Path], cohort: Cohort, case_id: str, note: str, dscs: Sequence[float], slice_index: int | None
 ) -> list[Tile]:
     """Cut the slice that `collect_tiles` speaks of out of a case: a tile for each folder of predictions and its DSC."""
-    from trifuse.architectures.data.layouts.cohort import load_case
-    from trifuse.architectures.data.volumes.nifti import read_labels
-
     image, truth = load_case(cohort, cohort.case(case_id))
     assert truth is not None  # a case without a label has no row
     depth = len(truth.voxels)

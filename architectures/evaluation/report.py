@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.storage.atomic_files import sha256_of, write_text
 from trifuse.architectures.storage.text import count
 from trifuse.kernels import MissingExtra
@@ -39,9 +39,6 @@ from .summary import (
     undefined_scores,
 )
 from .tables import write_case_table, write_summary_table
-
-if TYPE_CHECKING:
-    from trifuse.architectures.data.layouts.cohort import Cohort
 
 REPORT = "report.md"
 _ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s='"(:,])|^)(?:~?/|[A-Za-z]:[\\/])(?=\w)[^\s'",;)]*""")

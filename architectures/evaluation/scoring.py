@@ -6,18 +6,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trifuse.architectures.data.layouts.cohort import Case, Cohort, load_raw_case, map_labels
+from trifuse.architectures.data.volumes.nifti import read_labels
+from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.kernels import DataError
 
 from .metrics import MM3_PER_ML, Conventions, case_metrics, failure_metrics
-
-if TYPE_CHECKING:
-    from trifuse.architectures.data.layouts.cohort import Case, Cohort
-    from trifuse.architectures.data.volumes.volume import Volume
 
 OK = "ok"
 MISSING = "missing prediction"
@@ -105,8 +103,6 @@ def evaluate_cases(
         DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing is
             hard to believe; all such problems at once.
     """
-    from trifuse.architectures.data.layouts.cohort import load_raw_case, map_labels
-
     conventions = conventions or Conventions()
     if not cohort.has_spacing:
         conventions = conventions.in_voxels()
@@ -187,8 +183,6 @@ def _check_spacing(case: Case, volumes: Iterable[Volume | None]) -> None:
 
 def _read_prediction(path: Path, truth: Volume) -> tuple[Labels | None, str]:
     """Return the predicted class ids, or None and what is wrong with them."""
-    from trifuse.architectures.data.volumes.nifti import read_labels
-
     if not path.exists():
         return None, MISSING
     try:
