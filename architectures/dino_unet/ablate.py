@@ -19,9 +19,8 @@ from .variants import EncoderShape
 
 # Eight blocks, so that the paper's fixed list 7, 5, 3, 1 exists.
 ENCODER = EncoderShape(embed_dim=64, depth=8, num_heads=2, native_grid=16)
-ROWS = [
-    (selection, integration) for selection in ("learned", "last4", "fixed:[7,5,3,1]") for integration in (True, False)
-]
+BLOCKS: dict[str, Any] = {"learned": None, "last4": "last4", "fixed:[7,5,3,1]": (7, 5, 3, 1)}  # by the row's name
+ROWS = [(selection, integration) for selection in BLOCKS for integration in (True, False)]
 
 
 def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, command: Sequence[str] = ()) -> Path:
@@ -37,7 +36,7 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, comm
     cohort, split = write_demo_cohort(out, cases=cases)
     rows: dict[tuple[str, ...], Scores] = {}
     for selection, integration in ROWS:
-        row: dict[str, Any] = {"variant": ENCODER, "block_selection": selection, "spatial_integration": integration}
+        row: dict[str, Any] = {"variant": ENCODER, "blocks": BLOCKS[selection], "spatial_integration": integration}
         plain = [demo_recipe(cohort, split, epochs=epochs, seed=seed) for seed in range(seeds)]
         recipes = [replace(recipe, network=replace(recipe.network, **row)) for recipe in plain]
         name = f"{_slug(selection)}-{'image' if integration else 'no-image'}"

@@ -5,6 +5,7 @@ Source: left-atrium segmentation from LGE-MRI with a frozen DINOv2 and learnable
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
+from trifuse.blocks.block_selection import Order, SelectedMaps, described, fixed_blocks
 from trifuse.blocks.image_branch import resize_bilinear
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.normalization import Norm
-from trifuse.blocks.weighted_block_fusion import Order, SelectedMaps, WeightedBlockFusion, fixed_blocks
+from trifuse.blocks.weighted_block_fusion import WeightedBlockFusion
 from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.errors import ShapeError
 
@@ -30,6 +32,7 @@ SkipScale = Literal["renorm", "raw", "none"]
 StreamGradient = Literal["project", "recompute"]
 SizePolicy = Literal["error", "pad", "resize"]
 TINY_DECODER: dict[str, Any] = {"channels": (32, 24, 16, 8), "bottleneck_dim": 32}
+_OLD_FIXED_BLOCKS = re.compile(r"fixed:\[\s*\d+\s*(,\s*\d+\s*)*\]")
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ class DinoUNetConfig:
             multiples, and the logits back.
         channels: channels of the decoder's stages, coarsest first.
         bottleneck_dim: channels of the bottleneck.
-        block_selection: ``"learned"``, ``"last4"`` or a list such as ``"fixed:[7,5,3,1]"``, stage by stage, coarsest
-            first. Fixed blocks have no weights: ``bottleneck`` is then ``"last"``, the skips are not scaled, and
-            ``order`` and ``freeze_selection_epoch`` mean nothing.
-        index_base: what the first block is called in a fixed list, 0 or 1.
+        blocks: None for a learned selection, ``"last4"``, or a list of block indices such as ``(7, 5, 3, 1)``, stage by
+            stage, coarsest first. Fixed blocks have no weights: ``bottleneck`` is then ``"last"``, the skips are not
+            scaled, and ``order`` and ``freeze_selection_epoch`` have no effect.
+        index_base: the index of the first block in a fixed list, 0 or 1.
         top_k: number of selected blocks; one for each stage.
         order: learned blocks go to the stages by ``"depth"``, deepest to the coarsest, or by ``"weight"``.
         freeze_selection_epoch: the number of epochs after which the selection no longer changes; None lets it change.
@@ -76,6 +79,8 @@ class DinoUNetConfig:
         ValueError: a value that is not allowed, or options that contradict each other.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"block_selection": "blocks"}
+
     variant: str | EncoderShape = "giant"
     pos_mode: PositionMode = "offset"
     norm_blocks: bool = True
@@ -87,7 +92,7 @@ class DinoUNetConfig:
     size_policy: SizePolicy = "error"
     channels: tuple[int, ...] = (256, 128, 64, 32)
     bottleneck_dim: int = 256
-    block_selection: str = "learned"
+    blocks: tuple[int, ...] | Literal["last4"] | None = None
     index_base: int = 0
     top_k: int = 4
     order: Order = "depth"
@@ -104,6 +109,8 @@ class DinoUNetConfig:
     init_seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.blocks is not None and not isinstance(self.blocks, str):
+            object.__setattr__(self, "blocks", tuple(self.blocks))
         if not isinstance(self.variant, EncoderShape):
             check_choice("variant", self.variant, VARIANTS)
         check_choices(self)
@@ -123,16 +130,26 @@ class DinoUNetConfig:
                 f"top_k is {self.top_k}, but channels {self.channels} make {len(self.channels)} stages; "
                 "each stage takes one selected block"
             )
-        fixed = fixed_blocks(self.block_selection, self.depth, self.index_base)
+        fixed = fixed_blocks(self.blocks, self.depth, self.index_base)
         if fixed is not None and len(fixed) != self.top_k:
-            raise ValueError(
-                f"block_selection {self.block_selection!r} names {len(fixed)} blocks for {self.top_k} stages"
-            )
+            raise ValueError(f"blocks {described(self.blocks)} names {len(fixed)} blocks for {self.top_k} stages")
         if fixed is None and self.bottleneck == "last" and self.skip_scale == "none":
             raise ValueError(
                 "bottleneck='last' with skip_scale='none' would leave the learned block weights without any gradient; "
-                "choose another of the two, or fixed blocks (block_selection='last4')"
+                "choose another of the two, or fixed blocks (blocks='last4')"
             )
+
+    @staticmethod
+    def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+        """Translate what older versions wrote as text: ``"learned"``, ``"fixed:[7,5,3,1]"``, and ``"rerun"``."""
+        blocks = values.get("blocks")
+        if blocks == "learned":
+            values = {**values, "blocks": None}
+        elif isinstance(blocks, str) and _OLD_FIXED_BLOCKS.fullmatch(blocks):
+            values = {**values, "blocks": [int(index) for index in re.findall(r"\d+", blocks)]}
+        if values.get("stream_gradient") == "rerun":
+            values = {**values, "stream_gradient": "recompute"}
+        return values
 
     @property
     def depth(self) -> int:
@@ -142,7 +159,7 @@ class DinoUNetConfig:
     @property
     def learned(self) -> bool:
         """Whether the blocks are weighed and selected by learned logits."""
-        return self.block_selection == "learned"
+        return self.blocks is None
 
     @property
     def effective_bottleneck(self) -> str:
@@ -183,7 +200,7 @@ class DinoUNet(Pretrained, nn.Module):
         self.fusion = WeightedBlockFusion(
             self.encoder.depth,
             top_k=config.top_k,
-            mode=config.block_selection,
+            blocks=config.blocks,
             order=config.order,
             index_base=config.index_base,
         )
@@ -237,8 +254,8 @@ class DinoUNet(Pretrained, nn.Module):
         if self.decoder.proj_fused is not None:
             fused = self.fusion(features)
             fused = self.decoder.proj_fused(fused.to(self.decoder.proj_fused.weight.dtype))
-        picked = SelectedMaps(self.fusion)
-        maps = dict(picked.passing(zip(blocks, features, strict=True)))
+        picked = self.fusion.selected_maps()
+        maps = dict(picked.collect_from(zip(blocks, features, strict=True)))
         return self._decode(maps[self.encoder.depth - 1], picked, fused, grid, image)
 
     def required_blocks(self) -> tuple[int, ...]:
@@ -272,19 +289,19 @@ class DinoUNet(Pretrained, nn.Module):
         return logits[..., :height, :width]  # padded at the right and at the bottom
 
     def _forward_streaming(self, x: Tensor) -> Tensor:
-        picked = SelectedMaps(self.fusion)
+        picked = self.fusion.selected_maps()
         last = self.encoder.depth - 1
         weight = None if self.decoder.proj_fused is None else self.decoder.proj_fused.weight
         blocks = "all" if weight is not None or picked.known is None else sorted({*picked.known, last})
         encode = partial(self.encoder.iterate, x, blocks)
         recompute = encode if self.config.stream_gradient == "recompute" else None
-        kept, fused = self.fusion.stream(picked.passing(encode()), {last}, weight, recompute)
+        kept, fused = self.fusion.stream(picked.collect_from(encode()), {last}, weight, recompute)
         return self._decode(kept[last], picked, fused, self.encoder.grid_of(x), x)
 
     def _decode(
         self, last: Tensor, picked: SelectedMaps, fused: Tensor | None, grid: tuple[int, int], image: Tensor
     ) -> Tensor:
-        return self.decoder(last, fused, picked.gathered(), self._skip_scales(picked.indices), grid, image)
+        return self.decoder(last, fused, picked.collected(), self._skip_scales(picked.indices), grid, image)
 
     def _skip_scales(self, selected: Tensor) -> Tensor | None:
         """The factor of each stage's skip, shape (k,), through which the logits are trained; None for 1."""

@@ -111,7 +111,7 @@ def autoencoder() -> TinyNetwork:
 
 NETWORKS = {
     "dino_unet": dino(),
-    "dino_unet with fixed blocks": dino(block_selection="fixed:[2,0]"),
+    "dino_unet with fixed blocks": dino(blocks=(2, 0)),
     "dino_unet streaming": dino(stream_fusion=True),
     "dino_unet streaming twice": dino(stream_fusion=True, stream_gradient="recompute"),
     "dino_unet streaming skips alone": dino(stream_fusion=True, bottleneck="last"),

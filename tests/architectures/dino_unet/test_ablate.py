@@ -26,12 +26,13 @@ def test_every_row_is_trained_once_and_tabulated(tmp_path, monkeypatch):
     read = "trifuse.architectures.runs.ablation.read_case_table"
     monkeypatch.setattr(read, lambda path: [Row(0.4 + 0.2 * ("seed1" in str(path))), Row(0.6)])
     table = ablation.ablate(tmp_path, seeds=2, epochs=3, cases=4, command=["trifuse", "ablate", "dino_unet"])
-    trained = {(r.network.block_selection, r.network.spatial_integration, r.training.seed) for r in recipes}
-    rows = list(product(("learned", "last4", "fixed:[7,5,3,1]"), (True, False)))
+    trained = {(r.network.blocks, r.network.spatial_integration, r.training.seed) for r in recipes}
+    rows = list(product((None, "last4", (7, 5, 3, 1)), (True, False)))
     assert trained == {(*row, seed) for row in rows for seed in (0, 1)}
     assert {recipe.training.epochs for recipe in recipes} == {3}
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert [(line["blocks"], line["image integration"] == "yes") for line in lines] == rows
+    names = list(product(("learned", "last4", "fixed:[7,5,3,1]"), (True, False)))
+    assert [(line["blocks"], line["image integration"] == "yes") for line in lines] == names
     assert {(line["mean DSC"], line["SD over seeds"]) for line in lines} == {("0.550", "0.071")}
     assert table.read_text().startswith("Synthetic: ")
     ablation.ablate(tmp_path, seeds=2, epochs=3, cases=4)

@@ -55,7 +55,7 @@ def runs(monkeypatch):
     return count
 
 
-@pytest.mark.parametrize("options", [{}, {"block_selection": "last4"}], ids=["learned", "fixed"])
+@pytest.mark.parametrize("options", [{}, {"blocks": "last4"}], ids=["learned", "fixed"])
 def test_training_from_the_cache_is_training(tmp_path, options):
     def trained(name, data, step):
         model = network(**options)
@@ -105,7 +105,7 @@ def _with_other_weights():
         lambda folder: FeatureCache(_with_other_weights(), Images(1), folder),
         lambda folder: FeatureCache(network(pos_mode="size"), Images(1), folder),
         lambda folder: FeatureCache(network(norm_blocks=False), Images(1), folder),
-        lambda folder: FeatureCache(network(block_selection="fixed:[2,1,0,3]"), Images(1), folder, dtype=torch.float32),
+        lambda folder: FeatureCache(network(blocks=(2, 1, 0, 3)), Images(1), folder, dtype=torch.float32),
         lambda folder: FeatureCache(network(), Images(1, seed=1), folder),
         lambda folder: FeatureCache(network(), Images(1), folder, dtype=torch.float32),
     ],
