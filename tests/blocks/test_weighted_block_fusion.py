@@ -138,8 +138,6 @@ def test_fixed_blocks_fuse_nothing():
     fusion = WeightedBlockFusion(4, blocks="last4")
     for call in (lambda: fusion(maps(4)), lambda: fusion.stream(enumerate(maps(4)), {3}, torch.zeros(2, 6))):
         with pytest.raises(TrifuseError, match="fixed blocks 'last4' have no weights to fuse with; use blocks=None"):
-            TrifuseError, match="the fixed blocks 'last4' have no weights to fuse with; use blocks=None"
-        ):
             call()
 
 
