@@ -1,4 +1,4 @@
-"""Context-aware fusion, and its gate of positions, against what people write without them."""
+"""Context-aware fusion against its equations as they are written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from trifuse.blocks import ContextAwareFusion
-from trifuse.kernels import spatial_gate
 
 from .baselines import gates as baselines
 from .harness import Case, Comparison, Pass, clock
@@ -29,17 +28,6 @@ def fusion_case(dim: int, side: int, batch: int, device: str) -> Case:
         return *maps, *(parameter.detach().to(device) for parameter in block.parameters())
 
     return Case(f"FIAS stage of {dim} channels, batch {batch}, {side} x {side} float32", arguments, (device,))
-
-
-def gate_case(name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> Case:
-    """Make a case of maps of ``shape`` and one gate per position."""
-
-    def arguments(device: torch.device) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator(device).manual_seed(0)
-        x = torch.randn(shape, generator=generator, device=device).to(dtype)
-        return x, torch.randn(shape[0], 1, *shape[2:], generator=generator, device=device)
-
-    return Case(f"{name}, {shape} {str(dtype).removeprefix('torch.')}", arguments, (device,))
 
 
 def fused(first: Tensor, second: Tensor, *parameters: Tensor) -> Tensor:
@@ -97,35 +85,8 @@ FUSION = Comparison(
     truth=baselines.fusion_by_the_equations,
 )
 
-GATE = Comparison(
-    name="spatial_gate",
-    cases=[
-        gate_case("FIAS fusion", (2, 72, 64, 64), torch.float32, "cpu"),
-        gate_case("FIAS fusion", (2, 576, 8, 8), torch.float32, "cpu"),
-        gate_case("small", (8, 512, 16, 16), torch.bfloat16, "cuda"),
-        gate_case("large", (16, 256, 64, 64), torch.bfloat16, "cuda"),
-    ],
-    passes=[
-        Pass("forward", least_bytes=lambda x, gate: 2 * x.nbytes),
-        Pass("forward + backward", leaves=lambda x, gate: [x, gate], least_bytes=lambda x, gate: 5 * x.nbytes),
-    ],
-    providers={
-        "sigmoid and multiply": baselines.broadcast_spatial_gate,
-        "torch.compile of it": baselines.compiled_spatial_gate,
-        "trifuse": spatial_gate,
-        "torch.compile of trifuse": torch.compile(spatial_gate, dynamic=False, fullgraph=True),
-    },
-    truth=baselines.broadcast_spatial_gate,
-)
-
 
 @pytest.mark.benchmark(timer=clock)
 @FUSION.parametrize()
 def test_context_aware_fusion(show, case, timed, provider):
     show(FUSION, case, timed, provider)
-
-
-@pytest.mark.benchmark(timer=clock)
-@GATE.parametrize()
-def test_spatial_gate(show, case, timed, provider):
-    show(GATE, case, timed, provider)

@@ -1,4 +1,4 @@
-"""Monte Carlo pooling and the gate of channels, against what people write without them."""
+"""Monte Carlo pooling against what people write without it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from trifuse.kernels import channel_gate, monte_carlo_pool
+from trifuse.kernels import monte_carlo_pool
 
 from .baselines import gates as baselines
 from .harness import Case, Comparison, Pass, clock
 
 Shape = tuple[int, int, int, int]
-
-
-def gate_case(name: str, shape: Shape, dtype: torch.dtype, device: str) -> Case:
-    """Make a case of maps of ``shape`` and one gate per channel."""
-
-    def arguments(device: torch.device) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator(device).manual_seed(0)
-        x = torch.randn(shape, generator=generator, device=device).to(dtype)
-        return x, torch.randn(shape[:2], generator=generator, device=device)
-
-    return Case(f"{name}, {shape} {str(dtype).removeprefix('torch.')}", arguments, (device,))
 
 
 def pool_case(name: str, shape: Shape, scale: int, dtype: torch.dtype, device: str) -> Case:
@@ -40,27 +29,6 @@ def pooled(x: Tensor, scale: int, cell: int, permutation: Tensor) -> Tensor:
     """Call the operator with a case's arguments."""
     return monte_carlo_pool(x, scale=scale, cell=cell, permutation=permutation)
 
-
-GATE = Comparison(
-    name="channel_gate",
-    cases=[
-        gate_case("FIAS decoder", (2, 72, 64, 64), torch.float32, "cpu"),
-        gate_case("FIAS decoder", (2, 576, 8, 8), torch.float32, "cpu"),
-        gate_case("large", (16, 256, 64, 64), torch.bfloat16, "cuda"),
-        gate_case("small", (8, 512, 16, 16), torch.bfloat16, "cuda"),
-    ],
-    passes=[
-        Pass("forward", least_bytes=lambda x, gate: 2 * x.nbytes),
-        Pass("forward + backward", leaves=lambda x, gate: [x, gate], least_bytes=lambda x, gate: 5 * x.nbytes),
-    ],
-    providers={
-        "sigmoid and multiply": baselines.broadcast_channel_gate,
-        "torch.compile of it": baselines.compiled_channel_gate,
-        "trifuse": channel_gate,
-        "torch.compile of trifuse": torch.compile(channel_gate, dynamic=False, fullgraph=True),
-    },
-    truth=baselines.broadcast_channel_gate,
-)
 
 POOL = Comparison(
     name="monte_carlo_pool",
@@ -85,12 +53,6 @@ POOL = Comparison(
     },
     truth=baselines.shuffled_adaptive_pool,
 )
-
-
-@pytest.mark.benchmark(timer=clock)
-@GATE.parametrize()
-def test_channel_gate(show, case, timed, provider):
-    show(GATE, case, timed, provider)
 
 
 @pytest.mark.benchmark(timer=clock)

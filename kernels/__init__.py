@@ -20,7 +20,6 @@ from .errors import BackendError, CheckpointError, DataError, MissingExtra, Nume
 if TYPE_CHECKING:
     from .gpu.tuning import warm_up
     from .library import backend
-    from .ops._context_aware_fusion import spatial_gate, spatial_gate_reference
     from .ops.depthwise_multi_kernel import depthwise_multi_kernel, depthwise_multi_kernel_reference
     from .ops.dice_ce_loss import dice_ce_loss, dice_ce_loss_reference
     from .ops.dilated_attention import (
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
         dilated_attention_weights,
         dilated_attention_weights_reference,
     )
+    from .ops.gates import channel_gate, channel_gate_reference, spatial_gate, spatial_gate_reference
     from .ops.memory_efficient_attention import memory_efficient_attention, memory_efficient_attention_reference
-    from .ops.monte_carlo_pool import channel_gate, channel_gate_reference, monte_carlo_pool, monte_carlo_pool_reference
+    from .ops.monte_carlo_pool import monte_carlo_pool, monte_carlo_pool_reference
     from .ops.mutation_loss import mutation_loss, mutation_loss_reference
     from .ops.temporal_film_gate import temporal_film_gate, temporal_film_gate_reference
     from .ops.upsample_argmax import upsample_argmax, upsample_argmax_reference
@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 OPERATORS = {
-    "channel_gate": "monte_carlo_pool",
+    "channel_gate": "gates",
     "depthwise_multi_kernel": "depthwise_multi_kernel",
     "dice_ce_loss": "dice_ce_loss",
     "dilated_attention": "dilated_attention",
@@ -82,7 +82,7 @@ OPERATORS = {
     "memory_efficient_attention": "memory_efficient_attention",
     "monte_carlo_pool": "monte_carlo_pool",
     "mutation_loss": "mutation_loss",
-    "spatial_gate": "_context_aware_fusion",
+    "spatial_gate": "gates",
     "temporal_film_gate": "temporal_film_gate",
     "upsample_argmax": "upsample_argmax",
     "weighted_block_fusion": "weighted_block_fusion",

@@ -1,10 +1,15 @@
-"""What the two gates share: a map multiplied by the sigmoid of a gate, one per channel or one per position.
+"""A map multiplied by the sigmoid of a gate: one gate for each channel, or one for each position.
 
-    gated = x * s,  s = sigmoid(gate)
-    d gated / d x:     grad * s
+    channel_gate    gated[b, c, h, w] = x[b, c, h, w] * sigmoid(gate[b, c])
+    spatial_gate    gated[b, c, h, w] = x[b, c, h, w] * sigmoid(gate[b, 0, h, w])
+
+    d gated / d x:     grad * s,                                                  s = sigmoid(gate)
     d gated / d gate:  s (1 - s) * (sum of grad * x over what the gate is shared by)
 
-Gates of both kinds come here in the shape that broadcasts: (B, C, 1, 1) or (B, 1, H, W).
+Sources: Hu et al., Squeeze-and-Excitation Networks, Eq. 4, for the channels; FIAS, equation 6, for the positions.
+
+What fusing saves: the gate reads the map once and writes it once; backward reads the gradient and the map once for
+both gradients, where autograd writes their product as a map. Nothing but the arguments is saved.
 """
 
 from __future__ import annotations
@@ -19,14 +24,29 @@ from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_sums import channel_sums
 from trifuse.kernels.errors import ShapeError
 
+CHANNEL_GATE = "channel_gate"
+SPATIAL_GATE = "spatial_gate"
 # Products of a map and a gradient that stay in a core's cache until they are added up.
 CHUNK_ELEMENTS = 1 << 18
 
 
-def gated(x: Tensor, gate: Tensor) -> Tensor:
+def channel_gate_reference(x: Tensor, gate: Tensor) -> Tensor:
+    """Define `channel_gate`: multiply each channel by the sigmoid of its gate."""
+    return _gated(x, gate[:, :, None, None])
+
+
+def spatial_gate_reference(x: Tensor, gate: Tensor) -> Tensor:
+    """Define `spatial_gate`: multiply each position by the sigmoid of its gate."""
+    return _gated(x, gate)
+
+
+def _gated(x: Tensor, gate: Tensor) -> Tensor:
     """Multiply a map by the sigmoid of a broadcasting gate, in float32 or wider, and return the map's type."""
     compute_dtype = torch.promote_types(x.dtype, torch.float32)
     return (x.to(compute_dtype) * torch.sigmoid(gate.to(compute_dtype))).to(x.dtype)
+
+
+# -------------------------------------------------------------------------------------------------------- plain PyTorch
 
 
 class _EagerGate(torch.autograd.Function):
@@ -35,7 +55,7 @@ class _EagerGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(gate, *((x,) if gate.requires_grad else ()))
-        return gated(x, gate)
+        return _gated(x, gate)
 
     @staticmethod
     @once_differentiable
@@ -61,7 +81,10 @@ def _products_summed(grad: Tensor, x: Tensor, shape: torch.Size, dtype: torch.dt
     return sums
 
 
-def register_gate(op: str) -> None:
+# --------------------------------------------------------------------------------------------- the registered operators
+
+
+def _register(op: str) -> None:
     """Register ``op(x, gate)`` and its backward, which returns the gate's gradient and, if asked, the map's."""
 
     class TritonGate(torch.autograd.Function):
@@ -107,9 +130,65 @@ def register_gate(op: str) -> None:
     )
 
 
-def check_gate(
-    op: str, x: Tensor, gate: Tensor, expected: Callable[[torch.Size], tuple[int, ...]], letters: str
-) -> None:
+_register(CHANNEL_GATE)
+_register(SPATIAL_GATE)
+
+
+# ------------------------------------------------------------------------------------------------------ the public face
+
+
+def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
+    """Multiply every channel by the sigmoid of its gate: (B, C, H, W), (B, C) -> (B, C, H, W).
+
+    The result and both gradients are deterministic on every backend. The Triton and CPU paths can be differentiated
+    once; a second differentiation raises.
+
+    Args:
+        x: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64.
+        gate: tensor of shape (B, C), any floating type, before the sigmoid, which is computed in float32 or wider.
+
+    Returns:
+        Tensor of shape (B, C, H, W) in the type and, where x is dense, the memory layout of x.
+
+    Raises:
+        ShapeError: x is not (B, C, H, W), or the gate not (B, C), or they lie on different devices.
+        TypeError: one of them is not floating point.
+
+    Source: Hu et al., Squeeze-and-Excitation Networks, Eq. 4.
+    """
+    _check(CHANNEL_GATE, x, gate, lambda shape: tuple(shape[:2]), "(B, C)")
+    if library.choose_backend(CHANNEL_GATE, x) == "reference":
+        return channel_gate_reference(x, gate)
+    return _apply(CHANNEL_GATE, x, gate, gate[:, :, None, None])
+
+
+def spatial_gate(x: Tensor, gate: Tensor) -> Tensor:
+    """Multiply every position by the sigmoid of its gate: (B, C, H, W), (B, 1, H, W) -> (B, C, H, W).
+
+    The result and both gradients are deterministic on every backend. The Triton and CPU paths can be differentiated
+    once; a second differentiation raises.
+
+    Args:
+        x: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64.
+        gate: tensor of shape (B, 1, H, W), any floating type, before the sigmoid, which is computed in float32 or
+            wider.
+
+    Returns:
+        Tensor of shape (B, C, H, W) in the type and, where x is dense, the memory layout of x.
+
+    Raises:
+        ShapeError: x is not (B, C, H, W), or the gate not (B, 1, H, W), or they lie on different devices.
+        TypeError: one of them is not floating point.
+
+    Source: FIAS, equation 6.
+    """
+    _check(SPATIAL_GATE, x, gate, lambda shape: (shape[0], 1, *shape[2:]), "(B, 1, H, W)")
+    if library.choose_backend(SPATIAL_GATE, x) == "reference":
+        return spatial_gate_reference(x, gate)
+    return _apply(SPATIAL_GATE, x, gate, gate)
+
+
+def _check(op: str, x: Tensor, gate: Tensor, expected: Callable[[torch.Size], tuple[int, ...]], letters: str) -> None:
     """Refuse a map that is not (B, C, H, W), and a gate that is not of the shape ``expected`` of it."""
     library.check_dtype(op, "x", x)
     library.check_dtype(op, "gate", gate)
@@ -124,14 +203,14 @@ def check_gate(
 
 
 @library.falls_back
-def apply_gate(op: str, x: Tensor, gate: Tensor, broadcast: Tensor) -> Tensor:
+def _apply(op: str, x: Tensor, gate: Tensor, broadcast: Tensor) -> Tensor:
     """Run a checked gate on the backend of choice, the reference aside; ``broadcast`` is the gate, broadcasting."""
     if library.under_functional_transform((x, gate)):
-        return gated(x, broadcast)
+        return _gated(x, broadcast)
     if library.choose_backend(op, x) == "triton":
         return getattr(torch.ops.trifuse, op)(x, gate)
     if x.device.type != "cpu" or library.without_values((x, gate)):
-        return gated(x, broadcast)
+        return _gated(x, broadcast)
     if not (torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad)):
-        return gated(x, broadcast)
+        return _gated(x, broadcast)
     return _EagerGate.apply(x, broadcast)

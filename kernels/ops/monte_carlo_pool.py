@@ -1,20 +1,16 @@
-"""Monte Carlo attention's two passes over a map: average one drawn cell, and weigh every channel by its gate.
+"""Monte Carlo attention's pooling: the mean over one drawn cell of a map.
 
     pooled[b, c] = mean of x[b, c, p] over the positions p of one cell of a scale x scale adaptive grid
-    gated[b, c, h, w] = x[b, c, h, w] * sigmoid(gate[b, c])
 
 Row i of a grid of k rows covers the image rows from floor(i H / k) to ceil((i + 1) H / k): neighbours overlap where k
 does not divide H. With a permutation, position p of the grid stands for position permutation[p] of the map.
 
-    d pooled / d x:    grad / (size of the cell) at the chosen positions, zero elsewhere
-    d gated / d x:     grad * s,                               s = sigmoid(gate)
-    d gated / d gate:  s (1 - s) * sum_{h, w} grad * x
+    d pooled / d x = grad / (size of the cell) at the chosen positions, zero elsewhere
 
 Source: Monte Carlo attention of SvANet, as FIAS uses it in its decoder (equations 9 and 10).
 
 What fusing saves: only the drawn cell is read, 1 / scale^2 of the map, where adaptive pooling reads all of it, after a
-shuffle that copied it. The gate reads the map once and writes it once; backward reads the gradient and the map once
-for both gradients, and nothing but the arguments is saved.
+shuffle that copied it. Nothing but the draw is saved.
 """
 
 from __future__ import annotations
@@ -28,10 +24,7 @@ from torch.autograd.function import once_differentiable
 from trifuse.kernels import library
 from trifuse.kernels.errors import ShapeError
 
-from .gates import apply_gate, check_gate, gated, register_gate
-
 POOL = "monte_carlo_pool"
-GATE = "channel_gate"
 
 
 def monte_carlo_pool_reference(
@@ -45,11 +38,6 @@ def monte_carlo_pool_reference(
     scales, cells = (torch.as_tensor(value).expand(len(x)).tolist() for value in (scale, cell))
     pooled = [_cut(sample, *draw).mean((1, 2)) for sample, *draw in zip(maps, scales, cells, strict=True)]
     return (torch.stack(pooled) if pooled else maps.mean((2, 3))).to(x.dtype)
-
-
-def channel_gate_reference(x: Tensor, gate: Tensor) -> Tensor:
-    """Define `channel_gate`: multiply each channel by the sigmoid of its gate."""
-    return gated(x, gate[:, :, None, None])
 
 
 def _edges(length: int, scale: int, index: int) -> tuple[int, int]:
@@ -199,7 +187,6 @@ library.register(
     _launch_pool_backward,
     _shape_pool_backward,
 )
-register_gate(GATE)
 
 
 # ---------------------------------------------------------------------------------------------- the public face
@@ -253,31 +240,6 @@ def monte_carlo_pool(
     if x.device.type == "cpu" and not transformed and not library.without_values(given):
         return _pool_each(x, scale, cell, permutation)
     return _pool_masked(x, scale, cell, permutation)
-
-
-def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
-    """Multiply every channel by the sigmoid of its gate: (B, C, H, W), (B, C) -> (B, C, H, W).
-
-    The result and both gradients are deterministic on every backend. The Triton and CPU paths can be differentiated
-    once; a second differentiation raises.
-
-    Args:
-        x: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64.
-        gate: tensor of shape (B, C), any floating type, before the sigmoid, which is computed in float32 or wider.
-
-    Returns:
-        Tensor of shape (B, C, H, W) in the type and, where x is dense, the memory layout of x.
-
-    Raises:
-        ShapeError: x is not (B, C, H, W), or the gate not (B, C), or they lie on different devices.
-        TypeError: one of them is not floating point.
-
-    Source: Hu et al., Squeeze-and-Excitation Networks, Eq. 4.
-    """
-    check_gate(GATE, x, gate, lambda shape: tuple(shape[:2]), "(B, C)")
-    if library.choose_backend(GATE, x) == "reference":
-        return channel_gate_reference(x, gate)
-    return apply_gate(GATE, x, gate, gate[:, :, None, None])
 
 
 def _check_pool(x: Tensor, scale: int | Tensor, cell: int | Tensor, permutation: Tensor | None) -> None:

@@ -24,20 +24,20 @@ from trifuse.kernels.testing.comparing import Comparison, judge
 
 FILES = {
     name: import_module(f"trifuse.benchmarks.bench_{name}")
-    for name in sorted({file.removeprefix("_") for file in kernels.OPERATORS.values()})
+    for name in sorted({*kernels.OPERATORS.values(), "context_aware_fusion"})
 }
 COMPARISONS = {
     value.name: value for file in FILES.values() for value in vars(file).values() if isinstance(value, Comparison)
 }
 CPU, FLOAT = torch.device("cpu"), torch.float32
 dilated, pools, fusions = (FILES[f] for f in ("dilated_attention", "monte_carlo_pool", "weighted_block_fusion"))
-losses, context = FILES["dice_ce_loss"], FILES["context_aware_fusion"]
+losses, gates = FILES["dice_ce_loss"], FILES["gates"]
 
 NARROW = dilated.attention_case("tiny", (1, 6, 7, 72), FLOAT, device="cpu")
 ONE_MAP = losses.loss_case("tiny", 2, 3, 6, device="cpu")
 TINY = {
-    "channel_gate": pools.gate_case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
-    "context_aware_fusion": context.fusion_case(3, 4, 2, "cpu"),
+    "channel_gate": gates.channel_case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
+    "context_aware_fusion": FILES["context_aware_fusion"].fusion_case(3, 4, 2, "cpu"),
     "depthwise_multi_kernel": FILES["depthwise_multi_kernel"].case(
         (1, 3, 6, 5), FLOAT, device="cpu", channels_last=True
     ),
@@ -50,7 +50,7 @@ TINY = {
     "memory_efficient_attention": FILES["memory_efficient_attention"].attention_case("tiny", 1, 5, 2, FLOAT, "cpu"),
     "monte_carlo_pool": pools.pool_case("tiny", (2, 3, 5, 4), 2, FLOAT, "cpu"),
     "mutation_loss": FILES["mutation_loss"].loss_case("tiny", 2, (2, 4, 8), 8, FLOAT, device="cpu"),
-    "spatial_gate": context.gate_case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
+    "spatial_gate": gates.position_case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "temporal_film_gate": FILES["temporal_film_gate"].case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "upsample_argmax": FILES["upsample_argmax"].case("tiny", 1, 3, (2, 4), 9, FLOAT, "cpu"),
     "weighted_block_fusion": fusions.fusion_case("tiny", 3, (1, 5, 8), FLOAT, device="cpu"),
