@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from trifuse.blocks import ContextAwareFusion
 
-from .baselines import gates as baselines
+from .baselines import context_aware_fusion as baselines
 from .harness import Case, Comparison, Pass, clock
 
 PARAMETERS = [name for name, _ in ContextAwareFusion(1).named_parameters()]

@@ -24,9 +24,9 @@ from trifuse.architectures.dino_unet.encoder import DinoV2Encoder
 from trifuse.architectures.evaluation.predict import predict_volume
 from trifuse.architectures.training.feature_cache import FeatureCache
 from trifuse.architectures.training.losses import dice_ce_nnunet
-from trifuse.benchmarks.baselines.block_fusion import TransformersDinoUNet
-from trifuse.benchmarks.baselines.dinov2 import TransformersEncoder, encoder_pair, with_eager_attention
 
+from .baselines.dino_unet import TransformersDinoUNet
+from .baselines.dinov2 import TransformersEncoder, encoder_pair, with_eager_attention
 from .harness import Case, Comparison, Pass, clock, default_device
 
 IMAGE_SIZE = 448

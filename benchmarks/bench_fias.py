@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trifuse.architectures.fias import Fias, FiasConfig
-from trifuse.benchmarks.baselines.fias import labels_plainly, plain_fias, seven_losses
 from trifuse.kernels import mutation_loss, upsample_argmax
 
+from .baselines.fias import labels_plainly, plain_fias, seven_losses
 from .harness import Case, Comparison, Pass, clock
 
 CLASSES = 9

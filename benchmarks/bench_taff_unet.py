@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.taff_unet import TaffUNet, TaffUNetConfig
 from trifuse.architectures.training.losses import SegmentationLoss
-from trifuse.benchmarks.baselines.taff_unet import AsWritten, loss_as_written
 
+from .baselines.taff_unet import AsWritten, loss_as_written
 from .harness import Case, Comparison, Pass, clock
 
 CLASSES = 4

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trifuse.kernels import temporal_film_gate
 
+from .baselines import temporal_film_gate as baselines
 from .harness import Case, Comparison, Pass, clock
 
 Shape = tuple[int, int, int, int]
@@ -27,17 +28,6 @@ def case(name: str, shape: Shape, dtype: torch.dtype, device: str) -> Case:
     return Case(f"{name}, {shape} {str(dtype).removeprefix('torch.')}", arguments, (device,))
 
 
-def composed(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Fuse as the equations are written: the projected ECG as a map of its own, then the mixture, then FiLM."""
-    dtype = features.dtype
-    ecg_map = ecg.to(dtype)[:, :, None, None].expand_as(features)
-    w_mri, w_ecg = weights.to(dtype)[:, :, None, None, None].unbind(1)
-    mixed = features * w_mri + ecg_map * w_ecg
-    return features + mixed * (1 + scale.to(dtype)[:, :, None, None]) + shift.to(dtype)[:, :, None, None]
-
-
-compiled = torch.compile(composed, dynamic=False)
-
 FILM = Comparison(
     name="temporal_film_gate",
     cases=[
@@ -56,12 +46,12 @@ FILM = Comparison(
         ),
     ],
     providers={
-        "as written": composed,
-        "torch.compile of it": compiled,
+        "as written": baselines.film_by_the_equations,
+        "torch.compile of it": baselines.compiled_film,
         "trifuse": temporal_film_gate,
         "torch.compile of trifuse": torch.compile(temporal_film_gate, dynamic=False, fullgraph=True),
     },
-    truth=composed,
+    truth=baselines.film_by_the_equations,
 )
 
 

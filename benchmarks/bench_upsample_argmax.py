@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trifuse.kernels import upsample_argmax
 
+from .baselines import upsample_argmax as baselines
 from .harness import Case, Comparison, Pass, clock
-
-
-def interpolate_sum_argmax(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Bring every map to full resolution, add up, and take the argmax: the usual way."""
-    return sum(F.interpolate(m, size, mode="bilinear") for m in logits).argmax(dim=1).to(torch.uint8)
-
-
-def interpolate_sum_max(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Take the indices of max instead, which PyTorch finds faster on a CPU."""
-    return sum(F.interpolate(m, size, mode="bilinear") for m in logits).max(dim=1).indices.to(torch.uint8)
-
-
-compiled_interpolate_sum_argmax = torch.compile(interpolate_sum_argmax, dynamic=False)
 
 
 def case(
@@ -56,13 +41,13 @@ COMPARISON = Comparison(
         )
     ],
     providers={
-        "interpolate, sum, argmax": interpolate_sum_argmax,
-        "interpolate, sum, max": interpolate_sum_max,
-        "torch.compile of argmax": compiled_interpolate_sum_argmax,
+        "interpolate, sum, argmax": baselines.interpolate_sum_argmax,
+        "interpolate, sum, max": baselines.interpolate_sum_max,
+        "torch.compile of argmax": baselines.compiled_interpolate_sum_argmax,
         "trifuse": upsample_argmax,
         "torch.compile of trifuse": torch.compile(upsample_argmax, dynamic=False, fullgraph=True),
     },
-    truth=interpolate_sum_argmax,
+    truth=baselines.interpolate_sum_argmax,
 )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trifuse.kernels import weighted_block_fusion
 
-from .baselines import block_fusion as baselines
+from .baselines import weighted_block_fusion as baselines
 from .harness import Case, Comparison, Pass, clock
 
 

@@ -37,22 +37,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trifuse import kernels
-from trifuse.benchmarks.baselines import (
-    block_fusion as baselines,
-)
-from trifuse.benchmarks.baselines import (
-    depthwise_multi_kernel as depthwise_baselines,
-)
-from trifuse.benchmarks.baselines import (
-    dilated_attention as dilated_attention_baselines,
-)
-from trifuse.benchmarks.baselines import (
-    gates as gate_baselines,
-)
-from trifuse.benchmarks.baselines import (
-    segmentation_losses as segmentation_loss_baselines,
-)
-from trifuse.benchmarks.bench_temporal_film_gate import composed as film_as_written
+from trifuse.benchmarks.baselines.depthwise_multi_kernel import separate_convolutions
+from trifuse.benchmarks.baselines.dice_ce_loss import foreground_dice_and_cross_entropy
+from trifuse.benchmarks.baselines.dilated_attention import unfold_attention
+from trifuse.benchmarks.baselines.gates import broadcast_channel_gate, broadcast_spatial_gate
+from trifuse.benchmarks.baselines.monte_carlo_pool import shuffled_adaptive_pool
+from trifuse.benchmarks.baselines.mutation_loss import separate_losses
+from trifuse.benchmarks.baselines.temporal_film_gate import film_by_the_equations
+from trifuse.benchmarks.baselines.weighted_block_fusion import stack_einsum
 from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
 from trifuse.kernels.testing.machine import stamp
 from trifuse.kernels.testing.measuring import tensors_in
@@ -96,7 +88,7 @@ def attend_packed(qkv: Tensor) -> Tensor:
 
 def unfold_packed(qkv: Tensor) -> Tensor:
     """Do the same as published."""
-    return dilated_attention_baselines.unfold_attention(*qkv.chunk(3, dim=-1), num_heads=3)
+    return unfold_attention(*qkv.chunk(3, dim=-1), num_heads=3)
 
 
 def pool(x: Tensor, scale: int, cell: int, permutation: Tensor) -> Tensor:
@@ -111,17 +103,17 @@ def labels(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 # Every operator with kernels, and what people write without it.
 FORMS: dict[str, tuple[Form, Form]] = {
-    "weighted_block_fusion": (kernels.weighted_block_fusion, baselines.stack_einsum),
+    "weighted_block_fusion": (kernels.weighted_block_fusion, stack_einsum),
     "dilated_attention": (attend_packed, unfold_packed),
-    "channel_gate": (kernels.channel_gate, gate_baselines.broadcast_channel_gate),
-    "spatial_gate": (kernels.spatial_gate, gate_baselines.broadcast_spatial_gate),
-    "temporal_film_gate": (kernels.temporal_film_gate, film_as_written),
-    "depthwise_multi_kernel": (kernels.depthwise_multi_kernel, depthwise_baselines.separate_convolutions),
-    "monte_carlo_pool": (pool, gate_baselines.shuffled_adaptive_pool),
-    "mutation_loss": (kernels.mutation_loss, segmentation_loss_baselines.separate_losses),
+    "channel_gate": (kernels.channel_gate, broadcast_channel_gate),
+    "spatial_gate": (kernels.spatial_gate, broadcast_spatial_gate),
+    "temporal_film_gate": (kernels.temporal_film_gate, film_by_the_equations),
+    "depthwise_multi_kernel": (kernels.depthwise_multi_kernel, separate_convolutions),
+    "monte_carlo_pool": (pool, shuffled_adaptive_pool),
+    "mutation_loss": (kernels.mutation_loss, separate_losses),
     "dice_ce_loss": (
         partial(kernels.dice_ce_loss, flavour="nnunet"),
-        segmentation_loss_baselines.foreground_dice_and_cross_entropy,
+        foreground_dice_and_cross_entropy,
     ),
     "upsample_argmax": (kernels.upsample_argmax, labels),
 }

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
-from trifuse.kernels.cpu import dilated_attention as dilated_planes
+from trifuse.kernels.cpu import dilated_attention as cpu
 from trifuse.kernels.errors import BackendError
 
 from . import _dilated_windows
@@ -121,14 +121,14 @@ class _PlanarAttention(torch.autograd.Function):
     def forward(ctx, windows: Windows, *maps: Tensor) -> Tensor:
         ctx.windows = windows
         ctx.save_for_backward(*maps)
-        return dilated_planes.forward(_split(maps), windows)
+        return cpu.forward(_split(maps), windows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, windows = ctx.saved_tensors, ctx.windows
         grads = [torch.empty(x.shape, dtype=x.dtype) for x in maps]
-        dilated_planes.backward(grad, _split(maps), _split(grads), windows)
+        cpu.backward(grad, _split(maps), _split(grads), windows)
         return None, *(x if needed else None for x, needed in zip(grads, ctx.needs_input_grad[1:], strict=True))
 
 

@@ -14,12 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxOutput, flex_attention
 
 from trifuse import kernels
-from trifuse.benchmarks.baselines import (
-    dilated_attention as dilated_attention_baselines,
-)
-from trifuse.benchmarks.baselines import (
-    segmentation_losses as segmentation_loss_baselines,
-)
+from trifuse.benchmarks.baselines import dice_ce_loss, dilated_attention
 from trifuse.kernels.testing.comparing import Comparison, judge
 
 FILES = {
@@ -192,13 +187,13 @@ def masked_attention(q, k, v, block_mask, return_aux):
 
 @pytest.mark.parametrize("name", ["dilated_attention", "dilated_attention_head_dim_32"])
 def test_flex_attention_is_diluted_by_the_taps_outside(name, monkeypatch):
-    monkeypatch.setattr(dilated_attention_baselines, "compiled_flex_attention", masked_attention)
+    monkeypatch.setattr(dilated_attention, "compiled_flex_attention", masked_attention)
     hold_against_the_reference(name, "FlexAttention")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_itself_without_gradients(monkeypatch):
-    monkeypatch.setattr(dilated_attention_baselines, "compiled_flex_attention", flex_attention)
+    monkeypatch.setattr(dilated_attention, "compiled_flex_attention", flex_attention)
     hold_against_the_reference("dilated_attention", "FlexAttention", timed=0)
 
 
@@ -240,13 +235,13 @@ def test_nnunets_loss_is_called_as_its_trainer_calls_it(monkeypatch):
         module = ModuleType(file)
         setattr(module, name, value)
         monkeypatch.setitem(sys.modules, ".".join([*path, file]), module)
-    segmentation_loss_baselines._nnunet_loss.cache_clear()
+    dice_ce_loss._nnunet_loss.cache_clear()
     hold_against_the_reference("dice_ce_loss_nnunet", "nnU-Net DC_and_CE_loss")
-    segmentation_loss_baselines._nnunet_loss.cache_clear()
+    dice_ce_loss._nnunet_loss.cache_clear()
 
 
 def test_taps_outside_are_counted():
-    counted = dilated_attention_baselines.taps_outside(5, 4, 2, CPU).view(5, 4)
+    counted = dilated_attention.taps_outside(5, 4, 2, CPU).view(5, 4)
     assert counted[0, 0] == counted[4, 3] == 5
     assert counted[2, 1] == 3
     assert F.relu(counted).sum() == sum(

@@ -1,11 +1,9 @@
-"""What the segmentation losses are compared with: written out, that under torch.compile, MONAI's and nnU-Net's."""
+"""What Dice and cross-entropy are compared with: both losses written out, MONAI's and nnU-Net's."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -57,20 +55,5 @@ def nnunet_dice_ce(logits: Tensor, target: Tensor) -> Tensor:
     return _nnunet_loss()(logits, target.unsqueeze(1))
 
 
-def of_every_subset(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
-    """Return a loss of n maps: each map upsampled where it is coarse, and ``loss`` once for every non-empty subset."""
-
-    def total(maps: Sequence[Tensor], target: Tensor) -> Tensor:
-        size = target.shape[1:]
-        full = [m if m.shape[2:] == size else F.interpolate(m, size=size, mode="bilinear") for m in maps]
-        chosen = [subset for count in range(1, len(full) + 1) for subset in combinations(full, count)]
-        return torch.stack([loss(sum(subset[1:], subset[0]), target) for subset in chosen]).sum()
-
-    return total
-
-
-separate_losses = of_every_subset(dice_and_cross_entropy)
-separate_monai_losses = of_every_subset(monai_dice_ce)
-compiled_separate_losses = torch.compile(separate_losses, dynamic=False)
 compiled_foreground_loss = torch.compile(foreground_dice_and_cross_entropy, dynamic=False)
 compiled_dice_and_cross_entropy = torch.compile(dice_and_cross_entropy, dynamic=False)

@@ -1,19 +1,12 @@
-"""What the operators are compared with: what people write without them, and the nearest public peers; no tricks."""
+"""What weighted block fusion is compared with: a stack and a contraction, a running sum, and Liger-Kernel's sum."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
-
-from trifuse.architectures.dino_unet import decoder
-from trifuse.architectures.dino_unet.model import DinoUNet
-from trifuse.blocks import weighted_block_fusion as fusion_block
-
-from .dinov2 import TransformersEncoder
+from torch import Tensor
 
 
 def stack_einsum(features: Sequence[Tensor], logits: Tensor) -> Tensor:
@@ -47,25 +40,3 @@ def liger_attention_residuals(features: Sequence[Tensor], logits: Tensor) -> Ten
 
 
 LIGER_MISSING = "" if importlib.util.find_spec("liger_kernel") else "liger-kernel is not installed"
-
-
-class TransformersDinoUNet(nn.Module):
-    """`DinoUNet` as one would put it together: transformers gives all blocks' tokens, they are stacked and contracted.
-
-    It shares the trained parameters of the network that it is built from; images stay in the layout that they have.
-    """
-
-    def __init__(self, network: DinoUNet, encoder: TransformersEncoder) -> None:
-        super().__init__()
-        self.network, self.encoder = network, encoder
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Segment images (B, 3, H, W), sides multiples of 14, into logits (B, K, H, W)."""
-        with torch.no_grad():
-            tokens = self.encoder.model(image, output_hidden_states=True).hidden_states[1:]
-            features = [self.encoder.model.layernorm(x)[:, 1:] for x in tokens]
-        with (
-            mock.patch.object(fusion_block, "weighted_block_fusion", stack_einsum),
-            mock.patch.object(decoder, "convolution_layout", lambda x: x),
-        ):
-            return self.network.forward_features(features, self.network.encoder.grid_of(image), image)
