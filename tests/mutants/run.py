@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("kernels", "blocks", "architectures", "benchmarks", "tests", "docs", "pyproject.toml", "README.md", "Makefile")
+FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "tests", "docs")
+COPIED = (*FOLDERS, "pyproject.toml", "README.md", "Makefile")
 TIMEOUT_SECONDS = 900
 GREEN, RED = 0, 1  # pytest's exit codes for "all passed" and "some failed"
 
