@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "tests", "docs")
-COPIED = (*FOLDERS, "pyproject.toml", "README.md", "Makefile")
+COPIED = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "Makefile")
 TIMEOUT_SECONDS = 900
 GREEN, RED = 0, 1  # pytest's exit codes for "all passed" and "some failed"
 
