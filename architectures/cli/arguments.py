@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trifuse.architectures.data.layouts import LAYOUTS
+from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
 from trifuse.kernels.choices import nearest
 
 EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
-LAYOUTS = ("auto", "lascarqs", "plain", "nnunet", "synapse", "acdc", "acdc_slices", "lge_ecg")
 CONVENTIONS = ("strict", "transunet", "nnunet", "monai")
 NONFINITE = ("error", "zero", "median")
 NETWORKS = ("dino_unet", "fias", "plain_unet", "taff_unet")
@@ -101,17 +102,18 @@ def _data_words(commands: Any) -> None:
 
     sub = _command(data_command, "convert", "data_convert", "write a cohort in another layout")
     _cohort_options(sub)
-    sub.add_argument("--to", choices=("nnunet", "synapse"), required=True, help="nnU-Net raw, or TransUNet's package")
+    written = [layout for layout in LAYOUTS if layout.export is not None]
+    names = [layout.name for layout in written]
+    sub.add_argument("--to", choices=names, required=True, help="; ".join(f"{a.name}: {a.summary}" for a in written))
     sub.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     sub.add_argument("--split", type=Path, help='JSON file with "train", "val" and "test"')
     sub.add_argument(
         "--test-cases", nargs="+", metavar="PATTERN", default=[], help="cases to test on (the cohort's own)"
     )
     sub.add_argument("--nonfinite", choices=NONFINITE, default="error", help="NaN and infinite voxels (%(default)s)")
-    sub.add_argument("--channel-name", default="image", help="for nnunet: what the images show, such as CT")
-    sub.add_argument(
-        "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="for synapse: values told apart (-125 275 HU)"
-    )
+    for layout in written:
+        for option in layout.export.options if layout.export else ():
+            option.add_to(sub)
 
 
 def _train_words(commands: Any) -> None:
@@ -311,17 +313,8 @@ def _command(commands: Any, name: str, run: str, help: str) -> argparse.Argument
 def _cohort_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("cohort")
     group.add_argument("data", type=Path, help="folder of the cohort, in any of the layouts")
-    group.add_argument("--layout", choices=LAYOUTS, help="of the folder (auto)")
-    group.add_argument("--target", action="append", metavar="[NAME=]VALUE", help="label to segment, e.g. lv=3; repeat")
-    group.add_argument("--patient", metavar="REGEX", help="finds the patient in a case's name (each case its own)")
-    group.add_argument(
-        "--label-space", choices=("btcv14", "transunet9", "merit9"), help="how Synapse's labels are numbered"
-    )
-    group.add_argument("--frames", choices=("both", "ed", "es"), help="of ACDC's raw layout (both)")
-    group.add_argument("--channel", help="name or number of the channel of an nnU-Net data set that has several")
-    group.add_argument(
-        "--max-interval", type=float, metavar="DAYS", help="most days between ECG and MRI in a cases.csv (90)"
-    )
+    for option in COHORT_OPTIONS:
+        option.add_to(group)
 
 
 _NNUNET = {"image_size": "256", "augment": "nnunet", "epochs": "1000", "batch_size": "12", "lr": "0.01", "seed": "42"}

@@ -40,10 +40,11 @@ def demo_taff_unet(arguments: argparse.Namespace, words: list[str]) -> None:
 
 def data_check(arguments: argparse.Namespace, words: list[str]) -> int:
     from trifuse.architectures.data.layouts.check import check_folder
+    from trifuse.architectures.data.layouts.cohort_options import cohort_arguments
 
     if arguments.digests is not None:
         _require_folder_of(arguments.digests)
-    findings = check_folder(arguments.data, **_cohort_arguments(arguments), digests=arguments.digests)
+    findings = check_folder(arguments.data, **cohort_arguments(arguments), digests=arguments.digests)
     cohort = findings.cohort
     cases = count(len(cohort.cases), "case")
     print(f"{arguments.data}: {cohort.layout} layout, {cases}, classes {', '.join(cohort.class_names)}")
@@ -68,23 +69,22 @@ def data_check_ecg(arguments: argparse.Namespace, words: list[str]) -> int:
 
 
 def data_convert(arguments: argparse.Namespace, words: list[str]) -> None:
-    from trifuse.architectures.data.layouts.export import ABDOMEN_WINDOW_HU, write_nnunet, write_synapse
+    from trifuse.architectures.data.layouts import LAYOUTS
+    from trifuse.architectures.data.layouts.cohort_options import cohort_arguments
+    from trifuse.architectures.data.layouts.export import write_cohort
     from trifuse.architectures.data.layouts.open_cohort import open_cohort
     from trifuse.architectures.runs.recipes import DataRecipe
 
-    cohort = open_cohort(arguments.data, **_cohort_arguments(arguments))
+    cohort = open_cohort(arguments.data, **cohort_arguments(arguments))
     split = cohort.split
     if arguments.split or arguments.test_cases:
         chosen = DataRecipe(split=arguments.split and str(arguments.split), test_cases=tuple(arguments.test_cases))
         split = chosen.choose_split(cohort)
-    if arguments.to == "nnunet":
-        write_nnunet(cohort, arguments.out, split, channel_name=arguments.channel_name, nonfinite=arguments.nonfinite)
-        if not cohort.has_spacing:
-            print("note: the cohort does not know the size of a voxel; 1 x 1 x 1 was written")
-    else:
-        window = tuple(arguments.window or ABDOMEN_WINDOW_HU)
-        write_synapse(cohort, arguments.out, split, window=window, nonfinite=arguments.nonfinite)
-        print("note: this layout does not keep the size of a voxel; its label space is transunet9")
+    layout, export = next((one, one.export) for one in LAYOUTS if one.export is not None and one.name == arguments.to)
+    options = {option.name: getattr(arguments, option.name) for option in export.options}
+    write_cohort(layout, cohort, arguments.out, split, nonfinite=arguments.nonfinite, **options)
+    if note := export.note(cohort):
+        print(f"note: {note}")
     if len({case.patient for case in cohort.cases}) < len(cohort.cases):
         print("note: this layout does not tell patients: when it is read, --patient finds them in the cases' names")
     print(f"{count(len(cohort.cases), 'case')}, of which {len(split.test) if split else 0} test, in {arguments.out}")
@@ -116,6 +116,7 @@ def predict(arguments: argparse.Namespace, words: list[str]) -> None:
 
 
 def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
+    from trifuse.architectures.data.layouts.cohort_options import cohort_arguments
     from trifuse.architectures.data.layouts.open_cohort import open_cohort
     from trifuse.architectures.evaluation.metrics import Conventions
     from trifuse.architectures.evaluation.scoring import evaluate_cases
@@ -132,7 +133,7 @@ def evaluate(arguments: argparse.Namespace, words: list[str]) -> int:
         _refuse_existing(table, arguments.overwrite)
     if not arguments.predictions.is_dir():
         raise UsageError(f"{arguments.predictions} is no folder; expected the one that trifuse predict wrote")
-    cohort = open_cohort(arguments.data, **_cohort_arguments(arguments))
+    cohort = open_cohort(arguments.data, **cohort_arguments(arguments))
     labelled = [case.case_id for case in cohort.cases if case.label is not None]
     cases = matching_cases(cohort, labelled, arguments.cases)
     _require_predictions(arguments.predictions, cases)
@@ -301,21 +302,6 @@ def bench(arguments: argparse.Namespace, words: list[str]) -> int:
     only = ["--only", *arguments.only] if arguments.only else []
     command = [sys.executable, "-m", "trifuse.benchmarks.reporting.report", "--out", str(arguments.out), *only]
     return subprocess.run([*command, "--seconds", str(arguments.seconds)]).returncode
-
-
-def _cohort_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of ``open_cohort`` that the options spell."""
-    from trifuse.architectures.runs.recipes import parse_targets
-
-    return {
-        "layout": arguments.layout or "auto",
-        "targets": parse_targets(arguments.target or ()),
-        "patient_pattern": arguments.patient,
-        "label_space": arguments.label_space,
-        "frames": arguments.frames or "both",
-        "channel": arguments.channel,
-        "max_interval_days": arguments.max_interval,
-    }
 
 
 def _convert(arguments: argparse.Namespace, convert: Callable[[Path, Path], Any]) -> None:

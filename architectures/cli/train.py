@@ -6,19 +6,15 @@ import argparse
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
+
 if TYPE_CHECKING:
     from trifuse.architectures.runs.pipeline import RunOptions
 
 # where the options of `trifuse train` go in a recipe
 _FIELDS = {
     "data": "data.root",
-    "layout": "data.layout",
-    "target": "data.targets",
-    "patient": "data.patient_pattern",
-    "label_space": "data.label_space",
-    "frames": "data.frames",
-    "channel": "data.channel",
-    "max_interval": "data.max_interval_days",
+    **{option.name: option.field for option in COHORT_OPTIONS},
     "split": "data.split",
     "val_cases": "data.val_cases",
     "test_cases": "data.test_cases",
@@ -70,10 +66,10 @@ def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
 
 
 def train_fias(arguments: argparse.Namespace, words: list[str]) -> None:
-    from trifuse.architectures.data.layouts.open_cohort import layout_of
+    from trifuse.architectures.data.layouts.open_cohort import AUTO, layout_of
     from trifuse.architectures.fias import train
 
-    layout = layout_of(arguments.data, arguments.layout or "auto") if arguments.data.is_dir() else ""
+    layout = layout_of(arguments.data, arguments.layout or AUTO) if arguments.data.is_dir() else None
     given = _given(arguments, "dilateformer")
     _train(arguments, words, train, train.FiasRecipe, given, train.layout_defaults(layout))
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trifuse.architectures.data.layouts.cohort import Cohort, load_case
+from trifuse.architectures.data.layouts.cohort import Cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.kernels import DataError
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from trifuse.architectures.data.samples.patch_dataset import Patches
     from trifuse.architectures.data.samples.preprocessing import Preprocessing
     from trifuse.architectures.data.samples.side_inputs import SideInputs
+    from trifuse.architectures.data.volumes.files import NonFinite
     from trifuse.architectures.data.volumes.volume import Volume
-    from trifuse.architectures.data.volumes.voxel_values import NonFinite
 
 MANIFEST = "predictions.json"
 _EXTRAS = "extras_sha256"  # of each case, in the manifest
@@ -113,7 +113,7 @@ def predict_cases(
         DataError: nothing to do, an unknown case, an output folder that holds inputs or another model's predictions;
             or, after all the others are written, the cases that could not be predicted.
     """
-    from trifuse.architectures.data.layouts.cohort import load_image
+    from trifuse.architectures.data.layouts.read_case import load_image
     from trifuse.architectures.data.samples.preprocessing import Preprocessing
     from trifuse.architectures.data.samples.side_inputs import side_inputs_of
     from trifuse.architectures.data.volumes.nifti import write_labels

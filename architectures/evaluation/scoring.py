@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trifuse.architectures.data.layouts.cohort import Case, Cohort, load_raw_case, map_labels
+from trifuse.architectures.data.layouts.cohort import Case, Cohort
+from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labels
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.kernels import DataError

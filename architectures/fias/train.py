@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from trifuse.architectures.data.layouts import acdc, acdc_slices
+from trifuse.architectures.data.layouts.layout import Layout
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.evaluation.report import PaperTable
 from trifuse.architectures.runs.pipeline import PreparedData, RunOptions, train_and_report
@@ -75,15 +77,15 @@ ABLATION = PaperTable(
 CONVENTIONS = ("strict", "transunet")  # the scores that one would want, and those that published tables hold
 
 
-def layout_defaults(layout: str) -> dict[str, Any]:
-    """Return the defaults, by dotted name, that differ for a layout.
+def layout_defaults(layout: Layout | None) -> dict[str, Any]:
+    """Return the defaults, by dotted name, that differ for a layout; none where it is not known.
 
-    ACDC is trained for longer. The values of the Synapse package were clipped and scaled by those who made it.
+    ACDC is trained for longer. Values that were clipped and scaled by those who published them stay as they are.
     """
     differing: dict[str, Any] = {}
-    if layout in ("acdc", "acdc_slices"):
+    if layout in (acdc.LAYOUT, acdc_slices.LAYOUT):
         differing["training.epochs"] = 400
-    if layout == "synapse":
+    if layout is not None and layout.prepared_window_hu is not None:
         differing["data.preprocessing.intensity"] = "as_is"
     return differing
 

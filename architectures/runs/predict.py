@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trifuse.architectures.data.layouts import LAYOUTS
+from trifuse.architectures.data.layouts.cohort_options import image_arguments
 from trifuse.architectures.data.layouts.open_cohort import open_images
 from trifuse.architectures.data.samples.patch_dataset import Patches
-from trifuse.architectures.data.volumes.voxel_values import NonFinite
+from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.evaluation.predict import predict_cases
 from trifuse.architectures.storage.pretrained import config_from_json, read_description
 from trifuse.architectures.training.distributed import choose_device
@@ -26,11 +28,6 @@ RECIPES = {  # of each architecture, in its train.py
     "plain_unet": "PlainUNetRecipe",
     "taff_unet": "TaffUNetRecipe",
 }
-
-_AS_IS = (
-    "note: this network was trained on values as they lie in its files, and takes these images so, too; if they are in "
-    "Hounsfield units and its files were Synapse's, pass --window -125 275"
-)
 
 
 def load_network(folder: Path) -> tuple[Any, DataRecipe]:
@@ -126,12 +123,12 @@ def predict_images(
     """
     model, data = load_network(model_folder)
     patches = _with_spacing(model_folder, data, spacing_mm)
-    cohort = open_images(images, channel=data.channel)
+    cohort = open_images(images, **image_arguments(data))
     preprocessing = data.preprocessing
     if window is not None:
         preprocessing = replace(preprocessing, intensity="window", window=window)
     elif preprocessing.intensity == "as_is" and cohort.has_spacing:
-        print(_AS_IS, file=sys.stderr)
+        print(_note_of_values_as_they_are(), file=sys.stderr)
     model.to(choose_device(device))
     bring = getattr(training_module(model.architecture), "prediction_side_inputs", None)
     if bring is None and prior_labels is not None:
@@ -150,6 +147,16 @@ def predict_images(
         side_inputs=side_inputs,
         batch_size=batch_size,
         nonfinite=nonfinite,
+    )
+
+
+def _note_of_values_as_they_are() -> str:
+    """Say that a network takes values as they lie in files, and what to do where its own were prepared by others."""
+    windows = {layout.name: layout.prepared_window_hu for layout in LAYOUTS if layout.prepared_window_hu is not None}
+    remedies = (f"were of the {name} layout, pass --window {low:g} {high:g}" for name, (low, high) in windows.items())
+    return (
+        "note: this network was trained on values as they lie in its files, and takes these images so, too; if they "
+        f"are in Hounsfield units and its files {', or '.join(remedies)}"
     )
 
 

@@ -11,31 +11,26 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
-from trifuse.architectures.data.layouts.found import Frames, LabelSpace, Targets
-from trifuse.architectures.data.layouts.open_cohort import Layout, open_cohort
+from trifuse.architectures.data.layouts.cohort_options import CohortOptions, cohort_arguments
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.split import read_split, split_patients, verify_split
 from trifuse.architectures.data.samples.patch_dataset import Patches
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.slice_dataset import Keep
-from trifuse.architectures.data.volumes.voxel_values import NonFinite
+from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 from trifuse.kernels.choices import check_choice, nearest
 
 
 @dataclass(frozen=True)
-class DataRecipe:
+class DataRecipe(CohortOptions):
     """Which cases a run uses, and how their slices are prepared.
+
+    The options of a cohort are fields, too: see `COHORT_OPTIONS`.
 
     Attributes:
         root: the cohort's folder.
-        layout: of the folder, see ``open_cohort``; ``"auto"`` tells by the files that are there.
-        targets: what to segment, each ``"3"``, ``"lv=3"`` or ``"wall=1,2"``.
-        patient_pattern: regular expression that finds the patient in a case's name.
-        label_space: how the labels of the Synapse package are numbered; needed there.
-        frames: which frames of the ACDC layout are cases: ``"both"``, ``"ed"`` or ``"es"``.
-        channel: name or number of the channel to use of an nnU-Net data set that has several.
-        max_interval_days: most days between ECG and MRI in the ``lge_ecg`` layout; None allows 90.
         split: JSON file that says which cases train, validate and test; None takes the split that the cohort brings,
             or draws one.
         val_cases: patterns of the cases that validate, and
@@ -59,13 +54,6 @@ class DataRecipe:
     RENAMED: ClassVar[dict[str, str]] = {"preparation": "preprocessing"}
 
     root: str = ""
-    layout: Layout = "auto"
-    targets: tuple[str, ...] = ()
-    patient_pattern: str | None = None
-    label_space: LabelSpace | None = None
-    frames: Frames = "both"
-    channel: str | None = None
-    max_interval_days: float | None = None
     split: str | None = None
     val_cases: tuple[str, ...] = ()
     test_cases: tuple[str, ...] = ()
@@ -91,16 +79,7 @@ class DataRecipe:
 
     def open(self) -> Cohort:
         """Find the cases."""
-        return open_cohort(
-            Path(self.root),
-            self.layout,
-            parse_targets(self.targets),
-            patient_pattern=self.patient_pattern,
-            label_space=self.label_space,
-            frames=self.frames,
-            channel=self.channel,
-            max_interval_days=self.max_interval_days,
-        )
+        return open_cohort(Path(self.root), **cohort_arguments(self))
 
     def choose_split(self, cohort: Cohort) -> Split:
         """Read, build or draw the split, or take the cohort's own, whichever the recipe says."""
@@ -116,22 +95,6 @@ class DataRecipe:
         val = matching_cases(cohort, names, self.val_cases) or tuple(name for name in own.val if name not in test)
         train = tuple(name for name in names if name not in (*test, *val))
         return verify_split(cohort, Split(train, val, test))
-
-
-def parse_targets(words: Sequence[str]) -> Targets | None:
-    """Turn ``["lv=3", "wall=1,2"]`` into ``{"lv": [3], "wall": [1, 2]}``; a lone number gets the name "target".
-
-    Raises:
-        DataError: a word is not of that form.
-    """
-    targets: dict[str, list[int]] = {}
-    for word in words:
-        name, _, values = word.rpartition("=")
-        try:
-            targets[name or "target"] = [int(value) for value in values.split(",")]
-        except ValueError as error:
-            raise DataError(word, "target", want="a label value or NAME=VALUE[,VALUE], such as lv=3") from error
-    return targets or None
 
 
 def matching_cases(cohort: Cohort, names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:

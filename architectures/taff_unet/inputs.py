@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from trifuse.architectures.data.ecg.median_beat import load_beat, network_ecg
-from trifuse.architectures.data.layouts.cohort import Case, Cohort, listed, load_image
+from trifuse.architectures.data.layouts.cohort import Case, Cohort, listed
+from trifuse.architectures.data.layouts.read_case import load_image
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trifuse.architectures.data.ecg.beat_dataset import BeatDataset, BeatSource, LeftOut, NetworkBeat, load_beats
 from trifuse.architectures.data.ecg.ptbxl import TABLE, find_ecgs, open_ptbxl
+from trifuse.architectures.data.layouts import lge_ecg
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.split import read_split, verify_split
 from trifuse.architectures.evaluation.ecg_report import reconstruct, write_ecg_report
@@ -102,7 +103,7 @@ class EcgData:
         return {"train": _records_of(Path(self.root)), "val": [], "test": []}
 
     def _from_cohort(self) -> dict[Part, list[BeatSource]]:
-        cohort = open_cohort(Path(self.root), "lge_ecg")
+        cohort = open_cohort(Path(self.root), lge_ecg.LAYOUT.name)
         split = read_split(Path(self.split), cohort) if self.split else cohort.split
         if split is None:
             hint = "name the split that the segmentation is trained with: data.split"

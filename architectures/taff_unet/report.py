@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trifuse.architectures.data.layouts.cohort import Case, Cohort, load_case
+from trifuse.architectures.data.layouts.cohort import Case, Cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples.patch_dataset import GridPatches
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.evaluation.bullseye import draw_bullseyes

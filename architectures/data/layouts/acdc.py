@@ -1,49 +1,35 @@
-"""Cardiac cine cohorts in the layouts of ACDC: the raw folders of patients, and slices that others made of them.
+"""Cardiac cine in ACDC's raw layout; every folder with an ``Info.cfg`` is a patient, ``training/`` may stand above::
 
-``acdc``, the raw folders (every folder with an ``Info.cfg`` is a patient; ``training/`` may stand above them)::
-
-    patient001/Info.cfg                       ED: 1, ES: 12: which frames are labelled
-    patient001/patient001_frame01.nii.gz      the image of a frame, counted from 1
-    patient001/patient001_frame01_gt.nii.gz   its labels: 1 RV cavity, 2 myocardium, 3 LV cavity
-    patient001/patient001_4d.nii.gz           the whole cycle, not used
-
-``acdc_slices``, the prepared arrays::
-
-    train/<slice>.npz and valid/<slice>.npz   img (H, W) and label (H, W)
-    test/<volume>.npz                         img (D, H, W) and label (D, H, W)
+patient001/Info.cfg                       ED: 1, ES: 12: which frames are labelled
+patient001/patient001_frame01.nii.gz      the image of a frame, counted from 1
+patient001/patient001_frame01_gt.nii.gz   its labels: 1 RV cavity, 2 myocardium, 3 LV cavity
+patient001/patient001_4d.nii.gz           the whole cycle, not used
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import Literal
 
-from trifuse.architectures.data.volumes.arrays import Arrays
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Split, natural_key
-from .found import Classes, Found, Frames, grouped_slices
+from .cohort import Case
+from .found import Classes, Found
+from .layout import Layout, Option
+
+Frames = Literal["both", "ed", "es"]
 
 ACDC_CLASSES = ("RV", "MYO", "LV")
 """Names of the labels 1, 2 and 3."""
 
 INFO_FILE = "Info.cfg"
 _PHASES = {"both": ("ED", "ES"), "ed": ("ED",), "es": ("ES",)}
-_PARTS = ("train", "valid", "test")
-_SLICE = re.compile(r"(?P<volume>.+?)_?slice_?(?P<phase>[A-Za-z]*)_?(?P<number>\d+)")
-_VOLUME = re.compile(r"(?P<volume>.+?)_volume_?(?P<phase>[A-Za-z]*)")
-_PATIENT = re.compile(r"(?:case|patient)[_-]?\d+", re.IGNORECASE)
 
 
 def patient_folders(root: Path) -> list[Path]:
     """Return the folders that hold an ``Info.cfg``."""
     above = root / "training" if (root / "training").is_dir() else root
     return sorted(path.parent for path in above.glob(f"*/{INFO_FILE}"))
-
-
-def has_acdc_slices(root: Path) -> bool:
-    """Tell whether a folder holds prepared arrays."""
-    return any(_prepared(root / part) for part in _PARTS)
 
 
 def acdc_classes() -> Classes:
@@ -87,42 +73,15 @@ def read_phases(folder: Path) -> dict[str, int]:
     return numbers
 
 
-def scan_acdc_slices(root: Path) -> Found:
-    """Group the slices to train and validate on by volume, and find the volumes to test on."""
-    problems: list[DataError] = []
-    notes: list[str] = []
-    parts = [
-        *(_sliced(root / part, problems, notes) for part in ("train", "valid")),
-        [_case(_volume_name(path), (path,)) for path in _prepared(root / "test")],
-    ]
-    ids = [tuple(sorted((case.case_id for case in cases), key=natural_key)) for cases in parts]
-    cases = [case for part in parts for case in part]
-    return Found(cases, problems, has_spacing=False, split=Split(*ids), notes=tuple(notes))
-
-
-def _prepared(folder: Path) -> list[Path]:
-    """Return the arrays of a folder that may be absent; hidden files are left out."""
-    return sorted(path for path in folder.glob("*.npz") if not path.name.startswith("."))
-
-
-def _sliced(folder: Path, problems: list[DataError], notes: list[str]) -> list[Case]:
-    """Make cases of the slices of a folder."""
-    numbered = []
-    for path in _prepared(folder):
-        if match := _SLICE.fullmatch(path.stem):
-            numbered.append(("_".join(filter(None, match.group("volume", "phase"))), int(match["number"]), path))
-        else:
-            problems.append(DataError(path, "file name", got=path.name, want="<volume>_slice_<number>.npz"))
-    groups = grouped_slices(numbered, problems, notes)
-    return [_case(name, files, sliced=True) for name, files in groups.items()]
-
-
-def _volume_name(path: Path) -> str:
-    match = _VOLUME.fullmatch(path.stem)
-    return "_".join(filter(None, match.group("volume", "phase"))) if match else path.stem
-
-
-def _case(name: str, files: tuple[Path, ...], *, sliced: bool = False) -> Case:
-    patient = _PATIENT.match(name)
-    arrays = Arrays(files, image_key="img", sliced=sliced)
-    return Case(name, patient.group() if patient else name, files[0], files[0], arrays)
+LAYOUT = Layout(
+    name="acdc",
+    summary="ACDC's folders of patients: cardiac cine, end of diastole and of systole labelled",
+    signs=f"*/{INFO_FILE}",
+    detect=lambda root: bool(patient_folders(root)),
+    scan=lambda root, values: scan_acdc(root, values["frames"]),
+    lacking=f"folders with an {INFO_FILE}",
+    classes=lambda root, values: acdc_classes(),
+    options=(
+        Option("data.frames", "--frames", "of ACDC's raw layout (both)", {"choices": tuple(_PHASES)}, default="both"),
+    ),
+)

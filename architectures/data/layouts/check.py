@@ -7,21 +7,23 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Unpack
+from typing import Any
 
 import numpy as np
 
+from trifuse.architectures.data.ecg.median_beat import load_beat
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import sha256_of, write_json
 from trifuse.architectures.storage.text import count
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Cohort, load_raw_case, map_labels, missing_files
-from .found import CohortOptions, Targets
-from .nnunet import compare_with_nnunet
-from .open_cohort import Layout, scan_cohort
+from .cohort import Case, Cohort, missing_files
+from .cohort_options import AUTO
+from .found import Targets
+from .layout import Layout
+from .open_cohort import layout_of, scan_cohort
+from .read_case import load_raw_case, map_labels
 from .split import verify_split
-from .synapse import doubted_numbering
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Findings:
 
 def check_folder(
     root: Path,
-    layout: Layout = "auto",
+    layout: str = AUTO,
     targets: Targets | None = None,
     *,
     digests: Path | None = None,
-    **options: Unpack[CohortOptions],
+    **options: Any,
 ) -> Findings:
     """Check the cohort in a folder; arguments as for ``open_cohort`` and ``check_cohort``.
 
@@ -69,7 +71,8 @@ def check_cohort(cohort: Cohort, *, digests: Path | None = None) -> Findings:
             is written, provided that the cohort has no error. It is the only way to notice a changed byte in an
             uncompressed file.
     """
-    seen = _Seen(cohort, missing_files(cohort.cases), [f"{cohort.root}: {note}" for note in cohort.notes])
+    notes = [f"{cohort.root}: {note}" for note in cohort.notes]
+    seen = _Seen(cohort, layout_of(cohort.root, cohort.layout), missing_files(cohort.cases), notes)
     for case in cohort.cases:
         if not missing_files([case]):
             for look in (seen.look_at, seen.look_at_ecg):
@@ -88,7 +91,7 @@ class _Seen:
     """What was found so far.
 
     Attributes:
-        cohort: what is looked at.
+        cohort, layout: what is looked at.
         errors, warnings: what was found.
         voxels: the first case with such voxels, by their digest.
         classes, background: in how many cases a class, and a label value that is no target, occurs.
@@ -96,6 +99,7 @@ class _Seen:
     """
 
     cohort: Cohort
+    layout: Layout
     errors: list[DataError]
     warnings: list[str]
     voxels: dict[str, Case] = field(default_factory=dict)
@@ -108,8 +112,8 @@ class _Seen:
         image, raw = load_raw_case(case)
         self.warnings += _notes(image) + ([] if raw is None else _notes(raw))
         self._look_for_twins(case, image)
-        if self.cohort.layout == "nnunet":
-            errors, warnings = compare_with_nnunet(case, image, raw)
+        if self.layout.check_case is not None:
+            errors, warnings = self.layout.check_case(case, image, raw)
             self.errors += errors
             self.warnings += warnings
         if raw is None:
@@ -128,8 +132,6 @@ class _Seen:
         """Read the ECG of a case, if it has one, down to a beat; raises what makes it unusable."""
         if case.clinical is None or case.clinical.ecg is None:
             return
-        from trifuse.architectures.data.ecg.median_beat import load_beat
-
         beat = load_beat(case.clinical.ecg, rate_hz=case.clinical.ecg_rate_hz)
         self.warnings += [f"{case.clinical.ecg}: ECG: {note}" for note in beat.notes]
 
@@ -150,8 +152,7 @@ class _Seen:
         for value, cases in sorted(self.background.items()):
             text = f"label value {value} is no target and becomes background in {count(cases, 'case')}"
             self.warnings.append(f"{cohort.root}: {text}")
-        if cohort.layout == "synapse":
-            self.warnings += [f"{cohort.root}: {doubt}" for doubt in doubted_numbering(self.sizes)]
+        self.warnings += [f"{cohort.root}: {doubt}" for doubt in self.layout.check_sizes(self.sizes)]
         labelled = sum(case.label is not None for case in cohort.cases)
         if not labelled or self.errors:
             return

@@ -1,19 +1,13 @@
-"""What a cohort is: cases, what their label values mean, and perhaps which of them test; and how a case is read."""
+"""What a cohort is: cases, what their label values mean, and perhaps which of them test."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from trifuse.architectures.data.volumes.arrays import Arrays, read_array_image, read_array_labels
-from trifuse.architectures.data.volumes.nifti import read_image, read_labels
-from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.architectures.data.volumes.voxel_values import NonFinite
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.data.volumes.files import Arrays
 from trifuse.kernels.errors import DataError
 
 
@@ -123,60 +117,6 @@ class Cohort:
         raise DataError(self.root, "case", got=case_id, want=f"one of {listed(case.case_id for case in self.cases)}")
 
 
-def load_case(cohort: Cohort, case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:
-    """Read a case: its image, and its labels as uint8 classes on the image's grid (None if it has none).
-
-    Raises:
-        DataError: a file is unusable, the grids differ, or a label value has no class.
-    """
-    image, raw = load_raw_case(case, nonfinite=nonfinite)
-    return image, None if raw is None else map_labels(cohort, raw)
-
-
-def load_raw_case(case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:
-    """Read a case with its labels as they are stored.
-
-    Raises:
-        DataError: a file is unusable, or the grids differ.
-    """
-    image = load_image(case, nonfinite=nonfinite)
-    if case.label is None:
-        return image, None
-    if case.arrays is not None:
-        return image, read_array_labels(case.arrays, like=image)
-    return image, read_labels(case.label, like=image)
-
-
-def load_image(case: Case, *, nonfinite: NonFinite = "error") -> Volume:
-    """Read the image of a case.
-
-    Raises:
-        DataError: a file is unusable.
-    """
-    if case.arrays is not None:
-        return read_array_image(case.arrays, nonfinite=nonfinite)
-    return read_image(case.image, nonfinite=nonfinite)
-
-
-def map_labels(cohort: Cohort, raw: Volume) -> Volume:
-    """Turn stored label values into uint8 classes.
-
-    Raises:
-        DataError: a value has no class (the message counts the values and suggests targets), or the largest one tells
-            that the values are numbered in another way than the cohort says.
-    """
-    if cohort.label_map is None:
-        classes = (raw.voxels > 0).astype(np.uint8)
-    else:
-        _refuse_other_numbering(cohort, raw)
-        classes = np.zeros(raw.voxels.shape, np.uint8)
-        for value, index in cohort.label_map.items():
-            classes[raw.voxels == value] = index
-        if not cohort.others_are_background:
-            _refuse_strange_values(cohort.label_map, raw)
-    return replace(raw, voxels=classes)
-
-
 def missing_files(cases: Sequence[Case]) -> list[DataError]:
     """Return one error for every file that is not there."""
     problems = []
@@ -200,31 +140,3 @@ def listed(names: Iterable[object], most: int = 12) -> str:
     """Join names for a message, not too many of them."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
-
-
-def _refuse_other_numbering(cohort: Cohort, raw: Volume) -> None:
-    if cohort.largest_label is None:
-        return
-    low, high = cohort.largest_label
-    largest = int(raw.voxels.max())
-    if not low <= largest <= high:
-        want = f"a largest label of {low} to {high}"
-        hint = "the labels are numbered in another way: pass the label_space that they were written in"
-        raise DataError(raw.path, "labels", got=f"largest label {largest}", want=want, hint=hint)
-
-
-def _refuse_strange_values(label_map: Mapping[int, int], raw: Volume) -> None:
-    """Refuse values that have no class where no targets were named."""
-    values, counts = np.unique(raw.voxels, return_counts=True)
-    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    if set(found) <= set(label_map):
-        return
-    targets = " ".join(f"--target class{value}={value}" for value in found if value > 0)
-    known = sorted(label_map)
-    raise DataError(
-        raw.path,
-        "labels",
-        got="; ".join(f"value {value} in {count(voxels, 'voxel')}" for value, voxels in found.items()),
-        want=f"{listed(known[:-1])} and {known[-1]}",
-        hint=f"name the values that you want to segment: {targets}" if targets else "",
-    )

@@ -11,22 +11,35 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
+from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.data.volumes.nifti import write_image, write_labels
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.architectures.data.volumes.voxel_values import NonFinite
 from trifuse.architectures.storage.atomic_files import TEMPORARY_PREFIX, atomic_write, write_json, write_text
 from trifuse.kernels.errors import DataError, MissingExtra
 
-from .cohort import Cohort, Split, load_case
+from .cohort import Cohort, Split
+from .layout import Layout
+from .nnunet import LAYOUT as NNUNET
 from .nnunet import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from .nnunet_json import DESCRIPTION_FILE
-from .synapse import LIST_FOLDER, SYNAPSE_ORGANS, TEST_FOLDER, TEST_LIST, TRAIN_FOLDER, TRAIN_LIST, VOLUME_SUFFIX
+from .read_case import load_case
+from .synapse import (
+    ABDOMEN_WINDOW_HU,
+    LIST_FOLDER,
+    SYNAPSE_ORGANS,
+    TEST_FOLDER,
+    TEST_LIST,
+    TRAIN_FOLDER,
+    TRAIN_LIST,
+    VOLUME_SUFFIX,
+)
+from .synapse import LAYOUT as SYNAPSE
 
-ABDOMEN_WINDOW_HU = (-125.0, 275.0)
 _ENDING = ".nii.gz"
 _SLICE_NAME = "{}_slice{:03d}"
 
@@ -131,6 +144,27 @@ def write_synapse_package(
                 np.savez_compressed(stream, image=plane, label=organs)
     for file, names in ((TRAIN_LIST, slices), (TEST_LIST, volumes)):
         write_text(folder / LIST_FOLDER / file, "".join(f"{name}\n" for name in names))
+
+
+WRITERS: dict[str, Callable[..., Path]] = {NNUNET.name: write_nnunet, SYNAPSE.name: write_synapse}
+"""Writes a cohort in a layout that declares an ``export``, by the layout's name."""
+
+
+def write_cohort(
+    layout: Layout, cohort: Cohort, out: Path, split: Split | None = None, *, nonfinite: NonFinite, **options: Any
+) -> Path:
+    """Write a cohort in a layout that can be written, and return the folder.
+
+    Args:
+        layout: has an ``export``.
+        cohort, out, split, nonfinite: see `write_nnunet` and `write_synapse`.
+        options: of the layout's ``export``, by name; None means that nothing was said.
+
+    Raises:
+        DataError, MissingExtra: see `write_nnunet` and `write_synapse`.
+    """
+    said = {name: value for name, value in options.items() if value is not None}
+    return WRITERS[layout.name](cohort, out, split, nonfinite=nonfinite, **said)
 
 
 def _all_train(cohort: Cohort) -> Split:

@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import NamedTuple
 
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Split, listed
 
-LabelSpace = Literal["btcv14", "transunet9", "merit9"]
-Frames = Literal["both", "ed", "es"]
-Targets = int | Mapping[str, int | Sequence[int]]
-
-
-class CohortOptions(TypedDict, total=False):
-    """What else ``open_cohort`` can be told about a folder; see there."""
-
-    patient_pattern: str | None
-    label_space: LabelSpace | None
-    frames: Frames
-    channel: str | None
-    max_interval_days: float | None
+Targets = int | Mapping[str, int | Sequence[int]] | Sequence[str]
 
 
 @dataclass(frozen=True)
 class Found:
-    """The cases of a folder in any order, what is wrong with its files, and what the folder itself knows or lacks."""
+    """What a folder holds.
+
+    Attributes:
+        cases: in any order.
+        problems: what is wrong with its files.
+        has_spacing: whether they know the size of a voxel.
+        split: which cases train, validate and test, if the folder says so.
+        notes: what is odd, but no problem.
+        classes: what the label values mean, if the folder says so.
+        images_unclear: whether a problem leaves open which files are the images.
+    """
 
     cases: list[Case]
     problems: list[DataError] = field(default_factory=list)
@@ -36,6 +34,7 @@ class Found:
     split: Split | None = None
     notes: tuple[str, ...] = ()
     classes: Classes | None = None
+    images_unclear: bool = False
 
 
 class Classes(NamedTuple):
@@ -47,7 +46,7 @@ class Classes(NamedTuple):
     largest_label: tuple[int, int] | None = None
 
 
-def chosen_classes(root: Path, targets: Targets) -> Classes:
+def chosen_classes(root: Path, targets: int | Mapping[str, int | Sequence[int]]) -> Classes:
     """Turn targets into class names and the class of each label value.
 
     Raises:
@@ -64,6 +63,22 @@ def chosen_classes(root: Path, targets: Targets) -> Classes:
     if not label_map:
         raise DataError(root, "targets", got="none", want="at least one label value")
     return Classes(("background", *targets), label_map, True)
+
+
+def parse_targets(targets: Sequence[str]) -> dict[str, list[int]] | None:
+    """Turn ``["lv=3", "wall=1,2"]`` into ``{"lv": [3], "wall": [1, 2]}``; a lone number gets the name "target".
+
+    Raises:
+        DataError: a target is not of that form.
+    """
+    parsed: dict[str, list[int]] = {}
+    for target in targets:
+        name, _, values = target.rpartition("=")
+        try:
+            parsed[name or "target"] = [int(value) for value in values.split(",")]
+        except ValueError as error:
+            raise DataError(target, "target", want="a label value or NAME=VALUE[,VALUE], such as lv=3") from error
+    return parsed or None
 
 
 def grouped_slices(

@@ -1,4 +1,4 @@
-"""LGE-MRI and ECG of the same patients, paired by a table: the layout ``lge_ecg``.
+"""LGE-MRI and ECG of the same patients, paired by a table.
 
 ``cases.csv`` has a line per case; paths are relative to its folder::
 
@@ -6,7 +6,7 @@
     lge_path        the LGE volume, a stack of short-axis slices
     seg_path        its labels: 0 background, 1 blood pool, 2 healthy myocardium, 3 scar; may be left out
     split           train, val, test or unused; left out everywhere, the cohort brings no split
-    ecg_path        a 12-lead ECG in any form that ecg_files.py reads, or a median beat (12, 600)
+    ecg_path        a 12-lead ECG in any form that ecg/files.py reads, or a median beat (12, 600)
     ecg_rate_hz     samples per second, where the file does not say
     mri_date        YYYY-MM-DD, and
     ecg_date        likewise; their distance counts, whichever came first
@@ -31,6 +31,7 @@ from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Clinical, Split, listed
 from .found import Classes, Found
+from .layout import Layout, Option
 
 TABLE = "cases.csv"
 SCAR_CLASSES = ("background", "blood pool", "myocardium", "scar")
@@ -45,26 +46,22 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 
 
-def is_scar_cohort(root: Path) -> bool:
-    """Tell whether a folder holds the table."""
-    return (root / TABLE).is_file()
-
-
 def scar_classes() -> Classes:
     """Return blood pool, myocardium and scar."""
     return Classes(SCAR_CLASSES, {value: value for value in range(len(SCAR_CLASSES))}, False)
 
 
-def scan_scar_cohort(root: Path, max_interval_days: float = MAX_INTERVAL_DAYS) -> Found:
+def scan_scar_cohort(root: Path, max_interval_days: float | None = None) -> Found:
     """Read the table; what is wrong with any of its lines is collected.
 
     Args:
         root: folder of the table.
-        max_interval_days: most days allowed between ECG and MRI.
+        max_interval_days: most days allowed between ECG and MRI; None allows `MAX_INTERVAL_DAYS`.
 
     Raises:
         DataError: the table cannot be read, or lacks a column that is needed.
     """
+    allowed_days = MAX_INTERVAL_DAYS if max_interval_days is None else max_interval_days
     path = root / TABLE
     header, lines = _read_table(path)
     notes, problems, cases = [], [], []
@@ -77,7 +74,7 @@ def scan_scar_cohort(root: Path, max_interval_days: float = MAX_INTERVAL_DAYS) -
             got = f"{len(cells)} cells: {listed(cells)}"
             problems.append(DataError(path, f"line {number}", got=got, want=f"{len(header)}, as in the first line"))
             continue
-        line = _Line(path, number, dict(zip(header, cells, strict=True)), max_interval_days)
+        line = _Line(path, number, dict(zip(header, cells, strict=True)), allowed_days)
         case = line.case(root)
         problems += line.problems
         notes += line.notes
@@ -220,3 +217,22 @@ def _split(path: Path, parts: Mapping[str, str]) -> tuple[Split | None, list[Dat
     ]
     ids = {part: tuple(case_id for case_id, chosen in parts.items() if chosen == part) for part in _PARTS}
     return None if problems else Split(**ids), problems
+
+
+LAYOUT = Layout(
+    name="lge_ecg",
+    summary="LGE volumes and ECGs of the same patients, paired by a table",
+    signs=TABLE,
+    detect=lambda root: (root / TABLE).is_file(),
+    scan=lambda root, values: scan_scar_cohort(root, values["max_interval_days"]),
+    lacking=f"lines in {TABLE}",
+    classes=lambda root, values: scar_classes(),
+    options=(
+        Option(
+            "data.max_interval_days",
+            "--max-interval",
+            f"most days between ECG and MRI in a {TABLE} ({MAX_INTERVAL_DAYS:g})",
+            {"type": float, "metavar": "DAYS"},
+        ),
+    ),
+)

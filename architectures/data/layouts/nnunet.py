@@ -14,18 +14,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from trifuse.architectures.data.volumes.nifti import read_image
-from trifuse.architectures.data.volumes.volume import Volume, match_grids
 from trifuse.architectures.storage.text import count
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Split, listed, natural_key
+from .cohort import Case, Cohort, Split, listed, natural_key
 from .found import Classes, Found
+from .layout import Export, Layout, Option
 from .nnunet_json import DESCRIPTION_FILE, Description, read_description
+
+if TYPE_CHECKING:
+    from trifuse.architectures.data.volumes.volume import Volume
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
 _IMAGE_NAME = re.compile(r"(.+)_(\d{4})")
@@ -36,11 +36,6 @@ class _Files(NamedTuple):
 
     images: Mapping[int, Path]
     label: Path
-
-
-def is_nnunet(root: Path) -> bool:
-    """Tell whether a folder has the layout."""
-    return (root / DESCRIPTION_FILE).is_file() or (root / TRAIN_IMAGES).is_dir()
 
 
 def scan_nnunet(root: Path, channel: str | None) -> Found:
@@ -64,32 +59,14 @@ def scan_nnunet(root: Path, channel: str | None) -> Found:
         problems.append(DataError(root, f"case {name}", got=f"{TRAIN_IMAGES} and {TEST_IMAGES}", want="one of them"))
     ids = [tuple(sorted(names, key=natural_key)) for names in (train, test)]
     split = Split(ids[0], (), ids[1]) if test else None
-    return Found(cases, problems, split=split, notes=tuple(described.notes), classes=_classes(described))
-
-
-def compare_with_nnunet(case: Case, image: Volume, labels: Volume | None) -> tuple[list[DataError], list[str]]:
-    """Return what nnU-Net would refuse, or warn of, when it compares the grids of a case's files.
-
-    It takes spacings and affines for different that are further apart than rounding, which matters to nothing here.
-    """
-    errors: list[DataError] = []
-    warnings: list[str] = []
-    others = [labels] if labels is not None else []
-    for path in case.other_channels:
-        try:
-            channel = read_image(path)
-            match_grids(path, channel.geometry, image)
-            others.append(channel)
-        except DataError as error:
-            errors.append(error)
-    for other in others:
-        if not np.allclose(other.spacing_mm, image.spacing_mm):
-            want = f"{image.spacing_mm} mm, as {image.path}"
-            hint = "nnU-Net refuses this case"
-            errors.append(DataError(other.path, "spacing", got=f"{other.spacing_mm} mm", want=want, hint=hint))
-        elif not np.allclose(other.geometry.affine, image.geometry.affine):
-            warnings.append(f"{other.path}: affine: not quite that of {image.path}: nnU-Net will warn")
-    return errors, warnings
+    return Found(
+        cases,
+        problems,
+        split=split,
+        notes=tuple(described.notes),
+        classes=_classes(described),
+        images_unclear=channel is None and any(case.other_channels for case in cases),
+    )
 
 
 def _classes(described: Description) -> Classes:
@@ -181,3 +158,38 @@ def _case(name: str, files: _Files, number: int) -> Case:
     image = files.images.get(number) or files.images[min(files.images)]
     others = tuple(path for _, path in sorted(files.images.items()) if path != image)
     return Case(name, name, image, files.label, other_channels=others)
+
+
+def _check_case(case: Case, image: Volume, labels: Volume | None) -> tuple[list[DataError], list[str]]:
+    from .nnunet_grids import compare_with_nnunet  # reads voxels, which the parser of the command has no use for
+
+    return compare_with_nnunet(case, image, labels)
+
+
+def _note(cohort: Cohort) -> str:
+    return "" if cohort.has_spacing else "the cohort does not know the size of a voxel; 1 x 1 x 1 was written"
+
+
+LAYOUT = Layout(
+    name="nnunet",
+    summary="nnU-Net's raw data set",
+    signs=f"{DESCRIPTION_FILE} and {TRAIN_IMAGES}/",
+    detect=lambda root: (root / DESCRIPTION_FILE).is_file() or (root / TRAIN_IMAGES).is_dir(),
+    scan=lambda root, values: scan_nnunet(root, values["channel"]),
+    lacking=f"files that match {TRAIN_IMAGES}/<case>_0000.nii.gz",
+    options=(
+        Option(
+            "data.channel",
+            "--channel",
+            "name or number of the channel of an nnU-Net data set that has several",
+            tells_images=True,
+        ),
+    ),
+    check_case=_check_case,
+    export=Export(
+        options=(
+            Option("channel_name", "--channel-name", "for nnunet: what the images show, such as CT", default="image"),
+        ),
+        note=_note,
+    ),
+)

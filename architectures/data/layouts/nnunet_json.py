@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.data.volumes.nifti import SUFFIXES
+from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES
 from trifuse.kernels.errors import DataError
 
 DESCRIPTION_FILE = "dataset.json"
@@ -136,10 +136,10 @@ def _read_count(found: Description, value: Any) -> None:
 
 
 def _read_ending(found: Description, value: Any) -> None:
-    if value in SUFFIXES:
+    if value in NIFTI_SUFFIXES:
         found.file_ending = value
     else:
-        found.refuse("file_ending", value, " or ".join(SUFFIXES), "convert the files to NIfTI first")
+        found.refuse("file_ending", value, " or ".join(NIFTI_SUFFIXES), "convert the files to NIfTI first")
 
 
 def _read_cases(found: Description, value: Any) -> None:

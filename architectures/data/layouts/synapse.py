@@ -5,7 +5,7 @@
     lists_Synapse/train.txt           names of slices, without their ending (may be absent: then all files count)
     lists_Synapse/test_vol.txt        names of volumes
 
-Its images are clipped to -125 to 275 HU and scaled to [0, 1]; the size of a voxel is lost.
+Its images are clipped to `ABDOMEN_WINDOW_HU` and scaled to [0, 1]; the size of a voxel is lost.
 
 Three numberings of the organs are in circulation. Nothing in a file says which one it was written in, so that is asked
 for. Whatever it is, the classes come out in one order, `SYNAPSE_ORGANS`, and go by their names.
@@ -16,13 +16,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from trifuse.architectures.data.volumes.arrays import Arrays
+from trifuse.architectures.data.volumes.files import Arrays
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Split, listed, natural_key
-from .found import Classes, Found, LabelSpace, grouped_slices
+from .found import Classes, Found, grouped_slices
+from .layout import Export, Layout, Option
+
+LabelSpace = Literal["btcv14", "transunet9", "merit9"]
+
+ABDOMEN_WINDOW_HU = (-125.0, 275.0)
+"""Lowest and highest value that the package tells apart."""
 
 SYNAPSE_ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 """The organs in TransUNet's order: classes 1 to 8 of every network trained on this layout."""
@@ -35,11 +41,6 @@ TRAIN_FOLDER, TEST_FOLDER, LIST_FOLDER = "train_npz", "test_vol_h5", "lists_Syna
 TRAIN_LIST, TEST_LIST = "train.txt", "test_vol.txt"
 VOLUME_SUFFIX = ".npy.h5"
 _SLICE = re.compile(r"(.+)_slice(\d+)")
-
-
-def is_synapse(root: Path) -> bool:
-    """Tell whether a folder has the layout."""
-    return (root / TRAIN_FOLDER).is_dir() or (root / TEST_FOLDER).is_dir()
 
 
 def scan_synapse(root: Path) -> Found:
@@ -122,3 +123,36 @@ def _numbered(slices: dict[str, Path], problems: list[DataError]) -> Iterator[tu
             yield match.group(1), int(match.group(2)), path
         else:
             problems.append(DataError(path, "file name", got=path.name, want="<case>_slice<number>.npz"))
+
+
+LAYOUT = Layout(
+    name="synapse",
+    summary="TransUNet's Synapse package: abdominal CT as slices to train on and volumes to test on",
+    signs=f"{TRAIN_FOLDER}/ or {TEST_FOLDER}/",
+    detect=lambda root: (root / TRAIN_FOLDER).is_dir() or (root / TEST_FOLDER).is_dir(),
+    scan=lambda root, values: scan_synapse(root),
+    lacking=f"files that match {TRAIN_FOLDER}/*_slice<number>.npz or {TEST_FOLDER}/*{VOLUME_SUFFIX}",
+    classes=lambda root, values: synapse_classes(root, values["label_space"]),
+    takes_targets=False,
+    options=(
+        Option(
+            "data.label_space",
+            "--label-space",
+            "how Synapse's labels are numbered",
+            {"choices": get_args(LabelSpace)},
+        ),
+    ),
+    check_sizes=doubted_numbering,
+    prepared_window_hu=ABDOMEN_WINDOW_HU,
+    export=Export(
+        options=(
+            Option(
+                "window",
+                "--window",
+                "for synapse: values told apart ({:g} {:g} HU)".format(*ABDOMEN_WINDOW_HU),
+                {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")},
+            ),
+        ),
+        note=lambda cohort: "this layout does not keep the size of a voxel; its label space is transunet9",
+    ),
+)

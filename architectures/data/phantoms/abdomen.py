@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trifuse.architectures.data.layouts.export import ABDOMEN_WINDOW_HU, write_synapse_package
+from trifuse.architectures.data.layouts.export import write_synapse_package
 from trifuse.architectures.data.layouts.split import Split
+from trifuse.architectures.data.layouts.synapse import ABDOMEN_WINDOW_HU
 
 from .abdomen_anatomy import Abdomen
 from .solids import warped

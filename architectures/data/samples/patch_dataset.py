@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trifuse.architectures.data.layouts.cohort import Cohort, load_image
-from trifuse.architectures.data.volumes.voxel_values import NonFinite
+from trifuse.architectures.data.layouts.cohort import Cohort
+from trifuse.architectures.data.layouts.read_case import load_image
+from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.kernels.errors import DataError
 
 from .resampled_cases import ResampledCases

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trifuse.architectures.data.layouts.cohort import Case, Cohort, load_raw_case, map_labels
-from trifuse.architectures.data.volumes.voxel_values import NonFinite
+from trifuse.architectures.data.layouts.cohort import Case, Cohort
+from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labels
+from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 

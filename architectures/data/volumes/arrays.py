@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -20,29 +20,13 @@ import numpy as np
 from trifuse.architectures.storage.atomic_files import describe_content
 from trifuse.kernels.errors import DataError, MissingExtra
 
+from .files import Arrays, NonFinite
 from .nifti import unplaced_volume
 from .volume import Note, Volume
-from .voxel_values import NonFinite, rounded_labels, smallest_label_type, without_nonfinite
+from .voxel_values import rounded_labels, smallest_label_type, without_nonfinite
 
 _MOST_COMPRESSED = 1100
 """No file in these formats holds more than so many bytes per byte on disk: deflate's limit is 1032."""
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Where a volume lies: one file with arrays (D, H, W), or one file with arrays (H, W) for every slice.
-
-    Attributes:
-        files: one file, or those of the slices in their order.
-        image_key: name of the image's array in each file.
-        label_key: name of the labels' array.
-        sliced: whether every file is one slice.
-    """
-
-    files: tuple[Path, ...]
-    image_key: str = "image"
-    label_key: str = "label"
-    sliced: bool = False
 
 
 def read_array_image(arrays: Arrays, *, nonfinite: NonFinite = "error") -> Volume:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,12 @@ from nibabel.spatialimages import HeaderDataError
 from trifuse.architectures.storage.atomic_files import atomic_write, describe_content
 from trifuse.kernels.errors import DataError
 
+from .files import NIFTI_SUFFIXES, NonFinite
 from .geometry import Geometry, axis_lengths, display_axes
 from .gzip_stream import gunzip
 from .nifti_header import GEOMETRY_FIELDS, geometry_notes, layout, mm_per_unit, promised_bytes, scaling
 from .volume import Note, Volume, match_grids
-from .voxel_values import NonFinite, rounded_labels, smallest_label_type, three_dimensional, without_nonfinite
-
-SUFFIXES = (".nii.gz", ".nii")
+from .voxel_values import rounded_labels, smallest_label_type, three_dimensional, without_nonfinite
 
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
 _WRITABLE = tuple(np.dtype(name) for name in ["u1", "i2", "u2", "i4", "f4"])
@@ -147,14 +145,6 @@ def unplaced_volume(shown: np.ndarray, path: Path) -> Volume:
     return Volume(shown, (1.0, 1.0, 1.0), geometry, path)
 
 
-def nifti_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name without suffix and path of the NIfTI files of a folder, sorted; hidden files are left out."""
-    for path in sorted(folder.iterdir()):
-        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
-        if suffix and not path.name.startswith("."):
-            yield path.name[: -len(suffix)], path
-
-
 def _volume(native: np.ndarray, geometry: Geometry, path: Path | None, notes: tuple[Note, ...]) -> Volume:
     spacing = np.linalg.norm(geometry.affine[:3, :3], axis=0)[list(geometry.axes)] * mm_per_unit(geometry.header)
     voxels = np.ascontiguousarray(geometry.to_display(native))
@@ -263,8 +253,8 @@ def _of_shape(path: Path, shown: np.ndarray, like: Volume) -> np.ndarray:
 
 def _write(path: Path, shown: np.ndarray, geometry: Geometry) -> None:
     """Write atomically, and read back before the file takes its name."""
-    if not path.name.lower().endswith(SUFFIXES):
-        raise DataError(path, "name", got=path.name, want=f"a name that ends in {' or '.join(SUFFIXES)}")
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+        raise DataError(path, "name", got=path.name, want=f"a name that ends in {' or '.join(NIFTI_SUFFIXES)}")
     native = geometry.to_native(shown)
     header = type(geometry.header)()
     header.set_data_shape(native.shape)

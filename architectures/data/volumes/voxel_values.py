@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
+from .files import NonFinite
 from .volume import Note
-
-NonFinite = Literal["error", "zero", "median"]
 
 ROUNDING_TOLERANCE = 1e-3
 """Labels stored as floats or with a slope are rounded to integers if they are this close to them."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from trifuse.architectures.cli.arguments import LAYOUTS
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.layouts.cohort import Split
-from trifuse.architectures.data.layouts.open_cohort import Layout, open_cohort
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.nifti import read_image, write_image
@@ -28,10 +27,6 @@ def run(capsys, *words):
         code = int(stop.code or 0)
     printed = capsys.readouterr()
     return code, printed.out + printed.err
-
-
-def test_layouts_of_the_command_are_those_of_the_library():
-    assert Layout.__args__ == LAYOUTS
 
 
 def test_check_asks_for_the_label_space_and_takes_it(tmp_path, put_synapse, capsys):

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.layouts.cohort import load_case
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.evaluation import model_overlays
 from trifuse.architectures.evaluation.model_overlays import collect_model_tiles, draw_model_overlays

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from trifuse.architectures.data.layouts.cohort import load_case
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples.preprocessing import Preprocessing, preprocess_volume, resized_labels
 from trifuse.architectures.data.volumes.nifti import read_image
 from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases, predict_volume

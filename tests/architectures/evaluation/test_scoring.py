@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.layouts.cohort import load_case
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import new_volume, write_labels
 from trifuse.architectures.evaluation import scoring
 from trifuse.architectures.evaluation.metrics import Conventions, case_metrics, image_diagonal

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.architectures.data.phantoms.abdomen import write_abdomen_phantom
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.evaluation.metrics import Conventions
@@ -84,7 +85,8 @@ def test_defaults_are_the_papers():
      ("nnunet", 300, "percentiles")],
 )  # fmt: skip
 def test_a_layout_has_defaults_of_its_own(layout, epochs, intensity):
-    defaults = layout_defaults(layout)
+    defaults = layout_defaults(next(one for one in LAYOUTS if one.name == layout))
+    assert layout_defaults(None) == {}
     assert defaults.get("training.epochs", FiasRecipe().training.epochs) == epochs
     assert defaults.get("data.preprocessing.intensity", FiasRecipe().data.preprocessing.intensity) == intensity
 

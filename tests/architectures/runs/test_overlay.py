@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.layouts.cohort import Cohort, load_case
+from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.layouts.split import Split, write_split
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 from trifuse.architectures.runs.overlay import compare_overlay

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from trifuse.architectures.data.layouts.cohort import load_case
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.taff_unet.inputs import (

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trifuse.architectures.data.layouts.check import check_folder
-from trifuse.architectures.data.layouts.cohort import load_case
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.layouts.split import split_patients
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 from trifuse.architectures.runs.recipes import DataRecipe

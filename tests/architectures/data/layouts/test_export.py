@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from trifuse.architectures.data.layouts.check import check_folder
-from trifuse.architectures.data.layouts.cohort import Split, load_case
+from trifuse.architectures.data.layouts.cohort import Split
 from trifuse.architectures.data.layouts.export import write_nnunet, write_synapse
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.layouts.synapse import SYNAPSE_ORGANS
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.kernels import DataError, MissingExtra

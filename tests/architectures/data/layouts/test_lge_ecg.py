@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trifuse.architectures.data.layouts.check import check_folder
-from trifuse.architectures.data.layouts.cohort import Clinical, Split, load_case
+from trifuse.architectures.data.layouts.cohort import Clinical, Split
 from trifuse.architectures.data.layouts.lge_ecg import SCAR_CLASSES, TABLE, scan_scar_cohort
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.kernels import DataError

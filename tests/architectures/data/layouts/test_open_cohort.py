@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.layouts.cohort import load_case, load_raw_case
 from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_images
+from trifuse.architectures.data.layouts.read_case import load_case, load_raw_case
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
 from trifuse.kernels.errors import DataError
 
@@ -244,7 +244,7 @@ def test_l8_no_case_says_the_pattern(tmp_path):
 
 
 def test_unknown_layout(tmp_path):
-    with pytest.raises(ValueError, match=r"expected one of auto, lascarqs, plain, .*, got 'bids'"):
+    with pytest.raises(ValueError, match=r"expected one of 'auto', 'lge_ecg', 'nnunet', .*, got 'bids'"):
         open_cohort(tmp_path, layout="bids")
 
 

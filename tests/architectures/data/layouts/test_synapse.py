@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from trifuse.architectures.data.layouts.check import check_folder
-from trifuse.architectures.data.layouts.cohort import load_case, load_image
 from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_images
+from trifuse.architectures.data.layouts.read_case import load_case, load_image
 from trifuse.architectures.data.layouts.split import verify_split
 from trifuse.architectures.data.layouts.synapse import SYNAPSE_ORGANS
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trifuse.architectures.data.layouts.cohort import load_case
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.layouts.split import verify_split
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset

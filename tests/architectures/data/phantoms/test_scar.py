@@ -9,8 +9,9 @@ import pytest
 
 from trifuse.architectures.data.ecg.median_beat import load_beat
 from trifuse.architectures.data.layouts.check import check_folder
-from trifuse.architectures.data.layouts.cohort import Split, load_case
+from trifuse.architectures.data.layouts.cohort import Split
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.layouts.split import verify_split
 from trifuse.architectures.data.phantoms.ecg import synthetic_ecg
 from trifuse.architectures.data.phantoms.heart_anatomy import Bright, Heart, segment_of

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from trifuse.architectures.data.layouts.cohort import load_case
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples import resampled_cases
 from trifuse.architectures.data.samples.nnunet_augmentation import NnUNetAugmentation
 from trifuse.architectures.data.samples.patch_dataset import (

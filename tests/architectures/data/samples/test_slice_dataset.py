@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from trifuse.architectures.data.layouts.cohort import load_case
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples import case_cache, slice_dataset
 from trifuse.architectures.data.samples.augmentation import FlipRotate
 from trifuse.architectures.data.samples.preprocessing import (

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trifuse.architectures.data.volumes.arrays import Arrays, read_array_image, read_array_labels
+from trifuse.architectures.data.volumes.arrays import read_array_image, read_array_labels
+from trifuse.architectures.data.volumes.files import Arrays
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.kernels import DataError, MissingExtra
 

@@ -1,0 +1,62 @@
+"""The options of a cohort: those that every layout has, and those that the layouts declare."""
+
+from __future__ import annotations
+
+from dataclasses import make_dataclass
+from typing import Any
+
+from . import LAYOUTS
+from .layout import Option
+
+AUTO = "auto"
+"""The layout is told by the files that are there."""
+
+LAYOUT_OPTION = Option(
+    "data.layout",
+    "--layout",
+    f"of the folder ({AUTO})",
+    {"choices": (AUTO, *(layout.name for layout in LAYOUTS))},
+    default=AUTO,
+)
+TARGETS = Option(
+    "data.targets",
+    "--target",
+    "label to segment, e.g. lv=3; repeat",
+    {"action": "append", "metavar": "[NAME=]VALUE"},
+    default=(),
+)
+PATIENT_PATTERN = Option(
+    "data.patient_pattern", "--patient", "finds the patient in a case's name (each case its own)", {"metavar": "REGEX"}
+)
+
+COHORT_OPTIONS: tuple[Option, ...] = (
+    LAYOUT_OPTION,
+    TARGETS,
+    PATIENT_PATTERN,
+    *(option for layout in LAYOUTS for option in layout.options),
+)
+
+# A frozen dataclass with one keyword field per option; the recipe of a run's data inherits them.
+CohortOptions: Any = make_dataclass(
+    "CohortOptions",
+    [(option.name, option.value_type, option.default) for option in COHORT_OPTIONS],
+    frozen=True,
+    kw_only=True,
+)
+
+
+def cohort_arguments(said: Any) -> dict[str, Any]:
+    """Return the arguments of ``open_cohort`` beside the folder.
+
+    Args:
+        said: has the options as attributes: a recipe, or what the parser of the command returned; None means that
+            nothing was said.
+    """
+    values = {option.name: getattr(said, option.name) for option in COHORT_OPTIONS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def image_arguments(said: Any) -> dict[str, Any]:
+    """Return the arguments of ``open_images`` beside the path, from what `cohort_arguments` takes."""
+    needed = {option.name for option in COHORT_OPTIONS if option.tells_images}
+    return {name: value for name, value in cohort_arguments(said).items() if name in needed}
