@@ -5,8 +5,8 @@
     python -m trifuse.benchmarks.reporting.tables RESULT.json ...  # print result files as tables
 
 A page takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``; one line for each case
-and pass of all files of a kind of device where it says ``<!-- overview: cpu -->``; and ten of these lines where it says
-``<!-- highlights: cpu -->``.
+and pass of all files of a kind of device where it says ``<!-- overview: cpu -->``; ten of these lines where it says
+``<!-- highlights: cpu -->``; and the layouts of cohorts where it says ``<!-- layouts: all -->``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.kernels.testing.tables import markdown
 
 from .highlights import highlights
+from .layouts import layouts_table
 from .overview import overview
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-OF_A_DEVICE = {"overview": overview, "highlights": highlights}
+OTHER_SECTIONS = {"overview": overview, "highlights": highlights, "layouts": lambda folder, name: layouts_table()}
 
 
 def markdown_of_file(path: Path) -> str:
@@ -38,13 +39,13 @@ def with_results(text: str, folder: Path) -> str:
 
     def section(match: re.Match[str]) -> str:
         path = folder / match["name"]
-        if match["what"] in OF_A_DEVICE:
-            table = OF_A_DEVICE[match["what"]](folder, match["name"])
+        if match["what"] in OTHER_SECTIONS:
+            table = OTHER_SECTIONS[match["what"]](folder, match["name"])
         else:
             table = markdown_of_file(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
         return f"<!-- {match['what']}: {match['name']} -->\n\n{table.strip()}\n\n<!-- end -->"
 
-    pattern = r"<!-- (?P<what>results|overview|highlights): (?P<name>\S+) -->.*?<!-- end -->"
+    pattern = r"<!-- (?P<what>results|overview|highlights|layouts): (?P<name>\S+) -->.*?<!-- end -->"
     return re.sub(pattern, section, text, flags=re.DOTALL)
 
 

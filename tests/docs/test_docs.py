@@ -15,6 +15,7 @@ import pytest
 
 from trifuse import blocks, kernels
 from trifuse.architectures.cli.main import build_parser
+from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.benchmarks.reporting.tables import with_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -265,6 +266,11 @@ def test_plan_names_what_is_there(page):
             above.append((indent, folder / names[0]))
     assert seen >= 15
     assert all(f"{folder}/" in plan for folder in FOLDERS)
+
+
+def test_every_layout_is_described():
+    """The table of the layouts links to a section for each, which the test of links requires."""
+    assert all(f"](#{layout.name})" in TEXTS["docs/layouts.md"] for layout in LAYOUTS)
 
 
 def test_house_names_every_folder_of_code():
