@@ -1,78 +1,20 @@
-"""Bring published DINOv2 weights, in whichever of their three layouts, under the names that the encoder uses.
+"""Convert published DINOv2 weights, in any of their layouts, to a folder that the encoder loads.
 
-===================  ============================================  ===========================================
-meaning              original ``.pth``, and ours                   Hugging Face: hub file / in memory since 5.0
-===================  ============================================  ===========================================
-query, key, value    ``blocks.i.attn.qkv`` (rows q, then k, v)     ``encoder.layer.i.attention.attention.query``,
-                                                                   ... / ``encoder.layer.i.attention.q_proj``, ...
-SwiGLU, widening     ``blocks.i.mlp.w12`` (rows gate, then value)  ``...mlp.weights_in`` / ``...mlp.gate_proj``,
-                                                                   ``...mlp.up_proj``
-everything else      one tensor each                               one tensor each
-===================  ============================================  ===========================================
-
-Names are recognised by pattern, tensor by tensor, not by the version of a library. Nothing in a file is ever executed.
+Which names they are published under is in `published_names`.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from trifuse.architectures.storage.published_weights import ConversionReport, compare, convert_weights, read_tensors
-from trifuse.kernels import CheckpointError
+from trifuse.architectures.storage.published_weights import ConversionReport, convert_weights
 
-from .encoder import DinoV2Encoder
-from .variants import VARIANTS
-
-ARCHITECTURE = "dinov2"
-
-_BLOCK = r"(?:blocks(?:\.\d+)?|encoder\.layer)\.(\d+)\."  # FSDP wraps blocks in chunks: blocks.<chunk>.<i>
-_KIND = r"\.(weight|bias)"
-_RULES = [  # the published name, ours, and which part of ours it is: (index, number of parts)
-    (r"(?:embeddings\.)?(cls_token|mask_token|register_tokens)", r"\1", (0, 1)),
-    (r"pos_embed|embeddings\.position_embeddings", r"pos_embed", (0, 1)),
-    (rf"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection){_KIND}", r"patch_embed.proj.\1", (0, 1)),
-    (rf"(?:norm|layernorm){_KIND}", r"norm.\1", (0, 1)),
-    (rf"{_BLOCK}(norm[12]){_KIND}", r"blocks.\1.\2.\3", (0, 1)),
-    (rf"{_BLOCK}attn\.(qkv|proj){_KIND}", r"blocks.\1.attn.\2.\3", (0, 1)),
-    (rf"{_BLOCK}attention\.(?:attention\.query|q_proj){_KIND}", r"blocks.\1.attn.qkv.\2", (0, 3)),
-    (rf"{_BLOCK}attention\.(?:attention\.key|k_proj){_KIND}", r"blocks.\1.attn.qkv.\2", (1, 3)),
-    (rf"{_BLOCK}attention\.(?:attention\.value|v_proj){_KIND}", r"blocks.\1.attn.qkv.\2", (2, 3)),
-    (rf"{_BLOCK}attention\.(?:output\.dense|o_proj){_KIND}", r"blocks.\1.attn.proj.\2", (0, 1)),
-    (rf"{_BLOCK}(?:ls|layer_scale)([12])\.(?:gamma|lambda1)", r"blocks.\1.ls\2.gamma", (0, 1)),
-    (rf"{_BLOCK}mlp\.(fc[12]){_KIND}", r"blocks.\1.mlp.\2.\3", (0, 1)),
-    (rf"{_BLOCK}mlp\.(?:w12|weights_in){_KIND}", r"blocks.\1.mlp.w12.\2", (0, 1)),
-    (rf"{_BLOCK}mlp\.gate_proj{_KIND}", r"blocks.\1.mlp.w12.\2", (0, 2)),
-    (rf"{_BLOCK}mlp\.up_proj{_KIND}", r"blocks.\1.mlp.w12.\2", (1, 2)),
-    (rf"{_BLOCK}mlp\.(?:w3|weights_out|down_proj){_KIND}", r"blocks.\1.mlp.w3.\2", (0, 1)),
-]
-_HEADS = r"(?:head|heads|linear_head|classifier|dino_head|ibot_head)\..+"
-_WRAPPERS = r"(?:module\.|backbone\.|dinov2\.|dinov2_with_registers\.)*"
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """What converted weights are for: arguments of `DinoV2Encoder`.
-
-    Args:
-        variant: a name from `VARIANTS`.
-        num_registers: number of register tokens.
-        pos_mode: how the published code of this family resamples its position table.
-    """
-
-    variant: str
-    num_registers: int
-    pos_mode: str
-
-    def __str__(self) -> str:
-        return f"DinoV2Encoder({self.variant!r}, num_registers={self.num_registers}, pos_mode={self.pos_mode!r})"
+from .encoder import expected_weights
+from .published_names import ARCHITECTURE, read_renamed, renamed
 
 
 def convert_dinov2(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> ConversionReport:
@@ -103,7 +45,7 @@ def read_dinov2(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Conver
     Raises:
         CheckpointError: nothing is there, it is damaged, holds code, or is not a whole DINOv2 encoder.
     """
-    return rename_dinov2(read_tensors(Path(path), ARCHITECTURE), str(path))
+    return read_renamed(Path(path), expected_weights)
 
 
 def rename_dinov2(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], ConversionReport]:
@@ -117,64 +59,4 @@ def rename_dinov2(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str,
     Raises:
         CheckpointError: the tensors are not exactly those of one DINOv2 encoder, training heads aside.
     """
-    mapped: dict[str, str] = {}
-    ignored: list[str] = []
-    unexpected: list[str] = []
-    parts: dict[str, dict[int, Tensor]] = {}
-    counts: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        rule = _our_name(name)
-        if rule is None:
-            (ignored if re.fullmatch(_WRAPPERS + _HEADS, name) else unexpected).append(name)
-            continue
-        ours, part, count = rule
-        if part in parts.setdefault(ours, {}) or counts.setdefault(ours, count) != count:
-            raise CheckpointError(f"{source}: {name!r} gives {ours!r} a second time; it mixes layouts or encoders")
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{source}: expected {name!r} of a floating-point type, got {tensor.dtype}")
-        parts[ours][part] = tensor
-        mapped[name] = ours
-    state = {ours: _joined(parts[ours], ours, source) for ours in parts if len(parts[ours]) == counts[ours]}
-    config = _detect(state, source)
-    if "cls_token" in state:
-        state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
-    with torch.device("meta"):  # names and shapes without memory for the weights
-        wanted = DinoV2Encoder(config.variant, num_registers=config.num_registers).state_dict()
-    return compare(source, config, state, wanted, mapped=mapped, ignored=ignored, unexpected=unexpected)
-
-
-def _our_name(name: str) -> tuple[str, int, int] | None:
-    for pattern, ours, (part, count) in _RULES:
-        match = re.fullmatch(_WRAPPERS + f"(?:{pattern})", name)
-        if match:
-            return match.expand(ours), part, count
-    return None
-
-
-def _joined(parts: dict[int, Tensor], ours: str, source: str) -> Tensor:
-    shapes = {tuple(part.shape) for part in parts.values()}
-    if len(parts) > 1 and (len(shapes) > 1 or () in shapes):
-        raise CheckpointError(f"{source}: the parts of {ours!r} do not join: their shapes are {sorted(shapes)}")
-    return torch.cat([parts[index] for index in sorted(parts)]) if len(parts) > 1 else parts[0]
-
-
-def _detect(state: Mapping[str, Tensor], source: str) -> EncoderConfig:
-    """Tell from names and shapes which encoder this is."""
-    positions, cls_token = state.get("pos_embed"), state.get("cls_token")
-    registers = state.get("register_tokens")
-    tokens = [tensor for tensor in (positions, cls_token, registers) if tensor is not None]
-    if positions is None or cls_token is None or any(tensor.dim() != 3 or tensor.shape[1] < 1 for tensor in tokens):
-        raise CheckpointError(
-            f"{source}: expected the weights of a DINOv2 encoder, found no class token and position table in it"
-        )
-    depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
-    ffn = "swiglu" if any(".mlp.w12." in name for name in state) else "mlp"
-    found = (positions.shape[2], depth, ffn, math.isqrt(positions.shape[1] - 1))
-    for variant, shape in VARIANTS.items():
-        if found == (shape.embed_dim, shape.depth, shape.ffn, shape.native_grid):
-            num_registers = 0 if registers is None else registers.shape[1]
-            return EncoderConfig(variant, num_registers, "antialias" if num_registers else "offset")
-    raise CheckpointError(
-        f"{source}: tokens of width {found[0]}, {depth} blocks with {ffn} and {found[3]} x {found[3]} positions are "
-        f"none of the variants {', '.join(VARIANTS)}"
-    )
+    return renamed(tensors, source, expected_weights)

@@ -23,6 +23,7 @@ from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
 from trifuse.kernels import CheckpointError, ShapeError, TrifuseError
 from trifuse.kernels.choices import check_choice
 
+from .published_names import EncoderConfig, read_renamed
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
 PositionMode = Literal["offset", "size", "antialias"]
@@ -138,9 +139,7 @@ class DinoV2Encoder(nn.Module):
         Raises:
             CheckpointError: nothing is there, it is damaged or holds code, or it is another encoder than this.
         """
-        from .convert import read_dinov2  # which builds encoders to know their names
-
-        state, report = read_dinov2(path)
+        state, report = read_renamed(Path(path), expected_weights)
         found = report.config
         if (VARIANTS[found.variant], found.num_registers) != (self.shape, self.num_registers):
             asked = f"{self.shape} with {self.num_registers} registers"
@@ -255,6 +254,12 @@ class DinoV2Encoder(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 _refuse_unfreezing(name)
+
+
+def expected_weights(config: EncoderConfig) -> dict[str, Tensor]:
+    """Return the names and shapes of an encoder's weights, without memory for them: tensors on the meta device."""
+    with torch.device("meta"):
+        return DinoV2Encoder(config.variant, num_registers=config.num_registers).state_dict()
 
 
 def _refuse_unfreezing(what: str) -> NoReturn:

@@ -1,45 +1,20 @@
-"""Bring published DilateFormer weights, wrapped or not, under the names that the encoder uses: the published ones.
+"""Convert published DilateFormer weights to a folder that the encoder loads.
 
-Nothing in a file is ever executed.
+Which names they are published under is in `published_names`. Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from trifuse.architectures.storage.published_weights import ConversionReport, compare, convert_weights, read_tensors
-from trifuse.kernels.errors import CheckpointError
+from trifuse.architectures.storage.published_weights import ConversionReport, convert_weights
 
-from .dilateformer import DilateFormer
-from .variants import VARIANTS
-
-ARCHITECTURE = "dilateformer"
-
-_WRAPPERS = r"(?:module\.|model\.)*"
-_NAMES = r"(?:patch_embed|stages|norm)\..+"
-_HEADS = r"head\..+"
-_COUNTER = "num_batches_tracked"
-
-
-@dataclass(frozen=True)
-class DilateFormerConfig:
-    """What converted weights are for: the argument of `DilateFormer`.
-
-    Args:
-        variant: a name from `VARIANTS`.
-    """
-
-    variant: str
-
-    def __str__(self) -> str:
-        return f"DilateFormer({self.variant!r})"
+from .dilateformer import expected_weights
+from .published_names import ARCHITECTURE, read_renamed, renamed
 
 
 def convert_dilateformer(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> ConversionReport:
@@ -65,11 +40,11 @@ def read_dilateformer(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
     Raises:
         CheckpointError: nothing is there, it is damaged, holds code, or is not a whole DilateFormer.
     """
-    return rename_dilateformer(read_tensors(Path(path), ARCHITECTURE), str(path))
+    return read_renamed(Path(path), expected_weights)
 
 
 def rename_dilateformer(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], ConversionReport]:
-    """Take wrappers and classifier from the names of a state dict.
+    """Remove wrappers and classifier from the names of a state dict.
 
     Args:
         tensors: a state dict of the published network.
@@ -78,42 +53,4 @@ def rename_dilateformer(tensors: Mapping[str, Tensor], source: str) -> tuple[dic
     Raises:
         CheckpointError: the tensors are not exactly those of one DilateFormer, its classifier aside.
     """
-    mapped: dict[str, str] = {}
-    ignored: list[str] = []
-    unexpected: list[str] = []
-    state: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        ours = re.sub(f"^{_WRAPPERS}", "", name)
-        if not re.fullmatch(_NAMES, ours):
-            (ignored if re.fullmatch(_HEADS, ours) else unexpected).append(name)
-            continue
-        if ours in state:
-            raise CheckpointError(f"{source}: {name!r} gives {ours!r} a second time; it mixes two networks")
-        if not tensor.is_floating_point() and not ours.endswith(_COUNTER):
-            raise CheckpointError(f"{source}: expected {name!r} of a floating-point type, got {tensor.dtype}")
-        state[ours] = tensor
-        mapped[name] = ours
-    config = _detect(state, source)
-    with torch.device("meta"):  # names and shapes without memory for the weights
-        wanted = DilateFormer(config.variant, out_norm=False).state_dict()
-    strangers = [name for name, ours in mapped.items() if ours not in wanted]
-    return compare(source, config, state, wanted, mapped=mapped, ignored=ignored, unexpected=[*unexpected, *strangers])
-
-
-def _detect(state: Mapping[str, Tensor], source: str) -> DilateFormerConfig:
-    """Tell from names and shapes which DilateFormer this is."""
-    embedding = state.get("patch_embed.proj.9.weight")
-    found = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name) for name in state]
-    blocks = {(int(match[1]), int(match[2])) for match in found if match}
-    if embedding is None or embedding.dim() != 4 or not blocks:
-        raise CheckpointError(
-            f"{source}: expected the weights of a DilateFormer, found no overlapping patch embedding with stages of "
-            "blocks in it"
-        )
-    depths = tuple(sum(stage == index for stage, _ in blocks) for index in range(4))
-    for variant, shape in VARIANTS.items():
-        if (embedding.shape[0], depths) == (shape.embed_dim, shape.depths):
-            return DilateFormerConfig(variant)
-    raise CheckpointError(
-        f"{source}: {embedding.shape[0]} channels and blocks {depths} are none of the variants {', '.join(VARIANTS)}"
-    )
+    return renamed(tensors, source, expected_weights)

@@ -24,6 +24,7 @@ from trifuse.blocks.normalization import BatchNorm
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, Mlp
 from trifuse.kernels import CheckpointError, ShapeError
 
+from .published_names import DilateFormerConfig, read_renamed
 from .variants import DILATIONS, LOCAL_STAGES, VARIANTS, DilateFormerShape
 
 REDUCTION = 32  # of the last stage; an image's sides are multiples of it
@@ -197,9 +198,7 @@ class DilateFormer(nn.Module):
         Raises:
             CheckpointError: nothing is there, it is damaged or holds code, or it is another DilateFormer than this.
         """
-        from .convert import read_dilateformer  # which builds encoders to know their names
-
-        state, report = read_dilateformer(path)
+        state, report = read_renamed(Path(path), expected_weights)
         if VARIANTS[report.config.variant] != self.shape:
             asked = next((repr(name) for name, shape in VARIANTS.items() if shape == self.shape), str(self.shape))
             raise CheckpointError(f"{path}: holds the weights of {report.config}, but {asked} was asked for")
@@ -243,6 +242,12 @@ def dilateformer_small(**options: Any) -> DilateFormer:
 def dilateformer_base(**options: Any) -> DilateFormer:
     """Build the base variant: 96 channels, blocks 4, 8, 10, 3; ``options`` are arguments of `DilateFormer`."""
     return DilateFormer("base", **options)
+
+
+def expected_weights(config: DilateFormerConfig) -> dict[str, Tensor]:
+    """Return the names and shapes of the published weights, without memory for them: tensors on the meta device."""
+    with torch.device("meta"):
+        return DilateFormer(config.variant, out_norm=False).state_dict()
 
 
 def _stages(shape: DilateFormerShape, drop_path: float) -> list[Stage]:

@@ -11,13 +11,13 @@ from golden_numbers import load_fixture
 from safetensors.torch import load_file, save_file
 
 from trifuse.architectures.dino_unet.convert import (
-    EncoderConfig,
     convert_dinov2,
     load_dinov2_state_dict,
     read_dinov2,
     rename_dinov2,
 )
 from trifuse.architectures.dino_unet.encoder import DinoV2Encoder
+from trifuse.architectures.dino_unet.published_names import EncoderConfig
 from trifuse.architectures.dino_unet.variants import VARIANTS
 from trifuse.architectures.storage.pretrained import load_strict
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.fias import DilateFormer, Fias, FiasConfig
 from trifuse.architectures.fias.convert import (
-    DilateFormerConfig,
     convert_dilateformer,
     read_dilateformer,
     rename_dilateformer,
 )
+from trifuse.architectures.fias.published_names import DilateFormerConfig
 from trifuse.kernels import CheckpointError
 
 
