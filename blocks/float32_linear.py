@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer in float32, or in float64 if its weight is: also under autocast, and with a weight of less.
+    """A linear layer computed in float32, or in float64 if its weight is: under autocast, and with half weights, too.
 
-    On a handful of numbers float32 costs nothing, and what comes out weighs a whole map.
+    For a few numbers per sample float32 costs nothing, and the result scales a whole map.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -21,14 +21,18 @@ class Float32Linear(nn.Linear):
         with torch.autocast(input.device.type, enabled=False) if available else nullcontext():
             return F.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
-    def draw(self, generator: torch.Generator | None = None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw weight and bias as `torch.nn.Linear` does: evenly, within 1 / sqrt(inputs) of zero."""
         bound = self.in_features**-0.5
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    def zero(self) -> None:
-        """Let the layer start as zero."""
+
+class ZeroInitLinear(Float32Linear):
+    """A `Float32Linear` whose weight and bias start as zero."""
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Set weight and bias to zero; nothing is drawn from the generator."""
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -44,13 +48,13 @@ class ZeroInitMlp(nn.Module):
 
     def __init__(self, in_dim: int, hidden: int, out_dim: int) -> None:
         super().__init__()
-        self.first, self.second = Float32Linear(in_dim, hidden), Float32Linear(hidden, out_dim)
+        self.first, self.second = Float32Linear(in_dim, hidden), ZeroInitLinear(hidden, out_dim)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the first layer's weights as `torch.nn.Linear` does, and set the second layer to zero."""
-        self.first.draw(generator)
-        self.second.zero()
+        self.first.reset_parameters(generator)
+        self.second.reset_parameters(generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both layers."""

@@ -74,9 +74,10 @@ class TemporalAwareFusion(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights as `torch.nn.Linear` does, and set to zero what starts as zero."""
-        self.projection.draw(generator)
-        if self.zero_init_proj:
-            self.projection.zero()
+        self.projection.reset_parameters(generator)
+        if self.zero_init_proj:  # drawn all the same: with one seed, the option changes no other weight
+            nn.init.zeros_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
         self.gate.reset_parameters(generator)
         if self.film is not None:
             self.film.reset_parameters(generator)
