@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,6 @@ from .conv_norm_relu import init_convs
 Gate = Literal["se", "none"]
 Draw = Literal["batch", "sample"]
 LEAST_HIDDEN = 32
-REMEMBERED_CALLS = 1024  # of one generator: far more than there are between a forward pass and its backward
 
 
 class MonteCarloAttention(nn.Module):
@@ -31,10 +28,10 @@ class MonteCarloAttention(nn.Module):
     the descriptor is a noisy global mean. In evaluation it is the global mean itself, and nothing is drawn.
 
     The draw comes from PyTorch's default generator of the map's device, or from the one that forward is given. Under
-    activation checkpointing the second pass repeats the draw of the first, whichever generator it came from; one that
-    forward was given is not advanced again. For that, a call in training with a generator also takes one number from
-    the default generator, by which the second pass is recognised. In `torch.compile` and in a CUDA graph use the
-    default generator: nothing in the draw waits for the device, and every replay of a recorded graph draws anew.
+    activation checkpointing use the default generator, whose state checkpointing restores: the second pass then repeats
+    the draw of the first. It cannot restore another one, so a generator that is given is refused there. Use the default
+    generator in `torch.compile` and in a CUDA graph, too: nothing in the draw waits for the device, and every replay of
+    a recorded graph draws anew.
 
     Args:
         dim: channels C.
@@ -95,6 +92,7 @@ class MonteCarloAttention(nn.Module):
 
         Raises:
             ShapeError: x is not (B, C, H, W).
+            TrifuseError: a generator is given while activation checkpointing repeats the pass.
         """
         self._check(x)
         if not self.training:
@@ -114,12 +112,11 @@ class MonteCarloAttention(nn.Module):
             Scale and cell, int64 of shape (), or (B,) with a draw per sample, and the permutation, of shape (H * W,) or
             (B, H * W), None without order shuffle; on the device of x.
         """
-        if generator is None:
-            return self._draw_cell(x, None)
-        with repeated_under_checkpointing(generator):
-            return self._draw_cell(x, generator)
-
-    def _draw_cell(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        if generator is not None and _inside_backward():
+            raise TrifuseError(
+                "MonteCarloAttention: activation checkpointing repeats this pass, but cannot repeat the draw of the "
+                "generator that was given; pass no generator and seed the default one with torch.manual_seed"
+            )
         device = x.device if generator is None else generator.device
         samples = () if self.draw == "batch" else (x.shape[0],)
         which_scale, which_cell = _evenly((2, *samples), generator, device)
@@ -192,34 +189,6 @@ def _length(length: int, scale: int, index: int) -> int:
     return ((index + 1) * length + scale - 1) // scale - index * length // scale
 
 
-_states: WeakKeyDictionary[torch.Generator, dict[int, Tensor]] = WeakKeyDictionary()
-
-
-@contextmanager
-def repeated_under_checkpointing(generator: torch.Generator) -> Iterator[None]:
-    """Let what is drawn inside be drawn again, the same, when activation checkpointing runs the forward pass again.
-
-    Checkpointing restores the default generator before its second pass, but knows nothing of others. So a number from
-    the default generator names the call, and the generator's state before the draw is kept under that name: a call
-    that runs inside a backward pass finds it there, and leaves the generator as it was.
-    """
-    call = int(torch.randint(2**62, ()))
-    states = _states.setdefault(generator, {})
-    if torch._C._current_graph_task_id() == -1:  # not inside a backward pass
-        states.pop(call, None)
-        states[call] = generator.get_state()
-        if len(states) > REMEMBERED_CALLS:
-            states.pop(next(iter(states)))
-        yield
-        return
-    if call not in states:
-        raise TrifuseError(
-            "MonteCarloAttention: the draw to repeat in this backward pass is not known; call "
-            "torch.utils.checkpoint.checkpoint with preserve_rng_state=True, or pass no generator"
-        )
-    present = generator.get_state()
-    generator.set_state(states[call])
-    try:
-        yield
-    finally:
-        generator.set_state(present)
+def _inside_backward() -> bool:
+    """Whether a backward pass is running, as when checkpointing repeats a forward pass."""
+    return torch._C._current_graph_task_id() != -1

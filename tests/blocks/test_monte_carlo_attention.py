@@ -187,41 +187,37 @@ def test_samples_draw_apart_from_each_other():
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("source", ["default", "given"])
 @pytest.mark.parametrize("draw", ["batch", "sample"])
-def test_checkpointing_repeats_the_draws(use_reentrant, source, draw):
+def test_checkpointing_repeats_the_draws(use_reentrant, draw):
     """Three checkpointed stretches of two calls each: backward visits them in the other order."""
 
     def run(checkpointed):
-        block, x, maps = random_block(draw=draw, dtype=torch.float64), random_maps(dtype=torch.float64), []
-        generator = seeded(5) if source == "given" else None
+        block, x = random_block(draw=draw, dtype=torch.float64), random_maps(dtype=torch.float64)
         torch.manual_seed(3)
         maps = x
         for _ in range(3):
-            stretch = lambda maps: block(F.dropout(block(maps, generator), 0.1), generator)  # noqa: E731
+            stretch = lambda maps: block(F.dropout(block(maps), 0.1))  # noqa: E731
             maps = checkpoint(stretch, maps, use_reentrant=use_reentrant) if checkpointed else stretch(maps)
-        state = None if generator is None else generator.get_state()
         maps.square().sum().backward()
-        assert generator is None or torch.equal(generator.get_state(), state)
         return [maps, x.grad, *(p.grad for p in block.parameters())]
 
     torch.testing.assert_close(run(True), run(False), rtol=1e-12, atol=1e-12)
 
 
-def test_checkpointing_that_forgets_the_default_generator_is_refused():
-    block, x, generator = random_block(), random_maps(), seeded()
-    out = checkpoint(block, x, generator, use_reentrant=False, preserve_rng_state=False)
-    with pytest.raises(TrifuseError, match="preserve_rng_state=True, or pass no generator"):
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("draw", ["batch", "sample"])
+def test_checkpointing_cannot_repeat_the_draw_of_a_given_generator(use_reentrant, draw):
+    block, x = random_block(draw=draw), random_maps()
+    out = checkpoint(block, x, seeded(), use_reentrant=use_reentrant)
+    with pytest.raises(TrifuseError, match="pass no generator and seed the default one"):
         out.sum().backward()
 
 
-def test_only_the_last_calls_are_remembered(monkeypatch):
-    module = __import__("trifuse.blocks.monte_carlo_attention", fromlist=["_states"])
-    monkeypatch.setattr(module, "REMEMBERED_CALLS", 3)
-    block, generator = random_block(), seeded()
-    for _ in range(5):
-        block(random_maps(), generator)
-    assert len(module._states[generator]) == 3
+def test_a_given_generator_leaves_the_default_one_alone():
+    block, x = random_block(), random_maps()
+    state = torch.get_rng_state()
+    block(x, seeded())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ---------------------------------------------------------------------------------------------- exact moments
