@@ -94,7 +94,7 @@ def run_ranks(setup: Setup, seconds: float) -> float:
         ranks = []
         for rank in range(setup.processes):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, __file__, "--out", str(Path(scratch) / f"{rank}.json"), "--seconds"]
+            command = [sys.executable, "-m", __spec__.name, "--out", str(Path(scratch) / f"{rank}.json"), "--seconds"]
             ranks.append(subprocess.Popen([*command, str(seconds)], env={**os.environ, **meeting, **threads, **own}))
         codes = [rank.wait() for rank in ranks]
         if any(codes):
