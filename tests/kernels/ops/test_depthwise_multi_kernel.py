@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import copy
-import math
-import os
-import subprocess
-import sys
-from importlib import import_module
 
 import pytest
 import torch
+from depthwise_arguments import BACKENDS, check, interpreted, random_arguments
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from trifuse.kernels import BackendError, ShapeError, backend, depthwise_multi_kernel, depthwise_multi_kernel_reference
-from trifuse.kernels.gpu import tuning
-from trifuse.kernels.testing import assert_op_matches, poisoned_empty, tensors
+from trifuse.kernels.testing import tensors
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
-BACKENDS = (pytest.param("triton", marks=interpreted), "torch")
+pytestmark = pytest.mark.usefixtures("low_tiles")
+
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (B, C, H, W) and the kernels' sides: one of everything, maps smaller than the kernels, odd and prime sizes, several
 # tiles each way, more channels than one block holds, one kernel alone, three of which two are equal
@@ -34,36 +28,6 @@ CASES = [
     ((1, 2, 5, 67), (3, 3, 1)),
     ((1, 300, 2, 3), (3,)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _low_tiles():
-    """The interpreter takes its time for each row of a tile: most tests do with few rows."""
-    if torch.cuda.is_available():
-        yield
-        return
-    gpu = import_module("trifuse.kernels.gpu.depthwise_multi_kernel")
-    with tuning.forced(gpu.convolve, {"rows": 2}), tuning.forced(gpu.weight_gradients, {"rows": 2}):
-        yield
-
-
-def random_arguments(shape, sides, dtype=torch.float32, x_grad=True, weights_grad=True, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator).to(dtype).requires_grad_(x_grad)
-    weights = [torch.randn(shape[1], 1, k, k, generator=generator).requires_grad_(weights_grad) for k in sides]
-    return x, weights
-
-
-def check(name, x, weights, residual=True):
-    """Compare with the reference; a kernel's gradient adds up all pixels, a value all taps."""
-    terms = max(4, x.numel() // max(1, x.shape[1]), sum(weight.shape[-1] ** 2 for weight in weights))
-    atol = 8 * torch.finfo(torch.float32).eps * terms
-    if name == "triton" and x.dtype == torch.bfloat16:
-        atol += 8 * torch.finfo(torch.bfloat16).eps  # the interpreter cuts off what a GPU rounds
-    with backend(name), poisoned_empty():
-        assert_op_matches(
-            depthwise_multi_kernel, depthwise_multi_kernel_reference, x, weights, residual=residual, atol=atol
-        )
 
 
 def test_reference_matches_definition():
@@ -230,179 +194,6 @@ def test_k3_float64_is_computed_in_float64():
         depthwise_multi_kernel(x, weights)
 
 
-@interpreted
-def test_opcheck():
-    x, weights = random_arguments((1, 2, 3, 4), (1, 3))
-    ops = torch.ops.trifuse
-    torch.library.opcheck(ops.depthwise_multi_kernel.default, (x, weights, True))
-    x, weights = x.detach().contiguous(memory_format=torch.channels_last), [weight.detach() for weight in weights]
-    torch.library.opcheck(ops.depthwise_multi_kernel.default, (x, weights, False))
-    torch.library.opcheck(ops.depthwise_multi_kernel_input_gradient.default, (x, weights, True))
-    torch.library.opcheck(ops.depthwise_multi_kernel_weight_gradients.default, (x, x + 1, weights, [False, True]))
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_k27_compiles_to_one_graph_with_dynamic_shapes(name):
-    compiled = torch.compile(depthwise_multi_kernel, fullgraph=True, backend="aot_eager", dynamic=True)
-    torch._dynamo.reset()
-    with backend(name), torch._dynamo.config.patch(error_on_recompile=True):
-        for height in (5, 6, 9):
-            x, weights = random_arguments((2, 3, height, 4), (1, 3))
-            out = compiled(x, weights)
-            out.square().sum().backward()
-            got = [out, x.grad, *(weight.grad for weight in weights)]
-            x, weights = random_arguments((2, 3, height, 4), (1, 3))
-            out = depthwise_multi_kernel_reference(x, weights)
-            out.square().sum().backward()
-            expected = [out, x.grad, *(weight.grad for weight in weights)]
-            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_k7_fake_and_meta_tensors_give_shapes_without_data():
-    x = torch.empty(2**10, 2**8, 2**10, 2**10, device="meta", dtype=torch.bfloat16)
-    out = depthwise_multi_kernel(x, [torch.empty(2**8, 1, 7, 7, device="meta")])
-    assert (out.shape, out.dtype, out.device.type) == (x.shape, torch.bfloat16, "meta")
-    with FakeTensorMode():
-        x, weights = torch.empty(2, 5, 4, 3, requires_grad=True), [torch.empty(5, 1, 3, 3, requires_grad=True)]
-        out = depthwise_multi_kernel(x, weights)
-        out.sum().backward()
-        assert [out.shape, x.grad.shape, weights[0].grad.shape] == [(2, 5, 4, 3), (2, 5, 4, 3), (5, 1, 3, 3)]
-
-
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_recorded_graph_holds_for_other_values(mode):
-    def convolve(x, first, second):
-        return depthwise_multi_kernel(x, [first, second])
-
-    x, weights = random_arguments((2, 3, 5, 4), (1, 3), x_grad=False, weights_grad=False)
-    graph = make_fx(convolve, tracing_mode=mode)(x, *weights)
-    x, weights = random_arguments((2, 3, 5, 4), (1, 3), x_grad=False, weights_grad=False, seed=1)
-    expected = depthwise_multi_kernel_reference(x, weights)
-    torch.testing.assert_close(graph(x, *weights), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_k26_vmap_functional_and_forward_mode_differentiation(name):
-    x, weights = random_arguments((2, 3, 4, 5), (1, 3), x_grad=False, weights_grad=False)
-    many = torch.stack([x, 2 * x, -x])
-    with backend(name):
-        mapped = torch.vmap(lambda x: depthwise_multi_kernel(x, weights))(many)
-        _, pushed = torch.func.jvp(lambda x: depthwise_multi_kernel(x, weights), (x,), (x,))
-        pulled = torch.func.grad(lambda w: depthwise_multi_kernel(x, [w]).square().sum())(weights[1])
-    expected = torch.stack([depthwise_multi_kernel_reference(each, weights) for each in many])
-    torch.testing.assert_close(mapped, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(pushed, expected[0], atol=1e-5, rtol=1e-5)
-    weight = weights[1].requires_grad_()
-    depthwise_multi_kernel_reference(x, [weight]).square().sum().backward()
-    torch.testing.assert_close(pulled, weight.grad, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_k23_second_differentiation_is_refused(name):
-    x, weights = random_arguments((1, 2, 2, 3), (3,))
-    with backend(name):
-        (first,) = torch.autograd.grad(depthwise_multi_kernel(x, weights).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_k24_saves_the_arguments_and_nothing_else(name):
-    x, weights = random_arguments((1, 2, 4, 5), (1, 3))
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()), lambda _: None), backend(name):
-        with torch.no_grad():
-            depthwise_multi_kernel(x, weights)
-        with torch.inference_mode():
-            depthwise_multi_kernel(x, weights)
-        assert saved == []
-        depthwise_multi_kernel(x, weights)
-        assert sorted(saved) == sorted(t.data_ptr() for t in (x, *weights))
-        saved.clear()
-        depthwise_multi_kernel(x, [weight.detach() for weight in weights])
-        assert sorted(saved) == sorted(weight.data_ptr() for weight in weights)
-
-
-@pytest.mark.parametrize("name", [*BACKENDS, "reference"])
-def test_k25_autocast_changes_nothing(name):
-    def run():
-        x, weights = random_arguments((1, 2, 4, 5), (1, 3))
-        out = depthwise_multi_kernel(x, weights)
-        return out, *torch.autograd.grad(out.sum(), [x, *weights])
-
-    with backend(name):
-        plain = run()
-        with torch.autocast("cpu", torch.bfloat16):
-            assert all(torch.equal(a, b) for a, b in zip(run(), plain, strict=True))
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_results_repeat_bit_for_bit(name):
-    def run():
-        x, weights = random_arguments((2, 3, 5, 6), (1, 3))
-        with backend(name):
-            out = depthwise_multi_kernel(x, weights)
-        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
-        return out, *torch.autograd.grad(out, [x, *weights], grad)
-
-    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
-
-
-@interpreted
-def test_gradient_of_the_kernels_adds_up_many_tiles_in_few_shares(monkeypatch):
-    monkeypatch.setattr(import_module("trifuse.kernels.gpu.depthwise_multi_kernel"), "MAX_SHARES", 3)
-    check("triton", *random_arguments((2, 2, 9, 4), (3,), x_grad=False))
-
-
-@interpreted
-def test_kernels_are_launched_on_the_device_of_their_arguments(monkeypatch):
-    entered = []
-    device_of = torch.cuda.device_of
-    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor.shape) or device_of(tensor))
-    check("triton", *random_arguments((1, 2, 2, 3), (3,)))
-    assert set(entered) == {(1, 2, 2, 3)}
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_low_precision_terms_are_not_rounded_before_they_are_added(name):
-    """1 + 1/512 is no bfloat16: the merged kernel must not be rounded to the map's type."""
-    x = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
-    weights = [torch.full((1, 1, 1, 1), value) for value in (1 / 512, -1.0)]
-    with backend(name):
-        assert depthwise_multi_kernel(x, weights).item() == 1 / 512
-
-
-SPARSE_MAP = """
-import mmap, os, sys, tempfile
-import numpy, torch
-from trifuse.kernels import backend, depthwise_multi_kernel
-with tempfile.TemporaryFile() as file:
-    file.truncate(11 << 30)
-    values = torch.from_numpy(numpy.memmap(file, dtype=numpy.float32, mode="r+"))
-    # a stride beyond 2^31, and one below it whose multiples are beyond: of samples, of channels, of rows
-    for shape, strides in (((2, 1, 1, 2), (5 << 29, 2, 2, 1)), ((1, 3, 1, 2), (1, 5 << 28, 2, 1)),
-                           ((1, 1, 3, 2), (1, 1, 5 << 28, 1))):
-        x = values.as_strided(shape, strides)
-        x[-1, -1, -1] = 3.0
-        weight = torch.full((shape[1], 1, 1, 1), 2.0, requires_grad=True)
-        with backend("triton"):
-            out = depthwise_multi_kernel(x, [weight])
-            out.backward(x)
-        assert out[-1, -1, -1].eq(9).all() and out.sum() == 18, out
-        assert weight.grad.sum() == 18, weight.grad
-        x[-1, -1, -1] = 0.0
-"""
-
-
-@interpreted
-def test_k17_strides_beyond_2_to_the_31():
-    """Parts of the map lie far apart in a sparse file; offsets of 32 bits would leave it."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", SPARSE_MAP]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert child.returncode == 0, child.stderr
-
-
 @pytest.mark.parametrize("bad", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
 def test_k1_k4_refuses_types_it_cannot_compute_in(bad):
     x, weights = random_arguments((1, 2, 2, 3), (3, 3), x_grad=False, weights_grad=False)
@@ -450,25 +241,3 @@ def test_arguments_are_left_alone(name):
     with backend(name):
         depthwise_multi_kernel(x, weights).sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(before, (x, *weights), strict=True))
-
-
-@pytest.mark.parametrize("shape", [(3, 2, 5, 7), (2, 2, 9, 4)], ids=str)
-def test_gradients_of_the_kernels_add_up_tiles_and_samples(shape, monkeypatch):
-    """A CPU cuts the map into tiles: the last ones reach out of it, and the last samples are fewer."""
-    operator = import_module("trifuse.kernels.ops.depthwise_multi_kernel")
-    monkeypatch.setattr(operator, "TILE_SIDE", 4)
-    monkeypatch.setattr(operator, "CHUNK_ELEMENTS", 2 * math.prod(shape[1:]))
-    check("torch", *random_arguments(shape, (3, 5)))
-
-
-def test_maps_are_convolved_as_they_are_stored(monkeypatch):
-    """No copy in another memory format is made, whichever format the map has."""
-    stored = []
-    convolve = torch.nn.functional.conv2d
-    monkeypatch.setattr(
-        torch.nn.functional, "conv2d", lambda x, *rest, **options: stored.append(x) or convolve(x, *rest, **options)
-    )
-    x, weights = random_arguments((2, 3, 4, 5), (3,), x_grad=False, weights_grad=False)
-    for one in (x, x.to(memory_format=torch.channels_last)):
-        depthwise_multi_kernel(one, weights)
-        assert stored.pop().data_ptr() == one.data_ptr()

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
-from importlib import import_module
 
 import pytest
 import torch
+from block_fusion_arguments import BACKENDS, check, random_arguments
 from hypothesis import given
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from trifuse.kernels import BackendError, ShapeError, backend, weighted_block_fusion, weighted_block_fusion_reference
-from trifuse.kernels.testing import assert_op_matches, peak_memory_bytes, poisoned_empty, tensors
+from trifuse.kernels.testing import tensors
 
-operator_module = import_module("trifuse.kernels.ops.weighted_block_fusion")
-
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
-BACKENDS = (pytest.param("triton", marks=interpreted), "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (N, B, M, D): one of everything, odd and prime sizes, more than one tile, more than one launch of the backward kernel
 SHAPES = [(1, 1, 1, 1), (2, 1, 7, 3), (3, 2, 5, 48), (12, 2, 17, 40), (5, 1, 3, 700), (25, 1, 3, 5), (64, 1, 2, 9)]
-
-
-def random_arguments(n, b, m, d, dtype=torch.float32, maps_grad=True, logits_grad=True, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    maps = [torch.randn(b, m, d, generator=generator).to(dtype).requires_grad_(maps_grad) for _ in range(n)]
-    return maps, torch.randn(n, generator=generator).requires_grad_(logits_grad)
-
-
-def check(name, maps, logits):
-    """Compare with the reference; each logit's gradient is a difference of dot products, which float32 rounds."""
-    atol = 4 * torch.finfo(torch.float32).eps * max(4, maps[0].numel()) ** 0.5
-    with backend(name), poisoned_empty():
-        assert_op_matches(weighted_block_fusion, weighted_block_fusion_reference, maps, logits, atol=atol)
 
 
 def test_reference_matches_definition():
@@ -184,195 +162,6 @@ def test_k3_float64_is_computed_in_float64():
     torch.testing.assert_close(weighted_block_fusion(maps, logits), truth, rtol=1e-14, atol=1e-14)
     with backend("triton"), pytest.raises(BackendError, match="float64"):
         weighted_block_fusion(maps, logits)
-
-
-@interpreted
-@pytest.mark.parametrize("trained", [False, True])
-def test_opcheck(trained):
-    maps, logits = random_arguments(3, 2, 5, 7, maps_grad=trained)
-    torch.library.opcheck(torch.ops.trifuse.weighted_block_fusion.default, (maps, logits))
-    grad = torch.randn(2, 5, 7)
-    frozen = [feature.detach() for feature in maps]
-    torch.library.opcheck(
-        torch.ops.trifuse.weighted_block_fusion_backward.default, (grad, frozen, logits.detach(), [trained] * 3)
-    )
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_k27_compiles_to_one_graph_with_dynamic_shapes(name):
-    compiled = torch.compile(weighted_block_fusion, fullgraph=True, backend="aot_eager", dynamic=True)
-    torch._dynamo.reset()
-    with backend(name), torch._dynamo.config.patch(error_on_recompile=True):
-        for m in (5, 6, 9):
-            maps, logits = random_arguments(3, 2, m, 4)
-            compiled(maps, logits).square().sum().backward()
-            got = [logits.grad, *(feature.grad for feature in maps)]
-            maps, logits = random_arguments(3, 2, m, 4)
-            weighted_block_fusion_reference(maps, logits).square().sum().backward()
-            torch.testing.assert_close(got, [logits.grad, *(feature.grad for feature in maps)])
-
-
-def test_k7_fake_and_meta_tensors_give_shapes_without_data():
-    maps = [torch.empty(2**16, 2**8, 2**8, device="meta", dtype=torch.bfloat16) for _ in range(2)]
-    fused = weighted_block_fusion(maps, torch.zeros(2, device="meta"))
-    assert (fused.shape, fused.dtype, fused.device.type) == (maps[0].shape, torch.bfloat16, "meta")
-    with FakeTensorMode():
-        maps, logits = [torch.empty(2, 5, 4, requires_grad=True) for _ in range(2)], torch.zeros(2, requires_grad=True)
-        fused = weighted_block_fusion(maps, logits)
-        fused.sum().backward()
-        assert [fused.shape, logits.grad.shape, maps[1].grad.shape] == [(2, 5, 4), (2,), (2, 5, 4)]
-
-
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_recorded_graph_holds_for_other_values(mode):
-    maps, logits = random_arguments(3, 2, 5, 4, maps_grad=False, logits_grad=False)
-    graph = make_fx(weighted_block_fusion, tracing_mode=mode)(maps, logits)
-    maps, logits = random_arguments(3, 2, 5, 4, maps_grad=False, logits_grad=False, seed=1)
-    torch.testing.assert_close(graph(maps, logits), weighted_block_fusion_reference(maps, logits))
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_k26_vmap_functional_and_forward_mode_differentiation(name):
-    maps, logits = random_arguments(3, 2, 4, 5, maps_grad=False, logits_grad=False)
-    many_logits = torch.stack([logits, logits + 1, -logits])
-    with backend(name):
-        mapped = torch.vmap(weighted_block_fusion, in_dims=(None, 0))(maps, many_logits)
-        _, pushed = torch.func.jvp(lambda x: weighted_block_fusion(maps, x), (logits,), (torch.ones(3),))
-        pulled = torch.func.grad(lambda x: weighted_block_fusion(maps, x).square().sum())(logits)
-    torch.testing.assert_close(mapped, torch.stack([weighted_block_fusion_reference(maps, x) for x in many_logits]))
-    torch.testing.assert_close(pushed, torch.zeros_like(pushed), atol=1e-6, rtol=0)
-    logits.requires_grad_()
-    weighted_block_fusion_reference(maps, logits).square().sum().backward()
-    torch.testing.assert_close(pulled, logits.grad)
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_k23_second_differentiation_is_refused(name):
-    maps, logits = random_arguments(2, 1, 2, 3)
-    with backend(name):
-        (first,) = torch.autograd.grad(weighted_block_fusion(maps, logits).square().sum(), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_k24_saves_the_arguments_and_nothing_else(name):
-    maps, logits = random_arguments(3, 2, 4, 5, maps_grad=False)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()), lambda _: None), backend(name):
-        with torch.no_grad():
-            weighted_block_fusion(maps, logits)
-        with torch.inference_mode():
-            weighted_block_fusion(maps, logits)
-        assert saved == []
-        weighted_block_fusion(maps, logits)
-        assert sorted(saved) == sorted(t.data_ptr() for t in (logits, *maps))
-        saved.clear()
-        trained, frozen_logits = random_arguments(3, 2, 4, 5, logits_grad=False)
-        weighted_block_fusion(trained, frozen_logits)
-        assert saved == [frozen_logits.data_ptr()]
-
-
-@pytest.mark.parametrize("name", [*BACKENDS, "reference"])
-def test_k25_autocast_changes_nothing(name):
-    maps, logits = random_arguments(3, 2, 4, 5)
-    with backend(name):
-        plain = weighted_block_fusion(maps, logits)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(weighted_block_fusion(maps, logits), plain)
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_results_repeat_bit_for_bit(name):
-    def run():
-        maps, logits = random_arguments(26, 3, 41, 48, maps_grad=False)
-        with backend(name):
-            fused = weighted_block_fusion(maps, logits)
-        fused.backward(torch.randn(fused.shape, generator=torch.Generator().manual_seed(3)))
-        return fused, logits.grad
-
-    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
-
-
-@interpreted
-def test_backward_adds_up_many_tiles_in_few_programs(monkeypatch):
-    gpu = import_module("trifuse.kernels.gpu.weighted_block_fusion")
-    monkeypatch.setattr(gpu, "MAX_PROGRAMS", 3)
-    check("triton", *random_arguments(3, 3, 11, 160, dtype=torch.bfloat16))
-    monkeypatch.setattr(gpu, "REDUCE_ELEMENTS", 4)
-    check("triton", *random_arguments(3, 3, 11, 160))
-
-
-@interpreted
-def test_kernels_are_launched_on_the_device_of_their_arguments(monkeypatch):
-    entered = []
-    device_of = torch.cuda.device_of
-    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor.shape) or device_of(tensor))
-    check("triton", *random_arguments(2, 1, 2, 3))
-    assert entered
-    assert set(entered) == {(1, 2, 3)}
-
-
-def test_maps_are_cut_into_even_launches():
-    gpu = import_module("trifuse.kernels.gpu.weighted_block_fusion")
-    assert gpu.launch_groups(1) == [(0, 1)]
-    assert gpu.launch_groups(24) == [(0, 24)]
-    assert gpu.launch_groups(40) == [(0, 20), (20, 40)]
-    assert gpu.launch_groups(64) == [(0, 21), (21, 42), (42, 64)]
-
-
-def test_chunked_path_over_several_chunks(monkeypatch):
-    monkeypatch.setattr(operator_module, "CHUNK_ELEMENTS", 16)
-    for dtype in (torch.float32, torch.bfloat16):
-        check("torch", *random_arguments(3, 2, 5, 7, dtype=dtype))
-        maps, logits = random_arguments(3, 2, 6, 7, dtype=dtype, maps_grad=False)
-        check("torch", [feature[:, 1:].requires_grad_() for feature in maps], logits)
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_low_precision_terms_are_not_rounded_before_they_are_added(name):
-    """A third has no exact bfloat16, so terms rounded on their own do not cancel."""
-    maps = [torch.full((1, 1, 1), value, dtype=torch.bfloat16) for value in (1.0, -1.0, 0.0)]
-    with backend(name):
-        assert weighted_block_fusion(maps, torch.zeros(3)).item() == 0
-
-
-def test_peak_extra_memory_is_one_map():
-    maps, logits = random_arguments(12, 1, 257, 512, maps_grad=False)
-    map_bytes = maps[0].numel() * maps[0].element_size()
-    grad = torch.ones_like(maps[0])
-    for n in (2, 12):
-        some = logits[:n].detach().requires_grad_()
-        assert peak_memory_bytes(lambda n=n, some=some: weighted_block_fusion(maps[:n], some)) <= 1.2 * map_bytes
-        both = lambda n=n, some=some: weighted_block_fusion(maps[:n], some).backward(grad)  # noqa: E731
-        assert peak_memory_bytes(both) <= 1.2 * map_bytes
-
-
-SPARSE_MAP = """
-import mmap, os, sys, tempfile
-import numpy, torch
-from trifuse.kernels import backend, weighted_block_fusion
-with tempfile.TemporaryFile() as file:
-    file.truncate(11 << 30)
-    values = torch.from_numpy(numpy.memmap(file, dtype=numpy.float32, mode="r+"))
-    # a stride beyond 2^31, and one below it whose multiples are beyond
-    for shape, strides in (((2, 1, 16), (5 << 29, 16, 1)), ((3, 1, 16), (5 << 28, 16, 1))):
-        x = values.as_strided(shape, strides)
-        x[-1] = 3.0
-        with backend("triton"):
-            fused = weighted_block_fusion([x, x], torch.zeros(2))
-        assert fused[:-1].eq(0).all() and fused[-1].eq(3).all(), fused
-        x[-1] = 0.0
-"""
-
-
-@interpreted
-def test_k17_strides_beyond_2_to_the_31():
-    """Samples lie far apart in a sparse file; offsets of 32 bits would leave it."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", SPARSE_MAP]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("bad", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)

@@ -1,93 +1,13 @@
-"""A comparison judges before it times, counts what it says it counts, and shows and keeps what it measured."""
+"""A comparison judges before it times, and shows and keeps what it measured."""
 
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import weakref
 
 import pytest
 import torch
-from torch import nn
 
-from trifuse.kernels.testing import (
-    Case,
-    Comparison,
-    Pass,
-    WrongResult,
-    compare,
-    comparing,
-    machine,
-    saved_for_backward_bytes,
-    tables,
-)
-
-FLOATS = 1000
-BYTES = 4 * FLOATS
-
-
-class Hidden(torch.autograd.Function):
-    """Saves its result by the official way, and a copy of it behind autograd's back."""
-
-    @staticmethod
-    def forward(ctx, x):
-        result = x + 1
-        ctx.save_for_backward(result)
-        ctx.copy = result.clone()
-        return result
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-def used_twice(x, y):
-    z = x.exp()
-    return z * z.view(10, -1).view(-1)
-
-
-def partly_thrown_away(x, y):
-    x.exp().sin()
-    return y.exp() + y
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda x, y: x + y, 0),
-        (lambda x, y: x * y, 0),
-        (lambda x, y: x.exp() + y, BYTES),
-        (lambda x, y: x.exp().exp().exp(), 3 * BYTES),
-        (lambda x, y: [x.exp(), (x * 2, y.exp())[1]], 2 * BYTES),
-        (lambda x, y: Hidden.apply(x), BYTES),
-        (lambda x, y: x.detach().exp() * y, BYTES),
-        (used_twice, BYTES),
-        (partly_thrown_away, BYTES),
-        (lambda x, y: x.detach() + 1, 0),
-    ],
-    ids=["sum", "arguments", "result", "chain", "list", "own function", "detached", "twice", "thrown away", "nothing"],
-)
-def test_saved_bytes_of_known_cases(function, expected):
-    x, y = (torch.ones(FLOATS, requires_grad=True) for _ in range(2))
-    assert saved_for_backward_bytes(function, x, y) == expected
-
-
-def test_counting_saved_bytes_leaves_none_behind():
-    x = torch.ones(FLOATS, requires_grad=True)
-    kept = []
-    saved_for_backward_bytes(lambda x: kept.append(weakref.ref((x * 2).exp_())) or kept[-1](), x)
-    assert kept[0]() is None
-
-
-def test_parameters_and_nested_arguments_are_not_saved_bytes():
-    layer = nn.Linear(10, 20)
-    x = torch.ones(7, 10, requires_grad=True)
-    assert saved_for_backward_bytes(lambda pair: layer(pair[0]), [x]) == 0
-    assert saved_for_backward_bytes(lambda pair: layer(pair[0]).exp(), (x,)) == 7 * 20 * 4
-
-
-# ------------------------------------------------------------------------------------------------------ compare
+from trifuse.kernels.testing import Case, Comparison, Pass, WrongResult, compare, comparing
 
 
 def scaled(x, scale):
@@ -182,9 +102,6 @@ def test_nothing_measured_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# -------------------------------------------------------------------------------------------------------- judging
-
-
 @pytest.mark.parametrize(
     ("dtype", "noise", "refused"),
     [
@@ -221,67 +138,9 @@ def test_judge_refuses_nan_shapes_and_labels():
         comparing.judge("form", [many], [labels])
 
 
-# ------------------------------------------------------------------------------------------ the machine, the tables
-
-
-def test_ceilings_are_measured_and_the_nearer_one_counts(monkeypatch):
-    ceilings = {"copy_gb_per_s": 100.0, "float32_gflop_per_s": 1000, "bfloat16_gflop_per_s": 8000}
-    monkeypatch.setattr(machine, "stamp", lambda device: ceilings)
-    place, single, half = torch.device("cuda"), torch.float32, torch.bfloat16
-    assert machine.share_of_ceiling(place, single, 50.0, 100.0) == 0.5
-    assert machine.share_of_ceiling(place, single, 50.0, 700.0) == 0.7
-    assert machine.share_of_ceiling(place, half, None, 2000.0) == 0.25
-    assert machine.share_of_ceiling(place, half, None, None) is None
-    monkeypatch.setitem(ceilings, "bfloat16_gflop_per_s", None)  # a CPU, where it is not measured
-    assert machine.share_of_ceiling(place, half, None, 500.0) == 0.5
-
-
 def test_stamp_names_the_machine_and_its_ceilings(comparison):
     stamp = comparison.record()["stamp"]
     assert stamp["torch"] == torch.__version__
     assert stamp["device"].endswith(" cores")
     assert stamp["copy_gb_per_s"] > 0
     assert stamp["float32_gflop_per_s"] > 0
-
-
-def test_commit_is_that_of_the_measured_code(monkeypatch):
-    monkeypatch.setenv("TRIFUSE_COMMIT", "0123abc")
-    assert machine.identity(torch.device("cpu"))["commit"] == "0123abc"
-    monkeypatch.delenv("TRIFUSE_COMMIT")
-    monkeypatch.setattr(machine, "_said_by", lambda *command: "")  # not under git, or in another's repository
-    assert machine.identity(torch.device("cpu"))["commit"].startswith("unknown, trifuse ")
-    answers = {"ls-files": "machine.py", "status": " M machine.py", "rev-parse": "0123abcdef01"}
-    monkeypatch.setattr(machine, "_said_by", lambda *command: answers[command[3]])
-    assert machine.identity(torch.device("cpu"))["commit"] == "0123abcdef01+changes"
-
-
-def test_results_that_are_written_change_nothing_that_is_measured(tmp_path, monkeypatch):
-    def git(*words):
-        author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-        subprocess.run(["git", "-C", str(tmp_path), *author, *words], check=True, capture_output=True)
-
-    monkeypatch.delenv("TRIFUSE_COMMIT", raising=False)
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "kernels" / "machine.py"))
-    files = [tmp_path / "kernels" / "machine.py", tmp_path / "benchmarks" / "results" / "op.cpu.json"]
-    git("init")
-    for file in files:
-        file.parent.mkdir(parents=True)
-        file.write_text("before")
-    git("add", ".")
-    git("commit", "-m", "a")
-    files[1].write_text("measured")
-    assert re.fullmatch("[0-9a-f]{12}", machine.commit())
-    files[0].write_text("changed")
-    assert machine.commit().endswith("+changes")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(None, ""), (0, "0"), (0.00098, "0.001"), (0.0123, "0.012"), (1.234, "1.2"), (1234.5, "1234")]
-)
-def test_tables_show_the_digits_that_count(value, text):
-    assert tables._digits(value, 2) == text
-
-
-def test_tables_leave_empty_columns_out():
-    lines = list(tables.table([["first", "", "1.0"], ["second one", "", ""]], ["form", "never", "ms"]))
-    assert lines == ["| form       |  ms |", "| ---------- | --: |", "| first      | 1.0 |", "| second one |     |"]

@@ -1,0 +1,118 @@
+"""Every choice of every launcher computes the same."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from toy_launcher import interpreted
+
+from trifuse import kernels
+from trifuse.kernels import backend
+from trifuse.kernels.gpu import tuning
+from trifuse.kernels.testing import assert_op_matches
+
+pytest.importorskip("triton", reason="its kernels are what is tuned")
+
+
+def values(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def tunables(op: str) -> list[tuning.Tunable]:
+    """Return the launchers with choices that an operator comes by."""
+    launchers = {value.name: value for file in GPU_FILES for value in vars(file).values() if is_tunable(value)}
+    return [launchers[name] for name in CHECKS[op][0]]
+
+
+def is_tunable(value: object) -> bool:
+    return isinstance(value, tuning.Tunable)
+
+
+def check(op: str, *args, **kwargs) -> None:
+    assert_op_matches(getattr(kernels, op), getattr(kernels, f"{op}_reference"), *args, **kwargs)
+
+
+def check_sums() -> None:
+    """A coarse map, whose rows are walked over, and a full one, which is one line of pixels."""
+    check("mutation_loss", [values(1, 2, 4, 2)], torch.arange(17 * 3).view(1, 17, 3) % 2, atol=1e-5)
+    check("mutation_loss", [values(1, 2, 35, 31)], torch.arange(35 * 31).view(1, 35, 31) % 2, atol=1e-5)
+
+
+def check_labels() -> None:
+    maps, size = [values(1, 3, 2, 3)], (2, 300)
+    assert torch.equal(kernels.upsample_argmax(maps, size), kernels.upsample_argmax_reference(maps, size))
+
+
+GPU_FILES = [
+    import_module(f"trifuse.kernels.gpu.{path.stem}") for path in sorted(Path(tuning.__file__).parent.glob("[a-z]*.py"))
+]
+# For each operator the launchers that it comes by, and a comparison with the reference on more than one tile.
+CHECKS = {
+    "channel_gate": (
+        ("gates.gate_forward",),
+        lambda: check("channel_gate", values(1, 2, 33, 65), values(1, 2, seed=1), atol=2e-4),
+    ),
+    "depthwise_multi_kernel": (
+        ("depthwise_multi_kernel.convolve", "depthwise_multi_kernel.weight_gradients"),
+        lambda: check("depthwise_multi_kernel", values(1, 2, 5, 3), [values(2, 1, 3, 3, seed=1)], atol=1e-5),
+    ),
+    "dilated_attention": (
+        ("dilated_attention.forward", "dilated_attention.backward"),
+        lambda: check(
+            "dilated_attention", *(values(1, 5, 14, 8, seed=i) for i in range(3)), num_heads=1, dilations=(1,)
+        ),
+    ),
+    "monte_carlo_pool": (
+        ("monte_carlo_pool.pool_forward", "monte_carlo_pool.pool_backward"),
+        lambda: check("monte_carlo_pool", values(1, 2, 33, 65), scale=1, cell=0),
+    ),
+    "segmentation_sums": (("segmentation_sums.forward", "segmentation_sums_backward.backward"), check_sums),
+    "spatial_gate": (
+        ("gates.gate_forward", "gates.spatial_gate_backward"),
+        lambda: check("spatial_gate", values(1, 40, 5, 13), values(1, 1, 5, 13, seed=1), atol=1e-5),
+    ),
+    "temporal_film_gate": (
+        ("temporal_film_gate.forward",),
+        lambda: check(
+            "temporal_film_gate", values(1, 2, 33, 65), *(values(1, 2, seed=i) for i in range(1, 5)), atol=2e-4
+        ),
+    ),
+    "upsample_argmax": (("upsample_argmax.forward",), check_labels),
+    "weighted_block_fusion": (
+        ("weighted_block_fusion.forward", "weighted_block_fusion.backward"),
+        lambda: check("weighted_block_fusion", [values(1, 5, 211, seed=i) for i in (1, 2)], values(2), atol=1e-4),
+    ),
+}
+
+
+def test_every_launcher_with_choices_is_compared():
+    found = {value.name for file in GPU_FILES for value in vars(file).values() if is_tunable(value)}
+    assert found == {name for names, _ in CHECKS.values() for name in names}
+
+
+@interpreted
+@pytest.mark.parametrize("op", CHECKS)
+def test_every_choice_matches_the_reference(op, monkeypatch):
+    """All launchers of an operator take their first choice, then all their second, and so on."""
+    launchers = tunables(op)
+    taken = {launcher.name: [] for launcher in launchers}
+    for launcher in launchers:
+
+        def record(choice, *args, launcher=launcher, launch=launcher._launcher, **kwargs):
+            taken[launcher.name].append(choice)
+            return launch(choice, *args, **kwargs)
+
+        monkeypatch.setattr(launcher, "_launcher", record)
+    for n in range(max(len(launcher.choices) for launcher in launchers)):
+        with ExitStack() as stack:
+            for launcher in launchers:
+                stack.enter_context(tuning.forced(launcher, launcher.choices[n % len(launcher.choices)]))
+            stack.enter_context(backend("triton"))
+            CHECKS[op][1]()
+    for launcher in launchers:
+        assert len(launcher.choices) > 1
+        assert all(choice in taken[launcher.name] for choice in launcher.choices)
