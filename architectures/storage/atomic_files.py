@@ -22,13 +22,21 @@ def atomic_write(path: Path, *, verify: Callable[[Path], object] | None = None) 
     The bytes go to a temporary file in the same folder, are flushed to the disk, checked by ``verify`` if given
     (which raises when it does not like what it reads back), and take the place of ``path`` in one rename.
     """
+    with atomic_path(path, verify=verify) as temporary, open(temporary, "wb") as stream:
+        yield stream
+
+
+@contextmanager
+def atomic_path(path: Path, *, verify: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """Write a file as `atomic_write` does, by a library that takes a path: yields that of the temporary file."""
     path = Path(path)
     temporary = path.with_name(TEMPORARY_PREFIX + uuid4().hex + "".join(path.suffixes[-2:]))
     try:
-        with open(temporary, "xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # a library may have replaced it by a file that only its owner can read
+        _sync(temporary)
         if verify is not None:
             verify(temporary)
         os.replace(temporary, path)
@@ -92,7 +100,11 @@ def describe_content(path: Path) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder last: without this a rename may be lost with the power."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

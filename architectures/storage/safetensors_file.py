@@ -1,27 +1,29 @@
 """Safetensors files: written whole, read with suspicion.
 
-The format is small enough to be read and written here: eight bytes of little-endian header length, a JSON header of
-``name -> dtype, shape, data_offsets``, then the bytes of all tensors without a gap. Reading it ourselves lets every
-error name the file, hashes the bytes in the same pass that reads them, and allocates nothing before the header's
-arithmetic has been checked against the size of the file.
+The `safetensors` library reads and writes them. What it leaves open is here: a file is verified before it takes its
+name, its digest is compared when it is read, tensors that are one stay one, the size of a header is limited, and every
+error names the file.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import itertools
 import json
-import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trifuse.kernels.errors import CheckpointError
 
-from .atomic_files import atomic_write, describe_content, sha256_of
+from .atomic_files import atomic_path, describe_content, sha256_of
 
 _DTYPES = {
     "F64": torch.float64,
@@ -35,10 +37,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 32 << 20
 _MAX_TENSORS = 100_000
-_MAX_ELEMENTS = 2**62
 _TIED_KEY = "trifuse.tied"
 
 
@@ -54,35 +54,29 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         metadata: free text by name, stored beside the tensors.
 
     Raises:
-        TypeError: a tensor has a type that the format does not know.
+        TypeError: a tensor has a type that is not stored.
+        OSError: the disk is full, or the file cannot be written.
     """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES.values():
+            raise TypeError(f"{path}: tensor {name!r} is {tensor.dtype}; convert it to one of {', '.join(_DTYPES)}")
     unique, tied = _split_tied(tensors)
-    order = sorted(unique, key=lambda name: (-unique[name].element_size(), name))  # wide types first: all are aligned
-    header: dict[str, Any] = {}
+    stored = _with_memory_of_their_own(unique)
     notes = dict(metadata or {}) | ({_TIED_KEY: json.dumps(tied)} if tied else {})
-    if notes:
-        header["__metadata__"] = notes
-    end = 0
-    for name in order:
-        tensor = unique[name]
-        if tensor.dtype not in _DTYPE_NAMES:
-            raise TypeError(f"{path}: tensor {name!r} is {tensor.dtype}; expected one of {', '.join(_DTYPES)}")
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+
+    digest = ""
 
     def verify(written: Path) -> None:
-        if sha256_of(written) != digest.hexdigest():
+        if sha256_of(written) != digest:
             raise CheckpointError(f"{path}: what was written does not read back the same; is the disk failing?")
 
-    with atomic_write(path, verify=verify) as stream:
-        yet_to_write = (bytes_of(unique[name]) for name in order)
-        for part in itertools.chain((len(text).to_bytes(8, "little"), text), yet_to_write):
-            digest.update(part)
-            stream.write(part)
-    return digest.hexdigest()
+    with atomic_path(path, verify=verify) as temporary:
+        try:
+            save_file(stored, temporary, notes or None)
+        except SafetensorError as error:
+            raise _as_os_error(error, path) from error
+        digest = _digest_of_file(*_read_header(temporary), stored)
+    return digest
 
 
 def read_safetensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
@@ -101,35 +95,22 @@ def read_safetensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]
         raise CheckpointError(
             f"{path}: expected a safetensors file, found {'a folder' if path.is_dir() else 'nothing'}"
         )
-    size = path.stat().st_size
-    with open(path, "rb") as stream:
-        digest = hashlib.sha256()
-        header = _read_header(stream, path, size, digest)
-        metadata = header.pop("__metadata__", {})
-        entries = _checked_entries(header, path, size - stream.tell())
-        tensors = {name: _read_tensor(stream, entry, path, digest) for name, entry in entries}
-    if sha256 is not None and digest.hexdigest() != sha256:
+    start, header = _read_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: _copied(file.get_tensor(name)) for name in header if name != "__metadata__"}
+    except (SafetensorError, TypeError) as error:  # a TypeError for a side that PyTorch cannot count
         raise CheckpointError(
-            f"{path}: the content has changed since it was written: expected SHA-256 {sha256}, "
-            f"got {digest.hexdigest()}; restore the file from its source"
+            f"{path}: the file is damaged or truncated ({str(error).splitlines()[0]}); restore it from its source"
+        ) from error
+    if sha256 is not None and (digest := _digest_of_file(start, header, tensors)) != sha256:
+        raise CheckpointError(
+            f"{path}: the content has changed since it was written: expected SHA-256 {sha256}, got {digest}; "
+            "restore the file from its source"
         )
-    for alias, name in _tied_names(metadata, path, tensors).items():
+    for alias, name in _tied_names(header.get("__metadata__", {}), path, tensors).items():
         tensors[alias] = tensors[name]
     return tensors
-
-
-def _split_tied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    unique: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    first: dict[tuple[Any, ...], str] = {}
-    for name, tensor in tensors.items():
-        key = (tensor.device, tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and key in first:
-            tied[name] = first[key]
-        else:
-            first[key] = name
-            unique[name] = tensor.detach()
-    return unique, tied
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -146,22 +127,76 @@ def bytes_of(tensor: Tensor) -> Any:
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _read_header(stream: IO[bytes], path: Path, size: int, digest: Any) -> dict[str, Any]:
-    start = stream.read(8)
-    length = int.from_bytes(start, "little")
-    if size < 8:
-        raise CheckpointError(f"{path}: expected a safetensors file, found {describe_content(path)} of {size} bytes")
-    if not 2 <= length <= _MAX_HEADER_BYTES:
-        content = describe_content(path)
-        hint = "; PyTorch pickles are converted with: trifuse convert" if content == "a zip file" else ""
-        raise CheckpointError(
-            f"{path}: expected a safetensors file, found {content} "
-            f"(as a header length its first bytes would mean {length} bytes){hint}"
-        )
-    text = stream.read(length)
+def _copied(tensor: Tensor) -> Tensor:
+    """Copy a tensor that lies in a file, which may be changed or cut; every bit, those of a damaged flag included."""
+    return tensor.reshape(-1).view(torch.uint8).clone().view(tensor.dtype).reshape(tensor.shape)
+
+
+def _split_tied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    unique: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.device, tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and key in first:
+            tied[name] = first[key]
+        else:
+            first[key] = name
+            unique[name] = tensor.detach()
+    return unique, tied
+
+
+def _with_memory_of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors on the CPU; only those that are not, or share the memory of another, are copied."""
+    taken: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        here = tensor.cpu().contiguous()
+        if here.untyped_storage().data_ptr() in taken:
+            here = here.clone()
+        taken.add(here.untyped_storage().data_ptr())
+        own[name] = here
+    return own
+
+
+def _digest_of_file(start: bytes, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a file that begins with ``start`` and holds these tensors in the order of its header."""
+    digest = hashlib.sha256(start)
+    for name in sorted(tensors, key=lambda name: header[name]["data_offsets"]):
+        digest.update(bytes_of(tensors[name]))
+    return digest.hexdigest()
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """Return the operating system's error that the library hides in a text."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes before the tensors and the JSON in them, after the checks that the library does not make.
+
+    These are smaller limits, names that occur twice, types that are not for networks, and what the file is instead.
+    """
+    with open(path, "rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        size = path.stat().st_size
+        if size < 8:
+            raise CheckpointError(
+                f"{path}: expected a safetensors file, found {describe_content(path)} of {size} bytes"
+            )
+        if not 2 <= length <= _MAX_HEADER_BYTES:
+            content = describe_content(path)
+            hint = "; PyTorch pickles are converted with: trifuse convert" if content == "a zip file" else ""
+            raise CheckpointError(
+                f"{path}: expected a safetensors file, found {content} "
+                f"(as a header length its first bytes would mean {length} bytes){hint}"
+            )
+        text = stream.read(length)
     if len(text) < length:
         raise CheckpointError(f"{path}: the file is truncated: its header has {length} bytes, but the file only {size}")
-    digest.update(start + text)
     try:
         header = json.loads(text, object_pairs_hook=_unique_names)
     except (ValueError, RecursionError) as error:
@@ -170,7 +205,10 @@ def _read_header(stream: IO[bytes], path: Path, size: int, digest: Any) -> dict[
         raise CheckpointError(f"{path}: expected a header that maps names to tensors, got a {type(header).__name__}")
     if len(header) > _MAX_TENSORS:
         raise CheckpointError(f"{path}: declares {len(header)} tensors; expected at most {_MAX_TENSORS}")
-    return header
+    for name, entry in header.items():
+        if isinstance(entry, dict) and isinstance(kind := entry.get("dtype", "F32"), str) and kind not in _DTYPES:
+            raise CheckpointError(f"{path}: tensor {name!r} has type {kind!r}; this trifuse reads {', '.join(_DTYPES)}")
+    return start + text, header
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -178,56 +216,6 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(names) < len(pairs):
         raise ValueError("a name occurs twice")
     return names
-
-
-def _checked_entries(header: dict[str, Any], path: Path, available: int) -> list[tuple[str, dict[str, Any]]]:
-    """Check every entry against the bytes that are there, and return them in file order."""
-    for name, entry in header.items():
-        _check_entry(name, entry, path)
-    entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    position = 0
-    for name, entry in entries:
-        start, end = entry["data_offsets"]
-        if start != position:
-            raise CheckpointError(f"{path}: tensor {name!r} starts at byte {start} of the data; expected {position}")
-        position = end
-    if position > available:
-        raise CheckpointError(
-            f"{path}: the file is truncated: it declares {position} bytes of tensors but holds {available}"
-        )
-    if position < available:
-        raise CheckpointError(f"{path}: {available - position} bytes follow the last tensor; expected none")
-    return entries
-
-
-def _check_entry(name: str, entry: Any, path: Path) -> None:
-    try:
-        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        well_formed = all(type(value) is int and value >= 0 for value in (*shape, start, end))
-    except (TypeError, KeyError, ValueError):
-        well_formed = False
-    if not well_formed:
-        raise CheckpointError(f"{path}: the header's entry for {name!r} is malformed; the file is damaged")
-    if dtype not in _DTYPES:
-        raise CheckpointError(f"{path}: tensor {name!r} has type {dtype!r}; expected one of {', '.join(_DTYPES)}")
-    if math.prod(max(length, 1) for length in shape) > _MAX_ELEMENTS:
-        raise CheckpointError(f"{path}: tensor {name!r} declares the impossible shape {shape}")
-    expected = math.prod(shape) * _DTYPES[dtype].itemsize
-    if end - start != expected:
-        raise CheckpointError(
-            f"{path}: tensor {name!r} of shape {shape} and type {dtype} needs {expected} bytes, "
-            f"but the header gives it {end - start}"
-        )
-
-
-def _read_tensor(stream: IO[bytes], entry: dict[str, Any], path: Path, digest: Any) -> Tensor:
-    start, end = entry["data_offsets"]
-    content = torch.empty(end - start, dtype=torch.uint8)
-    buffer = content.numpy().data
-    if stream.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
-        raise CheckpointError(f"{path}: the file became shorter while it was read")
-    digest.update(buffer)
-    return content.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def _tied_names(metadata: Any, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -109,6 +111,27 @@ def test_an_unknown_type_is_refused_and_the_old_file_kept(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):
+    """The library writes files for their owner alone."""
+    (tmp_path / "any").touch()
+    write_safetensors(tmp_path / "x", TENSORS)
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("I/O error: No space left on device (os error 28)", errno.ENOSPC), ("else", errno.EIO)]
+)
+def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path, monkeypatch, text, number):
+    def fail(*arguments):
+        raise safetensors.SafetensorError(text)
+
+    monkeypatch.setattr(safetensors_file, "save_file", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        write_safetensors(tmp_path / "x", TENSORS)
+    assert caught.value.errno == number
+    assert not list(tmp_path.iterdir())
+
+
 # --- damaged and hostile files ----------------------------------------------------------------------------------------
 
 
@@ -159,6 +182,16 @@ def test_a_damaged_header_never_raises_anything_else(whole_file, tmp_path_factor
         read_safetensors(path)
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_c3_a_flag_that_is_neither_true_nor_false_is_found_by_the_digest(tmp_path, bit):
+    digest = write_safetensors(tmp_path / "x", {"flags": torch.tensor([False, True])})
+    content = bytearray((tmp_path / "x").read_bytes())
+    content[-1] ^= 1 << bit
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(CheckpointError, match="the content has changed"):
+        read_safetensors(tmp_path / "x", digest)
+
+
 def test_c3_message_names_both_digests(tmp_path):
     digest = write_safetensors(tmp_path / "x", {"a": torch.ones(2)})
     with pytest.raises(CheckpointError, match=rf"expected SHA-256 {'0' * 64}, got {digest}"):
@@ -193,18 +226,22 @@ def test_c5_too_many_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (entry([2**40, 2**40], 0, 4), "impossible shape"),
-        (entry([2**62, 2, 0], 0, 0), "impossible shape"),
-        (entry([2**50], 0, 2**52), "truncated: it declares 4503599627370496 bytes"),
-        (entry([3], 0, 8), "needs 12 bytes, but the header gives it 8"),
-        (entry([1], 4, 8), "starts at byte 4 of the data; expected 0"),
-        (entry([1], 0, 4, "F31"), "type 'F31'"),
-        (entry([-1], 0, 4), "malformed"),
-        (entry([1.0], 0, 4), "malformed"),
-        (entry([True], 0, 4), "malformed"),
-        ({"dtype": "F32", "shape": [1]}, "malformed"),
-        ([1, 2], "malformed"),
-        (entry([1], 0, 4), "4 bytes follow the last tensor"),
+        (entry([2**40, 2**40], 0, 4), "overflow computing buffer size"),
+        (entry([2**62, 2, 0], 0, 0), "not fully covered"),
+        (entry([2**63, 0], 0, 0), "not fully covered"),
+        (entry([2**50], 0, 2**52), "not fully covered"),
+        (entry([3], 0, 8), "invalid shape, data type, or offset"),
+        (entry([1], 4, 8), "invalid offset for tensor `a`"),
+        (entry([1], 0, 4, "F31"), "tensor 'a' has type 'F31'; this trifuse reads F64, F32"),
+        (entry([2], 0, 8, "C64"), "tensor 'a' has type 'C64'"),
+        (entry([1], 0, 4, ["F32"]), "damaged or truncated"),
+        (entry([-1], 0, 4), "invalid value: integer `-1`"),
+        (entry([1.0], 0, 4), "invalid type: floating point"),
+        (entry([True], 0, 4), "invalid type: boolean"),
+        ({"dtype": "F32", "shape": [1]}, "missing field `data_offsets`"),
+        ({"shape": [1], "data_offsets": [0, 4]}, "missing field `dtype`"),
+        ([1, 2], "damaged or truncated"),
+        (entry([1], 0, 4), "not fully covered"),
     ],
 )
 def test_c6_headers_that_cannot_be(tmp_path, tensor, message):
@@ -221,7 +258,11 @@ def test_c6_headers_that_cannot_be(tmp_path, tensor, message):
         (b"[" * 100_000, "not valid JSON"),
         (b"\xff\xfe{}", "not valid JSON"),
         ({"__metadata__": {"trifuse.tied": '{"a": "b"}'}}, "metadata is malformed"),
-        ({"__metadata__": ["trifuse.tied"]}, "metadata is malformed"),
+        ({"__metadata__": ["trifuse.tied"]}, "invalid type: sequence"),
+        ({"__metadata__": None}, "metadata is malformed"),
+        ({"__metadata__": {"trifuse.tied": "{"}}, "metadata is malformed"),
+        ({"a": entry([2**63, 0], 0, 0)}, "damaged or truncated .*[Oo]verflow"),
+        ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, "invalid offset for tensor `b`"),
     ],
 )
 def test_headers_that_are_no_headers(tmp_path, header, message):
