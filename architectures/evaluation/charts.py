@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trifuse.architectures.storage.run_log import SMOOTHED, read_log
+from trifuse.architectures.storage.epoch_log import SMOOTHED, read_log
 from trifuse.kernels import DataError
 
 from .picture import (

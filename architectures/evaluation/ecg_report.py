@@ -15,7 +15,7 @@ from torch import nn
 from trifuse.architectures.data.ecg.beat_dataset import LeftOut, NetworkBeat
 from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.architectures.storage.atomic_files import write_text
-from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.text import count
 
 from .charts import draw_training_curves

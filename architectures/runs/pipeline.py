@@ -40,7 +40,7 @@ from trifuse.architectures.evaluation.report import (
     write_report,
 )
 from trifuse.architectures.evaluation.scoring import evaluate_cases
-from trifuse.architectures.storage.run_log import SMOOTHED, read_log
+from trifuse.architectures.storage.epoch_log import SMOOTHED, read_log
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import forward_with_side_inputs
 from trifuse.architectures.training.run_folder import LOCK_FILE, OutputFolderError

@@ -29,7 +29,7 @@ from trifuse.architectures.evaluation.summary import (
 )
 from trifuse.architectures.evaluation.tables import case_tables, number, read_case_table, write_csv, write_summary_table
 from trifuse.architectures.storage.atomic_files import write_text
-from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.text import count
 
 RUNS_TABLE = "runs.csv"

@@ -1,9 +1,13 @@
-"""log.csv: one row per epoch, one schema, every epoch once, however often the run was cut short."""
+"""log.csv: one row per epoch, written while a run trains, and read for its reports.
+
+Its columns never change, and every epoch stands there once, however often the run was cut short.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +17,8 @@ from typing import Any, Self
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .atomic_files import write_text
+
+SMOOTHED = "_smoothed"  # ends the name of a score's moving average over epochs
 
 
 class EpochLog:
@@ -79,6 +85,23 @@ class EpochLog:
             self._board.flush()
 
 
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a log, numbers as numbers; NaN where a cell is empty or holds none.
+
+    Raises:
+        DataError: the log is missing, has no rows, or no column called epoch.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise DataError(path, "log", got=error.strerror, want="the CSV log of a training run") from None
+    if not rows or "epoch" not in rows[0]:
+        got = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
+        raise DataError(path, "log", got=got, want="a column called epoch and at least one row")
+    return [{name: _value(row.get(name)) for name in rows[0] if name} for row in rows]
+
+
 def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
     """Cut the file down to its header and the first epochs, and return the columns."""
     if not path.exists():
@@ -97,6 +120,13 @@ def _line(values: list[str]) -> bytes:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue().encode()
+
+
+def _value(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
 
 
 def _open_tensorboard(folder: Path, epochs_done: int) -> Any:

@@ -13,7 +13,6 @@ validation.py            the score by which the best epoch is chosen
 training_state.py        what is saved so that a run continues as if it had never stopped
 checkpoint.py            folders that always hold one whole checkpoint
 run_folder.py            the output folder: one run, one lock, one configuration
-epoch_log.py             log.csv and TensorBoard
 progress.py              what a person sees meanwhile
 interruption.py          signals: stop at the next step, resumable
 crash.py                 what to know about a loss that is not finite

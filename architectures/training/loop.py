@@ -16,8 +16,7 @@ from torch import nn
 
 from trifuse.architectures.storage.atomic_files import write_json
 from trifuse.architectures.storage.config_json import upgraded_json
-from trifuse.architectures.storage.epoch_log import EpochLog
-from trifuse.architectures.storage.run_log import SMOOTHED
+from trifuse.architectures.storage.epoch_log import SMOOTHED, EpochLog
 from trifuse.kernels.errors import TrifuseError
 
 from .batches import Batches

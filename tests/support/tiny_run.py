@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.pretrained import Pretrained
-from trifuse.architectures.storage.run_log import read_log
 from trifuse.architectures.training.batches import keyed_seed
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.losses import SegmentationLoss

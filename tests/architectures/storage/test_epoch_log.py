@@ -9,8 +9,7 @@ import sys
 import pytest
 from children import Child
 
-from trifuse.architectures.storage.epoch_log import EpochLog
-from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.storage.epoch_log import EpochLog, read_log
 from trifuse.kernels.errors import DataError, MissingExtra
 
 

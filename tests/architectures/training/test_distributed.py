@@ -16,7 +16,7 @@ from children import run_ranks
 from safetensors.torch import load_file
 from tiny_run import StopAt, TinyConfig, TinyNet, run
 
-from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.training.distributed import World, open_world
 from trifuse.architectures.training.signals import Interrupted
 from trifuse.kernels.errors import TrifuseError

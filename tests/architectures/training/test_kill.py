@@ -15,7 +15,7 @@ import torch
 from children import Child
 from tiny_run import KilledAt, TinyNet, bits, die, run
 
-from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.training.checkpoint import CheckpointFolder, CheckpointManager
 from trifuse.kernels.errors import CheckpointError
 

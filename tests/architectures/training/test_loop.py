@@ -12,7 +12,7 @@ from children import Child
 from tiny_run import Squares, StopAt, TinyConfig, TinyNet, bits, recipe, run, validate
 from torch import nn
 
-from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.training import checkpoint
 from trifuse.architectures.training.batches import plan_epoch
 from trifuse.architectures.training.run_folder import OutputFolderError

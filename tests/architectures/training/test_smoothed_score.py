@@ -11,7 +11,7 @@ import torch
 from children import Child
 from tiny_run import KilledAt, TinyNet, bits, run
 
-from trifuse.architectures.storage.run_log import read_log
+from trifuse.architectures.storage.epoch_log import read_log
 
 SCORES = (0.2, 0.9, 0.0, 0.75, 0.5)
 NAN = float("nan")
