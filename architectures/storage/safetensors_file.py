@@ -74,7 +74,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         try:
             save_file(stored, temporary, notes or None)
         except SafetensorError as error:
-            raise _as_os_error(error, path) from error
+            raise _as_os_error(error) from error
         digest = _digest_of_file(*_read_header(temporary), stored)
     return digest
 
@@ -167,11 +167,11 @@ def _digest_of_file(start: bytes, header: Mapping[str, Any], tensors: Mapping[st
     return digest.hexdigest()
 
 
-def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+def _as_os_error(error: SafetensorError) -> OSError:
     """Return the operating system's error that the library hides in a text."""
     found = re.search(r"os error (\d+)", str(error))
     number = int(found[1]) if found else errno.EIO
-    return OSError(number, os.strerror(number), str(path))
+    return OSError(number, os.strerror(number))
 
 
 def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
