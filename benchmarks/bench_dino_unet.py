@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.geometry import Geometry
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig
@@ -203,7 +204,9 @@ TRAINING_STEP = Comparison(
 def predict_with(form: str) -> Callable[..., Tensor]:
     def predict(variant: str, volume: Volume, batch: int) -> Tensor:
         network = getattr(networks(variant), form)
-        return torch.from_numpy(predict_volume(network, volume, IMAGE_SIZE, batch, default_device()))
+        return torch.from_numpy(
+            predict_volume(network, volume, Preprocessing(image_size=IMAGE_SIZE), batch, default_device())
+        )
 
     return predict
 

@@ -362,7 +362,7 @@ def _training_options(parser: argparse.ArgumentParser, network: str) -> Any:
     group.add_argument(
         "--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values told apart, e.g. -125 275 HU for a CT"
     )
-    group.add_argument("--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
+    group.add_argument("--slices", "--keep", choices=("all", "foreground", "labelled"), help="slices to train on (all)")
     group.add_argument("--augment", choices=("none", "flip_rot", "transunet", "nnunet"), help=f"({default['augment']})")
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=int, help=f"passes over the training slices ({default['epochs']})")

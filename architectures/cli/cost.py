@@ -77,7 +77,7 @@ def describe_network(architecture: str) -> dict[str, Any]:
     network = network_class(architecture)
     with torch.device("meta"):
         model = network(network.config_type())
-    side = default_data(architecture).image_size
+    side = default_data(architecture).preprocessing.image_size
     shape = (1, getattr(model.config, "in_channels", 1), side, side)
     side_inputs = {
         name: torch.empty(1, *size, device="meta") for name, size in _side_inputs_of(model.config, side).items()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.runs.demonstration import one_thread, print_results
 from trifuse.architectures.runs.pipeline import claim_folder
 from trifuse.architectures.runs.recipes import DataRecipe
@@ -21,7 +22,7 @@ CASES = 16
 def demo_recipe(cohort: Path, split: Path, *, epochs: int = 14, seed: int = 0) -> DinoUNetRecipe:
     """Return a recipe small enough for a CPU: a tiny encoder with random weights, slices of 112 pixels."""
     return DinoUNetRecipe(
-        data=DataRecipe(root=str(cohort), split=str(split), image_size=112),
+        data=DataRecipe(root=str(cohort), split=str(split), preprocessing=Preprocessing(image_size=112)),
         network=DinoUNetConfig(variant="tiny", init_seed=seed, **TINY_DECODER),
         training=Recipe(
             epochs=epochs, batch_size=8, lr=4e-3, weight_decay=1e-4, betas=(0.9, 0.95), warmup_epochs=1, seed=seed

@@ -85,7 +85,7 @@ class DinoUNetRecipe:
     cache_features: bool = False
 
     def __post_init__(self) -> None:
-        if self.cache_features and (self.data.augment != "none" or self.data.patches is not None):
+        if self.cache_features and (self.data.augment != "none" or self.data.preprocessing.patches is not None):
             raise ValueError("cache_features needs whole slices and augment = 'none': others have no constant features")
         if self.theta_lr_mult <= 0:
             raise ValueError(f"theta_lr_mult must be positive, got {self.theta_lr_mult}")

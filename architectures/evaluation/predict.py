@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,22 +16,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from trifuse.architectures.data.layouts.cohort import Case, Cohort
+from trifuse.architectures.data.layouts.read_case import load_image
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.side_inputs import SideInputs, side_inputs_of
+from trifuse.architectures.data.samples.volume_to_slices import network_input, resized_labels, scaled_slices
+from trifuse.architectures.data.volumes.nifti import write_labels
+from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
-from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
-from trifuse.kernels import DataError, NumericError, upsample_argmax
+from trifuse.kernels import CheckpointError, DataError, NumericError, upsample_argmax
 
 from .inference import evaluating, refuse_non_finite
 from .scoring import find_cases, prediction_path
 from .sliding_window import sliding_window_inference
-
-if TYPE_CHECKING:
-    from trifuse.architectures.data.layouts.cohort import Case, Cohort
-    from trifuse.architectures.data.samples.patch_dataset import Patches
-    from trifuse.architectures.data.samples.preprocessing import Preprocessing
-    from trifuse.architectures.data.samples.side_inputs import SideInputs
-    from trifuse.architectures.data.volumes.files import NonFinite
-    from trifuse.architectures.data.volumes.volume import Volume
 
 MANIFEST = "predictions.json"
 _EXTRAS = "extras_sha256"  # of each case, in the manifest
@@ -39,10 +39,9 @@ _EXTRAS = "extras_sha256"  # of each case, in the manifest
 def predict_volume(
     model: nn.Module,
     volume: Volume,
-    image_size: int,
+    preprocessing: Preprocessing,
     batch_size: int = 8,
     device: torch.device | str | None = None,
-    preprocessing: Preprocessing | None = None,
 ) -> NDArray[np.uint8]:
     """Return class ids of shape (D, H, W) for a volume of that shape.
 
@@ -53,22 +52,19 @@ def predict_volume(
     Args:
         model: maps (B, C, S, S) to logits (B, K, s, s). Moved to ``device``; its training mode is restored.
         volume: the volume, slices first.
-        image_size: S, as in training.
+        preprocessing: of the slices, as in training; its ``image_size`` is S. It also says whether logits are resized
+            to (H, W) before the argmax, or labels of S x S after it.
         batch_size: slices at a time.
         device: where to run; by default where the model's parameters are.
-        preprocessing: of the slices, as in training. It also says whether logits are resized to (H, W) before the
-            argmax, or labels of S x S after it.
 
     Raises:
         NumericError: a logit is not finite; the slices are named.
     """
-    from trifuse.architectures.data.samples.preprocessing import Preprocessing, resized_labels, scaled_slices
-
-    preprocessing = preprocessing or Preprocessing()
     depth, *native = volume.voxels.shape
-    size = (native[0], native[1]) if preprocessing.restore == "logits" else (image_size, image_size)
+    side = preprocessing.image_size
+    size = (native[0], native[1]) if preprocessing.restore == "logits" else (side, side)
     labels = np.empty((depth, *size), np.uint8)
-    slices = scaled_slices(volume, image_size, preprocessing)
+    slices = scaled_slices(volume, preprocessing)
     for start, maps in _head_maps(model, slices, preprocessing, batch_size, device):
         chosen = _choose(maps, size).cpu().numpy()
         labels[start : start + len(chosen)] = chosen
@@ -82,13 +78,10 @@ def predict_cases(
     cohort: Cohort,
     case_ids: Sequence[str],
     out: Path,
+    preprocessing: Preprocessing,
     *,
-    image_size: int,
-    preprocessing: Preprocessing | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
-    nonfinite: NonFinite = "error",
-    patches: Patches | None = None,
     side_inputs: Mapping[str, SideInputs] | None = None,
 ) -> list[Path]:
     """Predict cases of a cohort into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
@@ -97,13 +90,12 @@ def predict_cases(
     was. A broken case does not stop the others: it is reported at the end.
 
     Args:
-        model, image_size, preprocessing, batch_size, device: see `predict_volume`.
+        model, batch_size, device: see `predict_volume`.
         cohort: where the images are.
         case_ids: the cases to predict.
         out: folder for the label maps, of this model's predictions alone.
-        nonfinite: what to do with NaN and infinite voxels, see ``read_image``.
-        patches: how a network trained on patches sees slices, see `sliding_window_inference`; its ``image_size``
-            is the side of a patch. None predicts whole slices.
+        preprocessing: as in training. With ``patches``, slices are predicted by `sliding_window_inference`, else whole
+            by `predict_volume`.
         side_inputs: what the cases bring beside their images; only with ``patches``.
 
     Returns:
@@ -113,48 +105,28 @@ def predict_cases(
         DataError: nothing to do, an unknown case, an output folder that holds inputs or another model's predictions;
             or, after all the others are written, the cases that could not be predicted.
     """
-    from trifuse.architectures.data.layouts.read_case import load_image
-    from trifuse.architectures.data.samples.preprocessing import Preprocessing
-    from trifuse.architectures.data.samples.side_inputs import side_inputs_of
-    from trifuse.architectures.data.volumes.nifti import write_labels
-
-    if side_inputs is not None and patches is None:
+    if side_inputs is not None and preprocessing.patches is None:
         raise ValueError("side_inputs: expected none for whole slices; networks that take them see patches")
     out = Path(out)
     cases = find_cases(cohort, case_ids)
     _refuse_input_folder(out, cohort, cases)
-    preprocessing = preprocessing or Preprocessing()
-    made_by: dict[str, object] = {
-        "weights_sha256": digest_of_tensors(model.state_dict()),
-        "image_size": image_size,
-        "preprocessing": config_to_json(preprocessing),
-    }
-    if patches is not None:
-        made_by["patches"] = config_to_json(patches)
     brought = {
         case.case_id: None if side_inputs is None else side_inputs_of(side_inputs, case.case_id) for case in cases
     }
-    _claim_folder(out, made_by, {name: None if one is None else one.digest() for name, one in brought.items()})
+    made_by = _MadeBy(digest_of_tensors(model.state_dict()), preprocessing)
+    _open_folder(out, made_by, {name: None if one is None else one.digest() for name, one in brought.items()})
     problems = []
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
         path = prediction_path(out, case.case_id)
         if path.exists():
             continue
         try:
-            volume = load_image(case, nonfinite=nonfinite)
-            if patches is None:
-                labels = predict_volume(model, volume, image_size, batch_size, device, preprocessing)
+            volume = load_image(case, nonfinite=preprocessing.nonfinite)
+            if preprocessing.patches is None:
+                labels = predict_volume(model, volume, preprocessing, batch_size, device)
             else:
-                labels = sliding_window_inference(
-                    model,
-                    volume,
-                    image_size,
-                    patches=patches,
-                    preprocessing=preprocessing,
-                    side_inputs=brought[case.case_id],
-                    batch_size=batch_size,
-                    device=device,
-                )
+                extra = brought[case.case_id]
+                labels = sliding_window_inference(model, volume, preprocessing, extra, batch_size, device)
             write_labels(path, labels, like=volume)
         except (DataError, NumericError) as error:
             problems.append(DataError(case.case_id, "not predicted", got=error))
@@ -167,8 +139,6 @@ def _head_maps(
     model: nn.Module, slices: Tensor, preprocessing: Preprocessing, batch_size: int, device: torch.device | str | None
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Yield (first slice, logit maps to be added up at one size) for consecutive batches of scaled slices."""
-    from trifuse.architectures.data.samples.preprocessing import network_input
-
     compute = getattr(model, "head_maps", lambda image: [model(image)])
     with evaluating(model, device) as where:
         for start in range(0, len(slices), batch_size):
@@ -192,10 +162,33 @@ def _refuse_input_folder(out: Path, cohort: Cohort, cases: Sequence[Case]) -> No
         raise DataError(out, "output folder", got="the folder of the input", want="a folder of its own")
 
 
-def _claim_folder(out: Path, made_by: dict[str, object], side_inputs: Mapping[str, str | None]) -> None:
+@dataclass(frozen=True)
+class _MadeBy:
+    """What a folder's predictions were made with, as its manifest has it.
+
+    What was done with voxels that are no numbers does not count: it is chosen for images, not for a network.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "preparation": "preprocessing",
+        "image_size": "preprocessing.image_size",
+        "patches": "preprocessing.patches",
+    }
+
+    weights_sha256: str
+    preprocessing: Preprocessing
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest's values."""
+        values = config_to_json(self)
+        del values["preprocessing"]["nonfinite"]
+        return values
+
+
+def _open_folder(out: Path, made_by: _MadeBy, side_inputs: Mapping[str, str | None]) -> None:
     """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left.
 
-    Of the side_inputs, those of every case that is there already must be the same.
+    Of the side inputs, those of every case that is there already must be the same.
     """
     if out.exists() and not out.is_dir():
         raise DataError(out, "output folder", got="a file", want="a folder, new or of the same model's predictions")
@@ -203,11 +196,11 @@ def _claim_folder(out: Path, made_by: dict[str, object], side_inputs: Mapping[st
     remove_leftovers(out)
     manifest = out / MANIFEST
     before: dict[str, str] = {}
+    made = made_by.to_json()
     if manifest.exists():
-        found = _read_manifest(manifest)
-        before = found.pop(_EXTRAS, {})
-        if names := [name for name in {**found, **made_by} if found.get(name) != made_by.get(name)]:
-            got, want = ({name: of.get(name) for name in names} for of in (found, made_by))
+        found, before = _read_manifest(manifest)
+        if differences := {name: (old, new) for name, old, new in _differences(found, made)}:
+            got, want = ({name: pair[which] for name, pair in differences.items()} for which in (0, 1))
             raise DataError(manifest, "made by", got=got, want=want, hint="choose another output folder")
         there = [case_id for case_id in side_inputs if prediction_path(out, case_id).exists()]
         if changed := [case_id for case_id in there if before.get(case_id) != side_inputs[case_id]]:
@@ -216,11 +209,26 @@ def _claim_folder(out: Path, made_by: dict[str, object], side_inputs: Mapping[st
     elif any(out.glob("*.nii.gz")):
         raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
     after = {**before, **{case_id: digest for case_id, digest in side_inputs.items() if digest is not None}}
-    write_json(manifest, {**made_by, **({_EXTRAS: after} if after else {})})
+    write_json(manifest, {**made, **({_EXTRAS: after} if after else {})})
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], section: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted name and both values of what differs, sections that both have field by field."""
+    for name, value in wanted.items():
+        other = found[name]
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _differences(other, value, f"{section}{name}.")
+        elif value != other:
+            yield f"{section}{name}", other, value
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a folder's predictions were made with, in names of today, and the digests of their side inputs."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        digests = values.pop(_EXTRAS, {})
+        return config_from_json(_MadeBy, values, path).to_json(), digests
+    except (ValueError, TypeError, CheckpointError):
         raise DataError(path, "made by", got="a damaged file", want="what trifuse predict wrote") from None

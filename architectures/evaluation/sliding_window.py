@@ -12,22 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trifuse.architectures.data.samples.patch_dataset import window_starts
+from trifuse.architectures.data.samples.preprocessing import Preprocessing, patches_and_spacing
+from trifuse.architectures.data.samples.resampled_cases import one_hot_prior
+from trifuse.architectures.data.samples.resampling import PlaneGrid
+from trifuse.architectures.data.samples.side_inputs import SideInputs
+from trifuse.architectures.data.samples.volume_to_slices import network_input
+from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.kernels import upsample_argmax
 
 from .inference import evaluating, refuse_non_finite
-
-if TYPE_CHECKING:
-    from trifuse.architectures.data.samples.patch_dataset import Patches
-    from trifuse.architectures.data.samples.preprocessing import Preprocessing
-    from trifuse.architectures.data.samples.side_inputs import SideInputs
-    from trifuse.architectures.data.volumes.volume import Volume
 
 SIGMA_OF_PATCH = 1 / 8
 _MIRRORINGS = ((), (-1,), (-2,), (-2, -1))
@@ -36,9 +37,6 @@ _MIRRORINGS = ((), (-1,), (-2,), (-2, -1))
 def sliding_window_inference(
     model: nn.Module,
     volume: Volume,
-    patch_size: int,
-    *,
-    patches: Patches,
     preprocessing: Preprocessing,
     side_inputs: SideInputs | None = None,
     batch_size: int = 8,
@@ -52,9 +50,7 @@ def sliding_window_inference(
         model: maps (B, C, P, P), with the side_inputs by name, to logits (B, K, P, P); one logit is a sigmoid. Moved to
             ``device``; its training mode is restored.
         volume: the volume, slices first.
-        patch_size: P, as in training.
-        patches: spacing, step and mirroring.
-        preprocessing: of the values, as in training.
+        preprocessing: as in training: of the values, the size P of patches, their spacing, step and mirroring.
         side_inputs: what the case brings beside its image: windows get a part of the prior, mirrored with the image,
             and the constants as they are.
         batch_size: windows at a time.
@@ -64,16 +60,12 @@ def sliding_window_inference(
         NumericError: a logit is not finite; the slices are named.
         MissingExtra: scipy is not installed.
     """
-    from trifuse.architectures.data.samples.resampling import PlaneGrid
-    from trifuse.architectures.data.samples.side_inputs import SideInputs
-
-    if patches.spacing_mm is None:
-        raise ValueError("patches.spacing_mm: expected that of the training, got None")
+    patches, spacing_mm = patches_and_spacing(preprocessing)
     side_inputs = side_inputs or SideInputs()
-    grid = PlaneGrid.of(volume, patches.spacing_mm)
+    grid = PlaneGrid.of(volume, spacing_mm)
     slices = torch.from_numpy(grid.image(volume.voxels, preprocessing))
     segments = None if side_inputs.prior is None else torch.from_numpy(grid.nearest(side_inputs.prior))
-    windows = _Windows(grid.size, patch_size, patches.step)
+    windows = _Windows(grid.size, preprocessing.image_size, patches.step)
     labels = np.zeros(volume.voxels.shape, np.uint8)
     inside = labels[grid.box]
     with evaluating(model, device) as where, torch.inference_mode():
@@ -105,8 +97,6 @@ class _Windows:
     """The windows that cover slices of one size, and what each of their pixels counts."""
 
     def __init__(self, size: tuple[int, int], side: int, step: float) -> None:
-        from trifuse.architectures.data.samples.patch_dataset import window_starts
-
         self.size = size
         self.before = [max(0, -window_starts(length, side, step)[0]) for length in size]  # zeros around small slices
         self.padded = [max(length, side) for length in size]
@@ -152,9 +142,6 @@ class _Network(NamedTuple):
 
     def probabilities(self, image: Tensor, segments: Tensor | None, slices: Sequence[int]) -> Tensor:
         """Return the probabilities (B, K, P, P) of windows (B, P, P), their mean over the mirrorings."""
-        from trifuse.architectures.data.samples.preprocessing import network_input
-        from trifuse.architectures.data.samples.resampled_cases import one_hot_prior
-
         constants = {name: value.to(self.device) for name, value in self.side_inputs.constants.items()}
         inputs: dict[str, Tensor] = {name: one.expand(len(image), *one.shape) for name, one in constants.items()}
         image = network_input(image, self.preprocessing).to(self.device)

@@ -32,8 +32,9 @@ def demo_recipe(cohort: Path, split: Path, *, epochs: int = EPOCHS, seed: int = 
             root=str(cohort),
             split=str(split),
             label_space="transunet9",
-            image_size=SIZE[0],
-            preprocessing=Preprocessing(intensity="as_is", resize="cubic", channels=1, restore="labels"),
+            preprocessing=Preprocessing(
+                intensity="as_is", resize="cubic", channels=1, restore="labels", image_size=SIZE[0]
+            ),
         ),
         network=FiasConfig(variant=ENCODER, decoder_heads=(4, 4, 2, 2), drop_path=0.0, dropout=0.0, init_seed=seed),
         training=Recipe(epochs=epochs, batch_size=8, lr=5e-3, weight_decay=1e-4, warmup_epochs=1, seed=seed),

@@ -93,9 +93,8 @@ def layout_defaults(layout: Layout | None) -> dict[str, Any]:
 def paper_data() -> DataRecipe:
     """Return how the paper prepares slices: 256 pixels, cubic, one channel, TransUNet's augmentation."""
     return DataRecipe(
-        image_size=256,
         augment="transunet",
-        preprocessing=Preprocessing(resize="cubic", channels=1, restore="labels"),
+        preprocessing=Preprocessing(resize="cubic", channels=1, restore="labels", image_size=256),
     )
 
 
@@ -130,9 +129,10 @@ class FiasRecipe:
     def __post_init__(self) -> None:
         if not 0.0 <= self.gamma <= 1.0:
             raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
-        if self.data.image_size % REDUCTION and not self.network.pad:
+        if self.data.preprocessing.image_size % REDUCTION and not self.network.pad:
             raise ValueError(
-                f"data.image_size must be a multiple of {REDUCTION}, got {self.data.image_size}; or set network.pad"
+                f"data.preprocessing.image_size must be a multiple of {REDUCTION}, got "
+                f"{self.data.preprocessing.image_size}; or set network.pad"
             )
         if self.data.preprocessing.channels != self.network.in_channels:
             raise ValueError(

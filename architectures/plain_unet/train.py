@@ -42,7 +42,8 @@ class PlainUNetRecipe:
     """A run of the plain U-Net; the defaults are nnU-Net's, with its 250 iterations to the epoch.
 
     Attributes:
-        data: which cases, and how their slices are prepared: as patches, or whole where ``data.patches`` is None.
+        data: which cases, and how their slices are prepared: as patches, or whole where its
+            ``preprocessing.patches`` is None.
         network: the network; its number of classes follows the cohort, its image size the data.
         training: how it is trained.
         batch_dice: whether the Dice of the loss pools its sums over the batch.
@@ -62,7 +63,7 @@ class PlainUNetRecipe:
                 f"data.preprocessing.channels is {self.data.preprocessing.channels}, but network.in_channels is "
                 f"{self.network.in_channels}"
             )
-        object.__setattr__(self, "network", replace(self.network, image_size=self.data.image_size))
+        object.__setattr__(self, "network", replace(self.network, image_size=self.data.preprocessing.image_size))
 
 
 def train(recipe: PlainUNetRecipe, out: Path, **options: Unpack[RunOptions]) -> Path | None:

@@ -5,8 +5,7 @@ Source: Isensee et al., nnU-Net, Nature Methods 2021, and its second version's 2
 
 from __future__ import annotations
 
-from trifuse.architectures.data.samples.patch_dataset import Patches
-from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.training.recipe import Recipe
 
 from .recipes import DataRecipe
@@ -17,10 +16,8 @@ VAL_DICE_EMA = 0.9  # share of the epochs before in the moving average of Dice t
 def nnunet_data() -> DataRecipe:
     """Return how images are prepared: patches of 256 pixels, z-scores of each volume, nnU-Net's augmentation."""
     return DataRecipe(
-        image_size=256,
         augment="nnunet",
-        preprocessing=Preprocessing(intensity="zscore", channels=1),
-        patches=Patches(),
+        preprocessing=Preprocessing(intensity="zscore", channels=1, image_size=256, patches=Patches()),
     )
 
 

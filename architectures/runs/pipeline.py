@@ -22,8 +22,9 @@ from trifuse.architectures.data.samples.patch_dataset import (
     PatchDataset,
     median_spacing_mm,
 )
+from trifuse.architectures.data.samples.preprocessing import Slices
 from trifuse.architectures.data.samples.side_inputs import SideInputs
-from trifuse.architectures.data.samples.slice_dataset import Augment, Keep, SliceDataset
+from trifuse.architectures.data.samples.slice_dataset import Augment, SliceDataset
 from trifuse.architectures.evaluation.charts import draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.overlays import collect_tiles, draw_overlays
@@ -117,26 +118,24 @@ def prepare_data(
     """
     check_extras()
     cohort, split = open_split(recipe, out)
-    if recipe.patches is not None and recipe.patches.spacing_mm is None:
-        spacing_mm = median_spacing_mm(cohort, split.train, recipe.nonfinite)
-        recipe = replace(recipe, patches=replace(recipe.patches, spacing_mm=spacing_mm))
-    options: dict[str, Any] = {
-        "cache": cache or out / _CACHE_FOLDER,
-        "nonfinite": recipe.nonfinite,
-        "preprocessing": recipe.preprocessing,
-    }
+    preprocessing = recipe.preprocessing
+    if preprocessing.patches is not None and preprocessing.patches.spacing_mm is None:
+        spacing_mm = median_spacing_mm(cohort, split.train, preprocessing.nonfinite)
+        recipe = recipe.with_preprocessing(patches=replace(preprocessing.patches, spacing_mm=spacing_mm))
+        preprocessing = recipe.preprocessing
+    options: dict[str, Any] = {"cache": cache or out / _CACHE_FOLDER}
     samples: tuple[Any, Any] = (SliceDataset, SliceDataset)
-    if recipe.patches is not None:
+    if preprocessing.patches is not None:
         samples = (PatchDataset, GridPatches)
-        options |= {"patches": recipe.patches, "side_inputs": side_inputs}
+        options["side_inputs"] = side_inputs
     elif side_inputs is not None:
         raise ValueError("side_inputs: expected none for whole slices; networks that take them are trained on patches")
     augment = _AUGMENTATIONS[recipe.augment]
-    training = {"augment": augment and augment(), "keep": recipe.keep, **options}
-    train_set = samples[0](cohort, split.train, recipe.image_size, **training)
+    training = {"augment": augment and augment(), "slices": recipe.slices, **options}
+    train_set = samples[0](cohort, split.train, preprocessing, **training)
     train_set.require_every_class()
-    keep: Keep = "labelled" if recipe.keep == "labelled" else "all"
-    val_set = samples[1](cohort, split.val or split.train, recipe.image_size, keep=keep, **options)
+    slices: Slices = "labelled" if recipe.slices == "labelled" else "all"
+    val_set = samples[1](cohort, split.val or split.train, preprocessing, slices=slices, **options)
     if is_main_process():
         write_split(out / SPLIT_FILE, split)
     return PreparedData(cohort, split, train_set, val_set, recipe, side_inputs)
@@ -327,13 +326,10 @@ def report_run(
             data.cohort,
             data.cases_of(part),
             folder,
-            image_size=recipe.image_size,
-            preprocessing=recipe.preprocessing,
-            nonfinite=recipe.nonfinite,
-            patches=recipe.patches,
+            recipe.preprocessing,
             side_inputs=data.side_inputs,
         )
-        found = _evaluate(folder, part, data, conventions, labelled=recipe.keep == "labelled", per_slice=per_slice)
+        found = _evaluate(folder, part, data, conventions, labelled=recipe.slices == "labelled", per_slice=per_slice)
         found = [replace(each, title=_marked(each.title, mark)) for each in found]
         evaluations += found
         tiles = collect_tiles(folder, data.cohort, found[0].rows)
@@ -365,7 +361,8 @@ def report_run(
 
 
 def _describe_slices(train_set: SliceDataset | PatchDataset, recipe: DataRecipe) -> str:
-    side = f"{recipe.image_size}x{recipe.image_size} pixels"
+    size = recipe.preprocessing.image_size
+    side = f"{size}x{size} pixels"
     if isinstance(train_set, SliceDataset):
         return f"{len(train_set)} to train on, resized to {side}"
     rows, columns = train_set.spacing_mm

@@ -13,7 +13,7 @@ from typing import Any
 from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.architectures.data.layouts.cohort_options import image_arguments
 from trifuse.architectures.data.layouts.open_cohort import open_images
-from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.evaluation.predict import predict_cases
 from trifuse.architectures.storage.pretrained import config_from_json, read_description
@@ -48,7 +48,8 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     if run:
         return network, run_section(run, "data", DataRecipe)
     data = default_data(architecture)
-    return network, replace(data, image_size=getattr(network.config, "image_size", data.image_size))
+    size = getattr(network.config, "image_size", data.preprocessing.image_size)
+    return network, data.with_preprocessing(image_size=size)
 
 
 def network_class(architecture: str) -> Any:
@@ -122,9 +123,9 @@ def predict_images(
         DataError: prior labels for a network that takes no prior; see `predict_cases`.
     """
     model, data = load_network(model_folder)
-    patches = _with_spacing(model_folder, data, spacing_mm)
+    preprocessing = _with_spacing(model_folder, data.preprocessing, spacing_mm)
+    preprocessing = replace(preprocessing, nonfinite=nonfinite, image_size=image_size or preprocessing.image_size)
     cohort = open_images(images, **image_arguments(data))
-    preprocessing = data.preprocessing
     if window is not None:
         preprocessing = replace(preprocessing, intensity="window", window=window)
     elif preprocessing.intensity == "as_is" and cohort.has_spacing:
@@ -141,12 +142,9 @@ def predict_images(
         cohort,
         [case.case_id for case in cohort.cases],
         out,
-        image_size=image_size or data.image_size,
-        preprocessing=preprocessing,
-        patches=patches,
+        preprocessing,
         side_inputs=side_inputs,
         batch_size=batch_size,
-        nonfinite=nonfinite,
     )
 
 
@@ -160,15 +158,19 @@ def _note_of_values_as_they_are() -> str:
     )
 
 
-def _with_spacing(model_folder: Path, data: DataRecipe, spacing_mm: tuple[float, float] | None) -> Patches | None:
+def _with_spacing(
+    model_folder: Path, preprocessing: Preprocessing, spacing_mm: tuple[float, float] | None
+) -> Preprocessing:
+    """Return the preprocessing with the spacing of its patches, if it has any, which somebody must know."""
+    patches = preprocessing.patches
     if spacing_mm is not None:
-        if data.patches is None or data.patches.spacing_mm is not None:
-            known = "takes whole slices" if data.patches is None else f"was trained at {data.patches.spacing_mm} mm"
+        if patches is None or patches.spacing_mm is not None:
+            known = "takes whole slices" if patches is None else f"was trained at {patches.spacing_mm} mm"
             raise CheckpointError(f"{model_folder}: this network {known}; leave the spacing to it")
-        return replace(data.patches, spacing_mm=spacing_mm)
-    if data.patches is not None and data.patches.spacing_mm is None:
+        return replace(preprocessing, patches=replace(patches, spacing_mm=spacing_mm))
+    if patches is not None and patches.spacing_mm is None:
         raise CheckpointError(
             f"{model_folder}: there is no run that says at which spacing of rows and columns this network was trained; "
             "pass it, in mm, for example --spacing 1.25 1.25"
         )
-    return data.patches
+    return preprocessing

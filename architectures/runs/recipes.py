@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
@@ -14,10 +14,7 @@ from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.cohort_options import CohortOptions, cohort_arguments
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.split import read_split, split_patients, verify_split
-from trifuse.architectures.data.samples.patch_dataset import Patches
-from trifuse.architectures.data.samples.preprocessing import Preprocessing
-from trifuse.architectures.data.samples.slice_dataset import Keep
-from trifuse.architectures.data.volumes.files import NonFinite
+from trifuse.architectures.data.samples.preprocessing import Preprocessing, Slices
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 from trifuse.kernels.choices import check_choice, nearest
@@ -38,20 +35,23 @@ class DataRecipe(CohortOptions):
             a split keeps the part that is not given.
         val_from: what the drawn validation tenth is taken of: ``"all"`` patients, or those ``"remaining"`` for it.
         split_seed: of the drawn split.
-        image_size: side of the square that slices are resized to, in pixels; with ``patches``, of a patch.
-        keep: slices to train on: ``"all"``, those that show a target (``"foreground"``), or those on which anything
-            is drawn (``"labelled"``).
+        slices: which slices to train on: ``"all"``, those that show a target (``"foreground"``), or those on which
+            anything is drawn (``"labelled"``).
         augment: ``"none"``, ``"flip_rot"``, or ``"transunet"``: that of TransUNet; for patches ``"none"`` or
             ``"nnunet"``: that of nnU-Net.
-        preprocessing: how the values and the size of slices are changed, in training and prediction.
-        nonfinite: what to do with NaN and infinite voxels: ``"error"``, ``"zero"`` or ``"median"``.
-        patches: how slices are seen patch by patch, at one spacing; None resizes whole slices.
+        preprocessing: how volumes become the network's inputs, in training and prediction.
 
     Raises:
-        ValueError: an image size below 1, or an augmentation or preprocessing that patches lack, or only they have.
+        ValueError: an augmentation that patches lack, or that only they have.
     """
 
-    RENAMED: ClassVar[dict[str, str]] = {"preparation": "preprocessing"}
+    RENAMED: ClassVar[dict[str, str]] = {
+        "preparation": "preprocessing",
+        "image_size": "preprocessing.image_size",
+        "nonfinite": "preprocessing.nonfinite",
+        "patches": "preprocessing.patches",
+        "keep": "slices",
+    }
 
     root: str = ""
     split: str | None = None
@@ -59,23 +59,18 @@ class DataRecipe(CohortOptions):
     test_cases: tuple[str, ...] = ()
     val_from: Literal["all", "remaining"] = "all"
     split_seed: int = 42
-    image_size: int = 448
-    keep: Keep = "all"
+    slices: Slices = "all"
     augment: Literal["none", "flip_rot", "transunet", "nnunet"] = "none"
-    nonfinite: NonFinite = "error"
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    patches: Patches | None = None
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
-        fitting = ("none", "nnunet") if self.patches is not None else ("none", "flip_rot", "transunet")
-        which = "patches" if self.patches is not None else "whole slices"
+        fitting = ("none", "nnunet") if self.preprocessing.patches is not None else ("none", "flip_rot", "transunet")
+        which = "patches" if self.preprocessing.patches is not None else "whole slices"
         check_choice(f"augment for {which}", self.augment, fitting)
-        if self.patches is not None and (self.preprocessing.resize, self.preprocessing.restore) != ("linear", "logits"):
-            raise ValueError(
-                "preprocessing.resize and .restore are for whole slices; patches are resampled in their own way"
-            )
+
+    def with_preprocessing(self, **changes: Any) -> DataRecipe:
+        """Return the recipe with other values of some fields of its preprocessing."""
+        return replace(self, preprocessing=replace(self.preprocessing, **changes))
 
     def open(self) -> Cohort:
         """Find the cases."""
@@ -178,27 +173,31 @@ def _parsed(text: str) -> Any:
 def _put(values: dict[str, Any], kind: type, dotted: str, value: Any) -> None:
     """Set a field of nested values, after checking that each name on the way is one of the dataclass's."""
     *sections, name = dotted.split(".")
-    hints = get_type_hints(kind)
     for section in sections:
-        part = _section(values, hints, section)
+        part = _section(values, kind, section)
         if part is None:
-            raise RecipeError(f"{dotted}: there is no section {section!r}{_suggestion(section, hints)}")
+            raise RecipeError(f"{dotted}: there is no section {section!r}{_suggestion(section, kind)}")
         if values[section] is None:  # it is not there by default, and begins with defaults of its own
             values[section] = config_to_json(part())
-        values, hints = values[section], get_type_hints(part)
-    part = _section(values, hints, name)
+        values, kind = values[section], part
+    part = _section(values, kind, name)
     if part is not None and value == {}:  # it is to be there, whatever is in it
         value = values[name] or config_to_json(part())
-    elif name not in hints or is_dataclass(hints[name]):
-        raise RecipeError(f"{dotted}: there is no field {name!r}{_suggestion(name, hints)}")
+    elif name not in _names(kind) or is_dataclass(get_type_hints(kind)[name]):
+        raise RecipeError(f"{dotted}: there is no field {name!r}{_suggestion(name, kind)}")
     values[name] = value
 
 
-def _section(values: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> type | None:
+def _section(values: Mapping[str, Any], kind: type, name: str) -> type | None:
     """Return the dataclass of a section, be it there or not; None if the name is that of a value, or of nothing."""
-    return dataclass_of(hints.get(name)) if isinstance(values.get(name), dict | None) else None
+    return dataclass_of(get_type_hints(kind).get(name)) if isinstance(values.get(name), dict | None) else None
 
 
-def _suggestion(name: str, known: Mapping[str, Any]) -> str:
-    near = nearest(name, known)
-    return f"; did you mean {near!r}?" if near else f"; known are {', '.join(known)}"
+def _suggestion(name: str, kind: type) -> str:
+    """Say which field may have been meant, by its name of today or of an older version, or which there are."""
+    near = nearest(name, [*_names(kind), *getattr(kind, "RENAMED", {})])
+    return f"; did you mean {near!r}?" if near else f"; known are {', '.join(_names(kind))}"
+
+
+def _names(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]

@@ -103,10 +103,11 @@ def _recipe(root: Path, row: tuple[str, str], labels: Path, ecg: Path, epochs: i
 
 def _longer(recipe: TaffUNetRecipe) -> TaffUNetRecipe:
     """Give a recipe of the demo the ablation's longer epochs and first pass."""
-    assert recipe.data.patches is not None  # see TaffUNetRecipe
-    patches = replace(recipe.data.patches, samples_per_epoch=SAMPLES_PER_EPOCH)
+    patches = recipe.data.preprocessing.patches
+    assert patches is not None  # see TaffUNetRecipe
+    data = recipe.data.with_preprocessing(patches=replace(patches, samples_per_epoch=SAMPLES_PER_EPOCH))
     prior = replace(recipe.prior, first_pass_epochs=FIRST_PASS_EPOCHS)
-    return replace(recipe, data=replace(recipe.data, patches=patches), prior=prior)
+    return replace(recipe, data=data, prior=prior)
 
 
 def _caption(cohort: Path | None, labels: Path, epochs: int, seeds: int) -> str:

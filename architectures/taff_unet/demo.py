@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trifuse.architectures.data.phantoms.scar import write_scar_phantom
-from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.data.samples.preprocessing import Patches
 from trifuse.architectures.evaluation.interval_figures import draw_interval_bars
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import REPORT, add_picture
@@ -63,8 +63,9 @@ def demo_recipe(
     if network.takes_ecg and ecg is not None:
         network = replace(network, ecg_checkpoint=str(ecg))
     patches = Patches(mirror=False, samples_per_epoch=SAMPLES_PER_EPOCH)
+    data = nnunet_data().with_preprocessing(image_size=SIZE, patches=patches)
     return TaffUNetRecipe(
-        data=replace(nnunet_data(), root=str(cohort), image_size=SIZE, patches=patches),
+        data=replace(data, root=str(cohort)),
         network=network,
         training=Recipe(
             epochs=epochs or EPOCHS,

@@ -107,10 +107,7 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
                     data.cohort,
                     predicted,
                     run / "predictions",
-                    image_size=data.recipe.image_size,
-                    preprocessing=data.recipe.preprocessing,
-                    patches=data.recipe.patches,
-                    nonfinite=data.recipe.nonfinite,
+                    data.recipe.preprocessing,
                 )
                 labels.mkdir(exist_ok=True)
                 for path in paths:
@@ -135,10 +132,7 @@ def predict_first_pass(run: Path | None, cohort: Cohort, out: Path, prior: Prior
         cohort,
         [case.case_id for case in cohort.cases],
         out,
-        image_size=data.image_size,
-        preprocessing=data.preprocessing,
-        patches=data.patches,
+        data.preprocessing,
         batch_size=batch_size,
-        nonfinite=data.nonfinite,
     )
     return out

@@ -93,17 +93,7 @@ def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:
 
 def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -> dict[str, float]:
     """Return the weight that the gate gives to the ECG of each case, mean over its slices."""
-    recipe = data.recipe
-    assert recipe.patches is not None  # see TaffUNetRecipe
-    slices = GridPatches(
-        data.cohort,
-        case_ids,
-        recipe.image_size,
-        patches=recipe.patches,
-        preprocessing=recipe.preprocessing,
-        side_inputs=data.side_inputs,
-        nonfinite=recipe.nonfinite,
-    )
+    slices = GridPatches(data.cohort, case_ids, data.recipe.preprocessing, side_inputs=data.side_inputs)
     device = next(model.parameters()).device
     found: dict[str, list[float]] = {case_id: [] for case_id in case_ids}
     loader = torch.utils.data.DataLoader(slices, batch_size=_SLICES_AT_ONCE)

@@ -82,11 +82,11 @@ class TaffUNetRecipe:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if self.data.patches is None:
-            raise ValueError("data.patches: this network is trained on patches; leave out data.patches=null")
+        if self.data.preprocessing.patches is None:
+            raise ValueError("data.preprocessing.patches: this network is trained on patches; do not set it to null")
         if self.data.preprocessing.channels != 1:
             raise ValueError(f"data.preprocessing.channels must be 1, got {self.data.preprocessing.channels}")
-        object.__setattr__(self, "network", replace(self.network, image_size=self.data.image_size))
+        object.__setattr__(self, "network", replace(self.network, image_size=self.data.preprocessing.image_size))
 
 
 def train(recipe: TaffUNetRecipe, out: Path, **options: Unpack[RunOptions]) -> Path | None:

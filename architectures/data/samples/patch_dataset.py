@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +18,7 @@ from trifuse.architectures.data.layouts.read_case import load_image
 from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.kernels.errors import DataError
 
+from .preprocessing import Preprocessing, patches_and_spacing
 from .resampled_cases import ResampledCases
 from .slice_dataset import generator_of, refuse_absent_classes
 
@@ -35,39 +35,6 @@ class PatchAugment(Protocol):
         self, image: Tensor, target: Tensor, prior: Tensor | None, generator: torch.Generator, patch_size: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return image (1, P, P), target (P, P) and prior (P, P), if there is one, of those of side S."""
-
-
-@dataclass(frozen=True)
-class Patches:
-    """How networks are trained on patches of slices, and predict slices window by window.
-
-    Attributes:
-        spacing_mm: rows and columns of all slices are resampled to it; None takes the median of the training cases,
-            which is fixed and written down when a run is prepared.
-        step: from one window of a prediction to the next, at most, in patches.
-        mirror: whether a prediction is the mean over the four mirrorings of a patch.
-        foreground: share of the training patches that are centred on a class, each class as often as the others.
-        samples_per_epoch: patches in an epoch.
-
-    Raises:
-        ValueError: a value out of range.
-    """
-
-    spacing_mm: tuple[float, float] | None = None
-    step: float = 0.5
-    mirror: bool = True
-    foreground: float = 1 / 3
-    samples_per_epoch: int = 3000
-
-    def __post_init__(self) -> None:
-        if self.spacing_mm is not None and not all(0 < step < math.inf for step in self.spacing_mm):
-            raise ValueError(f"patches.spacing_mm must be two positive lengths in mm, got {self.spacing_mm}")
-        if not 0 < self.step <= 1:
-            raise ValueError(f"patches.step must be in (0, 1], got {self.step}")
-        if not 0 <= self.foreground <= 1:
-            raise ValueError(f"patches.foreground must be in [0, 1], got {self.foreground}")
-        if self.samples_per_epoch < 1:
-            raise ValueError(f"patches.samples_per_epoch must be at least 1, got {self.samples_per_epoch}")
 
 
 def median_spacing_mm(cohort: Cohort, case_ids: Sequence[str], nonfinite: NonFinite = "error") -> tuple[float, float]:
@@ -92,10 +59,9 @@ class PatchDataset(Dataset[dict[str, Any]]):
     Args:
         cohort: where the cases come from; all of them need labels.
         case_ids: the cases.
-        patch_size: P, in pixels.
-        patches: how patches are drawn; with a spacing.
+        preprocessing: has ``patches`` with a spacing, which say how patches are drawn; its ``image_size`` is P.
         augment: makes a patch of a larger square of the slice, from its scaled values, labels and segments.
-        options: ``preprocessing``, ``cache``, ``side_inputs``, ``keep`` and ``nonfinite``, see `ResampledCases`.
+        options: ``cache``, ``side_inputs`` and ``slices``, see `ResampledCases`.
 
     Raises:
         DataError: a case is unusable, has no labels or no side_inputs, or no slice is left.
@@ -106,15 +72,14 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self,
         cohort: Cohort,
         case_ids: Sequence[str],
-        patch_size: int,
+        preprocessing: Preprocessing,
         *,
-        patches: Patches,
         augment: PatchAugment | None = None,
         **options: Any,
     ) -> None:
-        self.spacing_mm = _known(patches.spacing_mm)
-        self._cases = ResampledCases(cohort, case_ids, self.spacing_mm, **options)
-        self._patch_size, self._patches, self._augment = patch_size, patches, augment
+        self._patches, self.spacing_mm = patches_and_spacing(preprocessing)
+        self._cases = ResampledCases(cohort, case_ids, preprocessing, **options)
+        self._patch_size, self._augment = preprocessing.image_size, augment
         self.case_ids, self.class_names = self._cases.case_ids, cohort.class_names
         self._with_slices = np.flatnonzero([len(kept) for kept in self._cases.kept])
 
@@ -176,23 +141,21 @@ class GridPatches(Dataset[dict[str, Any]]):
     of a slice counts once.
 
     Args:
-        cohort, case_ids, patch_size, patches, options: see `PatchDataset`.
+        cohort, case_ids, preprocessing, options: see `PatchDataset`.
 
     Raises:
         DataError, MissingExtra: see `PatchDataset`.
     """
 
-    def __init__(
-        self, cohort: Cohort, case_ids: Sequence[str], patch_size: int, *, patches: Patches, **options: Any
-    ) -> None:
-        self._cases = ResampledCases(cohort, case_ids, _known(patches.spacing_mm), **options)
-        self._patch_size = patch_size
+    def __init__(self, cohort: Cohort, case_ids: Sequence[str], preprocessing: Preprocessing, **options: Any) -> None:
+        self._cases = ResampledCases(cohort, case_ids, preprocessing, **options)
+        self._patch_size = preprocessing.image_size
         self.case_ids, self.class_names = self._cases.case_ids, cohort.class_names
         self._index = [
             (number, int(position), rows, columns)
             for number, kept in enumerate(self._cases.kept)
             for position in kept
-            for rows, columns in product(*(_tiles(length, patch_size) for length in self._cases.sizes[number]))
+            for rows, columns in product(*(_tiles(length, self._patch_size) for length in self._cases.sizes[number]))
         ]
 
     def __len__(self) -> int:
@@ -235,12 +198,6 @@ def _tiles(length: int, side: int) -> list[_Tile]:
 def _within(at: int, length: int, side: int) -> int:
     """Return the start of a patch that lies within an axis, as near as can be; about its middle if it is too short."""
     return min(max(at, 0), length - side) if length > side else (length - side) // 2
-
-
-def _known(spacing_mm: tuple[float, float] | None) -> tuple[float, float]:
-    if spacing_mm is None:
-        raise ValueError("patches.spacing_mm: expected two lengths in mm, got None; median_spacing_mm finds them")
-    return spacing_mm
 
 
 def _drawn(choices: int, generator: torch.Generator) -> int:

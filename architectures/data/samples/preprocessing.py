@@ -1,31 +1,57 @@
-"""How a volume becomes the slices that a network sees, and how its labels come back: the same in training and use."""
+"""How volumes become the inputs of a network: one description, the same in training and in use.
+
+See volume_to_slices.py and resampling.py for what is done by it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Literal
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from trifuse.architectures.data.volumes.files import NonFinite
 
-from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.kernels.errors import MissingExtra
+Slices = Literal["all", "foreground", "labelled"]
+"""Which slices count: all, those that show a target, or those on which anything is drawn, whether target or not (cine
+cohorts are often contoured in part)."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CLIP_PERCENTILES = (1.0, 99.0)
 
-_SLICES_AT_ONCE = 16
+@dataclass(frozen=True)
+class Patches:
+    """How networks are trained on patches of slices, and predict slices window by window.
+
+    Attributes:
+        spacing_mm: rows and columns of all slices are resampled to it; None takes the median of the training cases,
+            which is fixed and written down when a run is prepared.
+        step: from one window of a prediction to the next, at most, in patches.
+        mirror: whether a prediction is the mean over the four mirrorings of a patch.
+        foreground: share of the training patches that are centred on a class, each class as often as the others.
+        samples_per_epoch: patches in an epoch.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    spacing_mm: tuple[float, float] | None = None
+    step: float = 0.5
+    mirror: bool = True
+    foreground: float = 1 / 3
+    samples_per_epoch: int = 3000
+
+    def __post_init__(self) -> None:
+        if self.spacing_mm is not None and not all(0 < step < math.inf for step in self.spacing_mm):
+            raise ValueError(f"patches.spacing_mm must be two positive lengths in mm, got {self.spacing_mm}")
+        if not 0 < self.step <= 1:
+            raise ValueError(f"patches.step must be in (0, 1], got {self.step}")
+        if not 0 <= self.foreground <= 1:
+            raise ValueError(f"patches.foreground must be in [0, 1], got {self.foreground}")
+        if self.samples_per_epoch < 1:
+            raise ValueError(f"patches.samples_per_epoch must be at least 1, got {self.samples_per_epoch}")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How slices are prepared.
+    """How volumes become network inputs.
 
     Attributes:
         intensity: what becomes of a volume's values: clipped to its 1st and 99th percentile and scaled to [0, 1]
@@ -39,9 +65,13 @@ class Preprocessing:
         channels: 3, the image repeated and normalised as ImageNet encoders expect, or 1, the image alone.
         restore: how predictions get back to the image's size: ``"logits"`` are interpolated bilinearly before the
             argmax, or ``"labels"`` are chosen first and resized as ``resize`` does it with labels.
+        image_size: side of the square that slices are resized to, in pixels; with ``patches``, of a patch.
+        nonfinite: what to do with NaN and infinite voxels, see `NonFinite`.
+        patches: how slices are seen patch by patch, at one spacing; None resizes whole slices.
 
     Raises:
-        ValueError: a window that is not needed, or is needed and missing or empty.
+        ValueError: a window that is not needed, or is needed and missing or empty; an image size below 1; or a way to
+            resize or restore that patches, which are resampled in their own way, do not have.
     """
 
     intensity: Literal["percentiles", "window", "minmax", "zscore", "as_is"] = "percentiles"
@@ -49,6 +79,9 @@ class Preprocessing:
     resize: Literal["linear", "cubic"] = "linear"
     channels: Literal[1, 3] = 3
     restore: Literal["logits", "labels"] = "logits"
+    image_size: int = 448
+    nonfinite: NonFinite = "error"
+    patches: Patches | None = None
 
     def __post_init__(self) -> None:
         if self.intensity != "window":
@@ -57,104 +90,22 @@ class Preprocessing:
         elif self.window is None or not -math.inf < self.window[0] < self.window[1] < math.inf:
             want = "its lowest and highest value, such as (-125, 275) HU"
             raise ValueError(f"window: expected {want} with intensity = 'window', got {self.window}")
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if self.patches is not None and (self.resize, self.restore) != ("linear", "logits"):
+            raise ValueError(
+                "preprocessing.resize and .restore are for whole slices; patches are resampled in their own way"
+            )
 
 
-def preprocess_volume(volume: Volume, image_size: int, preprocessing: Preprocessing | None = None) -> Tensor:
-    """Return the slices of a volume as network input of shape (D, channels, S, S), float32."""
-    return network_input(scaled_slices(volume, image_size, preprocessing), preprocessing)
-
-
-def scaled_slices(volume: Volume, image_size: int, preprocessing: Preprocessing | None = None) -> Tensor:
-    """Return the slices of a volume, their values scaled and their size S x S, of shape (D, S, S), float32.
-
-    A volume without contrast gives zeros.
+def patches_and_spacing(preprocessing: Preprocessing) -> tuple[Patches, tuple[float, float]]:
+    """Return the patches of a preprocessing and their spacing in mm, rows and columns.
 
     Raises:
-        MissingExtra: cubic resizing without scipy.
+        ValueError: it is for whole slices, or leaves the spacing to the cohort.
     """
-    preprocessing = preprocessing or Preprocessing()
-    slices = torch.empty(volume.voxels.shape[0], image_size, image_size)
-    for part, scaled in _scaled_parts(volume.voxels, preprocessing):
-        slices[part] = _RESIZE[preprocessing.resize](scaled, image_size)
-    return slices
-
-
-def scaled_voxels(voxels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Return voxels (D, H, W), their values scaled as the preprocessing has it, float32; without contrast zeros."""
-    scaled = np.empty(voxels.shape, np.float32)
-    for part, values in _scaled_parts(voxels, preprocessing):
-        scaled[part] = values
-    return scaled
-
-
-def network_input(slices: Tensor, preprocessing: Preprocessing | None = None) -> Tensor:
-    """Turn scaled slices (..., S, S) into what the network gets, (..., channels, S, S)."""
-    if preprocessing is not None and preprocessing.channels == 1:
-        return slices.unsqueeze(-3)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (slices.unsqueeze(-3) - mean) / std
-
-
-def resized_labels(labels: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing | None = None) -> np.ndarray:
-    """Resize every slice of a label map (D, H, W) to ``size``, each pixel taking the value of one pixel before.
-
-    To S x S and back again, values land on the grid that ``scaled_slices`` puts the image on.
-    """
-    corners = preprocessing is not None and preprocessing.resize == "cubic"
-    rows, columns = (_sources(old, new, corners) for old, new in zip(labels.shape[1:], size, strict=True))
-    return labels[:, rows[:, None], columns]
-
-
-def _scaled_parts(voxels: np.ndarray, preprocessing: Preprocessing) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield a few slices at a time: which, and their scaled values in float32."""
-    low, high, offset, scale = _scaling(voxels, preprocessing)
-    for start in range(0, len(voxels), _SLICES_AT_ONCE):
-        chosen = slice(start, start + _SLICES_AT_ONCE)
-        part = voxels[chosen]
-        scaled = (part.clip(low, high) - offset) / scale if scale > 0 else np.zeros_like(part)
-        yield chosen, scaled.astype(np.float32)
-
-
-def _scaling(voxels: np.ndarray, preprocessing: Preprocessing) -> tuple[np.float64, np.float64, np.float64, np.float64]:
-    """Return what values are clipped to, what is then subtracted, and what they are divided by (0: no contrast)."""
-    low, high = np.float64(-np.inf), np.float64(np.inf)
-    if preprocessing.intensity == "as_is":
-        return low, high, np.float64(0), np.float64(1)
-    if preprocessing.intensity == "zscore":
-        return low, high, voxels.mean(dtype=np.float64), voxels.std(dtype=np.float64)
-    if preprocessing.intensity == "percentiles":
-        low, high = np.percentile(voxels, CLIP_PERCENTILES)
-    elif preprocessing.intensity == "minmax":
-        low, high = np.float64(voxels.min()), np.float64(voxels.max())
-    elif preprocessing.window is not None:
-        low, high = (np.float64(value) for value in preprocessing.window)
-    return low, high, low, high - low
-
-
-def _resize_linear(planes: np.ndarray, image_size: int) -> Tensor:
-    size = (image_size, image_size)
-    return F.interpolate(torch.from_numpy(planes)[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
-
-
-def _resize_cubic(planes: np.ndarray, image_size: int) -> Tensor:
-    if planes.shape[1:] == (image_size, image_size):
-        return torch.from_numpy(planes)
-    try:
-        zoom = import_module("scipy.ndimage").zoom
-    except ImportError as error:
-        raise MissingExtra("scipy", "med", "cubic resizing") from error
-    # The default mode makes the last row and column zero at sizes where rounding puts them outside (512 to 224).
-    factors = [image_size / length for length in planes.shape[1:]]
-    return torch.from_numpy(np.stack([zoom(plane, factors, order=3, mode="mirror") for plane in planes]))
-
-
-_RESIZE = {"linear": _resize_linear, "cubic": _resize_cubic}
-
-
-def _sources(old: int, new: int, corners: bool) -> np.ndarray:
-    """Return which of ``old`` pixels each of ``new`` pixels lies nearest to."""
-    if not corners:  # pixels are areas; in float32, as torch's "nearest-exact" computes it
-        centres = np.arange(new, dtype=np.float32) + np.float32(0.5)
-        return np.minimum(centres * np.float32(old / new), old - 1).astype(int)
-    step = (old - 1) / (new - 1) if new > 1 else 0.0
-    return np.floor(np.arange(new) * step + 0.5).astype(int)
+    patches = preprocessing.patches
+    if patches is None or patches.spacing_mm is None:
+        got = "whole slices" if patches is None else "None"
+        raise ValueError(f"patches.spacing_mm: expected two lengths in mm, got {got}; median_spacing_mm finds them")
+    return patches, patches.spacing_mm

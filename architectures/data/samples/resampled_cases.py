@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from trifuse.architectures.data.layouts.cohort import Case, Cohort
 from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labels
-from trifuse.architectures.data.volumes.files import NonFinite
-from trifuse.kernels.errors import DataError
 
 from .case_cache import CaseCache
-from .preprocessing import Preprocessing, network_input
+from .preprocessing import Preprocessing, Slices, patches_and_spacing
 from .resampling import PlaneGrid
 from .side_inputs import PRIOR_CHANNELS, SideInputs, side_inputs_of
-from .slice_dataset import Keep, kept_slices
+from .slice_dataset import no_slice, slices_that_count
+from .volume_to_slices import network_input
 
 _TRANSFORM_VERSION = 1  # raise it whenever the bytes of an entry would change
 
@@ -31,12 +30,10 @@ class ResampledCases:
     Args:
         cohort: where the cases come from; all of them need labels.
         case_ids: the cases, in the order of their numbers.
-        spacing_mm: distance between rows, and between columns, of all slices.
-        preprocessing: how values are scaled, and how many channels they become.
+        preprocessing: how values are scaled, how many channels they become, and the spacing of ``patches``.
         cache: folder of the cache entries, see `CaseCache`.
         side_inputs: what cases bring beside their images; priors are resampled by the nearest pixel and kept in memory.
-        keep: the slices that count, see `SliceDataset`.
-        nonfinite: what to do with NaN and infinite voxels, see ``read_image``.
+        slices: which slices count, see `Slices`.
 
     Raises:
         DataError: a case is unusable, has no labels or no side_inputs, or no slice is left.
@@ -47,31 +44,28 @@ class ResampledCases:
         self,
         cohort: Cohort,
         case_ids: Sequence[str],
-        spacing_mm: tuple[float, float],
-        *,
         preprocessing: Preprocessing,
+        *,
         cache: Path | None = None,
         side_inputs: Mapping[str, SideInputs] | None = None,
-        keep: Keep = "all",
-        nonfinite: NonFinite = "error",
+        slices: Slices = "all",
     ) -> None:
-        self.case_ids, self._preparation = tuple(case_ids), preprocessing
+        self.case_ids, self._preprocessing = tuple(case_ids), preprocessing
         self._side_inputs = [
             SideInputs() if side_inputs is None else side_inputs_of(side_inputs, name) for name in self.case_ids
         ]
-        transform = _Transform(spacing_mm, preprocessing, nonfinite)
-        self._cache = CaseCache(cohort, self.case_ids, cache, transform.names(), partial(_build, transform))
+        build = partial(_build, preprocessing)
+        self._cache = CaseCache(cohort, self.case_ids, cache, _transform_names(preprocessing), build)
         entries = [self._cache[number] for number in range(len(self._cache))]
         self._priors = [
             None if one.prior is None else _grid_of(entry).nearest(one.prior)
             for one, entry in zip(self._side_inputs, entries, strict=True)
         ]
-        self.kept = [np.flatnonzero(kept_slices(entry, keep)) for entry in entries]
+        self.kept = [np.flatnonzero(slices_that_count(entry, slices)) for entry in entries]
         self.sizes = [entry["image"].shape[1:] for entry in entries]
         self.shows = [np.array(entry["shows"]) for entry in entries]
         if not any(map(len, self.kept)):
-            hint = 'keep="all" keeps slices without labels'
-            raise DataError(cohort.root, "slices", got=f"none with keep={keep!r}", want="at least one", hint=hint)
+            raise no_slice(cohort, slices)
 
     def target(self, number: int, position: int) -> np.ndarray:
         """Return the labels (h, w) of a slice."""
@@ -96,7 +90,7 @@ class ResampledCases:
     ) -> dict[str, Any]:
         """Put together what a network is given of a patch (1, P, P), its labels and its segments (P, P)."""
         return {
-            "image": network_input(image[0], self._preparation),
+            "image": network_input(image[0], self._preprocessing),
             "target": labels,
             **({} if segments is None else {"prior": one_hot_prior(segments)}),
             **self._side_inputs[number].constants,
@@ -124,17 +118,11 @@ def cut_square(plane: np.ndarray, corner: tuple[int, int], side: int) -> np.ndar
     return square
 
 
-class _Transform(NamedTuple):
-    """What makes resampled slices of a volume."""
-
-    spacing_mm: tuple[float, float]
-    preprocessing: Preprocessing
-    nonfinite: NonFinite
-
-    def names(self) -> list[Any]:
-        """Name everything that the bytes of an entry depend on, beside the case."""
-        scaling = [self.preprocessing.intensity, self.preprocessing.window]
-        return ["resampled", _TRANSFORM_VERSION, self.spacing_mm, scaling, self.nonfinite]
+def _transform_names(preprocessing: Preprocessing) -> list[Any]:
+    """Name everything that the bytes of an entry depend on, beside the case."""
+    _, spacing_mm = patches_and_spacing(preprocessing)
+    scaling = [preprocessing.intensity, preprocessing.window]
+    return ["resampled", _TRANSFORM_VERSION, spacing_mm, scaling, preprocessing.nonfinite]
 
 
 def _record(size: tuple[int, int], classes: int) -> np.dtype:
@@ -143,13 +131,13 @@ def _record(size: tuple[int, int], classes: int) -> np.dtype:
     return np.dtype([*plane, ("slice", "<i4"), ("rows", "<i4", (2,)), ("columns", "<i4", (2,))])
 
 
-def _build(transform: _Transform, cohort: Cohort, case: Case) -> np.ndarray:
-    image, raw = load_raw_case(case, nonfinite=transform.nonfinite)
+def _build(preprocessing: Preprocessing, cohort: Cohort, case: Case) -> np.ndarray:
+    image, raw = load_raw_case(case, nonfinite=preprocessing.nonfinite)
     assert raw is not None
-    grid = PlaneGrid.of(image, transform.spacing_mm)
+    grid = PlaneGrid.of(image, patches_and_spacing(preprocessing)[1])
     depth, rows, columns = grid.box
     entry = np.zeros(depth.stop - depth.start, _record(grid.size, len(cohort.class_names)))
-    entry["image"] = grid.image(image.voxels, transform.preprocessing)
+    entry["image"] = grid.image(image.voxels, preprocessing)
     entry["target"] = grid.labels(map_labels(cohort, raw).voxels)
     for index in range(1, len(cohort.class_names)):
         entry["shows"][:, index - 1] = (entry["target"] == index).any(axis=(1, 2))

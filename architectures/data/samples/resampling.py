@@ -15,7 +15,8 @@ import numpy as np
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.kernels.errors import MissingExtra
 
-from .preprocessing import Preprocessing, resized_labels, scaled_voxels
+from .preprocessing import Preprocessing
+from .volume_to_slices import resized_labels, scaled_voxels
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +14,14 @@ from torch.utils.data import Dataset
 
 from trifuse.architectures.data.layouts.cohort import Case, Cohort
 from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labels
-from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
 from .case_cache import CaseCache
-from .preprocessing import Preprocessing, network_input, resized_labels, scaled_slices
+from .preprocessing import Preprocessing, Slices
+from .volume_to_slices import network_input, resized_labels, scaled_slices
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-Keep = Literal["all", "foreground", "labelled"]
 
 _TRANSFORM_VERSION = 1  # raise it whenever the bytes of an entry would change
 
@@ -38,13 +37,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
     Args:
         cohort: where the cases come from; all of them need labels.
         case_ids: the cases, in the order of their slices.
-        image_size: S, in pixels.
+        preprocessing: how slices are scaled and resized; its ``image_size`` is S.
         cache: folder of the cache entries; without it they live in a temporary folder as long as the data set does.
         augment: called with image, target and generator.
-        keep: ``"all"`` slices; ``"foreground"``, those that show a target; ``"labelled"``, those on which anything
-            is drawn at all, whether target or not (cine cohorts are often contoured in part).
-        nonfinite: what to do with NaN and infinite voxels, see ``read_image``.
-        preprocessing: how slices are scaled and resized; by default as the ImageNet encoders expect them.
+        slices: which slices count, see `Slices`.
 
     Raises:
         DataError: a case is unusable or has no labels, or no slice is left. All cases are looked at first.
@@ -54,32 +50,29 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self,
         cohort: Cohort,
         case_ids: Sequence[str],
-        image_size: int = 448,
+        preprocessing: Preprocessing,
+        *,
         cache: Path | None = None,
         augment: Augment | None = None,
-        keep: Keep = "all",
-        *,
-        nonfinite: NonFinite = "error",
-        preprocessing: Preprocessing | None = None,
+        slices: Slices = "all",
     ) -> None:
-        check_choice("keep", keep, Keep)
+        check_choice("slices", slices, Slices)
         self.augment = augment
-        self.preprocessing = preprocessing or Preprocessing()
+        self.preprocessing = preprocessing
         self.case_ids = tuple(case_ids)
         self.class_names = cohort.class_names
-        transform = _Transform(image_size, self.preprocessing, nonfinite)
-        self._entries = CaseCache(cohort, self.case_ids, cache, transform.names(), partial(_build, transform))
+        build = partial(_build, preprocessing)
+        self._entries = CaseCache(cohort, self.case_ids, cache, _transform_names(preprocessing), build)
         self._index = [
             (number, int(position))
             for number in range(len(self._entries))
-            for position in np.flatnonzero(kept_slices(self._entries[number], keep))
+            for position in np.flatnonzero(slices_that_count(self._entries[number], slices))
         ]
         if not self._index:
-            hint = 'keep="all" keeps slices without labels'
-            raise DataError(cohort.root, "slices", got=f"none with keep={keep!r}", want="at least one", hint=hint)
+            raise no_slice(cohort, slices)
 
     def __len__(self) -> int:
-        """Return the number of slices that are kept."""
+        """Return the number of slices that count."""
         return len(self._index)
 
     def __getitem__(self, key: int | tuple[int, int, int]) -> dict[str, Any]:
@@ -123,14 +116,20 @@ def generator_of(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def kept_slices(entry: np.ndarray, keep: Keep) -> np.ndarray:
-    """Say which of a case's records are kept."""
-    kept: dict[str, Any] = {
+def no_slice(cohort: Cohort, slices: Slices) -> DataError:
+    """Return the error that says that not a single slice counts."""
+    hint = 'slices="all" also counts slices without labels'
+    return DataError(cohort.root, "slices", got=f"none with slices={slices!r}", want="at least one", hint=hint)
+
+
+def slices_that_count(entry: np.ndarray, slices: Slices) -> np.ndarray:
+    """Say which of a case's records count."""
+    counting: dict[str, Any] = {
         "all": np.ones(len(entry), bool),
         "foreground": entry["shows"].any(axis=1),
         "labelled": entry["labelled"],
     }
-    return kept[keep]
+    return counting[slices]
 
 
 def _record(image_size: int, classes: int) -> np.dtype:
@@ -141,27 +140,20 @@ def _record(image_size: int, classes: int) -> np.dtype:
     )
 
 
-class _Transform(NamedTuple):
-    """What makes a slice of a volume."""
-
-    image_size: int
-    preprocessing: Preprocessing
-    nonfinite: NonFinite
-
-    def names(self) -> list[Any]:
-        """Name everything that the bytes of an entry depend on, beside the case."""
-        scaling = [self.preprocessing.intensity, self.preprocessing.window, self.preprocessing.resize]
-        return [_TRANSFORM_VERSION, self.image_size, scaling, self.nonfinite]
+def _transform_names(preprocessing: Preprocessing) -> list[Any]:
+    """Name everything that the bytes of an entry depend on, beside the case."""
+    scaling = [preprocessing.intensity, preprocessing.window, preprocessing.resize]
+    return [_TRANSFORM_VERSION, preprocessing.image_size, scaling, preprocessing.nonfinite]
 
 
-def _build(transform: _Transform, cohort: Cohort, case: Case) -> np.ndarray:
-    image_size, preprocessing, nonfinite = transform
-    image, raw = load_raw_case(case, nonfinite=nonfinite)
+def _build(preprocessing: Preprocessing, cohort: Cohort, case: Case) -> np.ndarray:
+    side = preprocessing.image_size
+    image, raw = load_raw_case(case, nonfinite=preprocessing.nonfinite)
     assert raw is not None
     labels = map_labels(cohort, raw)
-    entry = np.zeros(len(image.voxels), _record(image_size, len(cohort.class_names)))
-    entry["image"] = scaled_slices(image, image_size, preprocessing).numpy()
-    entry["target"] = resized_labels(labels.voxels, (image_size, image_size), preprocessing)
+    entry = np.zeros(len(image.voxels), _record(side, len(cohort.class_names)))
+    entry["image"] = scaled_slices(image, preprocessing).numpy()
+    entry["target"] = resized_labels(labels.voxels, (side, side), preprocessing)
     for index in range(1, len(cohort.class_names)):
         entry["shows"][:, index - 1] = (labels.voxels == index).any(axis=(1, 2))
     entry["labelled"] = raw.voxels.any(axis=(1, 2))

@@ -60,8 +60,7 @@ def test_the_words_of_the_command_repeat_the_code():
 @pytest.mark.parametrize(("network", "kind"), [("dino_unet", DinoUNetRecipe), ("fias", FiasRecipe)])
 def test_the_help_says_what_the_recipe_does(network, kind):
     said, recipe = DEFAULTS[network], kind()
-    for field in ("image_size", "augment"):
-        assert said[field] == str(getattr(recipe.data, field))
+    assert (said["image_size"], said["augment"]) == (str(recipe.data.preprocessing.image_size), recipe.data.augment)
     for field in ("batch_size", "lr", "seed"):
         assert said[field] == str(getattr(recipe.training, field))
     assert said["epochs"].startswith(f"{recipe.training.epochs},")

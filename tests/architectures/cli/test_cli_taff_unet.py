@@ -47,7 +47,7 @@ def test_the_words_of_the_command_repeat_the_code():
     assert set(REFERENCES) == set(Reference.__args__)
     for network, kind in (("plain_unet", PlainUNetRecipe), ("taff_unet", TaffUNetRecipe)):
         said, recipe = DEFAULTS[network], kind()
-        assert (said["image_size"], said["augment"]) == (str(recipe.data.image_size), recipe.data.augment)
+        assert (said["image_size"], said["augment"]) == (str(recipe.data.preprocessing.image_size), recipe.data.augment)
         for field in ("epochs", "batch_size", "lr", "seed"):
             assert said[field] == str(getattr(recipe.training, field))
 
@@ -55,14 +55,14 @@ def test_the_words_of_the_command_repeat_the_code():
 def test_plain_unet_from_a_cohort_to_a_report_and_to_new_images(plain, scar_cohort, tmp_path, capsys):
     assert (plain / "report.md").read_text().startswith("# ")
     run = json.loads((plain / "run.json").read_text())["config"]
-    assert run["network"]["image_size"] == run["data"]["image_size"] == 32
+    assert run["network"]["image_size"] == run["data"]["preprocessing"]["image_size"] == 32
     assert {row.class_name for row in read_case_table(plain / "test_cases.csv")} >= {"scar", "blood pool"}
     network = shutil.copytree(plain / "best", tmp_path / "network")  # as a converted one: nobody knows its spacing
     words = ["predict", network, scar_cohort, "--out", tmp_path / "labels"]
     code, _, errors = run_main(words, capsys)
     assert code == 4
     assert "--spacing 1.25 1.25" in errors
-    spacing = run["data"]["patches"]["spacing_mm"]
+    spacing = run["data"]["preprocessing"]["patches"]["spacing_mm"]
     assert run_main([*words, "--spacing", *spacing], capsys)[0] == 0
     assert len(list((tmp_path / "labels").glob("*.nii.gz"))) == 7
     code, _, errors = run_main(["predict", plain, scar_cohort, "--out", tmp_path / "x", "--spacing", 1, 1], capsys)

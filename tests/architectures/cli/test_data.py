@@ -115,7 +115,7 @@ def test_recipes_reach_every_field_of_the_data(tmp_path, put_synapse):
     file.write_text('[data]\nlabel_space = "transunet9"\n[data.preprocessing]\nresize = "cubic"\nchannels = 1\n')
     settings = ["data.preprocessing.intensity=window", "data.preprocessing.window=[-125, 275]", "data.image_size=14"]
     recipe = recipe_from(DinoUNetRecipe, file, {"data.root": str(tmp_path / "cohort")}, settings)
-    assert recipe.data.preprocessing == Preprocessing("window", (-125.0, 275.0), "cubic", 1)
+    assert recipe.data.preprocessing == Preprocessing("window", (-125.0, 275.0), "cubic", 1, image_size=14)
     (tmp_path / "run").mkdir()
     data = prepare_data(recipe.data, tmp_path / "run")
     assert (data.split.train, data.split.val, data.split.test) == (("case0005", "case0010"), (), ("case0008",))
@@ -141,11 +141,11 @@ def test_l2_values_that_make_no_sense(setting, words):
 @dataclass(frozen=True)
 class OneChannelRecipe:
     data: DataRecipe = field(
-        default_factory=lambda: DataRecipe(image_size=256, preprocessing=Preprocessing("as_is", channels=1))
+        default_factory=lambda: DataRecipe(preprocessing=Preprocessing("as_is", channels=1, image_size=256))
     )
 
 
 def test_each_network_has_defaults_of_its_own():
     recipe = recipe_from(OneChannelRecipe, None, {"data.root": "cohort"}, ["data.preprocessing.resize=cubic"])
-    preprocessing = Preprocessing("as_is", resize="cubic", channels=1)
-    assert recipe.data == DataRecipe("cohort", image_size=256, preprocessing=preprocessing)
+    preprocessing = Preprocessing("as_is", resize="cubic", channels=1, image_size=256)
+    assert recipe.data == DataRecipe("cohort", preprocessing=preprocessing)

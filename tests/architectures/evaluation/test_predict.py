@@ -19,7 +19,8 @@ from torch import nn
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
-from trifuse.architectures.data.samples.preprocessing import Preprocessing, preprocess_volume, resized_labels
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.volume_to_slices import preprocess_volume, resized_labels
 from trifuse.architectures.data.volumes.nifti import read_image
 from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases, predict_volume
 from trifuse.architectures.storage.config_json import config_to_json
@@ -27,6 +28,7 @@ from trifuse.architectures.storage.safetensors_file import digest_of_tensors
 from trifuse.kernels import DataError, NumericError
 
 SIZE = 28
+PREPROCESSING = Preprocessing(image_size=SIZE)
 
 
 def ids(cohort):
@@ -35,7 +37,7 @@ def ids(cohort):
 
 def test_prediction_lands_on_the_native_grid(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a", "b")
-    paths = predict_cases(threshold(), cohort, ids(cohort), tmp_path / "out", image_size=SIZE, batch_size=3)
+    paths = predict_cases(threshold(), cohort, ids(cohort), tmp_path / "out", PREPROCESSING, batch_size=3)
     assert [path.name for path in paths] == ["a.nii.gz", "b.nii.gz"]
     for case, path in zip(cohort.cases, paths, strict=True):
         written, image, label = nib.load(path), nib.load(case.image), nib.load(case.label)
@@ -58,7 +60,7 @@ def test_logits_are_resized_before_the_argmax(make_cohort):
 
     cohort = make_cohort("a", depth=3)
     volume = read_image(cohort.cases[0].image)
-    labels = predict_volume(Constant(), volume, SIZE)
+    labels = predict_volume(Constant(), volume, PREPROCESSING)
     height, width = volume.voxels.shape[1:]
     small = torch.zeros(1, 3, 2, 2)
     small[0, 1, 0, 0] = small[0, 2, 1, 1] = 1.0
@@ -76,10 +78,10 @@ def test_batches_hold_batch_size_slices_and_change_nothing(make_cohort, threshol
     cohort = make_cohort("a", depth=7)
     volume = read_image(cohort.cases[0].image)
     model = threshold(shrink=2)
-    labels = predict_volume(model, volume, SIZE, batch_size)
+    labels = predict_volume(model, volume, PREPROCESSING, batch_size)
     assert max(shape[0] for shape in model.seen) == min(batch_size, 7)
     assert sum(shape[0] for shape in model.seen) == 7
-    np.testing.assert_array_equal(labels, predict_volume(threshold(shrink=2), volume, SIZE, 2))
+    np.testing.assert_array_equal(labels, predict_volume(threshold(shrink=2), volume, PREPROCESSING, 2))
 
 
 def test_one_logit_is_a_sigmoid(make_cohort, threshold):
@@ -89,14 +91,15 @@ def test_one_logit_is_a_sigmoid(make_cohort, threshold):
         def forward(self, image):
             return super().forward(image)[:, 1:]
 
-    np.testing.assert_array_equal(predict_volume(One(), volume, SIZE), predict_volume(threshold(), volume, SIZE))
+    one, two = (predict_volume(model, volume, PREPROCESSING) for model in (One(), threshold()))
+    np.testing.assert_array_equal(one, two)
 
 
 def test_one_slice_and_training_mode_comes_back(make_cohort, threshold):
     cohort = make_cohort("a", depth=1, empty=True)
     volume = read_image(cohort.cases[0].image)
     model = threshold(at=1e9).train()
-    assert predict_volume(model, volume, SIZE).shape == volume.voxels.shape
+    assert predict_volume(model, volume, PREPROCESSING).shape == volume.voxels.shape
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -119,7 +122,7 @@ def test_memory_does_not_grow_with_classes_times_volume(make_cohort):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.functional, "interpolate", watch)
-        predict_volume(ManyClasses(), volume, SIZE, batch_size=2)
+        predict_volume(ManyClasses(), volume, PREPROCESSING, batch_size=2)
     assert len(sizes) >= 20
     assert max(sizes) <= max(30 * 2 * 24 * 20, 16 * SIZE * SIZE)
 
@@ -133,7 +136,7 @@ def test_nan_logits_name_the_slices(make_cohort):
 
     volume = read_image(make_cohort("a", depth=4).cases[0].image)
     with pytest.raises(NumericError, match=r"slices \[1\]"):
-        predict_volume(Broken(), volume, SIZE, batch_size=4)
+        predict_volume(Broken(), volume, PREPROCESSING, batch_size=4)
 
 
 def test_l9_one_broken_case_of_ten(make_cohort, threshold, tmp_path):
@@ -143,14 +146,14 @@ def test_l9_one_broken_case_of_ten(make_cohort, threshold, tmp_path):
     broken.write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"(?s)case_4: not predicted.*case_4\.nii\.gz") as caught:
-        predict_cases(threshold(), cohort, ids(cohort), out, image_size=SIZE)
+        predict_cases(threshold(), cohort, ids(cohort), out, PREPROCESSING)
     assert "case_3" not in str(caught.value)
     assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"case_{i}.nii.gz" for i in range(10) if i != 4]
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
 
     broken.write_bytes(whole)
     again = threshold()
-    paths = predict_cases(again, cohort, ids(cohort), out, image_size=SIZE, batch_size=4)
+    paths = predict_cases(again, cohort, ids(cohort), out, PREPROCESSING, batch_size=4)
     assert len(paths) == 10
     assert again.seen == [(4, 3, SIZE, SIZE)]  # the four slices of the missing case and nothing else
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -161,14 +164,16 @@ def test_l10_killed_midway_leaves_no_half_file(make_cohort, tmp_path):
     script = textwrap.dedent(
         """
         import sys, time, torch
-        from trifuse.architectures.data.cases import open_cohort
+        from trifuse.architectures.data.layouts.open_cohort import open_cohort
+        from trifuse.architectures.data.samples.preprocessing import Preprocessing
         from trifuse.architectures.evaluation.predict import predict_cases
         class Slow(torch.nn.Module):
             def forward(self, image):
                 time.sleep(float(sys.argv[3]))
                 return torch.stack([-image[:, 0], image[:, 0]], 1)
         cohort = open_cohort(sys.argv[1], "plain")
-        predict_cases(Slow(), cohort, [case.case_id for case in cohort.cases], sys.argv[2], image_size=28)
+        names = [case.case_id for case in cohort.cases]
+        predict_cases(Slow(), cohort, names, sys.argv[2], Preprocessing(image_size=28))
         """
     )
     out = tmp_path / "out"
@@ -201,7 +206,7 @@ def test_a_failed_write_leaves_nothing_behind(make_cohort, threshold, tmp_path, 
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
-        predict_cases(threshold(), cohort, ids(cohort), out, image_size=SIZE)
+        predict_cases(threshold(), cohort, ids(cohort), out, PREPROCESSING)
     assert [path.name for path in out.iterdir()] == [MANIFEST]
 
 
@@ -215,47 +220,63 @@ def test_l5_the_folder_of_the_input_is_refused(make_cohort, threshold):
         cohort.root / "images" / ".." / "images",
     ):
         with pytest.raises(DataError, match="the folder of the input"):
-            predict_cases(threshold(), cohort, ids(cohort), folder, image_size=SIZE)
+            predict_cases(threshold(), cohort, ids(cohort), folder, PREPROCESSING)
     assert (cohort.root / "images" / "a.nii.gz").read_bytes() == before
 
 
 def test_l4_predictions_of_another_model_are_not_mixed_in(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a", "b")
     out = tmp_path / "out"
-    predict_cases(threshold(at=1.0), cohort, ["a"], out, image_size=SIZE)
+    predict_cases(threshold(at=1.0), cohort, ["a"], out, PREPROCESSING)
     for model, size in [(threshold(at=2.0), SIZE), (threshold(at=1.0), 2 * SIZE)]:
         with pytest.raises(DataError, match="choose another output folder") as caught:
-            predict_cases(model, cohort, ids(cohort), out, image_size=size)
-        assert "preprocessing" not in str(caught.value), "what is equal is not shown"
+            predict_cases(model, cohort, ids(cohort), out, Preprocessing(image_size=size))
+        assert "intensity" not in str(caught.value), "what is equal is not shown"
     for damaged in ("{", "[1]", "3"):
         (out / MANIFEST).write_text(damaged)
         with pytest.raises(DataError, match="a damaged file"):
-            predict_cases(threshold(at=1.0), cohort, ids(cohort), out, image_size=SIZE)
+            predict_cases(threshold(at=1.0), cohort, ids(cohort), out, PREPROCESSING)
     with pytest.raises(DataError, match=r"output folder: expected a folder, .* got a file"):
-        predict_cases(threshold(at=1.0), cohort, ids(cohort), out / MANIFEST, image_size=SIZE)
+        predict_cases(threshold(at=1.0), cohort, ids(cohort), out / MANIFEST, PREPROCESSING)
     (out / MANIFEST).unlink()
     with pytest.raises(DataError, match="unknown origin"):
-        predict_cases(threshold(at=1.0), cohort, ids(cohort), out, image_size=SIZE)
+        predict_cases(threshold(at=1.0), cohort, ids(cohort), out, PREPROCESSING)
 
 
 def test_manifest_names_the_weights(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a")
     model = threshold()
-    predict_cases(model, cohort, ids(cohort), tmp_path / "out", image_size=SIZE)
+    predict_cases(model, cohort, ids(cohort), tmp_path / "out", PREPROCESSING)
     written = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert written == {
         "weights_sha256": digest_of_tensors(model.state_dict()),
-        "image_size": SIZE,
-        "preprocessing": config_to_json(Preprocessing()),
+        "preprocessing": {name: value for name, value in config_to_json(PREPROCESSING).items() if name != "nonfinite"},
     }
+
+
+def test_predictions_of_an_older_version_are_continued(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a", "b")
+    out = tmp_path / "out"
+    predict_cases(threshold(), cohort, ["a"], out, PREPROCESSING)
+    written = json.loads((out / MANIFEST).read_text())
+    scaling = {
+        name: written["preprocessing"][name] for name in ("intensity", "window", "resize", "channels", "restore")
+    }
+    old = {"weights_sha256": written["weights_sha256"], "image_size": SIZE, "preparation": scaling}
+    (out / MANIFEST).write_text(json.dumps(old))
+    predict_cases(threshold(), cohort, ["a", "b"], out, replace(PREPROCESSING, nonfinite="zero"))
+    assert json.loads((out / MANIFEST).read_text()) == written
+    (out / MANIFEST).write_text(json.dumps({**old, "patches": {"spacing_mm": [1.0, 2.0]}}))
+    with pytest.raises(DataError, match=r"preprocessing\.patches"):
+        predict_cases(threshold(), cohort, ["a", "b"], out, PREPROCESSING)
 
 
 def test_l8_no_case_and_unknown_cases(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a")
     with pytest.raises(DataError, match="0 cases"):
-        predict_cases(threshold(), cohort, [], tmp_path / "out", image_size=SIZE)
+        predict_cases(threshold(), cohort, [], tmp_path / "out", PREPROCESSING)
     with pytest.raises(DataError, match=r"(?s)2 problems.*nobody.*somebody"):
-        predict_cases(threshold(), cohort, ["a", "nobody", "somebody"], tmp_path / "out", image_size=SIZE)
+        predict_cases(threshold(), cohort, ["a", "nobody", "somebody"], tmp_path / "out", PREPROCESSING)
     assert not (tmp_path / "out").exists()
 
 
@@ -263,7 +284,7 @@ def test_d27_l13_names_with_spaces_and_umlauts_and_no_labels_at_all(make_cohort,
     cohort = make_cohort("Müller 3", "x" * 200)
     shutil.rmtree(cohort.root / "labels")
     cohort = open_cohort(cohort.root, "plain")
-    paths = predict_cases(threshold(), cohort, ids(cohort), tmp_path / "out", image_size=SIZE)
+    paths = predict_cases(threshold(), cohort, ids(cohort), tmp_path / "out", PREPROCESSING)
     assert sorted(path.name for path in paths) == ["Müller 3.nii.gz", "x" * 200 + ".nii.gz"]
     assert all(path.is_file() for path in paths)
 
@@ -275,8 +296,8 @@ def test_d22_nan_voxels_are_refused_or_replaced_as_asked(make_cohort, threshold,
     voxels[0, 0, 0] = np.nan
     nib.save(nib.Nifti1Image(voxels, image.affine), cohort.cases[0].image)
     with pytest.raises(DataError, match="not predicted"):
-        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", image_size=SIZE)
-    predict_cases(threshold(), cohort, ["a"], tmp_path / "out", image_size=SIZE, nonfinite="median")
+        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", PREPROCESSING)
+    predict_cases(threshold(), cohort, ["a"], tmp_path / "out", replace(PREPROCESSING, nonfinite="median"))
     assert (tmp_path / "out" / "a.nii.gz").is_file()
 
 
@@ -284,7 +305,7 @@ def test_native_size_does_not_depend_on_the_networks(make_cohort, threshold):
     cohort = make_cohort("a")
     image, label = load_case(cohort, cohort.cases[0])
     for size in (14, 28, 56):
-        labels = predict_volume(threshold(), image, size)
+        labels = predict_volume(threshold(), image, Preprocessing(image_size=size))
         assert labels.shape == label.voxels.shape
 
 
@@ -310,9 +331,9 @@ class Heads(nn.Module):
 @pytest.mark.parametrize("classes", [1, 2])
 def test_head_maps_are_added_up_at_the_size_of_the_image(make_cohort, classes):
     volume = read_image(make_cohort("a").cases[0].image)
-    labels = predict_volume(Heads(classes=classes), volume, SIZE)
+    labels = predict_volume(Heads(classes=classes), volume, PREPROCESSING)
     size = volume.voxels.shape[1:]
-    maps = Heads(classes=1).head_maps(preprocess_volume(volume, SIZE))
+    maps = Heads(classes=1).head_maps(preprocess_volume(volume, PREPROCESSING))
     native = [nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)[:, 0] for x in maps]
     np.testing.assert_array_equal(labels, (sum(native) > 0).numpy())
     assert (labels != (native[1] > 0).numpy()).any()
@@ -323,28 +344,26 @@ def test_head_maps_are_added_up_at_the_size_of_the_image(make_cohort, classes):
 def test_a_head_that_is_not_finite_names_the_slices(make_cohort, head):
     volume = read_image(make_cohort("a", depth=4).cases[0].image)
     with pytest.raises(NumericError, match=r"slices \[1, 3\]|slices \[1\]"):
-        predict_volume(Heads(poisoned=head), volume, SIZE, batch_size=2)
+        predict_volume(Heads(poisoned=head), volume, PREPROCESSING, batch_size=2)
 
 
 def test_labels_are_chosen_before_they_are_resized_where_training_was_so(make_cohort, threshold):
     """Restored labels are those of S x S, each pixel of the image taking one of theirs."""
     volume = read_image(make_cohort("a").cases[0].image)
-    preprocessing = Preprocessing(resize="cubic", channels=1, restore="labels")
+    preprocessing = Preprocessing(resize="cubic", channels=1, restore="labels", image_size=SIZE)
     model = threshold(at=0.5, shrink=4)
-    labels = predict_volume(model, volume, SIZE, preprocessing=preprocessing)
+    labels = predict_volume(model, volume, preprocessing)
     with torch.no_grad():
-        logits = model(preprocess_volume(volume, SIZE, preprocessing))
+        logits = model(preprocess_volume(volume, preprocessing))
     small = nn.functional.interpolate(logits, size=(SIZE, SIZE), mode="bilinear", align_corners=False).argmax(1)
     want = resized_labels(small.numpy().astype(np.uint8), volume.voxels.shape[1:], preprocessing)
     np.testing.assert_array_equal(labels, want)
-    resized_first = predict_volume(model, volume, SIZE, preprocessing=replace(preprocessing, restore="logits"))
+    resized_first = predict_volume(model, volume, replace(preprocessing, restore="logits"))
     assert (labels != resized_first).any()
 
 
 def test_the_preparation_is_part_of_the_manifest(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a")
-    predict_cases(threshold(), cohort, ["a"], tmp_path / "out", image_size=SIZE)
+    predict_cases(threshold(), cohort, ["a"], tmp_path / "out", PREPROCESSING)
     with pytest.raises(DataError, match="choose another output folder"):
-        predict_cases(
-            threshold(), cohort, ["a"], tmp_path / "out", image_size=SIZE, preprocessing=Preprocessing(channels=1)
-        )
+        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", replace(PREPROCESSING, channels=1))

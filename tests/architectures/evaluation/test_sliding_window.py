@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trifuse.architectures.data.samples.patch_dataset import Patches
-from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.data.samples.resampling import PlaneGrid
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels
@@ -53,10 +53,9 @@ def volume(shown, spacing_mm=(20.0, 1.0, 1.0)):
 
 def predicted(model, shown, native_mm=(20.0, 1.0, 1.0), patch_size=P, side_inputs=None, batch_size=3, **options):
     patches = Patches(**{"spacing_mm": (1.0, 1.0), **options})
+    preprocessing = replace(AS_IS, image_size=patch_size, patches=patches)
     image = volume(shown, native_mm)
-    return sliding_window_inference(
-        model, image, patch_size, patches=patches, preprocessing=AS_IS, side_inputs=side_inputs, batch_size=batch_size
-    )
+    return sliding_window_inference(model, image, preprocessing, side_inputs, batch_size)
 
 
 def random_levels(shape, seed=0):
@@ -125,13 +124,12 @@ def test_outside_of_the_non_zero_box_is_background():
 def test_values_are_scaled_as_in_training():
     shown = np.random.default_rng(0).normal(50, 9, (2, 11, 14))
     model = Levels()
-    zscore = Preprocessing("zscore", channels=1)
     image = volume(shown)
-    patches = Patches((1.3, 1.3), mirror=False)
-    sliding_window_inference(model, image, 32, patches=patches, preprocessing=zscore)
+    zscore = Preprocessing("zscore", channels=1, image_size=32, patches=Patches((1.3, 1.3), mirror=False))
+    sliding_window_inference(model, image, zscore)
     grid = PlaneGrid.of(image, (1.3, 1.3))
     np.testing.assert_array_equal(model.seen[0]["image"][:, 0, 12:20, 11:22], grid.image(image.voxels, zscore))
-    sliding_window_inference(model, image, 32, patches=patches, preprocessing=Preprocessing("zscore"))
+    sliding_window_inference(model, image, replace(zscore, channels=3))
     assert model.seen[1]["image"].shape == (2, 3, 32, 32)
 
 
@@ -287,24 +285,22 @@ def ids(cohort):
     return [case.case_id for case in cohort.cases]
 
 
-PATCHES = Patches(spacing_mm=(1.5, 1.25))
-ZSCORE = Preprocessing("zscore", channels=1)
+PATCHES = Preprocessing("zscore", channels=1, image_size=P, patches=Patches(spacing_mm=(1.5, 1.25)))
 
 
 def test_cases_are_predicted_by_windows(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a", "b")
-    options = {"image_size": P, "preprocessing": ZSCORE, "patches": PATCHES}
-    paths = predict_cases(threshold(at=0.5), cohort, ids(cohort), tmp_path / "out", **options)
+    paths = predict_cases(threshold(at=0.5), cohort, ids(cohort), tmp_path / "out", PATCHES)
     for case, path in zip(cohort.cases, paths, strict=True):
         got, want = read_image(path), read_image(case.label)
         np.testing.assert_array_equal(got.voxels, want.voxels)
         np.testing.assert_array_equal(got.geometry.affine, want.geometry.affine)
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
-    assert manifest["patches"]["spacing_mm"] == [1.5, 1.25]
+    assert manifest["preprocessing"]["patches"]["spacing_mm"] == [1.5, 1.25]
     assert "extras_sha256" not in manifest
     for other in (None, Patches(spacing_mm=(1.5, 1.5)), Patches(spacing_mm=(1.5, 1.25), mirror=False)):
         with pytest.raises(DataError, match=r"made by.*patches"):
-            predict_cases(threshold(at=0.5), cohort, ids(cohort), tmp_path / "out", **{**options, "patches": other})
+            predict_cases(threshold(at=0.5), cohort, ids(cohort), tmp_path / "out", replace(PATCHES, patches=other))
 
 
 class ImageAndPrior(nn.Module):
@@ -327,8 +323,7 @@ def test_predictions_with_another_prior_are_not_taken_for_the_same_ones(make_coh
     out = tmp_path / "out"
 
     def predict(names, side_inputs):
-        options = {"image_size": P, "preprocessing": ZSCORE, "patches": PATCHES, "side_inputs": side_inputs}
-        return predict_cases(ImageAndPrior(), cohort, names, out, **options)
+        return predict_cases(ImageAndPrior(), cohort, names, out, PATCHES, side_inputs=side_inputs)
 
     predict(["a", "b"], side_inputs)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
@@ -359,11 +354,10 @@ def test_a_digest_sees_prior_and_constants():
 
 def test_extras_of_a_case_that_are_missing_or_not_wanted(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a")
-    options = {"image_size": P, "side_inputs": {}}
     with pytest.raises(DataError, match="a: side_inputs"):
-        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", patches=PATCHES, **options)
+        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", PATCHES, side_inputs={})
     with pytest.raises(ValueError, match="side_inputs: expected none for whole slices"):
-        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", **options)
+        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", replace(PATCHES, patches=None), side_inputs={})
     assert not (tmp_path / "out").exists()
 
 
@@ -376,8 +370,7 @@ def test_a_real_heart_comes_back_in_place(trifuse_data):
     image = read_image(truth.with_name(truth.name.replace("_gt", "")))
     labels = (read_labels(truth, like=image).voxels == 3).astype(np.uint8)
     patches = Patches(tuple(1.2 * step for step in image.spacing_mm[1:]), mirror=False)
-    got = sliding_window_inference(
-        Prior(), image, 96, patches=patches, preprocessing=ZSCORE, side_inputs=SideInputs(labels), batch_size=4
-    )
+    preprocessing = replace(PATCHES, image_size=96, patches=patches)
+    got = sliding_window_inference(Prior(), image, preprocessing, SideInputs(labels), batch_size=4)
     assert got.shape == labels.shape
     assert 2 * (got & labels).sum() / (got.sum() + labels.sum()) > 0.93

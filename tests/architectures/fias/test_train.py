@@ -40,13 +40,12 @@ TINY = DilateFormerShape(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 
 def tiny_recipe(cohort: Path, **training) -> FiasRecipe:
     """Return the paper's recipe with a network and slices small enough for a second."""
     recipe = FiasRecipe(network=FiasConfig(variant=TINY, decoder_heads=(2, 2, 2, 2)))
-    preprocessing = replace(recipe.data.preprocessing, intensity="as_is")
+    preprocessing = replace(recipe.data.preprocessing, intensity="as_is", image_size=32)
     data = replace(
         recipe.data,
         root=str(cohort),
         label_space="transunet9",
-        image_size=32,
-        keep="foreground",
+        slices="foreground",
         preprocessing=preprocessing,
     )
     options = {"epochs": 1, "batch_size": 8, "lr": 1e-3, "device": "cpu", **training}
@@ -73,8 +72,8 @@ def test_defaults_are_the_papers():
     assert (training.optimizer, training.lr, training.weight_decay) == ("adam", 1e-4, 1e-4)
     assert (training.schedule, training.warmup_epochs) == ("constant", 0)
     assert (training.batch_size, training.epochs, training.seed) == (2, 300, 2222)
-    assert (recipe.data.image_size, recipe.data.augment) == (256, "transunet")
-    assert recipe.data.preprocessing == Preprocessing(resize="cubic", channels=1, restore="labels")
+    assert (recipe.data.preprocessing.image_size, recipe.data.augment) == (256, "transunet")
+    assert recipe.data.preprocessing == Preprocessing(resize="cubic", channels=1, restore="labels", image_size=256)
     assert (recipe.gamma, recipe.subsets, recipe.reduction) == (0.4, "mutation", "sum")
     assert recipe.network == FiasConfig()
 
@@ -95,7 +94,7 @@ def test_a_layout_has_defaults_of_its_own(layout, epochs, intensity):
     ("change", "message"),
     [
         ({"gamma": 1.5}, r"gamma must be in \[0, 1\], got 1.5"),
-        ({"data": replace(FiasRecipe().data, image_size=250)}, "multiple of 32, got 250"),
+        ({"data": FiasRecipe().data.with_preprocessing(image_size=250)}, "multiple of 32, got 250"),
         ({"network": FiasConfig(in_channels=3)}, "channels is 1, but network.in_channels is 3"),
     ],
 )
@@ -106,7 +105,7 @@ def test_rejects(change, message):
 
 def test_any_size_may_be_padded():
     recipe = FiasRecipe()
-    assert replace(recipe, network=FiasConfig(pad=True), data=replace(recipe.data, image_size=250))
+    assert replace(recipe, network=FiasConfig(pad=True), data=recipe.data.with_preprocessing(image_size=250))
 
 
 def test_a_run_leaves_a_report_under_two_conventions(finished):
@@ -153,7 +152,11 @@ def test_the_run_is_described_and_its_network_comes_back_with_it(finished, tmp_p
     network, data = load_network(finished)
     assert isinstance(network, Fias)
     assert not network.training
-    assert (data.image_size, data.preprocessing.intensity, data.preprocessing.restore) == (32, "as_is", "labels")
+    assert (data.preprocessing.image_size, data.preprocessing.intensity, data.preprocessing.restore) == (
+        32,
+        "as_is",
+        "labels",
+    )
     assert load_network(finished / "best")[1] == data
     shutil.copytree(finished / "best", tmp_path / "best")
     network, data = load_network(tmp_path / "best")  # without its run

@@ -12,8 +12,7 @@ import torch
 
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
-from trifuse.architectures.data.samples.patch_dataset import Patches
-from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.plain_unet.train import (
     LEFT_ATRIUM,
@@ -32,7 +31,8 @@ def tiny_recipe(cohort: Path, *, patches: Patches | None = None, **training) -> 
     """Return nnU-Net's recipe with a network and slices small enough for a second."""
     recipe = PlainUNetRecipe(network=PlainUNetConfig(base_dim=4))
     split = str(cohort / "split.json")
-    data = replace(recipe.data, root=str(cohort), split=split, image_size=32, augment="none", patches=patches)
+    preprocessing = replace(recipe.data.preprocessing, image_size=32, patches=patches)
+    data = replace(recipe.data, root=str(cohort), split=split, augment="none", preprocessing=preprocessing)
     options = {"epochs": 2, "batch_size": 4, "device": "cpu", **training}
     return replace(recipe, data=data, training=replace(recipe.training, **options))
 
@@ -60,10 +60,10 @@ def test_defaults_are_nnunets():
     assert (training.optimizer, training.lr, training.momentum, training.weight_decay) == ("sgd", 1e-2, 0.99, 3e-5)
     assert (training.schedule, training.epochs, training.batch_size) == ("poly", 1000, 12)
     assert training.grad_clip == 12
-    assert (recipe.data.image_size, recipe.data.augment) == (256, "nnunet")
-    assert recipe.data.preprocessing == Preprocessing(intensity="zscore", channels=1, restore="logits")
-    assert recipe.data.patches == Patches()
-    assert recipe.data.patches.samples_per_epoch == 250 * training.batch_size
+    assert (recipe.data.preprocessing.image_size, recipe.data.augment) == (256, "nnunet")
+    expected = Preprocessing(intensity="zscore", channels=1, restore="logits", image_size=256, patches=Patches())
+    assert recipe.data.preprocessing == expected
+    assert recipe.data.preprocessing.patches.samples_per_epoch == 250 * training.batch_size
     assert recipe.batch_dice
     assert recipe.network == PlainUNetConfig()
 
@@ -71,7 +71,7 @@ def test_defaults_are_nnunets():
 def test_the_network_is_planned_for_the_size_of_the_data():
     recipe = PlainUNetRecipe()
     assert recipe.network.features == (32, 64, 128, 256, 512, 512, 512)
-    smaller = replace(recipe, data=replace(recipe.data, image_size=96))
+    smaller = replace(recipe, data=recipe.data.with_preprocessing(image_size=96))
     assert smaller.network.features == (32, 64, 128, 256, 512)
     again = replace(smaller, data=recipe.data)
     assert again == recipe
@@ -83,7 +83,7 @@ def test_the_network_is_planned_for_the_size_of_the_data():
     ("change", "message"),
     [
         ({"network": PlainUNetConfig(in_channels=3)}, "channels is 1, but network.in_channels is 3"),
-        ({"data": replace(PlainUNetRecipe().data, image_size=250)}, "a multiple of 64.* got 250; use 256"),
+        ({"data": PlainUNetRecipe().data.with_preprocessing(image_size=250)}, "a multiple of 64.* got 250; use 256"),
     ],
 )
 def test_rejects(change, message):
@@ -114,11 +114,15 @@ def test_a_run_on_whole_slices_leaves_a_report(finished):
 
 def test_the_run_is_described_and_its_network_comes_back_with_it(finished):
     config = json.loads((finished / "run.json").read_text())["config"]
-    assert (config["architecture"], config["batch_dice"], config["data"]["patches"]) == ("plain_unet", True, None)
+    assert (config["architecture"], config["batch_dice"], config["data"]["preprocessing"]["patches"]) == (
+        "plain_unet",
+        True,
+        None,
+    )
     assert (config["network"]["num_classes"], config["network"]["image_size"]) == (2, 32)
     network, data = load_network(finished)
     assert isinstance(network, PlainUNet)
-    assert (data.image_size, data.preprocessing.intensity) == (32, "zscore")
+    assert (data.preprocessing.image_size, data.preprocessing.intensity) == (32, "zscore")
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
 
@@ -139,7 +143,7 @@ def test_a_run_on_patches_leaves_a_report(cohort, tmp_path):
     assert "| left atrium |" in report
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert described["training_samples"] == 8
-    patches = described["config"]["data"]["patches"]
+    patches = described["config"]["data"]["preprocessing"]["patches"]
     assert patches["spacing_mm"] == pytest.approx([272 / 48] * 2, rel=1e-3)  # fixed, from the training case
     assert (tmp_path / "run" / "predictions" / "test" / "train_3.nii.gz").stat().st_size > 0
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from trifuse.architectures.data.layouts.split import read_split
-from trifuse.architectures.data.samples.patch_dataset import GridPatches, PatchDataset, Patches
-from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.patch_dataset import GridPatches, PatchDataset
+from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_image
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
@@ -43,20 +43,22 @@ def recipe(*settings, file=None):
 
 
 def test_a_word_about_patches_asks_for_them():
-    assert recipe().data.patches is None
-    assert recipe("data.patches.mirror=false").data.patches == Patches(mirror=False)
-    assert recipe("data.patches.step=1", "data.patches.spacing_mm=[1, 2]").data.patches == Patches((1.0, 2.0), step=1.0)
-    assert recipe("data.patches={}").data.patches == Patches()
-    assert recipe("data.patches.step=1", "data.patches={}").data.patches == Patches(step=1.0)
-    assert recipe("data.patches.step=1", "data.patches=null").data.patches is None
+    assert recipe().data.preprocessing.patches is None
+    assert recipe("data.patches.mirror=false").data.preprocessing.patches == Patches(mirror=False)
+    assert recipe("data.patches.step=1", "data.patches.spacing_mm=[1, 2]").data.preprocessing.patches == Patches(
+        (1.0, 2.0), step=1.0
+    )
+    assert recipe("data.patches={}").data.preprocessing.patches == Patches()
+    assert recipe("data.patches.step=1", "data.patches={}").data.preprocessing.patches == Patches(step=1.0)
+    assert recipe("data.patches.step=1", "data.patches=null").data.preprocessing.patches is None
 
 
 def test_sections_of_a_file(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text("[data.patches]\n")
-    assert recipe(file=file).data.patches == Patches()
+    assert recipe(file=file).data.preprocessing.patches == Patches()
     file.write_text("[data]\naugment = 'nnunet'\n[data.patches]\nforeground = 0.5\n[data.preprocessing]\n")
-    assert recipe(file=file).data.patches == Patches(foreground=0.5)
+    assert recipe(file=file).data.preprocessing.patches == Patches(foreground=0.5)
 
 
 @pytest.mark.parametrize(
@@ -82,22 +84,22 @@ def test_words_that_make_no_sense(setting, message):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("preprocessing", "options", "message"),
     [
-        ({"augment": "flip_rot"}, "augment for patches: expected one of 'none', 'nnunet', got 'flip_rot'"),
-        ({"preprocessing": Preprocessing(resize="cubic")}, "are for whole slices"),
-        ({"preprocessing": Preprocessing(restore="labels")}, "are for whole slices"),
+        ({}, {"augment": "flip_rot"}, "augment for patches: expected one of 'none', 'nnunet', got 'flip_rot'"),
+        ({"resize": "cubic"}, {}, "are for whole slices"),
+        ({"restore": "labels"}, {}, "are for whole slices"),
     ],
 )
-def test_what_patches_do_not_have(options, message):
+def test_what_patches_do_not_have(preprocessing, options, message):
     with pytest.raises(ValueError, match=message):
-        DataRecipe(patches=Patches(), **options)
+        DataRecipe(preprocessing=Preprocessing(patches=Patches(), **preprocessing), **options)
     with pytest.raises(ValueError, match="cache_features needs whole slices"):
-        DinoUNetRecipe(DataRecipe(patches=Patches()), cache_features=True)
+        DinoUNetRecipe(DataRecipe(preprocessing=Preprocessing(patches=Patches())), cache_features=True)
 
 
 def test_patches_come_back_from_json():
-    data = DataRecipe(augment="nnunet", patches=Patches((0.5, 0.75), foreground=0.0))
+    data = DataRecipe(augment="nnunet", preprocessing=Preprocessing(patches=Patches((0.5, 0.75), foreground=0.0)))
     assert config_from_json(DataRecipe, json.loads(json.dumps(config_to_json(data))), "run.json") == data
     with pytest.raises(CheckpointError, match="field 'patches': unknown field 'stepp'"):
         config_from_json(DataRecipe, {"patches": {"stepp": 1}}, "run.json")
@@ -119,33 +121,31 @@ def data(tmp_path, put_case):
     return DataRecipe(
         root=str(tmp_path / "s"),
         val_cases=("v",),
-        image_size=16,
         augment="nnunet",
-        preprocessing=ONE_CHANNEL,
-        patches=Patches(samples_per_epoch=6),
+        preprocessing=replace(ONE_CHANNEL, image_size=16, patches=Patches(samples_per_epoch=6)),
     )
 
 
 def test_what_is_left_to_the_cohort_is_fixed_when_a_run_is_prepared(data, tmp_path):
     (tmp_path / "run").mkdir()
     prepared = prepare_data(data, tmp_path / "run")
-    assert prepared.recipe == replace(data, patches=Patches((3.0, 1.5), samples_per_epoch=6))
+    assert prepared.recipe == data.with_preprocessing(patches=Patches((3.0, 1.5), samples_per_epoch=6))
     assert isinstance(prepared.train_set, PatchDataset)
     assert isinstance(prepared.val_set, GridPatches)
     assert prepared.train_set[(0, 0, 0)]["image"].shape == (1, 16, 16)
     assert prepared.train_set.case_ids == ("a", "b", "c")
     assert {prepared.val_set[index]["case_id"] for index in range(len(prepared.val_set))} == {"v"}
     assert (len(prepared.train_set), prepared.train_set.len_slices, prepared.side_inputs) == (6, 9, None)
-    given = replace(data, patches=Patches((5.0, 5.0)), augment="none")
+    given = replace(data, augment="none").with_preprocessing(patches=Patches((5.0, 5.0)))
     assert prepare_data(given, tmp_path / "run").recipe == given
 
 
-def test_keep_holds_for_patches(data, tmp_path):
+def test_the_choice_of_slices_holds_for_patches(data, tmp_path):
     (tmp_path / "run").mkdir()
-    prepared = prepare_data(replace(data, keep="foreground"), tmp_path / "run")
+    prepared = prepare_data(replace(data, slices="foreground"), tmp_path / "run")
     assert {prepared.train_set[(0, 0, index)]["slice"] for index in range(6)} == {1}
     assert {prepared.val_set[index]["slice"] for index in range(len(prepared.val_set))} == {0, 1, 2}
-    labelled = prepare_data(replace(data, keep="labelled"), tmp_path / "run").val_set
+    labelled = prepare_data(replace(data, slices="labelled"), tmp_path / "run").val_set
     assert {labelled[index]["slice"] for index in range(len(labelled))} == {1}
 
 
@@ -178,8 +178,9 @@ def test_extras_reach_samples_and_validation(data, tmp_path):
     assert prepare_data(data, tmp_path / "run", side_inputs=wrong).validation(2)(TakesExtras())["dice"] == 0
     with pytest.raises(DataError, match="b: side_inputs"):
         prepare_data(data, tmp_path / "run", side_inputs={"a": side_inputs["a"]})
+    whole = replace(data.preprocessing, patches=None)
     with pytest.raises(ValueError, match="side_inputs: expected none for whole slices"):
-        prepare_data(replace(data, patches=None, augment="none"), tmp_path / "run", side_inputs=side_inputs)
+        prepare_data(replace(data, augment="none", preprocessing=whole), tmp_path / "run", side_inputs=side_inputs)
 
 
 # --------------------------------------------------------------------------------------------------- runs
@@ -195,9 +196,12 @@ def test_a_run_on_patches_predicts_as_it_was_trained(data, tmp_path):
     )
     report = train(wanted, out).read_text()
     assert "9 to train on, of pixels of 3 x 1.5 mm, seen in 6 patches of 16x16 pixels an epoch" in report
-    assert load_network(out)[1].patches == Patches((3.0, 1.5), samples_per_epoch=6)
+    assert load_network(out)[1].preprocessing.patches == Patches((3.0, 1.5), samples_per_epoch=6)
     by_run = read_image(out / "predictions" / "val" / "v.nii.gz")
     (path,) = predict_images(out, tmp_path / "s" / "images" / "v.nii.gz", tmp_path / "p")
     np.testing.assert_array_equal(read_image(path).voxels, by_run.voxels)
-    assert json.loads((tmp_path / "p" / "predictions.json").read_text())["patches"]["spacing_mm"] == [3.0, 1.5]
+    assert json.loads((tmp_path / "p" / "predictions.json").read_text())["preprocessing"]["patches"]["spacing_mm"] == [
+        3.0,
+        1.5,
+    ]
     assert train(wanted, out, resume=True) is not None, "the recipe is the run's, though that has a spacing"

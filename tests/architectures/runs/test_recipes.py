@@ -1,10 +1,15 @@
-"""Recipes put together from defaults, a file, and the settings of a command."""
+"""Recipes put together from defaults, a file, and the settings of a command; and what older versions called fields."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trifuse.architectures.runs.recipes import DataRecipe, recipe_from
+import pytest
+
+from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS, CohortOptions
+from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
+from trifuse.architectures.runs.recipes import DataRecipe, RecipeError, recipe_from
+from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 
 
 @dataclass(frozen=True)
@@ -12,9 +17,93 @@ class Whole:
     data: DataRecipe = field(default_factory=DataRecipe)
 
 
+def data_of(*settings, file=None, **given):
+    return recipe_from(Whole, file, {"data.root": "cohort", **given}, settings).data
+
+
 def test_fields_by_the_names_of_older_versions(tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text("[data.preparation]\nresize = 'cubic'\n")
-    given = {"data.root": "cohort", "data.preparation.channels": 1}
-    preprocessing = recipe_from(Whole, file, given, ["data.preparation.restore=labels"]).data.preprocessing
-    assert (preprocessing.resize, preprocessing.channels, preprocessing.restore) == ("cubic", 1, "labels")
+    file.write_text("[data]\nkeep = 'labelled'\n[data.preparation]\nresize = 'cubic'\n")
+    data = data_of("data.preparation.restore=labels", "data.image_size=12", file=file, **{"data.nonfinite": "zero"})
+    expected = Preprocessing(resize="cubic", restore="labels", image_size=12, nonfinite="zero")
+    assert data == DataRecipe("cohort", slices="labelled", preprocessing=expected)
+
+
+def test_later_settings_win_by_whatever_name():
+    assert data_of("data.image_size=1", "data.preprocessing.image_size=2").preprocessing.image_size == 2
+    assert data_of("data.preprocessing.image_size=2", "data.image_size=1").preprocessing.image_size == 1
+    patches = data_of("data.patches.step=1", "data.preprocessing.patches.mirror=false").preprocessing.patches
+    assert patches == Patches(step=1.0, mirror=False)
+
+
+def test_a_run_of_an_older_version():
+    """What run.json said before a preprocessing was one thing."""
+    old = {
+        "root": "cohort",
+        "layout": "synapse",
+        "targets": [],
+        "patient_pattern": None,
+        "label_space": "merit9",
+        "frames": "both",
+        "channel": None,
+        "max_interval_days": None,
+        "image_size": 32,
+        "keep": "foreground",
+        "augment": "nnunet",
+        "nonfinite": "median",
+        "preparation": {
+            "intensity": "window",
+            "window": [-125.0, 275.0],
+            "resize": "linear",
+            "channels": 1,
+            "restore": "logits",
+        },
+        "patches": {
+            "spacing_mm": [1.0, 2.0],
+            "step": 1.0,
+            "mirror": True,
+            "foreground": 0.5,
+            "samples_per_epoch": 8,
+        },
+    }
+    data = config_from_json(DataRecipe, old, "run.json")
+    assert data == DataRecipe(
+        "cohort",
+        layout="synapse",
+        label_space="merit9",
+        slices="foreground",
+        augment="nnunet",
+        preprocessing=Preprocessing(
+            "window",
+            (-125.0, 275.0),
+            channels=1,
+            image_size=32,
+            nonfinite="median",
+            patches=Patches((1.0, 2.0), step=1.0, foreground=0.5, samples_per_epoch=8),
+        ),
+    )
+    assert config_from_json(DataRecipe, config_to_json(data), "run.json") == data
+
+
+def test_every_option_of_a_cohort_is_a_field():
+    assert issubclass(DataRecipe, CohortOptions)
+    for option in COHORT_OPTIONS:
+        value = option.keywords.get("choices", ["3"])[-1]
+        given = [value] if option.default == () else 3.0 if "type" in option.keywords else value
+        data = data_of(**{option.field: given})
+        assert getattr(data, option.name) == (tuple(given) if option.default == () else given)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.layout=bids", "field 'layout': expected .*got 'bids'"),
+        ("data.frames=none", "field 'frames'"),
+        ("data.image_size=0", "field 'preprocessing': image_size must be at least 1, got 0"),
+        ("data.preparation=3", "there is no field 'preprocessing'"),
+        ("data.preprocessing.resise=cubic", "did you mean 'resize'"),
+    ],
+)
+def test_values_that_make_no_sense(setting, message):
+    with pytest.raises(RecipeError, match=message):
+        data_of(setting)

@@ -8,7 +8,7 @@ import pytest
 
 from trifuse.architectures.data.layouts.cohort import Split
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
-from trifuse.architectures.data.samples.patch_dataset import Patches
+from trifuse.architectures.data.samples.preprocessing import Patches
 from trifuse.architectures.runs.predict import load_network
 from trifuse.architectures.taff_unet.first_pass import first_pass, first_pass_splits, predict_first_pass
 from trifuse.architectures.taff_unet.inputs import PriorRecipe
@@ -23,7 +23,8 @@ def cohort(scar_cohort):
 
 def tiny_recipe(root) -> TaffUNetRecipe:
     recipe = TaffUNetRecipe()
-    data = replace(recipe.data, root=str(root), image_size=32, patches=Patches(mirror=False, samples_per_epoch=8))
+    patches = Patches(mirror=False, samples_per_epoch=8)
+    data = replace(recipe.data, root=str(root)).with_preprocessing(image_size=32, patches=patches)
     network = replace(recipe.network, image_size=32, base_dim=4)
     training = replace(recipe.training, epochs=1, batch_size=4, device="cpu")
     return replace(recipe, data=data, network=network, training=training, prior=PriorRecipe("predicted", folds=2))
@@ -65,7 +66,7 @@ def test_it_trains_once_and_predicts_every_case_and_new_images(scar_cohort, coho
     network, data = load_network(tmp_path / "first_pass" / "network")
     assert network.architecture == "plain_unet"
     assert network.config.base_dim == 4
-    assert data.patches.spacing_mm is not None
+    assert data.preprocessing.patches.spacing_mm is not None
 
     some = replace(cohort, cases=cohort.cases[:1])
     assert predict_first_pass(tmp_path, some, tmp_path / "new", recipe.prior, 4) == tmp_path / "new"

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
-from trifuse.architectures.data.samples.patch_dataset import Patches
-from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.runs.pipeline import claim_folder
 from trifuse.architectures.runs.predict import load_network, predict_images
 from trifuse.architectures.runs.recipes import RecipeError
@@ -36,7 +35,8 @@ PICTURES = (
 def tiny_recipe(cohort: Path, setting: str = "full", **prior) -> TaffUNetRecipe:
     """Return the paper's recipe with a network and patches small enough for a few seconds."""
     recipe = TaffUNetRecipe(network=TaffUNetConfig(setting=setting, base_dim=4))
-    data = replace(recipe.data, root=str(cohort), image_size=32, patches=Patches(mirror=False, samples_per_epoch=8))
+    patches = Patches(mirror=False, samples_per_epoch=8)
+    data = replace(recipe.data, root=str(cohort)).with_preprocessing(image_size=32, patches=patches)
     training = replace(recipe.training, epochs=1, batch_size=4, device="cpu")
     return replace(recipe, data=data, training=training, prior=PriorRecipe(**prior))
 
@@ -55,9 +55,9 @@ def test_defaults_are_the_papers():
     training = recipe.training
     assert (training.optimizer, training.lr, training.momentum, training.weight_decay) == ("sgd", 1e-2, 0.99, 3e-5)
     assert (training.schedule, training.epochs, training.batch_size, training.grad_clip) == ("poly", 1000, 12, 12.0)
-    assert recipe.data.patches.samples_per_epoch == 250 * training.batch_size
-    assert (recipe.data.image_size, recipe.data.augment) == (256, "nnunet")
-    assert recipe.data.preprocessing == Preprocessing(intensity="zscore", channels=1)
+    assert recipe.data.preprocessing.patches.samples_per_epoch == 250 * training.batch_size
+    assert (recipe.data.preprocessing.image_size, recipe.data.augment) == (256, "nnunet")
+    assert recipe.data.preprocessing == Preprocessing(intensity="zscore", channels=1, image_size=256, patches=Patches())
     assert recipe.network == TaffUNetConfig()
     assert (recipe.lambda_ecg, recipe.ecg_warmup_epochs, recipe.lambda_entropy) == (1.0, 10.0, 3e-3)
     assert recipe.entropy_sign == "maximise"
@@ -67,11 +67,12 @@ def test_defaults_are_the_papers():
 
 def test_the_network_follows_the_size_of_the_patches():
     recipe = TaffUNetRecipe()
-    assert replace(recipe, data=replace(recipe.data, image_size=128)).network.image_size == 128
-    with pytest.raises(ValueError, match=r"data\.patches: this network is trained on patches"):
-        replace(recipe, data=replace(recipe.data, patches=None, augment="none"))
+    assert replace(recipe, data=recipe.data.with_preprocessing(image_size=128)).network.image_size == 128
+    whole = replace(recipe.data.preprocessing, patches=None)
+    with pytest.raises(ValueError, match=r"data\.preprocessing\.patches: this network is trained on patches"):
+        replace(recipe, data=replace(recipe.data, augment="none", preprocessing=whole))
     with pytest.raises(ValueError, match=r"data\.preprocessing\.channels must be 1, got 3"):
-        replace(recipe, data=replace(recipe.data, preprocessing=Preprocessing()))
+        replace(recipe, data=recipe.data.with_preprocessing(channels=3))
 
 
 def test_nothing_is_trained_before_the_prior_is_chosen(scar_cohort, tmp_path):
@@ -96,7 +97,7 @@ def test_e11_an_oracle_is_called_one_in_the_report(finished):
     assert RESULTS.title in report
     run = json.loads((finished / "run.json").read_text())["config"]
     assert run["prior"]["source"] == "gt"
-    assert run["data"]["patches"]["spacing_mm"] is not None  # fixed when the run was prepared
+    assert run["data"]["preprocessing"]["patches"]["spacing_mm"] is not None  # fixed when the run was prepared
 
 
 def test_every_picture_is_there_with_its_numbers(finished):
@@ -127,7 +128,7 @@ def test_the_loaded_network_is_the_one_that_was_trained(finished):
     assert isinstance(network, TaffUNet)
     assert network.config.setting == "full"
     assert network.config.num_classes == 4
-    assert data.image_size == 32
+    assert data.preprocessing.image_size == 32
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch import nn
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.architectures.evaluation.metrics import case_metrics
 from trifuse.architectures.training.validation import SliceValidation
@@ -92,7 +93,7 @@ def test_one_logit_is_a_sigmoid():
 def test_on_a_real_data_set(tmp_path):
     write_left_atrium_phantom(tmp_path, cases=3, size=(24, 24, 4))
     cohort = open_cohort(tmp_path)
-    slices = SliceDataset(cohort, ["train_1", "train_2"], image_size=28)
+    slices = SliceDataset(cohort, ["train_1", "train_2"], Preprocessing(image_size=28))
 
     def oracle(model, batch):
         return nn.functional.one_hot(batch["target"], 2).movedim(-1, 1).float()

@@ -15,6 +15,7 @@ from trifuse.architectures.data.layouts.export import write_nnunet, write_synaps
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.layouts.synapse import SYNAPSE_ORGANS
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.kernels import DataError, MissingExtra
 
@@ -196,5 +197,5 @@ def test_real_ct_through_both_layouts(trifuse_data, tmp_path):
     assert np.bincount(organs.voxels.ravel())[[1, 2, 6]].tolist() == [1786, 1300, 818]
     np.testing.assert_allclose(packed.voxels, (image.voxels.clip(-125, 275) + 125) / 400, atol=1e-6)
     assert synapse.class_names[1:] == SYNAPSE_ORGANS
-    samples = SliceDataset(synapse, ["ct"], 64, keep="foreground")
+    samples = SliceDataset(synapse, ["ct"], Preprocessing(image_size=64), slices="foreground")
     samples.require_every_class()

@@ -10,6 +10,7 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_ima
 from trifuse.architectures.data.layouts.read_case import load_case, load_image
 from trifuse.architectures.data.layouts.split import verify_split
 from trifuse.architectures.data.layouts.synapse import SYNAPSE_ORGANS
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.runs.recipes import DataRecipe
@@ -91,7 +92,7 @@ def test_label_remap_refuses_the_wrong_label_space(tmp_path, put_synapse, space,
         load_case(cohort, cohort.cases[0])
     assert len(check_folder(tmp_path, label_space=space).errors) == 3
     with pytest.raises(DataError, match="largest label"):
-        SliceDataset(cohort, cohort.split.train, 14)
+        SliceDataset(cohort, cohort.split.train, Preprocessing(image_size=14))
 
 
 def test_d17_values_beyond_all_numberings(tmp_path, put_synapse):
@@ -179,7 +180,7 @@ def test_d1_a_slice_that_disappears(tmp_path, put_synapse):
     with pytest.raises(DataError, match=r"case0005_slice001\.npz"):
         load_case(cohort, cohort.cases[0])
     with pytest.raises(DataError, match=r"case0005_slice001\.npz"):
-        SliceDataset(cohort, ["case0005"], 14)
+        SliceDataset(cohort, ["case0005"], Preprocessing(image_size=14))
 
 
 # --------------------------------------------------------------------------------------------------- use
@@ -224,9 +225,9 @@ def test_slices_of_a_changed_file_are_made_again(tmp_path, put_synapse):
     put_synapse(root=tmp_path / "cohort")
     cohort = open_cohort(tmp_path / "cohort", label_space="transunet9")
     cache = tmp_path / "cache"
-    before = SliceDataset(cohort, ["case0005"], 14, cache=cache)[2]["image"]
+    before = SliceDataset(cohort, ["case0005"], Preprocessing(image_size=14), cache=cache)[2]["image"]
     np.savez(cohort.cases[0].files[2], image=np.eye(12, 9), label=np.ones((12, 9)))
-    assert not SliceDataset(cohort, ["case0005"], 14, cache=cache)[2]["image"].equal(before)
+    assert not SliceDataset(cohort, ["case0005"], Preprocessing(image_size=14), cache=cache)[2]["image"].equal(before)
 
 
 def test_images_need_no_label_space_and_predictions_fit_them(tmp_path, put_synapse):

@@ -9,6 +9,7 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.layouts.split import verify_split
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.architectures.data.volumes.nifti import read_labels
 
@@ -95,6 +96,6 @@ def test_too_few_cases(tmp_path):
 
 def test_from_phantom_to_sample(tmp_path):
     split = write_left_atrium_phantom(tmp_path, cases=3, size=SMALL)
-    samples = SliceDataset(open_cohort(tmp_path), split.train, image_size=56)
+    samples = SliceDataset(open_cohort(tmp_path), split.train, Preprocessing(image_size=56))
     assert samples[4]["image"].shape == (3, 56, 56)
     assert samples[4]["target"].shape == (56, 56)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,11 +20,10 @@ from trifuse.architectures.data.samples.patch_dataset import (
     IGNORED,
     GridPatches,
     PatchDataset,
-    Patches,
     median_spacing_mm,
     window_starts,
 )
-from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.data.samples.resampling import PlaneGrid
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_image, write_image
@@ -55,8 +55,8 @@ def put_numbered(tmp_path, put_case):
     return put
 
 
-def patches_of(cohort, ids=("a",), size=P, patches=PATCHES, **options):
-    return PatchDataset(cohort, ids, size, patches=patches, **{"preprocessing": AS_IS, **options})
+def patches_of(cohort, ids=("a",), size=P, patches=PATCHES, preprocessing=AS_IS, **options):
+    return PatchDataset(cohort, ids, replace(preprocessing, image_size=size, patches=patches), **options)
 
 
 def keys(count, epoch=0):
@@ -189,22 +189,22 @@ def test_cases_are_drawn_before_slices(put_numbered):
     assert abs(few - 150) < 3.5 * np.sqrt(300 / 4)
 
 
-@pytest.mark.parametrize(("keep", "slices"), [("all", {0, 1, 2, 3, 4}), ("foreground", {3}), ("labelled", {1, 3})])
-def test_which_slices_are_kept(put_numbered, tmp_path, keep, slices):
+@pytest.mark.parametrize(("slices", "shown"), [("all", {0, 1, 2, 3, 4}), ("foreground", {3}), ("labelled", {1, 3})])
+def test_which_slices_are_kept(put_numbered, tmp_path, slices, shown):
     put_numbered(label_at=((3, 4, 5), (1, 4, 5)))
     put_numbered("b", label_at=())
     cohort = open_cohort(tmp_path, targets={"one": 1})
-    samples = patches_of(cohort, ("a", "b") if keep == "all" else ("b", "a"), keep=keep)
-    assert {samples[key]["slice"] for key in keys(80)} == slices
-    assert {samples[key]["case_id"] for key in keys(80)} == ({"a", "b"} if keep == "all" else {"a"})
-    covering = GridPatches(cohort, ("a",), 32, patches=PATCHES, preprocessing=AS_IS, keep=keep)
-    assert [covering[index]["slice"] for index in range(len(covering))] == sorted(slices)
+    samples = patches_of(cohort, ("a", "b") if slices == "all" else ("b", "a"), slices=slices)
+    assert {samples[key]["slice"] for key in keys(80)} == shown
+    assert {samples[key]["case_id"] for key in keys(80)} == ({"a", "b"} if slices == "all" else {"a"})
+    covering = GridPatches(cohort, ("a",), replace(AS_IS, image_size=32, patches=PATCHES), slices=slices)
+    assert [covering[index]["slice"] for index in range(len(covering))] == sorted(shown)
 
 
 def test_no_slice_left(put_numbered):
     cohort = put_numbered(label_at=())
-    with pytest.raises(DataError, match="none with keep='foreground'"):
-        patches_of(open_cohort(cohort.root), keep="foreground")
+    with pytest.raises(DataError, match="none with slices='foreground'"):
+        patches_of(open_cohort(cohort.root), slices="foreground")
 
 
 def test_d26_a_class_that_no_slice_shows(put_numbered, tmp_path):
@@ -263,7 +263,7 @@ def test_a_second_data_set_decodes_nothing_and_entries_depend_on_the_transform(p
     monkeypatch.setattr(resampled_cases, "load_raw_case", lambda *args, **options: pytest.fail("decoded again"))
     again = patches_of(cohort, cache=cache, size=P + 2, side_inputs={"a": SideInputs(np.ones(SHAPE, np.uint8))})
     assert again[(0, 0, 0)]["prior"].shape == (17, P + 2, P + 2)
-    GridPatches(cohort, ["a"], P, patches=PATCHES, preprocessing=AS_IS, cache=cache)
+    GridPatches(cohort, ["a"], replace(AS_IS, image_size=P, patches=PATCHES), cache=cache)
     assert torch.equal(patches_of(cohort, cache=cache)[(0, 0, 0)]["image"], first[(0, 0, 0)]["image"])
 
 
@@ -321,7 +321,9 @@ def test_every_pixel_is_answered_for_once(put_numbered, shape):
     cohort = put_numbered(shape=shape, label_at=((0, slice(1, 4), slice(2, 5)),))
     image, labels = load_case(cohort, cohort.case("a"))
     prior = np.random.default_rng(0).integers(0, 18, shape).astype(np.uint8)
-    covering = GridPatches(cohort, ["a"], P, patches=PATCHES, preprocessing=AS_IS, side_inputs={"a": SideInputs(prior)})
+    covering = GridPatches(
+        cohort, ["a"], replace(AS_IS, image_size=P, patches=PATCHES), side_inputs={"a": SideInputs(prior)}
+    )
     found: dict[int, list[int]] = {}
     for index in range(len(covering)):
         sample = covering[index]

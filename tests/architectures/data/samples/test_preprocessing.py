@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from trifuse.architectures.data.samples.preprocessing import (
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.volume_to_slices import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Preprocessing,
     network_input,
     preprocess_volume,
     resized_labels,
@@ -27,6 +27,7 @@ from trifuse.architectures.storage.config_json import config_from_json, config_t
 from trifuse.kernels import MissingExtra
 
 S = 14
+OF_S = Preprocessing(image_size=S)
 SIZES = st.integers(1, 40)
 
 
@@ -42,7 +43,7 @@ def volume_of(shown):
 def test_transform_matches_its_definition():
     """Percentiles by sorting, resizing by the weights of a triangle filter, written out."""
     voxels = np.random.default_rng(0).gamma(2.0, 100.0, (3, 20, 12))
-    got = preprocess_volume(volume_of(voxels), 8)
+    got = preprocess_volume(volume_of(voxels), Preprocessing(image_size=8))
     assert got.shape == (3, 3, 8, 8)
     assert got.dtype == torch.float32
 
@@ -71,25 +72,25 @@ def test_transform_matches_its_definition():
 def test_brightness_and_contrast_of_the_scanner_do_not_matter():
     voxels = np.random.default_rng(0).gamma(2.0, 100.0, (3, 20, 12))
     torch.testing.assert_close(
-        scaled_slices(volume_of(voxels), S), scaled_slices(volume_of(voxels * 7 + 300), S), atol=1e-4, rtol=0
+        scaled_slices(volume_of(voxels), OF_S), scaled_slices(volume_of(voxels * 7 + 300), OF_S), atol=1e-4, rtol=0
     )
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -3e4])
 def test_d23_constant_volume_gives_zeros(value):
     with np.errstate(all="raise"):
-        assert scaled_slices(volume_of(np.full((2, 5, 5), value)), S).eq(0).all()
+        assert scaled_slices(volume_of(np.full((2, 5, 5), value)), OF_S).eq(0).all()
 
 
 def test_d23_constant_but_for_a_few_voxels():
     """What lies above the 99th percentile is clipped away, and nothing is left to divide by."""
     voxels = np.zeros((2, 20, 20))
     voxels[0, 0, 0] = 1000
-    assert scaled_slices(volume_of(voxels), S).eq(0).all()
+    assert scaled_slices(volume_of(voxels), OF_S).eq(0).all()
 
 
 def test_d24_one_slice():
-    assert preprocess_volume(volume_of(np.random.default_rng(0).random((1, 9, 7))), S).shape == (1, 3, S, S)
+    assert preprocess_volume(volume_of(np.random.default_rng(0).random((1, 9, 7))), OF_S).shape == (1, 3, S, S)
 
 
 def test_d24_a_thousand_slices_in_bounded_memory(tmp_path):
@@ -98,8 +99,9 @@ def test_d24_a_thousand_slices_in_bounded_memory(tmp_path):
 import resource, sys
 import numpy as np
 import torch
-from trifuse.architectures.data.nifti import new_volume, read_image, write_image
-from trifuse.architectures.data.preprocessing import scaled_slices
+from trifuse.architectures.data.volumes.nifti import new_volume, read_image, write_image
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.volume_to_slices import scaled_slices
 torch.set_num_threads(1)
 path = {str(tmp_path / "long.nii")!r}
 voxels = np.random.default_rng(0).integers(0, 1000, (96, 96, 1000), dtype=np.int16)
@@ -108,7 +110,7 @@ if sys.argv[1] == "write":
     write_image(path, grid.voxels, like=grid)
 else:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    slices = scaled_slices(read_image(path), 96)
+    slices = scaled_slices(read_image(path), Preprocessing(image_size=96))
     assert slices.shape == (1000, 96, 96)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -138,7 +140,7 @@ def volume():
 
 def scaled(volume, *arguments):
     """The slices of a volume that has the right size already, so that only its values change."""
-    return scaled_slices(volume, S, Preprocessing(*arguments, resize="cubic")).numpy()
+    return scaled_slices(volume, Preprocessing(*arguments, resize="cubic", image_size=S)).numpy()
 
 
 def test_window(volume):
@@ -194,7 +196,7 @@ def test_one_channel_is_the_image_alone():
 def test_cubic_slices_are_scipys(shape):
     """TransUNet zooms each slice by S / H and S / W with cubic splines; overshoot is kept."""
     voxels = np.random.default_rng(0).integers(0, 2, (2, *shape)).astype(np.float32)
-    got = scaled_slices(volume_of(voxels), S, Preprocessing("as_is", resize="cubic")).numpy()
+    got = scaled_slices(volume_of(voxels), Preprocessing("as_is", resize="cubic", image_size=S)).numpy()
     zoom = [S / shape[0], S / shape[1]]
     expected = [ndimage.zoom(plane, zoom, order=3) if shape != (S, S) else plane for plane in voxels]
     np.testing.assert_array_equal(got, expected)
@@ -205,7 +207,7 @@ def test_cubic_slices_keep_their_last_row():
     """With scipy's default border the last row and column of these sizes fall out, by rounding, and are zero."""
     ones = volume_of(np.ones((1, 32, 32)))
     assert not ndimage.zoom(ones.voxels[0], 0.5, order=3)[-1].any()
-    np.testing.assert_allclose(scaled_slices(ones, 16, Preprocessing("as_is", resize="cubic")), 1, atol=1e-5)
+    np.testing.assert_allclose(scaled_slices(ones, Preprocessing("as_is", resize="cubic", image_size=16)), 1, atol=1e-5)
 
 
 @settings(max_examples=150)
@@ -244,12 +246,12 @@ def test_labels_stay_on_the_image(resize):
     labels = np.zeros((1, 31, 31), np.uint8)
     labels[0, 10:21, 4:27] = 1
     for size in (15, 31, 62, 100):
-        preprocessing = Preprocessing("as_is", resize=resize)
-        image = scaled_slices(volume_of(labels.astype(np.float32)), size, preprocessing)[0].numpy()
+        preprocessing = Preprocessing("as_is", resize=resize, image_size=size)
+        image = scaled_slices(volume_of(labels.astype(np.float32)), preprocessing)[0].numpy()
         assert ((image > 0.5) != resized_labels(labels, (size, size), preprocessing)[0]).mean() < 0.06 * 31 / size
 
 
 def test_l6_cubic_without_scipy(volume, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
     with pytest.raises(MissingExtra, match=r"cubic resizing needs scipy.*trifuse\[med\]"):
-        scaled_slices(volume, 2 * S, Preprocessing(resize="cubic"))
+        scaled_slices(volume, Preprocessing(resize="cubic", image_size=2 * S))

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from trifuse.architectures.data.samples.preprocessing import Preprocessing, scaled_voxels
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.resampling import PlaneGrid, nonzero_box
+from trifuse.architectures.data.samples.volume_to_slices import scaled_voxels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.kernels import MissingExtra
 

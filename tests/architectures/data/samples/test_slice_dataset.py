@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,19 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples import case_cache, slice_dataset
 from trifuse.architectures.data.samples.augmentation import FlipRotate
-from trifuse.architectures.data.samples.preprocessing import (
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.samples.slice_dataset import SliceDataset
+from trifuse.architectures.data.samples.volume_to_slices import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Preprocessing,
     network_input,
     preprocess_volume,
     resized_labels,
 )
-from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.kernels.errors import DataError
 
 S = 14
+OF_S = Preprocessing(image_size=S)
 
 
 # ---------------------------------------------------------------------------------------------- samples
@@ -53,7 +55,7 @@ def same(first, second):
 
 
 def test_samples(cohort):
-    samples = SliceDataset(cohort, IDS, S)
+    samples = SliceDataset(cohort, IDS, OF_S)
     assert len(samples) == 8
     for index in range(8):
         sample = samples[index]
@@ -61,17 +63,17 @@ def test_samples(cohort):
         image, labels = load_case(cohort, cohort.case(case_id))
         assert (sample["case_id"], sample["slice"], sample["index"]) == (case_id, position, index)
         assert (sample["image"].dtype, sample["target"].dtype) == (torch.float32, torch.int64)
-        assert torch.equal(sample["image"], preprocess_volume(image, S)[position])
+        assert torch.equal(sample["image"], preprocess_volume(image, OF_S)[position])
         assert np.array_equal(sample["target"], resized_labels(labels.voxels, (S, S))[position])
 
 
 def test_order_of_the_cases_is_the_order_asked_for(cohort):
-    assert [SliceDataset(cohort, IDS[::-1], S)[index]["case_id"] for index in (0, 7)] == ["b", "a"]
+    assert [SliceDataset(cohort, IDS[::-1], OF_S)[index]["case_id"] for index in (0, 7)] == ["b", "a"]
 
 
-@pytest.mark.parametrize(("keep", "positions"), [("all", [0, 1, 2, 3]), ("foreground", [1]), ("labelled", [1, 2])])
-def test_which_slices_are_kept(cohort, keep, positions):
-    samples = SliceDataset(cohort, IDS, S, keep=keep)
+@pytest.mark.parametrize(("slices", "positions"), [("all", [0, 1, 2, 3]), ("foreground", [1]), ("labelled", [1, 2])])
+def test_which_slices_are_kept(cohort, slices, positions):
+    samples = SliceDataset(cohort, IDS, OF_S, slices=slices)
     assert [samples[index]["slice"] for index in range(len(samples))] == positions * 2
 
 
@@ -79,28 +81,28 @@ def test_a_contour_too_small_to_survive_resizing_still_counts(tmp_path, put_case
     labels = np.zeros((4, 70, 80), np.uint8)
     labels[2, 1, 1] = 1
     put_case("a", labels=labels, shape=(80, 70, 4))
-    samples = SliceDataset(open_cohort(tmp_path), ["a"], S, keep="foreground")
+    samples = SliceDataset(open_cohort(tmp_path), ["a"], OF_S, slices="foreground")
     assert [samples[index]["slice"] for index in range(len(samples))] == [2]
     assert samples[0]["target"].eq(0).all()
 
 
 def test_d25_nothing_left(cohort):
     empty = open_cohort(cohort.root, targets={"seven": 7})
-    with pytest.raises(DataError, match="none with keep='foreground'"):
-        SliceDataset(empty, IDS, S, keep="foreground")
-    assert len(SliceDataset(empty, IDS, S)) == 8
+    with pytest.raises(DataError, match="none with slices='foreground'"):
+        SliceDataset(empty, IDS, OF_S, slices="foreground")
+    assert len(SliceDataset(empty, IDS, OF_S)) == 8
 
 
 def test_d26_a_class_that_no_slice_shows(cohort):
-    SliceDataset(cohort, IDS, S).require_every_class()
-    samples = SliceDataset(open_cohort(cohort.root, targets={"one": 1, "seven": 7, "two": 2}), IDS, S)
-    with pytest.raises(DataError, match="got seven on none of 8 slice_dataset of 2 cases"):
+    SliceDataset(cohort, IDS, OF_S).require_every_class()
+    samples = SliceDataset(open_cohort(cohort.root, targets={"one": 1, "seven": 7, "two": 2}), IDS, OF_S)
+    with pytest.raises(DataError, match="got seven on none of 8 slices of 2 cases"):
         samples.require_every_class()
 
 
-def test_unknown_keep(cohort):
+def test_unknown_slices(cohort):
     with pytest.raises(ValueError, match="expected one of 'all', 'foreground', 'labelled', got 'some'"):
-        SliceDataset(cohort, IDS, S, keep="some")
+        SliceDataset(cohort, IDS, OF_S, slices="some")
 
 
 def test_all_unusable_cases_are_named(tmp_path, put_case):
@@ -110,7 +112,7 @@ def test_all_unusable_cases_are_named(tmp_path, put_case):
     cohort = open_cohort(tmp_path)
     (tmp_path / "labels/c.nii.gz").unlink()
     with pytest.raises(DataError) as caught:
-        SliceDataset(cohort, ["a", "b", "c", "d"], S)
+        SliceDataset(cohort, ["a", "b", "c", "d"], OF_S)
     for word in ("3 problems", "images/a.nii.gz", "labels/c.nii.gz", "got d"):
         assert word in str(caught.value)
 
@@ -118,15 +120,15 @@ def test_all_unusable_cases_are_named(tmp_path, put_case):
 def test_labels_are_needed(tmp_path, put_case):
     put_case("a", labels=None)
     with pytest.raises(DataError, match=r"images/a\.nii\.gz: label: expected a label map to train on"):
-        SliceDataset(open_cohort(tmp_path), ["a"], S)
+        SliceDataset(open_cohort(tmp_path), ["a"], OF_S)
 
 
 # --------------------------------------------------------------------------------- augmentation and keys
 
 
 def test_the_key_decides_the_augmentation(cohort):
-    samples = SliceDataset(cohort, IDS, S, augment=FlipRotate())
-    plain = SliceDataset(cohort, IDS, S)
+    samples = SliceDataset(cohort, IDS, OF_S, augment=FlipRotate())
+    plain = SliceDataset(cohort, IDS, OF_S)
     assert same(samples[1], plain[1]), "an index alone asks for the slice as it is"
     torch.manual_seed(0)
     first = [samples[(7, epoch, 1)] for epoch in range(20)]
@@ -139,7 +141,7 @@ def test_the_key_decides_the_augmentation(cohort):
 
 
 def test_the_key_needs_no_augmentation(cohort):
-    samples = SliceDataset(cohort, IDS, S)
+    samples = SliceDataset(cohort, IDS, OF_S)
     assert same(samples[(1, 2, 3)], samples[3])
     assert same(samples[np.int64(3)], samples[3])
 
@@ -147,17 +149,17 @@ def test_the_key_needs_no_augmentation(cohort):
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_see_the_same_samples(cohort, context):
     """Twice: what a worker leaves behind must not take the cache with it."""
-    samples = SliceDataset(cohort, IDS, S)
+    samples = SliceDataset(cohort, IDS, OF_S)
     keys = [(0, 0, index) for index in range(8)]
     for _ in range(2):
         loader = DataLoader(samples, sampler=keys, batch_size=4, num_workers=1, multiprocessing_context=context)
         images = torch.cat([batch["image"] for batch in loader])
         assert torch.equal(images, torch.stack([samples[index]["image"] for index in range(8)]))
-    assert same(SliceDataset(cohort, IDS, S)[2], samples[2])
+    assert same(SliceDataset(cohort, IDS, OF_S)[2], samples[2])
 
 
 def test_pickling_carries_no_voxels(cohort, tmp_path):
-    samples = SliceDataset(cohort, IDS, S, cache=tmp_path / "cache")
+    samples = SliceDataset(cohort, IDS, OF_S, cache=tmp_path / "cache")
     content = pickle.dumps(samples)
     assert len(content) < 8000
     assert same(pickle.loads(content)[5], samples[5])
@@ -173,36 +175,36 @@ def entries(cache):
 def test_without_a_cache_folder_nothing_stays_behind(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(case_cache.tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    samples = SliceDataset(cohort, IDS, S)
+    samples = SliceDataset(cohort, IDS, OF_S)
     assert os.listdir(tmp_path / "tmp")
     del samples
     assert not os.listdir(tmp_path / "tmp")
 
 
 def test_a_second_data_set_decodes_nothing(cohort, tmp_path, monkeypatch):
-    first = SliceDataset(cohort, IDS, S, cache=tmp_path / "cache")
+    first = SliceDataset(cohort, IDS, OF_S, cache=tmp_path / "cache")
     monkeypatch.setattr(slice_dataset, "load_raw_case", lambda *args, **options: pytest.fail("decoded again"))
-    again = SliceDataset(cohort, IDS, S, cache=tmp_path / "cache", keep="foreground")
+    again = SliceDataset(cohort, IDS, OF_S, cache=tmp_path / "cache", slices="foreground")
     assert same(again[0], first[1])
 
 
 def test_entries_are_named_after_all_that_they_depend_on(cohort, tmp_path, monkeypatch, put_case):
     cache = tmp_path / "cache"
 
-    def entries_with(cohort=cohort, size=S, **options):
-        SliceDataset(cohort, ["a"], size, cache=cache, **options)
+    def entries_with(cohort=cohort, changed=None, **options):
+        SliceDataset(cohort, ["a"], replace(OF_S, **changed or {}), cache=cache, **options)
         return len(entries(cache))
 
-    assert entries_with() == entries_with(keep="labelled") == entries_with(augment=FlipRotate()) == 1
-    assert entries_with(size=S + 2) == 2
+    assert entries_with() == entries_with(slices="labelled") == entries_with(augment=FlipRotate()) == 1
+    assert entries_with(changed={"image_size": S + 2}) == 2
     assert entries_with(open_cohort(cohort.root, targets={"two": 2})) == 3
     assert entries_with(open_cohort(cohort.root, targets={"both": [1, 2]})) == 4
-    assert entries_with(nonfinite="zero") == 5
-    assert entries_with(preprocessing=Preprocessing("zscore")) == 6
-    assert entries_with(preprocessing=Preprocessing("window", (0, 500))) == 7
-    assert entries_with(preprocessing=Preprocessing("window", (0, 501))) == 8
-    assert entries_with(preprocessing=Preprocessing(resize="cubic")) == 9
-    assert entries_with(preprocessing=Preprocessing(channels=1, restore="labels")) == 9, "these come after the cache"
+    assert entries_with(changed={"nonfinite": "zero"}) == 5
+    assert entries_with(changed={"intensity": "zscore"}) == 6
+    assert entries_with(changed={"intensity": "window", "window": (0, 500)}) == 7
+    assert entries_with(changed={"intensity": "window", "window": (0, 501)}) == 8
+    assert entries_with(changed={"resize": "cubic"}) == 9
+    assert entries_with(changed={"channels": 1, "restore": "labels"}) == 9, "these come after the cache"
     monkeypatch.setattr(slice_dataset, "_TRANSFORM_VERSION", 2)
     assert entries_with() == 10
     put_case("a", seed=99, labels=np.ones((4, 7, 8), np.uint8))
@@ -210,11 +212,11 @@ def test_entries_are_named_after_all_that_they_depend_on(cohort, tmp_path, monke
 
 
 def test_samples_follow_the_preparation(cohort):
-    preprocessing = Preprocessing("window", (100, 900), resize="cubic", channels=1)
-    sample = SliceDataset(cohort, IDS, S, preprocessing=preprocessing)[5]
+    preprocessing = Preprocessing("window", (100, 900), resize="cubic", channels=1, image_size=S)
+    sample = SliceDataset(cohort, IDS, preprocessing)[5]
     image, labels = load_case(cohort, cohort.case(sample["case_id"]))
     assert sample["image"].shape == (1, S, S)
-    assert torch.equal(sample["image"], preprocess_volume(image, S, preprocessing)[sample["slice"]])
+    assert torch.equal(sample["image"], preprocess_volume(image, preprocessing)[sample["slice"]])
     expected = resized_labels(labels.voxels, (S, S), preprocessing)[sample["slice"]]
     np.testing.assert_array_equal(sample["target"], expected)
 
@@ -234,19 +236,20 @@ def test_samples_follow_the_preparation(cohort):
 )
 def test_d34_damaged_entries_are_rebuilt(cohort, tmp_path, damage):
     cache = tmp_path / "cache"
-    expected = SliceDataset(cohort, ["a"], S, cache=cache)[1]
+    expected = SliceDataset(cohort, ["a"], OF_S, cache=cache)[1]
     (path,) = cache.iterdir()
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(damage(content))
-    assert same(SliceDataset(cohort, ["a"], S, cache=cache)[1], expected)
+    assert same(SliceDataset(cohort, ["a"], OF_S, cache=cache)[1], expected)
     assert path.read_bytes() == content
 
 
 BUILD = """
 import sys, os, time
-from trifuse.architectures.data import slice_dataset
-from trifuse.architectures.data.cases import open_cohort
+from trifuse.architectures.data.samples import slice_dataset
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
 root, cache, what = sys.argv[1:]
 if what == "die":
     real = os.replace
@@ -258,7 +261,8 @@ elif what == "wait":
         sys.stdin.readline()
         return real(*args)
     slice_dataset._build = build
-samples = slice_dataset.SliceDataset(open_cohort(root, targets={"one": 1}), ["a", "b"], 14, cache=cache)
+cohort = open_cohort(root, targets={"one": 1})
+samples = slice_dataset.SliceDataset(cohort, ["a", "b"], Preprocessing(image_size=14), cache=cache)
 print(float(sum(samples[index]["image"].double().sum() for index in range(len(samples)))))
 """
 
@@ -276,11 +280,11 @@ def test_d34_killed_while_writing(cohort, tmp_path):
     assert process.returncode == 9
     (leftover,) = cache.iterdir()
     assert leftover.name.startswith(".trifuse-")
-    fresh = SliceDataset(cohort, IDS, S)
-    assert all(same(SliceDataset(cohort, IDS, S, cache=cache)[index], fresh[index]) for index in range(8))
+    fresh = SliceDataset(cohort, IDS, OF_S)
+    assert all(same(SliceDataset(cohort, IDS, OF_S, cache=cache)[index], fresh[index]) for index in range(8))
     assert leftover.exists(), "it may belong to a process that is still writing"
     os.utime(leftover, (time.time() - 7200,) * 2)
-    SliceDataset(cohort, IDS, S, cache=cache)
+    SliceDataset(cohort, IDS, OF_S, cache=cache)
     assert not leftover.exists()
 
 
@@ -296,7 +300,7 @@ def test_d35_two_processes_build_the_same_entries(cohort, tmp_path):
             process.stdin.flush()
     sums = {process.communicate(timeout=60)[0] for process in processes}
     assert all(process.returncode == 0 for process in processes)
-    expected = SliceDataset(cohort, IDS, S)
+    expected = SliceDataset(cohort, IDS, OF_S)
     assert sums == {f"{float(sum(expected[index]['image'].double().sum() for index in range(8)))}\n"}
     assert len(entries(cache)) == 2
 
@@ -314,8 +318,8 @@ def test_real_slices_without_contours_are_left_out(tmp_path):
             (tmp_path / folder / truth.name.replace("_gt", "")).symlink_to(source)
     cohort = open_cohort(tmp_path, targets={"lv": 3}, patient_pattern=r"SC-HF-I-\d")
     ids = [case.case_id for case in cohort.cases]
-    everything = SliceDataset(cohort, ids, 112, cache=tmp_path / "cache")
-    labelled = SliceDataset(cohort, ids, 112, cache=tmp_path / "cache", keep="labelled")
+    everything = SliceDataset(cohort, ids, Preprocessing(image_size=112), cache=tmp_path / "cache")
+    labelled = SliceDataset(cohort, ids, Preprocessing(image_size=112), cache=tmp_path / "cache", slices="labelled")
     assert len(everything) == 2 * 12 + 2 * 10
     assert 2 * 9 + 2 * 10 - 4 <= len(labelled) <= 2 * 9 + 2 * 10
     labelled.require_every_class()

@@ -224,7 +224,7 @@ def test_d9_gzip_bomb_needs_no_memory(tmp_path, dim, message):
     assert path.stat().st_size < 300_000
     code = f"""
 import resource
-from trifuse.architectures.data.nifti import read_image
+from trifuse.architectures.data.volumes.nifti import read_image
 from trifuse.kernels.errors import DataError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
