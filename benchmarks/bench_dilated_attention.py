@@ -35,7 +35,7 @@ def attention_case(name: str, shape: Shape, dtype: torch.dtype, *, device: str) 
 
 
 def from_packed(attend: Callable[..., Tensor], head_dim: int = HEAD_DIM) -> Callable[[Tensor], Tensor]:
-    """Give a form of attention the slices of a packed map."""
+    """Return a form of attention that takes a packed map."""
 
     def attend_packed(qkv: Tensor) -> Tensor:
         return attend(*qkv.chunk(3, dim=-1), num_heads=qkv.shape[-1] // 3 // head_dim)
@@ -44,7 +44,7 @@ def from_packed(attend: Callable[..., Tensor], head_dim: int = HEAD_DIM) -> Call
 
 
 def weights_from_packed(weigh: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
-    """Give a form of the attention map the first two slices of a packed map."""
+    """Return a form of the attention map that takes the first two slices of a packed map."""
 
     def weigh_packed(qkv: Tensor) -> Tensor:
         return weigh(*qkv.chunk(3, dim=-1)[:2], num_heads=qkv.shape[-1] // 3 // HEAD_DIM)

@@ -89,7 +89,7 @@ def default_backend(device: torch.device, dtype: torch.dtype, op: str = "") -> t
 
 
 def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Say what keeps the Triton kernels from running on such tensors; empty if nothing does."""
+    """Return what keeps the Triton kernels from running on such tensors; empty if nothing does."""
     if dtype not in TRITON_DTYPES:
         return f"the kernels have no {dtype} form; use {', '.join(map(str, TRITON_DTYPES))}"
     if device.type == "meta":
@@ -128,7 +128,7 @@ def register(
     name = schema.split("(")[0]
     op = next((known for known in _registered if name.startswith(known)), name)
     _registered.add(op)
-    launch = _naming(op, launch)
+    launch = _named_after(op, launch)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, launch, "CUDA")
     _library.impl(name, launch, "CPU")
@@ -137,10 +137,10 @@ def register(
         _library.impl(name, autograd, "Autograd")
 
 
-def _naming(op: str, launch: Callable[..., object]) -> Callable[..., object]:
-    """Have the failures of a launch name the operator, and keep in mind where its kernels cannot be built."""
+def _named_after(op: str, launch: Callable[..., object]) -> Callable[..., object]:
+    """Wrap a launch: its errors name the operator, and devices on which its kernels cannot be built are remembered."""
 
-    def launch_or_say_why_not(*arguments: Any) -> object:
+    def launch_with_named_errors(*arguments: Any) -> object:
         try:
             return launch(*arguments)
         except (UnusableKernel, ImportError) as error:  # the latter from a triton that does not load
@@ -156,7 +156,7 @@ def _naming(op: str, launch: Callable[..., object]) -> Callable[..., object]:
             error.add_note(f"{op} asked for the memory of its result, for tensors of the shapes {shapes}")
             raise
 
-    return launch_or_say_why_not
+    return launch_with_named_errors
 
 
 def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
@@ -171,7 +171,7 @@ def falls_back(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """
 
     @wraps(function)
-    def with_a_second_choice(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def with_fallback(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         try:
             return function(*args, **kwargs)
         except UnusableKernel as error:
@@ -180,7 +180,7 @@ def falls_back(function: Callable[Given, Result]) -> Callable[Given, Result]:
             warnings.warn(f"plain PyTorch takes over: {error}", RuntimeWarning, stacklevel=2)
         return function(*args, **kwargs)
 
-    return with_a_second_choice
+    return with_fallback
 
 
 def check_tensor(op: str, argument: str, value: object) -> None:
@@ -206,7 +206,7 @@ def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
 
 
 def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether vmap, functional or forward-mode differentiation is at work, which need a composable form."""
+    """Return whether vmap, functional or forward-mode differentiation is active, which need a composable form."""
     if torch.compiler.is_compiling():
         return False
     if torch.autograd.forward_ad._current_level >= 0:
@@ -217,7 +217,7 @@ def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
 
 
 def without_values(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether operations are recorded or only their shapes worked out, so that no value may be looked at."""
+    """Return whether operations are recorded or only their shapes computed, so that no value may be read."""
     if torch.compiler.is_compiling():
         return True
     recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
@@ -225,5 +225,5 @@ def without_values(tensors: Sequence[Tensor]) -> bool:
 
 
 def values_at_hand(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether values may be looked at: only on a CPU, for a GPU would have to be waited for, and not recorded."""
+    """Return whether values may be read: on a CPU, as a GPU would have to be waited for, and not while recording."""
     return all(tensor.device.type == "cpu" for tensor in tensors) and not without_values(tensors)

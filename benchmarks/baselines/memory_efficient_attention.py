@@ -29,7 +29,7 @@ def attention_by_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def xformers_obstacle() -> str:
-    """Say why xformers cannot attend here, shown by a call on tiny tensors; empty if it can."""
+    """Return why xformers cannot attend here, found by a call on tiny tensors; empty if it can."""
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed"
     if not torch.cuda.is_available():

@@ -103,9 +103,9 @@ def read_budgets(path: Path = BUDGETS) -> dict[tuple[str, str], Budget]:
     return budgets
 
 
-def without_a_twin(modules: Iterable[ModuleType], budgets: Iterable[tuple[str, str]]) -> list[str]:
-    """Say which cases have no row in the table or share one, and which rows of these modules have no case."""
-    cases = Counter((_word(module), case.name) for module in modules for case in module.STATIC_CASES)
+def mismatches(modules: Iterable[ModuleType], budgets: Iterable[tuple[str, str]]) -> list[str]:
+    """Return which cases have no row in the table or share one, and which rows of these modules have no case."""
+    cases = Counter((_name(module), case.name) for module in modules for case in module.STATIC_CASES)
     rows = {key for key in budgets if key[0] in {module for module, _ in cases}}
     return [
         *(f"no budget: {module}, {case}" for module, case in sorted(cases.keys() - rows)),
@@ -264,7 +264,7 @@ def compile_modules(names: Sequence[str], budgets: Path = BUDGETS) -> dict[str, 
         (module.__name__, index, target, table[key])
         for module in modules
         for index, case in enumerate(module.STATIC_CASES)
-        if (key := (_word(module), case.name)) in table
+        if (key := (_name(module), case.name)) in table
         for target in table[key].registers
     ]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("fork")) as pool:
@@ -272,7 +272,7 @@ def compile_modules(names: Sequence[str], budgets: Path = BUDGETS) -> dict[str, 
     return {
         "rows": rows,
         "without_a_case": [kernel for module in modules for kernel in kernels_without_a_case(module)],
-        "without_a_twin": without_a_twin(modules, table),
+        "mismatches": mismatches(modules, table),
     }
 
 
@@ -282,10 +282,10 @@ def _row(job: tuple[str, int, str, Budget]) -> dict[str, Any]:
     case = module.STATIC_CASES[index]
     cost = compile_case(case, target)
     broken = broken_rules(cost, budget, target)
-    return {"module": _word(module), "case": case.name, "target": target, "cost": asdict(cost), "broken": broken}
+    return {"module": _name(module), "case": case.name, "target": target, "cost": asdict(cost), "broken": broken}
 
 
-def _word(module: ModuleType) -> str:
+def _name(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 
 

@@ -87,7 +87,7 @@ def attend_packed(qkv: Tensor) -> Tensor:
 
 
 def unfold_packed(qkv: Tensor) -> Tensor:
-    """Do the same as published."""
+    """Attend as the published form does."""
     return unfold_attention(*qkv.chunk(3, dim=-1), num_heads=3)
 
 
@@ -183,7 +183,7 @@ class _KernelCount(TorchDispatchMode):
 
 
 def _is_of(result: Any, args: Sequence[Any]) -> bool:
-    """Tell whether a view was taken: operators such as `contiguous` copy where they have to."""
+    """Return whether a view was taken: operators such as `contiguous` copy where they have to."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(args)}
     return all(tensor.untyped_storage().data_ptr() in storages for tensor in tensors_in(result))
 

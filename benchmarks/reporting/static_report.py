@@ -108,7 +108,7 @@ def source_hash(case: StaticCase) -> str:
 
 
 def pass_row(module: str, traffic: Traffic) -> dict[str, Any]:
-    """Work out what a pass moves, and how long it takes at least."""
+    """Compute what a pass moves, and how long it takes at least."""
     elements = traffic.evaluate(traffic.elements)
     moved, least = (traffic.evaluate(formula) for formula in (traffic.moved, traffic.least))
     microseconds = 1e6 * elements / BYTES_PER_SECOND
@@ -139,12 +139,12 @@ def pass_line(row: dict[str, Any]) -> str:
 
 
 def stamp() -> dict[str, str]:
-    """Say what compiled the kernels; nothing here depends on the machine."""
+    """Return what compiled the kernels; nothing here depends on the machine."""
     return {"torch": torch.__version__, "triton": importlib.metadata.version("triton"), "commit": commit()}
 
 
 def report(compiled: dict[str, Any], stamp: dict[str, str]) -> dict[str, Any]:
-    """Put together what was compiled and what is computed."""
+    """Return the report: what was compiled, and what is computed from it."""
     modules = case_modules()
     kernels = []
     for (module, name), rows in groupby(compiled["rows"], key=lambda row: (row["module"], row["case"])):
@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     write_text(options.out / "kernels.json", json.dumps(record, indent=1) + "\n")
     write_text(options.out / "kernels.md", text)
     print(text)
-    faults = [*compiled["without_a_case"], *compiled["without_a_twin"]]
+    faults = [*compiled["without_a_case"], *compiled["mismatches"]]
     for row in compiled["rows"]:
         faults += [f"{row['module']}, {row['case']} on {row['target']}: {r}: {m}" for r, m in row["broken"].items()]
     for fault in faults:

@@ -74,7 +74,7 @@ def mean_projection(first: Tensor, second: Tensor, first_weight: Tensor, second_
 
 
 def _as_written(x: Tensor) -> bool:
-    """Tell whether two maps like x are joined and scaled as the equations say."""
+    """Return whether two maps like x are joined and scaled as the equations say."""
     return library.choose_backend(FUSION, x) == "reference" or x.shape[2] * x.shape[3] < x.shape[1]
 
 

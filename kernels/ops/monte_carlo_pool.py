@@ -126,7 +126,7 @@ def _on_device(value: int | Tensor, device: torch.device) -> Tensor:
 
 
 def _inside(length: int, scale: Tensor, index: Tensor) -> Tensor:
-    """Tell which of ``length`` positions lie in one interval of each sample's grid: (B, length)."""
+    """Return which of ``length`` positions lie in one interval of each sample's grid: (B, length)."""
     positions = torch.arange(length, device=scale.device)
     first = index * length // scale
     last = ((index + 1) * length + scale - 1) // scale

@@ -16,7 +16,7 @@ from .measuring import Timing, measure
 
 @pytest.fixture
 def gpu_benchmark() -> Callable[..., dict[str, Timing]]:
-    """Give `measure` on the GPU, or on the CPU where there is none."""
+    """Return `measure` for the GPU, or for the CPU where there is none."""
     import torch
 
     return partial(measure, device="cuda" if torch.cuda.is_available() else "cpu")

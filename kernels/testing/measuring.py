@@ -202,7 +202,7 @@ def _cpu_sample(function: Callable[[], object], calls: int) -> Callable[[], floa
 
 
 def _return_free_memory() -> None:
-    """Give what the heap holds free back to the system, where the C library can (glibc)."""
+    """Return free memory of the heap to the system, where the C library can (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

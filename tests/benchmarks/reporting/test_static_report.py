@@ -32,8 +32,8 @@ def cost_of(record: dict) -> Cost:
 
 def test_committed_report_is_of_these_kernels():
     current = [
-        (word, case.name, static_report.source_hash(case))
-        for word, module in MODULES.items()
+        (file, case.name, static_report.source_hash(case))
+        for file, module in MODULES.items()
         for case in module.STATIC_CASES
     ]
     assert [(row["module"], row["case"], row["source"]) for row in RECORD["kernels"]] == current, AGAIN
@@ -66,7 +66,7 @@ def test_committed_occupancy_and_passes_are_computed_anew():
         for target, cost in row["costs"].items():
             share = static_report.occupancy(cost["registers"], cost["shared_bytes"], row["threads"], target)
             assert cost["occupancy"] == round(share, 3)
-    passes = [static_report.pass_row(word, t) for word, module in MODULES.items() for t in module.TRAFFIC]
+    passes = [static_report.pass_row(file, t) for file, module in MODULES.items() for t in module.TRAFFIC]
     assert RECORD["passes"] == passes, AGAIN
 
 
@@ -75,15 +75,15 @@ def test_committed_tables_are_those_of_the_report():
     assert static_report.markdown(RECORD).count(static_report.LABEL) == 2
 
 
-@pytest.mark.parametrize("word", MODULES)
-def test_docstring_ends_with_the_bytes_and_floors_of_each_pass(word):
-    module = MODULES[word]
-    kernels = import_module(f"{gpu.__name__}.{word}")
+@pytest.mark.parametrize("file", MODULES)
+def test_docstring_ends_with_the_bytes_and_floors_of_each_pass(file):
+    module = MODULES[file]
+    kernels = import_module(f"{gpu.__name__}.{file}")
     before, heading, section = kernels.__doc__.partition("Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing")
     assert before.strip()
     assert heading
     lines = [line.removeprefix("* ") for line in section.splitlines() if line.startswith("* ")]
-    assert lines == [static_report.pass_line(static_report.pass_row(word, traffic)) for traffic in module.TRAFFIC]
+    assert lines == [static_report.pass_line(static_report.pass_row(file, traffic)) for traffic in module.TRAFFIC]
 
 
 # ------------------------------------------------------------------------------------------- how it is computed
@@ -165,7 +165,7 @@ def compiled_again() -> dict:
         for row in RECORD["kernels"]
         for target, cost in row["costs"].items()
     ]
-    return {"rows": rows, "without_a_case": [], "without_a_twin": []}
+    return {"rows": rows, "without_a_case": [], "mismatches": []}
 
 
 def test_report_is_written_and_the_same_again(tmp_path, monkeypatch, capsys):
@@ -180,7 +180,7 @@ def test_report_is_written_and_the_same_again(tmp_path, monkeypatch, capsys):
 def test_report_fails_where_a_rule_is_broken(tmp_path, monkeypatch, capsys):
     compiled = compiled_again()
     compiled["rows"][3]["broken"] = {"spills": "8, at most 0"}
-    compiled["without_a_twin"] = ["no case: gates, forgotten"]
+    compiled["mismatches"] = ["no case: gates, forgotten"]
     monkeypatch.setattr(static_report, "_compile_everything", lambda: compiled)
     assert static_report.main(["--out", str(tmp_path)]) == 1
     row = compiled["rows"][3]

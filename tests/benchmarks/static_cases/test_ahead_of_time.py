@@ -23,8 +23,8 @@ from trifuse.benchmarks.reporting.ahead_of_time import (
     broken_rules,
     case_modules,
     kernels_of,
+    mismatches,
     read_budgets,
-    without_a_twin,
 )
 from trifuse.benchmarks.static_cases.case import in_form
 from trifuse.kernels import gpu
@@ -43,8 +43,8 @@ GPU_FILES = {
 
 def test_every_file_of_kernels_has_its_file_of_cases():
     assert CASES.keys() == {name for name, module in GPU_FILES.items() if kernels_of(module)}
-    for word, module in CASES.items():
-        assert {case.kernel.fn.__module__ for case in module.STATIC_CASES} == {f"{gpu.__name__}.{word}"}
+    for file, module in CASES.items():
+        assert {case.kernel.fn.__module__ for case in module.STATIC_CASES} == {f"{gpu.__name__}.{file}"}
 
 
 def compile_ahead_of_time(budgets: Path, *modules: str) -> dict:
@@ -60,7 +60,7 @@ def compile_ahead_of_time(budgets: Path, *modules: str) -> dict:
 def compiled(request, tmp_path_factory) -> dict:
     """Compile the modules that this run asks for in one child, which all workers of the run wait for and share."""
     mine = [item for item in request.session.items if getattr(item, "originalname", "") == GATE]
-    modules = [CASES[item.callspec.params["word"]].__name__ for item in mine]
+    modules = [CASES[item.callspec.params["file"]].__name__ for item in mine]
     together = "PYTEST_XDIST_WORKER" in os.environ
     folder = tmp_path_factory.getbasetemp().parent if together else tmp_path_factory.mktemp("gate")
     result = folder / "ahead_of_time.json"
@@ -75,14 +75,14 @@ GATE = "test_every_kernel_has_its_cases_and_keeps_their_budgets"
 
 
 @pytest.mark.timeout(1800)  # the first of them compiles all: some minutes, unless Triton's cache has them
-@pytest.mark.parametrize("word", CASES)
-def test_every_kernel_has_its_cases_and_keeps_their_budgets(word, compiled):
-    assert [kernel for kernel in compiled["without_a_case"] if kernel.startswith(f"{gpu.__name__}.{word}.")] == []
-    rows = [row for row in compiled["rows"] if row["module"] == word]
+@pytest.mark.parametrize("file", CASES)
+def test_every_kernel_has_its_cases_and_keeps_their_budgets(file, compiled):
+    assert [kernel for kernel in compiled["without_a_case"] if kernel.startswith(f"{gpu.__name__}.{file}.")] == []
+    rows = [row for row in compiled["rows"] if row["module"] == file]
     targets: dict[str, set[str]] = {}
     for row in rows:
         targets.setdefault(row["case"], set()).add(row["target"])
-    cases = {case.name for case in CASES[word].STATIC_CASES}
+    cases = {case.name for case in CASES[file].STATIC_CASES}
     assert targets == {case: set(TARGETS) for case in cases}
     table = [
         f"{row['case']} on {row['target']}: {rule}: {message}"
@@ -94,22 +94,22 @@ def test_every_kernel_has_its_cases_and_keeps_their_budgets(word, compiled):
 
 def test_every_case_has_one_row_in_the_table_and_every_row_a_case():
     budgets = read_budgets()
-    assert without_a_twin(CASES.values(), budgets) == []
+    assert mismatches(CASES.values(), budgets) == []
     assert {module for module, _ in budgets} == CASES.keys()
     assert [key for key, budget in budgets.items() if set(budget.registers) != set(TARGETS)] == []
 
 
 def test_a_row_too_few_and_one_too_many_are_named(tmp_path):
-    word, sound = list(CASES.items())[-1]
+    file, sound = list(CASES.items())[-1]
     first = sound.STATIC_CASES[0].name
     with BUDGETS.open(newline="") as stream:
         rows = [row for row in csv.reader(stream) if row[1] != first]
-    extra = [word, "nobody's", *rows[-1][2:]]
+    extra = [file, "nobody's", *rows[-1][2:]]
     table = tmp_path / "budgets.csv"
     with table.open("w", newline="") as stream:
         csv.writer(stream).writerows([*rows, extra])
-    assert without_a_twin([sound], read_budgets(table)) == [
-        f"no budget: {word}, {first}", f"no case: {word}, nobody's"
+    assert mismatches([sound], read_budgets(table)) == [
+        f"no budget: {file}, {first}", f"no case: {file}, nobody's"
     ]  # fmt: skip
     with table.open("a", newline="") as stream:
         csv.writer(stream).writerow(extra)
@@ -140,7 +140,7 @@ def test_gate_sees_each_broken_rule():
     """A kernel of ``costly_kernels.py`` breaks the rule it is named after, on both makers' GPUs, and no other."""
     compiled = compile_ahead_of_time(SUPPORT / "costly_kernels.csv", "costly_kernels")
     assert compiled["without_a_case"] == ["costly_kernels.forgotten_kernel"]
-    assert compiled["without_a_twin"] == []
+    assert compiled["mismatches"] == []
     for row in compiled["rows"]:
         assert set(row["broken"]) == ({row["case"].partition(" on ")[0]} - {"sound"}), row
     assert {(row["case"].partition(" on ")[0], row["target"]) for row in compiled["rows"]} == {
@@ -150,11 +150,11 @@ def test_gate_sees_each_broken_rule():
     }
 
 
-@pytest.mark.parametrize("word", CASES)
-def test_every_form_that_warm_up_may_choose_is_compiled(word):
+@pytest.mark.parametrize("file", CASES)
+def test_every_form_that_warm_up_may_choose_is_compiled(file):
     """In each form at least as many kernels are compiled as there are launchers that have it."""
-    cases = {(f"{case.name},", case.kernel.fn.__name__) for case in CASES[word].STATIC_CASES}
-    launchers = [value for value in vars(GPU_FILES[word]).values() if isinstance(value, tuning.Tunable)]
+    cases = {(f"{case.name},", case.kernel.fn.__name__) for case in CASES[file].STATIC_CASES}
+    launchers = [value for value in vars(GPU_FILES[file]).values() if isinstance(value, tuning.Tunable)]
     forms = Counter(in_form("", form, launcher.choices) for launcher in launchers for form in launcher.choices[1:])
     assert launchers
     for form, launches in forms.items():

@@ -16,7 +16,7 @@ from trifuse import kernels
 from trifuse.benchmarks.reporting.ahead_of_time import case_modules
 from trifuse.kernels.gpu import launching
 
-TRAFFIC = [(word, traffic) for word, module in case_modules().items() for traffic in module.TRAFFIC]
+TRAFFIC = [(file, traffic) for file, module in case_modules().items() for traffic in module.TRAFFIC]
 MOST_BEYOND = 0.03  # of what is declared: logits, gates, kernels and partial sums, at these small sizes
 
 
@@ -123,14 +123,14 @@ def test_pass_moves_what_is_declared(module, name, sizes, run, monkeypatch):
             meter.bytes = 0
             result.backward(_tensor(*result.shape, grad=False))
     sizes = {**sizes, "e": 4}
-    for traffic in [traffic for word, traffic in TRAFFIC if (word, traffic.name) == (module, name)]:
+    for traffic in [traffic for file, traffic in TRAFFIC if (file, traffic.name) == (module, name)]:
         declared = traffic.evaluate(traffic.elements, **sizes) * traffic.evaluate(traffic.moved, **sizes)
         assert declared <= meter.bytes <= (1 + MOST_BEYOND) * declared
 
 
 def test_every_declared_pass_is_counted():
-    assert {(word, traffic.name) for word, traffic in TRAFFIC} == {(module, name) for module, name, *_ in RUNS}
-    assert {word for word, _ in TRAFFIC} == case_modules().keys()
+    assert {(file, traffic.name) for file, traffic in TRAFFIC} == {(module, name) for module, name, *_ in RUNS}
+    assert {file for file, _ in TRAFFIC} == case_modules().keys()
 
 
 def test_nothing_moves_less_than_the_least():
