@@ -10,11 +10,13 @@ import os
 import pkgutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from trifuse.benchmarks import static_cases
 from trifuse.benchmarks.reporting.ahead_of_time import (
     BUDGETS,
     TARGETS,
@@ -97,6 +99,12 @@ def test_every_case_has_one_row_in_the_table_and_every_row_a_case():
     assert mismatches(CASES.values(), budgets) == []
     assert {module for module, _ in budgets} == CASES.keys()
     assert [key for key, budget in budgets.items() if set(budget.registers) != set(TARGETS)] == []
+
+
+def test_the_table_is_in_a_wheel():
+    settings = tomllib.loads(Path(__file__).resolve().parents[3].joinpath("pyproject.toml").read_text(encoding="utf-8"))
+    shipped = settings["tool"]["setuptools"]["package-data"][static_cases.__name__]
+    assert any(BUDGETS.match(pattern) for pattern in shipped)
 
 
 def test_a_row_too_few_and_one_too_many_are_named(tmp_path):
