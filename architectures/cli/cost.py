@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trifuse.architectures.data.ecg.signal import LEADS
-from trifuse.architectures.data.samples.side_inputs import PRIOR_CHANNELS
-from trifuse.architectures.runs.predict import default_data, network_class
+from trifuse.architectures.runs.registry import experiment
 from trifuse.kernels import backend
 
 _GIGA = 1e9
@@ -72,40 +70,30 @@ def _cost(part: str, module: nn.Module, counts: dict[Any, int]) -> Cost:
     )
 
 
-def describe_network(architecture: str) -> dict[str, Any]:
+def count_costs(name: str) -> dict[str, Any]:
     """Return, as JSON values, what the network of that name costs, all options and the image size as by default."""
-    network = network_class(architecture)
+    known = experiment(name)
+    network = known.load(known.network)
     with torch.device("meta"):
         model = network(network.config_type())
-    side = default_data(architecture).preprocessing.image_size
+    side = known.load(known.recipe)().data.preprocessing.image_size
     shape = (1, getattr(model.config, "in_channels", 1), side, side)
-    side_inputs = {
-        name: torch.empty(1, *size, device="meta") for name, size in _side_inputs_of(model.config, side).items()
-    }
+    shapes = known.load(known.input_shapes, lambda config, side: {})(model.config, side)
+    side_inputs = {name: torch.empty(1, *size, device="meta") for name, size in shapes.items()}
     return {
-        "network": architecture,
+        "network": name,
         "image": " with ".join([f"{shape[1]} x {side} x {side}", *side_inputs]),
         "costs": [asdict(cost) for cost in network_costs(model, shape, **side_inputs)],
     }
 
 
-def _side_inputs_of(config: Any, side: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape, without a batch, of what a network takes beside its image."""
-    taken: dict[str, tuple[int, ...]] = {}
-    if getattr(config, "takes_prior", False):
-        taken["prior"] = (PRIOR_CHANNELS, side, side)
-    if getattr(config, "takes_ecg", False):
-        taken |= {"ecg": (len(LEADS), config.ecg.time_steps), "interval": ()}
-    return taken
-
-
-def format_network(description: dict[str, Any]) -> str:
-    """Return what `describe_network` found as a table to read."""
+def format_costs(found: dict[str, Any]) -> str:
+    """Return what `count_costs` found as a table to read."""
     lines = [
-        f"{description['network']}, one image of {description['image']}, reference form, 2 operations per multiply-add",
+        f"{found['network']}, one image of {found['image']}, reference form, 2 operations per multiply-add",
         f"  {'part':<16} {'parameters':>14} {'GFLOPs':>10} {'of these attention':>20}",
     ]
-    for cost in description["costs"]:
+    for cost in found["costs"]:
         lines.append(
             f"  {cost['part']:<16} {cost['parameters']:>14,} {cost['gflops']:>10.2f} {cost['attention_gflops']:>20.2f}"
         )

@@ -1,4 +1,4 @@
-"""The ``trifuse`` command: parses the words, then hands over; nothing heavy is imported before they are understood.
+"""The ``trifuse`` command: parses its arguments, then hands over; nothing heavy is imported before they make sense.
 
 Exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable.
 """
@@ -9,19 +9,33 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
 
-from .arguments import build_parser
+from . import COMMANDS
+from .arguments import EXIT_CODES, SuggestingParser, UsageError
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command that ``words`` spell and return its exit code."""
-    words = list(sys.argv[1:] if words is None else words)
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    description = "Fused kernels, blocks and segmentation networks."
+    parser = SuggestingParser(prog="trifuse", description=description, epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"trifuse {version('trifuse')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        import_module(f"{__package__}.{name}").add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that ``argv`` spells, without the program's name, and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    arguments, unknown = parser.parse_known_args(words)
+    arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return _run(arguments, words)
+        return _run(arguments, argv)
     except KeyboardInterrupt:  # outside of training, which has a code and a checkpoint for it
         print("trifuse: stopped by Ctrl-C", file=sys.stderr)
         return 130  # as shells have it
@@ -30,15 +44,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(arguments: argparse.Namespace, words: list[str]) -> int:
+def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     from trifuse.architectures.training.checkpoint import SaveError
     from trifuse.architectures.training.signals import Interrupted
     from trifuse.kernels import CheckpointError, DataError, NumericError, TrifuseError
 
-    from . import commands, train
-
     codes: list[tuple[type[Exception], int]] = [
-        (commands.UsageError, 2),
+        (UsageError, 2),
         (Interrupted, 75),
         (DataError, 3),
         (SaveError, 5),
@@ -48,23 +60,18 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
         (OSError, 3),  # a disk that is full, a folder that may not be written
     ]
     try:
-        place = train if hasattr(train, arguments.run) else commands
-        return getattr(place, arguments.run)(arguments, ["trifuse", *words]) or 0
+        return arguments.run(arguments, ["trifuse", *argv]) or 0
     except BrokenPipeError:
         raise
     except tuple(kind for kind, _ in codes) as error:
         if arguments.traceback:
             raise
-        print(f"trifuse: {_said(error)}", file=sys.stderr)
+        print(f"trifuse: {_message(error)}", file=sys.stderr)
         return next(code for kind, code in codes if isinstance(error, kind))
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Return the message of an error; that of the system without its number, the file first."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,151 +1,168 @@
-"""What ``trifuse train`` does for each network once its words are understood; see commands.py for the others."""
+"""``trifuse train``: train a network, or a part of one, predict its test cases, and write a report."""
 
 from __future__ import annotations
 
 import argparse
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
+from trifuse.architectures.data.layouts.layout import Option
+from trifuse.architectures.runs.experiment import Experiment, Pretraining
+from trifuse.architectures.runs.options import OptionGroup, RecipeOption, positive
+from trifuse.architectures.runs.registry import experiments
 
-if TYPE_CHECKING:
-    from trifuse.architectures.runs.pipeline import RunOptions
+from .arguments import COHORT, add_command, add_commands, add_group, given_values
 
-# where the options of `trifuse train` go in a recipe
-_FIELDS = {
-    "data": "data.root",
-    **{option.name: option.field for option in COHORT_OPTIONS},
-    "split": "data.split",
-    "val_cases": "data.val_cases",
-    "test_cases": "data.test_cases",
-    "image_size": "data.preprocessing.image_size",
-    "slices": "data.slices",
-    "augment": "data.augment",
-    "variant": "network.variant",
-    "encoder": "network.encoder_checkpoint",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "lr": "training.lr",
-    "precision": "training.precision",
-    "accumulate": "training.accumulate",
-    "seed": "training.seed",
-    "workers": "training.workers",
-    "device": "training.device",
-    "cache_features": "cache_features",
-    "setting": "network.setting",
-    "ecg": "network.ecg_checkpoint",
-    "prior": "prior.source",
-    "prior_labels": "prior.labels",
-    "reference": "prior.reference",
-    "strict": "strict",
-}
+PARTS = ("train", "val", "test")
+_PATTERNS = {"nargs": "+", "metavar": "PATTERN"}
 
-_ECG_FIELDS = {
-    "data": "data.root",
-    "also": "data.also",
-    "val_records": "data.val_records",
-    "test_records": "data.test_records",
-    "min_beats": "data.min_beats",
-    "init": "init",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "lr": "training.lr",
-    "seed": "training.seed",
-    "workers": "training.workers",
-    "device": "training.device",
-}
-
-
-def train_dino_unet(arguments: argparse.Namespace, words: list[str]) -> None:
-    from trifuse.architectures.dino_unet import train
-
-    given = _given(arguments, "dinov2")
-    if arguments.epochs is not None and arguments.config is None:
-        given = {"training.warmup_epochs": min(5.0, arguments.epochs / 10)} | given  # the paper's share of a short run
-    _train(arguments, words, train, train.DinoUNetRecipe, given, {})
+CASES = OptionGroup(
+    "cases and slices",
+    (
+        RecipeOption("data.split", "--split", 'JSON file with "train", "val" and "test"', {"type": Path}),
+        RecipeOption("data.val_cases", "--val-cases", "cases that choose the best epoch", _PATTERNS),
+        RecipeOption("data.test_cases", "--test-cases", "cases that are never trained on", _PATTERNS),
+        RecipeOption("data.preprocessing.image_size", "--image-size", "side that slices are resized to", {"type": int}),
+        RecipeOption(
+            "data.preprocessing.window",
+            "--window",
+            "values told apart, e.g. -125 275 HU for a CT",
+            {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")},
+            sets={"data.preprocessing.intensity": "window"},
+        ),
+        RecipeOption(
+            "data.slices",
+            "--slices",
+            "slices to train on (all)",
+            {"choices": ("all", "foreground", "labelled")},
+            aliases=("--keep",),
+        ),
+        RecipeOption(
+            "data.augment",
+            "--augment",
+            "how samples are varied",
+            {"choices": ("none", "flip_rot", "transunet", "nnunet")},
+        ),
+    ),
+)
+TRAINING = OptionGroup(
+    "training",
+    (
+        RecipeOption("training.epochs", "--epochs", "passes over the training slices", {"type": int}),
+        RecipeOption("training.batch_size", "--batch-size", "slices per step, over all processes", {"type": int}),
+        RecipeOption("training.lr", "--lr", "highest learning rate", {"type": float}),
+        RecipeOption(
+            "training.precision", "--precision", "of the forward pass (fp32)", {"choices": ("fp32", "bf16", "fp16")}
+        ),
+        RecipeOption("training.accumulate", "--accumulate", "micro-batches per step (1)", {"type": int}),
+        RecipeOption("training.seed", "--seed", "of the order of samples and of augmentation", {"type": int}),
+        RecipeOption("training.workers", "--workers", "processes that load slices (0)", {"type": int}),
+        RecipeOption("training.device", "--device", "auto, cpu, cuda or cuda:<index> (auto)"),
+    ),
+)
 
 
-def train_fias(arguments: argparse.Namespace, words: list[str]) -> None:
-    from trifuse.architectures.data.layouts.open_cohort import AUTO, layout_of
-    from trifuse.architectures.fias import train
-
-    layout = layout_of(arguments.data, arguments.layout or AUTO) if arguments.data.is_dir() else None
-    given = _given(arguments, "dilateformer")
-    _train(arguments, words, train, train.FiasRecipe, given, train.layout_defaults(layout))
-
-
-def train_plain_unet(arguments: argparse.Namespace, words: list[str]) -> None:
-    from trifuse.architectures.plain_unet import train
-
-    _train(arguments, words, train, train.PlainUNetRecipe, _given(arguments), {})
+def add_parser(commands: Any) -> None:
+    """Add the command, its networks, and the parts of networks that are trained by themselves."""
+    help = "train a network, predict its test cases, write a report"
+    networks = add_commands(commands, "train", help, "networks", "NETWORK")
+    for experiment in experiments():
+        _add_network(networks, experiment)
+    for experiment in experiments():
+        for pretraining in experiment.pretrainings:
+            _add_pretraining(networks, experiment, pretraining)
 
 
-def train_taff_unet(arguments: argparse.Namespace, words: list[str]) -> None:
-    from trifuse.architectures.taff_unet import train
+def _add_network(networks: Any, experiment: Experiment) -> None:
+    parser = add_command(networks, experiment.name, run, experiment.summary)
+    groups = [OptionGroup("cohort", (COHORT, *COHORT_OPTIONS)), *_groups(experiment)]
+    _add_run_options(parser)
+    parser.add_argument("--repeats", type=positive, default=1, help="runs with other seeds, and a report over them (1)")
+    parser.add_argument("--report", nargs="+", choices=PARTS, default=["test"], help="parts to score")
+    for group in groups:
+        add_group(parser, group)
+    parser.set_defaults(experiment=experiment, training=experiment, options=_options(groups))
 
-    _train(arguments, words, train, train.TaffUNetRecipe, _given(arguments), {})
+
+def _groups(experiment: Experiment) -> list[OptionGroup]:
+    """Return the options that all networks have, with this one's defaults in their help, and its own."""
+    shown = experiment.shown_defaults
+    shared = [
+        OptionGroup(group.title, tuple(_with_default(option, shown) for option in group.options))
+        for group in (CASES, TRAINING)
+    ]
+    if not experiment.variants:
+        return [*shared, *experiment.options]
+    keywords = {"choices": experiment.variants}
+    variant = _with_default(RecipeOption("network.variant", "--variant", "size of the encoder", keywords), shown)
+    own = {group.title: group for group in (OptionGroup("network", ()), *experiment.options)}
+    own["network"] = OptionGroup("network", (variant, *own["network"].options))
+    return [*shared, *own.values()]
 
 
-def train_ecg(arguments: argparse.Namespace, words: list[str]) -> None:
-    from trifuse.architectures.runs.pipeline import is_main_process
+def _with_default(option: Option, shown: Mapping[str, str]) -> Option:
+    default = shown.get(option.name)
+    return option if default is None else replace(option, help=f"{option.help} ({default})")
+
+
+def _add_pretraining(networks: Any, experiment: Experiment, pretraining: Pretraining) -> None:
+    parser = add_command(networks, pretraining.name, run, pretraining.summary)
+    source = parser.add_mutually_exclusive_group(required=True)
+    for option in pretraining.sources:
+        option.add_to(source)
+    for option in pretraining.options:
+        option.add_to(parser)
+    _add_run_options(parser)
+    for group in pretraining.groups:
+        add_group(parser, group)
+    options = (*pretraining.sources, *pretraining.options, *_options(pretraining.groups))
+    parser.set_defaults(experiment=experiment, training=pretraining, options=options)
+
+
+def _options(groups: Sequence[OptionGroup]) -> tuple[Option, ...]:
+    return tuple(option for group in groups for option in group.options)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add where a run goes, whether it goes on, and how any field of its recipe is set."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+    parser.add_argument("--force-resume", action="store_true", help="continue it although the recipe has changed")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
+    parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
+    help = "any field, e.g. network.norm=group; repeat"
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=help)
+
+
+def run(arguments: argparse.Namespace, argv: list[str]) -> None:
+    """Train what the arguments describe, and print where the report lies."""
+    from trifuse.architectures.runs.folder import is_main_process
+    from trifuse.architectures.runs.pipeline import RunOptions, train
     from trifuse.architectures.runs.recipes import recipe_from
-    from trifuse.architectures.taff_unet import pretrain
+    from trifuse.architectures.runs.repeats import train_repeats
 
-    given = {path: value for option, path in _ECG_FIELDS.items() if (value := getattr(arguments, option)) is not None}
-    if arguments.cohort is not None:
-        given |= {"data.root": arguments.cohort, "data.kind": "cohort"}
-    defaults = pretrain.training_defaults(cohort=arguments.cohort is not None, epochs=arguments.epochs)
-    recipe = recipe_from(pretrain.EcgRecipe, arguments.config, given, arguments.set, defaults=defaults)
-    report = pretrain.train(recipe, arguments.out, **_run_options(arguments, words))
-    if is_main_process():
-        print(f"report: {report}")
-
-
-def _given(arguments: argparse.Namespace, encoder: str = "") -> dict[str, Any]:
-    """Return the fields of a recipe that the words of the command set, those that converted weights bring first."""
-    given = {
-        path: value
-        for option, path in _FIELDS.items()
-        if (value := getattr(arguments, option, None)) is not None and value is not False
-    }
-    if arguments.window is not None:
-        given |= {"data.preprocessing.intensity": "window", "data.preprocessing.window": arguments.window}
-    if encoder and arguments.encoder is not None:
-        from trifuse.architectures.storage.pretrained import read_description
-
-        described = read_description(arguments.encoder, encoder)["config"]  # variant, registers, position mode
-        given = {f"network.{name}": value for name, value in described.items()} | given
-    return given
-
-
-def _train(
-    arguments: argparse.Namespace,
-    words: list[str],
-    network: ModuleType,
-    kind: type,
-    given: dict[str, Any],
-    defaults: dict[str, Any],
-) -> None:
-    """Train with a network's ``train.py``, once or several times."""
-    from trifuse.architectures.runs.pipeline import is_main_process
-    from trifuse.architectures.runs.recipes import recipe_from
-
-    recipe = recipe_from(kind, arguments.config, given, arguments.set, defaults=defaults)
-    options = _run_options(arguments, words)
-    options["parts"] = arguments.report
-    if arguments.repeats > 1:
-        report = network.train_repeats(recipe, arguments.out, arguments.repeats, **options)
-    else:
-        report = network.train(recipe, arguments.out, **options)
-    if is_main_process():
-        print(f"report: {report}")
-
-
-def _run_options(arguments: argparse.Namespace, words: list[str]) -> RunOptions:
-    return {
+    experiment, training = arguments.experiment, arguments.training
+    given = given_values(arguments, arguments.options)
+    defaults = experiment.load(training.defaults, lambda given, config: {})(given, arguments.config)
+    recipe = recipe_from(experiment.load(training.recipe), arguments.config, given, arguments.set, defaults=defaults)
+    options: RunOptions = {
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
         "force_resume": arguments.force_resume,
         "tensorboard": arguments.tensorboard,
-        "command": words,
+        "command": argv,
     }
+    if isinstance(training, Pretraining):
+        report = experiment.load(training.run)(recipe, arguments.out, **options)
+    else:
+        options["parts"] = arguments.report
+        if arguments.repeats > 1:
+            report = train_repeats(recipe, arguments.out, arguments.repeats, **options)
+        else:
+            report = train(recipe, arguments.out, **options)
+    if is_main_process():
+        print(f"report: {report}")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.runs.ablation import Scores, train_each, write_ablation
+from trifuse.architectures.runs.pipeline import train
 
 from .demo import demo_recipe, write_demo_cohort
-from .train import train
 from .variants import EncoderShape
 
 # Eight blocks, so that the paper's fixed list 7, 5, 3, 1 exists.

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.runs.ablation import Scores, train_each, write_ablation
+from trifuse.architectures.runs.pipeline import train
 
 from .demo import demo_recipe, write_demo_cohort
-from .train import train
 
 COLUMNS = ("DMK", "fusion", "MixAtt")
 ROWS: dict[tuple[str, ...], dict[str, Any]] = {  # the paper's, in its order

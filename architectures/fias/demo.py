@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.phantoms.abdomen import write_abdomen_phantom
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
-from trifuse.architectures.runs.demonstration import one_thread, print_results
-from trifuse.architectures.runs.pipeline import claim_folder
+from trifuse.architectures.runs.demonstration import demonstrate, write_phantom
 from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.training.recipe import Recipe
 
 from .model import FiasConfig
-from .train import FiasRecipe, train
+from .train import FiasRecipe
 from .variants import DilateFormerShape
 
 CASES = 20
@@ -43,20 +41,16 @@ def demo_recipe(cohort: Path, split: Path, *, epochs: int = EPOCHS, seed: int = 
 
 def write_demo_cohort(folder: Path, *, cases: int = CASES, seed: int = 0) -> tuple[Path, Path]:
     """Write the phantom cohort and its split; return their paths."""
-    cohort, split = folder / "phantom", folder / "phantom_split.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_split(split, write_abdomen_phantom(cohort, cases=cases, seed=seed, size=SIZE))
-    return cohort, split
+    return write_phantom(folder, lambda cohort: write_abdomen_phantom(cohort, cases=cases, seed=seed, size=SIZE))
 
 
 def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequence[str] = ()) -> Path:
-    """Make the phantom, train on it, predict its test cases, and print where the report lies."""
-    run = out / "run"
-    claim_folder(run, overwrite=overwrite)
-    print(f"writing a synthetic cohort of {CASES} abdominal CT volumes to {out / 'phantom'}", flush=True)
-    cohort, split = write_demo_cohort(out, cases=CASES, seed=seed)
-    with one_thread():
-        report = train(demo_recipe(cohort, split, epochs=EPOCHS, seed=seed), run, command=command)
-    assert report is not None  # a demo is one process
-    print_results(report)
-    return report
+    """Make the phantom, train on it, predict its test cases, and print where the report lies; see `demonstrate`."""
+    return demonstrate(
+        out,
+        f"{CASES} abdominal CT volumes",
+        lambda folder: write_demo_cohort(folder, cases=CASES, seed=seed),
+        lambda cohort, split: demo_recipe(cohort, split, epochs=EPOCHS, seed=seed),
+        overwrite=overwrite,
+        command=command,
+    )

@@ -11,8 +11,7 @@ from trifuse.architectures.evaluation.model_overlays import collect_model_tiles,
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.kernels import DataError
 
-from .pipeline import SPLIT_FILE
-from .predict import run_section
+from .folder import PREDICTIONS_FOLDER, SPLIT_FILE, run_section
 from .recipes import DataRecipe
 
 PARTS = ("test", "val", "train")  # what a run predicts of its split: the first of these that has cases
@@ -42,7 +41,7 @@ def compare_overlay(runs: Sequence[Path], out: Path, *, limit: int = 6, slice_in
     cases = _common(splits, part)
     if not cases:
         raise DataError(runs[-1], f"{part} cases", got="none in common", want=f"some of those of {runs[0]}")
-    predictions = {name: run / "predictions" / part for name, run in zip(_names(runs), runs, strict=True)}
+    predictions = {name: run / PREDICTIONS_FOLDER / part for name, run in zip(_names(runs), runs, strict=True)}
     rows = collect_model_tiles(predictions, cohort, cases, limit=limit, slice_index=slice_index)
     return draw_model_overlays(rows, list(predictions), cohort.class_names, out)
 

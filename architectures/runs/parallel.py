@@ -1,13 +1,25 @@
-"""Several pieces of work at a time: each on one thread, in a process of its own."""
+"""Several computations at a time, each on one thread, in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
-from .demonstration import one_thread
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: layers this small gain nothing from a second, and the result is the same everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_each(work: Callable[..., object], arguments: Sequence[tuple[Any, ...]], jobs: int = 1) -> None:

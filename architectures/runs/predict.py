@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from trifuse.architectures.data.layouts import LAYOUTS
@@ -16,18 +13,13 @@ from trifuse.architectures.data.layouts.open_cohort import open_images
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.evaluation.predict import predict_cases
-from trifuse.architectures.storage.pretrained import config_from_json, read_description
+from trifuse.architectures.storage.pretrained import read_description
 from trifuse.architectures.training.distributed import choose_device
 from trifuse.kernels import CheckpointError, DataError
 
+from .folder import BEST_FOLDER, run_of, run_section
 from .recipes import DataRecipe
-
-RECIPES = {  # of each architecture, in its train.py
-    "dino_unet": "DinoUNetRecipe",
-    "fias": "FiasRecipe",
-    "plain_unet": "PlainUNetRecipe",
-    "taff_unet": "TaffUNetRecipe",
-}
+from .registry import NETWORKS, experiment
 
 
 def load_network(folder: Path) -> tuple[Any, DataRecipe]:
@@ -40,54 +32,17 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
         CheckpointError: there is no network of ours, or it is damaged.
     """
     run = run_of(folder)
-    weights = folder / "best" if run == folder else folder
+    weights = folder / BEST_FOLDER if run == folder else folder
     architecture = read_description(weights)["architecture"]
-    if architecture not in RECIPES:
-        raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(RECIPES)}")
-    network = network_class(architecture).from_pretrained(weights)
+    if architecture not in NETWORKS:
+        raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(NETWORKS)}")
+    known = experiment(architecture)
+    network = known.load(known.network).from_pretrained(weights)
     if run:
         return network, run_section(run, "data", DataRecipe)
-    data = default_data(architecture)
+    data = known.load(known.recipe)().data
     size = getattr(network.config, "image_size", data.preprocessing.image_size)
     return network, data.with_preprocessing(image_size=size)
-
-
-def network_class(architecture: str) -> Any:
-    """Return the network of that name, one of `RECIPES`."""
-    package = import_module(f"trifuse.architectures.{architecture}")
-    return next(value for value in vars(package).values() if getattr(value, "architecture", None) == architecture)
-
-
-def run_of(folder: Path) -> Path | None:
-    """Return the run that a folder is, or whose folder ``best`` it is; None for a network without a run."""
-    for run in (folder, folder.parent if folder.name == "best" else folder):
-        if (run / "run.json").exists():
-            return run
-    return None
-
-
-def run_section(run: Path, section: str, kind: type) -> Any:
-    """Return a section of what a run's ``run.json`` says about it, such as its ``"data"``, as the dataclass it was.
-
-    Raises:
-        CheckpointError: there is no run, or none of ours, or it lacks the section.
-    """
-    path = run / "run.json"
-    try:
-        values = json.loads(path.read_bytes())["config"][section]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: expected the description of a run of trifuse, found {error!r}") from error
-    return config_from_json(kind, values, path)
-
-
-def default_data(architecture: str) -> DataRecipe:
-    """Return how the network of that name, one of `RECIPES`, takes its slices by default."""
-    return getattr(training_module(architecture), RECIPES[architecture])().data
-
-
-def training_module(architecture: str) -> ModuleType:
-    """Return the ``train.py`` of the network of that name, one of `RECIPES`."""
-    return import_module(f"trifuse.architectures.{architecture}.train")
 
 
 def predict_images(
@@ -131,7 +86,8 @@ def predict_images(
     elif preprocessing.intensity == "as_is" and cohort.has_spacing:
         print(_note_of_values_as_they_are(), file=sys.stderr)
     model.to(choose_device(device))
-    bring = getattr(training_module(model.architecture), "prediction_side_inputs", None)
+    known = experiment(model.architecture)
+    bring = known.load(known.prediction_inputs)
     if bring is None and prior_labels is not None:
         raise DataError(prior_labels, "prior labels", got=model.architecture, want="a network that takes a prior")
     side_inputs = bring and bring(

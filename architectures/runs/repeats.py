@@ -15,8 +15,26 @@ from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FREE_TO_CHANGE
 from trifuse.architectures.training.run_folder import open_run
 
-from .pipeline import RunOptions, claim_folder
+from .folder import claim_run_folder
+from .pipeline import RunOptions, train
+from .registry import experiment_of
 from .repeats_report import RepeatedRun, write_repeats_report
+
+
+def train_repeats(recipe: Any, out: Path, repeats: int, **options: Unpack[RunOptions]) -> Path | None:
+    """Train a network's recipe with ``repeats`` seeds and report mean and SD over the runs; see `repeat_training`."""
+    experiment = experiment_of(recipe)
+    experiment.load(experiment.check, lambda recipe: None)(recipe)
+    return repeat_training(
+        train,
+        recipe,
+        out,
+        repeats,
+        title=experiment.load(experiment.title)(recipe),
+        paper_tables=experiment.load(experiment.paper_tables, lambda targets: ()),
+        paper=experiment.load(experiment.paper, ""),
+        **options,
+    )
 
 
 def repeat_training(
@@ -36,7 +54,7 @@ def repeat_training(
     with the same recipe, only the runs that are not finished are done, and ``repeats`` may have grown.
 
     Args:
-        train: the network's, which ends in `train_and_report`.
+        train: does one run, as `train` of pipeline.py.
         recipe: what to do, with the seeds that k is added to.
         out: folder of the runs, and of ``report.md`` over them.
         repeats: how many runs.
@@ -50,20 +68,15 @@ def repeat_training(
 
     Raises:
         OutputFolderError: ``out`` is in use, or holds something else, or runs of another recipe.
-        Further ones: see `train_and_report`.
+        Further ones: see ``train``.
     """
     resume, force = options.get("resume", False), options.get("force_resume", False)
     with open_world(recipe.training.device) as world:  # of all runs: see `open_world`
         with world.raise_on_any_rank():
-            claim_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
+            claim_run_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
             if world.is_main:
-                open_run(
-                    out,
-                    {"repeated": _description(recipe)},
-                    resume=True,
-                    force=force,
-                    upgrade=partial(_upgraded, type(recipe)),
-                )
+                described = {"repeated": _description(recipe)}
+                open_run(out, described, resume=True, force=force, upgrade=partial(_upgraded, type(recipe)))
         runs = [RepeatedRun(out / f"run_{k}", recipe.training.seed + k) for k in range(1, repeats + 1)]
         for k, run in enumerate(runs, start=1):
             if not (run.folder / REPORT).exists():

@@ -13,15 +13,16 @@ from pathlib import Path
 from trifuse.architectures.evaluation.statistics import format_p, paired_t_test
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.runs.ablation import scores_of_runs, train_all, write_ablation
-from trifuse.architectures.runs.demonstration import one_thread
-from trifuse.architectures.runs.pipeline import open_split
+from trifuse.architectures.runs.parallel import one_thread
+from trifuse.architectures.runs.pipeline import train
+from trifuse.architectures.runs.prepared_data import open_split
 
 from . import pretrain
 from .demo import BASE_DIM, FOLDS, SIZE, demo_recipe, draw_time_bars, ecg_recipe, write_demo_cohort
 from .first_pass import first_pass
 from .inputs import ORACLE
 from .report import SCAR, scar_dsc
-from .train import TaffUNetRecipe, train
+from .train import TaffUNetRecipe
 
 ECG_EPOCHS, FIRST_PASS_EPOCHS, SAMPLES_PER_EPOCH = 30, 6, 320  # more than the demo can afford
 

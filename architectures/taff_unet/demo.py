@@ -12,10 +12,11 @@ from trifuse.architectures.evaluation.interval_figures import draw_interval_bars
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import REPORT, add_picture
 from trifuse.architectures.evaluation.tables import read_case_table
-from trifuse.architectures.runs.demonstration import one_thread, print_results
+from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.nnunet_recipe import nnunet_data
-from trifuse.architectures.runs.parallel import run_each
-from trifuse.architectures.runs.pipeline import claim_folder, open_split
+from trifuse.architectures.runs.parallel import one_thread, run_each
+from trifuse.architectures.runs.pipeline import print_results, train
+from trifuse.architectures.runs.prepared_data import open_split
 from trifuse.architectures.training.recipe import Recipe
 
 from . import pretrain
@@ -26,7 +27,7 @@ from .model import TaffUNetConfig
 from .optimisation import PartsRecipe
 from .pretrain import EcgData, EcgRecipe
 from .report import interval_days, scar_dsc
-from .train import TaffUNetRecipe, train
+from .train import TaffUNetRecipe
 
 SIZE, SLICES = 96, 8  # pixels of a slice's side, and slices of a case
 PARTS = (26, 4, 10)  # cases that train, validate and test
@@ -115,7 +116,7 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequ
     """Make the phantom, train on it, predict its test cases, and print where the report lies."""
     run, without_time, ecg = out / "run", out / "without_time", out / "ecg"
     for folder in (run, without_time, ecg):
-        claim_folder(folder, overwrite=overwrite)
+        claim_run_folder(folder, overwrite=overwrite)
     print(f"writing a synthetic cohort of {sum(PARTS)} hearts and their ECGs to {out / 'phantom'}", flush=True)
     cohort = write_demo_cohort(out, seed=seed)
     print("training the ECG autoencoder", flush=True)

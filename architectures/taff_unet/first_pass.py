@@ -21,9 +21,12 @@ from trifuse.architectures.data.layouts.cohort import Cohort, Split, natural_key
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.evaluation.predict import predict_cases
 from trifuse.architectures.evaluation.scoring import prediction_path
+from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, SPLIT_FILE, is_main_process
 from trifuse.architectures.runs.parallel import run_each
-from trifuse.architectures.runs.pipeline import FIRST_PASS_FOLDER, SPLIT_FILE, is_main_process, prepare_data
-from trifuse.architectures.runs.predict import load_network, network_class, training_module
+from trifuse.architectures.runs.pipeline import fit_network
+from trifuse.architectures.runs.predict import load_network
+from trifuse.architectures.runs.prepared_data import prepare_data
+from trifuse.architectures.runs.registry import experiment
 from trifuse.architectures.training.distributed import open_world
 from trifuse.kernels import DataError
 
@@ -76,7 +79,8 @@ def first_pass_splits(
 
 
 def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run: Path, labels: Path) -> None:
-    plain, network = training_module("plain_unet"), network_class("plain_unet")
+    plain = experiment("plain_unet")
+    network = plain.load(plain.network)
     config = recipe.network
     with open_world(recipe.training.device) as world:
         with world.raise_on_any_rank():
@@ -84,7 +88,7 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
                 run.mkdir(parents=True, exist_ok=True)
                 write_split(run / SPLIT_FILE, split)
         epochs = recipe.prior.first_pass_epochs or recipe.training.epochs
-        first = plain.PlainUNetRecipe(
+        first = plain.load(plain.recipe)(
             data=recipe.data,
             network=network.config_type(
                 num_classes=config.num_classes,
@@ -98,7 +102,7 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
         with world.raise_on_any_rank():
             data = prepare_data(first.data, run)
             model = network(first.network)
-        plain.fit_network(model, first, data, run, resume=True)
+        fit_network(model, first, data, run, resume=True)
         with world.raise_on_any_rank():
             if is_main_process() and predicted:
                 best = network.from_pretrained(run / "best").to(world.device)

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from trifuse.architectures.data.ecg.median_beat import load_beat, network_ecg
+from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.architectures.data.layouts.cohort import Case, Cohort, listed
 from trifuse.architectures.data.layouts.read_case import load_image
-from trifuse.architectures.data.samples.side_inputs import SideInputs
+from trifuse.architectures.data.samples.side_inputs import PRIOR_CHANNELS, SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.runs.recipes import RecipeError
@@ -254,6 +255,16 @@ def describe_inputs(
         said = (f"{note} ({count(len(of), 'case') if len(of) > 3 else ', '.join(of)})" for note, of in odd.items())
         facts["Odd about the inputs"] = listed(said, most=6)
     return facts
+
+
+def side_input_shapes(network: TaffUNetConfig, side: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape, without a batch, of what the network takes beside images of ``side`` pixels."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if network.takes_prior:
+        shapes["prior"] = (PRIOR_CHANNELS, side, side)
+    if network.takes_ecg:
+        shapes |= {"ecg": (len(LEADS), network.ecg.time_steps), "interval": ()}
+    return shapes
 
 
 def require_choice(network: TaffUNetConfig, prior: PriorRecipe, *, strict: bool) -> None:

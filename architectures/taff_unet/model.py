@@ -22,17 +22,9 @@ from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.library import values_at_hand
 
 from .ecg_autoencoder import LEADS, EcgAutoencoder, EcgAutoencoderConfig
+from .variants import ECG, PRIOR, SETTINGS, TIME
 
 SEGMENTS = 17  # channels of the prior
-_PRIOR, _ECG, _TIME = "prior", "ecg", "time"
-SETTINGS: dict[str, frozenset[str]] = {
-    "baseline": frozenset(),
-    "ap": frozenset({_PRIOR}),
-    "ecg": frozenset({_ECG}),
-    "ecg_time": frozenset({_ECG, _TIME}),
-    "ecg_ap": frozenset({_PRIOR, _ECG}),
-    "full": frozenset({_PRIOR, _ECG, _TIME}),
-}
 Skip = Literal["fused", "original"]
 
 
@@ -126,17 +118,17 @@ class TaffUNetConfig:
     @property
     def takes_prior(self) -> bool:
         """Whether the network is given the AHA-17 prior."""
-        return _PRIOR in SETTINGS[self.setting]
+        return PRIOR in SETTINGS[self.setting]
 
     @property
     def takes_ecg(self) -> bool:
         """Whether the network is given an ECG."""
-        return _ECG in SETTINGS[self.setting]
+        return ECG in SETTINGS[self.setting]
 
     @property
     def takes_time(self) -> bool:
         """Whether the network is given the days between ECG and image."""
-        return _TIME in SETTINGS[self.setting]
+        return TIME in SETTINGS[self.setting]
 
 
 class TaffOutput(NamedTuple):

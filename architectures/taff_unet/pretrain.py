@@ -1,7 +1,4 @@
-"""Train the ECG autoencoder: on PTB-XL or a folder of records, or further on the training cases of a cohort.
-
-``python -m trifuse.architectures.taff_unet.pretrain`` is ``trifuse train ecg``, alone or under torchrun.
-"""
+"""Train the ECG autoencoder: on PTB-XL or a folder of records, or further on the training cases of a cohort."""
 
 from __future__ import annotations
 
@@ -21,8 +18,9 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.split import read_split, verify_split
 from trifuse.architectures.evaluation.ecg_report import reconstruct, write_ecg_report
 from trifuse.architectures.evaluation.report import check_extras
-from trifuse.architectures.runs.pipeline import RunOptions, claim_folder
-from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.runs.folder import claim_run_folder
+from trifuse.architectures.runs.pipeline import RunOptions
+from trifuse.architectures.runs.run_description import describe_run
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.recipe import Recipe
@@ -168,6 +166,11 @@ def training_defaults(*, cohort: bool, epochs: int | None = None) -> dict[str, A
     return {"training.epochs": epochs, "training.warmup_epochs": WARMUP_SHARE * epochs, **rate}
 
 
+def chosen_defaults(given: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
+    """Return `training_defaults` for what a command gives."""
+    return training_defaults(cohort=given.get("data.kind") == "cohort", epochs=given.get("training.epochs"))
+
+
 @dataclass(frozen=True)
 class PreparedBeats:
     """The beats of each part, and the records that gave none."""
@@ -237,7 +240,7 @@ def train(recipe: EcgRecipe, out: Path, **options: Unpack[RunOptions]) -> Path |
     resume, force = options.get("resume", False), options.get("force_resume", False)
     with open_world(recipe.training.device) as world:
         with world.raise_on_any_rank():
-            claim_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
+            claim_run_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
         with world.raise_on_any_rank():
             check_extras()
             model = build_network(recipe)
@@ -308,15 +311,7 @@ def fit_network(model: EcgAutoencoder, recipe: EcgRecipe, beats: PreparedBeats, 
         step=lambda network, batch: network(batch["ecg"]),
         validate=BeatValidation(beats.parts[beats.validated_on], recipe.training.batch_size),
         monitor="explained",
-        run_config={
-            "architecture": EcgAutoencoder.architecture,
-            "data": config_to_json(recipe.data),
-            "network": config_to_json(recipe.network),
-            "init": recipe.init,
-            "lead_masking": recipe.lead_masking,
-            "mixing": recipe.mixing,
-            "mask_padding": recipe.mask_padding,
-        },
+        run_config={"architecture": EcgAutoencoder.architecture, **describe_run(recipe)},
         config_type=type(recipe),
         **options,
     )
@@ -337,11 +332,3 @@ def _move(parts: dict[Part, list[BeatSource]], part: Part, patterns: Sequence[st
         for other, source in named:
             parts[other].remove(source)
             parts[part].append(source)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from trifuse.architectures.cli.main import main
-
-    sys.exit(main(["train", "ecg", *sys.argv[1:]]))

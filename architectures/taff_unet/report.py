@@ -22,7 +22,8 @@ from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import Evaluation
 from trifuse.architectures.evaluation.scoring import Row, prediction_path
 from trifuse.architectures.evaluation.tables import number, write_csv
-from trifuse.architectures.runs.pipeline import FIRST_PASS_FOLDER, PreparedData
+from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER
+from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.training.batches import on_device
 from trifuse.architectures.training.loop import beside_the_image
 from trifuse.kernels import DataError

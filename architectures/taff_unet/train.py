@@ -1,25 +1,19 @@
-"""Train TAFF-UNet on a cohort, predict its test cases, and write the report.
-
-``python -m trifuse.architectures.taff_unet.train`` is ``trifuse train taff_unet``, alone or under torchrun.
-"""
+"""How TAFF-UNet is trained: its recipe, its loss, and what cases bring beside their images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.samples.side_inputs import SideInputs
-from trifuse.architectures.evaluation.report import PaperTable
+from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, run_section
 from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data, nnunet_training
-from trifuse.architectures.runs.pipeline import FIRST_PASS_FOLDER, PreparedData, RunOptions, train_and_report
-from trifuse.architectures.runs.predict import run_section
+from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe
-from trifuse.architectures.runs.repeats import repeat_training
-from trifuse.architectures.storage.pretrained import config_to_json
-from trifuse.architectures.training.loop import FitResult, beside_the_image, fit
+from trifuse.architectures.training.loop import beside_the_image
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import ScarLoss
 
@@ -28,22 +22,6 @@ from .inputs import ORACLE, EcgRecipe, PriorRecipe, case_side_inputs, describe_i
 from .model import TaffOutput, TaffUNet, TaffUNetConfig
 from .optimisation import PartsRecipe, taff_param_groups
 from .report import draw_pictures
-
-PAPER = "the paper on ECG- and AHA-17-guided scar segmentation with temporal-aware feature fusion"
-
-RESULTS = PaperTable(
-    "Paper-reported: scar, 21 test cases",
-    ("Model", "Modality", "AP", "Dice", "Precision", "Sensitivity", "Volume difference"),
-    (
-        ("baseline", "LGE", "no", "0.6149", "0.7315", "0.7072", "4.436"),
-        ("ablation", "LGE+ECG, no time", "no", "0.5916", "0.7351", "0.6398", "6.256"),
-        ("ablation", "LGE+ECG, no time", "yes", "0.8234", "0.8234", "0.8900", "2.039"),
-        ("ablation", "LGE", "yes", "0.8204", "0.9090", "0.8408", "2.196"),
-        ("ours", "LGE+ECG, time", "yes", "0.8463", "0.9115", "0.9043", "1.971"),
-    ),
-    "AP is the AHA-17 prior; the paper does not say whether at test time it was built from the reference annotation. "
-    "The unit of the volume difference is not stated. One row's Dice and precision agree to four digits.",
-)
 
 
 @dataclass(frozen=True)
@@ -89,65 +67,25 @@ class TaffUNetRecipe:
         object.__setattr__(self, "network", replace(self.network, image_size=self.data.preprocessing.image_size))
 
 
-def train(recipe: TaffUNetRecipe, out: Path, **options: Unpack[RunOptions]) -> Path | None:
-    """Run a recipe from its data to ``out/report.md``, and return that path (None on all ranks but the first).
-
-    With a predicted prior and no folder of labels for it, the first pass is trained before; see `first_pass`.
-
-    Args:
-        recipe: what to do.
-        out: the run's folder.
-        options: see `RunOptions`.
-
-    Raises:
-        RecipeError: nobody chose where the prior comes from, or it is an oracle and must not be.
-        OutputFolderError, DataError, MissingExtra, CheckpointError, NumericError, Interrupted: see `train_and_report`.
-    """
+def check(recipe: TaffUNetRecipe) -> None:
+    """Refuse a recipe whose prior nobody chose, or whose oracle is not wanted; see `require_choice`."""
     require_choice(recipe.network, recipe.prior, strict=recipe.strict)
-    return train_and_report(recipe, out, TaffUNet, fit_network, _describe, side_inputs=_side_inputs, **options)
 
 
-def train_repeats(recipe: TaffUNetRecipe, out: Path, repeats: int, **options: Unpack[RunOptions]) -> Path | None:
-    """Train with ``repeats`` seeds and report mean and SD over the runs; see `repeat_training`."""
-    require_choice(recipe.network, recipe.prior, strict=recipe.strict)
-    return repeat_training(
-        train,
-        recipe,
-        out,
-        repeats,
-        title=_title(recipe),
-        paper_tables=lambda targets: [RESULTS],
-        paper=PAPER,
-        **options,
-    )
-
-
-def fit_network(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out: Path, **options: Any) -> FitResult:
-    """Train a network on prepared data; ``options`` are those of `fit`."""
-    return fit(
-        model,
-        data.train_set,
-        recipe.training,
-        out,
-        loss=ScarLoss(
+def fit_options(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
+    """Return how this network is trained, as arguments of `trifuse.architectures.training.loop.fit`."""
+    return {
+        "loss": ScarLoss(
             lambda_ecg=recipe.lambda_ecg,
             warmup_epochs=recipe.ecg_warmup_epochs,
             lambda_entropy=recipe.lambda_entropy,
             entropy_sign=recipe.entropy_sign,
             mask_padding=recipe.mask_padding,
         ),
-        validate=data.validation(recipe.training.batch_size),
-        run_config={
-            "architecture": TaffUNet.architecture,
-            **{name: value for name, value in config_to_json(recipe).items() if name != "training"},
-            "data": config_to_json(data.recipe),
-        },
-        config_type=type(recipe),
-        step=run_with_side_inputs,
-        param_groups=taff_param_groups(model, recipe.parts),
-        monitor_smoothing=VAL_DICE_EMA,
-        **options,
-    )
+        "step": run_with_side_inputs,
+        "param_groups": taff_param_groups(model, recipe.parts),
+        "monitor_smoothing": VAL_DICE_EMA,
+    }
 
 
 def run_with_side_inputs(model: Any, batch: dict[str, Any]) -> TaffOutput:
@@ -181,7 +119,7 @@ def prediction_side_inputs(
     return case_side_inputs(cohort, case_ids, model.config, prior, ecg, labels=prior_labels)
 
 
-def _side_inputs(recipe: TaffUNetRecipe, cohort: Cohort, split: Split, out: Path) -> Mapping[str, SideInputs]:
+def training_side_inputs(recipe: TaffUNetRecipe, cohort: Cohort, split: Split, out: Path) -> Mapping[str, SideInputs]:
     """Read what the cases bring beside their images; for the prior, a first pass may have to be trained before."""
     labels = None if recipe.prior.labels is None else Path(recipe.prior.labels)
     if recipe.network.takes_prior and recipe.prior.source == "predicted" and labels is None:
@@ -190,14 +128,13 @@ def _side_inputs(recipe: TaffUNetRecipe, cohort: Cohort, split: Split, out: Path
     return case_side_inputs(cohort, used, recipe.network, recipe.prior, recipe.ecg, labels=labels)
 
 
-def _describe(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dict[str, Any]:
-    """Return what only this network can say in its report."""
+def report(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dict[str, Any]:
+    """Return what only this network has to report, as arguments of `report_run`."""
     network = recipe.network
     autoencoder = (
         "random weights" if network.ecg_checkpoint is None else f"weights of {Path(network.ecg_checkpoint).name}"
     )
     return {
-        "title": _title(recipe),
         "mark": ORACLE if network.takes_prior and recipe.prior.source == "gt" else "",
         "facts": {
             "Setting": network.setting,
@@ -205,19 +142,10 @@ def _describe(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dic
             **({"ECG autoencoder": f"started from {autoencoder}"} if network.takes_ecg else {}),
         },
         "draw": lambda log, scored, figures: draw_pictures(log.parent, best, data, recipe.prior, scored, figures),
-        "paper_tables": [RESULTS],
-        "paper": PAPER,
     }
 
 
-def _title(recipe: TaffUNetRecipe) -> str:
+def title(recipe: TaffUNetRecipe) -> str:
+    """Return the first line of a report."""
     prior = f", {recipe.prior.word}" if recipe.network.takes_prior else ""
     return f"TAFF-UNet ({recipe.network.setting}{prior}) on {Path(recipe.data.root).name}"
-
-
-if __name__ == "__main__":
-    import sys
-
-    from trifuse.architectures.cli.main import main
-
-    sys.exit(main(["train", "taff_unet", *sys.argv[1:]]))

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from trifuse.architectures.data.phantoms.scar import write_scar_phantom
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 
 SHAPE = (8, 7, 4)
+SCAR_CASES, SCAR_SIZE = 7, (48, 48, 5)
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
+
+
+@pytest.fixture(scope="session")
+def scar_cohort(tmp_path_factory) -> Path:
+    """Return the folder of a cohort of four cases to train on, one to validate and two to test."""
+    folder = tmp_path_factory.mktemp("scars") / "phantom"
+    write_scar_phantom(folder, SCAR_CASES, 0, SCAR_SIZE, val=1, test=2)
+    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trifuse.architectures.cli.cost import describe_network, format_network, network_costs
+from trifuse.architectures.cli.cost import count_costs, format_costs, network_costs
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.fias import fias
 from trifuse.blocks import MemoryEfficientAttention
@@ -63,14 +63,14 @@ def test_gflops_of_the_paper_s_table(variant):
 
 
 def test_decoder_attention_is_the_analytic_number():
-    costs = {cost["part"]: cost for cost in describe_network("fias")["costs"]}
+    costs = {cost["part"]: cost for cost in count_costs("fias")["costs"]}
     analytic = sum(4 * tokens**2 * dim for tokens, dim in ((64, 576), (256, 288), (1024, 144), (4096, 72)))
     assert costs["decoder"]["attention_gflops"] * 1e9 == pytest.approx(analytic)
     assert costs["all"]["parameters"] == 45_071_917
 
 
 def test_dino_unet_is_described_too():
-    text = format_network(describe_network("dino_unet"))
+    text = format_costs(count_costs("dino_unet"))
     assert "dino_unet, one image of 3 x 448 x 448" in text
     assert "1,136,480,768" in text
 

@@ -15,7 +15,7 @@ from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.nifti import read_image, write_image
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
-from trifuse.architectures.runs.pipeline import prepare_data
+from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError, recipe_from
 
 

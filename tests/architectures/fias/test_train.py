@@ -18,19 +18,12 @@ from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.fias.model import Fias, FiasConfig
-from trifuse.architectures.fias.train import (
-    ABLATION,
-    ACDC,
-    SYNAPSE,
-    FiasRecipe,
-    layout_defaults,
-    paper_tables,
-    train,
-    train_repeats,
-)
+from trifuse.architectures.fias.paper import ABLATION, ACDC, SYNAPSE, paper_tables
+from trifuse.architectures.fias.train import FiasRecipe, layout_defaults
 from trifuse.architectures.fias.variants import DilateFormerShape
-from trifuse.architectures.runs.pipeline import with_classes
+from trifuse.architectures.runs.pipeline import train, with_classes
 from trifuse.architectures.runs.predict import load_network
+from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.storage.pretrained import config_to_json
 from trifuse.kernels import CheckpointError, DataError
 

@@ -14,17 +14,12 @@ from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
-from trifuse.architectures.plain_unet.train import (
-    LEFT_ATRIUM,
-    SCAR,
-    PlainUNetRecipe,
-    fit_network,
-    paper_tables,
-    train,
-    train_repeats,
-)
-from trifuse.architectures.runs.pipeline import prepare_data
+from trifuse.architectures.plain_unet.paper import LEFT_ATRIUM, SCAR, paper_tables
+from trifuse.architectures.plain_unet.train import PlainUNetRecipe
+from trifuse.architectures.runs.pipeline import fit_network, train
 from trifuse.architectures.runs.predict import load_network
+from trifuse.architectures.runs.prepared_data import prepare_data
+from trifuse.architectures.runs.repeats import train_repeats
 
 
 def tiny_recipe(cohort: Path, *, patches: Patches | None = None, **training) -> PlainUNetRecipe:

@@ -17,9 +17,11 @@ from trifuse.architectures.data.samples.preprocessing import Patches, Preprocess
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_image
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
-from trifuse.architectures.plain_unet.train import PlainUNetRecipe, train
-from trifuse.architectures.runs.pipeline import SPLIT_FILE, open_split, prepare_data
+from trifuse.architectures.plain_unet.train import PlainUNetRecipe
+from trifuse.architectures.runs.folder import SPLIT_FILE
+from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.predict import load_network, predict_images
+from trifuse.architectures.runs.prepared_data import open_split, prepare_data
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError, recipe_from
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, dataclass_of
 from trifuse.kernels import CheckpointError, DataError

@@ -12,12 +12,15 @@ import torch
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
-from trifuse.architectures.runs.pipeline import claim_folder
+from trifuse.architectures.runs.folder import claim_run_folder
+from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.predict import load_network, predict_images
 from trifuse.architectures.runs.recipes import RecipeError
+from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.taff_unet.inputs import PriorRecipe
 from trifuse.architectures.taff_unet.model import TaffUNet, TaffUNetConfig
-from trifuse.architectures.taff_unet.train import RESULTS, TaffUNetRecipe, train, train_repeats
+from trifuse.architectures.taff_unet.paper import RESULTS
+from trifuse.architectures.taff_unet.train import TaffUNetRecipe
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import DataError
 
@@ -148,10 +151,10 @@ def test_a_run_that_stopped_in_its_first_pass_is_resumed_or_overwritten(tmp_path
     fold.mkdir(parents=True)
     (fold / "split.json").write_text("{}")
     with pytest.raises(OutputFolderError, match="pass --resume to continue it"):
-        claim_folder(tmp_path / "run")
-    claim_folder(tmp_path / "run", resume=True)
+        claim_run_folder(tmp_path / "run")
+    claim_run_folder(tmp_path / "run", resume=True)
     assert fold.exists()
-    claim_folder(tmp_path / "run", overwrite=True)
+    claim_run_folder(tmp_path / "run", overwrite=True)
     assert not fold.exists()
 
 

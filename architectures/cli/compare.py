@@ -1,0 +1,53 @@
+"""``trifuse compare``: runs against each other, case by case, or beside each other in one picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .arguments import UsageError, add_command, refuse_existing
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    help = "test runs against each other, case by case, or show them together"
+    parser = add_command(commands, "compare", run, help)
+    help = "case table (CSV), or folder of a run; two"
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help=help)
+    parser.add_argument("--out", type=Path, help="CSV file for the comparison, or folder for the picture")
+    help = "draw image, truth and the predictions of two or more runs side by side"
+    parser.add_argument("--overlay", action="store_true", help=help)
+
+
+def run(arguments: argparse.Namespace, argv: list[str]) -> None:
+    """Compare two runs, or draw several."""
+    from trifuse.architectures.evaluation.statistics import compare_runs, format_comparison, write_comparison_table
+
+    if len(arguments.runs) < 2 or (len(arguments.runs) > 2 and not arguments.overlay):
+        raise UsageError(f"expected two runs to compare (--overlay shows more), got {len(arguments.runs)}")
+    if arguments.overlay:
+        _draw(arguments)
+        return
+    if arguments.out is not None:
+        refuse_existing(arguments.out, overwrite=False)
+    a, b = arguments.runs
+    rows = compare_runs(_case_table(a), _case_table(b))
+    print(format_comparison(rows, str(a), str(b)))
+    if arguments.out is not None:
+        write_comparison_table(arguments.out, rows)
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    from trifuse.architectures.runs.overlay import compare_overlay
+
+    if arguments.out is None:
+        raise UsageError("--overlay draws a picture: say with --out which folder it goes to")
+    print(f"picture: {compare_overlay(arguments.runs, arguments.out).png}")
+
+
+def _case_table(path: Path) -> Path:
+    """Find the case table of a run's headline, or take the table itself."""
+    from trifuse.architectures.evaluation.tables import case_tables
+
+    return case_tables(path)[0] if path.is_dir() else path

@@ -1,0 +1,120 @@
+"""What is installed, which backend each operator would use here and why, and what was tuned: the first thing to ask."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import warnings
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trifuse.kernels import OPERATORS, upsample_argmax
+from trifuse.kernels.gpu import tuning
+from trifuse.kernels.library import TRITON_DTYPES, default_backend
+from trifuse.kernels.ops.memory_efficient_attention import attention_backend
+
+PACKAGES = ("trifuse", "torch", "triton", "xformers", "numpy", "einops", "safetensors", "nibabel")
+OPTIONAL = {
+    "scipy": "med",
+    "matplotlib": "med",
+    "tensorboard": "tb",
+    "hypothesis": "bench",
+    "pytest-benchmark": "bench",
+}
+VARIABLES = ("TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRIFUSE_CACHE")
+
+
+def examine() -> dict[str, Any]:
+    """Return what there is to know, as JSON values."""
+    return {
+        "machine": _machine(),
+        "packages": {name: _version(name) or "not installed" for name in PACKAGES},
+        "optional": {
+            name: _version(name) or f"not installed; run: pip install 'trifuse[{extra}]'"
+            for name, extra in OPTIONAL.items()
+        },
+        "triton": "; ".join([_triton(), *(_trial(device) for device in _gpus())]),
+        "tuning": _tuning(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "operators": [_operator(name, device, dtype) for name in OPERATORS for device, dtype in _places()],
+    }
+
+
+def format_findings(findings: dict[str, Any]) -> str:
+    """Return the findings as lines to read."""
+    lines = []
+    for title in ("machine", "packages", "optional", "environment"):
+        if findings[title]:
+            lines += [title, *(f"  {name:<18} {value}" for name, value in findings[title].items())]
+    lines += ["triton", f"  {findings['triton']}", "tuning", f"  {findings['tuning']}", "operators"]
+    for row in findings["operators"]:
+        lines.append(f"  {row['operator']:<28} {row['device']:<8} {row['dtype']:<9} {row['backend']}: {row['reason']}")
+    return "\n".join(lines)
+
+
+def _machine() -> dict[str, str]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads",
+        "gpus": ", ".join(gpus) or "none",
+        "free disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB in the working folder",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _triton() -> str:
+    """Compare the installed triton with the one that torch was built for."""
+    installed = _version("triton")
+    pins = [re.search(r"^triton\s*==\s*([\w.]+)", requirement) for requirement in requires("torch") or ()]
+    wanted = next((pin[1] for pin in pins if pin), None)
+    if installed is None:
+        return "not installed: GPU tensors use plain PyTorch"
+    if wanted is None:
+        return f"{installed}; this torch names no version of its own"
+    if installed == wanted:
+        return f"{installed}, the version that this torch asks for"
+    return f"{installed}, but this torch asks for {wanted}; run: pip install triton=={wanted}"
+
+
+def _trial(device: torch.device) -> str:
+    """Build and run the smallest kernel: whether that works is not known before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        upsample_argmax([torch.zeros(1, 1, 1, 1, device=device)], (1, 1))
+    chosen, reason = default_backend(device, torch.float32, "upsample_argmax")
+    return f"a kernel ran on {device}" if chosen == "triton" else f"no kernel runs on {device}: {reason}"
+
+
+def _tuning() -> str:
+    file, count = tuning.cache_file(), len(tuning.known())
+    return f"choices kept in {file}: {count or 'none; trifuse.kernels.warm_up finds them'}"
+
+
+def _gpus() -> list[torch.device]:
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+def _places() -> list[tuple[torch.device, torch.dtype]]:
+    return [(device, dtype) for device in [torch.device("cpu"), *_gpus()] for dtype in TRITON_DTYPES]
+
+
+def _operator(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    if name == "memory_efficient_attention":
+        backend, reason = attention_backend(device, dtype)
+    else:
+        backend, reason = default_backend(device, dtype, name)
+    kind = str(dtype).removeprefix("torch.")
+    return {"operator": name, "device": str(device), "dtype": kind, "backend": backend, "reason": reason}

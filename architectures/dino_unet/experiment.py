@@ -1,0 +1,55 @@
+"""DINO-UNet as the rest of the house sees it."""
+
+from __future__ import annotations
+
+from trifuse.architectures.runs.experiment import Ablation, Converter, Demo, Experiment
+from trifuse.architectures.runs.options import OptionGroup, RecipeOption
+
+from .variants import VARIANTS
+
+EXPERIMENT = Experiment(
+    name="dino_unet",
+    package=__package__,
+    summary="frozen DINOv2 with weighted block fusion",
+    network="model:DinoUNet",
+    recipe="train:DinoUNetRecipe",
+    fit="train:fit_options",
+    title="train:title",
+    report="train:report",
+    paper="paper:PAPER",
+    paper_tables="paper:paper_tables",
+    variants=tuple(VARIANTS),
+    shown_defaults={
+        "variant": "that of --encoder, else giant",
+        "image_size": "448",
+        "augment": "none",
+        "epochs": "50, of which 5 warm up; of other numbers a tenth, at most 5",
+        "batch_size": "32",
+        "lr": "5e-05",
+        "seed": "42",
+    },
+    options=(
+        OptionGroup(
+            "network",
+            (
+                RecipeOption(
+                    "network.encoder_checkpoint",
+                    "--encoder",
+                    "folder of converted DINOv2 weights; without it they are random",
+                    weights="dinov2",
+                ),
+                RecipeOption(
+                    "cache_features",
+                    "--cache-features",
+                    "keep the frozen encoder's features on disk",
+                    {"action": "store_true", "default": None},
+                ),
+            ),
+        ),
+    ),
+    defaults="train:chosen_defaults",
+    sigmoid=True,
+    demo=Demo("left atrium, on a synthetic LGE phantom", "demo:run_demo"),
+    ablation=Ablation("Table II: which blocks, with and without the image", "ablate:ablate", epochs=14, cases=16),
+    converters=(Converter("dinov2", "a DINOv2 checkpoint, of either publisher", "convert:convert_dinov2"),),
+)

@@ -1,0 +1,53 @@
+"""FIAS as the rest of the house sees it."""
+
+from __future__ import annotations
+
+from trifuse.architectures.runs.experiment import Ablation, Converter, Demo, Experiment
+from trifuse.architectures.runs.options import OptionGroup, RecipeOption
+
+from .variants import VARIANTS
+
+EXPERIMENT = Experiment(
+    name="fias",
+    package=__package__,
+    summary="DilateFormer and a convolutional encoder, mixing attention",
+    network="model:Fias",
+    recipe="train:FiasRecipe",
+    fit="train:fit_options",
+    title="train:title",
+    report="train:report",
+    paper="paper:PAPER",
+    paper_tables="paper:paper_tables",
+    variants=tuple(VARIANTS),
+    shown_defaults={
+        "variant": "that of --encoder, else tiny",
+        "image_size": "256",
+        "augment": "transunet",
+        "epochs": "300, for ACDC 400",
+        "batch_size": "2",
+        "lr": "0.0001",
+        "seed": "2222",
+    },
+    options=(
+        OptionGroup(
+            "network",
+            (
+                RecipeOption(
+                    "network.encoder_checkpoint",
+                    "--encoder",
+                    "folder of converted DilateFormer weights; without it they are random",
+                    weights="dilateformer",
+                ),
+            ),
+        ),
+    ),
+    defaults="train:chosen_defaults",
+    demo=Demo("eight organs, on a synthetic abdomen", "demo:run_demo"),
+    ablation=Ablation(
+        "Table 3: without the local encoder, without the fusion, without mixing attention",
+        "ablate:ablate",
+        epochs=8,
+        cases=16,
+    ),
+    converters=(Converter("dilateformer", "a DilateFormer checkpoint", "convert:convert_dilateformer"),),
+)

@@ -1,0 +1,20 @@
+"""The plain U-Net as the rest of the house sees it."""
+
+from __future__ import annotations
+
+from trifuse.architectures.runs.experiment import NNUNET_DEFAULTS, Converter, Experiment
+
+EXPERIMENT = Experiment(
+    name="plain_unet",
+    package=__package__,
+    summary="the U-Net that nnU-Net plans for 2-D images",
+    network="model:PlainUNet",
+    recipe="train:PlainUNetRecipe",
+    fit="train:fit_options",
+    title="train:title",
+    report="train:report",
+    paper="paper:PAPER",
+    paper_tables="paper:paper_tables",
+    shown_defaults=NNUNET_DEFAULTS,
+    converters=(Converter("nnunet", "a 2-D nnU-Net checkpoint, for plain_unet", "convert:convert_nnunet"),),
+)

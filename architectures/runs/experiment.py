@@ -1,0 +1,161 @@
+"""All that the rest of the house asks of a network: one `Experiment`, which each network's package exports.
+
+The description itself is light: the command's parser reads it, and loads neither torch nor numpy for that. What is
+heavy stands in it as a reference, ``"<file>:<name>"`` below the network's package, and is imported when
+`Experiment.load` is asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from .options import OptionGroup, RecipeOption
+
+NNUNET_DEFAULTS = {  # the `shown_defaults` of networks that train as nnunet_recipe.py says
+    "image_size": "256",
+    "augment": "nnunet",
+    "epochs": "1000",
+    "batch_size": "12",
+    "lr": "0.01",
+    "seed": "42",
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A network's ``trifuse demo``.
+
+    Attributes:
+        summary: one line for ``--help``.
+        run: reference of ``run(out, *, seed, overwrite, command)``, which returns the path of a report.
+    """
+
+    summary: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A network's ``trifuse ablate``.
+
+    Attributes:
+        summary: one line for ``--help``.
+        run: reference of ``run(out, *, seeds, epochs, cases, command, **further)``, which returns the path of a table.
+        epochs: of each training, where nothing is said.
+        cases: of the phantom, where nothing is said.
+        options: further ones, handed over by the name of their ``path``.
+    """
+
+    summary: str
+    run: str
+    epochs: int
+    cases: int
+    options: tuple[RecipeOption, ...] = ()
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A format of published weights that ``trifuse convert`` reads.
+
+    Attributes:
+        name: the word of the command.
+        summary: one line for ``--help``.
+        run: reference of ``run(file, out)``, which returns what it wrote, to be printed.
+    """
+
+    name: str
+    summary: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A training of a part of a network, with a word of its own after ``trifuse train``.
+
+    Attributes:
+        name: the word of the command.
+        summary: one line for ``--help``.
+        recipe: reference of its recipe.
+        run: reference of ``run(recipe, out, **options)``, the options being `RunOptions`; returns the path of a report.
+        sources: options of which one, and only one, is to be given.
+        options: the further ones.
+        groups: those that stand under a title of their own.
+        defaults: see `Experiment.defaults`.
+    """
+
+    name: str
+    summary: str
+    recipe: str
+    run: str
+    sources: tuple[RecipeOption, ...]
+    options: tuple[RecipeOption, ...] = ()
+    groups: tuple[OptionGroup, ...] = ()
+    defaults: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network, and how it is trained, judged and shown. References are ``"<file>:<name>"`` below ``package``.
+
+    Attributes:
+        name: of the network, in commands and on disk.
+        package: the network's own, ``__package__``.
+        summary: one line for ``--help``.
+        network: reference of the class, a `Pretrained`.
+        recipe: reference of the recipe, a frozen dataclass with ``data``, ``network`` and ``training``.
+        fit: reference of ``fit(model, recipe, data, out)``, which returns the arguments of
+            `trifuse.architectures.training.loop.fit` that are this network's own: ``loss`` at least.
+        title: reference of ``title(recipe)``, the first line of a report.
+        report: reference of ``report(best, recipe, data)``, which returns the arguments of `report_run` that are this
+            network's own; empty where there are none.
+        paper: reference of how to cite the publication.
+        paper_tables: reference of ``paper_tables(targets)``, what it reports for a cohort of as many targets.
+        variants: names of its published sizes, values of ``network.variant``.
+        shown_defaults: what ``--help`` says that happens where an option is not given, by the option's name; a test
+            holds it against the recipe.
+        options: its own ones of ``trifuse train``.
+        defaults: reference of ``defaults(given, config)``: defaults, by dotted name, that depend on the values
+            ``given`` on the command line and on the path of the configuration file, or None.
+        check: reference of ``check(recipe)``, which refuses a recipe before anything is written.
+        sigmoid: whether one logit may stand for two classes.
+        training_inputs: reference of ``training_inputs(recipe, cohort, split, out)``, what cases bring beside their
+            images; called on every rank, once the folder is claimed, it may itself train networks below ``out``.
+        prediction_inputs: reference of ``prediction_inputs(model, run, cohort, out, *, prior_labels, batch_size)``,
+            what new images bring beside them.
+        input_shapes: reference of ``input_shapes(config, side)``, the shape of each such input, without the batch.
+        demo, ablation, converters, pretrainings: what else commands offer.
+    """
+
+    name: str
+    package: str
+    summary: str
+    network: str
+    recipe: str
+    fit: str
+    title: str
+    report: str = ""
+    paper: str = ""
+    paper_tables: str = ""
+    variants: tuple[str, ...] = ()
+    shown_defaults: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[OptionGroup, ...] = ()
+    defaults: str = ""
+    check: str = ""
+    sigmoid: bool = False
+    training_inputs: str = ""
+    prediction_inputs: str = ""
+    input_shapes: str = ""
+    demo: Demo | None = None
+    ablation: Ablation | None = None
+    converters: tuple[Converter, ...] = ()
+    pretrainings: tuple[Pretraining, ...] = ()
+
+    def load(self, reference: str, default: Any = None) -> Any:
+        """Import what a reference names; ``default`` stands for an empty one."""
+        if not reference:
+            return default
+        file, _, name = reference.partition(":")
+        return getattr(import_module(f"{self.package}.{file}"), name)

@@ -1,0 +1,54 @@
+"""Options of a command that set fields of a recipe, each declared once; read without torch, numpy or a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trifuse.architectures.data.layouts.layout import Option
+
+
+def positive(text: str) -> int:
+    """Read the value of an option that counts something.
+
+    Raises:
+        ArgumentTypeError: no whole number of at least 1.
+    """
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOption(Option):
+    """An option of ``trifuse train`` or ``trifuse ablate``, which may set more than its own field.
+
+    Attributes:
+        sets: values, by dotted name, of further fields that are set where the option is given.
+        weights: for an option that names a folder of converted weights, their architecture; the configuration that
+            lies with them sets the other fields of the section.
+    """
+
+    sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str = ""
+
+    @property
+    def name(self) -> str:
+        """The attribute of the parsed arguments that holds its value: the flag's word, for two may set one field."""
+        return self.flag.lstrip("-").replace("-", "_")
+
+    def add_to(self, parser: Any) -> None:
+        """Add the flag, or the positional argument where it has no dashes; None means that nothing was said."""
+        parser.add_argument(self.flag, *self.aliases, help=self.help, **self.keywords)
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """Options that ``--help`` shows under one title."""
+
+    title: str
+    options: tuple[Option, ...]

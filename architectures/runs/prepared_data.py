@@ -1,0 +1,119 @@
+"""The data of a run: a cohort, its split, and the samples of the cases that train and validate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from trifuse.architectures.data.layouts.cohort import Cohort
+from trifuse.architectures.data.layouts.split import Split, read_split, write_split
+from trifuse.architectures.data.samples.augmentation import FlipRotate, TransUNetAugmentation
+from trifuse.architectures.data.samples.nnunet_augmentation import NnUNetAugmentation
+from trifuse.architectures.data.samples.patch_dataset import (
+    GridPatches,
+    PatchAugment,
+    PatchDataset,
+    median_spacing_mm,
+)
+from trifuse.architectures.data.samples.preprocessing import Slices
+from trifuse.architectures.data.samples.side_inputs import SideInputs
+from trifuse.architectures.data.samples.slice_dataset import Augment, SliceDataset
+from trifuse.architectures.evaluation.report import check_extras
+from trifuse.architectures.training.loop import forward_with_side_inputs
+from trifuse.architectures.training.validation import SliceValidation
+
+from .folder import CACHE_FOLDER, SPLIT_FILE, is_main_process
+from .recipes import DataRecipe
+
+Part = Literal["train", "val", "test"]
+_AUGMENTATIONS: dict[str, Callable[[], Augment | PatchAugment] | None] = {
+    "none": None,
+    "flip_rot": FlipRotate,
+    "transunet": TransUNetAugmentation,
+    "nnunet": NnUNetAugmentation,
+}
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A cohort, its split, and the slices of the cases that train and validate.
+
+    Attributes:
+        cohort: the cohort.
+        split: which cases train, validate and test.
+        train_set: samples to train on.
+        val_set: samples that choose the best epoch.
+        recipe: how they were prepared; what it left to the cohort is filled in.
+        side_inputs: what the cases bring beside their images; None where they bring nothing.
+    """
+
+    cohort: Cohort
+    split: Split
+    train_set: SliceDataset | PatchDataset
+    val_set: SliceDataset | GridPatches
+    recipe: DataRecipe
+    side_inputs: Mapping[str, SideInputs] | None = None
+
+    @property
+    def validated_on(self) -> Part:
+        """Where the best epoch is chosen: on the validation cases, or on the training cases where there are none."""
+        return "val" if self.split.val else "train"
+
+    def validation(self, batch_size: int) -> SliceValidation:
+        """Return what scores a network on the validation set, giving it the side_inputs that there are."""
+        return SliceValidation(self.val_set, self.cohort.class_names, batch_size, forward_with_side_inputs)
+
+    def cases_of(self, part: Part) -> tuple[str, ...]:
+        """Return the case ids of a part of the split."""
+        return getattr(self.split, part)
+
+
+def prepare_data(
+    recipe: DataRecipe, out: Path, *, cache: Path | None = None, side_inputs: Mapping[str, SideInputs] | None = None
+) -> PreparedData:
+    """Open the cohort, split it, write the split into the run's folder, and prepare the slices.
+
+    What the report will need is looked for as well: a missing package is found before work starts, not after.
+
+    Args:
+        recipe: which cases, and how they are prepared.
+        out: the run's folder; a split that lies there already, from the run that is resumed, is used as it is.
+        cache: folder of the prepared slices; None takes one in ``out``.
+        side_inputs: what the cases bring beside their images, by case id; only with patches.
+
+    Raises:
+        DataError: everything that is wrong with the cases, at once.
+        MissingExtra: scipy or matplotlib is not installed.
+    """
+    check_extras()
+    cohort, split = open_split(recipe, out)
+    preprocessing = recipe.preprocessing
+    if preprocessing.patches is not None and preprocessing.patches.spacing_mm is None:
+        spacing_mm = median_spacing_mm(cohort, split.train, preprocessing.nonfinite)
+        recipe = recipe.with_preprocessing(patches=replace(preprocessing.patches, spacing_mm=spacing_mm))
+        preprocessing = recipe.preprocessing
+    options: dict[str, Any] = {"cache": cache or out / CACHE_FOLDER}
+    samples: tuple[Any, Any] = (SliceDataset, SliceDataset)
+    if preprocessing.patches is not None:
+        samples = (PatchDataset, GridPatches)
+        options["side_inputs"] = side_inputs
+    elif side_inputs is not None:
+        raise ValueError("side_inputs: expected none for whole slices; networks that take them are trained on patches")
+    augment = _AUGMENTATIONS[recipe.augment]
+    training = {"augment": augment and augment(), "slices": recipe.slices, **options}
+    train_set = samples[0](cohort, split.train, preprocessing, **training)
+    train_set.require_every_class()
+    slices: Slices = "labelled" if recipe.slices == "labelled" else "all"
+    val_set = samples[1](cohort, split.val or split.train, preprocessing, slices=slices, **options)
+    if is_main_process():
+        write_split(out / SPLIT_FILE, split)
+    return PreparedData(cohort, split, train_set, val_set, recipe, side_inputs)
+
+
+def open_split(recipe: DataRecipe, out: Path) -> tuple[Cohort, Split]:
+    """Open the cohort and return it with the split of the run in ``out``: the one that lies there, or the recipe's."""
+    cohort = recipe.open()
+    written = out / SPLIT_FILE
+    return cohort, read_split(written, cohort) if written.exists() else recipe.choose_split(cohort)

@@ -1,0 +1,43 @@
+"""Wrong arguments: what is meant is suggested, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from command import run_main
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "many"], "invalid int value: 'many'\n"),
+        (["--keep", "foregrund"], "did you mean foreground?\n"),
+        (["--epochs"], "expected one argument\n"),
+    ],
+)
+def test_l1_no_word_is_suggested_that_was_not_meant(words, message, capsys):
+    code, _, errors = run_main(["train", "dino_unet", "cohort", "--out", "x", *words], capsys)
+    assert code == 2
+    assert errors.endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "dino_unte"], "did you mean dino_unet?"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--epohcs", "3"], "did you mean --epochs?"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--epochs", "many"], "invalid int value: 'many'"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--set", "training.lrr=1"], "did you mean 'lr'?"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--set", "trainig.lr=1"], "did you mean 'training'?"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--set", "training.lr"], "expected FIELD=VALUE"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--lr", "-1"], "lr = -1.0; allowed: a number > 0"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--lr", "nan"], "lr = nan; allowed: a number > 0"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--set", "network.norm=layer"], "'norm': expected one of"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_l1_l2_wrong_words_are_named_with_a_suggestion(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run_main(words, capsys)
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert message in errors

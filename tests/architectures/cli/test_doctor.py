@@ -1,0 +1,42 @@
+"""``trifuse doctor``: operators, what was tuned, and what networks cost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from command import run_main
+
+from trifuse.architectures.cli import installation
+from trifuse.kernels.gpu import tuning
+
+
+def test_doctor_says_what_was_tuned_and_whether_a_kernel_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRIFUSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "_remembered", None)
+    monkeypatch.setattr(installation, "_gpus", lambda: [torch.device("cpu")])  # the trial itself, on a CPU
+    output = run_main(["doctor"], capsys)[1]
+    assert f"choices kept in {tmp_path}/tuning.json: none; trifuse.kernels.warm_up" in output
+    assert "no kernel runs on cpu: CPU tensors use plain PyTorch" in output
+    monkeypatch.setattr(tuning, "_remembered", {"a": {"threads": 64}})
+    monkeypatch.setattr(installation, "default_backend", lambda *_: ("triton", ""))
+    output = run_main(["doctor"], capsys)[1]
+    assert f"choices kept in {tmp_path}/tuning.json: 1\n" in output
+    assert "a kernel ran on cpu" in output
+
+
+def test_doctor_names_every_operator_and_its_reason(capsys):
+    code, output, _ = run_main(["doctor", "--json"], capsys)
+    findings = json.loads(output)
+    assert code == 0
+    assert {row["operator"] for row in findings["operators"]} >= {"weighted_block_fusion", "memory_efficient_attention"}
+    assert all(row["reason"] for row in findings["operators"])
+    assert "weighted_block_fusion" in run_main(["doctor"], capsys)[1]
+
+
+@pytest.mark.parametrize(("network", "millions"), [("taff_unet", "34,815,052"), ("plain_unet", "33,474,840")])
+def test_doctor_counts_the_networks(network, millions, capsys):
+    code, output, _ = run_main(["doctor", "--model", network], capsys)
+    assert code == 0
+    assert millions in output

@@ -1,0 +1,99 @@
+"""``trifuse predict``: one file, a cohort, other values, and networks that nobody can run as asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import nibabel
+import pytest
+from command import run_main
+
+from trifuse.architectures.data.volumes.nifti import read_image, write_image
+from trifuse.architectures.evaluation.tables import read_case_table
+
+
+def test_one_file_is_predicted_as_well(atria_run, atria, tmp_path, capsys):
+    image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
+    assert (
+        run_main(["predict", atria_run / "best", image, "--out", tmp_path / "o", "--image-size", "56"], capsys)[0] == 0
+    )
+    assert [path.name for path in (tmp_path / "o").glob("*.nii.gz")] == ["enhanced.nii.gz"]
+
+
+def test_c1_c7_a_model_that_is_none(tmp_path, atria, capsys):
+    image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
+    code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
+    assert code == 4
+    assert "config.json" in errors
+    config = {"format": "trifuse", "schema_version": 1, "architecture": "unet9000", "config": {}, "sha256": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
+    assert code == 4
+    assert "'unet9000'" in errors
+
+
+def test_the_best_network_of_a_run_prepares_slices_as_the_run_did(abdomen_run, abdomen, tmp_path, capsys):
+    for folder in ("run", "best"):
+        model = abdomen_run / "best" if folder == "best" else abdomen_run
+        assert run_main(["predict", model, abdomen, "--out", tmp_path / folder], capsys)[0] == 0
+    for path in (tmp_path / "run").iterdir():
+        assert path.read_bytes() == (tmp_path / "best" / path.name).read_bytes()
+
+
+def test_a_window_brings_other_images_to_the_values_of_the_training(abdomen_run, abdomen, tmp_path, capsys):
+    """Of Synapse's values, 0 to 1, and of the same in Hounsfield units, written as NIfTI."""
+    words = ["data", "convert", abdomen, "--label-space", "transunet9", "--to", "nnunet", "--out", tmp_path / "raw"]
+    assert run_main(words, capsys)[0] == 0
+    for path in (tmp_path / "raw").glob("images*/*"):
+        image = read_image(path)
+        write_image(path, image.voxels * 400 - 125, like=image)
+    (test,) = (abdomen_run / "predictions" / "test").glob("*.nii.gz")
+    for options in ((), ("--window", "-125", "275")):
+        out = tmp_path / f"labels{len(options)}"
+        code, _, errors = run_main(["predict", abdomen_run, tmp_path / "raw", "--out", out, *options], capsys)
+        assert (code, "pass --window -125 275" in errors) == (0, not options)
+        used = json.loads((out / "predictions.json").read_text())["preprocessing"]
+        assert (used["intensity"], used["window"]) == (("window", [-125, 275]) if options else ("as_is", None))
+    assert (nibabel.load(out / test.name).get_fdata() == nibabel.load(test).get_fdata()).mean() > 0.99
+    words = ["predict", abdomen_run, tmp_path / "raw", "--out", tmp_path / "x", "--window", "3", "1"]
+    code, _, errors = run_main(words, capsys)
+    assert (code, "window: expected its lowest and highest value" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:first", "cpu:0"])
+def test_devices_that_there_are_none_of(device, abdomen_run, abdomen, tmp_path, capsys):
+    code, _, errors = run_main(["predict", abdomen_run, abdomen, "--out", tmp_path / "x", "--device", device], capsys)
+    assert (code, f"unknown device '{device}'; use one of auto, cpu, cuda and cuda:<index>" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--image-size"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5"])
+def test_what_is_counted_is_at_least_one(option, value, abdomen_run, abdomen, tmp_path, capsys):
+    code, _, errors = run_main(["predict", abdomen_run, abdomen, "--out", tmp_path / "x", option, value], capsys)
+    assert (code, f"{option}: expected a whole number of at least 1, got '{value}'" in errors) == (2, True)
+
+
+def test_plain_unet_from_a_cohort_to_a_report_and_to_new_images(plain_run, scar_cohort, tmp_path, capsys):
+    assert (plain_run / "report.md").read_text().startswith("# ")
+    run = json.loads((plain_run / "run.json").read_text())["config"]
+    assert run["network"]["image_size"] == run["data"]["preprocessing"]["image_size"] == 32
+    assert {row.class_name for row in read_case_table(plain_run / "test_cases.csv")} >= {"scar", "blood pool"}
+    network = shutil.copytree(plain_run / "best", tmp_path / "network")  # as a converted one: nobody knows its spacing
+    words = ["predict", network, scar_cohort, "--out", tmp_path / "labels"]
+    code, _, errors = run_main(words, capsys)
+    assert code == 4
+    assert "--spacing 1.25 1.25" in errors
+    spacing = run["data"]["preprocessing"]["patches"]["spacing_mm"]
+    assert run_main([*words, "--spacing", *spacing], capsys)[0] == 0
+    assert len(list((tmp_path / "labels").glob("*.nii.gz"))) == 7
+    code, _, errors = run_main(["predict", plain_run, scar_cohort, "--out", tmp_path / "x", "--spacing", 1, 1], capsys)
+    assert code == 4
+    assert "leave the spacing to it" in errors
+
+
+def test_prior_labels_are_for_networks_with_a_prior(plain_run, scar_cohort, tmp_path, capsys):
+    words = ["predict", plain_run, scar_cohort, "--out", tmp_path / "labels", "--prior-labels", scar_cohort / "seg"]
+    code, _, errors = run_main(words, capsys)
+    assert code == 3
+    assert "expected a network that takes a prior, got plain_unet" in errors

@@ -1,0 +1,137 @@
+"""``trifuse train`` from a cohort to a report, on left atria: what it leaves, what it refuses, what goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import pytest
+from command import ATRIA_TRAINING, run_main
+
+from trifuse.architectures.cli.main import main
+from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_labels
+
+
+def test_one_command_leads_from_a_cohort_to_a_report(atria_run):
+    report = (atria_run / "report.md").read_text()
+    assert report.startswith("# DINO-UNet (tiny) on cohort")
+    assert "DSC" in report
+    assert "Empty masks `strict`" in report
+    assert "Paper-reported" in report
+    for name in ("run.json", "log.csv", "split.json", "best/model.safetensors", "last/model.safetensors",
+                 "test_cases.csv", "test_slices_cases.csv", "figures/curves.png", "figures/block_weights.png",
+                 "figures/test/overlays.png"):  # fmt: skip
+        assert (atria_run / name).stat().st_size > 0, name
+    rows = list(csv.DictReader((atria_run / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert sum(float(rows[-1][f"weight_block_{i}"]) for i in range(4)) == pytest.approx(1, abs=1e-5)
+
+
+def test_predictions_lie_on_the_native_grid(atria_run, atria):
+    predicted = sorted((atria_run / "predictions" / "test").glob("*.nii.gz"))
+    assert [path.name for path in predicted] == ["train_4.nii.gz"]
+    image = read_image(atria / "train_data" / "train_4" / "enhanced.nii.gz")
+    labels = read_labels(predicted[0], like=image)
+    assert labels.voxels.shape == image.voxels.shape
+    assert (labels.geometry.affine == image.geometry.affine).all()
+
+
+def test_l4_an_existing_run_is_refused_resumed_or_overwritten(atria_run, atria, capsys, tmp_path):
+    out = shutil.copytree(atria_run, tmp_path / "run")
+    words = ["train", "dino_unet", atria, "--out", out, "--split", atria / "split.json", *ATRIA_TRAINING]
+    before = (out / "report.md").read_bytes()
+    code, _, errors = run_main(words, capsys)
+    assert (code, (out / "report.md").read_bytes()) == (2, before)
+    assert "--resume" in errors
+    assert run_main([*words, "--resume"], capsys)[0] == 0
+    code, _, errors = run_main([*words, "--resume", "--lr", "1e-2"], capsys)
+    assert code == 2
+    assert "recipe.lr: 0.003 -> 0.01" in errors
+    (out / "mark").touch()
+    assert run_main([*words, "--overwrite", "--epochs", "1"], capsys)[0] == 0
+    assert not (out / "mark").exists()
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.txt").write_text("three years of work")
+    code, _, errors = run_main([*words[:4], stranger, *words[5:], "--overwrite"], capsys)
+    assert (code, (stranger / "thesis.txt").exists()) == (2, True)
+    assert "holds no run of trifuse" in errors
+
+
+def test_l4_a_run_that_failed_before_it_began_may_be_overwritten(atria, capsys, tmp_path):
+    words = ["train", "dino_unet", atria, "--out", tmp_path / "run", "--split", atria / "split.json", *ATRIA_TRAINING]
+    assert run_main([*words, "--set", "network.num_classes=5"], capsys)[0] == 3
+    code, _, errors = run_main(words, capsys)
+    assert code == 2
+    assert "a run failed there before it began; pass --overwrite" in errors
+    note = tmp_path / "run" / "cache" / "note.txt"
+    note.touch()
+    assert run_main([*words, "--overwrite"], capsys)[0] == 2
+    note.unlink()
+    assert run_main([*words, "--overwrite", "--epochs", "1"], capsys)[0] == 0
+
+
+def test_several_targets_make_a_network_of_as_many_classes(atria, capsys, tmp_path):
+    for number in range(1, 5):
+        case = atria / "train_data" / f"train_{number}"
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        shutil.copy(case / "enhanced.nii.gz", tmp_path / "images" / f"c{number}.nii.gz")
+        labels = read_labels(case / "atriumSegImgMO.nii.gz")
+        labels.voxels[:, :, labels.voxels.shape[2] // 2 :] *= 2
+        write_labels(tmp_path / "labels" / f"c{number}.nii.gz", labels.voxels, like=labels)
+    out = tmp_path / "run"
+    words = ["train", "dino_unet", tmp_path, "--out", out, "--target", "right=1", "--target", "left=2", *ATRIA_TRAINING]
+    assert run_main([*words, "--val-cases", "c3", "--test-cases", "c4"], capsys)[0] == 0
+    assert json.loads((out / "best" / "config.json").read_text())["config"]["num_classes"] == 3
+    assert json.loads((out / "run.json").read_text())["config"]["network"]["num_classes"] == 3
+    with (out / "test_cases.csv").open() as table:
+        assert [row["class_name"] for row in csv.DictReader(table)][:2] == ["right", "left"]
+
+
+def test_l3_a_broken_configuration_is_named_with_its_line(tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text("[training]\nlr = = 3\n")
+    code, _, errors = run_main(["train", "dino_unet", "s", "--out", tmp_path / "x", "--config", config], capsys)
+    assert code == 2
+    assert f"{config}: expected TOML, got Invalid value (at line 2, column 6)" in errors
+
+
+def test_configuration_file_words_and_settings_in_that_order(tmp_path):
+    from trifuse.architectures.dino_unet.train import DinoUNetRecipe
+    from trifuse.architectures.runs.recipes import recipe_from
+
+    config = tmp_path / "run.toml"
+    config.write_text('[data]\nroot = "cohort"\n[training]\nlr = 1e-3\nepochs = 7\nbatch_size = 3\n')
+    recipe = recipe_from(
+        DinoUNetRecipe, config, {"training.epochs": 8, "training.batch_size": 4}, ["training.epochs=9"]
+    )
+    training = recipe.training
+    assert (training.lr, training.epochs, training.batch_size, training.warmup_epochs) == (1e-3, 9, 4, 5)
+    assert (recipe.data.root, recipe.network.variant) == ("cohort", "giant")
+
+
+def test_l7_a_gpu_that_is_not_there(atria, tmp_path, capsys):
+    words = ["train", "dino_unet", atria, "--out", tmp_path / "x", "--split", atria / "split.json", *ATRIA_TRAINING]
+    code, _, errors = run_main([*words, "--device", "cuda:99"], capsys)
+    assert code == 2
+    assert "needs GPU number 99; found" in errors
+
+
+def test_l8_no_case_matches(atria, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    code, _, errors = run_main(["data", "check", tmp_path], capsys)
+    assert code == 3
+    assert "images/*.nii.gz" in errors
+    words = ["train", "dino_unet", atria, "--out", tmp_path / "x", "--test-cases", "patient*", *ATRIA_TRAINING]
+    code, _, errors = run_main(words, capsys)
+    assert code == 3
+    assert "0 cases that match 'patient*'" in errors
+
+
+def test_a_short_run_warms_up_for_a_tenth_of_it(atria, tmp_path):
+    words = ["train", "dino_unet", str(atria), "--split", str(atria / "split.json"), *ATRIA_TRAINING[:-2]]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["recipe"]["warmup_epochs"] == pytest.approx(0.2)

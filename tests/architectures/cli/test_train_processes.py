@@ -1,0 +1,68 @@
+"""``trifuse train`` in processes of its own: signals, and several ranks under torchrun."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from command import ABDOMEN_TRAINING, ATRIA_TRAINING
+
+from trifuse.architectures.cli.main import main
+
+
+def test_t5_sigterm_while_training_exits_with_75_and_resumes(atria, tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "dino_unet", str(atria), "--out", str(out), "--split", str(atria / "split.json"), *ATRIA_TRAINING]
+    words += ["--epochs", "500"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-m", "trifuse.architectures.cli", *words],
+                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    for line in child.stdout:
+        if line.startswith("epoch 2"):
+            child.terminate()
+            break
+    rest = child.stdout.read()
+    assert child.wait(60) == 75, rest
+    assert "resume to continue" in rest
+    steps = json.loads((out / "last" / "training_state.json").read_text())
+    assert steps
+
+
+def test_two_processes_take_the_steps_of_one(atria, tmp_path):
+    options = [
+        str(atria),
+        "--split",
+        str(atria / "split.json"),
+        *ATRIA_TRAINING,
+        "--set",
+        "network.norm=group",
+        "--cache-features",
+    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launch, "-m", "trifuse.architectures.cli", "train", "dino_unet", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += ["--out", str(tmp_path / "two")]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.count("report: ") == 1
+    assert main(["train", "dino_unet", *options, "--out", str(tmp_path / "one")]) == 0
+    one, two = (list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("one", "two"))
+    for name in ("loss", "gradient_norm", "val_dice", "weight_block_3"):
+        assert [float(row[name]) for row in two] == pytest.approx([float(row[name]) for row in one], rel=1e-4), name
+
+
+def test_the_module_is_the_command_and_runs_under_torchrun(abdomen, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [str(abdomen), "--out", str(tmp_path / "two"), *ABDOMEN_TRAINING, "--repeats", "2"]
+    command = [sys.executable, *launch, "-m", "trifuse.architectures.cli", "train", "fias", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.count("report: ") == 1
+    for k in (1, 2):
+        assert len(list(csv.DictReader((tmp_path / "two" / f"run_{k}" / "log.csv").open()))) == 1
+    assert "over 2 runs" in (tmp_path / "two" / "report.md").read_text()
