@@ -16,6 +16,7 @@ import pytest
 from trifuse import blocks, kernels
 from trifuse.architectures.cli.main import build_parser
 from trifuse.architectures.data.layouts import LAYOUTS
+from trifuse.architectures.runs.registry import experiments
 from trifuse.benchmarks.reporting.tables import with_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,12 @@ EXAMPLES = fenced("python")
 LINES = [(name, line) for name, text in TEXTS.items() for line in shell_lines(text)]
 COMMANDS = [(name, arguments) for name, line in LINES if (arguments := command_of(line)) is not None]
 PARSERS = {parser.prog: parser for parser in leaf_parsers(build_parser())}
+FLAGS = {  # of each command, without the aliases that older scripts use
+    prog: {next(flag for flag in action.option_strings if flag.startswith("--")) for action in options}
+    for prog, parser in PARSERS.items()
+    if (options := [action for action in parser._actions if action.option_strings])
+}
+OF_ALL_COMMANDS = {"--help", "--traceback"}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -97,30 +104,32 @@ def test_command_parses(page, arguments):
     assert build_parser().parse_args(arguments).run
 
 
+def test_commands_use_no_aliases():
+    used = {word for _, arguments in COMMANDS for word in arguments if word.startswith("--")}
+    assert used <= set().union(*FLAGS.values())
+
+
 @every_page
 def test_named_commands_exist(page):
     """Commands within sentences may leave out their arguments; the words and the options that are there must exist."""
     for code in inline(TEXTS[page]):
         if code.startswith("trifuse ") and "COMMAND" not in code:
-            words = code.split()
-            parsers = [parser for prog, parser in PARSERS.items() if f"{prog} ".startswith(command_words(words))]
-            assert parsers, code
-            options = {word for word in words if word.startswith("--")}
-            assert options <= {flag for parser in parsers for flag in parser._option_string_actions}, code
+            options = {word for word in code.split() if word.startswith("--")}
+            named = parsers_of([word for word in code.split() if word not in options])
+            assert named, code
+            assert options <= set().union(*(FLAGS[prog] for prog in named)), code
 
 
-def command_words(words: list[str]) -> str:
-    """Return the words of a command up to its first argument, as the start of a parser's name and a space."""
-    known = {word for prog in PARSERS for word in prog.split()}
-    count = next((n for n, word in enumerate(words) if word not in known), len(words))
-    return " ".join(words[:count]) + " "
+def parsers_of(words: list[str]) -> list[str]:
+    """Return the command that these words begin with, or all commands of the group that they name."""
+    exact = [prog for prog in PARSERS if prog.split() == words[: len(prog.split())]]
+    return exact or [prog for prog in PARSERS if prog.split()[: len(words)] == words]
 
 
 @every_page
 def test_named_options_exist(page):
-    known = {flag for parser in PARSERS.values() for flag in parser._option_string_actions}
     named = {code.split()[0] for code in inline(TEXTS[page]) if code.startswith("--")}
-    assert named <= known | OF_OTHER_TOOLS
+    assert named <= set().union(OF_OTHER_TOOLS, *FLAGS.values())
 
 
 @pytest.mark.parametrize("prog", PARSERS)
@@ -128,19 +137,9 @@ def test_every_option_is_described(prog):
     """A command's section and the shared sections that it points to name all of its options, and no others."""
     text = TEXTS["docs/command_line.md"]
     sections = dict(re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", text, flags=re.MULTILINE | re.DOTALL))
-    title = prog if prog in sections else prog.rpartition(" ")[0]
-    own = options_in(sections[title])
-    shared = [options_in(sections[name]) for name in sections if f"(#{slug(name)})" in sections[title]]
-    actions = [
-        action for action in PARSERS[prog]._actions if action.help != argparse.SUPPRESS and action.option_strings
-    ]
-    missing = [
-        action.option_strings
-        for action in actions
-        if action.dest not in ("help", "traceback") and not own.union(*shared) & set(action.option_strings)
-    ]
-    assert missing == []
-    assert own.union(*shared) <= set(PARSERS[prog]._option_string_actions)
+    own = sections[prog if prog in sections else prog.rpartition(" ")[0]]
+    shared = [section for name, section in sections.items() if f"(#{slug(name)})" in own]
+    assert set().union(*map(options_in, (own, *shared))) == FLAGS[prog] - OF_ALL_COMMANDS
 
 
 def options_in(section: str) -> set[str]:
@@ -271,6 +270,12 @@ def test_plan_names_what_is_there(page):
 def test_every_layout_is_described():
     """The table of the layouts links to a section for each, which the test of links requires."""
     assert all(f"](#{layout.name})" in TEXTS["docs/layouts.md"] for layout in LAYOUTS)
+
+
+def test_every_network_is_described():
+    code = set(inline(TEXTS["docs/networks.md"]))
+    for experiment in experiments():
+        assert {experiment.package, *experiment.variants} <= code
 
 
 def test_house_names_every_folder_of_code():
