@@ -16,6 +16,7 @@ import pytest
 from trifuse import blocks, kernels
 from trifuse.architectures.cli.main import build_parser
 from trifuse.architectures.data.layouts import LAYOUTS
+from trifuse.architectures.runs.recipes import RecipeError, recipe_from
 from trifuse.architectures.runs.registry import experiments
 from trifuse.benchmarks.reporting.tables import with_results
 
@@ -140,6 +141,22 @@ def test_every_option_is_described(prog):
     own = sections[prog if prog in sections else prog.rpartition(" ")[0]]
     shared = [section for name, section in sections.items() if f"(#{slug(name)})" in own]
     assert set().union(*map(options_in, (own, *shared))) == FLAGS[prog] - OF_ALL_COMMANDS
+
+
+@every_page
+def test_settings_name_fields_of_a_recipe(page):
+    recipes = [one.load(one.recipe) for one in experiments()]
+    for setting in re.findall(r"--set '?([\w.]+=[^\s'`]+)", TEXTS[page]):
+        if setting != "FIELD=VALUE":
+            assert any(accepts(recipe, setting) for recipe in recipes), setting
+
+
+def accepts(recipe: type, setting: str) -> bool:
+    """Tell whether a recipe has the field that is set, and takes the value."""
+    try:
+        return bool(recipe_from(recipe, given={"data.root": "cohort"}, settings=[setting]))
+    except RecipeError:
+        return False
 
 
 def options_in(section: str) -> set[str]:
