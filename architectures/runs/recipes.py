@@ -1,4 +1,4 @@
-"""What a run is to do: recipes, and how one is put together from defaults, a file, and the words of a command."""
+"""What a run is to do: recipes, and how one is put together from defaults, a file, and the settings of a command."""
 
 from __future__ import annotations
 
@@ -116,10 +116,10 @@ def recipe_from(
     *,
     defaults: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Build a run's recipe from its defaults, a TOML file, values by dotted name, and ``"field=value"`` words.
+    """Build a run's recipe from its defaults, a TOML file, values by dotted name, and ``"field=value"`` settings.
 
-    Later sources win; ``defaults``, by dotted name, are the first. A value in a word is JSON where it can be, and text
-    where not. Fields may have the names of older versions, see `config_json`.
+    Later sources win; ``defaults``, by dotted name, are the first. A value in a setting is JSON where it can be, and
+    text where not. Fields may have the names of older versions, see `config_json`.
 
     Raises:
         RecipeError: naming the field and, for one that is unknown, the nearest known one.
@@ -134,10 +134,10 @@ def recipe_from(
         except ValueError as error:
             raise RecipeError(f"{file}: expected TOML, got {error}") from error
     sources += [(name, _as_value(value)) for name, value in (given or {}).items()]
-    for word in settings:
-        name, equals, text = word.partition("=")
+    for setting in settings:
+        name, equals, text = setting.partition("=")
         if not equals:
-            raise RecipeError(f"{word!r}: expected FIELD=VALUE, for example training.lr=1e-4")
+            raise RecipeError(f"{setting!r}: expected FIELD=VALUE, for example training.lr=1e-4")
         sources.append((name, _parsed(text)))
     for name, value in sources:
         _put(values, kind, current_name(kind, name), value)

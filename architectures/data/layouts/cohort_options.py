@@ -36,13 +36,14 @@ COHORT_OPTIONS: tuple[Option, ...] = (
     *(option for layout in LAYOUTS for option in layout.options),
 )
 
-# A frozen dataclass with one keyword field per option; the recipe of a run's data inherits them.
 CohortOptions: Any = make_dataclass(
     "CohortOptions",
     [(option.name, option.value_type, option.default) for option in COHORT_OPTIONS],
+    namespace={"__doc__": "One field for each of `COHORT_OPTIONS`.", "__module__": __name__},
     frozen=True,
     kw_only=True,
 )
+"""A dataclass with one keyword field per option; the recipe of a run's data inherits them."""
 
 
 def cohort_arguments(said: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A synthetic cohort of myocardial scar, in the layout ``lge_ecg``: short-axis LGE stacks, each with an ECG.
+"""A synthetic cohort of myocardial scar, in the layout of lge_ecg.py: short-axis LGE stacks, each with an ECG.
 
 What makes the real task hard is in it: scar lies under the inner wall and is about as bright as the blood beside it,
 papillary muscles break the cavity's outline, the coil shades the image, noise is Rician, slices are thick, and some

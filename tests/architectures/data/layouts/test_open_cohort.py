@@ -1,4 +1,4 @@
-"""Finding cases: layouts, names, targets, and what is missing."""
+"""Finding cases, whatever their layout: names, patients, targets, and what is missing."""
 
 from __future__ import annotations
 
@@ -9,112 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refused_cohort import refused
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_images
 from trifuse.architectures.data.layouts.read_case import load_case, load_raw_case
-from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
 from trifuse.kernels.errors import DataError
 
-TINY = (24, 24, 6)
-
-
-def refused(root, *words, **options):
-    with pytest.raises(DataError) as caught:
-        open_cohort(root, **options)
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
-
-
-# --------------------------------------------------------------------------------------------- LAScarQS
-
-
-@pytest.fixture(scope="module")
-def lascarqs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("lascarqs")
-    write_left_atrium_phantom(root, cases=11, size=TINY)
-    return root
-
-
-def test_lascarqs_in_numeric_order(lascarqs):
-    cohort = open_cohort(lascarqs)
-    assert cohort.layout == "lascarqs"
-    assert cohort.class_names == ("background", "left atrium")
-    assert [case.case_id for case in cohort.cases] == [f"train_{number}" for number in range(1, 12)]
-    assert [case.patient for case in cohort.cases] == [case.case_id for case in cohort.cases]
-
-
-def test_lascarqs_root_may_be_the_folder_itself(lascarqs):
-    assert open_cohort(lascarqs / "train_data").cases == open_cohort(lascarqs).cases
-
-
-def test_lascarqs_labels_are_binarised(lascarqs, tmp_path):
-    """Some releases store 420: anything above 0 is atrium."""
-    import nibabel as nib
-
-    case = open_cohort(lascarqs).cases[0]
-    folder = tmp_path / "train_data" / "train_1"
-    folder.mkdir(parents=True)
-    (folder / "enhanced.nii.gz").write_bytes(case.image.read_bytes())
-    stored = nib.load(case.label)
-    values = np.asarray(stored.dataobj).astype(np.int16) * 420
-    nib.Nifti1Image(values, stored.affine).to_filename(folder / "atriumSegImgMO.nii.gz")
-    cohort = open_cohort(tmp_path)
-    _, labels = load_case(cohort, cohort.cases[0])
-    assert labels.voxels.dtype == np.uint8
-    np.testing.assert_array_equal(labels.voxels, load_case(open_cohort(lascarqs), case)[1].voxels)
-    assert set(np.unique(labels.voxels)) == {0, 1}
-
-
-def test_d1_every_missing_file_is_listed(tmp_path):
-    write_left_atrium_phantom(tmp_path, cases=3, size=TINY)
-    first = tmp_path / "train_data/train_1/enhanced.nii.gz"
-    second = tmp_path / "train_data/train_3/atriumSegImgMO.nii.gz"
-    first.unlink()
-    second.unlink()
-    second.mkdir()
-    refused(tmp_path, "2 problems", str(first), "case train_1", str(second), "case train_3", "a folder")
-
-
-def test_lascarqs_has_no_targets(lascarqs):
-    refused(lascarqs, "targets", targets=3)
-
-
-# ------------------------------------------------------------------------------------------------ plain
-
-
-def test_plain_pairs_by_name(tmp_path, put_case):
-    truth = {name: put_case(name, suffix=suffix) for name, suffix in (("b_10", ".nii.gz"), ("b_9", ".nii"))}
-    (tmp_path / "images" / "._b_9.nii").write_bytes(b"left by a file browser")
-    (tmp_path / "images" / "notes.txt").write_text("not an image")
-    cohort = open_cohort(tmp_path)
-    assert cohort.layout == "plain"
-    assert [case.case_id for case in cohort.cases] == ["b_9", "b_10"]
-    for case in cohort.cases:
-        image, labels = load_case(cohort, case)
-        np.testing.assert_array_equal(labels.voxels, truth[case.case_id])
-        assert image.voxels.shape == labels.voxels.shape
-
-
-def test_plain_with_channel_suffix(tmp_path, put_case):
-    put_case("case_1", image_name="case_1_0000")
-    put_case("case_2_0000")
-    assert [case.case_id for case in open_cohort(tmp_path).cases] == ["case_1", "case_2_0000"]
-
-
-def test_plain_without_labels(tmp_path, put_case):
-    put_case("a_0000", labels=None)
-    put_case("b", labels=None)
-    cohort = open_cohort(tmp_path)
-    assert [(case.case_id, case.label) for case in cohort.cases] == [("a", None), ("b", None)]
-    assert load_case(cohort, cohort.cases[0])[1] is None
-
-
-def test_d1_unpaired_files(tmp_path, put_case):
-    for name in "abc":
-        put_case(name)
-    (tmp_path / "labels" / "a.nii.gz").unlink()
-    (tmp_path / "images" / "b.nii.gz").unlink()
-    refused(tmp_path, "2 problems", "labels/a.nii.gz: label of case a", "labels/b.nii.gz", "no image of that name")
+# ----------------------------------------------------------------------------------------- targets, names
 
 
 @pytest.mark.parametrize("targets", [3, {"cavity": 3}, {"cavity": [3]}])
