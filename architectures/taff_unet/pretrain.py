@@ -69,6 +69,11 @@ class EcgData:
         if self.min_beats < 1:
             raise ValueError(f"min_beats must be at least 1, got {self.min_beats}")
 
+    @staticmethod
+    def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+        """Translate what older versions wrote: a cohort was called a study."""
+        return {**values, "kind": "cohort"} if values.get("kind") == "study" else values
+
     @property
     def found_kind(self) -> Kind:
         """What ``root`` is."""

@@ -1,0 +1,192 @@
+"""Runs that an older trifuse wrote still load, go on, predict and are scored; see support/old_runs/README.md."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trifuse.architectures.cli.main import main
+from trifuse.architectures.data.volumes.nifti import read_labels
+from trifuse.architectures.dino_unet.train import DinoUNetRecipe
+from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.fias.train import FiasRecipe
+from trifuse.architectures.plain_unet.train import PlainUNetRecipe
+from trifuse.architectures.runs.recipes import recipe_from
+from trifuse.architectures.storage.config_json import config_from_json
+from trifuse.architectures.taff_unet import EcgAutoencoder
+from trifuse.architectures.taff_unet.pretrain import EcgRecipe
+from trifuse.architectures.taff_unet.train import TaffUNetRecipe
+
+OLD_RUNS = Path(__file__).parents[2] / "support" / "old_runs"
+COMMANDS = {
+    argv[argv.index("--out") + 1]: argv[1:]
+    for argv in map(shlex.split, (OLD_RUNS / "commands.txt").read_text().splitlines())
+}
+COHORTS = {
+    "dino_unet/learned": "cohorts/hearts",
+    "dino_unet/fixed": "cohorts/hearts",
+    "dino_unet/rerun": "cohorts/hearts",
+    "fias/run": "cohorts/abdomens",
+    "plain_unet/run": "cohorts/hearts",
+    "taff_unet/full": "cohorts/hearts",
+}
+AUTOENCODERS = ("ecg/records", "ecg/study")
+RECIPES = {
+    "dino_unet": DinoUNetRecipe,
+    "fias": FiasRecipe,
+    "plain_unet": PlainUNetRecipe,
+    "taff_unet": TaffUNetRecipe,
+    "ecg": EcgRecipe,
+}
+SAME_SHARE = 0.999  # of the voxels: another processor rounds in another way
+
+
+@pytest.fixture
+def old_runs(tmp_path, monkeypatch) -> Path:
+    """Return a copy of the old runs, with their weights unpacked, as the working directory that the runs had."""
+    root = tmp_path / "old_runs"
+    shutil.copytree(OLD_RUNS, root)
+    for packed in root.rglob("*.safetensors.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    for last in root.rglob("last/model.safetensors"):  # where the last epoch was the best, the weights are kept once
+        best = last.parents[1] / "best" / last.name
+        if not best.exists():
+            shutil.copyfile(last, best)
+    monkeypatch.chdir(root)
+    return root
+
+
+def run_main(*argv: object) -> None:
+    assert main([str(argument) for argument in argv]) == 0
+
+
+def table(path: Path | str) -> list[dict[str, str]]:
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def assert_close(rows: list[dict[str, str]], expected: list[dict[str, str]], tolerance: float) -> None:
+    """Compare two tables: numbers closely, words exactly; seconds do not count."""
+    assert len(rows) == len(expected)
+    for row, want in zip(rows, expected, strict=True):
+        assert row.keys() == want.keys()
+        for name in row.keys() - {"seconds"}:
+            try:
+                number = float(want[name])
+            except ValueError:
+                assert row[name] == want[name], name
+            else:
+                assert float(row[name]) == pytest.approx(number, rel=tolerance, abs=tolerance, nan_ok=True), name
+
+
+def assert_same_labels(found: Path, expected: Path) -> None:
+    paths = sorted(expected.glob("*.nii.gz"))
+    assert paths
+    for path in paths:
+        labels, want = (read_labels(folder / path.name).voxels for folder in (found, expected))
+        assert len(np.unique(want)) > 1
+        assert (labels == want).mean() >= SAME_SHARE, path.name
+
+
+@pytest.mark.parametrize("name", [*COHORTS, *AUTOENCODERS])
+def test_a_stopped_run_goes_on_to_the_end_that_it_would_have_had(name, old_runs):
+    run, whole = old_runs / name, old_runs / f"{name}_whole"
+    done = table(run / "log.csv")
+    weights = (run / "last" / "training_state.json").read_bytes()
+    run_main(*COMMANDS[name], "--resume")
+    log = table(run / "log.csv")
+    assert log[: len(done)] == done
+    assert len(log) == len(done) + 1
+    assert (run / "last" / "training_state.json").read_bytes() != weights
+    assert_close(log, table(whole / "log.csv"), 1e-3)
+    assert (run / "report.md").stat().st_size > 1000
+    if name in AUTOENCODERS:
+        assert_close(table(run / "reconstruction.csv"), table(whole / "reconstruction.csv"), 1e-3)
+    else:
+        scores, want = ([row.scores["dsc"] for row in read_case_table(of / "test_cases.csv")] for of in (run, whole))
+        assert max(want) > 0.3
+        assert scores == pytest.approx(want, abs=0.02)
+
+
+@pytest.mark.parametrize("name", COHORTS)
+def test_a_run_predicts_as_it_did(name, old_runs):
+    run_main("predict", name, COHORTS[name], "--out", "labels")
+    assert_same_labels(old_runs / "labels", old_runs / f"{name}_labels")
+
+
+def test_a_network_without_its_run_predicts_as_it_did(old_runs):
+    (old_runs / "plain_unet" / "run" / "run.json").unlink()
+    spacing = json.loads((old_runs / "plain_unet/network_labels/predictions.json").read_text())["patches"]["spacing_mm"]
+    run_main("predict", "plain_unet/run/best", "cohorts/hearts", "--out", "labels", "--spacing", *spacing)
+    assert_same_labels(old_runs / "labels", old_runs / "plain_unet/network_labels")
+
+
+@pytest.mark.parametrize("name", ["dino_unet/rerun", "plain_unet/run"])
+def test_an_old_folder_of_predictions_is_completed(name, old_runs):
+    labels = old_runs / f"{name}_labels"
+    first, *others = sorted(labels.glob("*.nii.gz"))
+    first.unlink()
+    before = {path: path.stat().st_mtime_ns for path in others}
+    run_main("predict", name, COHORTS[name], "--out", labels)
+    assert {path: path.stat().st_mtime_ns for path in others} == before
+    assert_same_labels(labels, OLD_RUNS / f"{name}_labels")
+
+
+def test_old_predictions_are_scored_as_they_were(old_runs):
+    run_main("evaluate", "plain_unet/run_labels", "cohorts/hearts", "--out", "scores.csv")
+    assert_close(table("scores.csv"), table("plain_unet/run_scores.csv"), 1e-9)
+
+
+def test_old_tables_are_compared(old_runs, capsys):
+    run_main("compare", "plain_unet/run_whole", "taff_unet/full_whole", "--out", "comparison.csv")
+    assert "scar" in capsys.readouterr().out
+    assert {row["class_name"] for row in table("comparison.csv")} >= {"blood pool", "myocardium", "scar"}
+
+
+def test_old_repeats_are_completed(old_runs):
+    repeats = old_runs / "plain_unet" / "repeats"
+    first = (repeats / "run_1" / "report.md").read_bytes()
+    run_main(*COMMANDS["plain_unet/repeats"], "--resume")
+    assert (repeats / "run_1" / "report.md").read_bytes() == first
+    assert_close(table(repeats / "runs.csv"), table("plain_unet/repeats_whole/runs.csv"), 0.02)
+
+
+def test_an_old_autoencoder_computes_what_it_did(old_runs):
+    model = EcgAutoencoder.from_pretrained(old_runs / "ecg" / "small").eval()
+    ecg = torch.sin(torch.arange(2 * 12 * 4, dtype=torch.float32)).reshape(2, 12, 4)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ecg).numpy(), np.load("ecg/small/expected.npy"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", RECIPES)
+def test_an_old_recipe_of_defaults_is_the_recipe_of_defaults(network):
+    values = json.loads((OLD_RUNS / network / "default_recipe.json").read_text())
+    assert config_from_json(RECIPES[network], values, "default_recipe.json") == RECIPES[network]()
+
+
+@pytest.mark.parametrize(
+    ("network", "old", "new"),
+    [
+        ("dino_unet", "network.block_selection=learned", "network.blocks=null"),
+        ("dino_unet", "network.block_selection=last4", "network.blocks=last4"),
+        ("dino_unet", "network.block_selection=fixed:[7,5,3,1]", "network.blocks=[7,5,3,1]"),
+        ("dino_unet", "network.stream_gradient=rerun", "network.stream_gradient=recompute"),
+        ("fias", "data.preparation.resize=linear", "data.preprocessing.resize=linear"),
+        ("ecg", "data.kind=study", "data.kind=cohort"),
+    ],
+)
+def test_old_words_of_a_recipe_mean_what_they_did(network, old, new):
+    kind, given = RECIPES[network], {"data.root": "cohorts/hearts"}
+    stream = ["network.stream_fusion=true"] if "stream" in old else []
+    recipe = recipe_from(kind, given=given, settings=[*stream, old])
+    assert recipe == recipe_from(kind, given=given, settings=[*stream, new])
+    assert ("learned" in old) == (recipe == recipe_from(kind, given=given))
