@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 from trifuse.kernels import DataError, ShapeError
 
 from .picture import FAINT, INK, LARGE, NORMAL, SMALL, Picture, new_figure, save_picture
 from .tables import number
 
-SEGMENTS = 17
 _WALLS = ("anterior", "anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral")
 SEGMENT_NAMES = (
     *(f"basal {wall}" for wall in _WALLS),
@@ -93,7 +93,7 @@ def draw_bullseyes(
     header = ["segment", "name", *(f"{name} ({unit})" for name in eyes)]
     lines: list[list[object]] = [
         [segment, SEGMENT_NAMES[segment - 1], *(number(values[segment - 1]) for values in eyes.values())]
-        for segment in range(1, SEGMENTS + 1)
+        for segment in range(1, AHA_SEGMENTS + 1)
     ]
     if unassigned is not None:
         lines.append(["", "unassigned", *(number(unassigned[name]) for name in eyes)])
@@ -155,8 +155,8 @@ def _luminance(colour: tuple[float, ...]) -> float:
 
 def _checked(name: str, values: ArrayLike) -> NDArray[np.float64]:
     checked = np.asarray(values, float)
-    if checked.shape != (SEGMENTS,):
-        raise ShapeError(f"bull's-eye {name!r} needs {SEGMENTS} values, one for each segment, got {checked.shape}")
+    if checked.shape != (AHA_SEGMENTS,):
+        raise ShapeError(f"bull's-eye {name!r} needs {AHA_SEGMENTS} values, one for each segment, got {checked.shape}")
     if not (np.isfinite(checked).all() and (checked >= 0).all()):
         raise DataError(f"bull's-eye {name!r}", "values", got=checked.tolist(), want="finite values, none below 0")
     return checked

@@ -10,19 +10,19 @@ heart", Circulation 105.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 from trifuse.kernels import DataError, ShapeError
 from trifuse.kernels.choices import check_choice
 
 from .aha17_angles import WHAT, Insertions, Plane, Reference, zero_angles
 from .aha17_slices import common_centre, find_levels, measure_slices, order_slices
 
-SEGMENTS = 17
 # First edge of the sectors in degrees, their width, and the segments from there on; half-open.
 SECTORS = {
     "basal": (0, 60, (2, 3, 4, 5, 6, 1)),
@@ -103,8 +103,7 @@ def aha17_labels(
     plane = Plane.of(_checked_axes(affine)[:, [slice_axis, *others]])
     slices = measure_slices(np.isin(shown, wall), np.isin(shown, cavity), plane)
     if not slices.walled:
-        got = f"classes {np.unique(shown).tolist()} in {len(shown)} slices, 0 to {len(shown) - 1}"
-        raise DataError(WHAT, "myocardium", got=got, want=f"wall, class {' or '.join(map(str, wall))}")
+        raise _no_wall(shown, wall)
 
     base_first = order_slices(slices, plane.step, base_first, note)
     levels = find_levels(slices, base_first, force_last, note)
@@ -113,13 +112,34 @@ def aha17_labels(
         centres = np.broadcast_to(common_centre(slices, levels), centres.shape)
     ring = [index for index, level in levels.items() if level != "apex"]
     zero, turn = zero_angles(known, plane, centres, slices.filled, ring, plane.turn(base_first), note)
+    segments = _numbered_wall(slices.wall, levels, plane, centres, zero, turn)
+    return np.ascontiguousarray(np.moveaxis(segments, 0, slice_axis))
 
-    segments = np.zeros(shown.shape, np.uint8)
+
+def _numbered_wall(
+    wall: NDArray[np.bool_],
+    levels: Mapping[int, str],
+    plane: Plane,
+    centres: NDArray[np.float64],
+    zero: NDArray[np.float64],
+    turn: int,
+) -> NDArray[np.uint8]:
+    """Return the segment of every pixel of the wall, 0 elsewhere: uint8 (D, H, W), slices first.
+
+    Args:
+        wall: where the wall is, (D, H, W).
+        levels: the level of each slice that has one, by its index.
+        plane: the plane of the slices.
+        centres: of the angles, (D, 2), as (row, column).
+        zero: the angle of the anterior insertion in each slice, in degrees.
+        turn: 1 or -1, the direction in which angles run through the septum.
+    """
+    segments = np.zeros(wall.shape, np.uint8)
     for index, level in levels.items():
-        places = np.nonzero(slices.wall[index])
+        places = np.nonzero(wall[index])
         angles = plane.degrees(np.stack(places, -1) - centres[index])
         segments[index][places] = sector(level, turn * (angles - zero[index]))
-    return np.ascontiguousarray(np.moveaxis(segments, 0, slice_axis))
+    return segments
 
 
 def aha17_map(labels: NDArray[Any], affine: ArrayLike, *, reference: Reference, **options: Any) -> NDArray[np.uint8]:
@@ -128,7 +148,7 @@ def aha17_map(labels: NDArray[Any], affine: ArrayLike, *, reference: Reference, 
     Each voxel is in at most one of them, and together they are the wall. Arguments are those of ``aha17_labels``.
     """
     segments = aha17_labels(labels, affine, reference=reference, **options)
-    return (segments == np.arange(1, SEGMENTS + 1, dtype=np.uint8)[:, None, None, None]).astype(np.uint8)
+    return (segments == np.arange(1, AHA_SEGMENTS + 1, dtype=np.uint8)[:, None, None, None]).astype(np.uint8)
 
 
 def sector(level: str, angles_deg: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -154,7 +174,7 @@ def scar_burden_ml(
     """
     if labels.shape != segments.shape:
         raise ShapeError(f"labels and segments must have one shape, got {labels.shape} and {segments.shape}")
-    counts = np.bincount(segments[labels == scar], minlength=SEGMENTS + 1)
+    counts = np.bincount(segments[labels == scar], minlength=AHA_SEGMENTS + 1)
     volumes = counts * (abs(np.linalg.det(_checked_axes(affine))) / 1000)
     return volumes[1:], float(volumes[0])
 
@@ -162,6 +182,11 @@ def scar_burden_ml(
 def wall_volume_ml(segments: NDArray[Any], affine: ArrayLike) -> NDArray[np.float64]:
     """Return the volume of each of the 17 segments in mL; arguments as for ``scar_burden_ml``."""
     return scar_burden_ml(segments > 0, segments, affine, scar=1)[0]
+
+
+def _no_wall(shown: NDArray[Any], wall: Sequence[int]) -> DataError:
+    got = f"classes {np.unique(shown).tolist()} in {len(shown)} slices, 0 to {len(shown) - 1}"
+    return DataError(WHAT, "myocardium", got=got, want=f"wall, class {' or '.join(map(str, wall))}")
 
 
 def _checked_labels(labels: NDArray[Any]) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from trifuse.architectures.storage.published_weights import ConversionReport, compare, convert_weights, read_tensors
 from trifuse.kernels.errors import CheckpointError
 
-from .ecg_autoencoder import HEADS, LEADS, EcgAutoencoder, EcgAutoencoderConfig
+from .ecg_autoencoder import HEADS, NUM_LEADS, EcgAutoencoder, EcgAutoencoderConfig
 
 _WRAPPERS = r"^(?:module\.|model\.)*"
 _NAMES = r"(?:encoder|decoder)\..+"
@@ -105,7 +105,7 @@ def _renamed(tensors: Mapping[str, Tensor], published: Mapping[str, str]) -> tup
         else:
             parts.setdefault(ours, {})[lead] = tensor
     for ours, leads in parts.items():
-        count = LEADS if ".temporal." in ours else 1
+        count = NUM_LEADS if ".temporal." in ours else 1
         alike = len({tensor.shape for tensor in leads.values()}) == 1
         if sorted(leads) == list(range(count)) and alike:  # else it is missing
             state[ours] = torch.stack([leads[lead] for lead in range(count)])
@@ -141,7 +141,7 @@ def _detect(state: Mapping[str, Tensor], source: str) -> EcgAutoencoderConfig:
             f"{source}: expected the weights of an ECG autoencoder with two attentions, found no input convolution, "
             "blocks over time, pooling and linear decoder in it"
         )
-    base_dim, z_dim, pooled = stem.shape[0] // LEADS, first.shape[1], 2 * head.shape[0]
+    base_dim, z_dim, pooled = stem.shape[0] // NUM_LEADS, first.shape[1], 2 * head.shape[0]
     final_linear = "encoder.linear.weight" in state
     try:
         return EcgAutoencoderConfig(
@@ -155,5 +155,5 @@ def _detect(state: Mapping[str, Tensor], source: str) -> EcgAutoencoderConfig:
         )
     except (ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{source}: its shapes are those of no ECG autoencoder of {LEADS} leads and {HEADS} heads ({error})"
+            f"{source}: its shapes are those of no ECG autoencoder of {NUM_LEADS} leads and {HEADS} heads ({error})"
         ) from error

@@ -25,7 +25,7 @@ from .first_pass import first_pass
 from .inputs import PriorRecipe
 from .model import TaffUNetConfig
 from .optimisation import PartsRecipe
-from .pretrain import EcgData, EcgRecipe
+from .pretrain import EcgData, EcgPretrainingRecipe
 from .report import interval_days, scar_dsc
 from .train import TaffUNetRecipe
 
@@ -88,7 +88,7 @@ def demo_recipe(
     )
 
 
-def ecg_recipe(cohort: Path, *, epochs: int | None = None, seed: int = 0) -> EcgRecipe:
+def ecg_recipe(cohort: Path, *, epochs: int | None = None, seed: int = 0) -> EcgPretrainingRecipe:
     """Return a short training of the ECG autoencoder on the beats of the cohort's training cases."""
     training = Recipe(
         epochs=epochs or ECG_EPOCHS,
@@ -99,7 +99,7 @@ def ecg_recipe(cohort: Path, *, epochs: int | None = None, seed: int = 0) -> Ecg
         warmup_epochs=4,
         seed=seed,
     )
-    return EcgRecipe(
+    return EcgPretrainingRecipe(
         data=EcgData(root=str(cohort), kind="cohort"), network=EcgAutoencoderConfig(init_seed=seed), training=training
     )
 

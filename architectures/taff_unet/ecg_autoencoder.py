@@ -22,7 +22,7 @@ from trifuse.blocks.normalization import BatchNormOfPresent
 from trifuse.kernels import ShapeError
 from trifuse.kernels.choices import check_choices
 
-LEADS = 12
+NUM_LEADS = 12
 HEADS = 8
 LeadLayout = Literal["correct", "upstream"]
 STEM_KERNEL = KERNEL = 5
@@ -158,31 +158,31 @@ class EcgEncoder(nn.Module):
     def __init__(self, config: EcgAutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        width = LEADS * config.base_dim
+        width = NUM_LEADS * config.base_dim
         self.input_conv = nn.Sequential(
-            nn.Conv1d(LEADS, width, STEM_KERNEL, padding=STEM_KERNEL // 2, groups=LEADS),
-            nn.GroupNorm(LEADS, width),
+            nn.Conv1d(NUM_LEADS, width, STEM_KERNEL, padding=STEM_KERNEL // 2, groups=NUM_LEADS),
+            nn.GroupNorm(NUM_LEADS, width),
             nn.GELU(),
             nn.Conv1d(width, width, STEM_KERNEL, padding=STEM_KERNEL // 2),
-            nn.GroupNorm(LEADS, width),
+            nn.GroupNorm(NUM_LEADS, width),
             nn.GELU(),
         )
         dims = (config.base_dim, *config.widths)
         self.encoder = nn.Sequential(*(DownBlock(dims[i], dims[i + 1]) for i in range(config.downsample)))
         self.attention = EcgDualAttention(
-            config.features, config.instants, LEADS, HEADS, config.dropout, config.batchwise_dropout
+            config.features, config.instants, NUM_LEADS, HEADS, config.dropout, config.batchwise_dropout
         )
-        self.mean_head = nn.Conv1d(config.features * LEADS, config.pooled // 2, 1)
-        self.max_head = nn.Conv1d(config.features * LEADS, config.pooled // 2, 1)
+        self.mean_head = nn.Conv1d(config.features * NUM_LEADS, config.pooled // 2, 1)
+        self.max_head = nn.Conv1d(config.features * NUM_LEADS, config.pooled // 2, 1)
         self.linear = nn.Linear(config.pooled, config.z_dim) if config.final_linear else None
 
     def features(self, ecg: Tensor, present: Tensor | None = None) -> Tensor:
         """Return what the attentions see of beats (B, 12, T): (B, C, 12, M)."""
         x = self.input_conv(ecg)
         if self.config.lead_layout == "correct":
-            x = rearrange(x, "b (l f) t -> b f l t", l=LEADS)  # the grouped convolution makes channel l * F + f
+            x = rearrange(x, "b (l f) t -> b f l t", l=NUM_LEADS)  # the grouped convolution makes channel l * F + f
         else:
-            x = rearrange(x, "b (f l) t -> b f l t", l=LEADS)
+            x = rearrange(x, "b (f l) t -> b f l t", l=NUM_LEADS)
         return _passed(self.encoder, _channels_last(x), present)
 
     def pool(self, x: Tensor) -> Tensor:
@@ -204,15 +204,17 @@ class EcgDecoder(nn.Module):
         dim, instants = config.base_dim, config.instants
         # two linear maps in a row, as published: together a single one of low rank
         self.linear = nn.Sequential(
-            nn.Linear(config.z_dim, dim * instants), nn.Linear(dim * instants, dim * LEADS * instants)
+            nn.Linear(config.z_dim, dim * instants), nn.Linear(dim * instants, dim * NUM_LEADS * instants)
         )
         self.decoder = nn.Sequential(
             *(UpBlock(dim, dim, upsample=True) for _ in range(config.downsample)), UpBlock(dim, 1, upsample=False)
         )
-        self.final_conv = nn.Sequential(nn.Conv1d(LEADS, LEADS, 1, groups=LEADS), nn.InstanceNorm1d(LEADS))
+        self.final_conv = nn.Sequential(
+            nn.Conv1d(NUM_LEADS, NUM_LEADS, 1, groups=NUM_LEADS), nn.InstanceNorm1d(NUM_LEADS)
+        )
 
     def forward(self, code: Tensor, present: Tensor | None = None) -> Tensor:
-        x = self.linear(code).unflatten(1, (self.config.base_dim, LEADS, self.config.instants))
+        x = self.linear(code).unflatten(1, (self.config.base_dim, NUM_LEADS, self.config.instants))
         return self.final_conv(_passed(self.decoder, _channels_last(x), present).squeeze(1))
 
 
@@ -285,10 +287,10 @@ class EcgAutoencoder(Pretrained, nn.Module):
 
     def _check(self, ecg: Tensor) -> Tensor:
         steps = self.config.time_steps
-        if ecg.dim() == 3 and ecg.shape[1:] == (LEADS, steps):
+        if ecg.dim() == 3 and ecg.shape[1:] == (NUM_LEADS, steps):
             return ecg
-        message = f"EcgAutoencoder: expected beats of shape (B, {LEADS}, {steps}), got {tuple(ecg.shape)}"
-        if ecg.dim() == 3 and ecg.shape[1] == LEADS and ecg.shape[2] < steps:
+        message = f"EcgAutoencoder: expected beats of shape (B, {NUM_LEADS}, {steps}), got {tuple(ecg.shape)}"
+        if ecg.dim() == 3 and ecg.shape[1] == NUM_LEADS and ecg.shape[2] < steps:
             message += f"; pad them with {_either_side(steps - ecg.shape[2])}"
         raise ShapeError(message)
 

@@ -15,10 +15,11 @@ from trifuse.architectures.data.ecg.median_beat import load_beat, network_ecg
 from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.architectures.data.layouts.cohort import Case, Cohort, listed
 from trifuse.architectures.data.layouts.read_case import load_image
-from trifuse.architectures.data.samples.side_inputs import PRIOR_CHANNELS, SideInputs
+from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.runs.recipes import RecipeError
+from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 from trifuse.architectures.storage.text import count
 from trifuse.kernels import DataError, MissingExtra
 
@@ -76,7 +77,7 @@ class PriorRecipe:
 
 
 @dataclass(frozen=True)
-class EcgRecipe:
+class EcgInputRecipe:
     """How ECGs become inputs.
 
     Attributes:
@@ -101,7 +102,7 @@ def case_side_inputs(
     case_ids: Sequence[str],
     network: TaffUNetConfig,
     prior: PriorRecipe,
-    ecg: EcgRecipe,
+    ecg: EcgInputRecipe,
     *,
     labels: Path | None = None,
 ) -> dict[str, SideInputs]:
@@ -216,7 +217,9 @@ def _largest_heart(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 # ----------------------------------------------------------------------------------------------------- the ECG
 
 
-def _ecg_inputs(case: Case, network: TaffUNetConfig, recipe: EcgRecipe, notes: list[str]) -> Mapping[str, torch.Tensor]:
+def _ecg_inputs(
+    case: Case, network: TaffUNetConfig, recipe: EcgInputRecipe, notes: list[str]
+) -> Mapping[str, torch.Tensor]:
     """Return ``ecg``, ``interval`` and ``has_ecg`` of a case; zeros and False for one without a usable ECG."""
     clinical = case.clinical
     signal, interval = None, 0.0
@@ -261,7 +264,7 @@ def side_input_shapes(network: TaffUNetConfig, side: int) -> dict[str, tuple[int
     """Return the shape, without a batch, of what the network takes beside images of ``side`` pixels."""
     shapes: dict[str, tuple[int, ...]] = {}
     if network.takes_prior:
-        shapes["prior"] = (PRIOR_CHANNELS, side, side)
+        shapes["prior"] = (AHA_SEGMENTS, side, side)
     if network.takes_ecg:
         shapes |= {"ecg": (len(LEADS), network.ecg.time_steps), "interval": ()}
     return shapes

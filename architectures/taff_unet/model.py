@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
+from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 from trifuse.blocks.ecg_attention import EcgAttention
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.plain_unet import PlainUNetDecoder, PlainUNetEncoder, check_sides, planned_features, planned_stages
@@ -21,10 +22,9 @@ from trifuse.kernels import CheckpointError, ShapeError
 from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.library import values_at_hand
 
-from .ecg_autoencoder import LEADS, EcgAutoencoder, EcgAutoencoderConfig
+from .ecg_autoencoder import NUM_LEADS, EcgAutoencoder, EcgAutoencoderConfig
 from .variants import ECG, PRIOR, SETTINGS, TIME
 
-SEGMENTS = 17  # channels of the prior
 Skip = Literal["fused", "original"]
 
 
@@ -171,7 +171,7 @@ class TaffUNet(Pretrained, nn.Module):
         super().__init__()
         self.config = config
         features = config.features
-        self.encoder = PlainUNetEncoder(1 + SEGMENTS * config.takes_prior, features)
+        self.encoder = PlainUNetEncoder(1 + AHA_SEGMENTS * config.takes_prior, features)
         self.decoder = PlainUNetDecoder(features, config.num_classes)
         self.ecg = _autoencoder(config) if config.takes_ecg else None
         self.fusion = _fusion(config) if config.takes_ecg else None
@@ -272,7 +272,7 @@ class TaffUNet(Pretrained, nn.Module):
             return None
         if beat.present is None:
             return self.ecg.decode(beat.code)
-        shape = (LEADS, self.ecg.config.time_steps)
+        shape = (NUM_LEADS, self.ecg.config.time_steps)
         return _of_present(self.ecg.decode, beat.code, beat.present, shape, gather=self._gathers(beat.present))
 
     def _gathers(self, present: Tensor) -> bool:
@@ -312,13 +312,13 @@ class TaffUNet(Pretrained, nn.Module):
         if prior is None:
             if self.config.takes_prior:
                 raise ValueError(
-                    f"TaffUNet: setting {setting!r} needs prior, one-hot AHA segments of shape (B, {SEGMENTS}, H, W); "
-                    "aha17_map makes them"
+                    f"TaffUNet: setting {setting!r} needs prior, one-hot AHA segments of shape "
+                    f"(B, {AHA_SEGMENTS}, H, W); aha17_map makes them"
                 )
             return
         if not self.config.takes_prior:
             raise ValueError(f"TaffUNet: setting {setting!r} takes no prior; leave it out, or use 'ap' or 'full'")
-        wanted = (image.shape[0], SEGMENTS, *image.shape[2:])
+        wanted = (image.shape[0], AHA_SEGMENTS, *image.shape[2:])
         if prior.shape != wanted:
             raise ShapeError(f"TaffUNet: expected a prior of shape {wanted}, got {tuple(prior.shape)}")
 

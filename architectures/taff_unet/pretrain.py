@@ -122,7 +122,7 @@ class EcgData:
 
 
 @dataclass(frozen=True)
-class EcgRecipe:
+class EcgPretrainingRecipe:
     """A run of the ECG autoencoder; the defaults are those of pre-training on PTB-XL.
 
     Attributes:
@@ -225,7 +225,7 @@ class BeatValidation:
         return {"explained": 1.0 - error, "reconstruction_loss": error}
 
 
-def train(recipe: EcgRecipe, out: Path, **options: Unpack[RunOptions]) -> Path | None:
+def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]) -> Path | None:
     """Run a recipe from its records to ``out/report.md``, and return that path (None on all ranks but the first).
 
     The autoencoder is in ``out/best``.
@@ -274,7 +274,7 @@ def train(recipe: EcgRecipe, out: Path, **options: Unpack[RunOptions]) -> Path |
     )
 
 
-def build_network(recipe: EcgRecipe) -> EcgAutoencoder:
+def build_network(recipe: EcgPretrainingRecipe) -> EcgAutoencoder:
     """Make the recipe's network, or load the one that it starts from.
 
     Raises:
@@ -290,7 +290,7 @@ def build_network(recipe: EcgRecipe) -> EcgAutoencoder:
     return model
 
 
-def prepare_beats(recipe: EcgRecipe) -> PreparedBeats:
+def prepare_beats(recipe: EcgPretrainingRecipe) -> PreparedBeats:
     """Read the records of each part down to their beats.
 
     Raises:
@@ -305,7 +305,9 @@ def prepare_beats(recipe: EcgRecipe) -> PreparedBeats:
     return PreparedBeats({part: found for part, (found, _) in read.items()}, left_out)
 
 
-def fit_network(model: EcgAutoencoder, recipe: EcgRecipe, beats: PreparedBeats, out: Path, **options: Any) -> FitResult:
+def fit_network(
+    model: EcgAutoencoder, recipe: EcgPretrainingRecipe, beats: PreparedBeats, out: Path, **options: Any
+) -> FitResult:
     """Train a network on prepared beats; ``options`` are those of `fit`."""
     return fit(
         model,

@@ -18,7 +18,7 @@ from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import ScarLoss
 
 from .first_pass import first_pass, predict_first_pass
-from .inputs import ORACLE, EcgRecipe, PriorRecipe, case_side_inputs, describe_inputs, require_choice
+from .inputs import ORACLE, EcgInputRecipe, PriorRecipe, case_side_inputs, describe_inputs, require_choice
 from .model import TaffOutput, TaffUNet, TaffUNetConfig
 from .optimisation import PartsRecipe, taff_param_groups
 from .report import draw_pictures
@@ -51,7 +51,7 @@ class TaffUNetRecipe:
     training: Recipe = field(default_factory=nnunet_training)
     parts: PartsRecipe = field(default_factory=PartsRecipe)
     prior: PriorRecipe = field(default_factory=PriorRecipe)
-    ecg: EcgRecipe = field(default_factory=EcgRecipe)
+    ecg: EcgInputRecipe = field(default_factory=EcgInputRecipe)
     lambda_ecg: float = 1.0
     ecg_warmup_epochs: float = 10.0
     mask_padding: bool = False
@@ -110,9 +110,9 @@ def prediction_side_inputs(
     Raises:
         DataError: there is nothing to build the prior from.
     """
-    prior, ecg = PriorRecipe("predicted"), EcgRecipe()
+    prior, ecg = PriorRecipe("predicted"), EcgInputRecipe()
     if run is not None:
-        prior, ecg = run_section(run, "prior", PriorRecipe), run_section(run, "ecg", EcgRecipe)
+        prior, ecg = run_section(run, "prior", PriorRecipe), run_section(run, "ecg", EcgInputRecipe)
     if model.config.takes_prior and prior_labels is None:
         prior_labels = predict_first_pass(run, cohort, out / FIRST_PASS_FOLDER, prior, batch_size)
     case_ids = [case.case_id for case in cohort.cases]

@@ -13,8 +13,6 @@ from torch import Tensor
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
 from trifuse.kernels.errors import DataError
 
-PRIOR_CHANNELS = 17  # segments of the American Heart Association's model of the left ventricle
-
 
 @dataclass(frozen=True, eq=False)
 class SideInputs:

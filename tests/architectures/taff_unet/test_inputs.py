@@ -15,7 +15,7 @@ from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.taff_unet.inputs import (
     ORACLE,
-    EcgRecipe,
+    EcgInputRecipe,
     PriorRecipe,
     UndividedWall,
     case_side_inputs,
@@ -47,7 +47,7 @@ def without_ecg(cohort, case_id):
 
 
 def test_the_prior_divides_the_wall_of_its_labels(cohort):
-    side_inputs = case_side_inputs(cohort, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
+    side_inputs = case_side_inputs(cohort, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgInputRecipe())
     for case_id, extra in side_inputs.items():
         _, labels = load_case(cohort, cohort.case(case_id))
         np.testing.assert_array_equal(extra.prior > 0, labels.voxels >= 2)
@@ -62,7 +62,7 @@ def test_a_predicted_prior_is_not_that_of_the_reference(cohort, tmp_path):
     predicted[:, :3, :3] = 2  # an island far from the heart
     predicted[0] = 0
     write_labels(tmp_path / "case001.nii.gz", predicted, like=truth)
-    prior = case_side_inputs(cohort, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)[
+    prior = case_side_inputs(cohort, ["case001"], FULL, PriorRecipe("predicted"), EcgInputRecipe(), labels=tmp_path)[
         "case001"
     ].prior
     assert not prior[0].any()
@@ -73,7 +73,7 @@ def test_a_predicted_prior_is_not_that_of_the_reference(cohort, tmp_path):
 def test_e10_a_first_pass_that_found_no_wall_gives_no_prior_and_says_so(cohort, tmp_path):
     _, truth = load_case(cohort, cohort.case("case001"))
     write_labels(tmp_path / "case001.nii.gz", np.zeros_like(truth.voxels), like=truth)
-    extra = case_side_inputs(cohort, ["case001"], FULL, PriorRecipe("predicted"), EcgRecipe(), labels=tmp_path)[
+    extra = case_side_inputs(cohort, ["case001"], FULL, PriorRecipe("predicted"), EcgInputRecipe(), labels=tmp_path)[
         "case001"
     ]
     assert not extra.prior.any()
@@ -85,21 +85,23 @@ def test_e10_a_reference_without_a_wall_is_refused_with_its_case(cohort):
     truth = read_labels(case.label)
     write_labels(case.label, np.minimum(truth.voxels, 1), like=truth)
     with pytest.raises(UndividedWall, match="case001: wall"):
-        case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())
+        case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgInputRecipe())
 
 
 def test_missing_landmarks_name_the_case_and_the_way_out(cohort):
     cases = tuple(replace(case, clinical=replace(case.clinical, rv_inferior=None)) for case in cohort.cases)
     lacking = replace(cohort, cases=cases)
     with pytest.raises(DataError, match=r"2 problems(.|\n)*case001: insertions(.|\n)*--reference orientation"):
-        case_side_inputs(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
-    side_inputs = case_side_inputs(lacking, ["case001"], FULL, PriorRecipe("gt", reference="orientation"), EcgRecipe())
+        case_side_inputs(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgInputRecipe())
+    side_inputs = case_side_inputs(
+        lacking, ["case001"], FULL, PriorRecipe("gt", reference="orientation"), EcgInputRecipe()
+    )
     assert side_inputs["case001"].prior.any()
 
 
 def test_b9_a_case_without_an_ecg_brings_zeros_and_says_that_it_has_none(cohort):
     lacking = without_ecg(cohort, "case002")
-    side_inputs = case_side_inputs(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgRecipe())
+    side_inputs = case_side_inputs(lacking, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgInputRecipe())
     with_ecg, without = side_inputs["case001"].constants, side_inputs["case002"].constants
     assert with_ecg["ecg"].shape == without["ecg"].shape == (12, 608)
     assert with_ecg["has_ecg"]
@@ -116,19 +118,19 @@ def test_b9_a_case_without_an_ecg_brings_zeros_and_says_that_it_has_none(cohort)
 def test_e6_an_ecg_without_beats_counts_as_absent_or_is_an_error(cohort):
     path = cohort.case("case001").clinical.ecg
     np.save(path.with_suffix(".npy"), np.zeros((12, 5000), np.float32))
-    extra = case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe())["case001"]
+    extra = case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgInputRecipe())["case001"]
     assert not extra.constants["has_ecg"]
     assert any("its ECG counts as absent" in note for note in extra.notes)
     odd = describe_inputs({"case001": extra}, FULL, ORACLE_PRIOR)["Odd about the inputs"]
     assert "its ECG counts as absent" in odd
     assert odd.endswith("(case001)")
     with pytest.raises(DataError):
-        case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgRecipe(unusable="error"))
+        case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgInputRecipe(unusable="error"))
 
 
 def test_networks_are_given_what_they_take(cohort):
     for setting, prior, ecg in (("baseline", False, False), ("ap", True, False), ("ecg", False, True)):
-        extra = case_side_inputs(cohort, ["case001"], replace(FULL, setting=setting), ORACLE_PRIOR, EcgRecipe())[
+        extra = case_side_inputs(cohort, ["case001"], replace(FULL, setting=setting), ORACLE_PRIOR, EcgInputRecipe())[
             "case001"
         ]
         assert (extra.prior is not None, bool(extra.constants)) == (prior, ecg)
@@ -164,4 +166,4 @@ def test_priors_that_cannot_be_are_refused(options, message):
 
 def test_an_ecg_needs_a_beat():
     with pytest.raises(ValueError, match="min_beats must be at least 1, got 0"):
-        EcgRecipe(min_beats=0)
+        EcgInputRecipe(min_beats=0)

@@ -20,7 +20,7 @@ from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig
 from trifuse.architectures.taff_unet.pretrain import (
     BeatValidation,
     EcgData,
-    EcgRecipe,
+    EcgPretrainingRecipe,
     ReconstructionLoss,
     build_network,
     fit_network,
@@ -35,10 +35,10 @@ from trifuse.kernels import CheckpointError, DataError
 SMALL = EcgAutoencoderConfig(base_dim=2, z_dim=8)
 
 
-def recipe(root: Path, *, epochs: int = 2, **changes) -> EcgRecipe:
+def recipe(root: Path, *, epochs: int = 2, **changes) -> EcgPretrainingRecipe:
     data = changes.pop("data", {})
     training = Recipe(epochs=epochs, batch_size=2, lr=3e-3, device="cpu")
-    return EcgRecipe(data=EcgData(root=str(root), **data), network=SMALL, training=training, **changes)
+    return EcgPretrainingRecipe(data=EcgData(root=str(root), **data), network=SMALL, training=training, **changes)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_from_records_to_a_report(records, tmp_path):
     assert float(log[0]["val_reconstruction_loss"]) == pytest.approx(1 - scores[0])
 
 
-def fitted(plan: EcgRecipe, out: Path) -> list[dict[str, str]]:
+def fitted(plan: EcgPretrainingRecipe, out: Path) -> list[dict[str, str]]:
     """Train without a report; return the rows of the log."""
     fit_network(build_network(plan), plan, prepare_beats(plan), out)
     return rows(out / "log.csv")
@@ -131,9 +131,9 @@ def test_it_learns(records, tmp_path):
     assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
 
 
-def real_recipe(data: Path, *, epochs: int) -> EcgRecipe:
+def real_recipe(data: Path, *, epochs: int) -> EcgPretrainingRecipe:
     """All real records train but one, which is never seen."""
-    return EcgRecipe(
+    return EcgPretrainingRecipe(
         data=EcgData(
             root=str(data / "ptbxl_subset"),
             kind="records",
@@ -282,7 +282,7 @@ def test_a_flat_line_has_error_one():
 
 
 def test_defaults():
-    training = EcgRecipe().training
+    training = EcgPretrainingRecipe().training
     assert (training.optimizer, training.weight_decay, training.betas) == ("adamw", 5e-5, (0.9, 0.95))
     assert (training.lr, training.batch_size, training.epochs) == (1e-3, 128, 300)
     assert training.warmup_epochs == pytest.approx(60)
@@ -300,7 +300,7 @@ def test_defaults():
 def test_starting_from_a_trained_autoencoder(records, tmp_path):
     model = EcgAutoencoder(replace(SMALL, lead_layout="upstream", init_seed=9))
     model.save_pretrained(tmp_path / "init")
-    start = EcgRecipe(data=EcgData(root=str(records)), init=str(tmp_path / "init"))
+    start = EcgPretrainingRecipe(data=EcgData(root=str(records)), init=str(tmp_path / "init"))
     loaded = build_network(start)
     assert loaded.config == model.config
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
@@ -320,9 +320,9 @@ def test_starting_from_a_trained_autoencoder(records, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EcgRecipe(network=EcgAutoencoderConfig(time_steps=64)), "network.time_steps must be 608"),
-        (lambda: EcgRecipe(lead_masking=1.0), r"lead_masking must be in \[0, 1\), got 1.0"),
-        (lambda: EcgRecipe(mixing=-0.5), r"mixing must be in \[0, 1\), got -0.5"),
+        (lambda: EcgPretrainingRecipe(network=EcgAutoencoderConfig(time_steps=64)), "network.time_steps must be 608"),
+        (lambda: EcgPretrainingRecipe(lead_masking=1.0), r"lead_masking must be in \[0, 1\), got 1.0"),
+        (lambda: EcgPretrainingRecipe(mixing=-0.5), r"mixing must be in \[0, 1\), got -0.5"),
         (lambda: EcgData(kind="folder"), "kind: expected one of 'auto', 'ptbxl', 'cohort', 'records', got 'folder'"),
         (lambda: EcgData(min_beats=0), "min_beats must be at least 1, got 0"),
     ],
