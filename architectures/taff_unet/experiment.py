@@ -51,7 +51,7 @@ _COHORT_OF_ECGS = RecipeOption(
 ECG = Pretraining(
     name="ecg",
     summary="the ECG autoencoder: on PTB-XL, or further on a cohort's training cases",
-    recipe="pretrain:EcgRecipe",
+    recipe="pretrain:EcgPretrainingRecipe",
     run="pretrain:train",
     sources=(
         RecipeOption("data.root", "data", "PTB-XL's folder, or a folder of records", {"type": Path, "nargs": "?"}),

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from trifuse.architectures.data.layouts.cohort import Case, Cohort
 from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labels
+from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 
 from .case_cache import CaseCache
 from .preprocessing import Preprocessing, Slices, patches_and_spacing
 from .resampling import PlaneGrid
-from .side_inputs import PRIOR_CHANNELS, SideInputs, side_inputs_of
+from .side_inputs import SideInputs, side_inputs_of
 from .slice_dataset import no_slice, slices_that_count
 from .volume_to_slices import network_input
 
@@ -102,7 +103,7 @@ class ResampledCases:
 
 def one_hot_prior(segments: Tensor) -> Tensor:
     """Turn segments (..., H, W), 0 to 17, into the channels (..., 17, H, W) that a network gets, float32."""
-    numbers = torch.arange(1, PRIOR_CHANNELS + 1, dtype=segments.dtype, device=segments.device)
+    numbers = torch.arange(1, AHA_SEGMENTS + 1, dtype=segments.dtype, device=segments.device)
     return (segments.unsqueeze(-3) == numbers[:, None, None]).float()
 
 

@@ -9,7 +9,7 @@ from command import run_main
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.taff_unet import EcgAutoencoder
-from trifuse.architectures.taff_unet.pretrain import EcgRecipe
+from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_an_autoencoder_is_trained_on_a_cohort_and_starts_the_network(scar_cohor
     assert run_main(words, capsys)[0] == 0
     run = json.loads((tmp_path / "ecg" / "run.json").read_text())
     assert run["recipe"]["lr"] == 1e-4  # fine-tuning is slower
-    assert EcgAutoencoder.from_pretrained(tmp_path / "ecg" / "best").config == EcgRecipe().network
+    assert EcgAutoencoder.from_pretrained(tmp_path / "ecg" / "best").config == EcgPretrainingRecipe().network
     recipes = []
     monkeypatch.setattr("trifuse.architectures.runs.pipeline.train", lambda recipe, out, **_: recipes.append(recipe))
     words = ["train", "taff_unet", scar_cohort, "--ecg", tmp_path / "ecg" / "best", "--prior", "gt", "--out", tmp_path]
