@@ -1,4 +1,4 @@
-"""Volumes in, label maps on the native grid out: slice by slice, one case at a time, never half a file."""
+"""Predict label maps on the native grid of volumes, one case at a time; files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def predict_cases(
         case.case_id: None if side_inputs is None else side_inputs_of(side_inputs, case.case_id) for case in cases
     }
     made_by = _MadeBy(digest_of_tensors(model.state_dict()), preprocessing)
-    _open_folder(out, made_by, {name: None if one is None else one.digest() for name, one in brought.items()})
+    _open_predictions(out, made_by, {name: None if one is None else one.digest() for name, one in brought.items()})
     problems = []
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
         path = prediction_path(out, case.case_id)
@@ -185,7 +185,7 @@ class _MadeBy:
         return values
 
 
-def _open_folder(out: Path, made_by: _MadeBy, side_inputs: Mapping[str, str | None]) -> None:
+def _open_predictions(out: Path, made_by: _MadeBy, side_inputs: Mapping[str, str | None]) -> None:
     """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left.
 
     Of the side inputs, those of every case that is there already must be the same.

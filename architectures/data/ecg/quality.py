@@ -21,7 +21,7 @@ TRIANGLE_RESIDUAL = 0.3
 def checked_leads(
     signal_mv: np.ndarray, rate_hz: float, name: str, leads: Sequence[str], *, simultaneous: bool
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Bridge short gaps and mask leads that show no heart.
+    """Bridge short gaps and mask leads without a usable signal.
 
     Args:
         signal_mv: leads of shape (12, T); NaN where nothing was recorded.
@@ -39,7 +39,7 @@ def checked_leads(
     """
     checked, usable, notes = np.zeros_like(signal_mv), np.zeros(len(leads), bool), []
     for row, lead in enumerate(leads):
-        values, fault, bridged = _look_at(signal_mv[row], rate_hz, simultaneous)
+        values, fault, bridged = _examined(signal_mv[row], rate_hz, simultaneous)
         usable[row] = not fault
         if fault:
             notes.append(f"{lead} is not used: {fault}")
@@ -78,7 +78,7 @@ def refuse_broken_triangle(signal_mv: np.ndarray, usable: np.ndarray, name: str)
     return ()
 
 
-def _look_at(values: np.ndarray, rate_hz: float, simultaneous: bool) -> tuple[np.ndarray, str, int]:
+def _examined(values: np.ndarray, rate_hz: float, simultaneous: bool) -> tuple[np.ndarray, str, int]:
     """Return a lead with its gaps bridged, what makes it unusable ("" if nothing), and how many samples that took."""
     part = slice(0, values.size) if simultaneous else recorded_part(values)
     inside = values[part]
@@ -96,7 +96,7 @@ def _look_at(values: np.ndarray, rate_hz: float, simultaneous: bool) -> tuple[np
 
 
 def _fault(values: np.ndarray, rate_hz: float) -> str:
-    """Say why a lead without gaps shows no heart; nothing if it does."""
+    """Return why a lead without gaps is unusable; empty if it is usable."""
     span = float(np.ptp(values))
     if span < 1e-3 or longest_run(np.diff(values) == 0) >= values.size // 2:
         return "flat"

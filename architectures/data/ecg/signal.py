@@ -135,7 +135,7 @@ def at_rate(record: EcgRecord, rate_hz: float = RATE_HZ) -> EcgRecord:
 
 
 def refuse_wrong_units(signal_mv: np.ndarray, name: str) -> None:
-    """Refuse amplitudes that no heart has in millivolts.
+    """Refuse amplitudes that are implausible in millivolts.
 
     Raises:
         DataError: the leads' typical height is above 20 mV or below 0.02 mV.

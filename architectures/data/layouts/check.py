@@ -72,26 +72,26 @@ def check_cohort(cohort: Cohort, *, digests: Path | None = None) -> Findings:
             uncompressed file.
     """
     notes = [f"{cohort.root}: {note}" for note in cohort.notes]
-    seen = _Seen(cohort, layout_of(cohort.root, cohort.layout), missing_files(cohort.cases), notes)
+    found = _Collected(cohort, layout_of(cohort.root, cohort.layout), missing_files(cohort.cases), notes)
     for case in cohort.cases:
         if not missing_files([case]):
-            for look in (seen.look_at, seen.look_at_ecg):
+            for check in (found.check_images, found.check_ecg):
                 try:
-                    look(case)
+                    check(case)
                 except DataError as error:
-                    seen.errors.append(error)
-    seen.look_at_classes()
+                    found.errors.append(error)
+    found.check_classes()
     if digests is not None:
-        _compare_digests(cohort, Path(digests), seen.errors, seen.warnings)
-    return Findings(cohort, tuple(seen.errors), tuple(seen.warnings))
+        _compare_digests(cohort, Path(digests), found.errors, found.warnings)
+    return Findings(cohort, tuple(found.errors), tuple(found.warnings))
 
 
 @dataclass
-class _Seen:
+class _Collected:
     """What was found so far.
 
     Attributes:
-        cohort, layout: what is looked at.
+        cohort, layout: what is checked.
         errors, warnings: what was found.
         voxels: the first case with such voxels, by their digest.
         classes, background: in how many cases a class, and a label value that is no target, occurs.
@@ -107,11 +107,11 @@ class _Seen:
     background: Counter[int] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
 
-    def look_at(self, case: Case) -> None:
-        """Read a case; raises what makes it unusable."""
+    def check_images(self, case: Case) -> None:
+        """Read the image and the labels of a case; raises what makes them unusable."""
         image, raw = load_raw_case(case)
         self.warnings += _notes(image) + ([] if raw is None else _notes(raw))
-        self._look_for_twins(case, image)
+        self._compare_voxels(case, image)
         if self.layout.check_case is not None:
             errors, warnings = self.layout.check_case(case, image, raw)
             self.errors += errors
@@ -128,14 +128,14 @@ class _Seen:
         if self.cohort.others_are_background and self.cohort.label_map is not None:
             self.background.update(set(np.unique(raw.voxels).tolist()) - {0, *self.cohort.label_map})
 
-    def look_at_ecg(self, case: Case) -> None:
+    def check_ecg(self, case: Case) -> None:
         """Read the ECG of a case, if it has one, down to a beat; raises what makes it unusable."""
         if case.clinical is None or case.clinical.ecg is None:
             return
         beat = load_beat(case.clinical.ecg, rate_hz=case.clinical.ecg_rate_hz)
         self.warnings += [f"{case.clinical.ecg}: ECG: {note}" for note in beat.notes]
 
-    def _look_for_twins(self, case: Case, image: Volume) -> None:
+    def _compare_voxels(self, case: Case, image: Volume) -> None:
         first = self.voxels.setdefault(_voxel_digest(image), case)
         if first is case:
             return
@@ -146,7 +146,7 @@ class _Seen:
             hint = "if they were split apart, the test set would leak into training"
             self.errors.append(DataError(case.image, "image", got=text, want="images that differ", hint=hint))
 
-    def look_at_classes(self) -> None:
+    def check_classes(self) -> None:
         """Compare the classes of the cohort with those of its cases."""
         cohort = self.cohort
         for value, cases in sorted(self.background.items()):

@@ -227,7 +227,7 @@ def _organ_values(cohort: Cohort) -> np.ndarray:
 
 
 def _words(name: str) -> frozenset[str]:
-    """Tell ``kidney_left`` and ``left kidney`` for the same."""
+    """Return the words of a name, so that ``kidney_left`` and ``left kidney`` are the same."""
     return frozenset(re.split(r"[\W_]+", name.casefold()))
 
 

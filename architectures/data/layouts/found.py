@@ -1,4 +1,4 @@
-"""What finding the cases of a folder gives, whatever its layout: the cases, what is wrong, and what the labels mean."""
+"""What a layout finds in a folder: the cases, what is wrong with its files, and what the labels mean."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def open_cohort(root: Path, layout: str = AUTO, targets: Targets | None = None, 
 def scan_cohort(
     root: Path, layout: str = AUTO, targets: Targets | None = None, **options: Any
 ) -> tuple[Cohort, list[DataError]]:
-    """Do as ``open_cohort``, but return what is wrong with names and files beside the cohort.
+    """Find the cases as ``open_cohort`` does, and return what is wrong with names and files beside the cohort.
 
     Raises:
         DataError: there is no case at all, or the arguments make no sense.
@@ -61,12 +61,12 @@ def scan_cohort(
         known = ", ".join(option.name for option in COHORT_OPTIONS)
         raise TypeError(f"options of a cohort: expected some of {known}, got {', '.join(sorted(unknown))}")
     chosen = layout_of(root, layout)
-    _refuse_strange_options(root, chosen, options)
+    _refuse_options_of_others(root, chosen, options)
     values = _values(chosen, options)
     found = _find(root, chosen, values)
     classes = _classes(root, chosen, found, targets, values)
-    cases, strangers = _with_patients(found.cases, options.get("patient_pattern"))
-    problems = [*found.problems, *strangers, *_collisions(root, cases), *missing_files(cases)]
+    cases, unmatched = _with_patients(found.cases, options.get("patient_pattern"))
+    problems = [*found.problems, *unmatched, *_collisions(root, cases), *missing_files(cases)]
     cohort = Cohort(
         root,
         chosen.name,
@@ -140,7 +140,7 @@ def layout_of(root: Path, name: str = AUTO) -> Layout:
 # --------------------------------------------------------------------------------------------- scanning
 
 
-def _refuse_strange_options(root: Path, layout: Layout, options: Mapping[str, Any]) -> None:
+def _refuse_options_of_others(root: Path, layout: Layout, options: Mapping[str, Any]) -> None:
     """Refuse options that belong to another layout, unless they have their default."""
     for owner in LAYOUTS:
         for option in owner.options if owner is not layout else ():

@@ -67,7 +67,7 @@ def map_labels(cohort: Cohort, raw: Volume) -> Volume:
         for value, index in cohort.label_map.items():
             classes[raw.voxels == value] = index
         if not cohort.others_are_background:
-            _refuse_strange_values(cohort.label_map, raw)
+            _refuse_unknown_values(cohort.label_map, raw)
     return replace(raw, voxels=classes)
 
 
@@ -82,7 +82,7 @@ def _refuse_other_numbering(cohort: Cohort, raw: Volume) -> None:
         raise DataError(raw.path, "labels", got=f"largest label {largest}", want=want, hint=hint)
 
 
-def _refuse_strange_values(label_map: Mapping[int, int], raw: Volume) -> None:
+def _refuse_unknown_values(label_map: Mapping[int, int], raw: Volume) -> None:
     """Refuse values that have no class where no targets were named."""
     values, counts = np.unique(raw.voxels, return_counts=True)
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
