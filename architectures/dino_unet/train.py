@@ -66,17 +66,17 @@ def fit_options(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out
     """Return how this network is trained, as arguments of `trifuse.architectures.training.loop.fit`."""
     train_set: Any = data.train_set
     val_set: Any = data.val_set
-    step = forward_image
+    forward = forward_image
     if recipe.cache_features:
         cached = partial(FeatureCache, model, folder=out / "cache", device=recipe.training.device)
-        train_set, val_set, step = cached(train_set), cached(val_set), segment_features
+        train_set, val_set, forward = cached(train_set), cached(val_set), segment_features
     base = _frozen_base(recipe.network.encoder_checkpoint)
     return {
         "train_set": train_set,
         "loss": SegmentationLoss(batch_dice=recipe.batch_dice),
-        "validate": SliceValidation(val_set, data.cohort.class_names, recipe.training.batch_size, step),
+        "validate": SliceValidation(val_set, data.cohort.class_names, recipe.training.batch_size, forward),
         "run_config": {"encoder": None if base is None else base.sha256},
-        "step": step,
+        "forward": forward,
         "param_groups": lambda network: parameter_groups(network, recipe),
         "describe": block_weights,
         "base": base,

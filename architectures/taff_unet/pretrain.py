@@ -315,7 +315,7 @@ def fit_network(
         recipe.training,
         out,
         loss=ReconstructionLoss(recipe.mask_padding),
-        step=lambda network, batch: network(batch["ecg"]),
+        forward=lambda network, batch: network(batch["ecg"]),
         validate=BeatValidation(beats.parts[beats.validated_on], recipe.training.batch_size),
         monitor="explained",
         run_config={"architecture": EcgAutoencoder.architecture, **describe_run(recipe)},

@@ -25,7 +25,7 @@ from trifuse.architectures.evaluation.tables import number, write_csv
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.training.batches import on_device
-from trifuse.architectures.training.loop import beside_the_image
+from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.kernels import DataError
 
 from .aha17 import scar_burden_ml
@@ -101,7 +101,7 @@ def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -
     with torch.inference_mode():
         for batch in loader:
             batch = on_device(batch, device)
-            gate: Tensor | None = model.run(batch["image"], **beside_the_image(batch)).gate
+            gate: Tensor | None = model.run(batch["image"], **side_inputs_of(batch)).gate
             assert gate is not None  # the network takes an ECG
             for case_id, weight in zip(batch["case_id"], gate[:, 1].tolist(), strict=True):
                 found[case_id].append(weight)

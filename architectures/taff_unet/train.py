@@ -13,7 +13,7 @@ from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, run_section
 from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data, nnunet_training
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe
-from trifuse.architectures.training.loop import beside_the_image
+from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import ScarLoss
 
@@ -82,7 +82,7 @@ def fit_options(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
             entropy_sign=recipe.entropy_sign,
             mask_padding=recipe.mask_padding,
         ),
-        "step": run_with_side_inputs,
+        "forward": run_with_side_inputs,
         "param_groups": taff_param_groups(model, recipe.parts),
         "monitor_smoothing": VAL_DICE_EMA,
     }
@@ -90,7 +90,7 @@ def fit_options(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
 
 def run_with_side_inputs(model: Any, batch: dict[str, Any]) -> TaffOutput:
     """Run the network on a batch, with what it takes of it."""
-    return model.run(batch["image"], **beside_the_image(batch))
+    return model.run(batch["image"], **side_inputs_of(batch))
 
 
 def prediction_side_inputs(

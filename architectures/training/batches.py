@@ -104,9 +104,9 @@ class Batches:
             generator=torch.Generator(),  # or the loader would draw from the global one
         )
 
-    def samples_in_step(self, step: int) -> int:
+    def samples_in_step(self, step_in_epoch: int) -> int:
         """Return how many samples a step of an epoch sees, all ranks together."""
-        return min(self._recipe.batch_size, self.samples - step * self._recipe.batch_size)
+        return min(self._recipe.batch_size, self.samples - step_in_epoch * self._recipe.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[MicroBatch, dict[str, Any]]]]:
         """Yield what each step computes, from ``first_step`` on: micro-batches and their collated samples.

@@ -32,7 +32,13 @@ _LONGEST_WAIT = timedelta(hours=2)  # the other ranks wait while rank 0 validate
 
 @dataclass(frozen=True)
 class World:
-    """The ranks that train together, seen from one of them."""
+    """The ranks that train together, as one of them sees them.
+
+    Attributes:
+        rank: the number of this one, counted from 0.
+        size: how many there are.
+        device: where this one computes.
+    """
 
     rank: int
     size: int
@@ -40,7 +46,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that validates, logs and saves."""
+        """Whether this is rank 0, the one that validates, logs and saves."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -63,7 +69,7 @@ class World:
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with those of rank 0."""
+        """Overwrite the tensors of all ranks with those of rank 0."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
@@ -78,31 +84,23 @@ class World:
 
     @contextmanager
     def raise_on_any_rank(self) -> Iterator[None]:
-        """Run a part that may fail on any rank: if one fails, all raise, and say which one and why."""
+        """Raise on every rank what is raised inside this block on any of them.
+
+        A rank that fails raises its own error; the others raise a `TrifuseError` that names the failed ranks and their
+        errors. Without this they would wait for the failed rank until they time out.
+        """
         error: Exception | None = None
         try:
             yield
         except Exception as caught:
             error = caught
-        if self.any(error is not None):
-            reports = self._gather("" if error is None else f"rank {self.rank}: {error}")
+        if self.any(error is not None) and self.size > 1:
+            reports = [""] * self.size
+            dist.all_gather_object(reports, "" if error is None else f"rank {self.rank}: {error}")
             if error is None:
                 raise TrifuseError("another rank failed: " + "; ".join(filter(None, reports)))
         if error is not None:
             raise error
-
-    def _gather(self, text: str) -> list[str]:
-        """Return every rank's text."""
-        if self.size == 1:
-            return [text]
-        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        lengths = [torch.tensor(0) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor(len(content)))
-        padded = torch.zeros(max(map(int, lengths)), dtype=torch.uint8)
-        padded[: len(content)] = content
-        texts = [torch.zeros_like(padded) for _ in lengths]
-        dist.all_gather(texts, padded)
-        return [bytes(t[:n].tolist()).decode() for t, n in zip(texts, map(int, lengths), strict=True)]
 
 
 @contextmanager

@@ -26,9 +26,9 @@ class WeightAverage:
         self.shadow = {name: tensor.detach().float().clone() for name, tensor in self._live.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after ``step`` steps."""
-        decay = min(self._decay, (1 + step) / (10 + step))
+    def update(self, steps: int) -> None:
+        """Take in the weights after ``steps`` optimiser steps."""
+        decay = min(self._decay, (1 + steps) / (10 + steps))
         for name, average in self.shadow.items():
             average.lerp_(self._live[name].float(), 1 - decay)
 

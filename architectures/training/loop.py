@@ -26,14 +26,14 @@ from .ema import WeightAverage, evaluation_mode
 from .parameter_groups import GroupSpecification, make_groups
 from .progress import Progress
 from .recipe import Recipe
-from .run_folder import locked, note_session, open_run
+from .run_folder import append_session, lock_folder, open_run
 from .signals import Interrupted, StopSignals
 from .step import Batch, Forward, Loss, TrainingStep
 from .training_state import FrozenBase, TrainerState, check_base, load_training_state, save_training_state
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
-EXTRAS = ("prior", "ecg", "interval", "has_ecg")  # inputs that a network may have beside the image
+SIDE_INPUTS = ("prior", "ecg", "interval", "has_ecg")  # inputs that a network may have beside the image
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
 
 
@@ -58,13 +58,13 @@ def forward_image(model: nn.Module, batch: Batch) -> Any:
 
 
 def forward_with_side_inputs(model: nn.Module, batch: Batch) -> Any:
-    """Return the network's output for ``batch["image"]`` and what else of `EXTRAS` the batch has."""
-    return model(batch["image"], **beside_the_image(batch))
+    """Return the network's output for ``batch["image"]`` and those of `SIDE_INPUTS` that the batch has."""
+    return model(batch["image"], **side_inputs_of(batch))
 
 
-def beside_the_image(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of `EXTRAS` a batch has."""
-    return {name: batch[name] for name in EXTRAS if name in batch}
+def side_inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `SIDE_INPUTS` that a batch has."""
+    return {name: batch[name] for name in SIDE_INPUTS if name in batch}
 
 
 def fit(
@@ -77,7 +77,7 @@ def fit(
     validate: Validate,
     run_config: Mapping[str, Any],
     config_type: type | None = None,
-    step: Forward = forward_image,
+    forward: Forward = forward_image,
     param_groups: GroupSpecification | Callable[[nn.Module], GroupSpecification] | None = None,
     monitor: str = "dice",
     monitor_smoothing: float | None = None,
@@ -107,7 +107,7 @@ def fit(
             after every epoch, in evaluation mode and without gradients, with the averaged weights if there are any.
         run_config: everything beside the recipe that decides the result, as JSON values.
         config_type: the dataclass whose fields ``run_config`` has, if any: it knows their names in older versions.
-        step: computes the outputs from a batch.
+        forward: computes the outputs from a batch.
         param_groups: the groups, or a function that makes them from the model; see `parameter_groups`.
         monitor: the metric by which the best epoch is chosen.
         monitor_smoothing: choose by the metric's moving average over epochs instead, of which this share is that of
@@ -131,12 +131,8 @@ def fit(
         progress = Progress(world.is_main)
         with world.raise_on_any_rank():
             if world.is_main:
-                stack.enter_context(locked(out))
-                description = {
-                    "recipe": {k: v for k, v in asdict(recipe).items() if k not in FREE_TO_CHANGE},
-                    "config": dict(run_config),
-                    "training_samples": len(train_set),
-                }
+                stack.enter_context(lock_folder(out))
+                description = _describe(recipe, run_config, len(train_set))
                 upgrade = partial(_upgraded, config_type)
                 for difference in open_run(out, description, resume=resume, force=force_resume, upgrade=upgrade):
                     progress.say(f"resumed with a changed configuration: {difference}")
@@ -144,17 +140,20 @@ def fit(
         model.to(world.device)
         world.broadcast(model.state_dict().values())
         with world.raise_on_any_rank():
-            run = _Run(model, train_set, recipe, out, world, progress, loss, step, param_groups, base)
+            run = _Run(model, train_set, recipe, out, world, progress, loss, forward, param_groups, base)
             run.validate, run.monitor, run.describe = validate, monitor, describe or (lambda model: {})
             run.monitor_smoothing = monitor_smoothing
             if world.is_main:
-                session = {name: getattr(recipe, name) for name in FREE_TO_CHANGE}
-                note_session(out, steps_done=run.position.step, ranks=world.size, **session, runs_on=str(world.device))
-                board = out / "tensorboard" if tensorboard else None
-                run.log = stack.enter_context(EpochLog(out / "log.csv", run.position.epoch, board))
+                run.log = stack.enter_context(run.open_log(out, tensorboard))
         gpus = [world.device] if world.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(gpus))  # the caller's random state stays as it was
         return run.train(stack.enter_context(StopSignals()))
+
+
+def _describe(recipe: Recipe, run_config: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    """Return all that decides the result of a run, which resuming must not change."""
+    kept = {name: value for name, value in asdict(recipe).items() if name not in FREE_TO_CHANGE}
+    return {"recipe": kept, "config": dict(run_config), "training_samples": samples}
 
 
 def _upgraded(config_type: type | None, description: dict[str, Any]) -> dict[str, Any]:
@@ -188,13 +187,13 @@ class _Run:
         base: FrozenBase | None,
     ) -> None:
         self.model, self.recipe, self.world, self.progress, self.base = model, recipe, world, progress, base
-        self.saves = CheckpointManager(out, progress.say)
+        self.checkpoints = CheckpointManager(out, progress.say)
         if base is not None:
             check_base(model, base)
         self.groups = make_groups(model, recipe, param_groups)
         self.average = None if recipe.ema_decay is None else WeightAverage(model, recipe.ema_decay)
         self.batches = Batches(train_set, recipe, world)
-        self.step = TrainingStep(
+        self.training_step = TrainingStep(
             model,
             forward,
             loss,
@@ -205,61 +204,68 @@ class _Run:
             steps_per_epoch=self.batches.steps_per_epoch,
             crash_folder=out / "crash",
         )
-        self.position = self._load() if self.saves.last.path.exists() else TrainerState(ranks=world.size)
+        self.state = self._load() if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
+
+    def open_log(self, out: Path, tensorboard: bool) -> EpochLog:
+        """Note in the output folder where and from which step the run goes on, and open its log of epochs."""
+        options = {name: getattr(self.recipe, name) for name in FREE_TO_CHANGE}
+        runs_on, steps_done = str(self.world.device), self.state.global_step
+        append_session(out, steps_done=steps_done, ranks=self.world.size, **options, runs_on=runs_on)
+        return EpochLog(out / "log.csv", self.state.epoch, out / "tensorboard" if tensorboard else None)
 
     def train(self, stop: StopSignals) -> FitResult:
         """Run the epochs that are left."""
-        if self.position.step == 0:
+        if self.state.global_step == 0:
             self._check_that_it_can_end_well()
-        while self.position.epoch < self.recipe.epochs:
+        while self.state.epoch < self.recipe.epochs:
             self._train_epoch(stop)
             self._end_epoch()
-            if self.position.epoch < self.recipe.epochs and self.world.any(stop.requested is not None):
+            if self.state.epoch < self.recipe.epochs and self.world.any(stop.requested is not None):
                 self._interrupt(stop)
         return self._result()
 
     def _train_epoch(self, stop: StopSignals) -> None:
-        position, steps = self.position, self.batches.steps_per_epoch
+        state, steps = self.state, self.batches.steps_per_epoch
         self.model.train()
-        for listener in (self.model, self.step.loss):
-            getattr(listener, "start_epoch", lambda epoch: None)(position.epoch)
-        self.progress.start(f"epoch {position.epoch + 1} of {self.recipe.epochs}", steps, position.step_in_epoch)
+        for listener in (self.model, self.training_step.loss):
+            getattr(listener, "start_epoch", lambda epoch: None)(state.epoch)
+        self.progress.start(f"epoch {state.epoch + 1} of {self.recipe.epochs}", steps, state.step_in_epoch)
         started_s = time.monotonic()
-        for micro_batches in self.batches.epoch(position.epoch, position.step_in_epoch):
-            outcome = self.step(micro_batches, position.step)
-            position.take(outcome, self.batches.samples_in_step(position.step_in_epoch), time.monotonic() - started_s)
+        for micro_batches in self.batches.epoch(state.epoch, state.step_in_epoch):
+            result = self.training_step(micro_batches, state.global_step)
+            state.count_step(result, self.batches.samples_in_step(state.step_in_epoch), time.monotonic() - started_s)
             started_s = time.monotonic()
-            self.progress.advance(position.step_in_epoch, f"loss {outcome.loss:.4f}")
+            self.progress.advance(state.step_in_epoch, f"loss {result.loss:.4f}")
             if self.world.any(stop.requested is not None):
                 self._save_last()
                 self._interrupt(stop)
             every = self.recipe.checkpoint_every_steps
-            if every is not None and position.step % every == 0 and position.step_in_epoch < steps:
+            if every is not None and state.global_step % every == 0 and state.step_in_epoch < steps:
                 self._save_last()
         self.progress.end()
 
     def _end_epoch(self) -> None:
         """Validate, keep the best weights, write the log line, and only then the checkpoint."""
-        position, started_s = self.position, time.monotonic()
+        state, started_s = self.state, time.monotonic()
         if self.world.is_main:
             with evaluation_mode(self.model, self.average):
                 metrics, described = self._measure(), dict(self.describe(self.model))
                 score = self._deciding_score(metrics)
-                if not math.isnan(score) and (position.best_score is None or score > position.best_score):
+                if not math.isnan(score) and (state.best_score is None or score > state.best_score):
                     self._keep_as_best(score)
             row = {
-                "epoch": position.epoch + 1,
-                "step": position.step,
+                "epoch": state.epoch + 1,
+                "step": state.global_step,
                 **self._learning_rates(),
-                "loss": position.loss_sum / self.batches.samples,
-                "gradient_norm": position.largest_gradient_norm,
+                "loss": state.loss_sum / self.batches.samples,
+                "gradient_norm": state.largest_gradient_norm,
                 **{f"val_{name}": value for name, value in metrics.items()},
                 **described,
-                "seconds": round(position.seconds + time.monotonic() - started_s, 3),
+                "seconds": round(state.seconds + time.monotonic() - started_s, 3),
             }
             self.log.append(row)
             self.progress.say(", ".join(f"{name} {value:.5g}" for name, value in row.items() if name not in described))
-        position.next_epoch()
+        state.next_epoch()
         self._save_last()
 
     def _measure(self) -> dict[str, float]:
@@ -270,18 +276,18 @@ class _Run:
 
     def _deciding_score(self, metrics: dict[str, float]) -> float:
         """Return what the best epoch is chosen by: the metric, or its moving average, which joins the metrics."""
-        score, position = metrics[self.monitor], self.position
+        score, state = metrics[self.monitor], self.state
         if self.monitor_smoothing is None:
             return score
         if not math.isnan(score):
-            before = score if position.smoothed_score is None else position.smoothed_score
-            score = position.smoothed_score = self.monitor_smoothing * before + (1 - self.monitor_smoothing) * score
+            before = score if state.smoothed_score is None else state.smoothed_score
+            score = state.smoothed_score = self.monitor_smoothing * before + (1 - self.monitor_smoothing) * score
         metrics[f"{self.monitor}{SMOOTHED}"] = score
         return score
 
     def _learning_rates(self) -> dict[str, float]:
         """Those of the step before, by log column."""
-        step, steps = max(self.position.step - 1, 0), self.batches.steps_per_epoch
+        step, steps = max(self.state.global_step - 1, 0), self.batches.steps_per_epoch
         rates = {group.name: group.set_learning_rate(self.recipe, step, steps) for group in self.groups}
         return {"lr" if len(rates) == 1 else f"lr_{name}": rate for name, rate in rates.items()}
 
@@ -289,7 +295,7 @@ class _Run:
         """Save and validate once before the first step: what would fail after an epoch fails now."""
         with self.world.raise_on_any_rank():
             if self.world.is_main:
-                self.saves.save_first(self._fill_last)
+                self.checkpoints.save_first(self._fill_last)
                 with evaluation_mode(self.model, self.average):
                     score = self._measure()[self.monitor]
                 if math.isnan(score):
@@ -297,41 +303,41 @@ class _Run:
                 self.progress.say(f"before training: {self.monitor} {score:.4f}")
 
     def _keep_as_best(self, score: float) -> None:
-        epoch = self.position.epoch + 1
+        epoch = self.state.epoch + 1
         metric = self.monitor if self.monitor_smoothing is None else f"{self.monitor}{SMOOTHED}"
 
         def write(folder: Path) -> None:
             self.model.save_pretrained(folder)  # type: ignore[operator]
             write_json(folder / "score.json", {"epoch": epoch, "metric": metric, "score": score})
 
-        if self.saves.save(self.saves.best, write):
-            self.position.best_epoch, self.position.best_score = epoch, score
+        if self.checkpoints.save(self.checkpoints.best, write):
+            self.state.best_epoch, self.state.best_score = epoch, score
 
     def _save_last(self) -> None:
         self.world.broadcast(self.model.buffers())
         if self.world.is_main:
-            self.saves.save(self.saves.last, self._fill_last)
+            self.checkpoints.save(self.checkpoints.last, self._fill_last)
 
     def _fill_last(self, folder: Path) -> None:
         self.log.write()  # first: a row that is missing on the disk belongs to an epoch that is run again
-        self.position.loss_scaling = self.step.state()
-        save_training_state(folder, self.model, self.groups, self.average, self.position, self.base)
+        self.state.loss_scaling = self.training_step.state()
+        save_training_state(folder, self.model, self.groups, self.average, self.state, self.base)
 
     def _load(self) -> TrainerState:
-        position = load_training_state(self.saves.last.path, self.model, self.groups, self.average, self.base)
-        self.step.load_state(position.loss_scaling)
-        where = f"resuming after step {position.step} (epoch {position.epoch + 1}, step {position.step_in_epoch})"
-        self.progress.say(f"{where}; ranks: {position.ranks} before, {self.world.size} now, for the same global batch")
-        position.ranks = self.world.size
-        return position
+        state = load_training_state(self.checkpoints.last.path, self.model, self.groups, self.average, self.base)
+        self.training_step.load_state(state.loss_scaling)
+        where = f"resuming after step {state.global_step} (epoch {state.epoch + 1}, step {state.step_in_epoch})"
+        self.progress.say(f"{where}; ranks: {state.ranks} before, {self.world.size} now, for the same global batch")
+        state.ranks = self.world.size
+        return state
 
     def _interrupt(self, stop: StopSignals) -> None:
         self.progress.end()
         name = "another rank's signal" if stop.requested is None else stop.requested.name
-        raise Interrupted(f"stopped by {name} after step {self.position.step}; resume to continue")
+        raise Interrupted(f"stopped by {name} after step {self.state.global_step}; resume to continue")
 
     def _result(self) -> FitResult:
-        best = torch.tensor([self.position.best_epoch or 0, self.position.best_score or 0.0], dtype=torch.float64)
+        best = torch.tensor([self.state.best_epoch or 0, self.state.best_score or 0.0], dtype=torch.float64)
         self.world.broadcast([best])
         epoch, score = int(best[0]), float(best[1])
-        return FitResult(epoch or None, score if epoch else None, self.position.step)
+        return FitResult(epoch or None, score if epoch else None, self.state.global_step)

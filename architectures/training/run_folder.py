@@ -26,7 +26,7 @@ class OutputFolderError(TrifuseError):
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def lock_folder(out: Path) -> Iterator[None]:
     """Hold the folder for this process alone; it is made if need be, and cleared of what a killed process left.
 
     The lock belongs to the process and not to the file's existence: a killed run leaves nothing that must be removed.
@@ -96,7 +96,7 @@ def open_run(
     return differences
 
 
-def note_session(out: Path, **facts: Any) -> None:
+def append_session(out: Path, **facts: Any) -> None:
     """Append a line of JSON to ``sessions.jsonl``: where and with what the run was started or resumed."""
     versions = {name: version(name) for name in ("trifuse", "torch")}
     with open(out / _SESSIONS_FILE, "a") as stream:

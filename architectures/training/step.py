@@ -77,17 +77,17 @@ class TrainingStep:
         self._skipped_in_a_row = 0
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
-    def __call__(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], step: int) -> StepResult:
-        """Run the step number ``step``, counted from 0.
+    def __call__(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], global_step: int) -> StepResult:
+        """Take one optimiser step, the ``global_step``-th of the run, counted from 0.
 
         Raises:
             NumericError: the loss or its gradient is not finite; the weights are as before the step.
         """
         for group in self._groups:
             group.optimizer.zero_grad(set_to_none=True)
-            group.set_learning_rate(self._recipe, step, self._steps_per_epoch)
+            group.set_learning_rate(self._recipe, global_step, self._steps_per_epoch)
 
-        seeds = [keyed_seed(self._recipe.seed, step, n, self._world.rank) for n in range(len(micro_batches))]
+        seeds = [keyed_seed(self._recipe.seed, global_step, n, self._world.rank) for n in range(len(micro_batches))]
         parts = [self._accumulate(*part, seed) for part, seed in zip(micro_batches, seeds, strict=True)]
         self._world.sum_gradients([p for group in self._groups for p in group.parameters.values()])
 
@@ -97,17 +97,17 @@ class TrainingStep:
         losses, norm = self._read(parts, norms)
         for loss, part, seed in zip(losses, micro_batches, seeds, strict=True):
             if not math.isfinite(loss):
-                self._stop("the loss", step, [part], self._first_non_finite(part[1], seed), seed)
+                self._stop("the loss", global_step, [part], self._first_non_finite(part[1], seed), seed)
         skipped = not math.isfinite(norm)
         if skipped:
-            self._count_skipped(micro_batches, step)
+            self._count_skipped(micro_batches, global_step)
         else:
             self._skipped_in_a_row = 0
             for group in self._groups:
                 if group.has_gradient:  # an ECG's has none after a batch without ECGs, and the scaler insists on one
                     self.scaler.step(group.optimizer)
             if self._average is not None:
-                self._average.update(step + 1)
+                self._average.update(global_step + 1)
         self.scaler.update()
         return StepResult(math.fsum(losses), norm, skipped)
 
@@ -142,19 +142,19 @@ class TrainingStep:
         with torch.autocast(self._world.device.type, dtype, enabled=dtype is not None):
             return self._forward(self.model, batch)
 
-    def _count_skipped(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], step: int) -> None:
+    def _count_skipped(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], global_step: int) -> None:
         """Let fp16 try again with a smaller loss scale, a bounded number of times; elsewhere stop."""
         self._skipped_in_a_row += 1
         if not self.scaler.is_enabled() or self._skipped_in_a_row > _MOST_SKIPPED_STEPS:
             named = ((name, p.grad) for group in self._groups for name, p in group.parameters.items())
             bad = [name for name, grad in named if grad is not None and not bool(grad.isfinite().all())]
             where = f"the gradient of {bad[0]!r}" if bad else "the norm of the gradient"
-            self._stop("the gradient", step, micro_batches, where, None)
+            self._stop("the gradient", global_step, micro_batches, where, None)
 
     def _stop(
         self,
         what: str,
-        step: int,
+        global_step: int,
         micro_batches: Sequence[tuple[MicroBatch, Batch]],
         where: str,
         seed: int | None,
@@ -163,7 +163,7 @@ class TrainingStep:
         cases = [case for _, batch in micro_batches for case in batch.get("case_id", [])]
         report = {
             "what": f"{what} is not finite",
-            "step": step,
+            "step": global_step,
             "rank": self._world.rank,
             "first_non_finite": where,
             "sample_keys": [list(key) for key in samples],
@@ -174,6 +174,6 @@ class TrainingStep:
         }
         path = write_crash_report(self._crash_folder, report)
         raise NumericError(
-            f"{what} is not finite at step {step}; first seen in {where}; samples "
+            f"{what} is not finite at step {global_step}; first seen in {where}; samples "
             f"{[index for _, _, index in samples]} {cases or ''}; see {path}; the last checkpoint is kept"
         )

@@ -1,8 +1,8 @@
 """What is saved so that a run continues as if it had never stopped.
 
 ``last/`` holds the network as `save_pretrained` writes it, and ``training_state.safetensors`` and ``.json``: optimiser
-states and moving averages by parameter name, and the position in the run. No random state is needed: sample order,
-augmentation and dropout are functions of the seed and the position. No file holds code.
+states and moving averages by parameter name, and the `TrainerState`. No random state is needed: sample order,
+augmentation and dropout are functions of the seed, the epoch and the step. No file holds code.
 
 Where the run names a file for its frozen weights, ``last/`` leaves them out and is not a network of its own.
 """
@@ -10,10 +10,10 @@ Where the run names a file for its frozen weights, ``last/`` leaves them out and
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -25,9 +25,11 @@ from .ema import WeightAverage
 from .parameter_groups import ParameterGroup
 from .step import StepResult
 
-_STATE_FILE = "training_state.safetensors"
-_POSITION_FILE = "training_state.json"
+_STATE_TENSORS_FILE = "training_state.safetensors"
+_STATE_JSON_FILE = "training_state.json"
 _SCHEMA_VERSION = 1
+_KEY_OF_FIELD = {"global_step": "step"}  # in the JSON file, where they differ
+_FIELD_OF_KEY = {key: name for name, key in _KEY_OF_FIELD.items()}
 
 
 @dataclass(frozen=True)
@@ -58,27 +60,50 @@ def check_base(model: nn.Module, base: FrozenBase) -> None:
 
 @dataclass
 class TrainerState:
-    """Where a run is: ``step`` optimiser steps are done, ``step_in_epoch`` of them in ``epoch`` (counted from 0)."""
+    """Where a run is: all of its state that is no tensor.
+
+    Attributes:
+        epoch: the current one, counted from 0.
+        step_in_epoch: optimiser steps done in it.
+        global_step: optimiser steps done in the whole run.
+        loss_sum: of this epoch's samples so far.
+        largest_gradient_norm: of this epoch's steps so far, before clipping.
+        seconds: spent on this epoch's steps so far.
+        best_epoch: the epoch in ``best/``, counted from 1.
+        best_score: its score.
+        smoothed_score: moving average of the monitored metric, where one is wanted.
+        ranks: processes that train together.
+        loss_scaling: state of the fp16 loss scaler.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0  # over this epoch's samples
-    largest_gradient_norm: float = 0.0  # of this epoch so far
-    seconds: float = 0.0  # spent on this epoch's steps so far
-    best_epoch: int | None = None  # counted from 1
+    global_step: int = 0
+    loss_sum: float = 0.0
+    largest_gradient_norm: float = 0.0
+    seconds: float = 0.0
+    best_epoch: int | None = None
     best_score: float | None = None
-    smoothed_score: float | None = None  # moving average of the monitored metric, where one is wanted
+    smoothed_score: float | None = None
     ranks: int = 1
     loss_scaling: dict[str, float] = field(default_factory=dict)
 
-    def take(self, outcome: StepResult, samples: int, seconds: float) -> None:
-        """Count a step."""
-        self.step += 1
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Make it of what `to_json` returned."""
+        return cls(**{_FIELD_OF_KEY.get(key, key): value for key, value in values.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, in the names that every version has written."""
+        return {_KEY_OF_FIELD.get(name, name): value for name, value in asdict(self).items()}
+
+    def count_step(self, result: StepResult, samples: int, seconds: float) -> None:
+        """Count a step of so many samples, which took so many seconds."""
+        self.global_step += 1
         self.step_in_epoch += 1
-        self.loss_sum += outcome.loss * samples
-        if not outcome.skipped:
-            self.largest_gradient_norm = max(self.largest_gradient_norm, outcome.gradient_norm)
+        self.loss_sum += result.loss * samples
+        if not result.skipped:
+            self.largest_gradient_norm = max(self.largest_gradient_norm, result.gradient_norm)
         self.seconds += seconds
 
     def next_epoch(self) -> None:
@@ -92,7 +117,7 @@ def save_training_state(
     model: nn.Module,
     groups: Sequence[ParameterGroup],
     average: WeightAverage | None,
-    position: TrainerState,
+    state: TrainerState,
     base: FrozenBase | None,
 ) -> None:
     """Write everything that `load_training_state` needs into an empty folder."""
@@ -108,13 +133,13 @@ def save_training_state(
     else:
         own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(base.prefix)}
         tensors |= {f"model/{name}": tensor for name, tensor in own.items()}
-    files[_STATE_FILE] = write_safetensors(folder / _STATE_FILE, tensors)
+    files[_STATE_TENSORS_FILE] = write_safetensors(folder / _STATE_TENSORS_FILE, tensors)
     write_json(
-        folder / _POSITION_FILE,
+        folder / _STATE_JSON_FILE,
         {
             "format": "trifuse-training-state",
             "schema_version": _SCHEMA_VERSION,
-            "position": asdict(position),
+            "position": state.to_json(),
             "groups": [group.name for group in groups],
             "frozen_base": None if base is None else asdict(base),
             "sha256": files,
@@ -139,7 +164,7 @@ def load_training_state(
     if (saved_base and saved_base.sha256) != (base and base.sha256):
         raise CheckpointError(f"{folder}: expected the frozen weights of {saved_base}, got those of {base}")
     files = description["sha256"]
-    tensors = read_safetensors(folder / _STATE_FILE, files[_STATE_FILE])
+    tensors = read_safetensors(folder / _STATE_TENSORS_FILE, files[_STATE_TENSORS_FILE])
     if base is None:
         weights = read_safetensors(folder / WEIGHTS_FILE, files[WEIGHTS_FILE])
     else:
@@ -149,11 +174,11 @@ def load_training_state(
         group.load_state(_under(f"optimizer/{group.name}/", tensors))
     if average is not None:
         average.load(_under("average/", tensors))
-    return TrainerState(**description["position"])
+    return TrainerState.from_json(description["position"])
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / _POSITION_FILE
+    path = folder / _STATE_JSON_FILE
     try:
         description = json.loads(path.read_bytes())
     except FileNotFoundError as error:

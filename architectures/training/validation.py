@@ -24,15 +24,15 @@ class SliceValidation:
             count.
         class_names: names of the classes, the background first.
         batch_size: slices at a time.
-        step: computes the outputs from a batch.
+        forward: computes the outputs from a batch.
     """
 
     def __init__(
-        self, dataset: Any, class_names: tuple[str, ...], batch_size: int, step: Forward = forward_image
+        self, dataset: Any, class_names: tuple[str, ...], batch_size: int, forward: Forward = forward_image
     ) -> None:
         self.loader = DataLoader(dataset, batch_size=batch_size)
         self.class_names = class_names
-        self.step = step
+        self.forward = forward
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return ``dice``, the mean over cases and classes, and ``dice_<class>`` where there are several."""
@@ -41,7 +41,7 @@ class SliceValidation:
         counts: dict[str, torch.Tensor] = {}
         for batch in self.loader:
             batch = on_device(batch, device)
-            logits = self.step(model, batch)
+            logits = self.forward(model, batch)
             predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
             for case_id, mine, true in zip(batch["case_id"], predicted, batch["target"], strict=True):
                 pairs = torch.bincount((true * classes + mine)[true >= 0], minlength=classes**2)

@@ -21,6 +21,15 @@ from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.architectures.training.recipe import Recipe
 
 SIZE = 8
+EVERYTHING = {
+    "norm": "batch",
+    "dropout": 0.2,
+    "ema_decay": 0.9,
+    "accumulate": 2,
+    "grad_clip": 0.3,
+    "warmup_epochs": 0.5,
+}
+"""Options of `run` that use all that has a state."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Squares:
 
 
 class StopAt:
-    """A step that sends this process a signal when it comes to a certain call."""
+    """A forward pass that sends this process a signal when it comes to a certain call."""
 
     def __init__(self, call: int, number: int = signal.SIGTERM, times: int = 1) -> None:
         self._left, self._number, self._times = call, number, times

@@ -107,11 +107,11 @@ class Slices:
 
 
 def train(out: Path, model: TaffUNet, has_ecg: tuple[bool, ...] = (True, False), **changes: Any) -> None:
-    def step(model, batch):
+    def forward(model, batch):
         return model.run(*(batch[name] for name in ("image", "prior", "ecg", "interval", "has_ecg")))
 
     recipe = Recipe(**{**vars(RECIPE), "epochs": 2, **changes})
-    options = {"step": step, "param_groups": taff_param_groups, "run_config": {}, "monitor_smoothing": 0.9}
+    options = {"forward": forward, "param_groups": taff_param_groups, "run_config": {}, "monitor_smoothing": 0.9}
     fit(model, Slices(has_ecg), recipe, out, loss=ScarLoss(), validate=lambda model: {"dice": 0.5}, **options)
 
 

@@ -89,9 +89,9 @@ def test_t13_resumed_with_another_number_of_ranks(tmp_path, capfd):
                 super().__call__(model, batch) if rank() == int(os.environ["WORLD_SIZE"]) - 1 else model(batch["image"])
             )
 
-    assert run_ranks(lambda: run(tmp_path / "two", **options, step=StopOneRank(4))) == [75, 75]
+    assert run_ranks(lambda: run(tmp_path / "two", **options, forward=StopOneRank(4))) == [75, 75]
     assert json.loads((tmp_path / "two/last/training_state.json").read_text())["position"]["step"] == 4
-    assert run_ranks(lambda: run(tmp_path / "two", **options, step=StopOneRank(3), resume=True), ranks=1) == [75]
+    assert run_ranks(lambda: run(tmp_path / "two", **options, forward=StopOneRank(3), resume=True), ranks=1) == [75]
     assert "resuming after step 4 (epoch 2, step 1); ranks: 2 before, 1 now" in capfd.readouterr().out
     assert run_ranks(lambda: run(tmp_path / "two", **options, resume=True)) == [0, 0]
     assert_same_run(tmp_path / "one", tmp_path / "two")
@@ -133,7 +133,7 @@ def test_a_branch_that_only_one_rank_or_nobody_takes(tmp_path):
     def work():
         model = TinyNet()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        run(tmp_path, model=model, step=forward, epochs=1)
+        run(tmp_path, model=model, forward=forward, epochs=1)
         moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
         assert moved == {"body.weight", "body.bias", "head.weight", "head.bias"}, moved
 
@@ -210,4 +210,4 @@ def test_t10_a_killed_rank_ends_the_whole_job_and_it_resumes(tmp_path):
     position = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())["position"]
     assert 0 < position["step"] < 900
     with pytest.raises(Interrupted, match=f"after step {position['step'] + 3};"):
-        run(tmp_path / "run", **options, resume=True, step=StopAt(3))
+        run(tmp_path / "run", **options, resume=True, forward=StopAt(3))

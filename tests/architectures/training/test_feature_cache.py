@@ -60,7 +60,7 @@ def test_training_from_the_cache_is_training(tmp_path, options):
     def trained(name, data, step):
         model = network(**options)
         scores = {"validate": lambda model: {"dice": 0.0}}
-        run(tmp_path / name, model=model, data=data, step=step, epochs=2, batch_size=2, **scores)
+        run(tmp_path / name, model=model, data=data, forward=step, epochs=2, batch_size=2, **scores)
         return model.state_dict()
 
     cache = FeatureCache(network(**options), Images(), tmp_path / "cache", dtype=torch.float32)

@@ -246,5 +246,5 @@ def test_c20_a_folder_that_cannot_be_written_fails_before_the_first_step(tmp_pat
 
     monkeypatch.setattr(TinyNet, "save_pretrained", refuse)
     with pytest.raises(CheckpointError, match=r"last: cannot be written.*Read-only file system"):
-        run(tmp_path, step=lambda model, batch: steps.append(1))
+        run(tmp_path, forward=lambda model, batch: steps.append(1))
     assert steps == []

@@ -48,7 +48,7 @@ def test_t18_a_bar_on_a_terminal(tmp_path):
     def on_a_terminal():
         os.dup2(end, 2)
         sys.stderr = os.fdopen(2, "w")
-        run(tmp_path, epochs=1, step=slowly)
+        run(tmp_path, epochs=1, forward=slowly)
 
     child = Child(on_a_terminal)
     os.close(end)

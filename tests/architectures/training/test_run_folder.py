@@ -11,31 +11,31 @@ import pytest
 from children import Child
 from tiny_run import run
 
-from trifuse.architectures.training.run_folder import OutputFolderError, locked, note_session, open_run
+from trifuse.architectures.training.run_folder import OutputFolderError, append_session, lock_folder, open_run
 
 
 def test_t17_second_process_is_refused(tmp_path):
     def second():
         with (
             pytest.raises(OutputFolderError, match=f"in use by process {os.getppid()} on .*choose another folder"),
-            locked(tmp_path),
+            lock_folder(tmp_path),
         ):
             pass
 
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         assert Child(second).wait() == 0
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_lock_dies_with_its_process_and_leftovers_are_removed(tmp_path):
     def killed():
-        with locked(tmp_path):
+        with lock_folder(tmp_path):
             (tmp_path / ".trifuse-0-log.csv").write_text("half")
             os.kill(os.getpid(), 9)
 
     assert Child(killed).wait() == -9
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
 
 
@@ -98,8 +98,8 @@ def test_a_run_of_an_older_version_is_resumed_by_names_of_today(tmp_path):
 
 
 def test_sessions_are_appended(tmp_path):
-    note_session(tmp_path, ranks=1)
-    note_session(tmp_path, ranks=2)
+    append_session(tmp_path, ranks=1)
+    append_session(tmp_path, ranks=2)
     sessions = [json.loads(line) for line in (tmp_path / "sessions.jsonl").read_text().splitlines()]
     assert [session["ranks"] for session in sessions] == [1, 2]
     assert {"started", "trifuse", "torch"} <= set(sessions[0])

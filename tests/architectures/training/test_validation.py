@@ -86,8 +86,8 @@ def test_pixels_whose_target_is_negative_do_not_count():
 def test_one_logit_is_a_sigmoid():
     slices = random_slices(2, ["a", "b", "b"])
     two = SliceValidation(slices, ("background", "one"), 2)(Answer(2))
-    step = lambda model, batch: (batch["image"][:, None] - 0.5) * model.one  # noqa: E731
-    assert SliceValidation(slices, ("background", "one"), 2, step)(Answer(2)) == two
+    forward = lambda model, batch: (batch["image"][:, None] - 0.5) * model.one  # noqa: E731
+    assert SliceValidation(slices, ("background", "one"), 2, forward)(Answer(2)) == two
 
 
 def test_on_a_real_data_set(tmp_path):

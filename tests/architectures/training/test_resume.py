@@ -1,0 +1,98 @@
+"""Runs that are stopped and go on: with the same bits, and only as what they were."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from children import Child
+from tiny_run import EVERYTHING, StopAt, TinyNet, bits, run
+
+from trifuse.architectures.storage.epoch_log import read_log
+from trifuse.architectures.training.run_folder import OutputFolderError
+from trifuse.architectures.training.signals import Interrupted
+
+
+def test_checkpoints_within_an_epoch(tmp_path):
+    steps = []
+
+    def fails(model, batch):
+        steps.append(batch)
+        if len(steps) == 6:
+            raise RuntimeError("out of memory")
+        return model(batch["image"])
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path, checkpoint_every_steps=2, forward=fails)
+    position = json.loads((tmp_path / "last" / "training_state.json").read_text())["position"]
+    assert (position["step"], position["epoch"], position["step_in_epoch"]) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(("call", "step"), [(1, 1), (4, 2), (5, 3)])
+def test_t5_a_signal_stops_at_the_next_step_and_resuming_changes_nothing_t20(tmp_path, call, step, number):
+    """Micro-batches per step: 2, 2, 1; mid-step, mid-epoch, and the last step of an epoch."""
+    run(tmp_path / "whole", **EVERYTHING)
+    with pytest.raises(Interrupted, match=rf"stopped by {number.name} after step {step}; resume"):
+        run(tmp_path / "cut", **EVERYTHING, forward=StopAt(call, number))
+    position = json.loads((tmp_path / "cut" / "last" / "training_state.json").read_text())["position"]
+    assert position["step"] == step
+    run(tmp_path / "cut", **EVERYTHING, resume=True)
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+    assert signal.getsignal(number) is not None
+
+
+def test_t5_second_signal_ends_at_once(tmp_path):
+    child = Child(lambda: run(tmp_path, forward=StopAt(2, signal.SIGTERM, times=2)))
+    assert child.wait() == -signal.SIGTERM
+    assert json.loads((tmp_path / "last" / "training_state.json").read_text())["position"]["step"] == 0
+
+
+def test_t5_an_echo_under_torchrun_is_not_a_second_signal(tmp_path):
+    child = Child(lambda: run(tmp_path, forward=StopAt(2, signal.SIGTERM, times=2)), TORCHELASTIC_RUN_ID="1")
+    assert child.wait() == 75
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    first = run(tmp_path)
+    assert run(tmp_path, resume=True, forward=None) == first
+
+
+def test_t14_another_recipe_or_configuration_is_refused_and_forced(tmp_path, capsys):
+    run(tmp_path, epochs=1, run_config={"digest": "a"})
+    for changes in ({"lr": 0.5}, {"epochs": 2}, {"batch_size": 2}, {"run_config": {"digest": "b"}}, {"length": 9}):
+        with pytest.raises(OutputFolderError, match=r"another configuration:\n  .* -> "):
+            run(tmp_path, **{"epochs": 1, "run_config": {"digest": "a"}, "resume": True} | changes)
+    with pytest.raises(OutputFolderError, match="already holds a run"):
+        run(tmp_path, epochs=1, run_config={"digest": "a"})
+    capsys.readouterr()
+    assert run(tmp_path, epochs=2, run_config={"digest": "a"}, force_resume=True).steps == 6
+    assert "changed configuration: recipe.epochs: 1 -> 2" in capsys.readouterr().out
+    assert [row["epoch"] for row in read_log(tmp_path / "log.csv")] == [1, 2]
+
+
+def test_what_does_not_change_the_result_may_change(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, forward=StopAt(2))
+    run(tmp_path, resume=True, checkpoint_every_steps=1, workers=1)
+    sessions = [json.loads(line) for line in (tmp_path / "sessions.jsonl").read_text().splitlines()]
+    assert [(s["steps_done"], s["workers"]) for s in sessions] == [(0, 0), (2, 1)]
+
+
+def test_the_network_is_told_which_epoch_begins_or_goes_on(tmp_path):
+    class Listening(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.told = []
+
+        def start_epoch(self, epoch):
+            self.told.append(epoch)
+
+    model = Listening()
+    with pytest.raises(Interrupted):
+        run(tmp_path, model=model, forward=StopAt(5))
+    assert model.told == [0, 1]
+    model = Listening()
+    run(tmp_path, model=model, resume=True)
+    assert model.told == [1, 2]
