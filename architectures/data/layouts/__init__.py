@@ -1,16 +1,19 @@
-"""Every layout that a cohort's folder may have: one file for each, and one line here, in the order of detection."""
+"""The layouts that a cohort's folder may have: the one list of them."""
 
 from __future__ import annotations
 
-from . import acdc, acdc_slices, lascarqs, lge_ecg, nnunet, plain, synapse
+from importlib import import_module
+
 from .layout import Layout
 
-LAYOUTS: tuple[Layout, ...] = (
-    lge_ecg.LAYOUT,
-    nnunet.LAYOUT,
-    plain.LAYOUT,
-    synapse.LAYOUT,
-    acdc.LAYOUT,
-    acdc_slices.LAYOUT,
-    lascarqs.LAYOUT,
+_FILES = (  # each a file beside this one that declares a LAYOUT, in the order of detection
+    "lge_ecg",
+    "nnunet",
+    "plain",
+    "synapse",
+    "acdc",
+    "acdc_slices",
+    "lascarqs",
 )
+
+LAYOUTS: tuple[Layout, ...] = tuple(import_module(f"{__name__}.{file}").LAYOUT for file in _FILES)
