@@ -72,11 +72,11 @@ class Export:
 
     Attributes:
         options: further options of the writing, by the names of the writer's keywords.
-        note: what the layout does not keep of a cohort, as a sentence for the user; empty where it keeps all.
+        note: returns what the layout does not keep of a cohort, as a sentence for the user; empty where it keeps all.
     """
 
-    options: tuple[Option, ...] = ()
-    note: Callable[[Cohort], str] = lambda cohort: ""
+    options: tuple[Option, ...]
+    note: Callable[[Cohort], str]
 
 
 @dataclass(frozen=True)

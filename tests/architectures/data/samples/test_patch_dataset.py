@@ -294,8 +294,9 @@ def test_patches_out_of_range(options, message):
 
 
 def test_a_spacing_is_needed(put_numbered):
-    with pytest.raises(ValueError, match="median_spacing_mm finds them"):
-        patches_of(put_numbered(), patches=Patches())
+    for patches, got in ((Patches(), "None"), (None, "whole slices")):
+        with pytest.raises(ValueError, match=f"got {got}; median_spacing_mm finds them"):
+            patches_of(put_numbered(), patches=patches)
 
 
 # --------------------------------------------------------------------------------------------- covering patches
