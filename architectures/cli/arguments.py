@@ -56,8 +56,8 @@ def add_command(commands: Any, name: str, run: Run, help: str) -> argparse.Argum
 
     Args:
         commands: what ``add_subparsers`` returned.
-        name: the word of the command.
-        run: is called with the parsed arguments and the words of the command, ``["trifuse", ...]``; returns the exit
+        name: of the command.
+        run: is called with the parsed arguments and the command line, ``["trifuse", ...]``; returns the exit
             code, or None for 0.
         help: one line.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Run the benchmarks in a process of their own, and return its exit code."""
+    from importlib.util import find_spec
+
     from trifuse.kernels import MissingExtra
 
     if find_spec("pytest_benchmark") is None:

@@ -76,8 +76,9 @@ def count_costs(name: str) -> dict[str, Any]:
     network = known.load(known.network)
     with torch.device("meta"):
         model = network(network.config_type())
-    side = known.load(known.recipe)().data.preprocessing.image_size
-    shape = (1, getattr(model.config, "in_channels", 1), side, side)
+    preprocessing = known.load(known.recipe)().data.preprocessing
+    side = preprocessing.image_size
+    shape = (1, preprocessing.channels, side, side)
     shapes = known.load(known.input_shapes, lambda config, side: {})(model.config, side)
     side_inputs = {name: torch.empty(1, *size, device="meta") for name, size in shapes.items()}
     return {

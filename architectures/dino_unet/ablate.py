@@ -31,7 +31,7 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, comm
         seeds: trainings of each row; a seed decides the encoder's weights, the decoder's and the order of samples.
         epochs: of each training.
         cases: of the phantom.
-        command: the words to put below the table as the way to do it again.
+        command: the command line that makes the table again, to be put below it.
     """
     cohort, split = write_demo_cohort(out, cases=cases)
     rows: dict[tuple[str, ...], Scores] = {}

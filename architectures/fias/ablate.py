@@ -37,15 +37,15 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 8, cases: int = 16, comma
         seeds: trainings of each row; a seed decides the weights at the start and the order of samples.
         epochs: of each training.
         cases: of the phantom.
-        command: the words to put below the table as the way to do it again.
+        command: the command line that makes the table again, to be put below it.
     """
     cohort, split = write_demo_cohort(out, cases=cases)
     rows: dict[tuple[str, ...], Scores] = {}
-    for words, changes in ROWS.items():
+    for row, changes in ROWS.items():
         plain = [demo_recipe(cohort, split, epochs=epochs, seed=seed) for seed in range(seeds)]
         recipes = [replace(recipe, network=replace(recipe.network, **changes)) for recipe in plain]
-        name = "-".join(f"{column}-{word}".lower() for column, word in zip(COLUMNS, words, strict=True))
-        rows[words] = train_each(out, name, recipes, train, list(TITLES))
+        name = "-".join(f"{column}-{value}".lower() for column, value in zip(COLUMNS, row, strict=True))
+        rows[row] = train_each(out, name, recipes, train, list(TITLES))
     return write_ablation(
         out,
         COLUMNS,

@@ -81,19 +81,19 @@ def write_ablation(
 
     Args:
         out: folder to write to.
-        columns: titles of the words that name a row.
-        rows: by those words, the row's scores.
+        columns: titles of the columns that name a row.
+        rows: the scores of each row, by what stands in those columns.
         titles: of each metric's columns, its mean and its SD over the seeds.
         caption: what the table shows; the environment is added.
-        tests: title and cells, by the same words, of a column for a statistical test.
-        command: the words to put below the table as the way to do it again.
+        tests: title and cells, by the same keys, of a column for a statistical test.
+        command: the command line that makes the table again, to be put below it.
     """
     header = [*columns, *(title for pair in titles.values() for title in pair), *(tests[:1] if tests else ()), "seeds"]
     lines = []
-    for words, scores in rows.items():
+    for row, scores in rows.items():
         cells = [cell for metric in titles for cell in _mean_and_sd(scores[metric])]
-        cells += [tests[1][words]] if tests else []
-        lines.append([*words, *cells, str(len(next(iter(scores.values()))))])
+        cells += [tests[1][row]] if tests else []
+        lines.append([*row, *cells, str(len(next(iter(scores.values()))))])
     write_csv(out / "table.csv", header, lines)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
     text = f"{caption} {'; '.join(describe_environment().values())}.\n\n{table}\n"

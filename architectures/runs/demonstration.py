@@ -43,7 +43,7 @@ def demonstrate(
         write: writes it below a folder, and returns the paths of cohort and split.
         make_recipe: returns the recipe of the run from these.
         overwrite: replace what an earlier demo left.
-        command: the words to put into the report as the way to do it again.
+        command: the command line that does the run again, to be put into the report.
 
     Returns:
         The path of the report.

@@ -61,7 +61,7 @@ class Converter:
     """A format of published weights that ``trifuse convert`` reads.
 
     Attributes:
-        name: the word of the command.
+        name: what stands after ``trifuse convert``.
         summary: one line for ``--help``.
         run: reference of ``run(file, out)``, which returns what it wrote, to be printed.
     """
@@ -73,10 +73,10 @@ class Converter:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A training of a part of a network, with a word of its own after ``trifuse train``.
+    """A training of a part of a network, with a name of its own after ``trifuse train``.
 
     Attributes:
-        name: the word of the command.
+        name: what stands after ``trifuse train``.
         summary: one line for ``--help``.
         recipe: reference of its recipe.
         run: reference of ``run(recipe, out, **options)``, the options being `RunOptions`; returns the path of a report.
@@ -105,7 +105,8 @@ class Experiment:
         package: the network's own, ``__package__``.
         summary: one line for ``--help``.
         network: reference of the class, a `Pretrained`.
-        recipe: reference of the recipe, a frozen dataclass with ``data``, ``network`` and ``training``.
+        recipe: reference of the recipe, a frozen dataclass with ``data``, ``network`` and ``training``, and a default
+            for each of its fields; ``network`` has the fields ``num_classes`` and ``init_seed``.
         fit: reference of ``fit(model, recipe, data, out)``, which returns the arguments of
             `trifuse.architectures.training.loop.fit` that are this network's own: ``loss`` at least.
         title: reference of ``title(recipe)``, the first line of a report.

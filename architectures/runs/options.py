@@ -38,7 +38,7 @@ class RecipeOption(Option):
 
     @property
     def name(self) -> str:
-        """The attribute of the parsed arguments that holds its value: the flag's word, for two may set one field."""
+        """The attribute of the parsed arguments with its value, named after the flag: two options may set one field."""
         return self.flag.lstrip("-").replace("-", "_")
 
     def add_to(self, parser: Any) -> None:

@@ -27,7 +27,7 @@ class RunOptions(TypedDict, total=False):
         force_resume: continue although the recipe has changed.
         tensorboard: also write TensorBoard files.
         parts: of the split to predict, score and report; the test cases where nothing is said.
-        command: the words to put into the report as the way to do it again.
+        command: the command line that does the run again, to be put into the report.
     """
 
     resume: bool

@@ -60,7 +60,7 @@ def report_run(
         title: of the report.
         parts: of the split to score, the headline first; a part without cases is left out, and where none is left
             the cases that chose the best epoch are scored.
-        command: the words that do the run again.
+        command: the command line that does the run again.
         conventions: of empty masks and distances; several are shown side by side, the first gives the headline.
         per_slice: also score each slice by itself.
         mark: what the title of every table and of every overlay has to say.

@@ -67,7 +67,7 @@ def ablate(
         cases: of the phantom; a third tests.
         cohort: to be used in place of the phantom, with a split of its own.
         jobs: trainings at a time, each on one thread.
-        command: the words to put below the table as the way to do it again.
+        command: the command line that makes the table again, to be put below it.
     """
     val, test = round(cases / 9), round(cases / 3)
     root = cohort or write_demo_cohort(out, parts=(cases - val - test, val, test))
