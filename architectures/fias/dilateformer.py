@@ -23,6 +23,7 @@ from trifuse.blocks.memory_efficient_attention import MemoryEfficientAttention, 
 from trifuse.blocks.normalization import BatchNorm
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, Mlp
 from trifuse.kernels import CheckpointError, ShapeError
+from trifuse.kernels.choices import check_choice
 
 from .published_names import DilateFormerConfig, read_renamed
 from .variants import DILATIONS, LOCAL_STAGES, VARIANTS, DilateFormerShape
@@ -161,8 +162,8 @@ class DilateFormer(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(variant, DilateFormerShape) and variant not in VARIANTS:
-            raise ValueError(f"DilateFormer: expected a variant from {', '.join(VARIANTS)}, got {variant!r}")
+        if not isinstance(variant, DilateFormerShape):
+            check_choice("DilateFormer: variant", variant, VARIANTS)
         if not 0.0 <= drop_path < 1.0:
             raise ValueError(f"DilateFormer: expected drop_path in [0, 1), got {drop_path}")
         shape = variant if isinstance(variant, DilateFormerShape) else VARIANTS[variant]

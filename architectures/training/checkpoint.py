@@ -57,7 +57,7 @@ class SaveError(CheckpointError):
 
 
 class CheckpointManager:
-    """``last/`` and ``best/`` of a run, and how often saving them may fail.
+    """Save ``last/`` and ``best/`` of a run; a full disk costs a checkpoint, and the run only if it stays full.
 
     Args:
         out: the output folder.

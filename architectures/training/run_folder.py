@@ -27,7 +27,7 @@ class OutputFolderError(TrifuseError):
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Hold the folder for this process alone; it is made if need be, and cleared of what a killed process left.
+    """Lock the folder for this process; it is made if need be, and temporary files of a killed process are removed.
 
     The lock belongs to the process and not to the file's existence: a killed run leaves nothing that must be removed.
 
@@ -97,7 +97,7 @@ def open_run(
 
 
 def append_session(out: Path, **facts: Any) -> None:
-    """Append a line of JSON to ``sessions.jsonl``: where and with what the run was started or resumed."""
+    """Append a line of JSON to ``sessions.jsonl``: when, where and by which versions the run was started or resumed."""
     versions = {name: version(name) for name in ("trifuse", "torch")}
     with open(out / _SESSIONS_FILE, "a") as stream:
         stream.write(

@@ -178,7 +178,7 @@ def test_shapes_that_cannot_be_built(shape, message):
 
 
 def test_options_that_make_no_sense():
-    with pytest.raises(ValueError, match="expected a variant from nano, tiny, small, base, got 'huge'"):
+    with pytest.raises(ValueError, match="variant: expected one of 'nano', 'tiny', 'small', 'base', got 'huge'"):
         DilateFormer("huge")
     with pytest.raises(ValueError, match=r"expected drop_path in \[0, 1\), got 1.0"):
         DilateFormer("nano", drop_path=1.0)

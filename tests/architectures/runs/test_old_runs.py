@@ -22,7 +22,7 @@ from trifuse.architectures.plain_unet.train import PlainUNetRecipe
 from trifuse.architectures.runs.recipes import recipe_from
 from trifuse.architectures.storage.config_json import config_from_json
 from trifuse.architectures.taff_unet import EcgAutoencoder
-from trifuse.architectures.taff_unet.pretrain import EcgRecipe
+from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe
 
 OLD_RUNS = Path(__file__).parents[2] / "support" / "old_runs"
@@ -44,7 +44,7 @@ RECIPES = {
     "fias": FiasRecipe,
     "plain_unet": PlainUNetRecipe,
     "taff_unet": TaffUNetRecipe,
-    "ecg": EcgRecipe,
+    "ecg": EcgPretrainingRecipe,
 }
 SAME_SHARE = 0.999  # of the voxels: another processor rounds in another way
 
