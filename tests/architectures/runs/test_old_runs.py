@@ -123,6 +123,11 @@ def test_a_run_predicts_as_it_did(name, old_runs):
     assert_same_labels(old_runs / "labels", old_runs / f"{name}_labels")
 
 
+def test_a_prior_from_given_label_maps_is_what_it_was(old_runs):
+    run_main("predict", "taff_unet/full", "cohorts/hearts", "--out", "labels", "--prior-labels", "cohorts/hearts/seg")
+    assert_same_labels(old_runs / "labels", old_runs / "taff_unet/full_prior_labels")
+
+
 def test_a_network_without_its_run_predicts_as_it_did(old_runs):
     (old_runs / "plain_unet" / "run" / "run.json").unlink()
     spacing = json.loads((old_runs / "plain_unet/network_labels/predictions.json").read_text())["patches"]["spacing_mm"]
