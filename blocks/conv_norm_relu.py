@@ -16,7 +16,7 @@ class ConvNormReLU(nn.Module):
         out_dim: output channels.
         norm: ``"batch"``, ``"instance"`` or ``"group"``.
         kernel_size: side of the kernel, odd.
-        stride: step of the kernel; sides that it does not divide are rounded up.
+        stride: of the convolution; sides that it does not divide are rounded up.
         groups: parts that the channels are convolved in, each on its own; divides both numbers of channels.
 
     Raises:

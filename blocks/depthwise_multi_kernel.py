@@ -18,7 +18,7 @@ KsGroups = Literal["dense", "depthwise"]
 
 
 class DepthwiseMultiKernel(nn.Module):
-    """Reduce the map, look at it through depthwise kernels of several sizes, and mix the channels.
+    """Reduce the map, convolve it with depthwise kernels of several sizes, and mix the channels.
 
     ``L = ConvNormReLU3x3(X)``, ``Z_m = DWConv_k(m)(L)``, ``F = ConvNormReLU1x1(L + sum_m Z_m)``:
     (B, in_dim, H, W) -> (B, dim, H / stride, W / stride), sides rounded up; maps may be smaller than the kernels.
@@ -78,7 +78,7 @@ class DepthwiseMultiKernel(nn.Module):
 
 
 class ParallelKernels(nn.Module):
-    """Add to a map (B, C, H, W) what depthwise kernels of several sizes, without bias, make of it.
+    """Add to a map (B, C, H, W) its convolutions with depthwise kernels of several sizes, without bias.
 
     Attributes:
         convs: they hold the weights; their convolutions are computed together.

@@ -66,7 +66,7 @@ class DilatedAttention(nn.Module):
         return self.proj(packed_dilated_attention(self._project(x), **self._windows()))
 
     def attention_map(self, x: Tensor) -> Tensor:
-        """Return how much each pixel of a map (B, H, W, C) looks at each tap: (B, num_heads, H, W, kernel_size**2)."""
+        """Return each pixel's attention weights for x (B, H, W, C): (B, num_heads, H, W, kernel_size**2)."""
         q, k, _ = self._project(x).chunk(3, dim=-1)
         return dilated_attention_weights(q, k, **self._windows())
 

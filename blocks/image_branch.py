@@ -1,4 +1,4 @@
-"""Input-image integration: the image itself, convolved lightly, at the size of a decoder stage."""
+"""Input-image integration: the image, after one convolution, at the size of a decoder stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network asks of the images that it is given, and what it says when it gets something else."""
+"""Checks of the images that a network is given, and the memory layout in which it convolves them."""
 
 from __future__ import annotations
 

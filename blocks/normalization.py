@@ -17,7 +17,7 @@ _LEAST_CHANNELS_PER_GROUP = 4
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Normalise each channel over batch and space; says what to do where there is a single value per channel."""
+    """Normalise each channel over batch and space; a single value per channel is refused with a remedy."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() == input.shape[1]:
@@ -32,8 +32,8 @@ class BatchNormOfPresent(nn.BatchNorm2d):
     """Normalise each channel over batch and space, where a part of the batch may be absent.
 
     In training, samples that are absent count in no statistics; they come out as zero and get no gradient. The present
-    ones come out as if the batch held them alone, whatever their number, which nobody has to wait for. Where none is,
-    the running statistics stay as they are.
+    ones come out as if the batch held them alone, whatever their number, which is not read from the device. Where none
+    is present, the running statistics stay as they are.
     """
 
     running_mean: Tensor

@@ -111,7 +111,7 @@ def _products(grad: Tensor, maps: Iterable[Tensor]) -> Tensor:
 
 
 def _autocast_state(device_type: str) -> dict[str, Any] | None:
-    """What autocast does on a device; None where there is none, as where only shapes are worked out."""
+    """Return the state of autocast for a device; None where there is none, as on the meta device."""
     if not torch.amp.is_autocast_available(device_type):
         return None
     return {"enabled": torch.is_autocast_enabled(device_type), "dtype": torch.get_autocast_dtype(device_type)}

@@ -141,7 +141,7 @@ class DinoUNetConfig:
 
     @staticmethod
     def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-        """Translate what older versions wrote as text: ``"learned"``, ``"fixed:[7,5,3,1]"``, and ``"rerun"``."""
+        """Translate values that older versions wrote as text: ``"learned"``, ``"fixed:[7,5,3,1]"``, and ``"rerun"``."""
         blocks = values.get("blocks")
         if blocks == "learned":
             values = {**values, "blocks": None}
@@ -265,7 +265,7 @@ class DinoUNet(Pretrained, nn.Module):
         return tuple(sorted({*self.fusion.selected, self.encoder.depth - 1}))
 
     def start_epoch(self, epoch: int) -> None:
-        """Tell the network that an epoch begins, or goes on, counted from 0: freezes the selection in due time."""
+        """Freeze the selection if its epoch is reached; called when an epoch, counted from 0, begins or resumes."""
         freeze_epoch = self.config.freeze_selection_epoch
         if self.config.learned and freeze_epoch is not None and epoch >= freeze_epoch:
             self.fusion.freeze_selection()  # once frozen, it stays what it is

@@ -57,7 +57,7 @@ _WRAPPERS = r"(?:module\.|backbone\.|dinov2\.|dinov2_with_registers\.)*"
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What converted weights are for: arguments of `DinoV2Encoder`.
+    """The encoder that converted weights belong to: arguments of `DinoV2Encoder`.
 
     Args:
         variant: a name from `VARIANTS`.
@@ -136,7 +136,7 @@ def _joined(parts: dict[int, Tensor], ours: str, source: str) -> Tensor:
 
 
 def _detect(state: Mapping[str, Tensor], source: str) -> EncoderConfig:
-    """Tell from names and shapes which encoder this is."""
+    """Infer the encoder from names and shapes."""
     positions, cls_token = state.get("pos_embed"), state.get("cls_token")
     registers = state.get("register_tokens")
     tokens = [tensor for tensor in (positions, cls_token, registers) if tensor is not None]

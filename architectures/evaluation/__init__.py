@@ -1,4 +1,4 @@
-"""How good it is, and how that is known.
+"""Predictions, their scores, the statistics of scores, and the figures and report that show them.
 
 ===================  ===============================================================================
 predict.py           volumes in, label maps on the native grid out

@@ -1,4 +1,4 @@
-"""Where the ECG autoencoder looks: from lead to lead, and along each lead's beat."""
+"""The attention of the ECG autoencoder: between leads, and along the beat of each lead."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTHS = (1.0, 3.6)  # points, of a trace where least and most attention goes
 def draw_lead_attention(
     groups: Mapping[str, NDArray], out: Path, *, name: str = "lead_attention", leads: Sequence[str] = LEADS
 ) -> Picture:
-    """Draw which lead looks at which, one map for each group on one colour scale, into ``out/<name>.png``.
+    """Draw the attention between leads, one map for each group on one colour scale, into ``out/<name>.png``.
 
     Args:
         groups: attention weights (12, 12) by the group's name, e.g. averaged over its records; rows look at columns

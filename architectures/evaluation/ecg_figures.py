@@ -54,7 +54,7 @@ def draw_ecg(beat: Beat, out: Path, *, name: str = "ecg") -> Picture:
 
 
 def _what(beat: Beat) -> str:
-    """Say what is drawn."""
+    """Describe the beat that is drawn."""
     median = f"median of {beat.beats} beats" if beat.beats > 1 else "one beat"
     rate = f", {beat.heart_rate_bpm:.0f}/min" if beat.heart_rate_bpm else ""
     return f"{median}{rate}, {int(beat.usable.sum())} of {len(LEADS)} leads usable"

@@ -1,4 +1,4 @@
-"""What an ECG autoencoder can do: how well it draws beats again, lead by lead, and where it looks; its report."""
+"""The report of an ECG autoencoder: the error of its reconstructions, lead by lead, and its attention."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _write_tables(
 def _draw(
     folder: Path, model: Any, beats: Sequence[NetworkBeat], drawn: NDArray, errors: NDArray, part: str
 ) -> list[Picture]:
-    """Draw the best, the middle and the worst record of a part, and where the network looks."""
+    """Draw the best, the middle and the worst record of a part, and the network's attention."""
     order = np.argsort(np.nanmean(errors, axis=1))
     chosen = sorted({0, len(order) // 2, len(order) - 1})[:MOST_DRAWN]
     pictures = [

@@ -1,4 +1,4 @@
-"""Asking a network for its answers: in evaluation mode, on its device, and none of them NaN."""
+"""Inference with a network: in evaluation mode, on its device, and with finite logits only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trifuse.kernels import NumericError
 
 @contextmanager
 def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
-    """Move a model to a device (by default, where its parameters are) and put it into evaluation mode, for a while."""
+    """Move a model to a device (by default, that of its parameters); inside the context it is in evaluation mode."""
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     was_training = model.training

@@ -1,4 +1,4 @@
-"""What the days between ECG and MRI do: Dice per bin of days with and without time, and how far the ECG is believed."""
+"""Figures over the days between ECG and MRI: Dice per bin of days with and without time, and the gate's weights."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _bars_alt(bins: Sequence[IntervalBin], lines: Sequence[Sequence[Any]], score
 
 
 def _trend(days: np.ndarray, weights: np.ndarray) -> str:
-    """Say how the weight goes along with the days, where both vary."""
+    """Describe the correlation of weight and days, where both vary."""
     if len(days) < 3 or np.ptp(days) == 0 or np.ptp(weights) == 0:
         return ""
     return f"; its correlation with the days is {np.corrcoef(days, weights)[0, 1]:.2f}"

@@ -52,7 +52,7 @@ LONGEST_HEADING = 28  # letters that fit above a column
 class Tile:
     """One slice of one case: image, truth and prediction of shape (H, W), class ids; None for no prediction.
 
-    ``spacing_mm`` is that of rows and columns; None where nobody knows it.
+    ``spacing_mm`` is that of rows and columns; None where it is not known.
     """
 
     case_id: str
@@ -93,7 +93,7 @@ def collect_tiles(
 def cut_tiles(
     pred_dirs: Sequence[Path], cohort: Cohort, case_id: str, note: str, dscs: Sequence[float], slice_index: int | None
 ) -> list[Tile]:
-    """Cut the slice that `collect_tiles` speaks of out of a case: a tile for each folder of predictions and its DSC."""
+    """Cut one slice of a case, chosen as in `collect_tiles`: a tile for each folder of predictions and its DSC."""
     image, truth = load_case(cohort, cohort.case(case_id))
     assert truth is not None  # a case without a label has no row
     depth = len(truth.voxels)
@@ -161,7 +161,7 @@ def _draw_headings(axes: Sequence[Any], headings: Sequence[str]) -> None:
 
 
 def _telling_slice(labels: NDArray) -> int:
-    """Return the slice that shows most classes, and of several such the one with the largest area."""
+    """Return the slice that shows most classes, and of several the one with the largest area."""
     classes = [np.unique(plane[plane != 0]).size for plane in labels]
     areas = (labels != 0).sum((1, 2)).tolist()
     return max(range(len(labels)), key=lambda index: (classes[index], areas[index]))
@@ -271,7 +271,7 @@ def _draw_scale_bar(axis: Any, shape: Sequence[int], pixel: float, unit: str) ->
 
 
 def choose_cases(dsc: Mapping[str, float], limit: int) -> list[tuple[str, str]]:
-    """Return (case, worst / median / best) of the cases that `collect_tiles` speaks of, by their DSC."""
+    """Return (case, worst / median / best) of the cases that `collect_tiles` shows, by their DSC."""
     ranked = sorted(dsc, key=lambda case_id: (math.inf if math.isnan(dsc[case_id]) else dsc[case_id], case_id))
     places = range(len(ranked)) if len(ranked) <= limit else np.linspace(0, len(ranked) - 1, limit).round().astype(int)
     notes = {0: "worst", len(ranked) - 1: "best"} if len(ranked) > 2 else {}

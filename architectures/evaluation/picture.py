@@ -1,4 +1,4 @@
-"""What every picture of a run is: a PNG, a CSV of the numbers in it, and a sentence for people who cannot see it.
+"""The pictures of a run: each is a PNG, a CSV of the numbers in it, and a sentence for people who cannot see it.
 
 Colours are told apart by people with any colour vision, and line styles or words say the same again. matplotlib is
 loaded when the first picture is drawn, through its object interface: no window, no global figure, no style left behind.

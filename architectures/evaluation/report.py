@@ -1,4 +1,4 @@
-"""report.md: what a run found, how it was measured, and how to do it again."""
+"""report.md: the results of a run, how they were measured, and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def add_picture(report: Path, picture: Picture) -> None:
 
 
 def check_extras() -> None:
-    """Raise MissingExtra now, and not after a day of training, if scoring or drawing would fail for want of a package.
+    """Raise MissingExtra before training starts if scoring or drawing would fail for lack of a package.
 
     Raises:
         MissingExtra: scipy or matplotlib is not installed; the message is the command that installs it.
@@ -160,7 +160,7 @@ def describe_data(cohort: Cohort, splits: Mapping[str, Sequence[str]]) -> dict[s
 
 
 def describe_network(model: nn.Module) -> dict[str, str]:
-    """Return the facts about a network: its class and how many numbers it holds."""
+    """Return the facts about a network: its class and its number of parameters."""
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"Network": type(model).__name__, "Parameters": f"{total:,}, of which {trained:,} are trained"}
@@ -182,7 +182,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as people say it: ``4.2 s``, ``3 min 20 s``, ``1 h 05 min``."""
+    """Return a duration in common units: ``4.2 s``, ``3 min 20 s``, ``1 h 05 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -218,13 +218,13 @@ def _dsc_of_cases(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def picture_parts(picture: Picture, out: Path) -> list[str]:
-    """Return what shows a picture in a report that lies in ``out``."""
+    """Return the lines that show a picture in a report in the folder ``out``."""
     png, numbers = (os.path.relpath(path, out).replace(os.sep, "/") for path in (picture.png, picture.csv))
     return [f"## {picture.title}", f"![{_escape(picture.alt)}]({png})", f"Numbers: [{numbers}]({numbers})"]
 
 
 def provenance_parts(facts: Mapping[str, str], command: Sequence[str]) -> list[str]:
-    """Return what says how a report's numbers were made, and how to make them again; no absolute path is left."""
+    """Return the section on how a report's numbers were made and how to reproduce them, without absolute paths."""
     parts = ["## How it was made", markdown_table(["", ""], [[k, _without_folders(v)] for k, v in facts.items()])]
     if command:
         words = shlex.join(_shorten(word) for word in command)
@@ -233,7 +233,7 @@ def provenance_parts(facts: Mapping[str, str], command: Sequence[str]) -> list[s
 
 
 def paper_parts(tables: Sequence[PaperTable], paper: str) -> list[str]:
-    """Return a publication's own numbers, and that they are not ours."""
+    """Return a publication's own numbers, marked as not measured here."""
     if not tables:
         return []
     warning = (

@@ -192,7 +192,7 @@ def format_comparison(rows: Sequence[Comparison], name_a: str, name_b: str) -> s
 
 
 def format_p(p: float) -> str:
-    """Return a p-value as people print it: three decimals, or that it is below 0.001."""
+    """Return a p-value as it is usually printed: three decimals, or that it is below 0.001."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""What many scores come to: mean and standard deviation of each class, in numbers and as people read them."""
+"""Summaries of many scores: mean and standard deviation of each class, as numbers and as text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METRIC_NAMES = {
 class Summary:
     """Mean and standard deviation (n - 1 in the denominator; NaN for one) of one score of one class.
 
-    ``count`` scores went in; ``undefined`` more were NaN under the convention and did not.
+    Computed from ``count`` scores; ``undefined`` more were NaN under the convention and left out.
     """
 
     class_name: str
@@ -166,14 +166,14 @@ def format_summary(first: Scored, *others: Scored) -> str:
 
 
 def format_score(value: float, metric: str) -> str:
-    """Return a score as people read it: three decimals, two if it has a unit, a dash if it is undefined."""
+    """Return a score as text: three decimals, two if it has a unit, a dash if it is undefined."""
     if math.isnan(value):
         return "-"
     return f"{value:.2f}" if metric.endswith(("_ml", "_mm", "_vox")) else f"{value:.3f}"
 
 
 def mean_and_sd(summary: Summary) -> str:
-    """Return mean and spread as people read them: ``0.850 ± 0.071``."""
+    """Return mean and spread as text: ``0.850 ± 0.071``."""
     return f"{format_score(summary.mean, summary.metric)} ± {format_score(summary.sd, summary.metric)}"
 
 

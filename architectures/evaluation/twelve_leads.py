@@ -1,4 +1,4 @@
-"""The grid of a twelve-lead picture: the leads where a print has them, one scale for all."""
+"""The grid of a twelve-lead figure: the leads arranged as on a printed ECG, one scale for all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def times_ms(steps: int, rate_hz: float, start_ms: float) -> NDArray:
 def lead_axes(title: str, time_ms: NDArray, signals: NDArray, *, bar: bool = False) -> tuple[Any, list[Any], Any]:
     """Return a figure, the axes of the twelve leads in their order, and those of a colour bar, where there is one.
 
-    Everything has a fixed place: to arrange twelve axes takes longer than to draw them.
+    Everything has a fixed position: arranging twelve axes automatically takes longer than drawing them.
 
     Args:
         title: of the picture.

@@ -104,7 +104,7 @@ class DilateFormerBlock(nn.Module):
         return self.attn(x) if self.local else self.attn(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
     def _drop(self, branch: Tensor) -> Tensor:
-        """Zero the branch of some samples and enlarge that of the others, so that its mean stays."""
+        """Zero the branch of some samples and scale that of the others, so that its mean is kept."""
         if not self.training or self.drop_path == 0.0:
             return branch
         keep = 1.0 - self.drop_path
@@ -113,7 +113,7 @@ class DilateFormerBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Some blocks, and what brings their result to the size of the next stage."""
+    """Some blocks, and the layer that brings their result to the size of the next stage."""
 
     def __init__(self, blocks: list[DilateFormerBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def _stages(shape: DilateFormerShape, drop_path: float) -> list[Stage]:
 
 
 def _init_conv(conv: nn.Conv2d, generator: torch.Generator | None) -> None:
-    """What `torch.nn.Conv2d` does, with a generator."""
+    """Initialise a convolution as `torch.nn.Conv2d` does, with a generator."""
     nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=generator)
     if conv.bias is not None:
         bound = 1 / math.sqrt(conv.weight[0].numel())

@@ -228,8 +228,8 @@ class Fias(Pretrained, nn.Module):
     def head_maps(self, image: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """Return the logits of each head, coarsest first: (B, K, H/16, W/16), (B, K, H/8, W/8), (B, K, H/4, W/4).
 
-        Of an image that had to be padded they are upsampled to its padded size and cropped to (B, K, H, W), for smaller
-        maps would not lie upon it.
+        Of an image that had to be padded they are upsampled to its padded size and cropped to (B, K, H, W), because
+        smaller maps would not align with it.
         """
         x = self.prepare(image)
         maps = self.decoder(self.encode(x), generator)

@@ -24,7 +24,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class DilateFormerConfig:
-    """What converted weights are for: the argument of `DilateFormer`.
+    """The network that converted weights belong to: the argument of `DilateFormer`.
 
     Args:
         variant: a name from `VARIANTS`.
@@ -79,7 +79,7 @@ def renamed(
 
 
 def _detect(state: Mapping[str, Tensor], source: str) -> DilateFormerConfig:
-    """Tell from names and shapes which DilateFormer this is."""
+    """Infer the DilateFormer from names and shapes."""
     embedding = state.get("patch_embed.proj.9.weight")
     found = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name) for name in state]
     blocks = {(int(match[1]), int(match[2])) for match in found if match}

@@ -49,7 +49,7 @@ def convert_nnunet(path: str | os.PathLike[str], out: str | os.PathLike[str]) ->
 
 
 def read_nnunet(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ConversionReport]:
-    """Read a checkpoint and leave one name to each of its tensors.
+    """Read a checkpoint and keep one name for each of its tensors.
 
     Args:
         path: a folder written by `convert_nnunet`, or a ``.pth`` or ``.safetensors`` file.
@@ -61,7 +61,7 @@ def read_nnunet(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Conver
 
 
 def rename_nnunet(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], ConversionReport]:
-    """Take wrappers and second names from a state dict.
+    """Remove wrappers and second names from a state dict.
 
     Args:
         tensors: a state dict of the published network.
@@ -99,7 +99,7 @@ def _without_aliases(name: str) -> str:
 
 
 def _detect(state: Mapping[str, Tensor], source: str) -> PlainUNetConfig:
-    """Tell from names and shapes which network this is, and from its number of stages which images it is meant for."""
+    """Infer the network from names and shapes, and the size of its images from its number of stages."""
     _refuse_strangers(state, source)
     first, head = state[_FIRST], state[_HEAD]
     convs = {int(match[1]): len(conv) for name, conv in state.items() if (match := _CONV.fullmatch(name)) and conv.ndim}
@@ -123,7 +123,7 @@ def _detect(state: Mapping[str, Tensor], source: str) -> PlainUNetConfig:
 
 
 def _refuse_strangers(state: Mapping[str, Tensor], source: str) -> None:
-    """Say in words what a file holds that is no plain U-Net of two dimensions."""
+    """Refuse tensors of anything but a plain U-Net of two dimensions, and describe what was found."""
     for pattern, what in _STRANGERS:
         if any(re.match(pattern, name) for name in state):
             raise CheckpointError(f"{source}: holds {what}; only nnU-Net v2's PlainConvUNet can be converted")

@@ -21,7 +21,7 @@ from trifuse.kernels import DataError, ShapeError
 from trifuse.kernels.choices import check_choice
 
 from .aha17_angles import WHAT, Insertions, Plane, Reference, zero_angles
-from .aha17_slices import common_centre, find_levels, measure_slices, order_slices
+from .aha17_slices import Slices, common_centre, find_levels, measure_slices, order_slices
 
 # First edge of the sectors in degrees, their width, and the segments from there on; half-open.
 SECTORS = {
@@ -82,7 +82,7 @@ def aha17_labels(
             over those of the basal and mid thirds.
         force_last: whether the most apical slice becomes the apex where no other is, if the wall closes in two slices.
         slice_axis: the axis of ``labels`` that counts slices.
-        note: is called with a sentence for everything that had to be decided and may be wrong.
+        note: is called with a sentence for every decision that may be wrong.
 
     Returns:
         0 (no wall) to 17, uint8, in the shape of ``labels``.
@@ -107,9 +107,7 @@ def aha17_labels(
 
     base_first = order_slices(slices, plane.step, base_first, note)
     levels = find_levels(slices, base_first, force_last, note)
-    centres = slices.centres
-    if centre == "global":
-        centres = np.broadcast_to(common_centre(slices, levels), centres.shape)
+    centres = slices.centres if centre == "slice" else _common_centres(slices, levels)
     ring = [index for index, level in levels.items() if level != "apex"]
     zero, turn = zero_angles(known, plane, centres, slices.filled, ring, plane.turn(base_first), note)
     segments = _numbered_wall(slices.wall, levels, plane, centres, zero, turn)
@@ -182,6 +180,11 @@ def scar_burden_ml(
 def wall_volume_ml(segments: NDArray[Any], affine: ArrayLike) -> NDArray[np.float64]:
     """Return the volume of each of the 17 segments in mL; arguments as for ``scar_burden_ml``."""
     return scar_burden_ml(segments > 0, segments, affine, scar=1)[0]
+
+
+def _common_centres(slices: Slices, levels: dict[int, str]) -> NDArray[np.float64]:
+    centres = slices.centres
+    return np.broadcast_to(common_centre(slices, levels), centres.shape)
 
 
 def _no_wall(shown: NDArray[Any], wall: Sequence[int]) -> DataError:

@@ -23,7 +23,7 @@ APEX_DIRECTION = (-1.0, 1.0, -1.0)  # where the apex points in a chest: left, fr
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """What is seen in the D slices of a stack.
+    """Measurements of the D slices of a stack.
 
     Attributes:
         wall: (D, H, W), bool.

@@ -57,7 +57,7 @@ def read_ecg_dual_attention(path: str | os.PathLike[str]) -> tuple[dict[str, Ten
 
 
 def rename_ecg_dual_attention(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], ConversionReport]:
-    """Give the tensors of a published state dict our names, those of the leads' attentions stacked.
+    """Rename the tensors of a published state dict to our names, and stack those of the leads' attentions.
 
     Args:
         tensors: a state dict of the published network.
@@ -131,7 +131,7 @@ def _our_name(name: str) -> tuple[str, int | None]:
 
 
 def _detect(state: Mapping[str, Tensor], source: str) -> EcgAutoencoderConfig:
-    """Tell from names and shapes which autoencoder this is."""
+    """Infer the autoencoder from names and shapes."""
     stem, first, head = (
         state.get(f"{name}.weight") for name in ("encoder.input_conv.0", "decoder.linear.0", "encoder.mean_head")
     )

@@ -177,7 +177,7 @@ class EcgEncoder(nn.Module):
         self.linear = nn.Linear(config.pooled, config.z_dim) if config.final_linear else None
 
     def features(self, ecg: Tensor, present: Tensor | None = None) -> Tensor:
-        """Return what the attentions see of beats (B, 12, T): (B, C, 12, M)."""
+        """Return the features of beats (B, 12, T) that the attentions take: (B, C, 12, M)."""
         x = self.input_conv(ecg)
         if self.config.lead_layout == "correct":
             x = rearrange(x, "b (l f) t -> b f l t", l=NUM_LEADS)  # the grouped convolution makes channel l * F + f
@@ -316,7 +316,7 @@ def _time_conv(in_dim: int, out_dim: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _either_side(lacking: int) -> str:
-    """How ``lacking`` zeros are shared out before and after a beat."""
+    """Describe how ``lacking`` zeros are divided before and after a beat."""
     words = {1: "one zero", 4: "four zeros"}
     before, after = lacking // 2, lacking - lacking // 2
     if before == after:

@@ -1,4 +1,4 @@
-"""What TAFF-UNet is given of a case beside its image: the AHA-17 prior, its ECG, and the days between the two."""
+"""The inputs of TAFF-UNet beside the image of a case: the AHA-17 prior, its ECG, and the days between the two."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def case_side_inputs(
     *,
     labels: Path | None = None,
 ) -> dict[str, SideInputs]:
-    """Return what each case brings beside its image, as far as the network takes it.
+    """Return the side inputs of each case that the network takes.
 
     Args:
         cohort: where the cases are.
@@ -141,7 +141,7 @@ def case_side_inputs(
 
 
 def _segments(case: Case, prior: PriorRecipe, folder: Path | None, notes: list[str]) -> NDArray[np.uint8]:
-    """Divide a case's wall into the segments; a first pass that found no wall to divide gives none, with a note."""
+    """Divide a case's wall into the segments: none, and a note, where a first pass found no wall to divide."""
     image = load_image(case)
     path = case.label if folder is None else folder / f"{case.case_id}.nii.gz"
     if path is None:
@@ -240,7 +240,7 @@ def _ecg_inputs(
 def describe_inputs(
     side_inputs: Mapping[str, SideInputs], network: TaffUNetConfig, prior: PriorRecipe
 ) -> dict[str, str]:
-    """Return the facts that a report states about what the cases brought."""
+    """Return the facts that a report states about the side inputs of the cases."""
     facts = {}
     if network.takes_prior:
         angles = "" if prior.angle_deg is None else f" of {prior.angle_deg:g} degrees"

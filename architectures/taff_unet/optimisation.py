@@ -1,4 +1,4 @@
-"""How the three parts of TAFF-UNet learn, each in its own way, in one training loop."""
+"""The parameter groups of TAFF-UNet: each of its three parts has an optimiser's settings of its own."""
 
 from __future__ import annotations
 

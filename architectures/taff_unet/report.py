@@ -1,4 +1,4 @@
-"""What the report of a TAFF-UNet shows beside scores: bull's-eyes, the ECG's attention, the gate, and intervals."""
+"""The figures of a TAFF-UNet's report beside scores: bull's-eyes, the ECG's attention, the gate, and intervals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SLICES_AT_ONCE = 16
 def draw_pictures(
     run: Path, model: TaffUNet, data: PreparedData, prior: PriorRecipe, scored: Evaluation, figures: Path
 ) -> list[Picture]:
-    """Draw all that a finished run has to show of the cases that it scored, as far as its setting and cohort have it.
+    """Draw the figures of a finished run for the cases that it scored, those that its setting and cohort allow.
 
     Args:
         run: the run's folder, with ``predictions/<part>``.
@@ -109,7 +109,7 @@ def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -
 
 
 def _attention(model: TaffUNet, beats: Mapping[str, Tensor], figures: Path) -> list[Picture]:
-    """Draw where the autoencoder looks: between leads over all beats (12, T) by case, along the first of them."""
+    """Draw the attention between leads, over all beats (12, T) by case, and that over time, for the first beat."""
     ecg = torch.stack([*beats.values()])
     with torch.inference_mode():
         attention = model.attention(ecg.to(next(model.parameters()).device))
