@@ -11,13 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trifuse.kernels.ops._dilated_windows import Windows
-
 CHUNK_ELEMENTS = 1 << 18  # of one map: the dozen maps that a chunk needs stay in a core's cache
+
+
+class Windows(NamedTuple):
+    """What each pixel looks at, as every backend takes it once the arguments are checked."""
+
+    num_heads: int
+    kernel_size: int
+    dilations: tuple[int, ...]
+    scale: float
+    border: str
 
 
 @dataclass(frozen=True)

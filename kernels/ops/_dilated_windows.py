@@ -7,7 +7,7 @@ passes over the maps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +15,10 @@ from torch.nn import functional as F
 
 from trifuse.kernels import library
 from trifuse.kernels.choices import check_choice
+from trifuse.kernels.cpu.dilated_attention import Windows
 from trifuse.kernels.errors import ShapeError
 
 BORDERS = ("zero", "mask", "shift")
-
-
-class Windows(NamedTuple):
-    """What each pixel looks at, after the arguments were checked."""
-
-    num_heads: int
-    kernel_size: int
-    dilations: tuple[int, ...]
-    scale: float
-    border: str
 
 
 def check_arguments(

@@ -33,10 +33,11 @@ from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu import dilated_attention as cpu
+from trifuse.kernels.cpu.dilated_attention import Windows
 from trifuse.kernels.errors import BackendError
 
 from . import _dilated_windows
-from ._dilated_windows import Windows, check_arguments, positions
+from ._dilated_windows import check_arguments, positions
 
 OP = "dilated_attention"
 WEIGHTS_OP = "dilated_attention_weights"
