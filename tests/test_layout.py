@@ -4,39 +4,50 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from trifuse import kernels
+from trifuse.architectures.data.layouts import LAYOUTS
+from trifuse.architectures.runs.registry import NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kernels", "blocks", "architectures")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-OWN_CODE = [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
-LONGEST_FILE = 400
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+OWN_CODE = [*SOURCES, *BENCHMARKS, *sorted((ROOT / "tests").rglob("*.py"))]
+LONGEST_FILE, LONGEST_FUNCTION = 400, 80
+MOST_ARROWS = 84  # between folders
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc", "v2"}
-PARTS = ("data", "training", "evaluation")
-# What every part of architectures stands on; the other files beside them belong to the command and may join everything.
-FOUNDATIONS = tuple(
-    f"trifuse.architectures.{name}"
-    for name in ("files", "run_log", "spelling", "weights_file", "config_json", "pretrained", "published_weights")
-)
-COMMAND_FILES = tuple(
-    name
-    for path in (ROOT / "architectures").glob("*.py")
-    if (name := f"trifuse.architectures.{path.stem}") not in FOUNDATIONS
-)
-# the only files of a network that know data and training
-ASSEMBLIES = {"train.py", "pretrain.py", "first_pass.py", "inputs.py", "report.py", "demo.py", "ablate.py"}
-SHARED_BY_KERNELS = {"__init__", "gates", "launching", "static_case", "tuning"}
-LAZY = {"triton", "xformers", "scipy", "matplotlib", "nibabel", "wfdb", "h5py"}
+
+# What each folder may import, itself aside. A network's own files are of two kinds, see `MODEL_FILES`.
+MAY_IMPORT = {
+    "kernels": (),
+    "blocks": ("kernels",),
+    "architectures/storage": ("kernels",),
+    "architectures/data": ("kernels", "architectures/storage"),
+    "architectures/training": ("kernels", "blocks", "architectures/storage"),
+    "architectures/evaluation": ("kernels", "blocks", "architectures/storage", "architectures/data"),
+    "architectures/runs": (
+        "kernels",
+        "blocks",
+        "architectures/storage",
+        "architectures/data",
+        "architectures/training",
+        "architectures/evaluation",
+    ),
+}
+MAY_IMPORT |= {f"architectures/{name}": (*MAY_IMPORT["architectures/runs"], "architectures/runs") for name in NETWORKS}
+MAY_IMPORT["architectures/cli"] = tuple(MAY_IMPORT)
+MODEL = ("kernels", "blocks", "architectures/storage")  # what a network itself stands on
 
 
 def module_name(path: Path) -> str:
@@ -44,13 +55,19 @@ def module_name(path: Path) -> str:
     return ".".join(("trifuse", *parts)).removesuffix(".__init__")
 
 
-def imported_modules(path: Path, *, top_level: bool = False) -> Iterator[str]:
-    """Yield the absolute name of everything a file imports, or of what it imports when it is itself imported."""
+MODULES = {module_name(path): path for path in (*SOURCES, *BENCHMARKS)}
+
+
+def imported_names(path: Path, *, lazily: bool = True) -> Iterator[str]:
+    """Yield the absolute name of everything a file imports: when it is itself imported, and inside functions.
+
+    Imports for type checkers alone are left out: nothing happens there.
+    """
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in _statements(tree) if top_level else ast.walk(tree):
+    for node in _statements(tree, lazily):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -60,91 +77,128 @@ def imported_modules(path: Path, *, top_level: bool = False) -> Iterator[str]:
             yield from (f"{name}.{alias.name}" for alias in node.names)
 
 
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes that run at import: no function bodies, no blocks for type checkers alone."""
+def _statements(node: ast.AST, lazily: bool) -> Iterator[ast.AST]:
+    """Yield the nodes that run when a file is imported, and those of functions where asked for."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not lazily and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
         yield child
-        yield from _statements(child)
+        yield from _statements(child, lazily)
 
 
-def allowed_parts(path: Path) -> tuple[str, ...]:
-    """Return the prefixes of `trifuse` that a file may import."""
-    folder, *rest = path.relative_to(ROOT).parts
-    if folder == "kernels":
-        return ("trifuse.kernels",)
-    if folder == "blocks":
-        return ("trifuse.kernels", "trifuse.blocks")
-    shared = ("trifuse.kernels", "trifuse.blocks", *FOUNDATIONS)
-    if len(rest) == 1:
-        return shared if module_name(path) in FOUNDATIONS else ("trifuse",)
-    part = rest[0]
-    own = f"trifuse.architectures.{part}"
-    if part in PARTS:
-        return (*shared, own, *(("trifuse.architectures.data",) if part == "evaluation" else ()))
-    if rest[1] in ASSEMBLIES:
-        return (*shared, own, *(f"trifuse.architectures.{name}" for name in PARTS), *COMMAND_FILES)
-    return (*shared, own)
+@cache
+def imported_files(path: Path) -> frozenset[Path]:
+    """Return the files of trifuse that a file imports, lazily or not.
+
+    A name that a package only passes on is counted as an import of the package.
+    """
+    found = {MODULES[name] for name in imported_names(path) if name in MODULES}
+    packages = {name.rpartition(".")[0] for name in imported_names(path) if name in MODULES}
+    return frozenset(file for file in found if file != path and module_name(file) not in packages)
+
+
+def folder_of(path: Path) -> str:
+    """Return the folder whose rules hold for a file: that of the package, in architectures the one below it."""
+    parts = path.relative_to(ROOT).parts
+    return "/".join(parts[: 2 if parts[0] == "architectures" and len(parts) > 2 else 1])
+
+
+# --------------------------------------------------------------------------------------- which way imports run
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_run_one_way(path):
-    allowed = allowed_parts(path)
-    wrong = [
-        name
-        for name in imported_modules(path)
-        if name.split(".")[0] == "trifuse"
-        and name not in ("trifuse", *(part.rpartition(".")[0] for part in allowed))
-        and not any(name == part or name.startswith(f"{part}.") for part in allowed)
-    ]
-    assert wrong == []
+    folder = folder_of(path)
+    allowed = {folder, *MAY_IMPORT.get(folder, ())}
+    assert {name for file in imported_files(path) if (name := folder_of(file)) not in allowed} == set()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_itself_knows_nothing_of_runs_and_data(network):
+    """The network, and every file of its folder that it imports, can be used without all that trains and judges it."""
+    folder = ROOT / "architectures" / network
+    waiting, seen = [folder / "model.py"], set()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        files = imported_files(path)
+        assert {folder_of(file) for file in files} <= {*MODEL, f"architectures/{network}"}, path.name
+        waiting += [file for file in files - seen if file.parent == folder]
+
+
+@pytest.mark.parametrize(
+    "room", [lambda path: path, lambda path: path.parent, folder_of], ids=("file", "folder", "part")
+)
+def test_there_is_no_circle(room):
+    graph: dict[Path | str, set[Path | str]] = {}
+    for path in SOURCES:
+        graph.setdefault(room(path), set()).update({room(file) for file in imported_files(path)} - {room(path)})
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(map(str, error.args[1])))
+
+
+def test_arrows_between_folders():
+    """Every pair of folders, the first of which imports the second, is something to keep in mind."""
+    arrows = {(path.parent, file.parent) for path in SOURCES for file in imported_files(path)}
+    assert len({(start, end) for start, end in arrows if start != end}) <= MOST_ARROWS
+
+
+def test_nothing_imports_the_command():
+    command = ROOT / "architectures" / "cli"
+    outside = [path for path in (*SOURCES, *BENCHMARKS) if path.parent != command]
+    assert [path for path in outside if any(file.parent == command for file in imported_files(path))] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_third_party_imports_stay_where_they_belong(path):
     folder, name = path.relative_to(ROOT).parts[0], path.relative_to(ROOT).as_posix()
-    roots = {module.split(".")[0] for module in imported_modules(path)}
+    roots = {module.split(".")[0] for module in imported_names(path)}
     if not name.startswith("kernels/gpu/"):
         assert "triton" not in roots
-    if name not in ("kernels/testing/__init__.py", "kernels/testing/comparing.py"):
+    if not name.startswith("kernels/testing/"):
         assert not roots & {"pytest", "hypothesis"}
     if name != "architectures/data/volumes/nifti.py":
         assert "nibabel" not in roots
+    if not name.startswith("architectures/storage/"):
+        assert "safetensors" not in roots
     if folder != "kernels":
         assert "xformers" not in roots
     if folder != "architectures":
-        assert not roots & {"scipy", "matplotlib", "tensorboard", "safetensors", "numpy"}
+        assert not roots & {"scipy", "matplotlib", "tensorboard", "numpy"}
     assert not roots & {"benchmarks", "tests"}
-    assert not [module for module in imported_modules(path) if module.startswith("trifuse.benchmarks")]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+@pytest.mark.parametrize("path", [*SOURCES, *BENCHMARKS], ids=module_name)
 def test_folders_import_relatively_inside_and_absolutely_across(path):
-    """A relative import never leaves kernels, blocks or architectures; an absolute one never stays in its folder."""
-    folder = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
+    """A relative import names a file of the same folder, or below it; an absolute one never does the former."""
+    folder = module_name(path.parent / "__init__.py")
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            assert node.level < len(folder), ast.unparse(node)
-            assert node.level or node.module != ".".join(folder), ast.unparse(node)
+            assert node.level <= 1, ast.unparse(node)
+            assert node.level or (node.module or "").rpartition(".")[0] != folder, ast.unparse(node)
 
 
 def test_heavy_packages_load_only_when_used():
     for path in SOURCES:
-        roots = {module.split(".")[0] for module in imported_modules(path, top_level=True)}
+        roots = {module.split(".")[0] for module in imported_names(path, lazily=False)}
         heavy = roots & {"scipy", "matplotlib", "tensorboard", "xformers", "wfdb", "h5py"}
         assert not heavy, f"{module_name(path)} imports {heavy} when it is imported"
+
+
+# ------------------------------------------------------------------------------------------ one thing, one room
 
 
 def test_listed_packages_are_the_folders():
     """A package that is missing from the list works in an editable install and is absent from the wheel."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    shipped = [*SOURCES, ROOT / "benchmarks" / "__init__.py"]
-    assert sorted(settings["packages"]) == sorted({module_name(path.parent / "__init__.py") for path in shipped})
+    folders = {path.parent for path in (*SOURCES, *BENCHMARKS)}
+    assert sorted(settings["packages"]) == sorted(module_name(folder / "__init__.py") for folder in folders)
     assert settings["package-dir"] == {f"trifuse.{package}": package for package in (*PACKAGES, "benchmarks")}
-    assert [folder for path in SOURCES if not ((folder := path.parent) / "__init__.py").exists()] == []
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_trifuse_is_a_namespace():
@@ -157,6 +211,12 @@ def test_bare_name_is_refused():
     child = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
     assert child.returncode == 1
     assert "ImportError: this folder is the package 'trifuse.kernels'" in child.stderr
+
+
+def test_tests_mirror_the_folders():
+    mirrored = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    others = {ROOT / "tests", ROOT / "tests/docs", ROOT / "tests/mutants"}
+    assert [folder for folder in mirrored - others if not (ROOT / folder.relative_to(ROOT / "tests")).is_dir()] == []
 
 
 def operator_file(name: str) -> str:
@@ -172,16 +232,16 @@ def test_catalogue_is_found():
 @pytest.mark.parametrize("name", kernels.OPERATORS)
 def test_one_word_finds_every_file_of_an_operator(name):
     stem = operator_file(name)
-    source = ROOT / "kernels" / f"{stem}.py"
-    needed = [source, ROOT / "tests/kernels" / f"test_{stem}.py", ROOT / "benchmarks" / f"bench_{stem}.py"]
-    if any(module.startswith("trifuse.kernels.gpu") for module in imported_modules(source)):
-        needed.append(ROOT / "kernels/gpu" / f"{stem}.py")
-    assert [path.relative_to(ROOT).as_posix() for path in needed if not path.is_file()] == []
+    needed = [f"kernels/ops/{stem}.py", f"benchmarks/bench_{stem}.py"]
+    if any(module.startswith(f"trifuse.kernels.gpu.{stem}") for module in imported_names(ROOT / needed[0])):
+        needed += [f"kernels/gpu/{stem}.py", f"benchmarks/static_cases/{stem}.py"]
+    assert [file for file in needed if not (ROOT / file).is_file()] == []
+    assert list((ROOT / "tests/kernels/ops").glob(f"test_{stem}*.py"))
 
 
-def test_every_gpu_file_belongs_to_an_operator():
-    files = {path.stem for path in (ROOT / "kernels/gpu").glob("*.py")} - SHARED_BY_KERNELS
-    assert files <= {operator_file(name) for name in kernels.OPERATORS}
+def test_every_public_file_of_ops_is_an_operator_s():
+    files = {path.stem for path in (ROOT / "kernels/ops").glob("[a-z]*.py")}
+    assert files == {operator_file(name) for name in kernels.OPERATORS} == set(kernels.OPERATORS.values())
 
 
 @pytest.mark.parametrize("name", kernels.OPERATORS)
@@ -191,65 +251,51 @@ def test_reference_is_a_twin(name):
     assert operator.__module__ == reference.__module__
 
 
-# ------------------------------------------------------------------------------------- what importing costs
+def places_that_spell(name: str, room: Path) -> set[str]:
+    """Return the files of architectures, outside a room, that hold a name as a string of its own."""
+    elsewhere = [path for path in SOURCES if room not in (path, *path.parents)]
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in elsewhere
+        if path.is_relative_to(ROOT / "architectures")
+        and any(
+            isinstance(node, ast.Constant) and node.value == name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    }
 
 
-def modules_loaded_by(code: str, **environment: str) -> set[str]:
-    script = f"{code}\nimport sys\nprint('LOADED', *sys.modules)"
-    child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        env={**{key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stderr
-    assert child.stderr == ""
-    return {name.split(".")[0] for name in child.stdout.rpartition("LOADED ")[2].split()}
-
-
-def test_importing_kernels_loads_nothing_heavy():
-    assert modules_loaded_by("import trifuse.kernels") & LAZY == set()
-    assert modules_loaded_by("from trifuse.kernels import *") & LAZY == set()
-
-
-CPU_CALLS = {
-    "channel_gate": "torch.ones(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 3)",
-    "depthwise_multi_kernel": "torch.ones(1, 3, 8, 8, requires_grad=True), torch.ones(2, 3, 1, 5, 5).unbind()",
-    "dice_ce_loss": "torch.zeros(1, 3, 4, 4, requires_grad=True), torch.ones(1, 4, 4, dtype=torch.int64)",
-    "dilated_attention": "*torch.ones(3, 1, 4, 4, 24, requires_grad=True), num_heads=3",
-    "dilated_attention_weights": "*torch.ones(2, 1, 4, 4, 24, requires_grad=True), num_heads=3",
-    "memory_efficient_attention": "*torch.ones(3, 1, 4, 2, 8, requires_grad=True)",
-    "monte_carlo_pool": "torch.ones(1, 3, 4, 4, requires_grad=True), scale=2, cell=1",
-    "mutation_loss": "[torch.zeros(1, 3, 4, 4, requires_grad=True)] * 2, torch.ones(1, 8, 8, dtype=torch.int64)",
-    "spatial_gate": "torch.ones(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 1, 4, 4)",
-    "temporal_film_gate": (
-        "torch.ones(1, 3, 4, 4, requires_grad=True), torch.ones(1, 3), torch.ones(1, 2), *torch.zeros(2, 1, 3)"
-    ),
-    "upsample_argmax": "[torch.ones(1, 3, 4, 4)], (8, 8)",
-    "weighted_block_fusion": "[torch.ones(1, 2, 4, requires_grad=True) for _ in range(3)], torch.zeros(3)",
+# nnU-Net names a layout, and also conventions of scores, a loss, an augmentation, and a format of weights
+OTHER_THINGS_OF_THAT_NAME = {
+    "nnunet": {
+        "architectures/cli/evaluate.py",
+        "architectures/cli/train.py",
+        "architectures/evaluation/metrics.py",
+        "architectures/plain_unet/experiment.py",
+        "architectures/runs/experiment.py",
+        "architectures/runs/nnunet_recipe.py",
+        "architectures/runs/prepared_data.py",
+        "architectures/runs/recipes.py",
+        "architectures/training/losses.py",
+    },
 }
+LAYOUT_LIST = "architectures/data/layouts/__init__.py"
+FIRST_PASS = "architectures/taff_unet/first_pass.py"  # trains plain U-Nets to find the wall
 
 
-@pytest.mark.parametrize("name", kernels.OPERATORS)
-def test_operators_on_a_cpu_load_no_triton(name):
-    code = f"import torch\nfrom trifuse.kernels import {name}\nout = {name}({CPU_CALLS[name]})\n"
-    code += "if out.requires_grad:\n    out.sum().backward()"
-    assert modules_loaded_by(code) & LAZY == set()
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_a_layout_is_spelled_in_its_room_and_in_the_list(layout):
+    """The first plan spelled ``synapse`` in eleven places."""
+    folder = ROOT / "architectures/data/layouts"
+    elsewhere = places_that_spell(layout.name, folder / f"{layout.name}.py")
+    assert elsewhere - OTHER_THINGS_OF_THAT_NAME.get(layout.name, set()) == {LAYOUT_LIST}
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_l12_command_answers_without_torch(option):
-    """The code is asked for its import times: what a machine under load does to the clock does not count as import."""
-    code = (
-        "import sys, time\n"
-        "start = time.process_time()\n"
-        "from trifuse.architectures.cli.main import main\n"
-        f"sys.argv = ['trifuse', {option!r}]\n"
-        "try:\n    main()\n"
-        "except SystemExit as end:\n    assert not end.code, end.code\n"
-        "assert time.process_time() - start < 0.3, time.process_time() - start"
-    )
-    assert modules_loaded_by(code) & {"torch", "numpy", *LAZY} == set()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_spelled_in_its_room_and_in_the_list(name):
+    """The first plan spelled each in some twenty places."""
+    room = ROOT / "architectures" / name
+    assert places_that_spell(name, room) - {FIRST_PASS} == {"architectures/runs/registry.py"}
 
 
 # ------------------------------------------------------------------------------------------------ house style
@@ -260,8 +306,18 @@ def test_names_say_what_is_inside():
 
 
 def test_every_file_is_one_thought():
-    lengths = {module_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
+    lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in OWN_CODE}
+    assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_every_function_fits_on_a_screen():
+    lengths = {
+        (path.relative_to(ROOT).as_posix(), node.name): node.end_lineno - node.lineno + 1
+        for path in OWN_CODE
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {where: lines for where, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
 
 
 @pytest.mark.parametrize("path", OWN_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -272,7 +328,7 @@ def test_no_path_of_somebody_s_machine(path):
     assert found == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+@pytest.mark.parametrize("path", [*SOURCES, *BENCHMARKS], ids=module_name)
 def test_every_file_opens_with_its_thought(path):
     source = path.read_text(encoding="utf-8")
     assert not source.strip() or ast.get_docstring(ast.parse(source)), "the module has no docstring"

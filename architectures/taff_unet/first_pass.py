@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trifuse.architectures.data.layouts.cohort import Cohort, Split, natural_key
+from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.evaluation.predict import predict_cases
 from trifuse.architectures.evaluation.scoring import prediction_path
@@ -27,6 +27,7 @@ from trifuse.architectures.runs.pipeline import fit_network
 from trifuse.architectures.runs.predict import load_network
 from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.registry import experiment
+from trifuse.architectures.storage.text import natural_key
 from trifuse.architectures.training.distributed import open_world
 from trifuse.kernels import DataError
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from trifuse.architectures.data.ecg.median_beat import load_beat, network_ecg
 from trifuse.architectures.data.ecg.signal import LEADS
-from trifuse.architectures.data.layouts.cohort import Case, Cohort, listed
+from trifuse.architectures.data.layouts.cohort import Case, Cohort
 from trifuse.architectures.data.layouts.read_case import load_image
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.storage.text import count, listed
 from trifuse.kernels import DataError, MissingExtra
 
 from .aha17 import aha17_labels

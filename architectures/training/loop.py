@@ -114,8 +114,7 @@ def fit(
             the epoch before (nnU-Net: 0.9); it gets a column of its own in the log. None for the metric itself.
         describe: more numbers about the network for each row of the log.
         base: names the file of the frozen weights, which are then left out of ``last/``.
-        resume: continue the run in ``out``, if there is one.
-        force_resume: continue although recipe or configuration have changed.
+        resume, force_resume: continue the run in ``out``, if there is one; force it where recipe or data have changed.
         tensorboard: also write TensorBoard files.
 
     Raises:

@@ -15,20 +15,23 @@ without any patch. A test that stays green lets its mutant survive: `make mutant
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "tests", "docs")
-COPIED = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "Makefile")
+COPIED = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt")
+VERDICTS = Path(__file__).with_name("verdicts.csv")
+COLUMNS = ("mutant", "verdict", "test", "commit")
 TIMEOUT_SECONDS = 900
 GREEN, RED = 0, 1  # pytest's exit codes for "all passed" and "some failed"
 
@@ -95,31 +98,73 @@ def _copy_tree(tree: Path) -> None:
     (tree / "tests" / "golden").symlink_to(ROOT / "tests" / "golden")
 
 
+def tests_that_fail(tests: Iterable[str], jobs: int) -> set[str]:
+    """Run tests on the tree as it is, and return those that fail, without the brackets of their parameters."""
+    code, output = run_tests(["-n", str(jobs), *sorted(set(tests))], stop_early=False)
+    if code == GREEN:
+        return set()
+    print(output, "A test must pass before it can be seen to fail.", sep="\n", flush=True)
+    return set(re.findall(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*)?(?: - .*)?$", output, flags=re.MULTILINE)) or set(tests)
+
+
+def clean_commit() -> str:
+    """Return the commit of the tree; empty where there are uncommitted changes, or no git."""
+    git = ("git", "-C", str(ROOT))
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    changes = [line for line in changed.stdout.splitlines() if not line.endswith(VERDICTS.name)]
+    if changed.returncode or changes:
+        return ""
+    return subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
+def read_verdicts(path: Path = VERDICTS) -> dict[str, dict[str, str]]:
+    """Read the verdicts by mutant; none where no file is there."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        return {row["mutant"]: row for row in csv.DictReader(stream)}
+
+
+def write_verdicts(verdicts: Mapping[str, Mapping[str, str]], path: Path = VERDICTS) -> None:
+    """Write the verdicts of those mutants that there still are."""
+    names = {mutant.patch.stem for mutant in all_mutants()}
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(verdicts[name] for name in sorted(names & verdicts.keys()))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="show that each test named by a mutant turns red")
     parser.add_argument("names", nargs="*", help="mutants to run, by file name without .patch; all if none is named")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
+    parser.add_argument("--missing", action="store_true", help="only those without a verdict of red yet")
     options = parser.parse_args()
+    verdicts, commit = read_verdicts(), clean_commit()
     mutants = [mutant for mutant in all_mutants() if not options.names or mutant.patch.stem in options.names]
+    if options.missing:
+        mutants = [mutant for mutant in mutants if verdicts.get(mutant.patch.stem, {}).get("verdict") != "red"]
     if not mutants:
         parser.error(f"no such mutants: {' '.join(options.names)}")
+    if not commit:
+        print("there are uncommitted changes: no verdict is written", flush=True)
 
-    code, output = run_tests(sorted({mutant.test for mutant in mutants}), stop_early=False)
-    red_before = set(re.findall(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*)?(?: - .*)?$", output, flags=re.MULTILINE))
-    if code != GREEN:
-        print(output, "A test must pass before it can be seen to fail.", sep="\n", flush=True)
-    alive = [mutant for mutant in mutants if mutant.test in red_before]
+    failing = tests_that_fail((mutant.test for mutant in mutants), options.jobs)
+    alive = [mutant for mutant in mutants if mutant.test.partition("[")[0] in failing]
+    fit = [mutant for mutant in mutants if mutant not in alive]
     with ThreadPoolExecutor(options.jobs) as pool:
-        fit = [mutant for mutant in mutants if mutant not in alive]
         outcomes = pool.map(lambda mutant: run_tests([mutant.test], mutant.patch), fit)
-        for mutant, (verdict, output) in zip(fit, outcomes, strict=True):
-            word = {RED: "red", GREEN: "SURVIVED"}.get(verdict, "BROKEN")
-            print(f"{word:8}  {mutant.patch.stem:44}  {mutant.promise}", flush=True)
-            if verdict != RED:
+        for mutant, (code, output) in zip(fit, outcomes, strict=True):
+            name, word = mutant.patch.stem, {RED: "red", GREEN: "survived"}.get(code, "broken")
+            print(f"{word:8}  {name:44}  {mutant.promise}", flush=True)
+            if code != RED:
                 alive.append(mutant)
                 print(f"          {mutant.test}\n{output}")
+            if commit:
+                verdicts[name] = {"mutant": name, "verdict": word, "test": mutant.test, "commit": commit}
+                write_verdicts(verdicts)
     print(f"{len(mutants) - len(alive)} of {len(mutants)} mutants turned their test red")
-    return 1 if alive or code != GREEN else 0
+    return 1 if alive else 0
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ NEW_FILE = """--- /dev/null
 def test_there_are_at_least_twenty():
     assert len(MUTANTS) >= 20
     assert len({mutant.promise for mutant in MUTANTS}) == len(MUTANTS)
+    assert len({mutant.patch.stem for mutant in MUTANTS}) == len(MUTANTS)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.patch.stem)
@@ -40,6 +41,20 @@ def test_patch_applies_and_its_test_exists(mutant):
     file, _, name = mutant.test.partition("::")
     source = ast.parse((runner.ROOT / file).read_text(encoding="utf-8"))
     assert name.partition("[")[0] in {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_mutant_was_seen_red():
+    verdicts = runner.read_verdicts()
+    assert {name for name, row in verdicts.items() if row["verdict"] != "red"} == set()
+    assert {mutant.patch.stem for mutant in MUTANTS} - verdicts.keys() == set(), "run: make mutants"
+
+
+def test_verdicts_are_kept_by_mutant(tmp_path):
+    row = {"mutant": MUTANTS[0].patch.stem, "verdict": "red", "test": MUTANTS[0].test, "commit": "0123abc"}
+    gone = {**row, "mutant": "a_mutant_that_is_no_more"}
+    runner.write_verdicts({each["mutant"]: each for each in (row, gone)}, tmp_path / "verdicts.csv")
+    assert runner.read_verdicts(tmp_path / "verdicts.csv") == {row["mutant"]: row}
+    assert runner.read_verdicts(tmp_path / "none.csv") == {}
 
 
 def test_runner_tells_red_from_survivor(tmp_path):

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trifuse.architectures.data.layouts.cohort import listed, natural_key
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.storage.text import count, listed, natural_key
 from trifuse.kernels.errors import DataError
 
 from .files import SUFFIXES

@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 
 from trifuse.architectures.data.volumes.files import Arrays
+from trifuse.architectures.storage.text import natural_key
 from trifuse.kernels.errors import DataError
 
 from .acdc import acdc_classes
-from .cohort import Case, Split, natural_key
+from .cohort import Case, Split
 from .found import Found, grouped_slices
 from .layout import Layout
 

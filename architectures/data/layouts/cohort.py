@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trifuse.architectures.data.volumes.files import Arrays
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError
 
 
@@ -128,15 +128,3 @@ def missing_files(cases: Sequence[Case]) -> list[DataError]:
                 got = "a folder" if path.is_dir() else "nothing there"
                 problems.append(DataError(path, f"{name} of case {case.case_id}", got=got, want="a file"))
     return problems
-
-
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Return a key that sorts ``case_2`` before ``case_10``."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
-
-
-def listed(names: Iterable[object], most: int = 12) -> str:
-    """Join names for a message, not too many of them."""
-    texts = [str(name) for name in names]
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Split, listed
+from .cohort import Case, Split
 
 Targets = int | Mapping[str, int | Sequence[int]] | Sequence[str]
 

@@ -27,9 +27,10 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Clinical, Split, listed
+from .cohort import Case, Clinical, Split
 from .found import Classes, Found
 from .layout import Layout, Option
 

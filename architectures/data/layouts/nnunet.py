@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.storage.text import count, listed, natural_key
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Cohort, Split, listed, natural_key
+from .cohort import Case, Cohort, Split
 from .found import Classes, Found
 from .layout import Export, Layout, Option
 from .nnunet_json import DESCRIPTION_FILE, Description, read_description

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, nifti_files
+from trifuse.architectures.storage.text import listed, natural_key
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
 from . import LAYOUTS
-from .cohort import Case, Cohort, listed, missing_files, natural_key
+from .cohort import Case, Cohort, missing_files
 from .cohort_options import AUTO, COHORT_OPTIONS
 from .found import Classes, Found, Targets, chosen_classes, parse_targets
 from .layout import Layout

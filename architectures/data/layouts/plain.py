@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from trifuse.architectures.data.volumes.files import nifti_files
+from trifuse.architectures.storage.text import natural_key
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, natural_key
+from .cohort import Case
 from .found import Found
 from .layout import Layout
 

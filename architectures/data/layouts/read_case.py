@@ -11,10 +11,10 @@ from trifuse.architectures.data.volumes.arrays import read_array_image, read_arr
 from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.storage.text import count, listed
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Cohort, listed
+from .cohort import Case, Cohort
 
 
 def load_case(cohort: Cohort, case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume, Volume | None]:

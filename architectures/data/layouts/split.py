@@ -11,9 +11,10 @@ from typing import Literal
 import numpy as np
 
 from trifuse.architectures.storage.atomic_files import sha256_of, write_json
+from trifuse.architectures.storage.text import natural_key
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Cohort, Split, natural_key
+from .cohort import Case, Cohort, Split
 
 
 def split_patients(

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from trifuse.architectures.data.volumes.files import Arrays
+from trifuse.architectures.storage.text import listed, natural_key
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Split, listed, natural_key
+from .cohort import Case, Split
 from .found import Classes, Found, grouped_slices
 from .layout import Export, Layout, Option
 

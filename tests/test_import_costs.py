@@ -1,0 +1,71 @@
+"""What importing costs: nothing heavy before it is used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trifuse import kernels
+
+LAZY = {"triton", "xformers", "scipy", "matplotlib", "nibabel", "wfdb", "h5py"}
+
+
+def modules_loaded_by(code: str, **environment: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint('LOADED', *sys.modules)"
+    child = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={**{key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stderr == ""
+    return {name.split(".")[0] for name in child.stdout.rpartition("LOADED ")[2].split()}
+
+
+def test_importing_kernels_loads_nothing_heavy():
+    assert modules_loaded_by("import trifuse.kernels") & LAZY == set()
+    assert modules_loaded_by("from trifuse.kernels import *") & LAZY == set()
+
+
+CPU_CALLS = {
+    "channel_gate": "torch.ones(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 3)",
+    "depthwise_multi_kernel": "torch.ones(1, 3, 8, 8, requires_grad=True), torch.ones(2, 3, 1, 5, 5).unbind()",
+    "dice_ce_loss": "torch.zeros(1, 3, 4, 4, requires_grad=True), torch.ones(1, 4, 4, dtype=torch.int64)",
+    "dilated_attention": "*torch.ones(3, 1, 4, 4, 24, requires_grad=True), num_heads=3",
+    "dilated_attention_weights": "*torch.ones(2, 1, 4, 4, 24, requires_grad=True), num_heads=3",
+    "memory_efficient_attention": "*torch.ones(3, 1, 4, 2, 8, requires_grad=True)",
+    "monte_carlo_pool": "torch.ones(1, 3, 4, 4, requires_grad=True), scale=2, cell=1",
+    "mutation_loss": "[torch.zeros(1, 3, 4, 4, requires_grad=True)] * 2, torch.ones(1, 8, 8, dtype=torch.int64)",
+    "spatial_gate": "torch.ones(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 1, 4, 4)",
+    "temporal_film_gate": (
+        "torch.ones(1, 3, 4, 4, requires_grad=True), torch.ones(1, 3), torch.ones(1, 2), *torch.zeros(2, 1, 3)"
+    ),
+    "upsample_argmax": "[torch.ones(1, 3, 4, 4)], (8, 8)",
+    "weighted_block_fusion": "[torch.ones(1, 2, 4, requires_grad=True) for _ in range(3)], torch.zeros(3)",
+}
+
+
+@pytest.mark.parametrize("name", kernels.OPERATORS)
+def test_operators_on_a_cpu_load_no_triton(name):
+    code = f"import torch\nfrom trifuse.kernels import {name}\nout = {name}({CPU_CALLS[name]})\n"
+    code += "if out.requires_grad:\n    out.sum().backward()"
+    assert modules_loaded_by(code) & LAZY == set()
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "train --help", "train fias --help", "data check --help"])
+def test_l12_command_answers_without_torch(words):
+    """The code is asked for its import times: what a machine under load does to the clock does not count as import."""
+    code = (
+        "import sys, time\n"
+        "start = time.process_time()\n"
+        "from trifuse.architectures.cli.main import main\n"
+        f"sys.argv = ['trifuse', *{words.split()!r}]\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert time.process_time() - start < 0.3, time.process_time() - start"
+    )
+    assert modules_loaded_by(code) & {"torch", "numpy", *LAZY} == set()
