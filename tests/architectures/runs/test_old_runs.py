@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import shlex
 import shutil
 from pathlib import Path
@@ -15,13 +16,16 @@ import torch
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.volumes.nifti import read_labels
+from trifuse.architectures.dino_unet import DinoUNet
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.fias import Fias
 from trifuse.architectures.fias.train import FiasRecipe
+from trifuse.architectures.plain_unet import PlainUNet
 from trifuse.architectures.plain_unet.train import PlainUNetRecipe
 from trifuse.architectures.runs.recipes import recipe_from
 from trifuse.architectures.storage.config_json import config_from_json
-from trifuse.architectures.taff_unet import EcgAutoencoder
+from trifuse.architectures.taff_unet import EcgAutoencoder, TaffUNet
 from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe
 
@@ -38,6 +42,7 @@ COHORTS = {
     "plain_unet/run": "cohorts/hearts",
     "taff_unet/full": "cohorts/hearts",
 }
+NETWORKS = {"dino_unet": DinoUNet, "fias": Fias, "plain_unet": PlainUNet, "taff_unet": TaffUNet}
 AUTOENCODERS = ("ecg/records", "ecg/study")
 RECIPES = {
     "dino_unet": DinoUNetRecipe,
@@ -117,6 +122,28 @@ def test_a_stopped_run_goes_on_to_the_end_that_it_would_have_had(name, old_runs)
         assert scores == pytest.approx(want, abs=0.02)
 
 
+def waves(*shape: int) -> torch.Tensor:
+    return torch.sin(torch.arange(math.prod(shape), dtype=torch.float32)).reshape(shape)
+
+
+@pytest.mark.parametrize("name", COHORTS)
+def test_a_network_computes_what_it_did(name, old_runs):
+    """Its logits tell more than label maps do, which stay the same when little is wrong."""
+    network = NETWORKS[name.split("/")[0]]
+    model = network.from_pretrained(old_runs / name / "best").eval()
+    side = json.loads((old_runs / name / "run.json").read_text())["config"]["data"]["image_size"]
+    side_inputs = {
+        "prior": (waves(2, 17, side, side) > 0.9).to(torch.uint8),
+        "ecg": waves(2, 12, 608),
+        "interval": torch.tensor([3.0, 60.0]),
+        "has_ecg": torch.tensor([True, False]),
+    }
+    with torch.inference_mode():
+        image = waves(2, 3 if network is DinoUNet else 1, side, side)
+        logits = model(image, **(side_inputs if network is TaffUNet else {}))[:, :, 1::4, 1::4]
+    torch.testing.assert_close(logits, torch.from_numpy(np.load(f"{name}_logits.npy")), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", COHORTS)
 def test_a_run_predicts_as_it_did(name, old_runs):
     run_main("predict", name, COHORTS[name], "--out", "labels")
@@ -167,9 +194,9 @@ def test_old_repeats_are_completed(old_runs):
 
 def test_an_old_autoencoder_computes_what_it_did(old_runs):
     model = EcgAutoencoder.from_pretrained(old_runs / "ecg" / "small").eval()
-    ecg = torch.sin(torch.arange(2 * 12 * 4, dtype=torch.float32)).reshape(2, 12, 4)
     with torch.inference_mode():
-        torch.testing.assert_close(model(ecg).numpy(), np.load("ecg/small/expected.npy"), rtol=1e-4, atol=1e-5)
+        beats = model(waves(2, 12, 4))
+    torch.testing.assert_close(beats, torch.from_numpy(np.load("ecg/small/expected.npy")), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", RECIPES)
