@@ -132,6 +132,9 @@ def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path, monkeypatch, tex
     assert not list(tmp_path.iterdir())
 
 
+DAMAGED = r"x: the file is damaged or truncated \(.+\); restore it from its source"  # the reason in the library's words
+
+
 # --- damaged and hostile files ----------------------------------------------------------------------------------------
 
 
@@ -226,22 +229,22 @@ def test_c5_too_many_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (entry([2**40, 2**40], 0, 4), "overflow computing buffer size"),
-        (entry([2**62, 2, 0], 0, 0), "not fully covered"),
-        (entry([2**63, 0], 0, 0), "not fully covered"),
-        (entry([2**50], 0, 2**52), "not fully covered"),
-        (entry([3], 0, 8), "invalid shape, data type, or offset"),
-        (entry([1], 4, 8), "invalid offset for tensor `a`"),
+        (entry([2**40, 2**40], 0, 4), DAMAGED),
+        (entry([2**62, 2, 0], 0, 0), DAMAGED),
+        (entry([2**63, 0], 0, 0), DAMAGED),
+        (entry([2**50], 0, 2**52), DAMAGED),
+        (entry([3], 0, 8), DAMAGED),
+        (entry([1], 4, 8), DAMAGED),
         (entry([1], 0, 4, "F31"), "tensor 'a' has type 'F31'; this trifuse reads F64, F32"),
         (entry([2], 0, 8, "C64"), "tensor 'a' has type 'C64'"),
-        (entry([1], 0, 4, ["F32"]), "damaged or truncated"),
-        (entry([-1], 0, 4), "invalid value: integer `-1`"),
-        (entry([1.0], 0, 4), "invalid type: floating point"),
-        (entry([True], 0, 4), "invalid type: boolean"),
-        ({"dtype": "F32", "shape": [1]}, "missing field `data_offsets`"),
-        ({"shape": [1], "data_offsets": [0, 4]}, "missing field `dtype`"),
-        ([1, 2], "damaged or truncated"),
-        (entry([1], 0, 4), "not fully covered"),
+        (entry([1], 0, 4, ["F32"]), DAMAGED),
+        (entry([-1], 0, 4), DAMAGED),
+        (entry([1.0], 0, 4), DAMAGED),
+        (entry([True], 0, 4), DAMAGED),
+        ({"dtype": "F32", "shape": [1]}, DAMAGED),
+        ({"shape": [1], "data_offsets": [0, 4]}, DAMAGED),
+        ([1, 2], DAMAGED),
+        (entry([1], 0, 4), DAMAGED),
     ],
 )
 def test_c6_headers_that_cannot_be(tmp_path, tensor, message):
@@ -258,11 +261,11 @@ def test_c6_headers_that_cannot_be(tmp_path, tensor, message):
         (b"[" * 100_000, "not valid JSON"),
         (b"\xff\xfe{}", "not valid JSON"),
         ({"__metadata__": {"trifuse.tied": '{"a": "b"}'}}, "metadata is malformed"),
-        ({"__metadata__": ["trifuse.tied"]}, "invalid type: sequence"),
+        ({"__metadata__": ["trifuse.tied"]}, DAMAGED),
         ({"__metadata__": None}, "metadata is malformed"),
         ({"__metadata__": {"trifuse.tied": "{"}}, "metadata is malformed"),
-        ({"a": entry([2**63, 0], 0, 0)}, "damaged or truncated .*[Oo]verflow"),
-        ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, "invalid offset for tensor `b`"),
+        ({"a": entry([2**63, 0], 0, 0)}, DAMAGED),
+        ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, DAMAGED),
     ],
 )
 def test_headers_that_are_no_headers(tmp_path, header, message):

@@ -221,21 +221,21 @@ def test_t3_full_disk_ends_the_run_after_three_saves_and_it_resumes_where_it_was
 
 
 def test_a_best_epoch_that_could_not_be_saved_is_not_called_best(tmp_path):
-    saves = CheckpointManager(tmp_path, say=lambda text: None)
+    checkpoints = CheckpointManager(tmp_path, say=lambda text: None)
 
     def fails(folder):
         (folder / "half").write_text("")
         raise OSError(28, "No space left on device")
 
-    assert saves.save(saves.best, lambda folder: (folder / "good").write_text("")) is True
-    assert saves.save(saves.best, fails) is False
-    assert [path.name for path in saves.best.path.iterdir()] == ["good"]
+    assert checkpoints.save(checkpoints.best, lambda folder: (folder / "good").write_text("")) is True
+    assert checkpoints.save(checkpoints.best, fails) is False
+    assert [path.name for path in checkpoints.best.path.iterdir()] == ["good"]
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
-    assert saves.save(saves.last, lambda folder: None) is True
-    assert saves.save(saves.last, fails) is False
-    assert saves.save(saves.best, fails) is False
+    assert checkpoints.save(checkpoints.last, lambda folder: None) is True
+    assert checkpoints.save(checkpoints.last, fails) is False
+    assert checkpoints.save(checkpoints.best, fails) is False
     with pytest.raises(CheckpointError, match=r"3 saves in a row failed.*No space left.*make room and resume"):
-        saves.save(saves.last, fails)
+        checkpoints.save(checkpoints.last, fails)
 
 
 def test_c20_a_folder_that_cannot_be_written_fails_before_the_first_step(tmp_path, monkeypatch):
