@@ -8,7 +8,7 @@ from typing import Any
 
 from trifuse.architectures.runs.options import positive
 
-from .arguments import NONFINITE, UsageError, add_command
+from .arguments import NONFINITE, add_command
 
 
 def add_parser(commands: Any) -> None:
@@ -31,21 +31,14 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Write label maps, and print how many."""
-    from trifuse.architectures.data.samples.preprocessing import Preprocessing
     from trifuse.architectures.runs.predict import predict_images
     from trifuse.architectures.storage.text import count
 
-    window = None if arguments.window is None else tuple(arguments.window)
-    if window is not None:
-        try:
-            Preprocessing("window", window)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
     paths = predict_images(
         arguments.model,
         arguments.images,
         arguments.out,
-        window=window,
+        window=None if arguments.window is None else tuple(arguments.window),
         image_size=arguments.image_size,
         batch_size=arguments.batch_size,
         device=arguments.device,

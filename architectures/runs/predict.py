@@ -18,7 +18,7 @@ from trifuse.architectures.training.distributed import choose_device
 from trifuse.kernels import CheckpointError, DataError
 
 from .folder import BEST_FOLDER, run_of, run_section
-from .recipes import DataRecipe
+from .recipes import DataRecipe, RecipeError
 from .registry import NETWORKS, experiment
 
 
@@ -74,6 +74,7 @@ def predict_images(
             knows it, is not there.
 
     Raises:
+        RecipeError: the window's lowest value is not below its highest.
         CheckpointError: nobody says which spacing a network on patches was trained at.
         DataError: prior labels for a network that takes no prior; see `predict_cases`.
     """
@@ -82,7 +83,7 @@ def predict_images(
     preprocessing = replace(preprocessing, nonfinite=nonfinite, image_size=image_size or preprocessing.image_size)
     cohort = open_images(images, **image_arguments(data))
     if window is not None:
-        preprocessing = replace(preprocessing, intensity="window", window=window)
+        preprocessing = _with_window(preprocessing, window)
     elif preprocessing.intensity == "as_is" and cohort.has_spacing:
         print(_note_of_values_as_they_are(), file=sys.stderr)
     model.to(choose_device(device))
@@ -102,6 +103,13 @@ def predict_images(
         side_inputs=side_inputs,
         batch_size=batch_size,
     )
+
+
+def _with_window(preprocessing: Preprocessing, window: tuple[float, float]) -> Preprocessing:
+    try:
+        return replace(preprocessing, intensity="window", window=window)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _note_of_values_as_they_are() -> str:
