@@ -20,6 +20,10 @@ from torch import Tensor
 GOLDEN = Path(__file__).parents[1] / "golden"
 FLOAT64_BOUND = 1e-9
 FLOAT64_BOUND_STORED_FLOAT32 = 3e-7
+# The filled ECG autoencoder amplifies rounding from its lead attention on: 2e-8 there, 1e-8 in the reconstruction, from
+# one processor to another, where what comes before agrees to 1e-15.
+FLOAT64_BOUND_AMPLIFIED = 1e-7
+AMPLIFIED = {"ecg_dual_attention/filled_": {"lead_attention", "attention_pooled", "z", "decoder_linear", "recon"}}
 FLOAT32_FACTOR = 10
 FLOAT32_FLOOR = 2e-6
 _CHUNK = 1 << 22
@@ -58,6 +62,8 @@ class Fixture:
     def bound(self, name: str, dtype: torch.dtype) -> float:
         """Largest difference allowed to a run in ``dtype``; see "How to check against it" in the data's README."""
         if dtype == torch.float64:
+            if any(self.name.startswith(start) and name in parts for start, parts in AMPLIFIED.items()):
+                return FLOAT64_BOUND_AMPLIFIED
             stored = self.tensors[name if name in self.tensors else f"{name}.val"]
             return FLOAT64_BOUND if stored.dtype == torch.float64 else FLOAT64_BOUND_STORED_FLOAT32
         observed = self.facts["tolerance_f32_vs_f64"]
