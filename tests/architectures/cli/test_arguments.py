@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from command import run_main
+
+from trifuse.architectures.cli.main import build_parser
 
 
 @pytest.mark.parametrize(
@@ -41,3 +45,16 @@ def test_l1_l2_wrong_words_are_named_with_a_suggestion(words, message, capsys, t
     code, _, errors = run_main(words, capsys)
     assert (code, list(tmp_path.iterdir())) == (2, [])
     assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["train", "fias", "cohort", "--out", "x", "--keep", "labelled"], "slices", "labelled"),
+        (["train", "ecg", "--study", "cohort", "--out", "x"], "cohort", Path("cohort")),
+        (["ablate", "taff_unet", "--study", "cohort", "--out", "x"], "cohort", Path("cohort")),
+    ],
+    ids=lambda value: value[-2] if isinstance(value, list) else "",
+)
+def test_options_by_their_older_names(argv, name, value):
+    assert getattr(build_parser().parse_args(argv), name) == value
