@@ -185,10 +185,10 @@ def test_the_command_hands_over_to_the_report(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 7)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert main(["bench", "--out", str(tmp_path), "--only", "fias", "attention", "--seconds", "0.25"]) == 7
+    assert main(["bench", "--out", str(tmp_path), "--only", "fias", "gates", "--seconds", "0.25"]) == 7
     (command,) = started
     assert command[:3] == [sys.executable, "-m", "trifuse.benchmarks.reporting.report"]
-    assert command[3:] == ["--out", str(tmp_path), "--only", "fias", "attention", "--seconds", "0.25"]
+    assert command[3:] == ["--out", str(tmp_path), "--only", "fias", "gates", "--seconds", "0.25"]
     main(["bench", "--out", str(tmp_path)])
     assert "--only" not in started[1]
 
