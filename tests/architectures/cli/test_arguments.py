@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from command import run_main
 
+from trifuse.architectures.cli.arguments import given_values
 from trifuse.architectures.cli.main import build_parser
 
 
@@ -58,3 +60,13 @@ def test_l1_l2_wrong_words_are_named_with_a_suggestion(words, message, capsys, t
 )
 def test_options_by_their_older_names(argv, name, value):
     assert getattr(build_parser().parse_args(argv), name) == value
+
+
+def test_a_word_wins_over_what_lies_with_converted_weights(tmp_path):
+    config = {"variant": "tiny", "num_registers": 4}
+    described = {"format": "trifuse", "schema_version": 1, "architecture": "dinov2", "config": config}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    words = ["train", "dino_unet", "cohort", "--out", "x", "--variant", "small", "--encoder", str(tmp_path)]
+    arguments = build_parser().parse_args(words)
+    values = given_values(arguments, arguments.options)
+    assert (values["network.variant"], values["network.num_registers"]) == ("small", 4)
