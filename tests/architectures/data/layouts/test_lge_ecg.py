@@ -89,6 +89,12 @@ def test_a_sound_cohort(tmp_path):
     assert (findings.errors, findings.warnings) == ((), ())
 
 
+def test_a_case_of_the_tables_own_validation_may_test(tmp_path):
+    put_table(tmp_path, line("a"), line("b", split="val"), line("c", split="val"), line("d", split="test"))
+    split = DataRecipe(str(tmp_path), test_cases=("c",)).choose_split(open_cohort(tmp_path))
+    assert split == Split(("a", "d"), ("b",), ("c",))
+
+
 @given(days=st.integers(-90, 90))
 def test_e9_the_interval_counts_whichever_came_first(tmp_path_factory, days):
     root = tmp_path_factory.mktemp("cohort")
