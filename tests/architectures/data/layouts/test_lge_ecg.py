@@ -127,6 +127,11 @@ def test_more_days_may_be_allowed(tmp_path):
     refused(tmp_path / "plain", "max_interval_days", "belongs to the lge_ecg layout", max_interval_days=400)
 
 
+def test_e9_no_day_may_be_allowed(tmp_path):
+    put_table(tmp_path, line("a", ecg_date="2024-02-29"), line("b", ecg_date="2024-03-01"))
+    assert "case b" not in refused(tmp_path, "case a", "1 days", "[0, 0] days", max_interval_days=0.0)
+
+
 def test_e9_a_case_without_an_ecg(tmp_path):
     put_table(tmp_path, line("a", ecg_path="", ecg_date=""), line("b", ecg_date=""), line("c", ecg_path=""), line("d"))
     cohort = open_cohort(tmp_path)
