@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from trifuse.architectures.data.layouts.check import check_folder
 from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_images
 from trifuse.architectures.data.layouts.read_case import load_case
+from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
+from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
+from trifuse.architectures.runs.predict import predict_images
 from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.storage.config_json import config_to_json
 from trifuse.kernels import DataError
 
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
@@ -138,6 +142,23 @@ def test_one_of_several_channels(root):
     with pytest.raises(DataError, match="2 channels: T2, ADC"):
         open_images(root)
     assert open_images(root, channel="ADC").cases[0].image.name == "a_0001.nii.gz"
+
+
+def test_a_run_on_a_channel_predicts_from_that_channel(root, tmp_path_factory):
+    fill(root, cases="a", channels=2)
+    for case in "bc":
+        for path in root.glob(f"*/{case}*.nii.gz"):
+            path.unlink()
+    describe(root, channel_names={"0": "T2", "1": "ADC"})
+    out = tmp_path_factory.mktemp("run")
+    network = PlainUNet(PlainUNetConfig(image_size=8, base_dim=2, num_stages=2))
+    network.save_pretrained(out / "best")
+    preprocessing = Preprocessing("zscore", channels=1, image_size=8)
+    data = DataRecipe(str(root), channel="ADC", preprocessing=preprocessing)
+    (out / "run.json").write_text(json.dumps({"config": {"data": config_to_json(data)}}))
+    (by_run,) = predict_images(out, root, out / "cohort")
+    (by_file,) = predict_images(out, root / "imagesTr" / "a_0001.nii.gz", out / "file")
+    assert by_run.read_bytes() == by_file.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------ D29, at once
