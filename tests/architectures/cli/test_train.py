@@ -11,6 +11,8 @@ from command import ATRIA_TRAINING, run_main
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_labels
+from trifuse.architectures.runs.folder import claim_run_folder
+from trifuse.architectures.training.run_folder import OutputFolderError
 
 
 def test_one_command_leads_from_a_cohort_to_a_report(atria_run):
@@ -70,6 +72,17 @@ def test_l4_a_run_that_failed_before_it_began_may_be_overwritten(atria, capsys, 
     assert run_main([*words, "--overwrite"], capsys)[0] == 2
     note.unlink()
     assert run_main([*words, "--overwrite", "--epochs", "1"], capsys)[0] == 0
+
+
+def test_l4_a_run_that_was_killed_before_it_began_may_be_overwritten(tmp_path):
+    out = tmp_path / "run"
+    (out / "cache").mkdir(parents=True)
+    for name in ("cache/train_1.npy", "split.json", ".lock"):  # all that is there when its folder is locked
+        (out / name).touch()
+    with pytest.raises(OutputFolderError, match="a run failed there before it began"):
+        claim_run_folder(out)
+    claim_run_folder(out, overwrite=True)
+    assert not any(out.iterdir())
 
 
 def test_several_targets_make_a_network_of_as_many_classes(atria, capsys, tmp_path):
