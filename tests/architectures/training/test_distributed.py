@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from children import run_ranks
 from safetensors.torch import load_file
 from tiny_run import StopAt, TinyConfig, TinyNet, run
@@ -178,6 +180,17 @@ def test_one_rank_alone_exchanges_nothing():
     assert not world.any(False)
     with pytest.raises(ValueError, match="as it is"), world.raise_on_any_rank():
         raise ValueError("as it is")
+
+
+def test_ranks_wait_for_each_other_as_long_as_a_validation_may_take(monkeypatch):
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, timeout=None: asked.append(timeout))
+    for name, answer in (("get_rank", 1), ("get_world_size", 2), ("destroy_process_group", None)):
+        monkeypatch.setattr(dist, name, lambda answer=answer: answer)
+    with open_world("cpu") as world:
+        assert (world.rank, world.size) == (1, 2)
+    assert asked == [timedelta(hours=2)]
 
 
 def torchrun(out: Path, **options) -> subprocess.Popen:
