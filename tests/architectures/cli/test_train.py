@@ -11,8 +11,13 @@ from command import ATRIA_TRAINING, run_main
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_labels
+from trifuse.architectures.dino_unet import DinoUNetConfig
+from trifuse.architectures.dino_unet.train import DinoUNetRecipe
 from trifuse.architectures.runs.folder import claim_run_folder
+from trifuse.architectures.runs.pipeline import with_classes
+from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.training.run_folder import OutputFolderError
+from trifuse.kernels import DataError
 
 
 def test_one_command_leads_from_a_cohort_to_a_report(atria_run):
@@ -101,6 +106,14 @@ def test_several_targets_make_a_network_of_as_many_classes(atria, capsys, tmp_pa
     assert json.loads((out / "run.json").read_text())["config"]["network"]["num_classes"] == 3
     with (out / "test_cases.csv").open() as table:
         assert [row["class_name"] for row in csv.DictReader(table)][:2] == ["right", "left"]
+
+
+def test_one_logit_is_for_two_classes_alone():
+    recipe = DinoUNetRecipe(DataRecipe("cohort"), DinoUNetConfig(num_classes=1))
+    assert with_classes(recipe, 2, sigmoid=True) == recipe
+    for classes, sigmoid in ((2, False), (3, True)):
+        with pytest.raises(DataError, match=f"expected 1, the network's num_classes, got {classes} with the"):
+            with_classes(recipe, classes, sigmoid=sigmoid)
 
 
 def test_l3_a_broken_configuration_is_named_with_its_line(tmp_path, capsys):
