@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trifuse.architectures.data.layouts.check import check_folder
-from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_images
+from trifuse.architectures.data.layouts.open_cohort import layout_of, open_cohort, open_images
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
@@ -88,6 +88,14 @@ def test_a_sound_data_set(root):
     assert [case.case_id for case in cohort.cases] == ["a", "b", "c"]
     _, labels = load_case(cohort, cohort.cases[0])
     assert np.bincount(labels.voxels.ravel()).tolist() == [20, 20, 20]
+
+
+def test_the_description_or_the_images_are_sign_enough(root):
+    (root / "imagesTr").rename(root / "elsewhere")
+    assert layout_of(root).name == "nnunet"
+    (root / "dataset.json").unlink()
+    (root / "elsewhere").rename(root / "imagesTr")
+    assert layout_of(root).name == "nnunet"
 
 
 def test_labels_in_any_order_and_targets_among_them(root):
