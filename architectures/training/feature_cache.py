@@ -70,8 +70,13 @@ class FeatureCache(Dataset[dict[str, Any]]):
         self._blocks = tuple(model.required_blocks())
         self._returned_dtype = next(model.encoder.parameters()).dtype
         self._encoder_digest = _digest_encoder(model.encoder, self._blocks, dtype)
-        with open_world(device) as world, world.raise_on_any_rank():  # nobody reads before all have written
-            self._fill(model, world)
+        with open_world(device) as world:
+            with world.raise_on_any_rank():  # nobody writes before what a killed run left behind is gone
+                if world.is_main:
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    remove_leftovers(self._folder)
+            with world.raise_on_any_rank():  # nobody reads before all have written
+                self._fill(model, world)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -92,9 +97,6 @@ class FeatureCache(Dataset[dict[str, Any]]):
 
     def _fill(self, model: Any, world: World) -> None:
         """Compute this rank's part of what is missing."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if world.is_main:
-            remove_leftovers(self._folder)
         mine = range(world.rank, len(self._dataset), world.size)
         missing = [index for index in mine if not _is_whole(self._path(self._dataset[index]["image"]))]
         if not missing:

@@ -173,7 +173,7 @@ def _note(cohort: Cohort) -> str:
 LAYOUT = Layout(
     name="nnunet",
     summary="nnU-Net's raw data set",
-    signs=f"{DESCRIPTION_FILE} and {TRAIN_IMAGES}/",
+    signs=f"{DESCRIPTION_FILE} or {TRAIN_IMAGES}/",
     detect=lambda root: (root / DESCRIPTION_FILE).is_file() or (root / TRAIN_IMAGES).is_dir(),
     scan=lambda root, values: scan_nnunet(root, values["channel"]),
     lacking=f"files that match {TRAIN_IMAGES}/<case>_0000.nii.gz",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from children import run_ranks
@@ -9,6 +11,7 @@ from tiny_run import run
 from torch.utils.data import default_collate
 
 from trifuse.architectures.dino_unet import dino_unet_tiny
+from trifuse.architectures.storage.safetensors_file import write_safetensors
 from trifuse.architectures.training import feature_cache
 from trifuse.architectures.training.batches import keyed_seed
 from trifuse.architectures.training.feature_cache import FeatureCache
@@ -139,6 +142,23 @@ def test_d35_two_ranks_share_the_work(tmp_path):
         assert all("features" in cache[index] for index in range(5)), "all are there when the cache is made"
 
     assert run_ranks(work) == [0, 0]
+
+
+def test_what_a_killed_run_left_is_removed_before_any_rank_writes(tmp_path, monkeypatch):
+    """Else the first rank takes a file that another one is writing for a leftover."""
+    folder = tmp_path / "cache"
+
+    def remove_slowly(folder):
+        time.sleep(0.5)
+        (tmp_path / "removed").touch()
+
+    def write(path, tensors):
+        assert (tmp_path / "removed").exists()
+        write_safetensors(path, tensors)
+
+    monkeypatch.setattr(feature_cache, "remove_leftovers", remove_slowly)
+    monkeypatch.setattr(feature_cache, "write_safetensors", write)
+    assert run_ranks(lambda: FeatureCache(network(), Images(), folder)) == [0, 0]
 
 
 def test_rejects(tmp_path, monkeypatch):
