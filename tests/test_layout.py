@@ -1,4 +1,4 @@
-"""The rules of the house: where code lives, which way imports run, and what importing costs."""
+"""The rules of docs/house.md: where code lives, which way imports run, and what importing costs."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ FIRST_PASS = "architectures/taff_unet/first_pass.py"  # trains plain U-Nets to f
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_a_layout_is_spelled_in_its_room_and_in_the_list(layout):
-    """The first plan spelled ``synapse`` in eleven places."""
+    """No other file of architectures holds a layout's name as a string: a layout declares all that depends on it."""
     folder = ROOT / "architectures/data/layouts"
     elsewhere = places_that_spell(layout.name, folder / f"{layout.name}.py")
     assert elsewhere - OTHER_THINGS_OF_THAT_NAME.get(layout.name, set()) == {LAYOUT_LIST}
@@ -298,7 +298,7 @@ def test_a_layout_is_spelled_in_its_room_and_in_the_list(layout):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_is_spelled_in_its_room_and_in_the_list(name):
-    """The first plan spelled each in some twenty places."""
+    """No other file of architectures holds a network's name as a string: the others reach it through the registry."""
     room = ROOT / "architectures" / name
     assert places_that_spell(name, room) - {FIRST_PASS} == {"architectures/runs/registry.py"}
 

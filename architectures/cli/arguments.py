@@ -18,7 +18,9 @@ EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric
 NONFINITE = ("error", "zero", "median")
 Run = Callable[[argparse.Namespace, list[str]], int | None]
 
-COHORT = RecipeOption("data.root", "data", "folder of the cohort, in any of the layouts", {"type": Path})
+COHORT = RecipeOption(
+    "data.root", "data", "folder of the cohort, in any of the layouts", {"type": Path, "metavar": "cohort"}
+)
 
 
 class UsageError(Exception):

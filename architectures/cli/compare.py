@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
     """Add the command."""
     help = "test runs against each other, case by case, or show them together"
     parser = add_command(commands, "compare", run, help)
-    help = "case table (CSV), or folder of a run; two"
+    help = "folder of a run, or its case table (CSV); two of them, or more with --overlay"
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help=help)
     parser.add_argument("--out", type=Path, help="CSV file for the comparison, or folder for the picture")
     help = "draw image, truth and the predictions of two or more runs side by side"

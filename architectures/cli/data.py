@@ -28,7 +28,9 @@ def add_parser(commands: Any) -> None:
 
     ecg = add_command(data_commands, "check-ecg", run, "read every ECG of a folder down to its median beat")
     ecg.set_defaults(do=_check_ecgs)
-    ecg.add_argument("data", type=Path, help="PTB-XL's folder, a folder of WFDB records or arrays, or one file")
+    ecg.add_argument(
+        "data", type=Path, metavar="records", help="PTB-XL's folder, a folder of WFDB records or arrays, or one file"
+    )
     ecg.add_argument("--min-beats", type=positive, default=3, help="that make a median beat (%(default)s)")
 
     convert = add_command(data_commands, "convert", run, "write a cohort in another layout")
@@ -41,7 +43,7 @@ def add_parser(commands: Any) -> None:
     convert.add_argument("--split", type=Path, help='JSON file with "train", "val" and "test"')
     help = "cases to test on (the cohort's own)"
     convert.add_argument("--test-cases", nargs="+", metavar="PATTERN", default=[], help=help)
-    help = "NaN and infinite voxels (%(default)s)"
+    help = "how to treat NaN and infinite voxels (%(default)s)"
     convert.add_argument("--nonfinite", choices=NONFINITE, default="error", help=help)
     for layout in written:
         for option in layout.export.options if layout.export else ():

@@ -33,8 +33,10 @@ def add_parser(commands: Any) -> None:
     help = "how the volume difference is stated (%(default)s)"
     parser.add_argument("--volume", choices=VOLUMES, default="absolute", help=help)
     parser.add_argument("--per-slice", action="store_true", help="one score per slice instead of per volume")
-    parser.add_argument("--voxels", action="store_true", help="HD95 in voxels (as transunet has it anyway)")
-    parser.add_argument("--accept-spacing", action="store_true", help="score although a spacing is hard to believe")
+    help = "HD95 in voxels (always so with --convention transunet)"
+    parser.add_argument("--voxels", action="store_true", help=help)
+    help = "score even if a voxel spacing looks implausible"
+    parser.add_argument("--accept-spacing", action="store_true", help=help)
     parser.add_argument("--overwrite", action="store_true", help="replace the CSV file")
 
 

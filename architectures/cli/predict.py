@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("images", type=Path, help="a NIfTI file, a folder of them, or a cohort")
     parser.add_argument("--out", type=Path, required=True, help="folder for <case>.nii.gz")
     parser.add_argument("--image-size", type=positive, help="side of the network's input in pixels (the run's)")
-    help = "values told apart, in place of what the run did"
+    help = "clip intensities to LOW..HIGH and scale them to [0, 1], in place of the run's scaling"
     parser.add_argument("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help=help)
     help = "for networks with an anatomical prior: folder of <case>.nii.gz to build it from"
     parser.add_argument("--prior-labels", type=Path, help=help)
@@ -26,7 +26,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--spacing", nargs=2, type=float, metavar=("ROWS", "COLUMNS"), help=help)
     parser.add_argument("--batch-size", type=positive, default=8, help="slices at a time (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
-    parser.add_argument("--nonfinite", choices=NONFINITE, default="error", help="NaN and infinite voxels")
+    help = "how to treat NaN and infinite voxels (%(default)s)"
+    parser.add_argument("--nonfinite", choices=NONFINITE, default="error", help=help)
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:

@@ -29,7 +29,7 @@ CASES = OptionGroup(
         RecipeOption(
             "data.preprocessing.window",
             "--window",
-            "values told apart, e.g. -125 275 HU for a CT",
+            "clip intensities to LOW..HIGH, e.g. -125 275 HU for a CT",
             {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")},
             sets={"data.preprocessing.intensity": "window"},
         ),
@@ -51,7 +51,12 @@ CASES = OptionGroup(
 TRAINING = OptionGroup(
     "training",
     (
-        RecipeOption("training.epochs", "--epochs", "passes over the training slices", {"type": int}),
+        RecipeOption(
+            "training.epochs",
+            "--epochs",
+            "number of epochs, each of all training slices or 3000 patches",
+            {"type": int},
+        ),
         RecipeOption("training.batch_size", "--batch-size", "slices per step, over all processes", {"type": int}),
         RecipeOption("training.lr", "--lr", "highest learning rate", {"type": float}),
         RecipeOption(
@@ -134,7 +139,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
-    help = "any field, e.g. network.norm=group; repeat"
+    help = "any field of the recipe, e.g. training.ema_decay=0.999; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=help)
 
 

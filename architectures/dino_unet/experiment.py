@@ -1,4 +1,4 @@
-"""DINO-UNet as the rest of the house sees it."""
+"""Registration of DINO-UNet: what the rest of the package needs to know."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifuse.architectures.storage.epoch_log import SMOOTHED, read_log
+from trifuse.architectures.storage.text import count
 from trifuse.kernels import DataError
 
 from .picture import (
@@ -59,7 +60,7 @@ def draw_training_curves(log_csv: Path, out: Path) -> Picture:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, curves) in zip(axes, panels, strict=True):
         _draw_curves(axis, title, epochs, curves)
-    alt = f"Training curves over {len(epochs)} epochs: " + "; ".join(
+    alt = f"Training curves over {count(len(epochs), 'epoch')}: " + "; ".join(
         _curve_sentence(title, epochs, name, y) for title, curves in panels for name, y in list(curves.items())[:2]
     )
     header = ["epoch", *(name for _, curves in panels for name in curves)]

@@ -98,11 +98,11 @@ def evaluate_cases(
         case_ids: the cases to score.
         conventions: how to score; by default strict, one score per volume. In a cohort without spacings everything
             is in voxels, whatever they say.
-        accept_spacing: score even where the reader found a spacing, or its unit, hard to believe.
+        accept_spacing: score even if the reader found a spacing, or its unit, implausible.
 
     Raises:
-        DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing is
-            hard to believe; all such problems at once.
+        DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing
+            looks implausible; all such problems at once.
     """
     conventions = conventions or Conventions()
     if not cohort.has_spacing:

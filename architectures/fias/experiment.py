@@ -1,4 +1,4 @@
-"""FIAS as the rest of the house sees it."""
+"""Registration of FIAS: what the rest of the package needs to know."""
 
 from __future__ import annotations
 

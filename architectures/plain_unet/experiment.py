@@ -1,4 +1,4 @@
-"""The plain U-Net as the rest of the house sees it."""
+"""Registration of the plain U-Net: what the rest of the package needs to know."""
 
 from __future__ import annotations
 

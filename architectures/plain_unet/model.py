@@ -24,8 +24,8 @@ class PlainUNetConfig:
         in_channels: channels of the images.
         num_classes: at least 2, the background included.
         image_size: side in pixels of the images it is meant for, which decides how often they are halved.
-        base_dim: channels of the first stage; each further stage has twice as many,
-        max_dim: but never more than this.
+        base_dim: channels of the first stage. Each further stage has twice as many, up to ``max_dim``.
+        max_dim: largest number of channels of a stage.
         num_stages: number of stages; None leaves it to ``image_size``.
         init_seed: seed of all random weights.
 

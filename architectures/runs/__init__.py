@@ -1,7 +1,7 @@
 """A run, from a cohort to a report, and what is done with finished ones.
 
 ====================  =======================================================================
-experiment.py         all that the house asks of a network
+experiment.py         what each network registers for the rest of the package
 registry.py           which networks there are
 options.py            an option of the command that sets a field of a recipe
 recipes.py            what a run is to do; nnunet_recipe.py: as nnU-Net does it

@@ -17,7 +17,7 @@ def write_phantom(folder: Path, write: Callable[[Path], Split]) -> tuple[Path, P
     """Write a phantom cohort and its split below a folder, and return their paths.
 
     Args:
-        folder: is made if need be.
+        folder: is made if it does not exist.
         write: writes the cohort into the folder that it is given, and returns the split.
     """
     cohort, split = folder / "phantom", folder / "phantom_split.json"

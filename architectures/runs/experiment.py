@@ -1,4 +1,4 @@
-"""All that the rest of the house asks of a network: one `Experiment`, which each network's package exports.
+"""Registration of networks: the `Experiment` that each network's package exports for the rest of the package.
 
 The description itself is light: the command's parser reads it, and loads neither torch nor numpy for that. What is
 heavy stands in it as a reference, ``"<file>:<name>"`` below the network's package, and is imported when
@@ -44,8 +44,8 @@ class Ablation:
     Attributes:
         summary: one line for ``--help``.
         run: reference of ``run(out, *, seeds, epochs, cases, command, **further)``, which returns the path of a table.
-        epochs: of each training, where nothing is said.
-        cases: of the phantom, where nothing is said.
+        epochs: of each training, if the option is not given.
+        cases: of the phantom, if the option is not given.
         options: further ones, handed over by the name of their ``path``.
     """
 

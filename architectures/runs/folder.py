@@ -81,7 +81,7 @@ def run_section(run: Path, section: str, kind: type) -> Any:
     """Return a section of what a run's ``run.json`` says about it, such as its ``"data"``, as the dataclass it was.
 
     Raises:
-        CheckpointError: there is no run, or none of ours, or it lacks the section.
+        CheckpointError: there is no run, it was not written by trifuse, or it lacks the section.
     """
     path = run / RUN_FILE
     try:

@@ -1,4 +1,4 @@
-"""How nnU-Net trains in two dimensions: what the plain U-Net and TAFF-UNet do where nothing else is said.
+"""How nnU-Net trains in two dimensions: the default recipe of the plain U-Net and of TAFF-UNet.
 
 Source: Isensee et al., nnU-Net, Nature Methods 2021, and its second version's 2D configuration.
 """

@@ -42,7 +42,7 @@ class RecipeOption(Option):
         return self.flag.lstrip("-").replace("-", "_")
 
     def add_to(self, parser: Any) -> None:
-        """Add the flag, or the positional argument where it has no dashes; None means that nothing was said."""
+        """Add the flag, or the positional argument where it has no dashes; None means that it is not given."""
         parser.add_argument(self.flag, *self.aliases, help=self.help, **self.keywords)
 
 

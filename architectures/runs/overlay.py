@@ -1,4 +1,4 @@
-"""Runs on one cohort beside each other: the cases that all of them predicted, in one picture."""
+"""A picture that compares several runs on one cohort: the cases that all of them predicted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def compare_overlay(runs: Sequence[Path], out: Path, *, limit: int = 6, slice_in
         runs: folders of two or more runs on one cohort.
         out: folder to write into.
         limit: how many cases to show at most, see `collect_tiles`.
-        slice_index: the slice to show, counted from 0; None takes the most telling one of each case.
+        slice_index: the slice to show, counted from 0; None takes, of those that show most classes, the one
+            with the largest true area.
 
     Raises:
         DataError: the runs are of different cohorts or classes, or have no case in common.

@@ -26,7 +26,7 @@ class RunOptions(TypedDict, total=False):
         overwrite: remove the run in the folder first.
         force_resume: continue although the recipe has changed.
         tensorboard: also write TensorBoard files.
-        parts: of the split to predict, score and report; the test cases where nothing is said.
+        parts: of the split to predict, score and report; the test cases if the option is not given.
         command: the command line that does the run again, to be put into the report.
     """
 

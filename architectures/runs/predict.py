@@ -1,4 +1,4 @@
-"""Using a finished network: load it by its folder, whatever it is, and segment images with it."""
+"""Prediction with a finished network: load it from its folder, whatever its architecture, and segment images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     does by default.
 
     Raises:
-        CheckpointError: there is no network of ours, or it is damaged.
+        CheckpointError: the folder holds no network written by trifuse, or a damaged one.
     """
     run = run_of(folder)
     weights = folder / BEST_FOLDER if run == folder else folder
@@ -66,16 +66,16 @@ def predict_images(
         out, batch_size, nonfinite: see `predict_cases`.
         image_size: side of the network's input in pixels; None takes the run's.
         device: see `choose_device`.
-        window: values to clip to and scale to [0, 1], in place of what the run did with values. A network that was
-            trained on values prepared by others, such as Synapse's, needs it for images in Hounsfield units.
+        window: intensities are clipped to it and scaled to [0, 1], in place of the run's own scaling. A network that
+            was trained on images prepared by others, such as Synapse's, needs it for images in Hounsfield units.
         prior_labels: folder of ``<case>.nii.gz`` to build an anatomical prior from, for networks that take one; None
             predicts them by the run's own first pass, into ``first_pass`` below ``out``.
-        spacing_mm: rows' and columns' distance that images are resampled to, for a network on patches whose run, which
-            knows it, is not there.
+        spacing_mm: distance of rows and of columns that images are resampled to, for a network on patches whose run,
+            which records it, is missing.
 
     Raises:
         RecipeError: the window's lowest value is not below its highest.
-        CheckpointError: nobody says which spacing a network on patches was trained at.
+        CheckpointError: the spacing that a network on patches was trained at is unknown.
         DataError: prior labels for a network that takes no prior; see `predict_cases`.
     """
     model, data = load_network(model_folder)
@@ -125,7 +125,7 @@ def _note_of_values_as_they_are() -> str:
 def _with_spacing(
     model_folder: Path, preprocessing: Preprocessing, spacing_mm: tuple[float, float] | None
 ) -> Preprocessing:
-    """Return the preprocessing with the spacing of its patches, if it has any, which somebody must know."""
+    """Return the preprocessing with the spacing of its patches, if it has any, which is the run's or is given."""
     patches = preprocessing.patches
     if spacing_mm is not None:
         if patches is None or patches.spacing_mm is not None:

@@ -189,7 +189,7 @@ def _put(values: dict[str, Any], kind: type, dotted: str, value: Any) -> None:
 
 
 def _section(values: Mapping[str, Any], kind: type, name: str) -> type | None:
-    """Return the dataclass of a section, be it there or not; None if the name is that of a value, or of nothing."""
+    """Return the dataclass of a section, whether it is set or None; None if the name is no section's."""
     return dataclass_of(get_type_hints(kind).get(name)) if isinstance(values.get(name), dict | None) else None
 
 

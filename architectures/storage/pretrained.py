@@ -101,7 +101,7 @@ class Pretrained:
     config: Any
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write ``model.safetensors`` and ``config.json``; the folder is made if need be.
+        """Write ``model.safetensors`` and ``config.json``; the folder is made if it does not exist.
 
         A save over an older one may be cut short at any moment: the folder then still loads, either as the old
         network or as the new one.

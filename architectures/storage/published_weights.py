@@ -1,4 +1,4 @@
-"""Weights that somebody else has published: read without executing anything, renamed, and kept as a folder of ours.
+"""Published weights of others: read without executing anything, renamed, and saved as a folder that trifuse loads.
 
 A converter says what the tensors of a file are called here and which network they are for; all that it shares with the
 others is here: reading, comparing with the network's own names and shapes, writing, reporting.

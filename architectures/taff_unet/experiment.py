@@ -1,4 +1,4 @@
-"""TAFF-UNet, and the training of its ECG autoencoder, as the rest of the house sees them."""
+"""Registration of TAFF-UNet and of the training of its ECG autoencoder: what the rest of the package needs to know."""
 
 from __future__ import annotations
 
@@ -54,7 +54,12 @@ ECG = Pretraining(
     recipe="pretrain:EcgPretrainingRecipe",
     run="pretrain:train",
     sources=(
-        RecipeOption("data.root", "data", "PTB-XL's folder, or a folder of records", {"type": Path, "nargs": "?"}),
+        RecipeOption(
+            "data.root",
+            "data",
+            "PTB-XL's folder, or a folder of records",
+            {"type": Path, "nargs": "?", "metavar": "records"},
+        ),
         _COHORT_OF_ECGS,
     ),
     options=(

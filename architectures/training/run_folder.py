@@ -27,7 +27,7 @@ class OutputFolderError(TrifuseError):
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Lock the folder for this process; it is made if need be, and temporary files of a killed process are removed.
+    """Make the folder if it does not exist, lock it for this process, and remove temporary files of a killed one.
 
     The lock belongs to the process and not to the file's existence: a killed run leaves nothing that must be removed.
 

@@ -28,7 +28,7 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 LONGEST_README = 8192
 NO_GPU = "**No GPU figures yet:**"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-PLANS = {"README.md": "## The plan of the house", "docs/house.md": "## The plan in full"}
+PLANS = {"README.md": "## Repository layout", "docs/house.md": "## Folders and files"}
 FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "tests", "docs")
 OF_OTHER_TOOLS = {"--nproc-per-node", "--tests", "--commit"}  # torchrun's, and those of benchmarks/reporting/report.py
 
@@ -68,7 +68,9 @@ def leaf_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentP
         yield parser
 
 
-EXAMPLES = fenced("python")
+EXAMPLES = [  # those that begin with a docstring are whole files, see test_house.py
+    (name, code) for name, code in fenced("python") if not code.startswith('"""')
+]
 LINES = [(name, line) for name, text in TEXTS.items() for line in shell_lines(text)]
 COMMANDS = [(name, arguments) for name, line in LINES if (arguments := command_of(line)) is not None]
 PARSERS = {parser.prog: parser for parser in leaf_parsers(build_parser())}
@@ -78,6 +80,9 @@ FLAGS = {  # of each command, without the aliases that older scripts use
     if (options := [action for action in parser._actions if action.option_strings])
 }
 OF_ALL_COMMANDS = {"--help", "--traceback"}
+SECTIONS: dict[str, str] = dict(
+    re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", TEXTS["docs/command_line.md"], flags=re.MULTILINE | re.DOTALL)
+)
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -136,11 +141,39 @@ def test_named_options_exist(page):
 @pytest.mark.parametrize("prog", PARSERS)
 def test_every_option_is_described(prog):
     """A command's section and the shared sections that it points to name all of its options, and no others."""
-    text = TEXTS["docs/command_line.md"]
-    sections = dict(re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", text, flags=re.MULTILINE | re.DOTALL))
-    own = sections[prog if prog in sections else prog.rpartition(" ")[0]]
-    shared = [section for name, section in sections.items() if f"(#{slug(name)})" in own]
-    assert set().union(*map(options_in, (own, *shared))) == FLAGS[prog] - OF_ALL_COMMANDS
+    own = section_of(prog)
+    shared = [section for name, section in SECTIONS.items() if f"(#{slug(name)})" in own]
+    described, there = set().union(*map(options_in, (own, *shared))), FLAGS[prog] - OF_ALL_COMMANDS
+    where = f"docs/command_line.md, section '{prog}' and the shared sections that it links to"
+    assert there - described == set(), f"{where}: add these options"
+    assert described - there == set(), f"{where}: the command lacks these options; remove them"
+
+
+@pytest.mark.parametrize("prog", PARSERS)
+def test_every_section_begins_with_what_the_command_needs(prog):
+    """The lines of code at its beginning show the positional arguments and the options that are required, in order."""
+    begin = re.match(r"\n```sh\n(.*?)^```$", section_of(prog), flags=re.MULTILINE | re.DOTALL)
+    lines = [line.split() for line in begin[1].splitlines()] if begin else []
+    usages = [words[len(prog.split()) :] for words in lines if words[: len(prog.split())] == prog.split()]
+    assert usages, f"docs/command_line.md, section '{prog}': begin with a usage line: {prog} ... in a block of sh"
+    parser = PARSERS[prog]
+    positional = [action for action in parser._actions if not action.option_strings and action.nargs != "?"]
+    required = {action.option_strings[0] for action in parser._actions if action.option_strings and action.required}
+    either = [x for group in parser._mutually_exclusive_groups if group.required for x in group._group_actions]
+    for words in usages:
+        options = {word for word in words if word.startswith("--")}
+        names = [word.lower() for word, before in zip(words, ["", *words], strict=False) if "--" not in word + before]
+        one_of = {word for action in either for word in action.option_strings}
+        assert options - one_of == required, f"{prog}: expected the required options in its usage line"
+        known = [str(action.metavar or action.dest) for action in (positional or either[:1])]
+        assert list(dict.fromkeys(names)) == ([] if options & one_of else known), f"{prog}: positional arguments"
+
+
+def section_of(prog: str) -> str:
+    """Return the section of a command, or of the group that it belongs to, on the page of the command line."""
+    name = prog if prog in SECTIONS else prog.rpartition(" ")[0]
+    assert name in SECTIONS, f"docs/command_line.md: add a section '### {prog}' that names the command's options"
+    return SECTIONS[name]
 
 
 @every_page
@@ -212,6 +245,18 @@ def test_readme_has_one_table_of_ten_rows():
     (table,) = re.findall(r"(?:^\|.*\n)+", TEXTS["README.md"], flags=re.MULTILINE)
     assert len(table.splitlines()) == 2 + 10
     assert re.findall(r"<!-- (\w+): ", TEXTS["README.md"]) == ["highlights"]
+
+
+def test_readme_counts_the_rows_in_which_trifuse_is_behind():
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in TEXTS["README.md"].splitlines()
+        if line[:3] == "| `"
+    ]
+    behind = [row for row in rows if row[3] and float(row[3]) < float(row[4])]
+    assert f'In {len(behind)} of the {len(rows)} rows "best other" is faster than trifuse' in TEXTS["README.md"]
+    slower = [float(row[6]) < 1 for row in rows]
+    assert slower == [*[False] * (len(rows) - 1), True], "README.md, above the table: say in which rows it is slower"
 
 
 # -------------------------------------------------------------------------------------------------- links and tables
@@ -286,18 +331,22 @@ def test_plan_names_what_is_there(page):
 
 def test_every_layout_is_described():
     """The table of the layouts links to a section for each, which the test of links requires."""
-    assert all(f"](#{layout.name})" in TEXTS["docs/layouts.md"] for layout in LAYOUTS)
+    missing = [layout.name for layout in LAYOUTS if f"](#{layout.name})" not in TEXTS["docs/layouts.md"]]
+    remedy = "add a section '## <layout>' for each, then run: python -m trifuse.benchmarks.reporting.tables"
+    assert missing == [], f"docs/layouts.md: {remedy}"
 
 
 def test_every_network_is_described():
     code = set(inline(TEXTS["docs/networks.md"]))
     for experiment in experiments():
-        assert {experiment.package, *experiment.variants} <= code
+        missing = {experiment.package, *experiment.variants} - code
+        assert missing == set(), f"docs/networks.md: describe {experiment.name}, and name these, as code"
 
 
 def test_house_names_every_folder_of_code():
     packages = {path.parent.name for name in FOLDERS[:4] for path in (ROOT / name).rglob("__init__.py")}
-    assert {name for name in packages if f"{name}/" not in TEXTS["docs/house.md"]} == set()
+    missing = {name for name in packages if f"{name}/" not in TEXTS["docs/house.md"]}
+    assert missing == set(), "docs/house.md, 'Folders and files': add these folders"
 
 
 def signature(name: str, function: object) -> str:
@@ -311,17 +360,18 @@ def test_every_operator_and_block_is_described():
     code = set(inline(TEXTS["docs/operators_and_blocks.md"]))
     public = {name: getattr(kernels, name) for name in kernels.OPERATORS}
     public |= {name: getattr(blocks, name) for name in blocks.__all__}
-    assert {text for name, function in public.items() if (text := signature(name, function)) not in code} == set()
+    missing = {text for name, function in public.items() if (text := signature(name, function)) not in code}
+    assert missing == set(), "docs/operators_and_blocks.md: add these signatures, as code"
 
 
 def test_every_error_is_described():
     errors = {name for name in kernels.__all__ if inspect.isclass(getattr(kernels, name))}
     described = {row.split("`")[1] for row in TEXTS["docs/errors.md"].splitlines() if row.startswith("| `")}
-    assert errors == described
+    assert errors == described, "docs/errors.md: one row for each error class of trifuse.kernels"
 
 
 def test_every_exit_code_is_described():
     codes = re.findall(r"(\d+) \w+", build_parser().epilog or "")
     rows = re.findall(r"^\| (\d+) \|", TEXTS["docs/errors.md"], flags=re.MULTILINE)
     assert len(codes) >= 6
-    assert set(codes) <= set(rows)
+    assert set(codes) - set(rows) == set(), "docs/errors.md: add a row for each of these exit codes"

@@ -14,7 +14,7 @@ AUTO = "auto"
 LAYOUT_OPTION = Option(
     "data.layout",
     "--layout",
-    f"of the folder ({AUTO})",
+    f"layout of the folder ({AUTO}: recognise it)",
     {"choices": (AUTO, *(layout.name for layout in LAYOUTS))},
     default=AUTO,
 )
@@ -26,7 +26,10 @@ TARGETS = Option(
     default=(),
 )
 PATIENT_PATTERN = Option(
-    "data.patient_pattern", "--patient", "finds the patient in a case's name (each case its own)", {"metavar": "REGEX"}
+    "data.patient_pattern",
+    "--patient",
+    "finds the patient in a case's name (default: each case is its own patient)",
+    {"metavar": "REGEX"},
 )
 
 COHORT_OPTIONS: tuple[Option, ...] = (
@@ -51,7 +54,7 @@ def cohort_arguments(said: Any) -> dict[str, Any]:
 
     Args:
         said: has the options as attributes: a recipe, or what the parser of the command returned; None means that
-            nothing was said.
+            the option is not given.
     """
     values = {option.name: getattr(said, option.name) for option in COHORT_OPTIONS}
     return {name: value for name, value in values.items() if value is not None}

@@ -104,7 +104,7 @@ def write_synapse(
         cohort: whose cases all have labels and whose classes are organs of the package, by whatever spelling.
         out: a folder that is new or empty.
         split: which cases test; by default the cohort's own split, else none does.
-        window: lowest and highest value that are told apart, in the image's unit (HU); None clips nothing.
+        window: intensities are clipped to these, lowest and highest, in the image's unit (HU); None clips nothing.
         nonfinite: what to do with NaN and infinite voxels.
 
     Raises:
@@ -158,7 +158,7 @@ def write_cohort(
     Args:
         layout: has an ``export``.
         cohort, out, split, nonfinite: see `write_nnunet` and `write_synapse`.
-        options: of the layout's ``export``, by name; None means that nothing was said.
+        options: of the layout's ``export``, by name; None means that the option is not given.
 
     Raises:
         DataError, MissingExtra: see `write_nnunet` and `write_synapse`.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .cohort import Case, Cohort
 
 Values = Mapping[str, Any]
-"""Values of options by their names: all those of a layout, with its defaults where nothing was said."""
+"""Values of options by their names: all those of a layout, with the default of each that is not given."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Option:
         flag: of the command, such as ``"--label-space"``.
         help: what the command's help says; the default in brackets at its end.
         keywords: further arguments of ``ArgumentParser.add_argument``: ``choices``, ``type``, ``metavar``, ``action``.
-        default: the field's value where nothing is said. The parser has no default: it leaves that to the recipe.
+        default: the field's value if the option is not given. The parser has none: it leaves that to the recipe.
         aliases: further flags that mean the same.
         tells_images: whether it is needed even where images are predicted and no labels are asked for.
     """
@@ -62,7 +62,7 @@ class Option:
         return kind | None if self.default is None else kind
 
     def add_to(self, parser: Any) -> None:
-        """Add the flag to a parser, or to one of its groups; None means that nothing was said."""
+        """Add the flag to a parser, or to one of its groups; None means that the option is not given."""
         parser.add_argument(self.flag, *self.aliases, dest=self.name, help=self.help, **self.keywords)
 
 

@@ -232,7 +232,7 @@ LAYOUT = Layout(
         Option(
             "data.max_interval_days",
             "--max-interval",
-            f"most days between ECG and MRI in a {TABLE} ({MAX_INTERVAL_DAYS:g})",
+            f"largest number of days between ECG and MRI ({MAX_INTERVAL_DAYS:g})",
             {"type": float, "metavar": "DAYS"},
         ),
     ),

@@ -72,7 +72,7 @@ def scan_nnunet(root: Path, channel: str | None) -> Found:
 def _classes(described: Description) -> Classes:
     """Return the classes that the labels name, in the order of their values."""
     labels = described.labels
-    if labels is None:  # a fault that is reported: any label will do until it is mended
+    if labels is None:  # a fault that is reported: any label will do until it is fixed
         return Classes(("background", "foreground"), None, False)
     return Classes(tuple(labels), {value: value for value in labels.values()}, False)
 

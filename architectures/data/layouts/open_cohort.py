@@ -152,7 +152,7 @@ def _refuse_options_of_others(root: Path, layout: Layout, options: Mapping[str, 
 
 
 def _values(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a layout's own options, with its defaults where nothing was said."""
+    """Return the values of a layout's own options, with the default of each that is not given."""
     said = {name: value for name, value in options.items() if value is not None}
     return {option.name: said.get(option.name, option.default) for option in layout.options}
 

@@ -24,7 +24,7 @@ def split_patients(
     *,
     val_from: Literal["all", "remaining"] = "all",
 ) -> Split:
-    """Draw a split by patient, so that two images of one patient never stand on different sides.
+    """Draw a split by patient, so that all images of a patient are in the same part.
 
     Args:
         cohort: the cases.

@@ -150,7 +150,7 @@ LAYOUT = Layout(
             Option(
                 "window",
                 "--window",
-                "for synapse: values told apart ({:g} {:g} HU)".format(*ABDOMEN_WINDOW_HU),
+                "for synapse: clip intensities to LOW..HIGH ({:g} {:g} HU)".format(*ABDOMEN_WINDOW_HU),
                 {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")},
             ),
         ),

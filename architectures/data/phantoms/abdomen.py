@@ -48,7 +48,7 @@ def write_abdomen_phantom(
     """Write ``train_npz/``, ``test_vol_h5/`` and ``lists_Synapse/`` below ``root``; return their cases.
 
     Args:
-        root: folder of the cohort, created if need be.
+        root: folder of the cohort, created if it does not exist.
         cases: how many; the last quarter tests and comes from another scanner, an eighth validates.
         seed: decides everything.
         size: columns, rows and slices of every case.

@@ -50,7 +50,7 @@ def write_left_atrium_phantom(
     """Write ``train_data/train_<n>/`` folders below ``root`` and return which cases train, validate and test.
 
     Args:
-        root: folder of the cohort, created if need be.
+        root: folder of the cohort, created if it does not exist.
         cases: how many; the last quarter tests and comes from another scanner, an eighth validates.
         seed: decides everything.
         size: matrix of the training scanner: columns, rows, slices. The other scanner's is a sixth finer in plane.

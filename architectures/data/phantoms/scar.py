@@ -57,7 +57,7 @@ def write_scar_phantom(
     """Write ``cases.csv``, ``lge/``, ``seg/`` and ``ecg/`` below ``root``; return the split that the table holds.
 
     Args:
-        root: folder of the cohort, created if need be.
+        root: folder of the cohort, created if it does not exist.
         cases: how many.
         seed: decides everything.
         size: columns, rows and slices of every case.

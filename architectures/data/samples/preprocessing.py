@@ -26,7 +26,7 @@ class Patches:
         step: from one window of a prediction to the next, at most, in patches.
         mirror: whether a prediction is the mean over the four mirrorings of a patch.
         foreground: share of the training patches that are centred on a class, each class as often as the others.
-        samples_per_epoch: patches in an epoch.
+        samples_per_epoch: patches that are drawn in an epoch, whatever the size of the cohort.
 
     Raises:
         ValueError: a value out of range.
@@ -58,7 +58,8 @@ class Preprocessing:
             (``"percentiles"``); clipped to ``window`` and scaled to [0, 1] (``"window"``); scaled to [0, 1]
             (``"minmax"``); mean 0 and standard deviation 1 (``"zscore"``); left alone (``"as_is"``), for files that
             were prepared before, such as those of the Synapse package.
-        window: lowest and highest value that are told apart, in the image's unit; (-125, 275) HU for abdominal CT.
+        window: intensities are clipped to these, lowest and highest, in the image's unit; (-125, 275) HU for abdominal
+            CT.
         resize: ``"linear"`` (bilinear and antialiased, labels by the nearest neighbour; pixels are areas) or
             ``"cubic"`` (cubic spline, labels of order 0; the centres of the corner pixels stay where they are).
             Splines overshoot, which is not clipped.
