@@ -78,7 +78,9 @@ def test_curves(tmp_path):
 @pytest.mark.parametrize("columns", [("loss",), ("val_dice",), ("lr",)])
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_curves_of_short_and_partial_logs(tmp_path, columns, epochs):
-    assert_real_png(draw_training_curves(write_log(tmp_path / "log.csv", epochs=epochs, columns=columns), tmp_path))
+    picture = draw_training_curves(write_log(tmp_path / "log.csv", epochs=epochs, columns=columns), tmp_path)
+    assert_real_png(picture)
+    assert picture.alt.startswith(f"Training curves over {'1 epoch' if epochs == 1 else '2 epochs'}: ")
 
 
 def test_curves_of_a_loss_below_zero_and_of_gaps(tmp_path):
