@@ -151,7 +151,7 @@ def test_every_option_is_described(prog):
 
 @pytest.mark.parametrize("prog", PARSERS)
 def test_every_section_begins_with_what_the_command_needs(prog):
-    """The lines of code at its beginning show the positional arguments and the options that are required, in order."""
+    """The lines of code at its beginning show the positional arguments, in order, and the required options."""
     begin = re.match(r"\n```sh\n(.*?)^```$", section_of(prog), flags=re.MULTILINE | re.DOTALL)
     lines = [line.split() for line in begin[1].splitlines()] if begin else []
     usages = [words[len(prog.split()) :] for words in lines if words[: len(prog.split())] == prog.split()]
