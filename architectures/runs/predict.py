@@ -78,6 +78,8 @@ def predict_images(
         CheckpointError: the spacing that a network on patches was trained at is unknown.
         DataError: prior labels for a network that takes no prior; see `predict_cases`.
     """
+    if window is not None:
+        _with_window(Preprocessing(), window)  # refused before anything is loaded
     model, data = load_network(model_folder)
     preprocessing = _with_spacing(model_folder, data.preprocessing, spacing_mm)
     preprocessing = replace(preprocessing, nonfinite=nonfinite, image_size=image_size or preprocessing.image_size)

@@ -128,7 +128,8 @@ def recipe_from(
     sources = list((defaults or {}).items())
     if file is not None:
         try:
-            sources += _dotted(tomllib.loads(Path(file).read_text(encoding="utf-8")))
+            named = _dotted(tomllib.loads(Path(file).read_text(encoding="utf-8")))
+            sources += sorted(named, key=lambda pair: current_name(kind, pair[0]) == pair[0])  # the new name counts
         except OSError as error:
             raise RecipeError(f"{file}: expected a TOML file, got {error.strerror}") from error
         except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +29,15 @@ def atomic_write(path: Path, *, verify: Callable[[Path], object] | None = None) 
 
 @contextmanager
 def atomic_path(path: Path, *, verify: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """Write a file as `atomic_write` does, by a library that takes a path: yields that of the temporary file."""
+    """Write a file as `atomic_write` does, by a library that takes a path: yields that of the temporary file.
+
+    It has a temporary folder for itself, where the library may have temporary files of its own.
+    """
     path = Path(path)
-    temporary = path.with_name(TEMPORARY_PREFIX + uuid4().hex + "".join(path.suffixes[-2:]))
+    folder = path.with_name(TEMPORARY_PREFIX + uuid4().hex)
+    temporary = folder / path.name
     try:
+        folder.mkdir()
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
@@ -42,7 +48,7 @@ def atomic_path(path: Path, *, verify: Callable[[Path], object] | None = None) -
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,9 +63,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left in ``folder``."""
+    """Remove temporary files and folders that a killed process left in ``folder``."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -90,7 +90,20 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if origin is None and type(value) is hint:
         return value
-    raise CheckpointError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise CheckpointError(f"{where}: expected {_described(hint)}, got {value!r}")
+
+
+def _described(hint: Any) -> str:
+    """Say in words which JSON values a type stands for."""
+    if (choices := choices_of(hint)) is not None:
+        return " or ".join(map(repr, choices))
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_described, arguments))
+    if origin is tuple:
+        items = arguments[:1] if arguments[-1] is Ellipsis else arguments
+        return f"a list of {', '.join(map(_described, items))}"
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
 def upgraded_json(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from trifuse.kernels.errors import CheckpointError
@@ -97,8 +97,7 @@ def read_safetensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]
         )
     start, header = _read_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: _copied(file.get_tensor(name)) for name in header if name != "__metadata__"}
+        tensors = _read_tensors(path, [name for name in header if name != "__metadata__"])
     except (SafetensorError, TypeError) as error:  # a TypeError for a side that PyTorch cannot count
         raise CheckpointError(
             f"{path}: the file is damaged or truncated ({str(error).splitlines()[0]}); restore it from its source"
@@ -125,6 +124,15 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 def bytes_of(tensor: Tensor) -> Any:
     """Return the bytes of a tensor on any device as a buffer, row by row whatever its strides."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Read tensors into memory of their own, one by one where the library takes the path: one of valid UTF-8."""
+    if os.fsencode(path) == str(path).encode(errors="replace"):
+        with safe_open(path, framework="pt") as file:
+            return {name: _copied(file.get_tensor(name)) for name in names}
+    content = load(path.read_bytes())
+    return {name: _copied(content[name]) for name in names}
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -206,6 +214,8 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
     if len(header) > _MAX_TENSORS:
         raise CheckpointError(f"{path}: declares {len(header)} tensors; expected at most {_MAX_TENSORS}")
     for name, entry in header.items():
+        if name == "__metadata__":
+            continue  # free text, which may have a key of any name
         if isinstance(entry, dict) and isinstance(kind := entry.get("dtype", "F32"), str) and kind not in _DTYPES:
             raise CheckpointError(f"{path}: tensor {name!r} has type {kind!r}; this trifuse reads {', '.join(_DTYPES)}")
     return start + text, header

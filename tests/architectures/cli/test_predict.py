@@ -21,6 +21,12 @@ def test_one_file_is_predicted_as_well(atria_run, atria, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "o").glob("*.nii.gz")] == ["enhanced.nii.gz"]
 
 
+def test_a_window_that_is_none_is_refused_before_anything_is_opened(tmp_path, capsys):
+    words = ["predict", tmp_path / "no_model", tmp_path / "no_images", "--out", tmp_path / "o", "--window", "5", "1"]
+    code, _, errors = run_main(words, capsys)
+    assert (code, "window: expected its lowest and highest value" in errors) == (2, True)
+
+
 def test_c1_c7_a_model_that_is_none(tmp_path, atria, capsys):
     image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
     code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)

@@ -29,6 +29,15 @@ def test_fields_by_the_names_of_older_versions(tmp_path):
     assert data == DataRecipe("cohort", slices="labelled", preprocessing=expected)
 
 
+@pytest.mark.parametrize(
+    "lines", ["keep = 'foreground'\nslices = 'labelled'", "slices = 'labelled'\nkeep = 'foreground'"]
+)
+def test_where_a_file_has_both_names_the_new_one_counts(tmp_path, lines):
+    file = tmp_path / "run.toml"
+    file.write_text(f"[data]\n{lines}\n")
+    assert data_of(file=file).slices == "labelled"
+
+
 def test_later_settings_win_by_whatever_name():
     assert data_of("data.image_size=1", "data.preprocessing.image_size=2").preprocessing.image_size == 2
     assert data_of("data.preprocessing.image_size=2", "data.image_size=1").preprocessing.image_size == 1

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trifuse.architectures.storage import safetensors_file
+from trifuse.architectures.storage import atomic_files, safetensors_file
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors, read_safetensors, write_safetensors
 from trifuse.kernels import CheckpointError
@@ -130,6 +130,39 @@ def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path, monkeypatch, tex
         write_safetensors(tmp_path / "x", TENSORS)
     assert caught.value.errno == number
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_write_leaves_is_removed(tmp_path, monkeypatch):
+    """The library writes to a temporary file of its own, beside the one that it is given."""
+
+    def killed(tensors, path, metadata):
+        path.with_name(".tmpXyZ").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors_file, "save_file", killed)
+    monkeypatch.setattr(atomic_files.shutil, "rmtree", lambda *arguments, **options: None)  # a kill cleans nothing up
+    with pytest.raises(KeyboardInterrupt):
+        write_safetensors(tmp_path / "x", TENSORS)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] != []
+    monkeypatch.undo()
+    atomic_files.remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_may_have_a_key_of_any_name(tmp_path):
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "x", {"format": "pt", "dtype": "bfloat16"})
+    assert_same(read_safetensors(tmp_path / "x"), {"a": torch.ones(2)})
+
+
+def test_a_path_need_not_be_utf_8(tmp_path):
+    """The library takes no such path."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    digest = write_safetensors(folder / "x", TENSORS)
+    assert_same(read_safetensors(folder / "x", digest), TENSORS)
+    (folder / "x").write_bytes((folder / "x").read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="x: the file is damaged or truncated"):
+        read_safetensors(folder / "x")
 
 
 DAMAGED = r"x: the file is damaged or truncated \(.+\); restore it from its source"  # the reason in the library's words
