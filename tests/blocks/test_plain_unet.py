@@ -231,6 +231,7 @@ def check_norms(parameters: dict[str, nn.Parameter], facts: dict, bound: float) 
 
 def test_initialisation():
     """He's normal distribution over the fan-in with the rectifier's slope; what is no convolution starts as 1 and 0."""
+    torch.manual_seed(0)  # the standard deviation of 288 numbers is 5 % off one time in four
     module = nn.ModuleDict({"encoder": PlainUNetEncoder(4, (32, 64)), "decoder": PlainUNetDecoder((32, 64), 100)})
     for name, parameter in module.state_dict().items():
         if parameter.ndim == 4:
