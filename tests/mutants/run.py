@@ -80,7 +80,13 @@ def run_tests(tests: Iterable[str], patch: Path | None = None, *, stop_early: bo
         command = [sys.executable, "-m", "pytest", *options, *tests]
         try:
             result = subprocess.run(
-                command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+                command,
+                cwd=tree,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",  # a test may show the name of a file that is no UTF-8
+                timeout=TIMEOUT_SECONDS,
             )
         except subprocess.TimeoutExpired:
             return -1, f"no end after {TIMEOUT_SECONDS} s"
