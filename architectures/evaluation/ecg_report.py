@@ -78,7 +78,7 @@ def write_ecg_report(
         validated_on: the part that chose the best epoch; what is shown where no part of ``shown`` has a beat.
         shown: the parts to show, the headline first.
         facts: more about how it was made.
-        command: the words that do it again.
+        command: the command line that does the run again.
     """
     found = {part: reconstruct(model, beats) for part, beats in parts.items() if beats}
     _write_tables(out, parts, left_out, {part: errors for part, (_, errors) in found.items()})

@@ -101,7 +101,7 @@ def write_report(
         pictures: what to show, in this order; they lie in ``out`` or below.
         facts: how it was made: data, network, time, versions; see `describe_data`, `describe_network` and
             `describe_environment`.
-        command: the words of the command that does it again.
+        command: the command line that does the run again.
         comparisons: this run against others.
         paper_tables: what the publication reports, kept apart from everything measured.
         paper: how to cite that publication.

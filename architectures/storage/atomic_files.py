@@ -23,8 +23,14 @@ def atomic_write(path: Path, *, verify: Callable[[Path], object] | None = None) 
     The bytes go to a temporary file in the same folder, are flushed to the disk, checked by ``verify`` if given
     (which raises when it does not like what it reads back), and take the place of ``path`` in one rename.
     """
-    with atomic_path(path, verify=verify) as temporary, open(temporary, "wb") as stream:
-        yield stream
+    path = Path(path)
+    temporary = path.with_name(TEMPORARY_PREFIX + uuid4().hex + "".join(path.suffixes[-2:]))
+    try:
+        with open(temporary, "xb") as stream:
+            yield stream
+        _replace(path, temporary, verify)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -42,13 +48,18 @@ def atomic_path(path: Path, *, verify: Callable[[Path], object] | None = None) -
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # a library may have replaced it by a file that only its owner can read
-        _sync(temporary)
-        if verify is not None:
-            verify(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        _replace(path, temporary, verify)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(path: Path, temporary: Path, verify: Callable[[Path], object] | None) -> None:
+    """Let a file that was written take the place of another, once it lies on the disk and was checked."""
+    _sync(temporary)
+    if verify is not None:
+        verify(temporary)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
