@@ -249,6 +249,12 @@ def test_every_public_file_of_ops_is_an_operator_s():
     assert files == {operator_file(name) for name in kernels.OPERATORS} == set(kernels.OPERATORS.values())
 
 
+def test_every_gpu_file_belongs_to_an_operator():
+    operators = {path.stem.removeprefix("_") for path in (ROOT / "kernels/ops").glob("*.py")}
+    files = {path.stem.removesuffix("_backward") for path in (ROOT / "kernels/gpu").glob("*.py")}
+    assert files - {"__init__", "launching", "tuning"} <= operators
+
+
 @pytest.mark.parametrize("name", kernels.OPERATORS)
 def test_reference_is_a_twin(name):
     operator, reference = getattr(kernels, name), getattr(kernels, f"{name}_reference")
