@@ -47,7 +47,7 @@ def sliding_window_inference(
     Memory grows with the batch, the labels and a few slices, not with classes times volume.
 
     Args:
-        model: maps (B, C, P, P), with the side_inputs by name, to logits (B, K, P, P); one logit is a sigmoid. Moved to
+        model: maps (B, C, P, P), with the side inputs by name, to logits (B, K, P, P); one logit is a sigmoid. Moved to
             ``device``; its training mode is restored.
         volume: the volume, slices first.
         preprocessing: as in training: of the values, the size P of patches, their spacing, step and mirroring.

@@ -62,7 +62,7 @@ class PreparedData:
         return "val" if self.split.val else "train"
 
     def validation(self, batch_size: int) -> SliceValidation:
-        """Return what scores a network on the validation set, giving it the side_inputs that there are."""
+        """Return what scores a network on the validation set, giving it the side inputs that there are."""
         return SliceValidation(self.val_set, self.cohort.class_names, batch_size, forward_with_side_inputs)
 
     def cases_of(self, part: Part) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -73,13 +74,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders that a killed process left in ``folder``."""
+def remove_leftovers(folder: Path, *, older_than_seconds: float | None = None) -> None:
+    """Remove temporary files and folders that a killed process left in ``folder``.
+
+    Args:
+        folder: where they lie.
+        older_than_seconds: leave what was written later than that: another process may still be writing it.
+    """
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process may remove it, too
+            if older_than_seconds is not None and time.time() - leftover.stat().st_mtime <= older_than_seconds:
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()
 
 
 def sha256_of(path: Path) -> str:

@@ -11,16 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trifuse.architectures.data.layouts.cohort import Case, Cohort
-from trifuse.architectures.storage.atomic_files import TEMPORARY_PREFIX, atomic_write, sha256_of
+from trifuse.architectures.storage.atomic_files import atomic_write, remove_leftovers, sha256_of
 from trifuse.kernels.errors import DataError
 
 _DIGEST_BYTES = 32
@@ -52,7 +50,7 @@ class CaseCache:
         self._temporary = tempfile.TemporaryDirectory(prefix="trifuse-slices-") if folder is None else None
         folder = Path(self._temporary.name) if self._temporary else Path(folder or "")
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_old_leftovers(folder)
+        remove_leftovers(folder, older_than_seconds=_LEFTOVER_SECONDS)
         self._paths: list[Path] = []
         self._entries: dict[int, np.ndarray] = {}
         problems: list[DataError] = []
@@ -116,14 +114,6 @@ def _is_sound(path: Path) -> bool:
             return stream.read() == digest.digest()
     except FileNotFoundError:
         return False
-
-
-def _remove_old_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half written, but nothing that may still be being written."""
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                leftover.unlink()
 
 
 def _write(path: Path, entry: np.ndarray) -> None:

@@ -64,7 +64,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         options: ``cache``, ``side_inputs`` and ``slices``, see `ResampledCases`.
 
     Raises:
-        DataError: a case is unusable, has no labels or no side_inputs, or no slice is left.
+        DataError: a case is unusable, has no labels or no side inputs, or no slice is left.
         MissingExtra: scipy is not installed.
     """
 

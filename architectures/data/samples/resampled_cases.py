@@ -37,7 +37,7 @@ class ResampledCases:
         slices: which slices count, see `Slices`.
 
     Raises:
-        DataError: a case is unusable, has no labels or no side_inputs, or no slice is left.
+        DataError: a case is unusable, has no labels or no side inputs, or no slice is left.
         MissingExtra: scipy is not installed.
     """
 
