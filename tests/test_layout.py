@@ -59,6 +59,11 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in (*SOURCES, *BENCHMARKS)}
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported_names(path: Path, *, lazily: bool = True) -> Iterator[str]:
     """Yield the absolute name of everything a file imports: when it is itself imported, and inside functions.
 
@@ -67,8 +72,7 @@ def imported_names(path: Path, *, lazily: bool = True) -> Iterator[str]:
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in _statements(tree, lazily):
+    for node in _statements(tree_of(path), lazily):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -181,7 +185,7 @@ def test_third_party_imports_stay_where_they_belong(path):
 def test_folders_import_relatively_inside_and_absolutely_across(path):
     """A relative import names a file of the same folder, or below it; an absolute one never does the former."""
     folder = module_name(path.parent / "__init__.py")
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level <= 1, ast.unparse(node)
             assert node.level or (node.module or "").rpartition(".")[0] != folder, ast.unparse(node)
@@ -269,10 +273,7 @@ def places_that_spell(name: str, room: Path) -> set[str]:
         path.relative_to(ROOT).as_posix()
         for path in elsewhere
         if path.is_relative_to(ROOT / "architectures")
-        and any(
-            isinstance(node, ast.Constant) and node.value == name
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        )
+        and any(isinstance(node, ast.Constant) and node.value == name for node in ast.walk(tree_of(path)))
     }
 
 
@@ -325,7 +326,7 @@ def test_every_function_fits_on_a_screen():
     lengths = {
         (path.relative_to(ROOT).as_posix(), node.name): node.end_lineno - node.lineno + 1
         for path in OWN_CODE
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {where: lines for where, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
@@ -342,4 +343,4 @@ def test_no_path_of_somebody_s_machine(path):
 @pytest.mark.parametrize("path", [*SOURCES, *BENCHMARKS], ids=module_name)
 def test_every_file_opens_with_its_thought(path):
     source = path.read_text(encoding="utf-8")
-    assert not source.strip() or ast.get_docstring(ast.parse(source)), "the module has no docstring"
+    assert not source.strip() or ast.get_docstring(tree_of(path)), "the module has no docstring"

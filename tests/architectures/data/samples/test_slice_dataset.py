@@ -39,7 +39,7 @@ OF_S = Preprocessing(image_size=S)
 
 @pytest.fixture
 def cohort(tmp_path, put_case):
-    """Two cases of four slice_dataset: values 1 and 2 on slice 1, value 2 alone on slice 2, nothing elsewhere."""
+    """Two cases of four slices: values 1 and 2 on slice 1, value 2 alone on slice 2, nothing elsewhere."""
     labels = np.zeros((4, 7, 8), np.uint8)
     labels[1, 2:5, 2:4], labels[1:3, 2:5, 4:6] = 1, 2
     for name in "ab":
