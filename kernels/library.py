@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 
 _library = torch.library.Library("trifuse", "DEF")
 _forced: str | None = None
+_compiled_on_cpu = False  # inside `trifuse.kernels.testing.virtual_gpu`
 _registered: set[str] = set()  # operators that have Triton kernels
 _unusable: dict[tuple[str, torch.device], str] = {}  # why an operator's kernels could not be built there
 
@@ -60,6 +61,17 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = previous
+
+
+@contextmanager
+def compiled_on_cpu() -> Iterator[None]:
+    """Let CPU tensors choose the Triton kernels inside the block, for a caller whose Triton driver runs them there."""
+    global _compiled_on_cpu
+    previous, _compiled_on_cpu = _compiled_on_cpu, True
+    try:
+        yield
+    finally:
+        _compiled_on_cpu = previous
 
 
 def forced_backend() -> str | None:
@@ -82,7 +94,7 @@ def default_backend(device: torch.device, dtype: torch.dtype, op: str = "") -> t
     """Return the backend chosen when none is forced, and the reason."""
     if _unusable and (op, device) in _unusable:
         return "torch", _unusable[op, device]
-    if device.type == "cpu":
+    if device.type == "cpu" and not _compiled_on_cpu:
         return "torch", "CPU tensors use plain PyTorch"
     obstacle = triton_obstacle(device, dtype)
     return ("torch", obstacle) if obstacle else ("triton", f"{device.type} tensors use Triton")
@@ -98,7 +110,7 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str:
         return "triton is not installed; run: pip install triton"
     if device.type == "cuda":
         return _gpu_obstacle(device.index or 0)
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+    if device.type == "cpu" and (_compiled_on_cpu or os.environ.get("TRITON_INTERPRET") == "1"):
         return ""
     return f"it cannot run on {device.type} tensors (on a CPU, only with TRITON_INTERPRET=1 set before the first use)"
 

@@ -1,0 +1,165 @@
+"""Calls that every operator must get right as compiled: on a GPU, and as compiled for one.
+
+Each function takes a device and a type, and yields the arguments of one call after the other; a dict at the end holds
+those with a keyword.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from trifuse.kernels.testing import assert_op_matches
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def normal(device: str, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Draw a leaf that requires a gradient, the same numbers on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+
+
+def fusion_arguments(device, dtype):
+    """Odd sizes, several tiles, more maps than one launch of the backward kernel takes, a class token left out."""
+    yield [normal(device, 2, 17, 40, dtype=dtype, seed=i) for i in range(12)], normal(device, 12)
+    yield [normal(device, 3, 257, 384, dtype=dtype, seed=i) for i in range(40)], normal(device, 40)
+    yield (
+        [normal(device, 2, 101, 64, dtype=dtype, seed=i).detach()[:, 1:].requires_grad_() for i in range(3)],
+        normal(device, 3),
+    )
+    yield [normal(device, 1, 1, 1, dtype=dtype)], normal(device, 1)
+
+
+def attention_arguments(device, dtype):
+    for batch, tokens, heads, width in ((2, 197, 3, 64), (1, 5, 1, 24)):
+        yield tuple(normal(device, batch, tokens, heads, width, dtype=dtype, seed=i) for i in range(3))
+
+
+def dilated_arguments(device, dtype):
+    """The slices of one packed projection at head widths of DilateFormer and others, and each border."""
+    for border, (batch, height, width), heads, d in (
+        ("zero", (2, 33, 29), 3, 24),
+        ("zero", (1, 7, 5), 6, 32),
+        ("mask", (2, 8, 8), 3, 72),
+        ("shift", (1, 17, 13), 3, 5),
+    ):
+        packed = normal(device, batch, height, width, 3 * heads * d, dtype=dtype).detach()
+        maps = [part.requires_grad_() for part in packed.chunk(3, dim=-1)]
+        yield *maps, {"num_heads": heads, "border": border}
+
+
+def dilated_weights_arguments(device, dtype):
+    for q, k, _, options in dilated_arguments(device, dtype):
+        yield q, k, options
+
+
+def depthwise_arguments(device, dtype):
+    """Both memory formats, several tiles, odd sizes, and a map smaller than the kernels."""
+    for shape in ((2, 72, 33, 65), (1, 17, 5, 3)):
+        weights = [normal(device, shape[1], 1, k, k, seed=k) for k in (5, 7)]
+        for memory_format in (torch.channels_last, torch.contiguous_format):
+            x = normal(device, *shape, dtype=dtype).detach().contiguous(memory_format=memory_format)
+            yield x.requires_grad_(), weights
+
+
+def argmax_arguments(device, dtype):
+    """Few enough pixels that no two classes of drawn logits come as near each other as rounding."""
+    for sides, size in (((4, 8, 16), (37, 53)), ((40,), (16, 20))):
+        yield [normal(device, 2, 5, side, side, dtype=dtype, seed=side).detach() for side in sides], size
+
+
+def gate_arguments(per_channel):
+    """Odd sizes, more channels and pixels than a tile, channels last, columns of a wider map, sums in parts."""
+
+    def arguments(device, dtype):
+        wide = normal(device, 2, 5, 33, 50, dtype=dtype).detach()[..., 1:42].requires_grad_()
+        last = normal(device, 2, 72, 64, 64, dtype=dtype).detach().contiguous(memory_format=torch.channels_last)
+        large = normal(device, 1, 3, 200, 200, dtype=dtype)
+        for x in (
+            wide,
+            last.requires_grad_(),
+            large,
+            normal(device, 2, 70, 4, 4, dtype=dtype),
+            normal(device, 1, 1, 1, 1, dtype=dtype),
+        ):
+            yield x, normal(device, *(x.shape[:2] if per_channel else (len(x), 1, *x.shape[2:])), seed=1)
+
+    return arguments
+
+
+def pool_arguments(device, dtype):
+    """A draw in tensors, shared or not, in numbers, permuted or not, on the layouts that the gates take."""
+    for x, _ in gate_arguments(True)(device, dtype):
+        order = torch.randperm(x.shape[2] * x.shape[3], device=device)
+        scale, cell = torch.tensor(2, device=device), torch.tensor([3, 1], device=device)[: len(x)]
+        yield x, {"scale": scale, "cell": cell, "permutation": order}
+        yield x, {"scale": scale, "cell": cell}
+        yield x, {"scale": 3, "cell": 5, "permutation": order.expand(len(x), -1)}
+        yield x, {"scale": 1, "cell": 0}
+
+
+def film_arguments(device, dtype):
+    """The maps of the gates; scale and shift as the halves of one output, as a network gives them."""
+    for x, ecg in gate_arguments(True)(device, dtype):
+        halves = normal(device, len(x), 2 * x.shape[1], seed=2).detach().chunk(2, dim=1)
+        yield x, ecg, normal(device, len(x), 2, seed=3), *(half.requires_grad_() for half in halves)
+
+
+def segmentation_maps(device, dtype, *sizes, classes=9):
+    return [normal(device, 2, classes, *size, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
+
+
+def labels(device, *shape, classes=9):
+    return torch.randint(0, classes, shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def mutation_arguments(device, dtype):
+    """Full and coarse maps, sizes that do not divide, maps that disagree beyond an exponential, many classes."""
+    yield segmentation_maps(device, dtype, *[(37, 150)] * 3), labels(device, 2, 37, 150)
+    yield segmentation_maps(device, dtype, (8, 8), (16, 16), (32, 32)), labels(device, 2, 128, 128)
+    yield segmentation_maps(device, dtype, (5, 7), (64, 33)), labels(device, 2, 70, 200)
+    far = [(150 * m.detach()).requires_grad_() for m in segmentation_maps(device, dtype, (16, 16), (32, 32))]
+    yield far, labels(device, 2, 32, 32)
+    yield segmentation_maps(device, dtype, (24, 24), classes=32), labels(device, 2, 24, 24, classes=32)
+
+
+def dice_ce_arguments(device, dtype):
+    yield segmentation_maps(device, dtype, (40, 33))[0], labels(device, 2, 40, 33)
+    yield segmentation_maps(device, dtype, (8, 8), classes=1)[0], labels(device, 2, 20, 20, classes=2)
+
+
+ARGUMENTS = {
+    "dice_ce_loss": dice_ce_arguments,
+    "channel_gate": gate_arguments(per_channel=True),
+    "depthwise_multi_kernel": depthwise_arguments,
+    "dilated_attention": dilated_arguments,
+    "dilated_attention_weights": dilated_weights_arguments,
+    "memory_efficient_attention": attention_arguments,
+    "mutation_loss": mutation_arguments,
+    "upsample_argmax": argmax_arguments,
+    "monte_carlo_pool": pool_arguments,
+    "spatial_gate": gate_arguments(per_channel=False),
+    "temporal_film_gate": film_arguments,
+    "weighted_block_fusion": fusion_arguments,
+}
+
+
+def without_keywords(arguments):
+    return (*arguments[:-1],) if isinstance(arguments[-1], dict) else arguments
+
+
+def keywords(arguments):
+    return arguments[-1] if isinstance(arguments[-1], dict) else {}
+
+
+def tolerance(arguments, dtype):
+    """Return what float32 loses over the longest sum: its terms are added in another order than in the reference."""
+    leaves = torch.utils._pytree.tree_leaves(arguments)
+    elements = max(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
+    return 16 * torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps * elements**0.5
+
+
+def assert_call_matches(operator, reference, arguments, dtype):
+    """Hold the values and every gradient of one call against the reference."""
+    atol = tolerance(arguments, dtype)
+    assert_op_matches(operator, reference, *without_keywords(arguments), atol=atol, **keywords(arguments))
