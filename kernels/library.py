@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -34,6 +35,11 @@ BACKENDS = ("triton", "torch", "reference")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CUDA_CAPABILITY = (8, 0)
+WITHOUT_KERNELS = {
+    "dilated_attention_weights": "the map is there to be looked at",
+    "memory_efficient_attention": "SDPA and xformers are already it",
+}
+"""Operators that have no Triton kernel, and why."""
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not loaded
 
 Given = ParamSpec("Given")
@@ -42,25 +48,29 @@ Result = TypeVar("Result")
 _library = torch.library.Library("trifuse", "DEF")
 _forced: str | None = None
 _compiled_on_cpu = False  # inside `trifuse.kernels.testing.virtual_gpu`
+_strict = True  # whether it is forced upon operators without kernels, too
+launched: defaultdict[str, int] = defaultdict(int)  # launches of each kernel in this process; a Counter costs more
 _registered: set[str] = set()  # operators that have Triton kernels
 _unusable: dict[tuple[str, torch.device], str] = {}  # why an operator's kernels could not be built there
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str, *, strict: bool = True) -> Iterator[None]:
     """Force one backend for every operator called inside the block, in this process.
 
     Args:
         name: ``"triton"``, ``"torch"`` or ``"reference"``. A forced backend never falls back: where it cannot run,
             the operator raises `BackendError`.
+        strict: False leaves operators alone that have no Triton kernel at all, such as attention: whole networks then
+            run with ``"triton"`` forced.
     """
-    global _forced
+    global _forced, _strict
     check_choice("backend", name, BACKENDS, BackendError)
-    previous, _forced = _forced, name
+    previous, (_forced, _strict) = (_forced, _strict), (name, strict)
     try:
         yield
     finally:
-        _forced = previous
+        _forced, _strict = previous
 
 
 @contextmanager
@@ -74,9 +84,14 @@ def compiled_on_cpu() -> Iterator[None]:
         _compiled_on_cpu = previous
 
 
-def forced_backend() -> str | None:
-    """Return the backend that is forced, None if none is."""
-    return _forced
+def forced_backend(op: str = "") -> str | None:
+    """Return the backend that is forced, on ``op`` if one is named; None if none is."""
+    return _forced if _strict or op not in WITHOUT_KERNELS else None
+
+
+def fallbacks() -> dict[str, str]:
+    """Return the operators whose kernels could not be built in this process, and on which device and why."""
+    return {op: f"{device}: {reason}" for (op, device), reason in _unusable.items()}
 
 
 def choose_backend(op: str, tensor: Tensor) -> str:

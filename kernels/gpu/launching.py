@@ -1,4 +1,4 @@
-"""The one place where Triton kernels are launched, and where what goes wrong there is said in words.
+"""The one place where Triton kernels are launched and counted, and where what goes wrong there is said in words.
 
 What stands here runs at every call, so it is kept short; the arithmetic of grids is plain Python.
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from triton.runtime.errors import InterpreterError, OutOfResources, TritonError
 
 from trifuse.kernels.errors import BackendError, UnusableKernel
+from trifuse.kernels.library import launched
 
 LONGEST_REASON = 400  # characters
 # How the driver's own errors begin, and what those of them say that refuse a kernel's code before it ran.
@@ -55,6 +56,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **settings: o
             raise
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise UnusableKernel(f"{kernel.fn.__name__} cannot be built: {reason}") from error
+    launched[kernel.fn.__name__] += 1
 
 
 def cdiv(dividend: int, divisor: int) -> int:

@@ -334,12 +334,12 @@ def dilated_attention_weights(
         BackendError: the Triton backend was forced; the map has no kernel of its own.
     """
     windows = check_arguments(WEIGHTS_OP, {"q": q, "k": k}, num_heads, kernel_size, dilations, scale, border)
-    if library.forced_backend() == "reference":
+    forced = library.forced_backend(WEIGHTS_OP)
+    if forced == "reference":
         return dilated_attention_weights_reference(q, k, **windows._asdict())
-    if library.forced_backend() == "triton":
-        raise BackendError(
-            f"{WEIGHTS_OP}: no Triton kernel, for the map is there to be looked at; use backend('torch')"
-        )
+    if forced == "triton":
+        reason = library.WITHOUT_KERNELS[WEIGHTS_OP]
+        raise BackendError(f"{WEIGHTS_OP}: no Triton kernel, for {reason}; use backend('torch')")
     groups = [
         torch.cat(_dilated_windows.tap_weights(queries, keys, dilation, windows), dim=-1)
         for queries, keys, dilation in _dilated_windows.groups_of_heads((q, k), windows)

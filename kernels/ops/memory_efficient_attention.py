@@ -90,9 +90,10 @@ def memory_efficient_attention(
     _check(q, k, v, attn_bias, dropout_p)
     if attn_bias is not None:
         attn_bias = attn_bias[(None,) * (4 - attn_bias.dim())]
-    if library.forced_backend() == "triton":
-        raise BackendError(f"{OP}: no Triton kernel: SDPA and xformers are already it; use backend('torch')")
-    if library.forced_backend() == "reference":
+    forced = library.forced_backend(OP)
+    if forced == "triton":
+        raise BackendError(f"{OP}: no Triton kernel, for {library.WITHOUT_KERNELS[OP]}; use backend('torch')")
+    if forced == "reference":
         return memory_efficient_attention_reference(q, k, v, scale=scale, attn_bias=attn_bias, dropout_p=dropout_p)
     if library.under_functional_transform((q, k, v)):
         with sdpa_kernel(SDPBackend.MATH):
@@ -103,7 +104,7 @@ def memory_efficient_attention(
 
 
 def _use_xformers(q: Tensor) -> bool:
-    if torch.compiler.is_compiling() or library.forced_backend() is not None:
+    if torch.compiler.is_compiling() or library.forced_backend(OP) is not None:
         return False
     return attention_backend(q.device, q.dtype)[0] == "xformers"
 

@@ -2,6 +2,7 @@
 
 * `tensors`: a hypothesis strategy for tensors of any shape, type and memory layout.
 * `assert_op_matches`: hold an operator and each of its gradients against a reference in plain PyTorch.
+* `launches`: which kernels of trifuse a computation launched, and which operators ran in plain PyTorch instead.
 * `poisoned_empty`: make memory that an operator forgets to write visible.
 * `peak_memory_bytes`: the most memory that a call holds.
 * `saved_for_backward_bytes`: what autograd keeps of a call until its backward pass.
@@ -42,12 +43,14 @@ from .measuring import Timing, measure, peak_memory_bytes, saved_for_backward_by
 if TYPE_CHECKING:
     from .assertions import assert_op_matches
     from .comparing import Case, Comparison, Pass, WrongResult, compare
+    from .counting import Launches, launches
     from .poisoned_memory import poisoned_empty
     from .strategies import tensors
 
 __all__ = [
     "Case",
     "Comparison",
+    "Launches",
     "Pass",
     "Timing",
     "WrongResult",
@@ -55,6 +58,7 @@ __all__ = [
     "clock",
     "compare",
     "gpu_benchmark",
+    "launches",
     "measure",
     "peak_memory_bytes",
     "poisoned_empty",
@@ -68,6 +72,7 @@ _LAZY = {
     "assert_op_matches": "assertions",
     "poisoned_empty": "poisoned_memory",
     "tensors": "strategies",
+    **dict.fromkeys(("Launches", "launches"), "counting"),
     **dict.fromkeys(("Case", "Comparison", "Pass", "WrongResult", "compare"), "comparing"),
 }
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trifuse.kernels.gpu.tuning import warm_up
+from trifuse.kernels import warm_up
 
 from .machine import MIB, default_device, share_of_ceiling, stamp
 from .measuring import Timing, measure, saved_for_backward_bytes, tensors_in
