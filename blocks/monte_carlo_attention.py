@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, TrifuseError, channel_gate, monte_carlo_pool
 from trifuse.kernels.choices import check_choice
+from trifuse.kernels.torch_internals import inside_backward
 
 from .conv_norm_relu import init_convs
 
@@ -112,7 +113,7 @@ class MonteCarloAttention(nn.Module):
             Scale and cell, int64 of shape (), or (B,) with a draw per sample, and the permutation, of shape (H * W,) or
             (B, H * W), None without order shuffle; on the device of x.
         """
-        if generator is not None and _inside_backward():
+        if generator is not None and inside_backward():
             raise TrifuseError(
                 "MonteCarloAttention: activation checkpointing repeats this pass, but cannot repeat the draw of the "
                 "generator that was given; pass no generator and seed the default one with torch.manual_seed"
@@ -187,8 +188,3 @@ def hidden_width(dim: int) -> int:
 def _length(length: int, scale: int, index: int) -> int:
     """Return how many of ``length`` positions lie in one interval of an adaptive grid."""
     return ((index + 1) * length + scale - 1) // scale - index * length // scale
-
-
-def _inside_backward() -> bool:
-    """Whether a backward pass is running, as when checkpointing repeats a forward pass."""
-    return torch._C._current_graph_task_id() != -1

@@ -26,10 +26,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._guards import detect_fake_mode
 
 from .choices import check_choice
 from .errors import BackendError, ShapeError, UnusableKernel
+from .torch_internals import under_functional_transform as under_functional_transform
+from .torch_internals import without_values
 
 BACKENDS = ("triton", "torch", "reference")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -230,25 +231,6 @@ def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
     if len({tensor.device for tensor in tensors.values()}) > 1:
         places = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
         raise ShapeError(f"{op}: expected all arguments on one device, got {places}; move them with .to(device)")
-
-
-def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
-    """Return whether vmap, functional or forward-mode differentiation is active, which need a composable form."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    if torch._C._functorch.peek_interpreter_stack() is None:  # asked once for all tensors: most calls end here
-        return False
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
-
-
-def without_values(tensors: Sequence[Tensor]) -> bool:
-    """Return whether operations are recorded or only their shapes computed, so that no value may be read."""
-    if torch.compiler.is_compiling():
-        return True
-    recording = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-    return recording or detect_fake_mode(tensors) is not None
 
 
 def values_at_hand(tensors: Sequence[Tensor]) -> bool:

@@ -191,6 +191,45 @@ def test_folders_import_relatively_inside_and_absolutely_across(path):
             assert node.level or (node.module or "").rpartition(".")[0] != folder, ast.unparse(node)
 
 
+# The one file for each that may use what torch keeps private, and what Triton's documentation does not promise.
+INTERNALS = {"torch": ROOT / "kernels/torch_internals.py", "triton": ROOT / "kernels/gpu/triton_internals.py"}
+DOCUMENTED_TRITON = {"jit", "language", "testing"}
+
+
+def internal_names(path: Path) -> set[str]:
+    """Return the names of torch with an underscore that a file uses, and those of Triton that are not documented."""
+    known, used = {}, set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+            known |= {
+                alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0]
+                for alias in node.names
+            }
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            known |= names
+            used |= set(names.values())
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute):
+            first, *others = ast.unparse(node).split(".")
+            used.add(".".join((known.get(first, ""), *others)))
+    return {name for name in used if _is_internal(*name.split("."))}
+
+
+def _is_internal(package: str, *parts: str) -> bool:
+    private = any(part.startswith("_") and not part.endswith("__") for part in parts)
+    undocumented = package == "triton" and bool(parts) and parts[0] not in DOCUMENTED_TRITON
+    return package in INTERNALS and (private or undocumented)
+
+
+def test_internals_of_torch_and_triton_stand_in_one_file_each():
+    found = {path: internal_names(path) for path in (*SOURCES, *BENCHMARKS)}
+    for package, file in INTERNALS.items():
+        users = [path for path, names in found.items() if any(name.split(".")[0] == package for name in names)]
+        assert users == [file], {path.name: found[path] for path in users}
+
+
 def test_heavy_packages_load_only_when_used():
     for path in SOURCES:
         roots = {module.split(".")[0] for module in imported_names(path, lazily=False)}
@@ -256,7 +295,7 @@ def test_every_public_file_of_ops_is_an_operator_s():
 def test_every_gpu_file_belongs_to_an_operator():
     operators = {path.stem.removeprefix("_") for path in (ROOT / "kernels/ops").glob("*.py")}
     files = {path.stem.removesuffix("_backward") for path in (ROOT / "kernels/gpu").glob("*.py")}
-    assert files - {"__init__", "launching", "tuning"} <= operators
+    assert files - {"__init__", "launching", "triton_internals", "tuning"} <= operators
 
 
 @pytest.mark.parametrize("name", kernels.OPERATORS)

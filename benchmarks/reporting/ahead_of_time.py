@@ -132,9 +132,7 @@ def broken_rules(cost: Cost, budget: Budget, target: str) -> dict[str, str]:
 
 def compile_case(case: StaticCase, target: str) -> Cost:
     """Compile one case for one target and read its cost."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from trifuse.kernels.gpu.triton_internals import ASTSource, GPUTarget, compilation, compile_kernel
 
     for function in functions_of(case):
         # Without line information the code is the same wherever it stands; the cache shall not take it for another.
@@ -147,10 +145,10 @@ def compile_case(case: StaticCase, target: str) -> Cost:
         constexprs=dict(case.constants),
         attrs={path: [["tt.divisibility", 16]] for path in _aligned_paths(case)},
     )
-    with triton.knobs.compilation.scope():
-        triton.knobs.compilation.disable_line_info = True
-        triton.knobs.compilation.store_binary_only = nvidia  # AMD's code is read as text, which is a stage of its own
-        compiled = triton.compile(source, target=gpu, options={"num_warps": case.threads // gpu.warp_size})
+    with compilation.scope():
+        compilation.disable_line_info = True
+        compilation.store_binary_only = nvidia  # AMD's code is read as text, which is a stage of its own
+        compiled = compile_kernel(source, target=gpu, options={"num_warps": case.threads // gpu.warp_size})
     code = compiled.asm["cubin" if nvidia else "amdgcn"]
     return _cost_of(code, compiled.metadata.shared)
 
@@ -176,7 +174,7 @@ def _aligned_paths(case: StaticCase) -> list[tuple[int, ...]]:
 
 def _cost_of(code: bytes | str, shared_bytes: int) -> Cost:
     """Read a cost from machine code, or from where it was written down when the same code was read before."""
-    from triton.runtime.cache import get_cache_manager
+    from trifuse.kernels.gpu.triton_internals import get_cache_manager
 
     text = code if isinstance(code, bytes) else code.encode()
     kept = get_cache_manager(hashlib.sha256(text + f"{READER} {shared_bytes}".encode()).hexdigest())
@@ -188,14 +186,13 @@ def _cost_of(code: bytes | str, shared_bytes: int) -> Cost:
 
 
 def _read_cubin(cubin: bytes, shared_bytes: int) -> Cost:
-    import triton
+    from trifuse.kernels.gpu.triton_internals import NVIDIA_TOOLS
 
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as stream:
         stream.write(cubin)
         stream.flush()
-        usage = _output([tools / "cuobjdump", "--dump-resource-usage", stream.name])
-        code = _output([tools / "nvdisasm", "-c", "-ndf", stream.name])
+        usage = _output([NVIDIA_TOOLS / "cuobjdump", "--dump-resource-usage", stream.name])
+        code = _output([NVIDIA_TOOLS / "nvdisasm", "-c", "-ndf", stream.name])
     registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
     widths = (re.search(r"\.(?:(?P<bits>64|128|256)|[US](?P<small>8|16))\b", name) for name in _names(r"LDG\.E", code))
     return Cost(

@@ -34,7 +34,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trifuse import kernels
 from trifuse.benchmarks.baselines.depthwise_multi_kernel import separate_convolutions
@@ -49,6 +48,7 @@ from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
 from trifuse.kernels.testing.machine import stamp
 from trifuse.kernels.testing.measuring import tensors_in
 from trifuse.kernels.testing.tables import table
+from trifuse.kernels.torch_internals import TorchDispatchMode, call_cpu_kernel
 
 MOST_ROUNDS, CALLS_PER_BURST = 40, 50
 FORWARD, WITH_GRADIENTS, BACKWARD = "forward, no gradients", "forward, with gradients", "forward + backward"
@@ -174,7 +174,7 @@ class _KernelCount(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "trifuse":
             with self:
-                return func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
+                return call_cpu_kernel(func, *args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         name = func.__name__.partition(".")[0]
         if name not in WITHOUT_KERNEL and not (func.is_view and _is_of(result, args)):

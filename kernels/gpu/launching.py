@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from torch import Tensor
-from triton.runtime.errors import InterpreterError, OutOfResources, TritonError
 
 from trifuse.kernels.errors import BackendError, UnusableKernel
 from trifuse.kernels.library import launched
+
+from .triton_internals import InterpreterError, JitFunction, OutOfResources, TritonError
 
 LONGEST_REASON = 400  # characters
 # How the driver's own errors begin, and what those of them say that refuse a kernel's code before it ran.
@@ -29,7 +29,7 @@ DRIVER_ERRORS = ("Triton Error [", "CUDA error", "HIP error")
 REFUSED_CODE = ("image", "PTX")
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **settings: object) -> None:
+def launch(kernel: JitFunction, grid: tuple[int, ...], *arguments: object, **settings: object) -> None:
     """Launch a Triton kernel.
 
     Args:

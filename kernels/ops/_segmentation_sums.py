@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from trifuse.kernels import library
 from trifuse.kernels.cpu import segmentation_sums as cpu
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.torch_internals import below_autograd
 
 from . import _segmentation_sums_composed as composed
 
@@ -229,7 +230,7 @@ class _TritonSums(torch.autograd.Function):
     def forward(ctx, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(target, *maps)
         ctx.squared, ctx.ignore_index = squared, ignore_index
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             sums = torch.ops.trifuse.segmentation_sums(maps, target, squared, ignore_index)
         ctx.mark_non_differentiable(sums[3])
         return sums

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from trifuse.kernels import library
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.torch_internals import below_autograd
 
 OP = "depthwise_multi_kernel"
 # Larger tiles repeat fewer of the pixels around them; from 64 on it no longer shows.
@@ -192,7 +193,7 @@ class _TritonConvolution(torch.autograd.Function):
     def forward(ctx, residual: bool, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.residual, trains = residual, any(ctx.needs_input_grad[2:])
         ctx.save_for_backward(x if trains else None, *weights)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return torch.ops.trifuse.depthwise_multi_kernel(x, weights, residual)
 
     @staticmethod

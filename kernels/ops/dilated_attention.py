@@ -35,6 +35,7 @@ from trifuse.kernels import library
 from trifuse.kernels.cpu import dilated_attention as cpu
 from trifuse.kernels.cpu.dilated_attention import Windows
 from trifuse.kernels.errors import BackendError
+from trifuse.kernels.torch_internals import below_autograd
 
 from . import _dilated_windows
 from ._dilated_windows import check_arguments, positions
@@ -181,7 +182,7 @@ class _TritonAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, num_heads: int, dilations: Sequence[int], scale: float, border: str, *maps: Tensor):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             out, normaliser = torch.ops.trifuse.dilated_attention(maps, num_heads, dilations, scale, border)
         ctx.options = (num_heads, dilations, scale, border)
         ctx.save_for_backward(normaliser, *maps)

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_sums import channel_sums
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.torch_internals import below_autograd
 
 CHANNEL_GATE = "channel_gate"
 SPATIAL_GATE = "spatial_gate"
@@ -91,7 +92,7 @@ def _register(op: str) -> None:
         @staticmethod
         def forward(ctx, x: Tensor, gate: Tensor) -> Tensor:
             ctx.save_for_backward(gate, *((x,) if gate.requires_grad else ()))
-            with torch._C._AutoDispatchBelowAutograd():
+            with below_autograd():
                 return getattr(torch.ops.trifuse, op)(x, gate)
 
         @staticmethod

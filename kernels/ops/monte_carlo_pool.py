@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.torch_internals import below_autograd
 
 POOL = "monte_carlo_pool"
 
@@ -164,7 +165,7 @@ class _TritonPool(torch.autograd.Function):
         ctx.save_for_backward(scales, cells, permutation)
         ctx.size, ctx.scale, ctx.cell = x.shape, scale, cell
         ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return torch.ops.trifuse.monte_carlo_pool(x, scale, cell, scales, cells, permutation)
 
     @staticmethod

@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_sums import channel_sums
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.torch_internals import below_autograd
 
 OP = "temporal_film_gate"
 
@@ -157,7 +158,7 @@ class _TritonGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, *small: Tensor) -> Tensor:
         ctx.save_for_backward(*small, *((features,) if any(ctx.needs_input_grad[1:]) else ()))
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return torch.ops.trifuse.temporal_film_gate(features, *small)
 
     @staticmethod

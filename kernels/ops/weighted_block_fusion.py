@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.torch_internals import below_autograd
 
 OP = "weighted_block_fusion"
 # A chunk of the output, or of the incoming gradient, stays in a core's cache while all N maps pass by.
@@ -148,7 +149,7 @@ class _TritonFusion(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, *features: Tensor) -> Tensor:
         ctx.save_for_backward(logits, *(features if logits.requires_grad else ()))
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return torch.ops.trifuse.weighted_block_fusion(features, logits)
 
     @staticmethod

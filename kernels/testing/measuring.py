@@ -28,6 +28,8 @@ def peak_memory_bytes(function: Callable[[], object], device: torch.device | str
     """
     import torch
 
+    from trifuse.kernels.torch_internals import allocations
+
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -39,26 +41,12 @@ def peak_memory_bytes(function: Callable[[], object], device: torch.device | str
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         function()
-    changes = sorted(
-        ((event.start_time_ns, event.typed[1].alloc_size) for event in _allocations(profile)),
-        key=lambda change: change[0],
-    )
+    changes = sorted(allocations(profile), key=lambda change: change[0])
     held = peak = 0
     for _, size in changes:
         held += size
         peak = max(peak, held)
     return peak
-
-
-def _allocations(profile: Any) -> Iterator[Any]:
-    import torch
-
-    pending = list(profile.profiler.kineto_results.experimental_event_tree())
-    while pending:
-        event = pending.pop()
-        if event.typed[0] == torch._C._profiler._EventType.Allocation:
-            yield event
-        pending.extend(event.children)
 
 
 def saved_for_backward_bytes(function: Callable[..., Any], *arguments: Any) -> int:

@@ -1,0 +1,51 @@
+"""The names of Triton that trifuse uses and its documentation does not promise, all of them, and nothing else.
+
+Documented are `triton.jit`, `triton.language` and `triton.testing`. Any other name may change in a later Triton.
+`tests/kernels/gpu/test_triton_internals.py` shows of each that it does what is relied on here, in every supported
+version (``make versions``); no other file of trifuse uses one.
+
+==================================  ==================================================  ==============================
+Name                                What it does                                        What is documented instead
+==================================  ==================================================  ==============================
+``JITFunction.run``                 launches a kernel                                   ``kernel[grid](...)``, a call
+                                                                                        more at every launch
+``JITFunction.fn``, ``arg_names``   the Python function; the names of its arguments     nothing
+``starting_line_number``            the line of the source, part of the key of          nothing
+                                    what was compiled
+``triton.runtime.errors``           tells failed builds from failed launches            nothing
+``triton.compile``, ``ASTSource``,  compiles a kernel for a GPU that need not be here   nothing
+``GPUTarget``
+``triton.knobs.compilation``        leaves out line information; keeps machine code     environment variables, for the
+                                    alone                                               whole process
+``get_cache_manager``               files in the cache of what was compiled             nothing
+``backends/nvidia/bin``             `cuobjdump` and `nvdisasm`                          NVIDIA's toolkit
+==================================  ==================================================  ==============================
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import triton
+from triton.backends.compiler import GPUTarget as GPUTarget
+from triton.compiler import ASTSource as ASTSource
+from triton.runtime.cache import get_cache_manager as get_cache_manager
+from triton.runtime.errors import InterpreterError as InterpreterError
+from triton.runtime.errors import OutOfResources as OutOfResources
+from triton.runtime.errors import TritonError as TritonError
+
+compile_kernel = triton.compile
+compilation = triton.knobs.compilation
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class JitFunction(Protocol):
+    """What is relied on in a ``triton.jit`` function, compiled or interpreted."""
+
+    fn: Any
+    arg_names: list[str]
+    starting_line_number: int
+
+    def run(self, *arguments: Any, grid: Any, warmup: bool, **settings: Any) -> Any:
+        """Do what ``self[grid](*arguments, **settings)`` does."""

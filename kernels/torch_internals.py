@@ -1,0 +1,82 @@
+"""The private names of torch that trifuse uses, all of them, and nothing else.
+
+Any of them may change in a later torch. `tests/kernels/test_torch_internals.py` shows of each that it does what is
+relied on here, in every supported version (``make versions``); no other file of trifuse uses a private name of torch.
+
+==================================  ================================================  ================================
+Private name                        What it does                                      What is public instead
+==================================  ================================================  ================================
+``_AutoDispatchBelowAutograd``      calls an operator's kernels from inside its       `torch.library.custom_op`, which
+                                    gradient's registration, without a loop           costs the host twice the time
+``forward_ad._current_level``       tells forward-mode differentiation: -1 outside    nothing
+``peek_interpreter_stack``          tells transforms of `torch.func`: None outside    nothing
+``is_functorch_wrapped_tensor``     tells the tensors that such a transform is about  nothing
+``_get_dispatch_mode``, ``PROXY``   tells that operations are recorded (`make_fx`)    nothing
+``detect_fake_mode``                tells tensors with shapes and no values           nothing
+``_current_graph_task_id``          tells a running backward pass: -1 outside         nothing
+``kineto_results``, ``_EventType``  each allocation and release of the profiler       its memory timeline, which needs
+                                    on a CPU                                          files, and rounds
+``TorchDispatchMode``               sees every operator that a call reaches           nothing
+``_op_dk``, ``DispatchKey``         calls one operator's kernel for a CPU             nothing
+==================================  ================================================  ================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import detect_fake_mode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+# The functions themselves: what stands between them and a call would be paid at every call.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+_innermost_transform = torch._C._functorch.peek_interpreter_stack
+_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+_dispatch_mode = torch._C._get_dispatch_mode
+_RECORDING = torch._C._TorchDispatchModeKey.PROXY
+
+
+def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
+    """Return whether vmap, functional or forward-mode differentiation is active, which need a composable form."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    if _innermost_transform() is None:  # asked once for all tensors: most calls end here
+        return False
+    return any(_is_transformed(tensor) for tensor in tensors)
+
+
+def without_values(tensors: Sequence[Tensor]) -> bool:
+    """Return whether operations are recorded or only their shapes computed, so that no value may be read."""
+    if torch.compiler.is_compiling():
+        return True
+    return _dispatch_mode(_RECORDING) is not None or detect_fake_mode(tensors) is not None
+
+
+def inside_backward() -> bool:
+    """Return whether a backward pass is running, as when checkpointing repeats a forward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def allocations(profile: Any) -> Iterator[tuple[int, int]]:
+    """Yield when PyTorch's allocator gave or took back memory, in ns, and how many bytes, negative if taken back.
+
+    Args:
+        profile: a `torch.profiler.profile` that has ended, with ``profile_memory=True``.
+    """
+    pending = list(profile.profiler.kineto_results.experimental_event_tree())
+    while pending:
+        event = pending.pop()
+        if event.typed[0] == torch._C._profiler._EventType.Allocation:
+            yield event.start_time_ns, event.typed[1].alloc_size
+        pending.extend(event.children)
+
+
+def call_cpu_kernel(operator: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call what an operator (``torch.ops.<namespace>.<name>.default``) registered for CPU tensors, and only that."""
+    return operator._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)

@@ -1,0 +1,132 @@
+"""Every private name of torch that trifuse uses does what is relied on, in every supported version."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from trifuse.kernels import torch_internals
+
+
+@pytest.fixture
+def doubling():
+    """Return an operator whose gradient's registration calls the kernels below it, and what was called."""
+    called = []
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            with torch_internals.below_autograd():
+                return torch.ops.trifuse_internals_test.double(x)
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> Tensor:
+            return 2 * grad
+
+    def on_a_cpu(x: Tensor) -> Tensor:
+        called.append("CPU")
+        return 2 * x
+
+    library = torch.library.Library("trifuse_internals_test", "DEF")
+    library.define("double(Tensor x) -> Tensor")
+    library.impl("double", on_a_cpu, "CPU")
+    library.impl("double", lambda x: called.append("Autograd") or Double.apply(x), "Autograd")
+    yield torch.ops.trifuse_internals_test.double, called
+    library._destroy()
+
+
+def test_below_autograd_reaches_the_kernel_and_gradients_stay(doubling):
+    double, called = doubling
+    x = torch.ones(3, requires_grad=True)
+    double(x).sum().backward()
+    assert called == ["Autograd", "CPU"]
+    assert x.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_kernel_for_the_cpu_is_called_alone(doubling):
+    double, called = doubling
+    x = torch.ones(3, requires_grad=True)
+    assert torch_internals.call_cpu_kernel(double.default, x).tolist() == [2.0, 2.0, 2.0]
+    assert called == ["CPU"]
+
+
+def test_a_dispatch_mode_sees_every_operator():
+    seen = []
+
+    class Seeing(torch_internals.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    arguments = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+    with Seeing():
+        torch.nn.functional.linear(*arguments)
+    assert seen == ["t.default", "addmm.default"]
+
+
+def test_forward_mode_is_told():
+    x = torch.ones(2)
+    assert not torch_internals.under_functional_transform((x,))
+    with forward_ad.dual_level():
+        assert torch_internals.under_functional_transform((x,))
+    assert not torch_internals.under_functional_transform((x,))
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad], ids=["vmap", "grad"])
+def test_transforms_are_told_by_the_tensors_that_they_are_about(transform):
+    found = []
+    outside = torch.ones(2)
+
+    def function(x: Tensor) -> Tensor:
+        found.extend(torch_internals.under_functional_transform((y,)) for y in (outside, x))
+        found.append(torch_internals.under_functional_transform((outside, x)))
+        return x.sum()
+
+    transform(function)(torch.ones(2))
+    assert found == [False, True, True]
+
+
+def test_recording_and_fake_tensors_are_told():
+    found = []
+
+    def function(x: Tensor) -> Tensor:
+        found.append(torch_internals.without_values((x,)))
+        return x + 1
+
+    function(torch.ones(2))
+    make_fx(function)(torch.ones(2))
+    with FakeTensorMode():
+        x = torch.ones(2)
+    function(x)
+    assert found == [False, True, True]
+
+
+def test_a_running_backward_pass_is_told():
+    found = [torch_internals.inside_backward()]
+
+    class Looking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            found.append(torch_internals.inside_backward())
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> Tensor:
+            found.append(torch_internals.inside_backward())
+            return grad
+
+    Looking.apply(torch.ones(2, requires_grad=True)).sum().backward()
+    assert [*found, torch_internals.inside_backward()] == [False, False, True, False]
+
+
+def test_every_allocation_and_release_is_told():
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        x = torch.ones(3000)
+        del x
+    changes = sorted(torch_internals.allocations(profile))
+    assert [size for _, size in changes] == [12000, -12000]
