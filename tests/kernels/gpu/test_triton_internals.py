@@ -43,7 +43,8 @@ kept = get_cache_manager("0" * 64)
 before = kept.get_file("cost.json")
 path = kept.put("3", "cost.json", binary=False)
 print(json.dumps({
-    "asm": [stage in wide.asm for stage in ("cubin", "ptx")], "shared": wide.metadata.shared, "is_elf": wide.asm["cubin"][:4] == b"\\x7fELF",
+    "asm": [stage in wide.asm for stage in ("cubin", "ptx")],
+    "shared": wide.metadata.shared, "is_elf": wide.asm["cubin"][:4] == b"\\x7fELF",
     "alignment_matters": wide.asm["cubin"] != narrow.asm["cubin"],
     "line_matters": wide.asm["cubin"] != compiled(5).asm["cubin"],
     "line_information_matters": wide.asm["cubin"] != compiled(5, disable_line_info=False).asm["cubin"],
