@@ -1,18 +1,23 @@
-# Two commands: `make demo` and `make test`. Each sets up what it needs in its own virtual environment; the next reuses it.
+# `make demo`, `make test` and the rest set up what they need in one virtual environment; the next one reuses it.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint mutants bench kernels clean
+.PHONY: demo test test-all lint mutants bench kernels clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
 	$(BIN)/trifuse demo fias --overwrite
 	$(BIN)/trifuse demo taff_unet --overwrite
 
+# What every change must pass: each promise once.
 test: $(VENV)/.test-ready
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto -m "not slow"
+
+# Then the rest: all GPU architectures, forms and grids, and whole networks.
+test-all: test
+	$(BIN)/pytest -n auto -m slow
 
 lint: $(VENV)/.lint-ready
 	mkdir -p build/types && ln -sfn ../.. build/types/trifuse
