@@ -36,6 +36,7 @@ class TinyNetwork:
         loss: of the outputs, as `fit` calls it.
         forward: what `fit` computes from a batch.
         predict: what evaluation computes from a batch.
+        kernels: whether it uses operators that have Triton kernels.
     """
 
     make: Callable[[], nn.Module]
@@ -43,6 +44,7 @@ class TinyNetwork:
     loss: Callable[..., Tensor]
     forward: Callable[[Any, dict[str, Any]], Any] = forward_image
     predict: Callable[[Any, dict[str, Any]], Any] = forward_with_side_inputs
+    kernels: bool = True
 
     def step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of a training step."""
@@ -106,6 +108,7 @@ def autoencoder() -> TinyNetwork:
         ReconstructionLoss(mask_padding=True),
         forward=lambda model, batch: model(batch["ecg"]),
         predict=lambda model, batch: model(batch["ecg"]),
+        kernels=False,
     )
 
 

@@ -1,4 +1,7 @@
-"""Every operator on a real GPU: compiled kernels, not interpreted ones. Skipped where there is no GPU."""
+"""Every operator on a real GPU: compiled kernels, not interpreted ones. Skipped where there is no GPU.
+
+Whatever calls an operator forces its kernels and sees them launched: where they cannot be built, these tests fail.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,8 @@ import copy
 
 import pytest
 import torch
-from gpu_arguments import (
-    ARGUMENTS,
-    DTYPES,
-    assert_call_matches,
-    fusion_arguments,
-    keywords,
-    normal,
-    without_keywords,
-)
+from forced_kernels import on_kernels, step_on_kernels
+from gpu_arguments import ARGUMENTS, DTYPES, assert_call_matches, fusion_arguments, normal
 from tiny_networks import NETWORKS
 
 from trifuse import kernels
@@ -26,31 +22,32 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
+DEVICE = "cuda"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", kernels.OPERATORS)
 def test_values_and_every_gradient(name, dtype):
     operator, reference = getattr(kernels, name), getattr(kernels, f"{name}_reference")
-    for arguments in ARGUMENTS[name]("cuda", dtype):
-        assert_call_matches(operator, reference, arguments, dtype)
+    for arguments in ARGUMENTS[name](DEVICE, dtype):
+        step_on_kernels(name, arguments)
+        with on_kernels(name):
+            assert_call_matches(operator, reference, arguments, dtype)
 
 
 def test_fusion_repeats_bit_for_bit():
-    def run():
-        maps, logits = next(fusion_arguments("cuda", torch.bfloat16))
-        fused = kernels.weighted_block_fusion(maps, logits)
-        return [fused, *torch.autograd.grad(fused.float().square().sum(), [logits, *maps])]
-
-    assert all(torch.equal(first, second) for first, second in zip(run(), run(), strict=True))
+    arguments = next(fusion_arguments(DEVICE, torch.bfloat16))
+    first, second = (step_on_kernels("weighted_block_fusion", arguments) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
 def test_fusion_needs_one_map_of_extra_memory():
-    maps = [normal("cuda", 4, 1025, 768, seed=i).detach() for i in range(12)]
-    logits = torch.zeros(12, device="cuda", requires_grad=True)
+    maps = [normal(DEVICE, 4, 1025, 768, seed=i).detach() for i in range(12)]
+    logits = torch.zeros(12, device=DEVICE, requires_grad=True)
     grad = torch.ones_like(maps[0])
-    kernels.weighted_block_fusion(maps, logits).backward(grad)
-    used = peak_memory_bytes(lambda: kernels.weighted_block_fusion(maps, logits).backward(grad), "cuda")
+    with on_kernels("weighted_block_fusion"):
+        kernels.weighted_block_fusion(maps, logits).backward(grad)
+        used = peak_memory_bytes(lambda: kernels.weighted_block_fusion(maps, logits).backward(grad), DEVICE)
     assert used <= 1.2 * maps[0].nbytes
 
 
@@ -60,24 +57,23 @@ def test_k17_offsets_beyond_2_to_the_31():
     stride = 1 << 30
     if free < 8 * stride:
         pytest.skip("needs 8 GiB of free GPU memory")
-    storage = torch.zeros(3 * stride + 16, dtype=torch.bfloat16, device="cuda")
+    storage = torch.zeros(3 * stride + 16, dtype=torch.bfloat16, device=DEVICE)
     values = storage.as_strided((4, 1, 16), (stride, 16, 1))
     values[3] = 3.0
-    fused = kernels.weighted_block_fusion([values, values], torch.zeros(2, device="cuda"))
+    with on_kernels("weighted_block_fusion"):
+        fused = kernels.weighted_block_fusion([values, values], torch.zeros(2, device=DEVICE))
     assert torch.equal(fused, values)
 
 
-def test_full_graph_compilation():
-    for name in kernels.OPERATORS:
-        arguments = next(ARGUMENTS[name]("cuda", torch.bfloat16))
-        operator = getattr(kernels, name)
-        compiled = torch.compile(operator, fullgraph=True)
-        args, options = without_keywords(arguments), keywords(arguments)
-        torch.testing.assert_close(compiled(*args, **options), operator(*args, **options))
+@pytest.mark.parametrize("name", kernels.OPERATORS)
+def test_full_graph_compilation(name):
+    arguments = next(ARGUMENTS[name](DEVICE, torch.bfloat16))
+    compiled = torch.compile(getattr(kernels, name), fullgraph=True)
+    torch.testing.assert_close(step_on_kernels(name, arguments, compiled), step_on_kernels(name, arguments))
 
 
 def test_compare_holds_forms_against_the_gpu_s_own_ceilings(tmp_path):
-    x = normal("cuda", 1024, 1024, dtype=torch.bfloat16)
+    x = normal(DEVICE, 1024, 1024, dtype=torch.bfloat16)
     forms = {"eager": lambda x: x.exp() * 2, "other": lambda x: 2 * x.exp()}
     comparison = compare("scaled exp", forms, x, least_bytes=2 * x.nbytes, flops=2 * x.numel(), seconds=0.05)
     stamp = comparison.record()["stamp"]
@@ -107,19 +103,12 @@ def warmed_up(step):
 
 @pytest.mark.parametrize("name", kernels.OPERATORS)
 def test_a_recorded_operator_gives_what_it_gives_eagerly(name):
-    arguments = next(ARGUMENTS[name]("cuda", torch.float32))
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-    leaves = [leaf for leaf in leaves if leaf.requires_grad]
-
-    def step():
-        out = getattr(kernels, name)(*without_keywords(arguments), **keywords(arguments))
-        return [out.detach(), *(torch.autograd.grad(out.square().sum(), leaves) if leaves else ())]
-
-    expected = [result.clone() for result in step()]
-    warmed_up(step)
+    arguments = next(ARGUMENTS[name](DEVICE, torch.float32))
+    expected = [result.clone() for result in step_on_kernels(name, arguments)]
+    warmed_up(lambda: step_on_kernels(name, arguments))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = step()
+        results = step_on_kernels(name, arguments)
     for _ in range(2):
         for result in results:
             result.zero_()
@@ -131,7 +120,7 @@ def test_a_recorded_operator_gives_what_it_gives_eagerly(name):
 def test_a_recorded_training_step_trains_as_an_eager_one(name):
     """Clipped and updated as `fit` does it; a replay draws anew, and from one seed what an eager step draws from it."""
     network = NETWORKS[name]
-    batch = {key: value.to("cuda") for key, value in network.batch(2).items()}
+    batch = {key: value.to(DEVICE) for key, value in network.batch(2).items()}
     recipe = Recipe(epochs=1, batch_size=2, lr=1e-3, optimizer="sgd", grad_clip=1.0)
 
     def stepping(model):
@@ -139,13 +128,14 @@ def test_a_recorded_training_step_trains_as_an_eager_one(name):
 
         def step():
             group.optimizer.zero_grad(set_to_none=True)
-            network.step(model, batch).backward()
+            with on_kernels(name, expected=network.kernels):
+                network.step(model, batch).backward()
             group.clip_gradient()
             group.optimizer.step()
 
         return step
 
-    eager = network.make().to("cuda").train()
+    eager = network.make().to(DEVICE).train()
     recorded = copy.deepcopy(eager)
     steps = stepping(eager), stepping(recorded)
     for step in steps:
