@@ -29,8 +29,8 @@ from torch import Tensor
 
 from .choices import check_choice
 from .errors import BackendError, ShapeError, UnusableKernel
+from .torch_internals import constant_when_compiled, without_values
 from .torch_internals import under_functional_transform as under_functional_transform
-from .torch_internals import without_values
 
 BACKENDS = ("triton", "torch", "reference")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -131,8 +131,13 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     return f"it cannot run on {device.type} tensors (on a CPU, only with TRITON_INTERPRET=1 set before the first use)"
 
 
-@cache
+@constant_when_compiled  # tracing looks through a cache, and warns of it
 def _gpu_obstacle(index: int) -> str:
+    return _capability_obstacle(index)
+
+
+@cache
+def _capability_obstacle(index: int) -> str:
     if torch.version.hip is not None:
         return ""
     capability = torch.cuda.get_device_capability(index)

@@ -13,6 +13,8 @@ Private name                        What it does                                
 ``is_functorch_wrapped_tensor``     tells the tensors that such a transform is about  nothing
 ``_get_dispatch_mode``, ``PROXY``   tells that operations are recorded (`make_fx`)    nothing
 ``detect_fake_mode``                tells tensors with shapes and no values           nothing
+``_dynamo_marked_constant``         has `torch.compile` call a function, and keep     `assume_constant_result`, which
+                                    its result, instead of tracing it                 loads the compiler at import
 ``_current_graph_task_id``          tells a running backward pass: -1 outside         nothing
 ``kineto_results``, ``_EventType``  each allocation and release of the profiler       its memory timeline, which needs
                                     on a CPU                                          files, and rounds
@@ -23,14 +25,16 @@ Private name                        What it does                                
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+Answering = TypeVar("Answering", bound=Callable[..., object])
 
 # The functions themselves: what stands between them and a call would be paid at every call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -56,6 +60,12 @@ def without_values(tensors: Sequence[Tensor]) -> bool:
     if torch.compiler.is_compiling():
         return True
     return _dispatch_mode(_RECORDING) is not None or detect_fake_mode(tensors) is not None
+
+
+def constant_when_compiled(function: Answering) -> Answering:
+    """Have `torch.compile` call a function while it traces and keep its result, instead of tracing the function."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def inside_backward() -> bool:
