@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 hypothesis.settings.register_profile("trifuse", deadline=None, max_examples=25, database=None)
 hypothesis.settings.register_profile("repeatable", hypothesis.settings.get_profile("trifuse"), derandomize=True)
 hypothesis.settings.load_profile("repeatable" if "CI" in os.environ else "trifuse")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_interpreter():
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from quick_interpreter import quick_interpreter
+
+    with quick_interpreter():
+        yield
 
 
 @pytest.fixture(scope="session")

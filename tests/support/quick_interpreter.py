@@ -1,0 +1,35 @@
+"""Triton's interpreter at half its cost: it works out once what it would work out anew at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+@contextmanager
+def quick_interpreter() -> Iterator[None]:
+    """Prepare each function that kernels call once, not at every call, and look numpy's types up in a cache."""
+    prepare, numpy_type = interpreter._patch_lang, cache(interpreter._get_np_dtype)
+    prepared = set()
+
+    def call(function, *args, **kwargs):
+        if function.fn not in prepared:
+            prepare(function.fn)
+            prepared.add(function.fn)
+        try:
+            return function.rewrite()(*args, **kwargs)
+        except Exception as error:
+            raise interpreter.InterpreterError(repr(error)) from error
+
+    def numpy_type_of(kind):
+        return numpy_type(tl.uint64 if kind.scalar.is_ptr() else kind.scalar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
+        patch.setattr(interpreter, "_get_np_dtype", numpy_type_of)
+        yield
