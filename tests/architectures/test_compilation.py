@@ -20,6 +20,8 @@ TRAINED = [
     "taff_unet full",
     "taff_unet full, some without an ECG",
 ]
+# Variants of a network that stands here too; and FIAS, whose blocks are compiled one by one in tests/blocks.
+SLOW = ["fias", "dino_unet streaming twice", "dino_unet streaming skips alone", "taff_unet full"]
 EVALUATED = [
     "dino_unet",
     "dino_unet streaming skips alone",
@@ -28,6 +30,10 @@ EVALUATED = [
     "plain_unet",
     "taff_unet full, some without an ECG",
 ]
+
+
+def slow_ones_marked(names):
+    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
 
 
 def in_float64(batch):
@@ -41,7 +47,7 @@ def test_every_architecture_is_compiled(names):
     assert architecture <= {name.split()[0] for name in names} <= {name.split()[0] for name in NETWORKS}
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", slow_ones_marked(TRAINED))
 def test_a_training_step_is_one_graph_for_every_batch_size(name):
     """Forward, loss and backward, with dropout, drawn cells and statistics of the batch."""
     network = NETWORKS[name]
@@ -49,7 +55,7 @@ def test_a_training_step_is_one_graph_for_every_batch_size(name):
     assert_compiles(network.make().double(), network.step, batches, graphs=1, backend="eager", dynamic_batch=True)
 
 
-@pytest.mark.parametrize("name", EVALUATED)
+@pytest.mark.parametrize("name", slow_ones_marked(EVALUATED))
 def test_evaluation_is_exported_for_every_batch_size(name):
     """Code that is made for one size alone is refused by the exporter."""
     network = NETWORKS[name]

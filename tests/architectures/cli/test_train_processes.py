@@ -55,6 +55,7 @@ def test_two_processes_take_the_steps_of_one(atria, tmp_path):
         assert [float(row[name]) for row in two] == pytest.approx([float(row[name]) for row in one], rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command_and_runs_under_torchrun(abdomen, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [str(abdomen), "--out", str(tmp_path / "two"), *ABDOMEN_TRAINING, "--repeats", "2"]

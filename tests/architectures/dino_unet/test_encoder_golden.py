@@ -18,11 +18,11 @@ PUBLISHED_MODES = {"fb": "offset", "fb_offset0": "size", "hf": "size"}
 GIANT_DEPTH_4 = replace(VARIANTS["giant"], depth=4)
 FILLED_RUNS = [
     ("vits14_224", VARIANTS["small"], torch.float64),
-    ("vits14_448", VARIANTS["small"], torch.float64),
+    pytest.param("vits14_448", VARIANTS["small"], torch.float64, marks=pytest.mark.slow),
     ("vits14_280x196", VARIANTS["small"], torch.float64),
     ("vits14_280x196", VARIANTS["small"], torch.float32),
-    ("vits14_518", VARIANTS["small"], torch.float64),
-    ("vitg14_depth4_224", GIANT_DEPTH_4, torch.float64),
+    pytest.param("vits14_518", VARIANTS["small"], torch.float64, marks=pytest.mark.slow),
+    pytest.param("vitg14_depth4_224", GIANT_DEPTH_4, torch.float64, marks=pytest.mark.slow),
     ("vitg14_depth4_224", GIANT_DEPTH_4, torch.float32),
     pytest.param("vitb14_448", VARIANTS["base"], torch.float64, marks=pytest.mark.slow),
     pytest.param("vitl14_448", VARIANTS["large"], torch.float32, marks=pytest.mark.slow),

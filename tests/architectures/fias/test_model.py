@@ -309,7 +309,7 @@ def test_seed_of_the_weights():
     }  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------- saving, copying, compiling
+# --------------------------------------------------------------------------------------- saving, copying
 
 
 def test_names_in_the_state_dict_stay():
@@ -377,14 +377,6 @@ def test_memory_format_of_the_image_changes_nothing():
     x = image(2, 3, 64, 64)
     torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), model(x), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(model(x.transpose(2, 3)), model(x.transpose(2, 3).contiguous()), atol=1e-5, rtol=1e-4)
-
-
-def test_compiles_without_a_break():
-    model = thin(pad=True).eval()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    x = image(1, 1, 40, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 def test_half_precision_under_autocast():

@@ -190,6 +190,7 @@ def test_the_papers_tables_stand_where_they_can_be_compared():
     assert "caption says ACDC" in ABLATION.note
 
 
+@pytest.mark.slow
 def test_repeats_differ_in_their_seeds_alone(cohort, tmp_path):
     recipe = tiny_recipe(cohort)
     report = train_repeats(recipe, tmp_path / "out", 2)

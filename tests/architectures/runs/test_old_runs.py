@@ -102,7 +102,14 @@ def assert_same_labels(found: Path, expected: Path) -> None:
         assert (labels == want).mean() >= SAME_SHARE, path.name
 
 
-@pytest.mark.parametrize("name", [*COHORTS, *AUTOENCODERS])
+# One of each kind of run; that the others load and compute as they did is tested below.
+GO_ON = ("dino_unet/rerun", "fias/run", "plain_unet/run", "ecg/study")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in GO_ON else pytest.mark.slow) for name in (*COHORTS, *AUTOENCODERS)],
+)
 def test_a_stopped_run_goes_on_to_the_end_that_it_would_have_had(name, old_runs):
     run, whole = old_runs / name, old_runs / f"{name}_whole"
     done = table(run / "log.csv")

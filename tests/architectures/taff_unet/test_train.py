@@ -158,20 +158,20 @@ def test_a_run_that_stopped_in_its_first_pass_is_resumed_or_overwritten(tmp_path
     assert not fold.exists()
 
 
+@pytest.mark.slow
 def test_seeds_reproduce(scar_cohort, tmp_path):
     recipe = tiny_recipe(scar_cohort, "ecg")
     cohort = open_cohort(scar_cohort)
     weights = []
-    for seed, name in ((0, "a"), (1, "b"), (2, "c"), (0, "again")):
+    for seed, name in ((0, "first"), (1, "other"), (0, "again")):
         of_seed = replace(
             recipe, training=replace(recipe.training, seed=seed), network=replace(recipe.network, init_seed=seed)
         )
         train(of_seed, tmp_path / name, parts=("val",))
         weights.append(TaffUNet.from_pretrained(tmp_path / name / "best").state_dict())
     assert cohort.split.val
-    first, *others, again = weights
+    first, other, again = weights
     assert all(torch.equal(first[name], again[name]) for name in first)
-    for other in others:
-        assert not torch.equal(
-            first["encoder.stages.0.0.convs.0.conv.weight"], other["encoder.stages.0.0.convs.0.conv.weight"]
-        )
+    assert not torch.equal(
+        first["encoder.stages.0.0.convs.0.conv.weight"], other["encoder.stages.0.0.convs.0.conv.weight"]
+    )

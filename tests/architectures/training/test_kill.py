@@ -80,6 +80,7 @@ def in_the_way_of(calls: list[str], action) -> None:
 DISK = ["replace", "rename", "rmtree", "mkdir", "unlink"]
 
 
+@pytest.mark.slow
 def test_t2_killed_before_any_change_of_the_disk(tmp_path):
     """One run per change; at each a checkpoint is whole, and resuming ends with the bits of an undisturbed run."""
     options = OPTIONS | {"epochs": 1}

@@ -28,11 +28,13 @@ def read_test_cases(root, split):
             yield file["image"][:], file["label"][:]
 
 
-@pytest.fixture(scope="module")
-def demo_cohort(tmp_path_factory):
-    """The cohort that the demo trains on."""
+SIZES = {"small": {"cases": 4, "size": (64, 64, 16)}, "of the demo": {}}
+
+
+@pytest.fixture(scope="module", params=["small", pytest.param("of the demo", marks=pytest.mark.slow)])
+def cohort(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("phantom")
-    return root, write_abdomen_phantom(root, seed=0)
+    return root, write_abdomen_phantom(root, seed=0, **SIZES[request.param])
 
 
 def test_best_window_knows_a_window():
@@ -46,19 +48,20 @@ def windows_of(cases):
     return {organ: best_window_dice(images, labels == label) for organ, label in ORGANS.items()}
 
 
-def test_no_window_of_intensities_finds_an_organ(demo_cohort):
-    assert max(windows_of(read_test_cases(*demo_cohort)).values()) < 0.5
+def test_no_window_of_intensities_finds_an_organ(cohort):
+    assert max(windows_of(read_test_cases(*cohort)).values()) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_nor_with_other_seeds(tmp_path, seed):
     split = write_abdomen_phantom(tmp_path, cases=4, seed=seed, size=(64, 64, 16))
     assert max(windows_of(read_test_cases(tmp_path, split)).values()) < 0.5
 
 
-def test_every_case_shows_every_organ_in_its_place(demo_cohort):
+def test_every_case_shows_every_organ_in_its_place(cohort):
     """Stored as one looks at it: columns to the patient's left, rows to the back, slices to the head."""
-    for image, label in read_test_cases(*demo_cohort):
+    for image, label in read_test_cases(*cohort):
         assert image.dtype == np.float32
         assert image.min() >= 0
         assert image.max() <= 1

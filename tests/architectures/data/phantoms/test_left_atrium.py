@@ -32,7 +32,9 @@ def otsu_threshold(voxels):
     return max(edges, key=between)
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda seed: f"seed{seed}")
+@pytest.fixture(
+    scope="module", params=[0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))], ids="seed{}".format
+)
 def phantom(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("phantom")
     split = write_left_atrium_phantom(root, cases=6, seed=request.param)

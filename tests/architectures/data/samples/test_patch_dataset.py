@@ -116,7 +116,7 @@ def test_the_key_alone_decides(put_numbered):
     assert any(not torch.equal(a["image"], b["image"]) for a, b in zip(first, other_epoch, strict=True))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_see_the_same_samples(put_numbered, context):
     samples = patches_of(
         put_numbered(), side_inputs={"a": SideInputs(np.ones(SHAPE, np.uint8), {"days": torch.tensor(4.0)})}
