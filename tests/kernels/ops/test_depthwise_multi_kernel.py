@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from depthwise_arguments import BACKENDS, check, interpreted, random_arguments
+from forms import with_every_type
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
@@ -46,8 +47,7 @@ def test_reference_matches_definition():
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("shape", "sides"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "sides", "dtype"), with_every_type(CASES, DTYPES, at=2), ids=str)
 def test_values_and_every_gradient(name, dtype, shape, sides):
     """K14: odd, prime and single sizes among them."""
     check(name, *random_arguments(shape, sides, dtype=dtype))

@@ -52,7 +52,7 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data():
         assert [out.shape, x.grad.shape, weights[0].grad.shape] == [(2, 5, 4, 3), (2, 5, 4, 3), (5, 1, 3, 3)]
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["real", "fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_recorded_graph_holds_for_other_values(mode):
     def convolve(x, first, second):
         return depthwise_multi_kernel(x, [first, second])

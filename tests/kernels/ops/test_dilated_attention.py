@@ -119,13 +119,13 @@ def test_k8_k10_strides_and_offsets(name):
     check(name, *(x.detach().requires_grad_() for x in mixed), **ONE)
 
 
-def drawn_case(data, smallest=0, requires_grad=None):
+def drawn_case(data, smallest=0, wider=6, requires_grad=None):
     """Draw a call whose maps have any shape, layout and type, and any of them a gradient."""
     dilations = tuple(data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=2), label="dilations"))
     border = data.draw(st.sampled_from(["zero", "mask", "shift"]), label="border")
     least = 3 * max(dilations) if border == "shift" else smallest
     heads = len(dilations) * data.draw(st.integers(1, 2), label="heads of a dilation")
-    sides = st.integers(least, least + 6)
+    sides = st.integers(least, least + wider)
     height, width = data.draw(sides, label="H"), data.draw(sides, label="W")
     batch, d = data.draw(st.integers(smallest, 2), label="B"), data.draw(st.integers(smallest, 9), label="d")
     shape = (batch, height, width, heads * d)
@@ -149,7 +149,7 @@ def test_property_any_shape_layout_type_and_gradients(data):
 @settings(max_examples=4, phases=[Phase.explicit, Phase.generate])  # interpreted, shrinking would take minutes
 def test_property_of_the_kernels(data):
     """Few examples, for an interpreted one takes seconds: none is empty, and each asks for every gradient."""
-    maps, options = drawn_case(data, smallest=1, requires_grad=True)
+    maps, options = drawn_case(data, smallest=1, wider=3, requires_grad=True)
     check("triton", *maps, **options)
 
 
@@ -239,7 +239,7 @@ def test_opcheck(packed):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_k27_compiles_to_one_graph_with_dynamic_shapes(name, packed):
     def attend(qkv):
         if packed:
@@ -270,7 +270,7 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data():
         assert [out.shape, *(x.grad.shape for x in maps)] == [(2, 5, 4, 6)] * 4
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["real", "fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_recorded_graph_holds_for_other_values(mode):
     def attend(*maps):
         return dilated_attention(*maps, **THREE)

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from forms import with_every_type
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
@@ -63,8 +64,7 @@ def test_reference_matches_definition(op):
 
 @both_gates
 @every_backend
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), with_every_type([(shape,) for shape in SHAPES], DTYPES), ids=str)
 def test_values_and_both_gradients(op, name, dtype, shape):
     """K14: odd, prime and single sizes among them."""
     check(op, name, *random_arguments(op, shape, dtype))
@@ -200,7 +200,7 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data(op):
 
 
 @both_gates
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["real", "fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_recorded_graph_holds_for_other_values(op, mode):
     arguments = [random_arguments(op, (2, 3, 4, 5), x_grad=False, gate_grad=False, seed=seed) for seed in (0, 1)]
     graph = make_fx(op, tracing_mode=mode)(*arguments[0])

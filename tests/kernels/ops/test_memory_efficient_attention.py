@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from attention_arguments import check, random_arguments, random_bias
+from forms import with_every_type
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import forward_ad, gradcheck
@@ -40,8 +41,7 @@ def test_reference_matches_definition(scale):
     torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), with_every_type([(shape,) for shape in SHAPES], DTYPES), ids=str)
 def test_values_and_every_gradient(dtype, shape):
     """K14, K15: odd and prime sizes, head widths that are no power of two."""
     check(*random_arguments(*shape, dtype=dtype), atol=1e-13 if dtype == torch.float64 else None)
@@ -212,7 +212,7 @@ def test_k26_vmap_functional_and_forward_mode_differentiation():
     torch.testing.assert_close(pulled, q.grad)
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_bias", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_k27_compiles_to_one_graph_with_dynamic_shapes(with_bias):
     def attend(q, k, v, bias):
         return memory_efficient_attention(q, k, v, attn_bias=bias)

@@ -9,6 +9,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from forms import with_every_type
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
@@ -31,6 +32,7 @@ DRAWS = {
     "a draw per sample": (torch.tensor([2, 3]), torch.tensor([1, 7])),
     "cells alone per sample": (3, torch.tensor([8, 0])),
 }
+QUICK_DRAWS = ("numbers", "a draw per sample")
 
 
 def random_maps(shape, dtype=torch.float32, requires_grad=True, seed=0):
@@ -68,9 +70,8 @@ def test_reference_matches_adaptive_average_pooling(size):
 
 
 @every_backend
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("draw", ["numbers", "a draw per sample"])
+@pytest.mark.parametrize(("shape", "dtype"), with_every_type([(shape,) for shape in SHAPES], DTYPES, at=2), ids=str)
+@pytest.mark.parametrize("draw", QUICK_DRAWS)
 def test_values_and_gradient(name, dtype, shape, draw):
     """K13, K14: odd, prime and single sizes, and fewer rows than cells, among them."""
     scale, cell = for_batch(draw, shape[0])
@@ -100,7 +101,7 @@ def test_gradient_is_the_share_of_each_chosen_position(name):
 
 @every_backend
 @pytest.mark.parametrize("kind", ["ordered", "shuffled"])
-@pytest.mark.parametrize("draw", ["numbers", "a draw per sample"])
+@pytest.mark.parametrize("draw", QUICK_DRAWS)
 def test_k19_only_the_drawn_cell_is_read(name, kind, draw):
     shape = (2, 3, 6, 7)
     scale, cell = DRAWS[draw]
@@ -197,7 +198,7 @@ def test_opcheck(layout):
 
 
 @every_backend
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("draw", [pytest.param(x, marks=() if x in QUICK_DRAWS else pytest.mark.slow) for x in DRAWS])
 def test_k27_compiles_to_one_graph_with_dynamic_shapes(name, draw):
     torch._dynamo.reset()
     compiled = torch.compile(monte_carlo_pool, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -223,7 +224,7 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data():
         assert x.grad.shape == x.shape
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["real", "fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_recorded_graph_holds_for_other_draws(mode):
     def pool(x, scale, cell, order):
         return monte_carlo_pool(x, scale=scale, cell=cell, permutation=order)
@@ -237,7 +238,7 @@ def test_recorded_graph_holds_for_other_draws(mode):
 
 
 @every_backend
-@pytest.mark.parametrize("draw", ["numbers", "a draw per sample"])
+@pytest.mark.parametrize("draw", QUICK_DRAWS)
 def test_k26_vmap_functional_and_forward_mode_differentiation(name, draw):
     x = random_maps((2, 3, 4, 5), requires_grad=False)
     scale, cell = DRAWS[draw]

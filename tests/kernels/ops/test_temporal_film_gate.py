@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from forms import with_every_type
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
@@ -79,8 +80,7 @@ def test_gradients_are_the_published_ones(form):
 
 
 @every_backend
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), with_every_type([(shape,) for shape in SHAPES], DTYPES), ids=str)
 def test_values_and_each_gradient(name, dtype, shape):
     """K14: odd, prime and single sizes among them."""
     check(name, random_arguments(shape, dtype))
@@ -224,7 +224,7 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data():
         assert [value.grad.shape for value in arguments] == [value.shape for value in arguments]
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["real", "fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_recorded_graph_holds_for_other_values(mode):
     first, second = (random_arguments((2, 3, 4, 5), needed=NOTHING, seed=seed) for seed in (0, 1))
     graph = make_fx(temporal_film_gate, tracing_mode=mode)(*first)

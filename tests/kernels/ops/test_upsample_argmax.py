@@ -15,6 +15,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from forms import with_every_type
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
@@ -80,8 +81,7 @@ def check(name, maps, size):
 
 
 @pytest.mark.parametrize("name", [*BACKENDS, "reference"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("shape", "sides", "size"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "sides", "size", "dtype"), with_every_type(CASES, DTYPES), ids=str)
 def test_values(name, dtype, shape, sides, size):
     """K14: odd, prime and single sizes among them. Only a rare pixel of drawn logits is unclear."""
     assert check(name, random_maps(shape, sides, dtype), size).float().mean() >= 0.9
@@ -206,7 +206,7 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data():
         assert upsample_argmax([torch.empty(2, 3, 4, 4)], (8, 6)).shape == (2, 8, 6)
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["real", "fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_recorded_graph_holds_for_other_values(mode):
     def label(coarse, fine):
         return upsample_argmax([coarse, fine], (7, 9))

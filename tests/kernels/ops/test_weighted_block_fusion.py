@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from block_fusion_arguments import BACKENDS, check, random_arguments
+from forms import with_every_type
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
@@ -31,8 +32,7 @@ def test_reference_matches_definition():
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), with_every_type([(shape,) for shape in SHAPES], DTYPES, at=2), ids=str)
 def test_values_and_every_gradient(name, dtype, shape):
     """K14: odd, prime and single sizes among them."""
     check(name, *random_arguments(*shape, dtype=dtype))

@@ -48,7 +48,7 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data():
         assert [fused.shape, logits.grad.shape, maps[1].grad.shape] == [(2, 5, 4), (2,), (2, 5, 4)]
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["real", "fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_recorded_graph_holds_for_other_values(mode):
     maps, logits = random_arguments(3, 2, 5, 4, maps_grad=False, logits_grad=False)
     graph = make_fx(weighted_block_fusion, tracing_mode=mode)(maps, logits)
