@@ -1,0 +1,63 @@
+"""Every line of Python that only runs with a GPU has run: on the stand-in GPU, in a process that has no other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import stand_in_gpu
+import torch
+from coverage import CoverageData
+
+sys.path.insert(0, str(Path(__file__).parent / "rehearsal"))
+from gpu_only_lines import ROOT, gpu_only_lines
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the tests of GPUs run on it")
+REHEARSALS = sorted((ROOT / "tests" / "rehearsal").glob("rehearse_*.py"))
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], CoverageData]:
+    """Run all rehearsals; return how that ended, and the lines that ran."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    (folder / "coveragerc").write_text("[run]\nomit = */tests/*\n")  # coverage cannot look for files among torch.ops
+    measured = ("-m", "coverage", "run", f"--rcfile={folder / 'coveragerc'}", f"--data-file={folder / 'data'}")
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *map(str, REHEARSALS))
+    child = subprocess.run(
+        [sys.executable, *measured, *tests],
+        cwd=ROOT,
+        env=stand_in_gpu.environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+    )
+    data = CoverageData(str(folder / "data"))
+    data.read()
+    return child, data
+
+
+@pytest.mark.timeout(900)
+def test_the_rehearsals_succeed(rehearsed):
+    child, _ = rehearsed
+    assert child.returncode == 0, child.stdout[-20000:] + child.stderr
+
+
+@pytest.mark.timeout(900)
+def test_every_line_that_only_runs_with_a_gpu_has_run(rehearsed):
+    listed = gpu_only_lines()
+    assert sum(map(len, listed.values())) > 80, "the list is read from the code; it does not find its lines any more"
+    missing = []
+    for path, lines in listed.items():
+        ran, text = set(rehearsed[1].lines(str(path)) or ()), path.read_text(encoding="utf-8").splitlines()
+        missing += [f"{path.relative_to(ROOT)}:{line}: {text[line - 1].strip()}" for line in lines if line not in ran]
+    assert not missing, "\n".join(missing)
+
+
+def test_no_result_was_measured_on_the_stand_in():
+    results = ROOT / "benchmarks" / "results"
+    assert [
+        path for path in results.rglob("*") if path.is_file() and stand_in_gpu.NAME.encode() in path.read_bytes()
+    ] == []
+    assert json.loads(next(results.glob("*.cpu.json")).read_text())["stamp"]["device"]
