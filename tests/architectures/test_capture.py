@@ -103,7 +103,21 @@ def training_step(model: nn.Module, step: Callable[[], Tensor], optimizer: str) 
         assert all(norm.device.type == "meta" for norm in norms)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Each of these has all its parts in another network.
+VARIANTS = {
+    "dino_unet with fixed blocks",
+    "dino_unet streaming",
+    "dino_unet streaming skips alone",
+    "taff_unet ecg",
+    "taff_unet ecg_time",
+    "taff_unet ecg_ap",
+    "taff_unet full",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in NETWORKS]
+)
 def test_a_step_waits_for_nothing(name):
     network = NETWORKS[name]
     model = network.make().to("meta").train()

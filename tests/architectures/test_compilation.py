@@ -20,8 +20,8 @@ TRAINED = [
     "taff_unet full",
     "taff_unet full, some without an ECG",
 ]
-# Variants of a network that stands here too; and FIAS, whose blocks are compiled one by one in tests/blocks.
-SLOW = ["fias", "dino_unet streaming twice", "dino_unet streaming skips alone", "taff_unet full"]
+# Variants of a network that stands here too, and networks whose blocks are compiled one by one in tests/blocks.
+SLOW = ["fias", "ecg_autoencoder", "dino_unet streaming twice", "dino_unet streaming skips alone", "taff_unet full"]
 EVALUATED = [
     "dino_unet",
     "dino_unet streaming skips alone",

@@ -247,10 +247,13 @@ def test_options_train_every_parameter(overrides, tmp_path):
     """Each option changes shapes or values, gradients reach all that it builds, and it comes back from disk."""
     model = thin(**overrides)
     config = model.config
-    x = image(2, config.in_channels, 64, 64)
+    side = 64 if config.bottleneck == "down" else 32
+    x = image(2, config.in_channels, side, side)
     torch.manual_seed(3)
     maps = model(x)
-    assert [tuple(logits.shape) for logits in maps] == [(2, config.num_classes, side, side) for side in (4, 8, 16)]
+    assert [tuple(logits.shape) for logits in maps] == [
+        (2, config.num_classes, side // step, side // step) for step in (16, 8, 4)
+    ]
     sum(logits.square().sum() for logits in maps).backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert dead == []
