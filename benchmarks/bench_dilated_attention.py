@@ -148,6 +148,7 @@ WEIGHTS = Comparison(
         "torch.compile of trifuse": compiled(weights_from_packed(dilated_attention_weights)),
     },
     truth=weights_from_packed(baselines.unfold_weights),
+    kernels=False,
 )
 
 

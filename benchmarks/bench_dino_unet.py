@@ -119,6 +119,7 @@ ENCODER = Comparison(
     if encoder_dtype() == torch.bfloat16
     else {},
     exact=False,
+    kernels=False,
 )
 
 

@@ -56,6 +56,7 @@ COMPARISON = Comparison(
         "torch.compile of trifuse": torch.compile(memory_efficient_attention, dynamic=False, fullgraph=True),
     },
     truth=baselines.attention_by_definition,
+    kernels=False,
     missing={"xformers": OBSTACLE} if OBSTACLE else {},
 )
 

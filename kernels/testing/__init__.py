@@ -43,7 +43,7 @@ from .measuring import Timing, measure, peak_memory_bytes, saved_for_backward_by
 if TYPE_CHECKING:
     from .assertions import assert_op_matches
     from .comparing import Case, Comparison, Pass, WrongResult, compare
-    from .counting import Launches, launches
+    from .counting import Launches, NoKernelRan, launches
     from .poisoned_memory import poisoned_empty
     from .strategies import tensors
 
@@ -51,6 +51,7 @@ __all__ = [
     "Case",
     "Comparison",
     "Launches",
+    "NoKernelRan",
     "Pass",
     "Timing",
     "WrongResult",
@@ -72,7 +73,7 @@ _LAZY = {
     "assert_op_matches": "assertions",
     "poisoned_empty": "poisoned_memory",
     "tensors": "strategies",
-    **dict.fromkeys(("Launches", "launches"), "counting"),
+    **dict.fromkeys(("Launches", "NoKernelRan", "launches"), "counting"),
     **dict.fromkeys(("Case", "Comparison", "Pass", "WrongResult", "compare"), "comparing"),
 }
 

@@ -2,8 +2,8 @@
 
 A `Comparison` holds the forms of one computation (providers) against each other on named cases. For each case and pass
 the results and gradients of every provider are compared with the truth, a wrong one is refused, and the sound ones are
-timed in turn, round after round, our own kernels in the form that is the fastest on this GPU. `compare` does all of it
-in one call.
+timed in turn, round after round, our own kernels in the form that is the fastest on this GPU. There the Triton backend
+is forced, and a form of ours that launches no kernel is refused. `compare` does all of it in one call.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from trifuse.kernels import warm_up
 
+from .counting import NoKernelRan, kernels_forced, launches_of
 from .machine import MIB, default_device, share_of_ceiling, stamp
 from .measuring import Timing, measure, saved_for_backward_bytes, tensors_in
 from .tables import markdown
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 # How far from the truth, relative to its norm, a result may be: a gate against wrong forms, not a test of precision.
 RELATIVE_ERROR = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+OURS = "trifuse"  # stands in the name of every form of ours
 DIFFERING_LABELS = 1e-3  # share of integer results, where two logits are as good as equal
 
 
@@ -86,11 +89,14 @@ class Comparison:
         missing: reasons why providers cannot run here, by name.
         exact: whether the truth is computed in float64.
         depth: how many layers multiply the rounding of one another: a factor on the allowed error.
+        kernels: whether providers whose name says trifuse have Triton kernels of ours. On a GPU all of a case then runs
+            with the Triton backend forced, and such a provider is refused unless it launches kernels.
         device: where to compute; on the GPU where there is one if not given.
 
     Attributes:
         rows: what was measured, one dictionary for each case, pass and provider: times in ms, memory in MiB, GB/s and
-            GFLOP/s where the pass tells its bytes and operations, and the larger share of the machine's own ceilings.
+            GFLOP/s where the pass tells its bytes and operations, and the larger share of the machine's own ceilings;
+            for a provider whose name says trifuse how many Triton kernels a call launches, and its backend.
         refused: providers that failed or were wrong, with their case, pass and reason.
     """
 
@@ -102,6 +108,7 @@ class Comparison:
     missing: Mapping[str, str] = field(default_factory=dict)
     exact: bool = True
     depth: float = 1.0
+    kernels: bool = True
     device: torch.device = field(default_factory=default_device)
 
     def __post_init__(self) -> None:
@@ -128,6 +135,7 @@ class Comparison:
 
         Raises:
             WrongResult: the provider's result, or one of its gradients, is not the truth.
+            NoKernelRan: a provider of ours ran in plain PyTorch on a GPU.
             LookupError: the provider cannot run here.
             Exception: what the provider itself raised when it was called.
         """
@@ -147,30 +155,43 @@ class Comparison:
         leaves = list(timed.leaves(*arguments))
         for leaf in leaves:
             leaf.requires_grad_(True)
-        outcomes: dict[str, Timing | Exception] = {}
-        sound: dict[str, Callable[[], object]] = {}
-        saved: dict[str, float | None] = {}
         expected, outputs = self._expected(timed, arguments, leaves)
         expected = _judged(timed, expected, outputs)
-        for name, function in self.providers.items():
-            if name in self.missing:
-                continue
-            run = _runner(function, arguments, leaves)
-            try:  # whatever a form does wrong, the others are timed
-                judge(name, _judged(timed, warm_up(run), outputs), expected, self.depth, outputs=outputs)
-                saved[name] = saved_for_backward_bytes(function, *arguments) / MIB if leaves else None
-                sound[name] = run
-            except Exception as error:
-                outcomes[name] = error
-                reason = str(error) if isinstance(error, WrongResult) else f"{name}: {type(error).__name__}: {error}"
-                self.refused.append({"case": case.name, "pass": timed.name, "provider": name, "reason": reason})
-        timings = measure(sound, device=self.device, seconds=seconds) if sound else {}
+        outcomes: dict[str, Timing | Exception] = {}
+        sound: dict[str, Callable[[], object]] = {}
+        facts: dict[str, dict[str, Any]] = {}
+        with self._forced():
+            for name, function in self.providers.items():
+                if name in self.missing:
+                    continue
+                run = _runner(function, arguments, leaves)
+                try:  # whatever a form does wrong, the others are timed
+                    judge(name, _judged(timed, warm_up(run), outputs), expected, self.depth, outputs=outputs)
+                    saved_mib = saved_for_backward_bytes(function, *arguments) / MIB if leaves else None
+                    facts[name] = {"saved_mib": _rounded(saved_mib), **self._launches(name, run)}
+                    sound[name] = run
+                except Exception as error:
+                    outcomes[name] = error
+                    known = isinstance(error, WrongResult | NoKernelRan)
+                    reason = str(error) if known else f"{name}: {type(error).__name__}: {error}"
+                    self.refused.append({"case": case.name, "pass": timed.name, "provider": name, "reason": reason})
+            timings = measure(sound, device=self.device, seconds=seconds) if sound else {}
         dtype = next((tensor.dtype for tensor in tensors_in(arguments) if tensor.is_floating_point()), torch.float32)
         for name, timing in timings.items():
-            row = _row(timing, timings.get(self.baseline), saved[name])
+            row = _row(timing, timings.get(self.baseline)) | facts[name]
             row |= self._rates(timed, arguments, timing, dtype)
             self.rows.append({"case": case.name, "pass": timed.name, "provider": name, **row})
         return {**outcomes, **timings}
+
+    def _forced(self) -> AbstractContextManager[None]:
+        ours = self.kernels and any(OURS in name for name in self.providers)
+        return kernels_forced(self.device) if ours else nullcontext()
+
+    def _launches(self, name: str, run: Callable[[], object]) -> dict[str, Any]:
+        if OURS not in name:
+            return {"launches": None, "backend": None}
+        count = launches_of(name, run, self.device, expected=self.kernels)
+        return {"launches": count, "backend": "triton" if count else "torch"}
 
     def _expected(self, timed: Pass, arguments: tuple[Any, ...], leaves: Sequence[Tensor]) -> tuple[list[Tensor], int]:
         """Return the true result followed by the true gradients, and how many tensors the result has."""
@@ -198,6 +219,7 @@ class Comparison:
         return {
             "benchmark": self.name,
             "baseline": self.baseline,
+            "kernels": self.kernels,
             "stamp": stamp(self.device),
             "absent": dict(self.missing),
             "refused": self.refused,
@@ -230,6 +252,7 @@ def compare(
     truth: Callable[..., Any] | None = None,
     least_bytes: int | None = None,
     flops: int | None = None,
+    kernels: bool = True,
     seconds: float = 0.5,
 ) -> Comparison:
     """Hold several forms of one computation against each other: equal results first, then time and memory.
@@ -244,6 +267,7 @@ def compare(
         truth: an obvious form that runs in float64; the first provider if not given.
         least_bytes: bytes that any form must read and write in the forward pass, for GB/s.
         flops: floating-point operations of the forward pass, a multiply-add counted as two, for GFLOP/s.
+        kernels: on a GPU, refuse a form whose name says trifuse unless it launches Triton kernels of ours.
         seconds: time to spend on each form in each pass.
 
     Returns:
@@ -251,6 +275,7 @@ def compare(
 
     Raises:
         WrongResult: a form's result, or one of its gradients, is not the truth.
+        NoKernelRan: a form of ours ran in plain PyTorch on a GPU.
         Exception: what a form itself raised when it was called.
     """
     tensors = list(tensors_in(arguments))
@@ -270,6 +295,7 @@ def compare(
         passes=passes,
         providers=providers,
         truth=truth or next(iter(providers.values())),
+        kernels=kernels,
         device=tensors[0].device if tensors else default_device(),
     )
     for timed in passes:
@@ -354,7 +380,7 @@ def _described(tensors: Iterable[Tensor]) -> str:
     return ", ".join(f"{count}x{kind}" if count > 1 else kind for kind, count in kinds.items())
 
 
-def _row(timing: Timing, baseline: Timing | None, saved_mib: float | None) -> dict[str, Any]:
+def _row(timing: Timing, baseline: Timing | None) -> dict[str, Any]:
     low, high = timing.quintiles
     return {
         "median_ms": _rounded(timing.median * 1e3),
@@ -363,7 +389,6 @@ def _row(timing: Timing, baseline: Timing | None, saved_mib: float | None) -> di
         "rounds": len(timing.seconds),
         "speedup": _rounded(timing.speedup_over(baseline)) if baseline else None,
         "peak_mib": _rounded(timing.peak_bytes / MIB),
-        "saved_mib": _rounded(saved_mib),
     }
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
+import torch
+
 from trifuse.kernels import library
+
+
+class NoKernelRan(AssertionError):
+    """A form of trifuse ran in plain PyTorch on a GPU, so its time means nothing."""
 
 
 @dataclass
@@ -43,3 +49,38 @@ def launches() -> Iterator[Launches]:
     finally:
         counted.kernels.update(Counter(library.launched) - before)
         counted.fallbacks.update(library.fallbacks())
+
+
+def expects_kernels(device: torch.device) -> bool:
+    """Return whether operators shall run on Triton kernels: on every GPU, even on one where none can be built."""
+    return device.type == "cuda" or library.default_backend(device, torch.float32)[0] == "triton"
+
+
+def kernels_forced(device: torch.device) -> AbstractContextManager[None]:
+    """Force the Triton backend on a GPU, upon all operators that have kernels; change nothing on a CPU."""
+    return library.backend("triton", strict=False) if expects_kernels(device) else nullcontext()
+
+
+def launches_of(name: str, call: Callable[[], object], device: torch.device, *, expected: bool = True) -> int:
+    """Return how many Triton kernels a call launches.
+
+    Args:
+        name: what is called, for the message.
+        call: is called once.
+        device: what it computes on.
+        expected: whether it must launch kernels on a GPU.
+
+    Raises:
+        NoKernelRan: on a GPU, if it launched none where it must, or if the kernels of some operator could not be built.
+    """
+    with launches() as counted:
+        call()
+    if expects_kernels(device):
+        if counted.fallbacks:
+            reasons = "; ".join(f"{op} on {reason}" for op, reason in counted.fallbacks.items())
+            raise NoKernelRan(
+                f"{name}: expected Triton kernels, but some cannot be built ({reasons}); see trifuse doctor"
+            )
+        if expected and not counted.kernels:
+            raise NoKernelRan(f"{name}: expected Triton kernels, but it launched none on {device}")
+    return counted.kernels.total()

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from trifuse.kernels.library import default_backend, fallbacks
+
 from .measuring import measure
 
 MIB = 1 << 20
@@ -32,6 +34,7 @@ def identity(device: torch.device) -> dict[str, Any]:
         if on_gpu
         else None,
         "threads": torch.get_num_threads(),
+        "backend": _backend(device),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
@@ -40,13 +43,18 @@ def identity(device: torch.device) -> dict[str, Any]:
     }
 
 
-@cache
 def stamp(device: torch.device) -> dict[str, Any]:
     """Describe what a figure was measured on, so that nobody compares it with one from elsewhere.
 
     Besides the machine's identity these are its ceilings, measured once in a process: GB/s of a copy, read plus
-    written, and GFLOP/s of a matrix product in float32, on a GPU also in bfloat16.
+    written, and GFLOP/s of a matrix product in float32, on a GPU also in bfloat16; and the operators whose kernels
+    could not be built in this process up to now, with the reason.
     """
+    return {**_with_ceilings(device), "backend": _backend(device), "fallbacks": fallbacks()}
+
+
+@cache
+def _with_ceilings(device: torch.device) -> dict[str, Any]:
     return {
         **identity(device),
         "copy_gb_per_s": round(_copy_bandwidth(device), 1),
@@ -87,6 +95,11 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = measure({"product": lambda: left @ right}, device=device, seconds=CEILING_SECONDS)["product"]
     return 2 * side**3 / product.median / 1e9
+
+
+def _backend(device: torch.device) -> str:
+    """Return the backend that operators choose on a device."""
+    return default_backend(device, torch.float32)[0]
 
 
 def _processor() -> str:

@@ -17,6 +17,7 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "GB/s": lambda row: _digits(row["gb_per_s"], 2),
     "GFLOP/s": lambda row: _digits(row["gflop_per_s"], 2),
     "of ceiling": lambda row: "" if row["of_ceiling"] is None else f"{row['of_ceiling']:.0%}",
+    "launches": lambda row: str(row.get("launches") or ""),
 }
 
 
@@ -28,7 +29,13 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"torch {machine['torch']}, commit {machine['commit']}. Medians of rounds in which all forms ran in turn, and "
         f"their 20th to 80th percentile; speed-ups are medians of the rounds' ratios to {record['baseline']}."
     )
-    return "\n\n".join([where, *_tables(record)]) + "\n"
+    return "\n\n".join([where, *_refusal(machine), *_tables(record)]) + "\n"
+
+
+def _refusal(machine: Mapping[str, Any]) -> Iterator[str]:
+    fallbacks = [f"{op} on {reason}" for op, reason in machine.get("fallbacks", {}).items()]
+    if fallbacks:
+        yield f"**Kernels could not be built, and plain PyTorch took over: {'; '.join(fallbacks)}.**"
 
 
 def _tables(record: Mapping[str, Any]) -> Iterator[str]:
