@@ -6,14 +6,19 @@
 Every ``bench_*.py`` is a part, run by pytest in a process of its own. So are two tools that time something else:
 ``host_cost.py``, what a call costs the host, and ``scaling.py``, how cost grows.
 A part that fails does not keep the next one from running; the exit code is that of the worst, 124 for one that ran out
-of time. The folder gets the result files (after each case, so that a part which is ended keeps what it has),
-``report.md`` with all tables, and one log for each part.
+of time. Launches of our Triton kernels are counted. A part fails if kernels of some operator could not be built, if a
+figure of ours is of a GPU on which it launched none, and, for the tests, if they launched none. The folder gets the
+result files (after each case, so that a part which is ended keeps what it has), ``report.md`` with all tables, and one
+log for each part.
 
 On a machine with a GPU all parts together take eight minutes at most. Each has its share of the time that is left, so
 that one which is done early leaves more to the rest; where compiled forms took too long, the same command with
-``--only`` goes on, with what the compiler has cached. Such a machine needs torch, triton, pytest and pytest-benchmark,
-for ``--tests`` hypothesis, for the networks what they need; no network, no git, and no installation: the folder that
-holds this one is linked as ``trifuse`` on the import path.
+``--only`` goes on, with what the compiler has cached. Such a machine needs torch, triton, a C compiler, pytest and
+pytest-benchmark, for ``--tests`` hypothesis, for the networks einops, safetensors, nibabel and scipy; no network, no
+git, and no installation: the folder that holds this one is linked as ``trifuse`` on the import path::
+
+    links=$(mktemp -d) && ln -s "$PWD" "$links/trifuse"  # in the repository
+    PYTHONPATH="$links" python -m trifuse.benchmarks.reporting.report --out FOLDER --tests --commit COMMIT
 """
 
 from __future__ import annotations
@@ -28,11 +33,13 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trifuse.kernels.testing.tables import markdown, table
+
+from .doubts import doubts
 
 FOLDER = Path(__file__).resolve().parents[1]
 ROOT = FOLDER.parent
@@ -40,10 +47,12 @@ GPU_TESTS = ROOT / "tests" / "kernels" / "gpu" / "test_on_gpu.py"
 # Parts that pytest does not run, and their share of the time of one form: of a curve, each of four points has a part.
 TOOLS = {"host_cost": 1.0, "scaling": 0.25}
 OUT_OF_TIME = 124
+REFUSED = 1  # the exit code of a part that ended well, but without the kernels that it shall run
+TESTS = "tests on the GPU"
 GPU_SECONDS = 480
 # The parts' shares of that time, in the order in which they run; a guess, mostly from the number of forms to compile.
 GPU_SHARES = {
-    "tests on the GPU": 80,
+    TESTS: 80,
     "weighted_block_fusion": 55,
     "dilated_attention": 65,
     "mutation_loss": 25,
@@ -81,12 +90,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended, the seconds that it took, and those that it had; None where it could take its time."""
+    """How a part ended.
+
+    Attributes:
+        part: which one.
+        code: its exit code.
+        seconds: how long it took.
+        limit_s: how long it might have; None where it could take its time.
+        launches: of our Triton kernels; None where it was killed before it could say.
+        refused: why what it found does not count.
+    """
 
     part: Part
     code: int
     seconds: float
     limit_s: float | None
+    launches: int | None = None
+    refused: list[str] = field(default_factory=list)
 
 
 def part_names() -> list[str]:
@@ -97,18 +117,26 @@ def part_names() -> list[str]:
 
 def parts(names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tests: bool) -> list[Part]:
     """Return what is run; nothing of it depends on pytest settings of whoever runs it, or on the folder he is in."""
-    pytest = (sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider")
+    pytest = ("pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider")
     pytest += ("-c", str(scratch / "pytest.ini"), f"--rootdir={ROOT}", f"--confcutdir={ROOT}")
     benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
-    commands = {"tests on the GPU": (*pytest, str(GPU_TESTS))} if tests else {}
+    modules = {TESTS: (*pytest, str(GPU_TESTS))} if tests else {}
     for name in names:
-        tool = (sys.executable, "-m", f"trifuse.benchmarks.reporting.{name}", f"--out={out}")
-        commands[name] = (
-            (*tool, f"--seconds={seconds * TOOLS[name]}")
+        modules[name] = (
+            (f"trifuse.benchmarks.reporting.{name}", f"--out={out}", f"--seconds={seconds * TOOLS[name]}")
             if name in TOOLS
             else (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark)
         )
-    return [Part(name, command, GPU_SHARES.get(name, SHARE_OF_OTHERS)) for name, command in commands.items()]
+    counted = (sys.executable, "-m", "trifuse.benchmarks.reporting.counted")
+    return [
+        Part(name, (*counted, str(count_of(scratch, name)), *module), GPU_SHARES.get(name, SHARE_OF_OTHERS))
+        for name, module in modules.items()
+    ]
+
+
+def count_of(scratch: Path, name: str) -> Path:
+    """Return where a part writes its launches down."""
+    return scratch / f"{name.replace(' ', '_')}.launches.json"
 
 
 def environment(scratch: Path, commit: str | None) -> dict[str, str]:
@@ -149,6 +177,19 @@ def run_part(part: Part, limit_s: float | None, log: Path, scratch: Path, variab
     return Outcome(part, code if code >= 0 else 128 - code, time.monotonic() - start, limit_s)
 
 
+def examined(outcome: Outcome, scratch: Path, written: Sequence[Path]) -> Outcome:
+    """Return an outcome with its launches, failed where plain PyTorch ran instead of kernels."""
+    path = count_of(scratch, outcome.part.name)
+    counted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    fallbacks = counted["fallbacks"] if counted else {}
+    refused = [f"{op} fell back to plain PyTorch on {reason}" for op, reason in fallbacks.items()]
+    refused += [doubt for file in written if file.suffix == ".json" for doubt in doubts(file)]
+    launches = sum(counted["kernels"].values()) if counted else None
+    if outcome.part.name == TESTS and not launches:
+        refused.append("not one Triton kernel was launched")
+    return replace(outcome, code=outcome.code or (REFUSED if refused else 0), launches=launches, refused=refused)
+
+
 def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, written: Sequence[Path]) -> str:
     """Return the report as Markdown: the machine, how each part ended, why some failed, and every table."""
     facts = [[key.replace("_", " "), str(value)] for key, value in machine.items() if value is not None]
@@ -158,11 +199,13 @@ def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, writ
             str(outcome.code),
             f"{outcome.seconds:.0f}",
             "" if outcome.limit_s is None else f"{outcome.limit_s:.0f}",
+            "unknown" if outcome.launches is None else str(outcome.launches),
         ]
         for outcome in outcomes
     ]
     lines = ["# Benchmarks of trifuse", "", *table(facts, ["machine", ""]), ""]
-    lines += table(ended, ["part", "exit code", "seconds", "limit"])
+    lines += table(ended, ["part", "exit code", "seconds", "limit", "launches of our kernels"])
+    lines += ["", *(f"* Refused: {outcome.part.name}: {why}." for outcome in outcomes for why in outcome.refused)]
     for outcome in outcomes:
         if outcome.code:
             said = log_of(out, outcome.part).read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
@@ -221,14 +264,19 @@ def run_parts(
         limit_s = None
         if seconds is not None:
             limit_s = (seconds - so_far) * part.share / sum(later.share for later in listed[index:])
+        earlier = results_in(out)
         outcome = run_part(part, limit_s, log_of(out, part), scratch, variables)
+        its_own = [path for path, when in results_in(out).items() if when != earlier.get(path)]
+        outcome = examined(outcome, scratch, its_own)
         outcomes.append(outcome)
         so_far += outcome.seconds
         state = {0: "ok", OUT_OF_TIME: "out of time"}.get(outcome.code, f"exit code {outcome.code}")
         print(f"  {state:13}{outcome.seconds:5.0f} s  ({so_far:.0f} s so far)", flush=True)
+        print(*(f"         refused: {why}\n" for why in outcome.refused), sep="", end="", flush=True)
         written = [path for path, when in results_in(out).items() if when != before.get(path)]
         (out / "report.md").write_text(report(machine, outcomes, out, written), encoding="utf-8")
-    print(f"report: {out / 'report.md'}")
+    launches = sum(outcome.launches or 0 for outcome in outcomes)
+    print(f"{launches} launches of our Triton kernels; report: {out / 'report.md'}")
     return max(outcome.code for outcome in outcomes)
 
 

@@ -37,6 +37,7 @@ from trifuse.kernels import (
     upsample_argmax,
     weighted_block_fusion,
 )
+from trifuse.kernels.testing.counting import kernels_forced, launches_of
 from trifuse.kernels.testing.machine import MIB, default_device, stamp
 from trifuse.kernels.testing.measuring import measure
 from trifuse.kernels.testing.tables import table, threads
@@ -56,6 +57,7 @@ class Curve:
         sizes: how large it is; the exponent is over these.
         make: prepares the computation at a size.
         work: the exponent of its arithmetic, None where it lies between two.
+        kernels: whether it must launch Triton kernels of ours on a GPU.
     """
 
     name: str
@@ -63,11 +65,12 @@ class Curve:
     sizes: tuple[int, ...]
     make: Callable[[int, torch.device], Work]
     work: float | None = 1.0
+    kernels: bool = True
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A curve's medians and peaks, one for each size, and the exponents: median and quintiles over the rounds."""
+    """A curve's medians, peaks and launches, one for each size; the exponents: median and quintiles over rounds."""
 
     name: str
     axis: str
@@ -81,6 +84,7 @@ class Measured:
     memory_exponent: float | None
     work: float | None
     rounds: int
+    launches: tuple[int, ...] | None
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -89,8 +93,11 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def measure_curve(curve: Curve, device: torch.device, seconds: float) -> Measured:
-    """Time all sizes of a curve in turn, ``seconds`` for each."""
-    timings = measure({str(size): curve.make(size, device) for size in curve.sizes}, device=device, seconds=seconds)
+    """Time all sizes of a curve in turn, ``seconds`` for each; on a GPU with our kernels forced, or refused."""
+    with kernels_forced(device):
+        works = {str(size): curve.make(size, device) for size in curve.sizes}
+        launches = [launches_of(curve.name, work, device, expected=curve.kernels) for work in works.values()]
+        timings = measure(works, device=device, seconds=seconds)
     in_order = [timings[str(size)] for size in curve.sizes]
     of_rounds = [exponent(curve.sizes, times) for times in zip(*(timing.seconds for timing in in_order), strict=True)]
     low, _, _, high = statistics.quantiles(of_rounds, n=5, method="inclusive")
@@ -114,6 +121,7 @@ def measure_curve(curve: Curve, device: torch.device, seconds: float) -> Measure
         memory_exponent=round(exponent(curve.sizes, peaks), 3) if min(peaks) > 0 else None,
         work=curve.work,
         rounds=len(of_rounds),
+        launches=tuple(launches) if curve.kernels else None,
     )
 
 
@@ -237,7 +245,7 @@ CURVES = (
     Curve("MUTATION loss", "classes", (2, 4, 8, 16), lambda size, device: subsets(128, 3, size, device)),
     Curve("MUTATION loss", "subsets", (1, 3, 7, 15), lambda size, device: subsets(128, size.bit_length(), 9, device)),
     Curve("labels", "pixels", squares(64, 128, 256, 384), of_side(labels)),
-    Curve("attention", "tokens", (128, 256, 512, 1024, 2048), attention, None),
+    Curve("attention", "tokens", (128, 256, 512, 1024, 2048), attention, None, kernels=False),
     Curve("plain U-Net, step", "batch", (1, 2, 4, 8), lambda size, device: plain_step(64, size, device)),
     Curve("plain U-Net, step", "pixels", squares(32, 64, 96, 160), of_side(plain_step, 1)),
     Curve("FIAS, step", "batch", (1, 2, 4, 8), fias_step),
@@ -302,8 +310,6 @@ STYLES = (
     ("#44AA99", ">"),
 )
 LINES = ("-", "--", ":", "-.")  # of the curves of one computation
-
-
 OTHERS = "number of what the legend names"
 
 
@@ -320,9 +326,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     for curve in curves:
         column = groups.index(axes_of.get(curve["axis"], OTHERS))
         colour, marker = STYLES[names.index(curve["name"]) % len(STYLES)]
-        line = LINES[
-            [other["axis"] for other in curves if other["name"] == curve["name"]].index(curve["axis"]) % len(LINES)
-        ]
+        own_axes = [other["axis"] for other in curves if other["name"] == curve["name"]]
+        line = LINES[own_axes.index(curve["axis"]) % len(LINES)]
         what = curve["name"] if curve["axis"] in axes_of else f"{curve['name']}, {curve['axis']}"
         for panel, values, power in (
             (panels[0, column], curve["median_ms"], curve["exponent"]),

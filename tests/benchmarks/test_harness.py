@@ -15,10 +15,12 @@ import torch
 
 from trifuse.benchmarks import harness
 from trifuse.benchmarks.reporting import tables
+from trifuse.benchmarks.reporting.doubts import doubts
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+REPORT = ("__init__", "report", "counted", "doubts")
 TINY_BENCHMARK = """
 import os
 import pytest, torch
@@ -60,7 +62,7 @@ def tiny_run(tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("run")
     (root / "benchmarks" / "reporting").mkdir(parents=True)
-    for name in ("__init__.py", "conftest.py", "harness.py", "reporting/__init__.py", "reporting/report.py"):
+    for name in ("__init__.py", "conftest.py", "harness.py", *(f"reporting/{n}.py" for n in REPORT)):
         shutil.copy(ROOT / "benchmarks" / name, root / "benchmarks" / name)
     (root / "benchmarks" / "bench_doubling.py").write_text(TINY_BENCHMARK)
     (root / "links").mkdir()
@@ -162,3 +164,12 @@ def test_committed_results_are_whole_and_of_a_commit(path):
     assert path.name.startswith(f"{record['benchmark']}.")
     assert not record["stamp"]["commit"].endswith("+changes")
     assert tables.markdown(record).count("\n|") >= len(record["rows"])
+
+
+ALL_RESULTS = sorted((ROOT / "benchmarks/results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", ALL_RESULTS, ids=lambda path: path.name)
+def test_committed_results_are_of_kernels_where_they_say_so(path):
+    """A figure of a GPU on which plain PyTorch ran instead turns the suite red."""
+    assert doubts(path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ from trifuse.benchmarks.reporting import report
 ROOT = Path(__file__).resolve().parents[3]
 
 
-TESTS = "tests on the GPU"
+TESTS = report.TESTS
+COUNTED = ("-m", "trifuse.benchmarks.reporting.counted")
 
 
 def python(name: str, code: str, share: float = 1):
@@ -46,7 +48,10 @@ def test_parts_share_the_time_that_is_left(tmp_path, monkeypatch):
     assert report.run_parts(listed, {}, tmp_path, tmp_path, {}, report.GPU_SECONDS) == 124
     assert limits == pytest.approx({"early": 480 / 3, "out of time": 479 * 3 / 4, "late": 479 / 4})
     assert report.GPU_SECONDS <= 8 * 60
-    assert "| out of time |       124 |     359 |   359 |" in (tmp_path / "report.md").read_text()
+    assert (
+        "| out of time |       124 |     359 |   359 |                 unknown |"
+        in (tmp_path / "report.md").read_text()
+    )
     took |= dict.fromkeys(took, 1.0)
     assert report.run_parts(listed, {}, tmp_path, tmp_path, {}, None) == 0
     assert set(limits.values()) == {None}
@@ -61,9 +66,11 @@ def test_parts_are_the_benchmark_files_and_the_tests_come_first(tmp_path):
         (file,) = (word for word in part.command if word.endswith(".py"))
         assert Path(file).is_file()
         assert ("--benchmark-only" in part.command) == (part.name != TESTS)
-    tools = {part.name: part.command[1:] for part in listed if part.name in report.TOOLS}
+    for part in listed:
+        assert part.command[:4] == (sys.executable, *COUNTED, str(report.count_of(tmp_path, part.name)))
+    tools = {part.name: part.command[4:] for part in listed if part.name in report.TOOLS}
     assert tools == {
-        name: ("-m", f"trifuse.benchmarks.reporting.{name}", f"--out={tmp_path}", f"--seconds={seconds}")
+        name: (f"trifuse.benchmarks.reporting.{name}", f"--out={tmp_path}", f"--seconds={seconds}")
         for name, seconds in {"host_cost": 0.5, "scaling": 0.125}.items()
     }
     (new,) = report.parts(["a new one"], tmp_path, tmp_path, 0.5, tests=False)
@@ -121,6 +128,69 @@ def test_the_worst_part_decides_and_none_is_hidden(tmp_path, capsys):
     ]
     assert "exit code 3" in printed[1]
     assert " s so far)" in printed[3]
+
+
+LAUNCHING = """
+from trifuse.kernels import library
+library.launched["_some_kernel"] += 41
+library.launched["_another_kernel"] += 1
+"""
+FALLING_BACK = """
+import torch
+from trifuse.kernels import library
+library._unusable["upsample_argmax", torch.device("cuda", 0)] = "no C compiler"
+"""
+
+
+def counted(name, code, tmp_path, monkeypatch):
+    """A part that runs a module as the parts of a report are run."""
+    (tmp_path / f"{name}_module.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    file = str(report.count_of(tmp_path, name if name != "gpu_tests" else TESTS))
+    command = (sys.executable, *COUNTED, file, f"{name}_module", "argument")
+    return report.Part(TESTS if name == "gpu_tests" else name, command, 1)
+
+
+def test_launches_are_counted_and_told(tmp_path, monkeypatch, capsys):
+    part = counted("gpu_tests", LAUNCHING, tmp_path, monkeypatch)
+    assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| tests on the GPU +\| +0 \|.*\| +42 \|", text)
+    assert "Refused" not in text
+    assert "42 launches of our Triton kernels" in capsys.readouterr().out
+
+
+def test_tests_of_a_gpu_without_a_launch_fail(tmp_path, monkeypatch, capsys):
+    part = counted("gpu_tests", "print('all skipped')", tmp_path, monkeypatch)
+    assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
+    why = "tests on the GPU: not one Triton kernel was launched."
+    assert f"* Refused: {why}" in (tmp_path / "report.md").read_text()
+    assert "refused: not one Triton kernel was launched" in capsys.readouterr().out
+
+
+def test_a_part_in_which_an_operator_fell_back_fails(tmp_path, monkeypatch):
+    part = counted("gates", FALLING_BACK + LAUNCHING, tmp_path, monkeypatch)
+    assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
+    why = "gates: upsample_argmax fell back to plain PyTorch on cuda:0: no C compiler."
+    assert f"* Refused: {why}" in (tmp_path / "report.md").read_text()
+
+
+def test_a_part_that_wrote_a_doubtful_file_fails(tmp_path, monkeypatch):
+    record = {"stamp": {"fallbacks": {}}, "rows": [{"provider": "trifuse", "case": "c", "pass": "p", "launches": 0}]}
+    code = f"open({str(tmp_path / 'gates.cuda.json')!r}, 'w').write({json.dumps(record)!r})"
+    part = counted("gates", code, tmp_path, monkeypatch)
+    assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
+    why = "gates: gates.cuda.json: trifuse (c, p) launched no kernel."
+    assert f"* Refused: {why}" in (tmp_path / "report.md").read_text()
+
+
+def test_a_counted_module_runs_as_it_does_alone(tmp_path, monkeypatch):
+    """Its arguments, its name, its exit code; its launches are written down however it ends."""
+    code = "import sys\nassert (__name__, sys.argv[1:]) == ('__main__', ['argument']), sys.argv\n"
+    part = counted("ending", LAUNCHING + code + "sys.exit(7)", tmp_path, monkeypatch)
+    outcome = report.run_part(part, None, tmp_path / "log", tmp_path, dict(os.environ))
+    assert (outcome.code, (tmp_path / "log").read_text()) == (7, "")
+    assert report.examined(outcome, tmp_path, []).launches == 42
 
 
 def test_a_part_out_of_time_is_ended_with_all_that_it_started(tmp_path):

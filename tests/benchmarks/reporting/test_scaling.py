@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from unbuildable_kernels import NO_COMPILER, make_unbuildable
 
+from trifuse import kernels
 from trifuse.benchmarks.reporting import scaling, scaling_ranks
+from trifuse.kernels import BackendError, library
+from trifuse.kernels.testing import NoKernelRan
 from trifuse.kernels.testing.measuring import Timing
 
 SIZES = (1, 2, 4, 8)
@@ -51,6 +55,30 @@ def test_a_last_pair_that_bends_is_seen(monkeypatch):
     measured = scaling.measure_curve(curve, torch.device("cpu"), 0.1)
     assert measured.last_exponent == pytest.approx(3.0)
     assert 1.0 < measured.exponent < 2.0
+
+
+def fuse(size):
+    return kernels.weighted_block_fusion([torch.ones(size, 2, 4)], torch.zeros(1))
+
+
+def test_a_curve_runs_on_kernels_and_tells_their_launches(monkeypatch):
+    monkeypatch.setattr(scaling, "measure", lambda candidates, **options: timings_of(1.0))
+    curve = scaling.Curve("fusion", "batch", SIZES, lambda size, device: lambda: fuse(size))
+    with library.compiled_on_cpu():  # as on a GPU; the interpreter runs them
+        assert scaling.measure_curve(curve, torch.device("cpu"), 0.1).launches == (1, 1, 1, 1)
+    assert scaling.measure_curve(curve, torch.device("cpu"), 0.1).launches == (0, 0, 0, 0)
+    assert scaling.measure_curve(replace(curve, kernels=False), torch.device("cpu"), 0.1).launches is None
+
+
+def test_a_curve_is_refused_where_no_kernel_can_be_built_or_none_runs(monkeypatch):
+    monkeypatch.setattr(scaling, "measure", lambda candidates, **options: timings_of(1.0))
+    idle = scaling.Curve("idle", "batch", SIZES, lambda size, device: lambda: None)
+    with library.compiled_on_cpu(), pytest.raises(NoKernelRan, match="idle: expected Triton kernels"):
+        scaling.measure_curve(idle, torch.device("cpu"), 0.1)
+    make_unbuildable(monkeypatch)
+    curve = scaling.Curve("fusion", "batch", SIZES, lambda size, device: lambda: fuse(size))
+    with pytest.raises(BackendError, match=NO_COMPILER):
+        scaling.measure_curve(curve, torch.device("cpu"), 0.1)
 
 
 def test_the_three_files(tmp_path, monkeypatch):
