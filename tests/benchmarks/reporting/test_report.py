@@ -168,6 +168,12 @@ def test_tests_of_a_gpu_without_a_launch_fail(tmp_path, monkeypatch, capsys):
     assert "refused: not one Triton kernel was launched" in capsys.readouterr().out
 
 
+def test_tests_of_a_gpu_that_were_killed_are_not_said_to_have_launched_nothing(tmp_path):
+    killed, unsaid = (report.Outcome(report.Part(TESTS, (), 1), code, 1.0, 1.0) for code in (report.OUT_OF_TIME, 0))
+    assert report.examined(killed, tmp_path, []).refused == []
+    assert report.examined(unsaid, tmp_path, []).code == report.REFUSED
+
+
 def test_a_part_in_which_an_operator_fell_back_fails(tmp_path, monkeypatch):
     part = counted("gates", FALLING_BACK + LAUNCHING, tmp_path, monkeypatch)
     assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
