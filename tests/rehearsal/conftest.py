@@ -37,6 +37,6 @@ def small_ceilings(monkeypatch):
     monkeypatch.setattr(machine, "MIB", 1 << 10)
     monkeypatch.setattr(machine, "CEILING_SECONDS", 0.01)
     monkeypatch.setattr(machine, "_product_rate", lambda device, dtype: {torch.float32: 1e3}.get(dtype, 2e3))
-    machine.stamp.cache_clear()
+    machine._with_ceilings.cache_clear()
     yield
-    machine.stamp.cache_clear()
+    machine._with_ceilings.cache_clear()
