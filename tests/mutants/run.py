@@ -6,8 +6,8 @@ test that must notice::
     # promise: the gradient of the logits is centred
     # test: tests/kernels/ops/test_weighted_block_fusion.py::test_backward
 
-The patch is applied to a copy of the tree, and that test alone is run there, after all named tests were seen to pass
-without any patch. A test that stays green lets its mutant survive: `make mutants` then fails.
+The patch is applied to a copy of the tree, and that test alone is run there, slow or not, after all named tests were
+seen to pass without any patch. A test that stays green lets its mutant survive: `make mutants` then fails.
 
     python tests/mutants/run.py [name ...]
 """
@@ -113,6 +113,11 @@ def tests_that_fail(tests: Iterable[str], jobs: int) -> set[str]:
     return set(re.findall(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*)?(?: - .*)?$", output, flags=re.MULTILINE)) or set(tests)
 
 
+def verdict_of(code: int) -> str:
+    """Return what pytest's exit code says of a mutant: that no test was run, say, is neither red nor survival."""
+    return {RED: "red", GREEN: "survived"}.get(code, "broken")
+
+
 def clean_commit() -> str:
     """Return the commit of the tree; empty where there are uncommitted changes, or no git."""
     git = ("git", "-C", str(ROOT))
@@ -161,7 +166,7 @@ def main() -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = pool.map(lambda mutant: run_tests([mutant.test], mutant.patch), fit)
         for mutant, (code, output) in zip(fit, outcomes, strict=True):
-            name, word = mutant.patch.stem, {RED: "red", GREEN: "survived"}.get(code, "broken")
+            name, word = mutant.patch.stem, verdict_of(code)
             print(f"{word:8}  {name:44}  {mutant.promise}", flush=True)
             if code != RED:
                 alive.append(mutant)

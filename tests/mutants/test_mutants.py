@@ -67,18 +67,34 @@ def test_runner_tells_red_from_survivor(tmp_path):
     assert outcomes == {"__init__.py": runner.RED, "harmless.py": runner.GREEN}
 
 
-def test_runner_imports_the_copy_and_not_the_original(tmp_path):
+def test_runner_imports_the_copy_and_not_the_original_and_runs_slow_tests(tmp_path):
     patch = tmp_path / "where.patch"
     lines = [
+        "@__import__('pytest').mark.slow",
         "def test_where():",
         "    import pathlib, trifuse.kernels, trifuse.blocks, trifuse.architectures as a",
         "    here = {str(pathlib.Path(m.__file__).resolve().parents[1]) for m in (trifuse.kernels, trifuse.blocks, a)}",
         "    assert here == {str(pathlib.Path(__file__).resolve().parents[1])}",
     ]
-    head = "--- /dev/null\n+++ b/tests/test_where.py\n@@ -0,0 +1,4 @@\n"
+    head = "--- /dev/null\n+++ b/tests/test_where.py\n@@ -0,0 +1,5 @@\n"
     patch.write_text(head + "".join(f"+{line}\n" for line in lines))
     code, output = runner.run_tests(["tests/test_where.py"], patch)
     assert code == runner.GREEN, output
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        (pytest.ExitCode.TESTS_FAILED, "red"),
+        (pytest.ExitCode.OK, "survived"),
+        (pytest.ExitCode.NO_TESTS_COLLECTED, "broken"),
+        (pytest.ExitCode.INTERRUPTED, "broken"),
+        (pytest.ExitCode.USAGE_ERROR, "broken"),
+        (-1, "broken"),
+    ],
+)
+def test_only_a_failed_test_is_red_and_none_at_all_is_broken(code, word):
+    assert runner.verdict_of(code) == word
 
 
 def test_patch_that_does_not_apply_is_broken(tmp_path):
