@@ -139,15 +139,13 @@ def test_b3_b4_refuses_maps_of_another_layout(shape):
         random_block()(torch.zeros(shape))
 
 
-def test_b14_copies_pickles_and_compiles():
+def test_b14_copies_and_pickles():
     block, x = random_block(), random_map(1, 4, 5, 12)
     stream = io.BytesIO()
     torch.save(block, stream)
     stream.seek(0)
     for twin in (copy.deepcopy(block), torch.load(stream, weights_only=False)):
         assert torch.equal(twin(x), block(x))
-    torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), block(x))
 
 
 def test_k25_autocast():

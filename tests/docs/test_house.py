@@ -81,6 +81,7 @@ def write_cohort(root: Path, labelled: tuple[str, ...]) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_what_was_added_keeps_the_rules(tree):
     chosen = f"{NETWORK} or {LAYOUT} or packages or circle or list or arrows"
     options = ("-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "addopts=--import-mode=importlib")
@@ -115,10 +116,11 @@ def test_the_network_is_trained_and_predicts_with_the_run_s_option(tree, tmp_pat
     write_cohort(new, labelled=())
     for path in new.glob("scans/*_ct.nii.gz"):
         path.unlink()
-    command = ("-m", "trifuse.architectures.cli")
-    options = ("--modality", "mr", "--epochs", "1", "--image-size", "16", "--device", "cpu")
     out = tmp_path / "run"
-    run(tree, *command, "train", NETWORK, str(cohort), "--out", str(out), *options)
+    options = ("--modality", "mr", "--epochs", "1", "--image-size", "16", "--device", "cpu")
+    train = ["train", NETWORK, str(cohort), "--out", str(out), *options]
+    predict = ["predict", str(out), str(new), "--out", str(tmp_path / "labels"), "--device", "cpu"]
+    script = "from trifuse.architectures.cli.main import main\n"
+    run(tree, "-c", script + "".join(f"assert main({words}) == 0\n" for words in (train, predict)))
     assert "MyNet on cohort" in (out / "report.md").read_text(encoding="utf-8")
-    run(tree, *command, "predict", str(out), str(new), "--out", str(tmp_path / "labels"), "--device", "cpu")
     assert sorted(path.name for path in (tmp_path / "labels").glob("*.nii.gz")) == [f"{name}.nii.gz" for name in "abcd"]

@@ -57,6 +57,7 @@ def test_verdicts_are_kept_by_mutant(tmp_path):
     assert runner.read_verdicts(tmp_path / "none.csv") == {}
 
 
+@pytest.mark.slow
 def test_runner_tells_red_from_survivor(tmp_path):
     """A file at the root named ``__init__.py`` breaks the namespace; one named otherwise changes nothing."""
     outcomes = {}

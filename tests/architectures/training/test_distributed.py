@@ -205,6 +205,7 @@ def torchrun(out: Path, **options) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_t10_a_killed_rank_ends_the_whole_job_and_it_resumes(tmp_path):
     """Through the real launcher: rank 1 is killed in some epoch; one rank can go on from the last checkpoint."""
     options = {"epochs": 300, "checkpoint_every_steps": 2, "norm": "group", "lr": 1e-3}

@@ -22,6 +22,8 @@ from trifuse.kernels.testing import assert_op_matches, poisoned_empty, tensors
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
 BACKENDS = (pytest.param("triton", marks=interpreted), "torch")
+# Plain PyTorch takes long to compile for any size, and is compiled as a block in tests/blocks.
+COMPILED = (BACKENDS[0], pytest.param("torch", marks=pytest.mark.slow))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 THREE = {"num_heads": 3}
 ONE = {"num_heads": 1, "dilations": (2,)}
@@ -238,7 +240,7 @@ def test_opcheck(packed):
     torch.library.opcheck(backward, (torch.ones_like(out), maps, normaliser, *arguments, needed))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_k27_compiles_to_one_graph_with_dynamic_shapes(name, packed):
     def attend(qkv):

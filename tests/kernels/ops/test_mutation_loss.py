@@ -301,7 +301,7 @@ def test_no_map_at_full_size_is_held():
     assert peak_memory_bytes(lambda: mutation_loss(maps, target).backward()) < 2.5 * full_bytes
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [BACKENDS[0], pytest.param("torch", marks=pytest.mark.slow)])
 def test_k27_compiles_to_one_graph_with_dynamic_shapes(name):
     torch._dynamo.reset()
     compiled = torch.compile(mutation_loss, fullgraph=True, backend="aot_eager", dynamic=True)
