@@ -1,0 +1,127 @@
+"""A driver for Triton that runs kernels compiled for an NVIDIA GPU on the machine, on CPU tensors.
+
+What of Triton's inner parts is used here: the class of drivers, what its launcher and its loader are called with, and
+the hook that tells which files a kernel was compiled to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver as drivers
+
+from .findings import UnsupportedInstruction
+
+if TYPE_CHECKING:
+    import torch
+
+CAPABILITY = 90  # of the GPU that kernels are compiled for: an H100
+DEVICE = -1  # unlike every real one, for Triton keeps compiled kernels by device
+PROPERTIES = {
+    "max_shared_mem": 232_448,
+    "max_num_regs": 65_536,
+    "multiprocessor_count": 132,
+    "warpSize": 32,
+    "sm_clock_rate": 1_980_000,
+    "mem_clock_rate": 2_619_000,
+    "mem_bus_width": 5120,
+}
+MOST_THREADS = 1024
+
+# Runs a kernel: its PTX, its signature, its metadata, the grid, the arguments.
+Run = Callable[[str, dict[str, Any], Any, tuple[int, int, int], tuple[Any, ...]], None]
+
+
+class VirtualDriver(DriverBase):
+    """The driver that is active inside a `virtual_gpu`.
+
+    Args:
+        run: what a launch calls.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.utils = Loader()
+        self.launcher_cls = Launcher
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return False  # Triton asks which one to take by itself: never this one
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        raise UnsupportedInstruction(f"the virtual GPU builds no launcher in C, so it has no C++ type for {ty}")
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        import torch
+
+        return torch.device("cpu")
+
+    def get_current_device(self) -> int:
+        return DEVICE
+
+    def set_current_device(self, device: int) -> None:
+        pass
+
+    def get_current_stream(self, device: int = DEVICE) -> int:
+        return 0
+
+    def get_device_capability(self, device: int = DEVICE) -> tuple[int, int]:
+        return divmod(CAPABILITY, 10)
+
+    def get_benchmarker(self) -> Any:
+        raise UnsupportedInstruction(
+            "the virtual GPU has no time, so it cannot choose among the configurations of an autotuned kernel; launch "
+            "the function under the decorator with one of them: kernel.fn[grid](..., **config.all_kwargs())"
+        )
+
+
+class Loader:
+    """What Triton calls a driver's utilities: it loads a kernel, which here means to keep its text."""
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return dict(PROPERTIES)
+
+    def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[Any, ...]:
+        return 0, _loaded.pop(), 32, 0, MOST_THREADS
+
+
+class Launcher:
+    """Launches one compiled kernel: made by Triton for it, called with the grid and the bound arguments."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.signature, self.metadata = dict(source.signature), metadata
+
+    def __call__(
+        self, x: int, y: int, z: int, stream: int, ptx: str, packed: Any, launch: Any, enter: Any, leave: Any, *arguments: Any
+    ) -> None:
+        drivers.active.run(ptx, self.signature, self.metadata, (x, y, z), arguments)
+
+
+_loaded: list[str] = []  # the PTX of the kernel that Triton is about to load
+
+
+def _keep_ptx(module: Any, function: Any, name: str, files: dict[str, str], key: str) -> None:
+    _loaded[:] = [Path(path).read_text(encoding="utf-8") for file, path in files.items() if file.endswith(".ptx")]
+
+
+@contextmanager
+def active(driver: VirtualDriver) -> Iterator[None]:
+    """Let Triton launch through a driver inside the block."""
+    before = drivers._active  # asking for .active would look for a GPU
+    hook = knobs.runtime.kernel_load_start_hook
+    hook.add(_keep_ptx)
+    drivers.set_active(driver)
+    try:
+        yield
+    finally:
+        drivers.set_active(before)
+        hook.remove(_keep_ptx)

@@ -1,0 +1,86 @@
+"""What the virtual GPU found, in words, and the errors that it raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trifuse.kernels.errors import TrifuseError
+
+if TYPE_CHECKING:
+    from .ptx import Place
+
+
+class UnsupportedInstruction(TrifuseError, NotImplementedError):
+    """A kernel needs what the virtual GPU does not have; the message names the instruction, the kernel and the line."""
+
+
+class KernelFaults(TrifuseError, AssertionError):
+    """Raised at the end of a block in which the virtual GPU found faults.
+
+    Args:
+        findings: all of them.
+    """
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self.findings = findings
+        super().__init__("\n".join([f"{len(findings)} faults in compiled kernels:", *map(str, findings)]))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault at one place of a kernel.
+
+    Args:
+        kind: the fault, such as ``"out of bounds"``; all of them are in `KINDS`.
+        kernel: the kernel's name.
+        place: file and line of the source, and from where it was inlined.
+        message: what happened, in a sentence.
+        program: which program of the grid, (x, y, z); None where the fault belongs to no single one.
+        thread: which thread of the program; None likewise.
+        argument: the tensor argument that the address belongs to; empty if none.
+        offset: bytes from the start of that tensor to the address; None where there is no address.
+        count: how often it was seen.
+    """
+
+    kind: str
+    kernel: str
+    place: Place
+    message: str
+    program: tuple[int, int, int] | None = None
+    thread: int | None = None
+    argument: str = ""
+    offset: int | None = None
+    count: int = 1
+
+    @property
+    def file(self) -> str:
+        """The source file."""
+        return self.place.file
+
+    @property
+    def line(self) -> int:
+        """The line in the source file."""
+        return self.place.line
+
+    def __str__(self) -> str:
+        who = "" if self.program is None else f" (program {self.program}, thread {self.thread}; seen {self.count} times)"
+        return f"{self.kind}: {self.kernel}, {self.place}: {self.message}{who}"
+
+
+# By the numbers of `Fault` in findings.h.
+KINDS = (
+    "out of bounds",
+    "misaligned",
+    "uninitialised",
+    "race between programs",
+    "race between warps",
+    "race between threads",
+    "shared memory out of bounds",
+    "shared memory misaligned",
+    "race in shared memory",
+    "divergent barrier",
+    "inactive lane",
+    "endless",
+)
+ORDER = "order of programs"

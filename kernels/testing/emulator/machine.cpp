@@ -1,0 +1,161 @@
+// Runs the programs of a launch, one after the other, and the warps of a program from barrier to barrier.
+#include <utility>
+
+#include "loader.h"
+
+namespace emulator {
+
+constexpr uint64_t MOST_INSTRUCTIONS = uint64_t{1} << 32;  // of one program: more, and it is taken not to end
+
+class Machine {
+public:
+    Machine(const Program& program, const uint8_t* parameters, const uint32_t* grid)
+        : memory(program.shared_bytes), program_(program), grid_{grid[0], grid[1], grid[2]} {
+        for (uint32_t index = 0; index < program.warps; ++index) {
+            warps_.emplace_back(program, memory, index);
+            warps_.back().parameters = parameters;
+            warps_.back().grid = grid_;
+        }
+    }
+
+    // Runs one program of the grid; `order` lists its warps in the order in which they run. False if it does not end.
+    bool run(uint32_t number, const uint32_t* order) {
+        memory.begin_program();
+        executed_ = 0;
+        for (Warp& warp : warps_) {
+            warp.block = {number % grid_[0], number / grid_[0] % grid_[1], number / grid_[0] / grid_[1]};
+            warp.start();
+        }
+        for (uint32_t epoch = 0;; ++epoch) {
+            for (size_t k = 0; k < warps_.size(); ++k) {
+                Warp& warp = warps_[order[k]];
+                memory.clock.begin(number, epoch, warp.index);
+                if (!advance(warp)) return false;
+            }
+            if (!pass_barrier()) return true;
+        }
+    }
+
+    Memory memory;
+
+private:
+    // Runs a warp until all of its lanes ended or wait.
+    bool advance(Warp& warp) {
+        while (!warp.groups.empty()) {
+            if (warp.groups.size() > 1) merge(warp);
+            Group& group = warp.groups.front();
+            const Instruction& instruction = program_.instructions[group.position];
+            Mask mask = group.lanes;
+            if (instruction.guarded) {
+                const Mask holding = warp.holding(instruction.guard);
+                mask &= instruction.guard_negated ? ~holding : holding;
+            }
+            ++executed_;
+            if (instruction.kind == Kind::Compute) {
+                if (mask) instruction.run(warp, instruction, mask);
+                ++group.position;
+            } else if (!leave(warp, group, instruction, mask)) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    // A branch, an end or a barrier for the lanes of a mask; the others of the group go on.
+    bool leave(Warp& warp, Group& group, const Instruction& instruction, Mask mask) {
+        const Mask others = group.lanes & ~mask;
+        const uint32_t position = group.position;
+        if (others) group = {position + 1, others};
+        else warp.groups.erase(warp.groups.begin());
+        if (instruction.kind == Kind::Branch && mask) warp.groups.push_back({instruction.target, mask});
+        if (instruction.kind == Kind::Barrier && mask) {
+            if (warp.waiting && warp.barrier != position) diverged(warp, instruction);
+            warp.waiting |= mask;
+            warp.barrier = position;
+        }
+        if (executed_ < MOST_INSTRUCTIONS) return true;
+        memory.report(Fault::Endless, {instruction, warp.thread(0), 0, 0, Access::Read}, NOBODY, 0);
+        return false;
+    }
+
+    // Puts the group of the lowest position first, joined with others that stand there.
+    static void merge(Warp& warp) {
+        std::sort(warp.groups.begin(), warp.groups.end(),
+                  [](const Group& a, const Group& b) { return a.position < b.position; });
+        size_t kept = 0;
+        for (size_t k = 1; k < warp.groups.size(); ++k) {
+            if (warp.groups[k].position == warp.groups[kept].position) warp.groups[kept].lanes |= warp.groups[k].lanes;
+            else warp.groups[++kept] = warp.groups[k];
+        }
+        warp.groups.resize(kept + 1);
+    }
+
+    // Lets all go on that wait; false if nobody does, so that the program has ended.
+    bool pass_barrier() {
+        const Warp* first = nullptr;
+        for (Warp& warp : warps_) {
+            if (!warp.waiting) continue;
+            if (!first) first = &warp;
+            else if (warp.barrier != first->barrier) diverged(warp, program_.instructions[warp.barrier]);
+        }
+        for (Warp& warp : warps_)
+            if (warp.waiting) warp.groups.assign(1, Group{warp.barrier + 1, std::exchange(warp.waiting, 0)});
+        return first != nullptr;
+    }
+
+    void diverged(Warp& warp, const Instruction& instruction) {
+        const Request request{instruction, warp.thread(0), 0, 0, Access::Read};
+        const Conflict other{true, false, NOBODY, NOBODY, warp.barrier};
+        memory.report(Fault::DivergentBarrier, request, NOBODY, 0, other);
+    }
+
+    const Program& program_;
+    std::array<uint32_t, 3> grid_;
+    std::vector<Warp> warps_;
+    uint64_t executed_ = 0;
+};
+
+}  // namespace emulator
+
+// What machine.py calls.
+extern "C" {
+
+// Returns a program, or null and the position of the first instruction that the machine has not.
+void* program_new(const char* text, const char* widths, uint32_t shared_bytes, uint32_t warps, uint32_t* unsupported) {
+    try {
+        return new emulator::Program(emulator::Loader(widths, shared_bytes, warps).read(text));
+    } catch (const emulator::Unsupported& refused) {
+        *unsupported = refused.position;
+        return nullptr;
+    }
+}
+
+void* machine_new(const void* program, const uint8_t* parameters, const uint32_t* grid) {
+    return new emulator::Machine(*static_cast<const emulator::Program*>(program), parameters, grid);
+}
+
+void machine_add_storage(void* machine, uint8_t* bytes, int64_t size, uint64_t address, uint8_t* written, uint32_t granule) {
+    static_cast<emulator::Machine*>(machine)->memory.storages.push_back(
+        {bytes, size, address, written, false, emulator::History(granule, true)});
+}
+
+// Runs the listed programs, each with its warps in the given order. Returns how many ended.
+uint32_t machine_run(void* machine, const uint32_t* programs, uint32_t count, const uint32_t* warps) {
+    for (uint32_t k = 0; k < count; ++k)
+        if (!static_cast<emulator::Machine*>(machine)->run(programs[k], warps)) return k;
+    return count;
+}
+
+bool machine_stored(const void* machine, uint32_t storage) {
+    return static_cast<const emulator::Machine*>(machine)->memory.storages[storage].stored;
+}
+
+uint32_t machine_findings(const void* machine, emulator::Finding* findings, uint32_t room) {
+    const auto& found = static_cast<const emulator::Machine*>(machine)->memory.findings.found();
+    std::copy_n(found.begin(), std::min<size_t>(room, found.size()), findings);
+    return found.size();
+}
+
+void machine_delete(void* machine) { delete static_cast<emulator::Machine*>(machine); }
+void program_delete(void* program) { delete static_cast<emulator::Program*>(program); }
+}

@@ -1,0 +1,186 @@
+"""The machine that runs a kernel's instructions: C++ beside this file, built once with Triton's own builder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from trifuse.kernels.errors import BackendError
+
+from .ptx import Kernel
+
+FOLDER = Path(__file__).parent
+NAME = "trifuse_virtual_gpu"
+FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+MOST_FINDINGS = 1000
+NOBODY = -1
+SLICE_SECONDS = 0.2  # of a launch run in one piece, so that it can be interrupted
+# Every storage has a range of addresses of its own, see memory.h.
+RANGE_BITS, FIRST_RANGE = 44, 1 << 12
+
+
+class Record(ctypes.Structure):
+    """A finding as the machine writes it, see findings.h."""
+
+    _fields_ = (
+        ("fault", ctypes.c_int32),
+        ("is_store", ctypes.c_int32),
+        ("position", ctypes.c_uint32),
+        ("other_position", ctypes.c_int32),
+        ("program", ctypes.c_uint32),
+        ("thread", ctypes.c_uint32),
+        ("other_program", ctypes.c_int32),
+        ("other_warp", ctypes.c_int32),
+        ("offset", ctypes.c_int64),
+        ("storage", ctypes.c_int32),
+        ("bytes", ctypes.c_int32),
+        ("count", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A storage that a launch may touch.
+
+    Args:
+        data: address of its first byte on the host.
+        size: in bytes.
+        written: address of one flag per byte that tells whether it was written; 0 where all bytes were.
+        granule: bytes of the smallest elements in it, a power of two.
+    """
+
+    data: int
+    size: int
+    written: int
+    granule: int
+
+
+def address_of(number: int, data: int) -> int:
+    """Return where the kernel finds the first byte of a storage: aligned to 16 bytes as far as on the host."""
+    return (FIRST_RANGE + number << RANGE_BITS) + (1 << RANGE_BITS - 1) + data % 16
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Build the machine unless Triton's cache has it, and load it."""
+    from triton.runtime.build import _build
+    from triton.runtime.cache import get_cache_manager
+
+    sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.iterdir()) if path.suffix in (".h", ".cpp")}
+    key = hashlib.sha256(repr((sources, FLAGS, platform.platform(), _processor())).encode()).hexdigest()
+    kept = get_cache_manager(key)
+    file = f"{NAME}.so"
+    if (path := kept.get_file(file)) is None:
+        with tempfile.TemporaryDirectory() as folder:
+            source = str(FOLDER / "machine.cpp")
+            try:
+                built = _build(NAME, source, folder, [], [str(FOLDER)], ["stdc++"], list(FLAGS))
+            except Exception as error:
+                raise BackendError(_advice(error)) from error
+            path = kept.put(Path(built).read_bytes(), file, binary=True)
+    loaded = ctypes.CDLL(path)
+    loaded.program_new.restype = loaded.machine_new.restype = ctypes.c_void_p
+    loaded.machine_run.restype = loaded.machine_findings.restype = ctypes.c_uint32
+    loaded.machine_stored.restype = ctypes.c_bool
+    return loaded
+
+
+def _processor() -> str:
+    """Return what tells processors apart that understand different instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _advice(error: Exception) -> str:
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "none was found"
+    return (
+        "virtual_gpu builds its machine with a C++ compiler that knows C++20 (g++ 10 or clang 12, or newer), and could "
+        f"not (compiler: {compiler}; {error}); install one, with Debian: apt-get install g++"
+    )
+
+
+class Program:
+    """A kernel made ready for a number of warps."""
+
+    def __init__(self, kernel: Kernel, warps: int, shared_bytes: int) -> None:
+        self.kernel, self.warps = kernel, warps
+        refused = ctypes.c_uint32()
+        widths = " ".join(map(str, kernel.widths))
+        self.handle = library().program_new(
+            "\n".join(kernel.code).encode(), widths.encode(), shared_bytes, warps, ctypes.byref(refused)
+        )
+        if not self.handle:
+            raise kernel.refusal(refused.value)
+
+    def run(
+        self, grid: tuple[int, int, int], parameters: bytes, memories: Sequence[Memory], draw: random.Random, backward: bool
+    ) -> tuple[list[Record], list[bool]]:
+        """Run every program of a grid once.
+
+        Args:
+            grid: programs along each axis.
+            parameters: the kernel's parameters, as they lie in its memory.
+            memories: the storages that it may touch.
+            draw: draws the order of the programs, and of the warps within each.
+            backward: whether the drawn order is turned round.
+
+        Returns:
+            What was found, and for each storage whether the launch wrote to it.
+        """
+        machine = ctypes.c_void_p(library().machine_new(ctypes.c_void_p(self.handle), parameters, (ctypes.c_uint32 * 3)(*grid)))
+        try:
+            for number, memory in enumerate(memories):
+                library().machine_add_storage(
+                    machine,
+                    ctypes.c_void_p(memory.data),
+                    ctypes.c_int64(memory.size),
+                    ctypes.c_uint64(address_of(number, memory.data)),
+                    ctypes.c_void_p(memory.written),
+                    memory.granule,
+                )
+            self._run_programs(machine, grid[0] * grid[1] * grid[2], draw, backward)
+            records = (Record * MOST_FINDINGS)()
+            count = library().machine_findings(machine, records, MOST_FINDINGS)
+            stored = [library().machine_stored(machine, number) for number in range(len(memories))]
+            return list(records[: min(count, MOST_FINDINGS)]), stored
+        finally:
+            library().machine_delete(machine)
+
+    def _run_programs(self, machine: ctypes.c_void_p, total: int, draw: random.Random, backward: bool) -> None:
+        programs = list(range(total))
+        draw.shuffle(programs)
+        warps = list(range(self.warps))
+        draw.shuffle(warps)
+        if backward:
+            programs.reverse()
+            warps.reverse()
+        at, size = 0, 1
+        while at < total:
+            part = programs[at : at + size]
+            start = time.perf_counter()
+            ended = library().machine_run(
+                machine,
+                (ctypes.c_uint32 * len(part))(*part),
+                len(part),
+                (ctypes.c_uint32 * self.warps)(*warps),
+            )
+            if ended < len(part):
+                return
+            at += len(part)
+            if time.perf_counter() - start < SLICE_SECONDS:
+                size *= 2
+            else:
+                size = max(1, size // 2)

@@ -1,0 +1,110 @@
+// Global and shared memory: every access is checked for its bounds, its alignment, unwritten bytes and races.
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "history.h"
+#include "warp.h"
+
+namespace emulator {
+
+// Every storage has a range of addresses of its own, so wide that no wrong offset leads into another storage. Its
+// first byte lies in the middle, so that addresses before it are its own, too. No address of the host is that high.
+constexpr int RANGE_BITS = 44;
+constexpr uint64_t FIRST_RANGE = uint64_t{1} << 12;
+constexpr uint8_t POISON = 0xff;  // NaN in every float type
+
+struct Storage {
+    uint8_t* bytes;
+    int64_t size;
+    uint64_t address;  // of its first byte, as kernels see it
+    uint8_t* written;  // one flag per byte; null where all bytes count as written
+    bool stored = false;
+    History history;
+};
+
+// One lane's access to memory.
+struct Request {
+    const Instruction& instruction;
+    uint32_t thread;
+    uint32_t width;  // of an element, in bytes
+    uint32_t bytes;  // of all elements
+    Access access;
+    const void* stored = nullptr;  // the bytes that a store writes
+};
+
+class Memory {
+public:
+    Clock clock;
+    Findings findings;
+    std::vector<Storage> storages;
+
+    explicit Memory(uint32_t shared_bytes) : shared_(shared_bytes), shared_history_(4, false) {}
+
+    void begin_program() { std::fill(shared_.begin(), shared_.end(), POISON); }
+
+    // Returns where an access to global memory goes; null where that is out of bounds.
+    [[gnu::noinline]] uint8_t* global(uint64_t address, const Request& request) {
+        uint64_t number = (address >> RANGE_BITS) - FIRST_RANGE;
+        Storage* storage = number < storages.size() ? &storages[number] : nullptr;
+        int64_t offset = storage ? static_cast<int64_t>(address - storage->address) : static_cast<int64_t>(address);
+        int32_t owner = storage ? static_cast<int32_t>(number) : NOBODY;
+        if (address % request.bytes) report(Fault::Misaligned, request, owner, offset);
+        if (!storage || offset < 0 || offset + request.bytes > storage->size) {
+            report(Fault::OutOfBounds, request, owner, offset);
+            return nullptr;
+        }
+        uint8_t* place = storage->bytes + offset;
+        if (storage->written) mark(*storage, request, owner, offset);
+        storage->stored |= request.access != Access::Read;
+        Conflict conflict = storage->history.note(clock, offset, request.width, request.bytes, request.access,
+                                                  request.instruction.position);
+        if (conflict.found && !harmless(conflict, request, place))
+            report(conflict.between_programs ? Fault::RaceBetweenPrograms : Fault::RaceBetweenWarps, request, owner,
+                   offset, conflict);
+        return place;
+    }
+
+    // Returns where an access to shared memory goes; null where that is out of bounds.
+    [[gnu::noinline]] uint8_t* shared(uint64_t address, const Request& request) {
+        int64_t offset = static_cast<int64_t>(address);
+        if (address % request.bytes) report(Fault::SharedMisaligned, request, NOBODY, offset);
+        if (offset < 0 || offset + request.bytes > static_cast<int64_t>(shared_.size())) {
+            report(Fault::SharedOutOfBounds, request, NOBODY, offset);
+            return nullptr;
+        }
+        uint8_t* place = shared_.data() + offset;
+        Conflict conflict = shared_history_.note(clock, offset, request.width, request.bytes, request.access,
+                                                 request.instruction.position);
+        if (conflict.found && !harmless(conflict, request, place))
+            report(Fault::SharedRace, request, NOBODY, offset, conflict);
+        return place;
+    }
+
+    [[gnu::noinline]] void report(Fault fault, const Request& request, int32_t owner, int64_t offset, const Conflict& conflict = {}) {
+        findings.add({static_cast<int32_t>(fault), request.access != Access::Read, request.instruction.position,
+                      conflict.found ? static_cast<int32_t>(conflict.position) : NOBODY, clock.program, request.thread,
+                      conflict.program, conflict.warp, offset, owner, static_cast<int32_t>(request.bytes), 0});
+    }
+
+private:
+    // Keeps the record of written bytes, and reports a read of others.
+    void mark(Storage& storage, const Request& request, int32_t owner, int64_t offset) {
+        uint8_t* flags = storage.written + offset;
+        if (request.access != Access::Write && std::memchr(flags, 0, request.bytes))
+            report(Fault::Uninitialised, request, owner, offset);
+        if (request.access != Access::Read) std::memset(flags, 1, request.bytes);
+    }
+
+    // Warps of one program may write one value to one place: it does not matter which comes last.
+    static bool harmless(const Conflict& conflict, const Request& request, const uint8_t* place) {
+        return !conflict.between_programs && request.access == Access::Write && conflict.by_writes &&
+               std::memcmp(place, request.stored, request.bytes) == 0;
+    }
+
+    std::vector<uint8_t> shared_;
+    History shared_history_;
+};
+
+}  // namespace emulator

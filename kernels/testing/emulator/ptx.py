@@ -1,0 +1,262 @@
+"""Read the PTX that Triton makes of a kernel into instructions that the machine runs.
+
+Only what Triton writes is read: one kernel per text, without functions that are called and without variables of its
+own but shared memory. What else there is, is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .findings import UnsupportedInstruction
+
+REGISTER_BYTES = {"pred": 1, "b8": 1, "b16": 2, "b32": 4, "b64": 8, "f32": 4, "f64": 8}
+REGISTER_BYTES |= {f"{sign}{bits}": bits // 8 for sign in "us" for bits in (8, 16, 32, 64)}
+SPECIAL = re.compile(r"%(?:tid|ntid|ctaid|nctaid)\.[xyz]|%laneid")
+# What tells caches and the order of memory, of which the machine has none: it runs one program after the other.
+CACHING = re.compile(r"\.(?:nc|ca|cg|cs|lu|cv|wb|wt|L1::\w+|L2::\w+|weak)(?=\.|$)")
+ORDERING = re.compile(r"\.(?:relaxed|acquire|release|acq_rel|gpu|cta|sys|cluster|noftz)(?=\.|$)")
+WITHOUT_EFFECT = ("createpolicy.", "bar.warp.sync", "membar", "fence.", "griddepcontrol", "prefetch")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a piece of code stands, and from where it was inlined, as Triton writes it."""
+
+    file: str = ""
+    line: int = 0
+    inlined: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else "an unknown line"
+        return f"{place} (inlined at {self.inlined})" if self.inlined else place
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction as it stands in the text, and where its source stands."""
+
+    text: str
+    number_of_file: int
+    line: int
+    inlined: str
+
+
+@dataclass
+class Kernel:
+    """A kernel's code.
+
+    Args:
+        name: of the kernel.
+        parameters: the size in bytes of each, and where it begins among them.
+        widths: bytes of every register.
+        code: one line for every instruction, in the form that ``loader.h`` describes.
+        instructions: the same as they stand in the text.
+        files: the source files by their number.
+    """
+
+    name: str
+    parameters: list[tuple[int, int]] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    code: list[str] = field(default_factory=list)
+    instructions: list[Instruction] = field(default_factory=list)
+    files: dict[int, str] = field(default_factory=dict)
+
+    def place(self, position: int) -> Place:
+        """Return where the source of an instruction stands."""
+        instruction = self.instructions[position]
+        return Place(self.files.get(instruction.number_of_file, "?"), instruction.line, instruction.inlined)
+
+    def refusal(self, position: int) -> UnsupportedInstruction:
+        """Return the error that refuses one of the instructions."""
+        text = self.instructions[position].text
+        return UnsupportedInstruction(
+            f"{self.name}: the virtual GPU does not run `{text}`, at {self.place(position)}; what it runs and what "
+            "not is listed in docs/virtual_gpu.md"
+        )
+
+
+def read_ptx(text: str) -> Kernel:
+    """Read the one kernel of a PTX text."""
+    entry = re.search(r"\.entry\s+([\w$.]+)\s*\((.*?)\)(.*?)\n\{\n(.*?)\n\}", text, flags=re.DOTALL)
+    if entry is None:
+        raise ValueError("the PTX holds no kernel: no .entry was found")
+    name, parameters, _, body = entry.groups()
+    kernel = Kernel(name)
+    for directive in (".func", ".const", ".global"):
+        if re.search(rf"^\s*(?:\.visible\s+|\.weak\s+)?\{directive}\s", text, flags=re.MULTILINE):
+            raise UnsupportedInstruction(f"{name}: the virtual GPU does not run kernels with {directive} in their PTX")
+    kernel.files = {int(number): path for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)}
+    return _Reader(kernel, parameters, body).read()
+
+
+class _Reader:
+    """Reads the body of a kernel: registers get numbers, labels the positions that they stand for."""
+
+    def __init__(self, kernel: Kernel, parameters: str, body: str) -> None:
+        self.kernel = kernel
+        self.body = body
+        self.registers: dict[str, int] = {}
+        self.labels: dict[str, int] = {}
+        self.parameters: dict[str, int] = {}
+        self._read_parameters(parameters)
+
+    def read(self) -> Kernel:
+        statements = list(self._statements())
+        for statement in statements:
+            self.kernel.code.append(self._assembled(statement))
+        return self.kernel
+
+    def _read_parameters(self, text: str) -> None:
+        end = 0
+        for kind, name in re.findall(r"\.param\s+\.(\w+)[^,]*?([\w$]+)\s*(?:,|$)", " ".join(text.split())):
+            size = REGISTER_BYTES[kind]
+            start = -(-end // size) * size
+            self.parameters[name] = start
+            self.kernel.parameters.append((size, start))
+            end = start + size
+
+    def _statements(self) -> Iterator[str]:
+        """Yield the text of each instruction; take note of places, registers and labels on the way."""
+        file, line, inlined = 0, 0, ""
+        pending = ""
+        for raw in self.body.split("\n"):
+            code, _, comment = raw.partition("//")
+            code = code.strip()
+            if found := re.match(r"\.loc\s+(\d+)\s+(\d+)", code):
+                if int(found[2]):  # line 0 says nothing: the code belongs to what stands before it
+                    file, line = int(found[1]), int(found[2])
+                    inlined = comment.partition("@[")[2].strip(" ]")
+                continue
+            pending = f"{pending} {code}".strip()
+            *complete, pending = pending.split(";")
+            for part in complete:
+                if statement := self._after_declarations(part):
+                    self.kernel.instructions.append(Instruction(statement, file, line, inlined))
+                    yield statement
+            pending = self._after_declarations(pending)
+
+    def _after_declarations(self, text: str) -> str:
+        """Return what is left of a text after its labels, the braces of scopes, and its declared registers."""
+        while True:
+            text = text.strip()
+            if text[:1] in ("{", "}"):
+                text = text[1:]
+            elif found := re.match(r"([\w$]+):(?!:)", text):
+                self.labels[found[1]] = len(self.kernel.instructions)
+                text = text[found.end() :]
+            elif found := re.match(r"\.reg\s+\.(\w+)\s+(.*)", text):
+                self._declare(found[1], found[2])
+                return ""
+            elif text.startswith((".pragma", ".loc")):
+                return ""
+            else:
+                return text
+
+    def _declare(self, kind: str, names: str) -> None:
+        if kind not in REGISTER_BYTES:
+            raise UnsupportedInstruction(f"{self.kernel.name}: the virtual GPU has no registers of type .{kind}")
+        for name in names.split(","):
+            found = re.fullmatch(r"\s*([%\w$]+)\s*(?:<(\d+)>)?\s*", name)
+            assert found, name
+            every = [f"{found[1]}{k}" for k in range(int(found[2]))] if found[2] else [found[1]]
+            for register in every:
+                self.registers[register] = len(self.kernel.widths)
+                self.kernel.widths.append(REGISTER_BYTES[kind])
+
+    def _assembled(self, statement: str) -> str:
+        position = len(self.kernel.code)
+        found = re.fullmatch(r"(?:@(!?)([%\w$]+)\s+)?([\w.:]+)\s*(.*)", statement, flags=re.DOTALL)
+        if found is None:
+            raise self.kernel.refusal(position)
+        negated, predicate, name, rest = found.groups()
+        guard = f"{negated}{self.registers[predicate]}" if predicate else "-"
+        try:
+            name, outputs, inputs = self._normal_form(name, _split(rest))
+        except (KeyError, ValueError, IndexError) as error:
+            raise self.kernel.refusal(position) from error
+        return " ".join([name, guard, *outputs, "<", *inputs])
+
+    def _normal_form(self, name: str, operands: list[str]) -> tuple[str, list[str], list[str]]:
+        """Return an instruction's name without what has no effect here, its outputs and its inputs."""
+        first = name.split(".")[0]
+        if name.startswith(WITHOUT_EFFECT):
+            return "nop", [], []
+        if first in ("bra", "ret", "exit"):
+            return ("bra", [], [f">{self.labels[operands[0]]}"]) if first == "bra" else ("ret", [], [])
+        if name in ("bar.sync", "barrier.sync", "barrier.sync.aligned"):
+            if operands != ["0"]:  # others are for some of the warps
+                raise ValueError(operands)
+            return "bar.sync", [], []
+        if first in ("ld", "st", "ldmatrix", "stmatrix", "atom", "red"):
+            return self._memory_form(name, operands)
+        if first == "mov":
+            return self._move_form(name, operands)
+        if first == "shfl":
+            value, _, inside = operands[0].partition("|")
+            return name, [self._operand(value), self._operand(inside or "_")], self._all(operands[1:])
+        return name, self._all(operands[:1]), self._all(operands[1:])
+
+    def _memory_form(self, name: str, operands: list[str]) -> tuple[str, list[str], list[str]]:
+        hinted = "L2::cache_hint" in name
+        name = CACHING.sub("", name).replace("shared::cta", "shared")
+        first = name.split(".")[0]
+        if first in ("atom", "red"):
+            name = ORDERING.sub("", name)
+        if hinted:
+            operands = operands[:-1]
+        outputs = [] if first in ("st", "stmatrix", "red") else _elements(operands.pop(0))
+        address = self._address(operands[0])
+        values = [value for operand in operands[1:] for value in _elements(operand)]
+        return name, self._all(outputs), [*address, *self._all(values)]
+
+    def _move_form(self, name: str, operands: list[str]) -> tuple[str, list[str], list[str]]:
+        target, source = operands
+        bits = f"b{re.sub(r'[^0-9]', '', name)}"
+        if source.startswith("{"):
+            parts = _elements(source)
+            return f"pack.{len(parts)}.{bits}", self._all([target]), self._all(parts)
+        if target.startswith("{"):
+            parts = _elements(target)
+            return f"unpack.{len(parts)}.{bits}", self._all(parts), self._all([source])
+        if SPECIAL.fullmatch(source):
+            return f"special.{source}", self._all([target]), []
+        return name, self._all([target]), self._all([source])
+
+    def _address(self, text: str) -> list[str]:
+        found = re.fullmatch(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\d+))?\s*\]", text)
+        if found is None:
+            raise ValueError(text)
+        base, offset = found[1], int(found[2] or 0)
+        if base in self.parameters:
+            return [f"@{self.parameters[base] + offset}"]
+        return [self._operand(base), f"@{offset}"]
+
+    def _all(self, operands: list[str]) -> list[str]:
+        return [self._operand(operand) for operand in operands]
+
+    def _operand(self, text: str) -> str:
+        if text == "_":
+            return "_"
+        if text in self.registers:
+            return str(self.registers[text])
+        if text.startswith(("0f", "0d")):  # the bits of a float
+            return f"#{text[2:]}"
+        if found := re.fullmatch(r"global_smem(?:\+(\d+))?", text):  # all of shared memory, which begins at 0
+            return f"#{int(found[1] or 0):x}"
+        value = {"true": 1, "false": 0}.get(text)
+        number = int(text.removesuffix("U"), 0) if value is None else value
+        return f"#{struct.unpack('<Q', struct.pack('<q' if number < 0 else '<Q', number))[0]:x}"
+
+
+def _split(text: str) -> list[str]:
+    """Split operands at the commas that stand outside of braces and brackets."""
+    return [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text) if part.strip()]
+
+
+def _elements(operand: str) -> list[str]:
+    """Return the registers of a vector, or the operand itself."""
+    return [part.strip() for part in operand.strip("{} ").split(",")]
