@@ -130,7 +130,8 @@ inline void convert(Warp& warp, const Instruction& instruction, Mask mask) {
 inline void define_conversion(Table& table, const std::string& rounding_name, const TypeName& to, const TypeName& from,
                               Rounding rounding) {
     const std::string name = "cvt" + rounding_name + "." + to.name + "." + from.name;
-    table[name] = {&convert, Kind::Compute, {to.bytes}, {from.bytes}, true, detail_of(to.type, from.type, rounding)};
+    table[name] = {&convert, Kind::Compute, {to.bytes}, {from.bytes}, true,
+                   detail_of(to.type, from.type, rounding), nullptr};
 }
 
 inline void define_conversions_between(Table& table, const TypeName& to, const TypeName& from) {
@@ -144,10 +145,16 @@ inline void define_conversions_between(Table& table, const TypeName& to, const T
     }
 }
 
+// Gives a frequent conversion a handler of its own, for registers as wide as its types.
+template <class To, class From, class Function>
+void define_fast(Table& table, const std::string& name, Function) {
+    table.at(name).exact = &compute_1<Function, To, From>;
+}
+
 template <class T>
 void define_narrow(Table& table, const std::string& type) {
-    define<float, T>(table, "cvt.f32." + type, [](T a) { return float(a); });
-    define<T, float>(table, "cvt.rn." + type + ".f32", [](float a) { return T(a); });
+    define_fast<float, T>(table, "cvt.f32." + type, [](T a) { return float(a); });
+    define_fast<T, float>(table, "cvt.rn." + type + ".f32", [](float a) { return T(a); });
     define<uint32_t, float, float>(table, "cvt.rn." + type + "x2.f32", [](float high, float low) {
         return uint32_t(bits_as<uint16_t>(T(high))) << 16 | bits_as<uint16_t>(T(low));
     });
@@ -158,12 +165,12 @@ inline void define_conversions(Table& table) {
         for (const TypeName& from : TYPES) define_conversions_between(table, to, from);
     define_narrow<Half>(table, "f16");
     define_narrow<BFloat16>(table, "bf16");
-    define<int64_t, int32_t>(table, "cvt.s64.s32", [](int32_t a) { return int64_t(a); });
-    define<uint64_t, uint32_t>(table, "cvt.u64.u32", [](uint32_t a) { return uint64_t(a); });
-    define<uint32_t, uint64_t>(table, "cvt.u32.u64", [](uint64_t a) { return uint32_t(a); });
-    define<float, int32_t>(table, "cvt.rn.f32.s32", [](int32_t a) { return float(a); });
-    define<int32_t, float>(table, "cvt.rzi.s32.f32", [](float a) { return saturated<int32_t>(std::trunc(a)); });
-    define<float, float>(table, "cvt.rmi.ftz.f32.f32", [](float a) { return std::floor(flushed(a)); });
+    define_fast<int64_t, int32_t>(table, "cvt.s64.s32", [](int32_t a) { return int64_t(a); });
+    define_fast<uint64_t, uint32_t>(table, "cvt.u64.u32", [](uint32_t a) { return uint64_t(a); });
+    define_fast<uint32_t, uint64_t>(table, "cvt.u32.u64", [](uint64_t a) { return uint32_t(a); });
+    define_fast<float, int32_t>(table, "cvt.rn.f32.s32", [](int32_t a) { return float(a); });
+    define_fast<int32_t, float>(table, "cvt.rzi.s32.f32", [](float a) { return saturated<int32_t>(std::trunc(a)); });
+    define_fast<float, float>(table, "cvt.rmi.ftz.f32.f32", [](float a) { return std::floor(flushed(a)); });
 }
 
 }  // namespace emulator

@@ -24,7 +24,7 @@ class KernelFaults(TrifuseError, AssertionError):
 
     def __init__(self, findings: list[Finding]) -> None:
         self.findings = findings
-        super().__init__("\n".join([f"{len(findings)} faults in compiled kernels:", *map(str, findings)]))
+        super().__init__("\n".join([f"{len(findings)} fault{'s' * (len(findings) > 1)} in compiled kernels:", *map(str, findings)]))
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,13 @@ class Finding:
         """The line in the source file."""
         return self.place.line
 
+    def is_like(self, other: Finding) -> bool:
+        """Return whether both tell of one fault: the same kind, line and argument."""
+        return all(getattr(self, name) == getattr(other, name) for name in ("kind", "kernel", "place", "argument"))
+
     def __str__(self) -> str:
-        who = "" if self.program is None else f" (program {self.program}, thread {self.thread}; seen {self.count} times)"
+        times = "once" if self.count == 1 else f"{self.count} times"
+        who = "" if self.program is None else f" (seen {times}, first by thread {self.thread} of program {self.program})"
         return f"{self.kind}: {self.kernel}, {self.place}: {self.message}{who}"
 
 

@@ -1,9 +1,8 @@
 // Who touched which byte: races are accesses to one byte, one of them a store, that no barrier puts in an order.
 #pragma once
 
-#include <algorithm>
+#include <array>
 #include <memory>
-#include <unordered_map>
 #include <vector>
 
 #include "findings.h"
@@ -79,18 +78,15 @@ struct Conflict {
 // access so far took at least, aligned; a finer access splits all cells.
 class History {
 public:
-    History(uint32_t granule, bool outlives_program) : granule_(granule), outlives_program_(outlives_program) {}
-
-    void forget() {
-        pages_.clear();
-        last_index_ = NOBODY;
-    }
+    History(int64_t bytes, uint32_t granule, bool outlives_program)
+        : granule_(granule), outlives_program_(outlives_program), pages_(bytes / granule / PAGE + 1) {}
 
     Conflict note(Clock& clock, int64_t offset, uint32_t width, uint32_t bytes, Access access, uint32_t position) {
         while ((offset | width) & (granule_ - 1)) refine();
         Conflict conflict;
         for (int64_t index = offset / granule_; index < (offset + bytes) / granule_; ++index) {
             Cell& cell = at(index);
+            if (access == Access::Read && cell.reader == clock.now) continue;
             Conflict here = check(clock, cell, access);
             if (here.found && !conflict.found) conflict = here;
             record(clock, cell, access, position);
@@ -100,12 +96,12 @@ public:
 
 private:
     static constexpr int64_t PAGE = 1024;  // cells
+    using Page = std::array<Cell, PAGE>;
 
     Cell& at(int64_t index) {
-        auto& page = index / PAGE == last_index_ ? *last_page_ : pages_[index / PAGE];
-        last_index_ = index / PAGE, last_page_ = &page;
-        if (page.empty()) page.resize(PAGE);
-        return page[index % PAGE];
+        auto& page = pages_[index / PAGE];
+        if (!page) page = std::make_unique<Page>();
+        return (*page)[index % PAGE];
     }
 
     // Whether a stamp is of another segment that no barrier separates from the current one.
@@ -151,25 +147,17 @@ private:
     }
 
     void refine() {
-        std::unordered_map<int64_t, std::vector<Cell>> finer;
-        for (auto& [number, page] : pages_)
-            for (int64_t k = 0; k < PAGE; ++k)
-                for (int64_t half = 0; half < 2; ++half) {
-                    int64_t index = 2 * (number * PAGE + k) + half;
-                    auto& cells = finer[index / PAGE];
-                    if (cells.empty()) cells.resize(PAGE);
-                    cells[index % PAGE] = page[k];
-                }
-        pages_ = std::move(finer);
-        last_index_ = NOBODY;
+        std::vector<std::unique_ptr<Page>> coarse(2 * pages_.size());
+        std::swap(coarse, pages_);
+        for (size_t number = 0; number < coarse.size() / 2; ++number)
+            for (int64_t k = 0; coarse[number] && k < PAGE; ++k)
+                for (int64_t half = 0; half < 2; ++half) at(2 * (number * PAGE + k) + half) = (*coarse[number])[k];
         granule_ /= 2;
     }
 
     uint32_t granule_;
     bool outlives_program_;  // whether accesses of other programs to the same bytes count
-    std::unordered_map<int64_t, std::vector<Cell>> pages_;
-    int64_t last_index_ = NOBODY;
-    std::vector<Cell>* last_page_ = nullptr;
+    std::vector<std::unique_ptr<Page>> pages_;
 };
 
 }  // namespace emulator

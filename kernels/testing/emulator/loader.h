@@ -26,9 +26,9 @@ inline const Table& instruction_table() {
         define_conversions(table);
         define_memory(table);
         define_exchanges(table);
-        table["bra"] = {nullptr, Kind::Branch, {}, {}, false, 0};
-        table["ret"] = {nullptr, Kind::Return, {}, {}, false, 0};
-        table["bar.sync"] = {nullptr, Kind::Barrier, {}, {}, false, 0};
+        table["bra"] = {nullptr, Kind::Branch, {}, {}, false, 0, nullptr};
+        table["ret"] = {nullptr, Kind::Return, {}, {}, false, 0, nullptr};
+        table["bar.sync"] = {nullptr, Kind::Barrier, {}, {}, false, 0, nullptr};
         enter(table, "nop", [](Warp&, const Instruction&, Mask) {}, {}, {});
         return table;
     }();
@@ -60,7 +60,6 @@ private:
         const auto found = instruction_table().find(name);
         if (found == instruction_table().end()) throw Unsupported{result.position};
         const Entry& entry = found->second;
-        result.run = entry.run;
         result.kind = entry.kind;
         result.detail = entry.detail;
         if (guard != "-") {
@@ -76,7 +75,16 @@ private:
         }
         const bool complete = result.output_count == int(entry.outputs.size()) && result.input_count == int(entry.inputs.size());
         if (!complete) throw Unsupported{result.position};
+        result.run = entry.exact && exact(result, entry) ? entry.exact : entry.run;
         return result;
+    }
+
+    static bool exact(const Instruction& instruction, const Entry& entry) {
+        for (int k = 0; k < instruction.output_count; ++k)
+            if (instruction.outputs[k].width != entry.outputs[k]) return false;
+        for (int k = 0; k < instruction.input_count; ++k)
+            if (instruction.inputs[k].width != entry.inputs[k]) return false;
+        return true;
     }
 
     void add(std::array<Operand, MOST_OPERANDS>& operands, int& count, const std::vector<uint32_t>& widths,

@@ -9,8 +9,8 @@ constexpr uint64_t MOST_INSTRUCTIONS = uint64_t{1} << 32;  // of one program: mo
 
 class Machine {
 public:
-    Machine(const Program& program, const uint8_t* parameters, const uint32_t* grid)
-        : memory(program.shared_bytes), program_(program), grid_{grid[0], grid[1], grid[2]} {
+    Machine(const Program& program, const uint8_t* parameters, const uint32_t* grid, bool checks_races)
+        : memory(program.shared_bytes, checks_races), program_(program), grid_{grid[0], grid[1], grid[2]} {
         for (uint32_t index = 0; index < program.warps; ++index) {
             warps_.emplace_back(program, memory, index);
             warps_.back().parameters = parameters;
@@ -130,13 +130,13 @@ void* program_new(const char* text, const char* widths, uint32_t shared_bytes, u
     }
 }
 
-void* machine_new(const void* program, const uint8_t* parameters, const uint32_t* grid) {
-    return new emulator::Machine(*static_cast<const emulator::Program*>(program), parameters, grid);
+void* machine_new(const void* program, const uint8_t* parameters, const uint32_t* grid, bool checks_races) {
+    return new emulator::Machine(*static_cast<const emulator::Program*>(program), parameters, grid, checks_races);
 }
 
 void machine_add_storage(void* machine, uint8_t* bytes, int64_t size, uint64_t address, uint8_t* written, uint32_t granule) {
     static_cast<emulator::Machine*>(machine)->memory.storages.push_back(
-        {bytes, size, address, written, false, emulator::History(granule, true)});
+        {bytes, size, address, written, false, emulator::History(size, granule, true)});
 }
 
 // Runs the listed programs, each with its warps in the given order. Returns how many ended.

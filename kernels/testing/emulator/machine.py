@@ -135,12 +135,17 @@ class Program:
             parameters: the kernel's parameters, as they lie in its memory.
             memories: the storages that it may touch.
             draw: draws the order of the programs, and of the warps within each.
-            backward: whether the drawn order is turned round.
+            backward: whether the drawn order is turned round. Races show in one order, and are not looked for in the
+                other.
 
         Returns:
             What was found, and for each storage whether the launch wrote to it.
         """
-        machine = ctypes.c_void_p(library().machine_new(ctypes.c_void_p(self.handle), parameters, (ctypes.c_uint32 * 3)(*grid)))
+        machine = ctypes.c_void_p(
+            library().machine_new(
+                ctypes.c_void_p(self.handle), parameters, (ctypes.c_uint32 * 3)(*grid), ctypes.c_bool(not backward)
+            )
+        )
         try:
             for number, memory in enumerate(memories):
                 library().machine_add_storage(

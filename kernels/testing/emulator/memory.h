@@ -40,7 +40,8 @@ public:
     Findings findings;
     std::vector<Storage> storages;
 
-    explicit Memory(uint32_t shared_bytes) : shared_(shared_bytes), shared_history_(4, false) {}
+    Memory(uint32_t shared_bytes, bool checks_races)
+        : shared_(shared_bytes), shared_history_(shared_bytes, 4, false), checks_races_(checks_races) {}
 
     void begin_program() { std::fill(shared_.begin(), shared_.end(), POISON); }
 
@@ -58,6 +59,7 @@ public:
         uint8_t* place = storage->bytes + offset;
         if (storage->written) mark(*storage, request, owner, offset);
         storage->stored |= request.access != Access::Read;
+        if (!checks_races_) return place;
         Conflict conflict = storage->history.note(clock, offset, request.width, request.bytes, request.access,
                                                   request.instruction.position);
         if (conflict.found && !harmless(conflict, request, place))
@@ -75,6 +77,7 @@ public:
             return nullptr;
         }
         uint8_t* place = shared_.data() + offset;
+        if (!checks_races_) return place;
         Conflict conflict = shared_history_.note(clock, offset, request.width, request.bytes, request.access,
                                                  request.instruction.position);
         if (conflict.found && !harmless(conflict, request, place))
@@ -105,6 +108,7 @@ private:
 
     std::vector<uint8_t> shared_;
     History shared_history_;
+    bool checks_races_;
 };
 
 }  // namespace emulator

@@ -56,6 +56,7 @@ struct Entry {
     std::vector<uint32_t> inputs;
     bool takes_wider_registers = false;
     uint16_t detail = 0;
+    Handler exact = nullptr;  // a faster one, for registers of just these widths
 };
 
 using Table = std::unordered_map<std::string, Entry>;
@@ -63,7 +64,7 @@ using Table = std::unordered_map<std::string, Entry>;
 // Enters an instruction that computes; kept out of line, as it is called a thousand times.
 [[gnu::noinline]] inline void enter(Table& table, const std::string& name, Handler run, std::vector<uint32_t> outputs,
                                     std::vector<uint32_t> inputs, bool takes_wider_registers = false) {
-    table[name] = {run, Kind::Compute, std::move(outputs), std::move(inputs), takes_wider_registers};
+    table[name] = {run, Kind::Compute, std::move(outputs), std::move(inputs), takes_wider_registers, 0, nullptr};
 }
 
 struct Constant {

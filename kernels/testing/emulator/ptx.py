@@ -1,7 +1,7 @@
 """Read the PTX that Triton makes of a kernel into instructions that the machine runs.
 
-Only what Triton writes is read: one kernel per text, without functions that are called and without variables of its
-own but shared memory. What else there is, is refused by name.
+Only what Triton writes is read: one kernel per text, with no memory of its own but shared memory. An instruction that
+calls a function, or uses another variable, is refused like any that the machine does not have.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 from .findings import UnsupportedInstruction
 
@@ -19,30 +21,39 @@ SPECIAL = re.compile(r"%(?:tid|ntid|ctaid|nctaid)\.[xyz]|%laneid")
 # What tells caches and the order of memory, of which the machine has none: it runs one program after the other.
 CACHING = re.compile(r"\.(?:nc|ca|cg|cs|lu|cv|wb|wt|L1::\w+|L2::\w+|weak)(?=\.|$)")
 ORDERING = re.compile(r"\.(?:relaxed|acquire|release|acq_rel|gpu|cta|sys|cluster|noftz)(?=\.|$)")
+TRITON = str(Path(getattr(find_spec("triton"), "origin", None) or "triton").parent)
+LONGEST_TEXT = 80  # characters of an instruction in a message
 WITHOUT_EFFECT = ("createpolicy.", "bar.warp.sync", "membar", "fence.", "griddepcontrol", "prefetch")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a piece of code stands, and from where it was inlined, as Triton writes it."""
+    """A line of a kernel's source.
+
+    Args:
+        file: path of the source file, as Triton found it.
+        line: number of the line; 0 if it is not known.
+        inlined: the lines that this one was inlined at, the nearest first.
+        inside: the lines of Triton's own library that were inlined here, the innermost first.
+    """
 
     file: str = ""
     line: int = 0
     inlined: str = ""
+    inside: str = ""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else "an unknown line"
-        return f"{place} (inlined at {self.inlined})" if self.inlined else place
+        notes = [f"{word} {lines}" for word, lines in (("inside", self.inside), ("inlined at", self.inlined)) if lines]
+        return f"{place} ({'; '.join(notes)})" if notes else place
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction as it stands in the text, and where its source stands."""
+    """One instruction as it stands in the text, and the lines of its source: the innermost, then where it was inlined."""
 
     text: str
-    number_of_file: int
-    line: int
-    inlined: str
+    frames: tuple[tuple[str, int], ...]
 
 
 @dataclass
@@ -66,13 +77,18 @@ class Kernel:
     files: dict[int, str] = field(default_factory=dict)
 
     def place(self, position: int) -> Place:
-        """Return where the source of an instruction stands."""
-        instruction = self.instructions[position]
-        return Place(self.files.get(instruction.number_of_file, "?"), instruction.line, instruction.inlined)
+        """Return where the source of an instruction stands: the innermost line that is not Triton's own."""
+        frames = self.instructions[position].frames
+        own = next((k for k, (file, _) in enumerate(frames) if not file.startswith(TRITON)), len(frames) - 1)
+        if own < 0:
+            return Place()
+        inside, inlined = (", ".join(f"{Path(file).name}:{line}" for file, line in some) for some in (frames[:own], frames[own + 1 :]))
+        return Place(*frames[own], inlined, inside)
 
     def refusal(self, position: int) -> UnsupportedInstruction:
         """Return the error that refuses one of the instructions."""
-        text = self.instructions[position].text
+        text = " ".join(self.instructions[position].text.split())
+        text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
         return UnsupportedInstruction(
             f"{self.name}: the virtual GPU does not run `{text}`, at {self.place(position)}; what it runs and what "
             "not is listed in docs/virtual_gpu.md"
@@ -86,9 +102,6 @@ def read_ptx(text: str) -> Kernel:
         raise ValueError("the PTX holds no kernel: no .entry was found")
     name, parameters, _, body = entry.groups()
     kernel = Kernel(name)
-    for directive in (".func", ".const", ".global"):
-        if re.search(rf"^\s*(?:\.visible\s+|\.weak\s+)?\{directive}\s", text, flags=re.MULTILINE):
-            raise UnsupportedInstruction(f"{name}: the virtual GPU does not run kernels with {directive} in their PTX")
     kernel.files = {int(number): path for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)}
     return _Reader(kernel, parameters, body).read()
 
@@ -121,23 +134,28 @@ class _Reader:
 
     def _statements(self) -> Iterator[str]:
         """Yield the text of each instruction; take note of places, registers and labels on the way."""
-        file, line, inlined = 0, 0, ""
+        frames: tuple[tuple[str, int], ...] = ()
         pending = ""
         for raw in self.body.split("\n"):
             code, _, comment = raw.partition("//")
             code = code.strip()
             if found := re.match(r"\.loc\s+(\d+)\s+(\d+)", code):
                 if int(found[2]):  # line 0 says nothing: the code belongs to what stands before it
-                    file, line = int(found[1]), int(found[2])
-                    inlined = comment.partition("@[")[2].strip(" ]")
+                    frames = ((self.kernel.files.get(int(found[1]), "?"), int(found[2])), *self._inlined(comment))
                 continue
             pending = f"{pending} {code}".strip()
             *complete, pending = pending.split(";")
             for part in complete:
                 if statement := self._after_declarations(part):
-                    self.kernel.instructions.append(Instruction(statement, file, line, inlined))
+                    self.kernel.instructions.append(Instruction(statement, frames))
                     yield statement
             pending = self._after_declarations(pending)
+
+    def _inlined(self, comment: str) -> Iterator[tuple[str, int]]:
+        """Yield where a line was inlined, of which the comment gives the names of files: "@[ a.py:3:4 @[ b.py:5:6 ] ]"."""
+        paths = {Path(path).name: path for path in self.kernel.files.values()}
+        for name, line in re.findall(r"@\[ ([^:]+):(\d+)", comment):
+            yield paths.get(name, name), int(line)
 
     def _after_declarations(self, text: str) -> str:
         """Return what is left of a text after its labels, the braces of scopes, and its declared registers."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from .arguments import Arguments
 from .findings import KINDS, ORDER, Finding
 from .machine import NOBODY, Record
-from .ptx import Kernel, Place
+from .ptx import Kernel
 
 Grid = tuple[int, int, int]
 
@@ -43,8 +43,7 @@ def differences(kernel: Kernel, arguments: Arguments, first: Sequence[Tensor], s
             message = (
                 f"{len(differing)} bytes of {name} depend on the order in which programs run, the first at byte {offset}"
             )
-            place = Place(*next(iter(kernel.files.items()), (0, ""))[1:], kernel.instructions[0].line)
-            found.append(Finding(ORDER, kernel.name, place, message, argument=name, offset=offset))
+            found.append(Finding(ORDER, kernel.name, kernel.place(0), message, argument=name, offset=offset))
     return found
 
 
@@ -103,6 +102,6 @@ def _other_side(kind: str, kernel: Kernel, grid: Grid, record: Record) -> str:
         return "to which another thread of the same warp stores another value"
     if kind == "race between programs":
         who = "several programs" if record.other_program == NOBODY else f"program {_program(record.other_program, grid)}"
-        return f"where {who} came at {other}: nothing puts them in an order"
+        return f"which {who} accessed at {other}: nothing puts the two in an order"
     who = "several warps" if record.other_warp == NOBODY else f"warp {record.other_warp}"
-    return f"where {who} of the same program came at {other}, with no barrier between (tl.debug_barrier)"
+    return f"which {who} of the same program accessed at {other}, with no barrier between"

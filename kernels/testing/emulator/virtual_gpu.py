@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,8 @@ class virtual_gpu:  # noqa: N801
         from . import driver, machine
 
         machine.library()
-        self._block.enter_context(driver.active(driver.VirtualDriver(self._launch)))
+        self._driver = driver.VirtualDriver(self._launch)
+        self._block.enter_context(driver.active(self._driver))
         self._block.enter_context(library.compiled_on_cpu())
         self._block.enter_context(self._allocations.tracked())
         return self
@@ -117,7 +118,16 @@ class virtual_gpu:  # noqa: N801
                 for tensor, content, wrote in zip(arguments.kept, before, stored, strict=True):
                     if wrote:
                         storage_bytes(tensor).copy_(content)
-        self.findings += found
+        for finding in found:
+            self._add(finding)
+
+    def _add(self, finding: Finding) -> None:
+        """Keep a finding; one for all that tell of the same fault at the same line."""
+        for number, known in enumerate(self.findings):
+            if known.is_like(finding):
+                self.findings[number] = replace(known, count=known.count + finding.count)
+                return
+        self.findings.append(finding)
 
 
 @cache

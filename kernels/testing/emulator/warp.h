@@ -64,13 +64,23 @@ struct Warp {
 
     // The bits of one lane, zero-extended.
     uint64_t read(Operand operand, int lane) const {
-        uint64_t bits = 0;
-        std::memcpy(&bits, registers_.get() + operand.place + lane * operand.width, std::min(operand.width, 8u));
-        return bits;
+        const uint8_t* first = registers_.get() + operand.place;
+        switch (operand.width) {
+            case 8: return reinterpret_cast<const uint64_t*>(first)[lane];
+            case 4: return reinterpret_cast<const uint32_t*>(first)[lane];
+            case 2: return reinterpret_cast<const uint16_t*>(first)[lane];
+            default: return first[lane];
+        }
     }
 
     void write(Operand operand, int lane, uint64_t bits) {
-        std::memcpy(registers_.get() + operand.place + lane * operand.width, &bits, std::min(operand.width, 8u));
+        uint8_t* first = registers_.get() + operand.place;
+        switch (operand.width) {
+            case 8: reinterpret_cast<uint64_t*>(first)[lane] = bits; break;
+            case 4: reinterpret_cast<uint32_t*>(first)[lane] = bits; break;
+            case 2: reinterpret_cast<uint16_t*>(first)[lane] = bits; break;
+            default: first[lane] = bits;
+        }
     }
 
     // The lanes whose predicate holds.
