@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all lint mutants bench kernels clean
+.PHONY: demo test test-all lint mutants bench kernels virtual-gpu clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -36,6 +36,10 @@ bench: $(VENV)/.test-ready
 kernels: $(VENV)/.test-ready
 	$(BIN)/python -m trifuse.benchmarks.reporting.static_report
 	$(BIN)/python -m trifuse.benchmarks.reporting.tables
+
+# Every call of the GPU tests, as compiled for a GPU, on an emulated one; its verdicts are shown by `trifuse doctor`.
+virtual-gpu: $(VENV)/.test-ready
+	TRITON_INTERPRET=0 $(BIN)/python tests/support/virtual_gpu_cases.py --out kernels/testing/verdicts/virtual_gpu.csv
 
 clean:
 	rm -rf $(VENV) build

@@ -3,6 +3,8 @@
 * `tensors`: a hypothesis strategy for tensors of any shape, type and memory layout.
 * `assert_op_matches`: hold an operator and each of its gradients against a reference in plain PyTorch.
 * `launches`: which kernels of trifuse a computation launched, and which operators ran in plain PyTorch instead.
+* `virtual_gpu`, also a pytest fixture: run compiled Triton kernels on CPU tensors, with every access to memory checked;
+  its errors `KernelFaults` (with each `Finding`) and `UnsupportedInstruction`.
 * `poisoned_empty`: make memory that an operator forgets to write visible.
 * `peak_memory_bytes`: the most memory that a call holds.
 * `saved_for_backward_bytes`: what autograd keeps of a call until its backward pass.
@@ -10,7 +12,7 @@
 * `compare`: hold several forms against each other in one call: equal results and gradients first, then time and memory.
 * `Case`, `Pass`, `Comparison`, `clock`, `replay`: the same as a file of cases for pytest-benchmark.
 
-pytest finds the fixture by itself (an entry point); torch and hypothesis are imported when they are first used.
+pytest finds the fixtures by itself (an entry point); torch and hypothesis are imported when they are first used.
 
 Example::
 
@@ -38,22 +40,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .benchmarking import clock, gpu_benchmark, replay
+from .fixtures import virtual_gpu_fixture
 from .measuring import Timing, measure, peak_memory_bytes, saved_for_backward_bytes
 
 if TYPE_CHECKING:
     from .assertions import assert_op_matches
     from .comparing import Case, Comparison, Pass, WrongResult, compare
     from .counting import Launches, NoKernelRan, launches
+    from .emulator import Finding, KernelFaults, UnsupportedInstruction, virtual_gpu
     from .poisoned_memory import poisoned_empty
     from .strategies import tensors
 
 __all__ = [
     "Case",
     "Comparison",
+    "Finding",
+    "KernelFaults",
     "Launches",
     "NoKernelRan",
     "Pass",
     "Timing",
+    "UnsupportedInstruction",
     "WrongResult",
     "assert_op_matches",
     "clock",
@@ -66,6 +73,8 @@ __all__ = [
     "replay",
     "saved_for_backward_bytes",
     "tensors",
+    "virtual_gpu",
+    "virtual_gpu_fixture",
 ]
 
 # These need torch or hypothesis, which no pytest that only finds this plugin shall pay for.
@@ -74,6 +83,7 @@ _LAZY = {
     "poisoned_empty": "poisoned_memory",
     "tensors": "strategies",
     **dict.fromkeys(("Launches", "NoKernelRan", "launches"), "counting"),
+    **dict.fromkeys(("Finding", "KernelFaults", "UnsupportedInstruction", "virtual_gpu"), "emulator"),
     **dict.fromkeys(("Case", "Comparison", "Pass", "WrongResult", "compare"), "comparing"),
 }
 

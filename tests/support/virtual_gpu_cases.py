@@ -1,6 +1,6 @@
 """Run the calls of the GPU tests as compiled, on the virtual GPU, and write down what came of each.
 
-    python tests/support/virtual_gpu_cases.py [--operators a,b] [--dtypes float32] [--cases 0,1] [--out verdicts.csv]
+    python tests/support/virtual_gpu_cases.py [OPERATOR[:DTYPE[:CASE]] ...] [--out verdicts.csv]
 
 Each call's values and gradients are held against the reference, with unwritten memory poisoned; each launch is run in
 two orders of its programs, with equal bits demanded. A row is added as soon as its case is done, in place of the row
@@ -14,18 +14,18 @@ import csv
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpu_arguments import ARGUMENTS, DTYPES, assert_call_matches
 
 from trifuse import kernels
 from trifuse.kernels import library
-from trifuse.kernels.testing.emulator import KernelFaults, virtual_gpu
-
-COLUMNS = ("operator", "dtype", "case", "verdict", "launches", "findings", "commit", "torch", "triton")
-SOUND = "sound"
+from trifuse.kernels.testing import KernelFaults, virtual_gpu
+from trifuse.kernels.testing.emulator.verdicts import COLUMNS, SOUND
 
 
 def operators_with_kernels() -> list[str]:
@@ -67,35 +67,39 @@ def write_row(path: Path, row: dict[str, object]) -> None:
     key = ("operator", "dtype", "case")
     rows = [other for other in rows if any(other[name] != str(row[name]) for name in key)]
     rows = sorted([*rows, row], key=lambda row: (row["operator"], row["dtype"], int(row["case"])))
+    path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
+def selected(selections: list[str]) -> Iterator[tuple[str, str, int, Any]]:
+    """Yield operator, type, number and arguments of each selected case, of all cases if nothing is selected."""
+    for selection in selections or operators_with_kernels():
+        name, dtype, case = (*selection.split(":"), "", "")[:3]
+        for each in [dtype] if dtype else [str(dtype).removeprefix("torch.") for dtype in DTYPES]:
+            for number, arguments in enumerate(ARGUMENTS[name]("cpu", getattr(torch, each))):
+                if case in ("", str(number)):
+                    yield name, each, number, arguments
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--operators", default=",".join(operators_with_kernels()))
-    parser.add_argument("--dtypes", default=",".join(str(dtype).removeprefix("torch.") for dtype in DTYPES))
-    parser.add_argument("--cases", default="")
+    parser.add_argument("selections", nargs="*", metavar="OPERATOR[:DTYPE[:CASE]]")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     stamp = {"commit": commit(), "torch": version("torch"), "triton": version("triton")}
-    cases = [int(case) for case in options.cases.split(",") if case]
     sound = True
-    for name in options.operators.split(","):
-        for dtype in options.dtypes.split(","):
-            for case, arguments in enumerate(ARGUMENTS[name]("cpu", getattr(torch, dtype))):
-                if cases and case not in cases:
-                    continue
-                start = time.process_time()
-                verdict, launches, findings = verdict_of(name, getattr(torch, dtype), arguments)
-                sound &= verdict == SOUND
-                seconds = time.process_time() - start
-                print(f"{name} {dtype} {case}: {verdict} ({launches} launches, {seconds:.1f} s)", flush=True)
-                if options.out:
-                    row = {"operator": name, "dtype": dtype, "case": case, "verdict": verdict.splitlines()[0]}
-                    write_row(options.out, row | {"launches": launches, "findings": findings} | stamp)
+    for name, dtype, case, arguments in selected(options.selections):
+        start = time.process_time()
+        verdict, launches, findings = verdict_of(name, getattr(torch, dtype), arguments)
+        sound &= verdict == SOUND
+        seconds = time.process_time() - start
+        print(f"{name}:{dtype}:{case}: {verdict} ({launches} launches, {seconds:.1f} s)", flush=True)
+        if options.out:
+            row = {"operator": name, "dtype": dtype, "case": case, "verdict": " ".join(verdict.split())[:200]}
+            write_row(options.out, row | {"launches": launches, "findings": findings} | stamp)
     return 0 if sound else 1
 
 

@@ -81,7 +81,7 @@ class Allocations:
         storage = tensor.untyped_storage()
         if storage.nbytes() == 0 or tensor.dtype is torch.bool:  # of which only two values are defined
             return
-        storage.fill_(POISON)
+        storage_bytes(tensor).fill_(POISON)
         self._known = {key: value for key, value in self._known.items() if not value.storage.expired()}
         flags = torch.zeros(storage.nbytes(), dtype=torch.bool)
         self._known[storage._cdata] = Allocation(StorageWeakRef(storage), tensor._version, flags)
@@ -89,8 +89,7 @@ class Allocations:
 
 def storage_bytes(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor's storage as a tensor that shares them."""
-    storage = tensor.untyped_storage()
-    return torch.tensor([], dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),))
+    return torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage())
 
 
 def snapshot(tensor: Tensor) -> Tensor:

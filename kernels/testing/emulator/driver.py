@@ -101,7 +101,17 @@ class Launcher:
         self.signature, self.metadata = dict(source.signature), metadata
 
     def __call__(
-        self, x: int, y: int, z: int, stream: int, ptx: str, packed: Any, launch: Any, enter: Any, leave: Any, *arguments: Any
+        self,
+        x: int,
+        y: int,
+        z: int,
+        stream: int,
+        ptx: str,
+        packed: Any,
+        launch: Any,
+        enter: Any,
+        leave: Any,
+        *arguments: Any,
     ) -> None:
         drivers.active.run(ptx, self.signature, self.metadata, (x, y, z), arguments)
 

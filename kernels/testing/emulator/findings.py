@@ -24,7 +24,9 @@ class KernelFaults(TrifuseError, AssertionError):
 
     def __init__(self, findings: list[Finding]) -> None:
         self.findings = findings
-        super().__init__("\n".join([f"{len(findings)} fault{'s' * (len(findings) > 1)} in compiled kernels:", *map(str, findings)]))
+        super().__init__(
+            "\n".join([f"{len(findings)} fault{'s' * (len(findings) > 1)} in compiled kernels:", *map(str, findings)])
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Finding:
 
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count} times"
-        who = "" if self.program is None else f" (seen {times}, first by thread {self.thread} of program {self.program})"
+        who = (
+            "" if self.program is None else f" (seen {times}, first by thread {self.thread} of program {self.program})"
+        )
         return f"{self.kind}: {self.kernel}, {self.place}: {self.message}{who}"
 
 

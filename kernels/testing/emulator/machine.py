@@ -76,7 +76,11 @@ def library() -> ctypes.CDLL:
     from triton.runtime.build import _build
     from triton.runtime.cache import get_cache_manager
 
-    sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.iterdir()) if path.suffix in (".h", ".cpp")}
+    sources = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in sorted(FOLDER.iterdir())
+        if path.suffix in (".h", ".cpp")
+    }
     key = hashlib.sha256(repr((sources, FLAGS, platform.platform(), _processor())).encode()).hexdigest()
     kept = get_cache_manager(key)
     file = f"{NAME}.so"
@@ -126,7 +130,12 @@ class Program:
             raise kernel.refusal(refused.value)
 
     def run(
-        self, grid: tuple[int, int, int], parameters: bytes, memories: Sequence[Memory], draw: random.Random, backward: bool
+        self,
+        grid: tuple[int, int, int],
+        parameters: bytes,
+        memories: Sequence[Memory],
+        draw: random.Random,
+        backward: bool,
     ) -> tuple[list[Record], list[bool]]:
         """Run every program of a grid once.
 

@@ -50,7 +50,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction as it stands in the text, and the lines of its source: the innermost, then where it was inlined."""
+    """One instruction as it stands in the text, and the lines of its source: the innermost first, then its callers."""
 
     text: str
     frames: tuple[tuple[str, int], ...]
@@ -82,7 +82,9 @@ class Kernel:
         own = next((k for k, (file, _) in enumerate(frames) if not file.startswith(TRITON)), len(frames) - 1)
         if own < 0:
             return Place()
-        inside, inlined = (", ".join(f"{Path(file).name}:{line}" for file, line in some) for some in (frames[:own], frames[own + 1 :]))
+        inside, inlined = (
+            ", ".join(f"{Path(file).name}:{line}" for file, line in some) for some in (frames[:own], frames[own + 1 :])
+        )
         return Place(*frames[own], inlined, inside)
 
     def refusal(self, position: int) -> UnsupportedInstruction:
@@ -152,7 +154,7 @@ class _Reader:
             pending = self._after_declarations(pending)
 
     def _inlined(self, comment: str) -> Iterator[tuple[str, int]]:
-        """Yield where a line was inlined, of which the comment gives the names of files: "@[ a.py:3:4 @[ b.py:5:6 ] ]"."""
+        """Yield where a line was inlined, as its comment tells: "@[ a.py:3:4 @[ b.py:5:6 ] ]"."""
         paths = {Path(path).name: path for path in self.kernel.files.values()}
         for name, line in re.findall(r"@\[ ([^:]+):(\d+)", comment):
             yield paths.get(name, name), int(line)

@@ -31,7 +31,9 @@ def finding_of(kernel: Kernel, grid: Grid, arguments: Arguments, record: Record)
     )
 
 
-def differences(kernel: Kernel, arguments: Arguments, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Finding]:
+def differences(
+    kernel: Kernel, arguments: Arguments, first: Sequence[Tensor], second: Sequence[Tensor]
+) -> list[Finding]:
     """Return a finding for each storage that two orders of the programs left with different bytes."""
     found = []
     for number, (one, other) in enumerate(zip(first, second, strict=True)):
@@ -39,10 +41,8 @@ def differences(kernel: Kernel, arguments: Arguments, first: Sequence[Tensor], s
         if len(differing):
             name = next(name for name, storage in arguments.storages.items() if storage == number)
             tensor = arguments.tensors[name]
-            offset = int(differing[0]) - tensor.storage_offset() * tensor.itemsize
-            message = (
-                f"{len(differing)} bytes of {name} depend on the order in which programs run, the first at byte {offset}"
-            )
+            offset = int(differing[0] - tensor.storage_offset() * tensor.itemsize)
+            message = f"{len(differing)} bytes of {name} depend on the order of programs, the first at byte {offset}"
             found.append(Finding(ORDER, kernel.name, kernel.place(0), message, argument=name, offset=offset))
     return found
 
@@ -101,7 +101,9 @@ def _other_side(kind: str, kernel: Kernel, grid: Grid, record: Record) -> str:
     if kind == "race between threads":
         return "to which another thread of the same warp stores another value"
     if kind == "race between programs":
-        who = "several programs" if record.other_program == NOBODY else f"program {_program(record.other_program, grid)}"
+        who = (
+            "several programs" if record.other_program == NOBODY else f"program {_program(record.other_program, grid)}"
+        )
         return f"which {who} accessed at {other}: nothing puts the two in an order"
     who = "several warps" if record.other_warp == NOBODY else f"warp {record.other_warp}"
     return f"which {who} of the same program accessed at {other}, with no barrier between"

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from trifuse.kernels import library
 from trifuse.kernels.errors import BackendError
 
@@ -22,6 +20,7 @@ from .reports import differences, finding_of
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from .arguments import Arguments
     from .machine import Program
 
 
@@ -33,7 +32,7 @@ class Launch:
     grid: tuple[int, int, int]
 
 
-class virtual_gpu:  # noqa: N801
+class virtual_gpu:
     """Run every Triton kernel that is launched inside the block as it is compiled for an NVIDIA GPU, on CPU tensors.
 
     Programs run one after the other, in a drawn order; each launch is run several times, and its results must be equal
@@ -102,24 +101,29 @@ class virtual_gpu:  # noqa: N801
         program = _program(ptx, metadata.num_warps, metadata.shared)
         arguments = bind(program.kernel, signature, values, self._allocations)
         self.launches.append(Launch(program.kernel.name, grid))
-        before = [snapshot(tensor) for tensor in arguments.kept] if self.orders > 1 else []
-        first: list[Tensor] = []
-        for turn in range(self.orders):
-            backward = turn % 2 == 1
-            seed = seed if backward else self._draw.getrandbits(64)
-            records, stored = program.run(grid, arguments.parameters, arguments.memories, random.Random(seed), backward)
-            if turn == 0:
-                found = [finding_of(program.kernel, grid, arguments, record) for record in records]
-            elif not found:
-                found = differences(program.kernel, arguments, first, [snapshot(tensor) for tensor in arguments.kept])
-            if turn == 0 and self.orders > 1:
-                first = [snapshot(tensor) for tensor in arguments.kept]
-            if turn + 1 < self.orders:
+        before = [snapshot(tensor) for tensor in arguments.kept]
+        seed = self._draw.getrandbits(64)
+        found, stored = self._run(program, grid, arguments, seed, backward=False)
+        if self.orders > 1 and not found:
+            first = [snapshot(tensor) for tensor in arguments.kept]
+            for turn in range(1, self.orders):
+                backward = turn % 2 == 1
+                seed = seed if backward else self._draw.getrandbits(64)
                 for tensor, content, wrote in zip(arguments.kept, before, stored, strict=True):
                     if wrote:
                         storage_bytes(tensor).copy_(content)
+                self._run(program, grid, arguments, seed, backward)
+                found += differences(program.kernel, arguments, first, [snapshot(tensor) for tensor in arguments.kept])
         for finding in found:
             self._add(finding)
+
+    @staticmethod
+    def _run(
+        program: Program, grid: tuple[int, int, int], arguments: Arguments, seed: int, backward: bool
+    ) -> tuple[list[Finding], list[bool]]:
+        """Run all programs in one order; return the findings, and which storages were written to."""
+        records, stored = program.run(grid, arguments.parameters, arguments.memories, random.Random(seed), backward)
+        return [finding_of(program.kernel, grid, arguments, record) for record in records], stored
 
     def _add(self, finding: Finding) -> None:
         """Keep a finding; one for all that tell of the same fault at the same line."""
