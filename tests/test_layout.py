@@ -25,7 +25,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 OWN_CODE = [*SOURCES, *BENCHMARKS, *sorted((ROOT / "tests").rglob("*.py"))]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 80
-MOST_ARROWS = 49  # between folders, those from networks aside
+MOST_ARROWS = 52  # between folders, those from networks aside
 MOST_ARROWS_OF_A_NETWORK = 11
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc", "v2"}
 

@@ -19,17 +19,26 @@ Name                                What it does                                
                                     alone                                               whole process
 ``get_cache_manager``               files in the cache of what was compiled             nothing
 ``backends/nvidia/bin``             `cuobjdump` and `nvdisasm`                          NVIDIA's toolkit
+``_build``                          builds a shared library from C++                    nothing
+``DriverBase``,                     what a driver is, and the one through which         nothing
+``triton.runtime.driver``           kernels are launched
+``kernel_load_start_hook``          tells which files a kernel was compiled to          nothing
 ==================================  ==================================================  ==============================
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import triton
 from triton.backends.compiler import GPUTarget as GPUTarget
+from triton.backends.driver import DriverBase as DriverBase
 from triton.compiler import ASTSource as ASTSource
+from triton.runtime import build as _builder
+from triton.runtime import driver as _drivers
 from triton.runtime.cache import get_cache_manager as get_cache_manager
 from triton.runtime.errors import InterpreterError as InterpreterError
 from triton.runtime.errors import OutOfResources as OutOfResources
@@ -37,6 +46,7 @@ from triton.runtime.errors import TritonError as TritonError
 
 compile_kernel = triton.compile
 compilation = triton.knobs.compilation
+build_shared_library = _builder._build
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -49,3 +59,27 @@ class JitFunction(Protocol):
 
     def run(self, *arguments: Any, grid: Any, warmup: bool, **settings: Any) -> Any:
         """Do what ``self[grid](*arguments, **settings)`` does."""
+
+
+def active_driver() -> Any:
+    """Return the driver through which Triton launches."""
+    return _drivers.active
+
+
+@contextmanager
+def launching_through(driver: DriverBase, before_loading: Callable[..., None]) -> Iterator[None]:
+    """Let Triton launch through a driver inside the block.
+
+    Args:
+        driver: the driver.
+        before_loading: called with a kernel's module, function, name, files and key before the kernel is loaded.
+    """
+    former = _drivers._active  # asking for .active would look for a GPU
+    hook = triton.knobs.runtime.kernel_load_start_hook
+    hook.add(before_loading)
+    _drivers.set_active(driver)
+    try:
+        yield
+    finally:
+        _drivers.set_active(former)
+        hook.remove(before_loading)

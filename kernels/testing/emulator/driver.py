@@ -1,20 +1,15 @@
 """A driver for Triton that runs kernels compiled for an NVIDIA GPU on the machine, on CPU tensors.
 
-What of Triton's inner parts is used here: the class of drivers, what its launcher and its loader are called with, and
-the hook that tells which files a kernel was compiled to.
+Triton calls what a driver's launcher and loader are, and a hook that tells which files a kernel was compiled to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
-from triton.runtime import driver as drivers
+from trifuse.kernels.gpu.triton_internals import DriverBase, GPUTarget, active_driver
 
 from .findings import UnsupportedInstruction
 
@@ -34,8 +29,8 @@ PROPERTIES = {
 }
 MOST_THREADS = 1024
 
-# Runs a kernel: its PTX, its signature, its metadata, the grid, the arguments.
-Run = Callable[[str, dict[str, Any], Any, tuple[int, int, int], tuple[Any, ...]], None]
+# Runs a kernel: its PTX, its source, its metadata, the grid, the arguments.
+Run = Callable[[str, Any, Any, tuple[int, int, int], tuple[Any, ...]], None]
 
 
 class VirtualDriver(DriverBase):
@@ -98,7 +93,7 @@ class Launcher:
     """Launches one compiled kernel: made by Triton for it, called with the grid and the bound arguments."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
-        self.signature, self.metadata = dict(source.signature), metadata
+        self.source, self.metadata = source, metadata
 
     def __call__(
         self,
@@ -113,25 +108,12 @@ class Launcher:
         leave: Any,
         *arguments: Any,
     ) -> None:
-        drivers.active.run(ptx, self.signature, self.metadata, (x, y, z), arguments)
+        active_driver().run(ptx, self.source, self.metadata, (x, y, z), arguments)
 
 
 _loaded: list[str] = []  # the PTX of the kernel that Triton is about to load
 
 
-def _keep_ptx(module: Any, function: Any, name: str, files: dict[str, str], key: str) -> None:
+def keep_ptx(module: Any, function: Any, name: str, files: dict[str, str], key: str) -> None:
+    """Read the PTX of a kernel; Triton calls this with the files that a kernel was compiled to, before it loads it."""
     _loaded[:] = [Path(path).read_text(encoding="utf-8") for file, path in files.items() if file.endswith(".ptx")]
-
-
-@contextmanager
-def active(driver: VirtualDriver) -> Iterator[None]:
-    """Let Triton launch through a driver inside the block."""
-    before = drivers._active  # asking for .active would look for a GPU
-    hook = knobs.runtime.kernel_load_start_hook
-    hook.add(_keep_ptx)
-    drivers.set_active(driver)
-    try:
-        yield
-    finally:
-        drivers.set_active(before)
-        hook.remove(_keep_ptx)

@@ -73,8 +73,7 @@ def address_of(number: int, data: int) -> int:
 @cache
 def library() -> ctypes.CDLL:
     """Build the machine unless Triton's cache has it, and load it."""
-    from triton.runtime.build import _build
-    from triton.runtime.cache import get_cache_manager
+    from trifuse.kernels.gpu.triton_internals import build_shared_library, get_cache_manager
 
     sources = {
         path.name: path.read_text(encoding="utf-8")
@@ -88,7 +87,7 @@ def library() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory() as folder:
             source = str(FOLDER / "machine.cpp")
             try:
-                built = _build(NAME, source, folder, [], [str(FOLDER)], ["stdc++"], list(FLAGS))
+                built = build_shared_library(NAME, source, folder, [], [str(FOLDER)], ["stdc++"], list(FLAGS))
             except Exception as error:
                 raise BackendError(_advice(error)) from error
             path = kept.put(Path(built).read_bytes(), file, binary=True)

@@ -97,14 +97,23 @@ class Kernel:
         )
 
 
-def read_ptx(text: str) -> Kernel:
-    """Read the one kernel of a PTX text."""
+def read_ptx(text: str, source: str = "") -> Kernel:
+    """Read the one kernel of a PTX text.
+
+    Args:
+        text: the PTX.
+        source: path of the file that the kernel was defined in. The PTX may name another one, if Triton's cache has the
+            same lines from there.
+    """
     entry = re.search(r"\.entry\s+([\w$.]+)\s*\((.*?)\)(.*?)\n\{\n(.*?)\n\}", text, flags=re.DOTALL)
     if entry is None:
         raise ValueError("the PTX holds no kernel: no .entry was found")
     name, parameters, _, body = entry.groups()
     kernel = Kernel(name)
     kernel.files = {int(number): path for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)}
+    kernel.files = {
+        number: source if Path(path).name == Path(source).name else path for number, path in kernel.files.items()
+    }
     return _Reader(kernel, parameters, body).read()
 
 

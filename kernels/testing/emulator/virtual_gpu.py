@@ -74,11 +74,13 @@ class virtual_gpu:
                 "virtual_gpu runs compiled kernels, but TRITON_INTERPRET=1 lets Triton interpret them; unset it before "
                 "triton is imported"
             )
+        from trifuse.kernels.gpu.triton_internals import launching_through
+
         from . import driver, machine
 
         machine.library()
         self._driver = driver.VirtualDriver(self._launch)
-        self._block.enter_context(driver.active(self._driver))
+        self._block.enter_context(launching_through(self._driver, driver.keep_ptx))
         self._block.enter_context(library.compiled_on_cpu())
         self._block.enter_context(self._allocations.tracked())
         return self
@@ -94,12 +96,12 @@ class virtual_gpu:
         error.add_note(str(KernelFaults(self.findings)))
 
     def _launch(
-        self, ptx: str, signature: dict[str, Any], metadata: Any, grid: tuple[int, int, int], values: tuple[Any, ...]
+        self, ptx: str, source: Any, metadata: Any, grid: tuple[int, int, int], values: tuple[Any, ...]
     ) -> None:
         from .arguments import bind
 
-        program = _program(ptx, metadata.num_warps, metadata.shared)
-        arguments = bind(program.kernel, signature, values, self._allocations)
+        program = _program(ptx, source.fn.fn.__code__.co_filename, metadata.num_warps, metadata.shared)
+        arguments = bind(program.kernel, source.signature, values, self._allocations)
         self.launches.append(Launch(program.kernel.name, grid))
         before = [snapshot(tensor) for tensor in arguments.kept]
         seed = self._draw.getrandbits(64)
@@ -135,8 +137,8 @@ class virtual_gpu:
 
 
 @cache
-def _program(ptx: str, warps: int, shared_bytes: int) -> Program:
+def _program(ptx: str, file: str, warps: int, shared_bytes: int) -> Program:
     """Read a kernel, once in a process."""
     from .machine import Program
 
-    return Program(read_ptx(ptx), warps, shared_bytes)
+    return Program(read_ptx(ptx, file), warps, shared_bytes)
