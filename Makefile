@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all lint mutants bench kernels virtual-gpu clean
+.PHONY: demo test test-all versions lint mutants bench kernels virtual-gpu clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -18,6 +18,12 @@ test: $(VENV)/.test-ready
 # Then the rest: all GPU architectures, forms and grids, and whole networks.
 test-all: test
 	$(BIN)/pytest -n auto -m slow
+
+# The kernels' tests with each supported pair of torch and Triton, in environments of their own: several GB, half an hour.
+VERSIONS ?= build/versions
+versions: $(VENV)/.test-ready
+	$(BIN)/python tests/versions/run.py --environments $(VERSIONS)
+	$(BIN)/python -m trifuse.benchmarks.reporting.tables
 
 lint: $(VENV)/.lint-ready
 	mkdir -p build/types && ln -sfn ../.. build/types/trifuse

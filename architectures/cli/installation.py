@@ -17,6 +17,14 @@ from trifuse.kernels import OPERATORS, upsample_argmax
 from trifuse.kernels.gpu import tuning
 from trifuse.kernels.library import TRITON_DTYPES, default_backend
 from trifuse.kernels.ops.memory_efficient_attention import attention_backend
+from trifuse.kernels.tested_versions import (
+    VERSIONS,
+    VIRTUAL_GPU,
+    describe_pair,
+    describe_virtual_gpu,
+    numpy_remedy,
+    read_verdicts,
+)
 
 PACKAGES = ("trifuse", "torch", "triton", "xformers", "numpy", "einops", "safetensors", "nibabel")
 OPTIONAL = {
@@ -39,6 +47,7 @@ def examine() -> dict[str, Any]:
             for name, extra in OPTIONAL.items()
         },
         "triton": "; ".join([_triton(), *(_trial(device) for device in _gpus())]),
+        "tested": _tested(),
         "tuning": _tuning(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "operators": [_operator(name, device, dtype) for name in OPERATORS for device, dtype in _places()],
@@ -48,7 +57,7 @@ def examine() -> dict[str, Any]:
 def format_findings(findings: dict[str, Any]) -> str:
     """Return the findings as lines to read."""
     lines = []
-    for title in ("machine", "packages", "optional", "environment"):
+    for title in ("machine", "packages", "optional", "tested", "environment"):
         if findings[title]:
             lines += [title, *(f"  {name:<18} {value}" for name, value in findings[title].items())]
     lines += ["triton", f"  {findings['triton']}", "tuning", f"  {findings['tuning']}", "operators"]
@@ -87,6 +96,17 @@ def _triton() -> str:
     if installed == wanted:
         return f"{installed}, the version that this torch asks for"
     return f"{installed}, but this torch asks for {wanted}; run: pip install triton=={wanted}"
+
+
+def _tested() -> dict[str, str]:
+    """Say what came of the tests with the installed versions, and of the kernels on the virtual GPU."""
+    torch, triton, numpy = (_version(name) or "none" for name in ("torch", "triton", "numpy"))
+    found = {"versions": describe_pair(torch, triton, read_verdicts(VERSIONS))}
+    if remedy := numpy_remedy(triton, numpy):
+        found["numpy"] = remedy
+    if calls := read_verdicts(VIRTUAL_GPU):
+        found["virtual GPU"] = describe_virtual_gpu(calls)
+    return found
 
 
 def _trial(device: torch.device) -> str:

@@ -6,7 +6,8 @@
 
 A page takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``; one line for each case
 and pass of all files of a kind of device where it says ``<!-- overview: cpu -->``; ten of these lines where it says
-``<!-- highlights: cpu -->``; and the layouts of cohorts where it says ``<!-- layouts: all -->``.
+``<!-- highlights: cpu -->``; the layouts of cohorts where it says ``<!-- layouts: all -->``; and the tested versions of
+torch and Triton where it says ``<!-- versions: tested -->``.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ from trifuse.kernels.testing.tables import markdown
 from .highlights import highlights
 from .layouts import layouts_table
 from .overview import overview
+from .versions import versions_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-OTHER_SECTIONS = {"overview": overview, "highlights": highlights, "layouts": lambda folder, name: layouts_table()}
+OTHER_SECTIONS = {
+    "overview": overview,
+    "highlights": highlights,
+    "layouts": lambda folder, name: layouts_table(),
+    "versions": lambda folder, name: versions_table(),
+}
 
 
 def markdown_of_file(path: Path) -> str:
@@ -45,7 +52,7 @@ def with_results(text: str, folder: Path) -> str:
             table = markdown_of_file(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
         return f"<!-- {match['what']}: {match['name']} -->\n\n{table.strip()}\n\n<!-- end -->"
 
-    pattern = r"<!-- (?P<what>results|overview|highlights|layouts): (?P<name>\S+) -->.*?<!-- end -->"
+    pattern = r"<!-- (?P<what>results|overview|highlights|layouts|versions): (?P<name>\S+) -->.*?<!-- end -->"
     return re.sub(pattern, section, text, flags=re.DOTALL)
 
 

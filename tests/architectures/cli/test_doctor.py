@@ -35,6 +35,30 @@ def test_doctor_names_every_operator_and_its_reason(capsys):
     assert "weighted_block_fusion" in run_main(["doctor"], capsys)[1]
 
 
+def test_doctor_says_whether_the_installed_versions_were_tested(capsys, monkeypatch):
+    versions = {"torch": "2.10.0+cu128", "triton": "3.6.0", "numpy": "2.4.0"}
+    verdict = {"torch": "2.10.0", "triton": "3.6.0", "passed": "1700", "failed": "0", "skipped": "90"}
+    call = {"operator": "channel_gate", "launches": "3", "findings": "0"}
+    files = {installation.VERSIONS: [verdict], installation.VIRTUAL_GPU: [call]}
+    stamp = {"commit": "0123abc", "date": "2026-01-31"}
+    monkeypatch.setattr(installation, "_version", lambda package: versions.get(package))
+    monkeypatch.setattr(installation, "read_verdicts", lambda file: [row | stamp for row in files[file]])
+    findings = installation.examine()["tested"]
+    assert findings["versions"].startswith("torch 2.10.0 with triton 3.6.0: 1700 tests passed, none failed")
+    assert findings["numpy"].endswith("does not work with numpy 2.4.0; run: pip install 'numpy<2.4'")
+    assert findings["virtual GPU"].startswith("1 calls of 1 operators, 3 launches of compiled kernels: no finding")
+    assert findings["versions"] in run_main(["doctor"], capsys)[1]
+    versions["numpy"], files[installation.VIRTUAL_GPU] = "2.3.5", []
+    assert installation.examine()["tested"].keys() == {"versions"}
+
+
+def test_doctor_knows_a_pair_that_was_not_tested(monkeypatch):
+    monkeypatch.setattr(installation, "_version", lambda package: {"torch": "2.11.0", "numpy": "2.4.0"}.get(package))
+    found = installation.examine()["tested"]
+    assert found["versions"].startswith("torch 2.11.0 with triton none is not among the tested pairs: ")
+    assert "numpy" not in found
+
+
 @pytest.mark.parametrize(("network", "millions"), [("taff_unet", "34,815,052"), ("plain_unet", "33,474,840")])
 def test_doctor_counts_the_networks(network, millions, capsys):
     code, output, _ = run_main(["doctor", "--model", network], capsys)

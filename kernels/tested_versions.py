@@ -1,0 +1,64 @@
+"""Which versions of torch and Triton trifuse was tested with, and what came of it: ``trifuse doctor`` says it.
+
+``make versions`` runs the tests with each supported pair and writes the verdicts, which are part of the package.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+VERDICTS = Path(__file__).parent / "testing" / "verdicts"
+VERSIONS = VERDICTS / "versions.csv"
+VIRTUAL_GPU = VERDICTS / "virtual_gpu.csv"
+# Before 3.7, Triton's interpreter makes Python numbers of arrays with one element, which NumPy 2.4 refuses.
+FIRST_TRITON_FOR_ANY_NUMPY, FIRST_NUMPY_TOO_NEW = (3, 7), (2, 4)
+
+Verdict = Mapping[str, str]
+
+
+def read_verdicts(file: Path) -> list[Verdict]:
+    """Return the rows of a file of verdicts, in its order; none where no file is there."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def describe_pair(torch: str, triton: str, verdicts: Sequence[Verdict]) -> str:
+    """Say whether a torch and a Triton are among the tested pairs, and what came of it."""
+    torch = torch.partition("+")[0]  # a build for another CUDA is the same version
+    for row in verdicts:
+        if (row["torch"], row["triton"]) == (torch, triton):
+            failed = "none failed" if row["failed"] == "0" else f"{row['failed']} failed"
+            counts = f"{row['passed']} tests passed, {failed}, {row['skipped']} were skipped"
+            return f"torch {torch} with triton {triton}: {counts} (commit {row['commit']}, {row['date']})"
+    tested = ", ".join(f"{row['torch']} with {row['triton']}" for row in verdicts) or "none"
+    return f"torch {torch} with triton {triton} is not among the tested pairs: {tested}"
+
+
+def numpy_remedy(triton: str, numpy: str) -> str:
+    """Say what to do where Triton's interpreter does not work with the NumPy beside it; empty where it does."""
+    old_triton = () < _release(triton) < FIRST_TRITON_FOR_ANY_NUMPY
+    if not old_triton or _release(numpy) < FIRST_NUMPY_TOO_NEW:
+        return ""
+    return f"the interpreter of triton {triton} does not work with numpy {numpy}; run: pip install 'numpy<2.4'"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def describe_virtual_gpu(verdicts: Sequence[Verdict]) -> str:
+    """Say what compiled kernels did on the virtual GPU."""
+    operators, launches = {row["operator"] for row in verdicts}, sum(int(row["launches"]) for row in verdicts)
+    faulty = [row for row in verdicts if row["findings"] != "0"]
+    found = f"findings in {len(faulty)}" if faulty else "no finding"
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in verdicts))
+    return (
+        f"{len(verdicts)} calls of {len(operators)} operators, {launches} launches of compiled kernels: {found} "
+        f"(commit {commits})"
+    )

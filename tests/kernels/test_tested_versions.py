@@ -1,0 +1,66 @@
+"""What is said about the versions that are installed."""
+
+from __future__ import annotations
+
+import pytest
+
+from trifuse.kernels import tested_versions
+
+PAIRS = [
+    {"torch": "2.10.0", "triton": "3.6.0", "passed": "1700", "failed": "0", "skipped": "90"},
+    {"torch": "2.13.0", "triton": "3.7.1", "passed": "1690", "failed": "10", "skipped": "90"},
+]
+VERDICTS = [row | {"commit": "0123abc", "date": "2026-01-31"} for row in PAIRS]
+
+
+@pytest.mark.parametrize(
+    ("torch", "triton", "said"),
+    [
+        (
+            "2.10.0+cu128",
+            "3.6.0",
+            "torch 2.10.0 with triton 3.6.0: 1700 tests passed, none failed, 90 were skipped "
+            "(commit 0123abc, 2026-01-31)",
+        ),
+        (
+            "2.13.0",
+            "3.7.1",
+            "torch 2.13.0 with triton 3.7.1: 1690 tests passed, 10 failed, 90 were skipped "
+            "(commit 0123abc, 2026-01-31)",
+        ),
+        (
+            "2.13.0",
+            "3.6.0",
+            "torch 2.13.0 with triton 3.6.0 is not among the tested pairs: 2.10.0 with 3.6.0, 2.13.0 with 3.7.1",
+        ),
+    ],
+)
+def test_a_pair_is_found_among_the_verdicts(torch, triton, said):
+    assert tested_versions.describe_pair(torch, triton, VERDICTS) == said
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "wrong"),
+    [
+        ("3.6.0", "2.4.0", True),
+        ("3.6.0", "2.10.1", True),
+        ("3.6.0", "2.3.5", False),
+        ("3.7.1", "2.4.6", False),
+        ("3.10.0", "2.4.6", False),
+    ],
+)
+def test_a_numpy_too_new_for_an_old_triton_is_named_with_its_remedy(triton, numpy, wrong):
+    remedy = tested_versions.numpy_remedy(triton, numpy)
+    assert bool(remedy) == wrong
+    assert remedy.endswith("run: pip install 'numpy<2.4'") == wrong
+
+
+def test_calls_on_the_virtual_gpu_are_summed_up():
+    rows = [
+        {"operator": operator, "launches": "3", "findings": findings, "commit": "0123abc"}
+        for operator, findings in (("a", "0"), ("a", "0"), ("b", "0"))
+    ]
+    said = "3 calls of 2 operators, 9 launches of compiled kernels: {} (commit 0123abc)"
+    assert tested_versions.describe_virtual_gpu(rows) == said.format("no finding")
+    rows[1]["findings"] = "2"
+    assert tested_versions.describe_virtual_gpu(rows) == said.format("findings in 1")

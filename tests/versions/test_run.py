@@ -1,0 +1,124 @@
+"""Pairs of torch and Triton: the runner counts what came of tests, and keeps one verdict for each pair."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from trifuse.kernels.tested_versions import VERSIONS, read_verdicts
+
+
+def _load_runner():
+    spec = spec_from_file_location("versions_runner", Path(__file__).with_name("run.py"))
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+runner = _load_runner()
+SETTINGS = tomllib.loads((runner.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+THREE_TESTS = """
+import pytest
+
+def test_passes(): pass
+
+def test_fails(): assert False
+
+@pytest.mark.skip(reason="needs a GPU")
+def test_skips(): pass
+"""
+
+
+def row(torch: str, **values: str) -> dict[str, str]:
+    return dict.fromkeys(runner.COLUMNS, "1") | {"torch": torch} | values
+
+
+def test_the_oldest_pair_is_the_oldest_that_may_be_installed_and_the_default_one_is_among_them():
+    pairs = [(pair["torch"], pair["triton"]) for pair in runner.read_pairs()]
+    wanted = " ".join(SETTINGS["project"]["dependencies"])
+    floors = [re.search(rf"\b{name}>=([\d.]+)", wanted)[1] for name in ("torch", "triton")]
+    assert [version.startswith(floor) for version, floor in zip(pairs[0], floors, strict=True)] == [True, True]
+    default = (runner.ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"==([\d.]+)", default)) in pairs
+
+
+def test_verdicts_are_in_a_wheel():
+    shipped = SETTINGS["tool"]["setuptools"]["package-data"]["trifuse.kernels.testing"]
+    assert any(VERSIONS.match(pattern) for pattern in shipped)
+
+
+def test_tests_are_counted_by_what_came_of_them(tmp_path):
+    tests = tmp_path / "test_three.py"
+    tests.write_text(THREE_TESTS)
+    counts, failures = runner.run_tests(Path(sys.executable), [str(tests)], 1, tmp_path / "cache")
+    seconds = int(counts.pop("seconds"))
+    assert counts == {"passed": "1", "failed": "1", "skipped": "1", "why_skipped": "1 needs a GPU"}
+    assert 0 <= seconds < 300
+    assert [name.rpartition("::")[2] for name in failures] == ["test_fails"]
+
+
+def test_tests_run_on_this_tree(tmp_path):
+    tests = tmp_path / "test_where.py"
+    tests.write_text(
+        "import pathlib, trifuse.kernels\n"
+        f"def test_where(): assert str(pathlib.Path(trifuse.kernels.__file__).resolve()).startswith('{runner.ROOT}')\n"
+    )
+    assert runner.run_tests(Path(sys.executable), [str(tests)], 1, tmp_path / "cache")[0]["passed"] == "1"
+
+
+def test_an_error_before_a_test_counts_as_a_failure(tmp_path):
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite errors="1" failures="0" skipped="0" tests="2"><testcase classname="a" name="b">'
+        '<error message="no fixture"/></testcase><testcase classname="a" name="c"/></testsuite></testsuites>'
+    )
+    assert runner.counts_of(report) | {"why_skipped": ""} == {
+        "passed": "1", "failed": "1", "skipped": "0", "why_skipped": ""
+    }  # fmt: skip
+    assert runner.failures_of(report) == ["a::b"]
+
+
+def test_an_environment_is_made_once_with_its_versions_pinned(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(runner.subprocess, "run", lambda command, **settings: commands.append(command))
+    pair = {"torch": "2.10.0", "triton": "3.6.0", "numpy": "<2.4"}
+    place = tmp_path / "torch-2.10.0"
+    place.mkdir()  # which `venv` would have done
+    python = runner.environment_of(pair, tmp_path)
+    assert python == place / "bin" / "python"
+    assert (place / "constraints.txt").read_text() == "torch==2.10.0\ntriton==3.6.0\nnumpy<2.4\n"
+    assert [command[2] for command in commands] == ["venv", "pip", "pip"]
+    assert all(str(place / "constraints.txt") in command for command in commands[1:])
+    assert runner.environment_of(pair, tmp_path) == python
+    assert len(commands) == 3
+    runner.environment_of(pair | {"triton": "3.6.1"}, tmp_path)  # another pair for the same torch
+    assert len(commands) > 3
+
+
+def test_a_verdict_takes_the_place_of_the_last_one(tmp_path):
+    file = tmp_path / "versions.csv"
+    supported = [pair["torch"] for pair in runner.read_pairs()]
+    for verdict in (row(supported[1]), row("1.0"), row(supported[0]), row(supported[1], passed="7")):
+        runner.write_verdict(verdict, file)
+    assert [(each["torch"], each["passed"]) for each in read_verdicts(file)] == [
+        (supported[0], "1"), (supported[1], "7")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("commit", ["0123abc", ""])
+def test_a_verdict_is_written_for_a_commit_alone(commit, tmp_path, monkeypatch, capsys):
+    written = []
+    counts = {"passed": "5", "failed": "2", "skipped": "0", "why_skipped": "", "seconds": "9"}
+    monkeypatch.setattr(runner, "clean_commit", lambda: commit)
+    monkeypatch.setattr(runner, "environment_of", lambda pair, folder: Path(sys.executable))
+    monkeypatch.setattr(runner, "run_tests", lambda *arguments: (counts, ["test_a::test_b"]))
+    monkeypatch.setattr(runner, "write_verdict", written.append)
+    assert runner.run_pairs(runner.read_pairs()[:1], tmp_path, 1) == 2
+    assert ("no verdict is written" in capsys.readouterr().out) == (not commit)
+    assert [set(verdict) for verdict in written] == ([set(runner.COLUMNS)] if commit else [])
