@@ -54,11 +54,10 @@ def _release(version: str) -> tuple[int, ...]:
 
 def describe_virtual_gpu(verdicts: Sequence[Verdict]) -> str:
     """Say what compiled kernels did on the virtual GPU."""
-    operators, launches = {row["operator"] for row in verdicts}, sum(int(row["launches"]) for row in verdicts)
-    faulty = [row for row in verdicts if row["findings"] != "0"]
-    found = f"findings in {len(faulty)}" if faulty else "no finding"
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in verdicts))
+    sound, launches = sum(row["verdict"] == "sound" for row in verdicts), sum(int(row["launches"]) for row in verdicts)
+    operators = len({row["operator"] for row in verdicts})
+    made_of = dict.fromkeys(f"torch {row['torch']}, triton {row['triton']}, commit {row['commit']}" for row in verdicts)
     return (
-        f"{len(verdicts)} calls of {len(operators)} operators, {launches} launches of compiled kernels: {found} "
-        f"(commit {commits})"
+        f"{sound} of {len(verdicts)} calls of {operators} operators were sound, in {launches} launches of compiled "
+        f"kernels ({'; '.join(made_of)})"
     )

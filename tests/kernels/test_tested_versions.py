@@ -56,11 +56,12 @@ def test_a_numpy_too_new_for_an_old_triton_is_named_with_its_remedy(triton, nump
 
 
 def test_calls_on_the_virtual_gpu_are_summed_up():
-    rows = [
-        {"operator": operator, "launches": "3", "findings": findings, "commit": "0123abc"}
-        for operator, findings in (("a", "0"), ("a", "0"), ("b", "0"))
-    ]
-    said = "3 calls of 2 operators, 9 launches of compiled kernels: {} (commit 0123abc)"
-    assert tested_versions.describe_virtual_gpu(rows) == said.format("no finding")
-    rows[1]["findings"] = "2"
-    assert tested_versions.describe_virtual_gpu(rows) == said.format("findings in 1")
+    made_of = {"torch": "2.13.0", "triton": "3.7.1", "commit": "0123abc"}
+    rows = [{"operator": operator, "verdict": "sound", "launches": "3"} | made_of for operator in "aab"]
+    said = (
+        "{} of 3 calls of 2 operators were sound, in 9 launches of compiled kernels "
+        "(torch 2.13.0, triton 3.7.1, commit 0123abc)"
+    )
+    assert tested_versions.describe_virtual_gpu(rows) == said.format(3)
+    rows[1]["verdict"] = "wrong: a value"
+    assert tested_versions.describe_virtual_gpu(rows) == said.format(2)
