@@ -45,12 +45,18 @@ public:
 
     void begin_program() { std::fill(shared_.begin(), shared_.end(), POISON); }
 
+    // Returns the number of the storage whose range an address lies in, and the bytes from its start; without one,
+    // NOBODY and the address.
+    std::pair<int32_t, int64_t> owner(uint64_t address) const {
+        const uint64_t number = (address >> RANGE_BITS) - FIRST_RANGE;
+        if (number >= storages.size()) return {NOBODY, static_cast<int64_t>(address)};
+        return {static_cast<int32_t>(number), static_cast<int64_t>(address - storages[number].address)};
+    }
+
     // Returns where an access to global memory goes; null where that is out of bounds.
     [[gnu::noinline]] uint8_t* global(uint64_t address, const Request& request) {
-        uint64_t number = (address >> RANGE_BITS) - FIRST_RANGE;
-        Storage* storage = number < storages.size() ? &storages[number] : nullptr;
-        int64_t offset = storage ? static_cast<int64_t>(address - storage->address) : static_cast<int64_t>(address);
-        int32_t owner = storage ? static_cast<int32_t>(number) : NOBODY;
+        const auto [owner, offset] = this->owner(address);
+        Storage* storage = owner == NOBODY ? nullptr : &storages[owner];
         if (address % request.bytes) report(Fault::Misaligned, request, owner, offset);
         if (!storage || offset < 0 || offset + request.bytes > storage->size) {
             report(Fault::OutOfBounds, request, owner, offset);

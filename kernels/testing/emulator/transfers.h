@@ -10,6 +10,8 @@ namespace emulator {
 
 struct Global {
     static constexpr const char* name = "global";
+    static constexpr Fault overlap = Fault::RaceBetweenThreads;
+    static std::pair<int32_t, int64_t> owner(const Memory& memory, uint64_t address) { return memory.owner(address); }
     static uint8_t* at(Memory& memory, uint64_t address, const Request& request) {
         return memory.global(address, request);
     }
@@ -17,6 +19,10 @@ struct Global {
 
 struct Shared {
     static constexpr const char* name = "shared";
+    static constexpr Fault overlap = Fault::SharedRace;
+    static std::pair<int32_t, int64_t> owner(const Memory&, uint64_t address) {
+        return {NOBODY, static_cast<int64_t>(address)};
+    }
     static uint8_t* at(Memory& memory, uint64_t address, const Request& request) {
         return memory.shared(address, request);
     }
@@ -42,46 +48,40 @@ void load(Warp& warp, const Instruction& instruction, Mask mask) {
 }
 
 // Reports lanes of one store that write different values to one place: which of them stays is not defined.
-template <class T>
+template <class Space, class T>
 void check_overlap(Warp& warp, const Instruction& instruction, Mask mask) {
     const uint32_t count = instruction.input_count - 1, bytes = count * sizeof(T);
-    struct Target {
-        uint64_t address;
-        int lane;
-    };
-    std::array<Target, LANES> targets;
+    std::array<std::pair<uint64_t, int>, LANES> targets;  // address and lane
     int number = 0;
     bool ascending = true;
     for_each_lane(mask, [&](int lane) {
         targets[number] = {address_of(warp, instruction, lane), lane};
-        ascending &= number == 0 || targets[number].address >= targets[number - 1].address + bytes;
+        ascending &= number == 0 || targets[number].first >= targets[number - 1].first + bytes;
         ++number;
     });
     if (ascending) return;
-    std::stable_sort(targets.begin(), targets.begin() + number,
-                     [](const Target& a, const Target& b) { return a.address < b.address; });
+    std::sort(targets.begin(), targets.begin() + number);
     for (int k = 1; k < number; ++k) {
-        const Target &first = targets[k - 1], &second = targets[k];
-        if (second.address >= first.address + bytes) continue;
-        bool equal = second.address == first.address;
+        const auto [first, one] = targets[k - 1];
+        const auto [second, other] = targets[k];
+        if (second >= first + bytes) continue;
+        bool equal = second == first;
         for (uint32_t part = 1; part <= count && equal; ++part)
-            equal = value_of<T>(warp.read(instruction.inputs[part], first.lane)) ==
-                    value_of<T>(warp.read(instruction.inputs[part], second.lane));
+            equal = value_of<T>(warp.read(instruction.inputs[part], one)) ==
+                    value_of<T>(warp.read(instruction.inputs[part], other));
         if (equal) continue;
-        const uint64_t number_of_storage = (second.address >> RANGE_BITS) - FIRST_RANGE;
-        const bool known = number_of_storage < warp.memory.storages.size();
-        const uint64_t start = known ? warp.memory.storages[number_of_storage].address : 0;
-        Conflict conflict{true, false, int32_t(warp.memory.clock.program), int32_t(warp.index), instruction.position};
-        warp.memory.report(Fault::RaceBetweenThreads,
-                           {instruction, warp.thread(second.lane), sizeof(T), bytes, Access::Write},
-                           known ? int32_t(number_of_storage) : NOBODY, int64_t(second.address - start), conflict);
+        const auto [owner, offset] = Space::owner(warp.memory, second);
+        const Conflict conflict{true, false, int32_t(warp.memory.clock.program), int32_t(warp.index),
+                                instruction.position};
+        warp.memory.report(Space::overlap, {instruction, warp.thread(other), sizeof(T), bytes, Access::Write}, owner,
+                           offset, conflict);
     }
 }
 
 template <class Space, class T>
 void store(Warp& warp, const Instruction& instruction, Mask mask) {
     const uint32_t count = instruction.input_count - 1;
-    check_overlap<T>(warp, instruction, mask);
+    check_overlap<Space, T>(warp, instruction, mask);
     for_each_lane(mask, [&](int lane) {
         std::array<T, MOST_OPERANDS> values;
         for (uint32_t k = 0; k < count; ++k) values[k] = value_of<T>(warp.read(instruction.inputs[1 + k], lane));
