@@ -10,7 +10,6 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from .findings import UnsupportedInstruction
@@ -21,7 +20,7 @@ SPECIAL = re.compile(r"%(?:tid|ntid|ctaid|nctaid)\.[xyz]|%laneid")
 # What tells caches and the order of memory, of which the machine has none: it runs one program after the other.
 CACHING = re.compile(r"\.(?:nc|ca|cg|cs|lu|cv|wb|wt|L1::\w+|L2::\w+|weak)(?=\.|$)")
 ORDERING = re.compile(r"\.(?:relaxed|acquire|release|acq_rel|gpu|cta|sys|cluster|noftz)(?=\.|$)")
-TRITON = str(Path(getattr(find_spec("triton"), "origin", None) or "triton").parent)
+TRITON = "/triton/language/"  # in the paths of Triton's own library
 LONGEST_TEXT = 80  # characters of an instruction in a message
 WITHOUT_EFFECT = ("createpolicy.", "bar.warp.sync", "membar", "fence.", "griddepcontrol", "prefetch")
 
@@ -79,7 +78,7 @@ class Kernel:
     def place(self, position: int) -> Place:
         """Return where the source of an instruction stands: the innermost line that is not Triton's own."""
         frames = self.instructions[position].frames
-        own = next((k for k, (file, _) in enumerate(frames) if not file.startswith(TRITON)), len(frames) - 1)
+        own = next((k for k, (file, _) in enumerate(frames) if TRITON not in file), len(frames) - 1)
         if own < 0:
             return Place()
         inside, inlined = (
@@ -126,6 +125,7 @@ class _Reader:
         self.registers: dict[str, int] = {}
         self.labels: dict[str, int] = {}
         self.parameters: dict[str, int] = {}
+        self.places: dict[tuple[str, ...], tuple[tuple[str, int], ...]] = {}  # by file, line and column
         self._read_parameters(parameters)
 
     def read(self) -> Kernel:
@@ -146,13 +146,16 @@ class _Reader:
     def _statements(self) -> Iterator[str]:
         """Yield the text of each instruction; take note of places, registers and labels on the way."""
         frames: tuple[tuple[str, int], ...] = ()
-        pending = ""
+        pending, inside_asm = "", False
         for raw in self.body.split("\n"):
             code, _, comment = raw.partition("//")
             code = code.strip()
-            if found := re.match(r"\.loc\s+(\d+)\s+(\d+)", code):
-                if int(found[2]):  # line 0 says nothing: the code belongs to what stands before it
-                    frames = ((self.kernel.files.get(int(found[1]), "?"), int(found[2])), *self._inlined(comment))
+            inside_asm = (inside_asm or "begin inline asm" in comment) and "end inline asm" not in comment
+            if code.startswith(".loc"):
+                # Line 0 says nothing, and LLVM counts the lines of inline assembly as if they stood in the source: such
+                # code belongs to what stands before it.
+                if not inside_asm and (latter := self._frames(code, comment))[0][1]:
+                    frames = latter
                 continue
             pending = f"{pending} {code}".strip()
             *complete, pending = pending.split(";")
@@ -162,11 +165,22 @@ class _Reader:
                     yield statement
             pending = self._after_declarations(pending)
 
-    def _inlined(self, comment: str) -> Iterator[tuple[str, int]]:
-        """Yield where a line was inlined, as its comment tells: "@[ a.py:3:4 @[ b.py:5:6 ] ]"."""
+    def _frames(self, code: str, comment: str) -> tuple[tuple[str, int], ...]:
+        """Return the line that a .loc names, and those that it was inlined at.
+
+        An older LLVM names the latter in a comment, "@[ a.py:3:4 @[ b.py:5:6 ] ]"; a newer one names the nearest, and a
+        .loc before tells where that was inlined.
+        """
+        file, line, column, *inlined_at = re.findall(r"(?<![\w$])\d+", code)
+        own = (self.kernel.files.get(int(file), "?"), int(line))
         paths = {Path(path).name: path for path in self.kernel.files.values()}
-        for name, line in re.findall(r"@\[ ([^:]+):(\d+)", comment):
-            yield paths.get(name, name), int(line)
+        callers = [(paths.get(name, name), int(line)) for name, line in re.findall(r"@\[ ([^:]+):(\d+)", comment)]
+        if inlined_at:
+            number, outer, _ = map(int, inlined_at)
+            nearest = (self.kernel.files.get(number, "?"), outer)
+            callers = list(self.places.get(tuple(inlined_at), (nearest,)))
+        frames = self.places[file, line, column] = (own, *callers)
+        return frames
 
     def _after_declarations(self, text: str) -> str:
         """Return what is left of a text after its labels, the braces of scopes, and its declared registers."""
