@@ -20,8 +20,6 @@ TRAINED = [
     "taff_unet full",
     "taff_unet full, some without an ECG",
 ]
-# Variants of a network that stands here too, and networks whose blocks are compiled one by one in tests/blocks.
-SLOW = ["fias", "ecg_autoencoder", "dino_unet streaming twice", "dino_unet streaming skips alone", "taff_unet full"]
 EVALUATED = [
     "dino_unet",
     "dino_unet streaming skips alone",
@@ -32,8 +30,9 @@ EVALUATED = [
 ]
 
 
-def slow_ones_marked(names):
-    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
+def slow_but(quick, names):
+    """Mark the others: variants of a network that stands here too, and what tests/blocks compiles block by block."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def in_float64(batch):
@@ -47,7 +46,7 @@ def test_every_architecture_is_compiled(names):
     assert architecture <= {name.split()[0] for name in names} <= {name.split()[0] for name in NETWORKS}
 
 
-@pytest.mark.parametrize("name", slow_ones_marked(TRAINED))
+@pytest.mark.parametrize("name", slow_but({"dino_unet", "plain_unet"}, TRAINED))
 def test_a_training_step_is_one_graph_for_every_batch_size(name):
     """Forward, loss and backward, with dropout, drawn cells and statistics of the batch."""
     network = NETWORKS[name]
@@ -55,7 +54,7 @@ def test_a_training_step_is_one_graph_for_every_batch_size(name):
     assert_compiles(network.make().double(), network.step, batches, graphs=1, backend="eager", dynamic_batch=True)
 
 
-@pytest.mark.parametrize("name", slow_ones_marked(EVALUATED))
+@pytest.mark.parametrize("name", slow_but(set(EVALUATED) - {"fias", "dino_unet streaming skips alone"}, EVALUATED))
 def test_evaluation_is_exported_for_every_batch_size(name):
     """Code that is made for one size alone is refused by the exporter."""
     network = NETWORKS[name]

@@ -30,6 +30,7 @@ def test_l1_l2_wrong_words_are_named(words, message, capsys, scar_cohort, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_trained_on_a_cohort_and_starts_the_network(scar_cohort, tmp_path, capsys, monkeypatch):
     words = ["train", "ecg", "--cohort", scar_cohort, "--out", tmp_path / "ecg", "--epochs", 2, "--batch-size", 4]
     assert run_main(words, capsys)[0] == 0

@@ -23,7 +23,7 @@ FILLED_RUNS = [
     ("vits14_280x196", VARIANTS["small"], torch.float32),
     pytest.param("vits14_518", VARIANTS["small"], torch.float64, marks=pytest.mark.slow),
     pytest.param("vitg14_depth4_224", GIANT_DEPTH_4, torch.float64, marks=pytest.mark.slow),
-    ("vitg14_depth4_224", GIANT_DEPTH_4, torch.float32),
+    pytest.param("vitg14_depth4_224", GIANT_DEPTH_4, torch.float32, marks=pytest.mark.slow),
     pytest.param("vitb14_448", VARIANTS["base"], torch.float64, marks=pytest.mark.slow),
     pytest.param("vitl14_448", VARIANTS["large"], torch.float32, marks=pytest.mark.slow),
 ]

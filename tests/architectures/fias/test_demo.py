@@ -19,6 +19,7 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.slow
 def test_demo_goes_the_whole_way(tmp_path, capsys):
     threads = torch.get_num_threads()
     report = demo.run_demo(tmp_path, seed=0, command=["trifuse", "demo", "fias"])

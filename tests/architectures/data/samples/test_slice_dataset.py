@@ -146,7 +146,7 @@ def test_the_key_needs_no_augmentation(cohort):
     assert same(samples[np.int64(3)], samples[3])
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_see_the_same_samples(cohort, context):
     """Twice: what a worker leaves behind must not take the cache with it."""
     samples = SliceDataset(cohort, IDS, OF_S)
