@@ -33,6 +33,7 @@ COLUMNS = (
     *("seconds", "commit", "date"),
 )
 LONGEST_REASON = 60  # characters of why a test was skipped
+SELECTED = "not slow"  # as in `make test`
 SECONDS_PER_TEST = 1800  # several environments share a machine with whatever else runs there
 
 
@@ -69,6 +70,8 @@ def run_tests(python: Path, tests: Sequence[str], jobs: int, cache: Path) -> tup
             "-q",
             "-p",
             "no:cacheprovider",
+            "-m",
+            SELECTED,
             f"-n{jobs}",
             f"--timeout={SECONDS_PER_TEST}",
             f"--junitxml={report}",
