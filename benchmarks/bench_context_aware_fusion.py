@@ -12,7 +12,7 @@ from torch.func import functional_call
 from trifuse.blocks import ContextAwareFusion
 
 from .baselines import context_aware_fusion as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 PARAMETERS = [name for name, _ in ContextAwareFusion(1).named_parameters()]
 
@@ -66,6 +66,7 @@ FUSION = Comparison(
     cases=[
         *(fusion_case(dim, side, 2, "cpu") for dim, side in STAGES),
         *(fusion_case(dim, side, 16, "cuda") for dim, side in STAGES[:3:2]),
+        fusion_case(16, 8, 2, TINY),
     ],
     passes=[
         Pass("forward", least_bytes=maps_moved(3), flops=projections(1)),

@@ -9,7 +9,7 @@ from torch import Tensor
 from trifuse.kernels import depthwise_multi_kernel
 
 from .baselines import depthwise_multi_kernel as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 KERNELS = (5, 7)
 
@@ -44,6 +44,7 @@ COMPARISON = Comparison(
         *cases((2, 288, 16, 16), torch.float32, "cpu"),
         case((8, 72, 64, 64), torch.bfloat16, device="cuda", channels_last=True),
         *cases((32, 72, 64, 64), torch.bfloat16, "cuda"),
+        *cases((1, 8, 16, 16), torch.bfloat16, TINY),
     ],
     passes=[
         Pass("forward", least_bytes=lambda x, weights: 2 * x.nbytes, flops=convolutions(1)),

@@ -11,7 +11,7 @@ from torch import Tensor
 from trifuse.kernels import dice_ce_loss
 
 from .baselines import dice_ce_loss as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 
 def loss_case(name: str, samples: int, classes: int, side: int, *, device: str) -> Case:
@@ -44,6 +44,7 @@ COMPARISON = Comparison(
         loss_case("one map", 2, 9, 256, device="cpu"),
         loss_case("one map", 2, 9, 224, device="cuda"),
         loss_case("one map", 24, 9, 224, device="cuda"),
+        loss_case("tiny", 2, 4, 16, device=TINY),
     ],
     passes=MAPS_AND_TARGETS,
     providers={
@@ -60,7 +61,11 @@ COMPARISON = Comparison(
 
 FOREGROUND = Comparison(
     name="dice_ce_loss_nnunet",
-    cases=[loss_case("one map", 2, 9, 256, device="cpu"), loss_case("one map", 24, 9, 224, device="cuda")],
+    cases=[
+        loss_case("one map", 2, 9, 256, device="cpu"),
+        loss_case("one map", 24, 9, 224, device="cuda"),
+        loss_case("tiny", 2, 4, 16, device=TINY),
+    ],
     passes=MAPS_AND_TARGETS,
     providers={
         "written out": baselines.foreground_dice_and_cross_entropy,

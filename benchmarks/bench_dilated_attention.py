@@ -16,7 +16,7 @@ from torch import Tensor
 from trifuse.kernels.ops.dilated_attention import dilated_attention, dilated_attention_weights, packed_dilated_attention
 
 from .baselines import dilated_attention as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 HEAD_DIM, WIDE_HEAD_DIM = 24, 32
 Shape = tuple[int, int, int, int]
@@ -86,7 +86,8 @@ MISSING = {name: reason for name, reason in REASONS.items() if reason}
 def stage(number: int, shape: tuple[int, int, int], batches: tuple[int, ...]) -> list[Case]:
     name = f"DilateFormer stage {number}"
     on_gpu = [attention_case(name, (batch, *shape), torch.bfloat16, device="cuda") for batch in batches]
-    return [attention_case(name, (2, *shape), torch.float32, device="cpu"), *on_gpu]
+    tiny = attention_case("tiny", (1, 6, 5, shape[-1]), torch.bfloat16, device=TINY)
+    return [attention_case(name, (2, *shape), torch.float32, device="cpu"), *on_gpu, tiny]
 
 
 COMPARISON = Comparison(
@@ -113,6 +114,7 @@ WIDE_HEADS = Comparison(
     cases=[
         attention_case("three heads of 32", (1, 64, 64, 96), torch.float32, device="cpu"),
         attention_case("three heads of 32", (8, 64, 64, 96), torch.bfloat16, device="cuda"),
+        attention_case("tiny", (1, 6, 5, 96), torch.bfloat16, device=TINY),
     ],
     passes=PASSES,
     providers={

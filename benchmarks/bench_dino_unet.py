@@ -28,7 +28,7 @@ from trifuse.architectures.training.losses import dice_ce_nnunet
 
 from .baselines.dino_unet import TransformersDinoUNet
 from .baselines.dinov2 import TransformersEncoder, encoder_pair, with_eager_attention
-from .harness import Case, Comparison, Pass, clock, default_device
+from .harness import TINY, Case, Comparison, Pass, clock, default_device
 
 IMAGE_SIZE = 448
 SPACING_MM = (2.5, 0.625, 0.625)
@@ -69,9 +69,9 @@ def narrow_encoder(variant: str) -> DinoV2Encoder:
     return copy.deepcopy(networks(variant).ours.encoder).to(torch.bfloat16)
 
 
-def images(batch: int, device: torch.device) -> Tensor:
+def images(batch: int, device: torch.device, side: int = IMAGE_SIZE) -> Tensor:
     generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator, device=device)
+    return torch.randn(batch, 3, side, side, generator=generator, device=device)
 
 
 # -------------------------------------------------------------------------------------------------- the encoder
@@ -93,9 +93,11 @@ def encode_eagerly(variant: str, image: Tensor) -> Tensor:
     return networks(variant).eager(image.to(encoder_dtype()))
 
 
-def encoder_case(variant: str, batch: int, device: str) -> Case:
+def encoder_case(variant: str, batch: int, device: str, side: int = IMAGE_SIZE) -> Case:
     return Case(
-        f"DINOv2 {variant}, ({batch},3,448,448)", lambda place: (variant, images(batch, place)), devices=(device,)
+        f"DINOv2 {variant}, ({batch},3,{side},{side})",
+        lambda place: (variant, images(batch, place, side)),
+        devices=(device,),
     )
 
 
@@ -106,6 +108,7 @@ ENCODER = Comparison(
         encoder_case("base", 1, "cpu"),
         encoder_case("base", 32, "cuda"),
         encoder_case("large", 32, "cuda"),
+        encoder_case("tiny", 2, TINY, 28),
     ],
     passes=[Pass("last block's tokens")],
     providers={
@@ -169,18 +172,23 @@ def step_from_the_cache(variant: str, image: Tensor, target: Tensor) -> Tensor:
     return dice_ce_nnunet(logits, target)
 
 
-def step_case(variant: str, batch: int, device: str) -> Case:
+def step_case(variant: str, batch: int, device: str, side: int = IMAGE_SIZE) -> Case:
     def arguments(place: torch.device) -> tuple[str, Tensor, Tensor]:
-        target = torch.zeros(batch, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.int64, device=place)
-        target[:, 150:250, 180:300] = 1
-        return variant, images(batch, place), target
+        target = torch.zeros(batch, side, side, dtype=torch.int64, device=place)
+        target[:, side // 3 : side * 5 // 9, side * 2 // 5 : side * 2 // 3] = 1
+        return variant, images(batch, place, side), target
 
-    return Case(f"DINO U-Net {variant}, ({batch},3,448,448)", arguments, devices=(device,))
+    return Case(f"DINO U-Net {variant}, ({batch},3,{side},{side})", arguments, devices=(device,))
 
 
 TRAINING_STEP = Comparison(
     name="dino_unet_training_step",
-    cases=[step_case("small", 1, "cpu"), step_case("base", 32, "cuda"), step_case("giant", 8, "cuda")],
+    cases=[
+        step_case("small", 1, "cpu"),
+        step_case("base", 32, "cuda"),
+        step_case("giant", 8, "cuda"),
+        step_case("tiny", 2, TINY, 28),
+    ],
     passes=[Pass("forward, loss and backward", leaves=trained, joined=True)],
     providers={
         "transformers, stack + einsum": step_of("composed"),
@@ -203,27 +211,32 @@ TRAINING_STEP = Comparison(
 
 
 def predict_with(form: str) -> Callable[..., Tensor]:
-    def predict(variant: str, volume: Volume, batch: int) -> Tensor:
+    def predict(variant: str, volume: Volume, batch: int, side: int) -> Tensor:
         network = getattr(networks(variant), form)
         return torch.from_numpy(
-            predict_volume(network, volume, Preprocessing(image_size=IMAGE_SIZE), batch, default_device())
+            predict_volume(network, volume, Preprocessing(image_size=side), batch, default_device())
         )
 
     return predict
 
 
-def volume_case(variant: str, slices: int, batch: int, device: str) -> Case:
-    def arguments(place: torch.device) -> tuple[str, Volume, int]:
-        voxels = np.random.default_rng(0).gamma(2.0, 100.0, (slices, 320, 320)).astype(np.float32)
-        geometry = Geometry((320, 320, slices), np.eye(4), axes=(2, 1, 0), flips=(False, False, False), header=None)
-        return variant, Volume(voxels, SPACING_MM, geometry), batch
+def volume_case(variant: str, slices: int, batch: int, device: str, voxels: int = 320, side: int = IMAGE_SIZE) -> Case:
+    def arguments(place: torch.device) -> tuple[str, Volume, int, int]:
+        values = np.random.default_rng(0).gamma(2.0, 100.0, (slices, voxels, voxels)).astype(np.float32)
+        shape = (voxels, voxels, slices)
+        geometry = Geometry(shape, np.eye(4), axes=(2, 1, 0), flips=(False, False, False), header=None)
+        return variant, Volume(values, SPACING_MM, geometry), batch, side
 
-    return Case(f"DINO U-Net {variant}, {slices} slices of 320x320", arguments, devices=(device,))
+    return Case(f"DINO U-Net {variant}, {slices} slices of {voxels}x{voxels}", arguments, devices=(device,))
 
 
 VOLUME = Comparison(
     name="dino_unet_volume",
-    cases=[volume_case("small", 2, 2, "cpu"), volume_case("base", 88, 8, "cuda")],
+    cases=[
+        volume_case("small", 2, 2, "cpu"),
+        volume_case("base", 88, 8, "cuda"),
+        volume_case("tiny", 2, 2, TINY, voxels=16, side=28),
+    ],
     passes=[Pass("labels of a volume")],
     providers={
         "transformers, stack + einsum": predict_with("composed"),

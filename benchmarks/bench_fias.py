@@ -12,7 +12,7 @@ from trifuse.architectures.fias import Fias, FiasConfig
 from trifuse.kernels import mutation_loss, upsample_argmax
 
 from .baselines.fias import labels_plainly, plain_fias, seven_losses
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 CLASSES = 9
 
@@ -41,6 +41,7 @@ CASES = [
     case("tiny", 2, 128, "cpu"),
     case("tiny", 2, 256, "cuda"),
     case("tiny", 16, 256, "cuda"),
+    case("nano", 2, 32, TINY),
 ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from trifuse.kernels import channel_gate, spatial_gate
 
 from .baselines import gates as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 Shape = tuple[int, int, int, int]
 
@@ -45,6 +45,7 @@ CHANNELS = Comparison(
         channel_case("FIAS decoder", (2, 576, 8, 8), torch.float32, "cpu"),
         channel_case("large", (16, 256, 64, 64), torch.bfloat16, "cuda"),
         channel_case("small", (8, 512, 16, 16), torch.bfloat16, "cuda"),
+        channel_case("tiny", (2, 16, 8, 8), torch.bfloat16, TINY),
     ],
     passes=PASSES,
     providers={
@@ -63,6 +64,7 @@ POSITIONS = Comparison(
         position_case("FIAS fusion", (2, 576, 8, 8), torch.float32, "cpu"),
         position_case("small", (8, 512, 16, 16), torch.bfloat16, "cuda"),
         position_case("large", (16, 256, 64, 64), torch.bfloat16, "cuda"),
+        position_case("tiny", (2, 16, 8, 8), torch.bfloat16, TINY),
     ],
     passes=PASSES,
     providers={

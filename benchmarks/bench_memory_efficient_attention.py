@@ -9,7 +9,7 @@ from torch import Tensor
 from trifuse.kernels import memory_efficient_attention
 
 from .baselines import memory_efficient_attention as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 
 def attention_case(name: str, batch: int, tokens: int, heads: int, dtype: torch.dtype, device: str) -> Case:
@@ -37,6 +37,7 @@ COMPARISON = Comparison(
         attention_case("DINOv2 base", 2, 1025, 12, torch.bfloat16, "cuda"),
         attention_case("DINOv2 base", 32, 1025, 12, torch.bfloat16, "cuda"),
         attention_case("DINOv2 giant", 8, 1025, 24, torch.bfloat16, "cuda"),
+        attention_case("tiny", 2, 17, 2, torch.bfloat16, TINY),
     ],
     passes=[
         Pass("forward", least_bytes=lambda q, k, v: 4 * q.nbytes, flops=products(2)),

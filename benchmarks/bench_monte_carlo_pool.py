@@ -9,7 +9,7 @@ from torch import Tensor
 from trifuse.kernels import monte_carlo_pool
 
 from .baselines import monte_carlo_pool as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 Shape = tuple[int, int, int, int]
 
@@ -36,6 +36,7 @@ POOL = Comparison(
         *(pool_case("FIAS decoder", (2, 72, 64, 64), scale, torch.float32, "cpu") for scale in (1, 2, 3)),
         pool_case("small", (2, 72, 64, 64), 2, torch.bfloat16, "cuda"),
         pool_case("FIAS decoder", (32, 72, 64, 64), 3, torch.bfloat16, "cuda"),
+        pool_case("tiny", (2, 8, 8, 8), 2, torch.bfloat16, TINY),
     ],
     passes=[
         Pass("forward", least_bytes=lambda x, scale, *draw: x.nbytes // scale**2),

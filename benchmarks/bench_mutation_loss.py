@@ -12,7 +12,7 @@ from trifuse.kernels import mutation_loss
 
 from .baselines import mutation_loss as baselines
 from .baselines.dice_ce_loss import MONAI_MISSING
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 
 def loss_case(name: str, samples: int, sides: Sequence[int], full: int, dtype: torch.dtype, *, device: str) -> Case:
@@ -39,6 +39,7 @@ COMPARISON = Comparison(
         loss_case("FIAS heads", 2, (16, 32, 64), 256, torch.float32, device="cpu"),
         loss_case("full maps", 24, (224, 224, 224), 224, torch.bfloat16, device="cuda"),
         loss_case("FIAS heads", 2, (16, 32, 64), 256, torch.float32, device="cuda"),
+        loss_case("tiny", 1, (4, 8, 16), 16, torch.float32, device=TINY),
     ],
     passes=[
         Pass("forward", least_bytes=maps_and_targets(1, 1)),

@@ -13,7 +13,7 @@ from trifuse.architectures.taff_unet import TaffUNet, TaffUNetConfig
 from trifuse.architectures.training.losses import SegmentationLoss
 
 from .baselines.taff_unet import AsWritten, loss_as_written
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 CLASSES = 4
 LOSS = SegmentationLoss()
@@ -56,6 +56,7 @@ CASES = [
     case(taff(32, 256), "TAFF-UNet", 2, 256, "cuda"),
     case(taff(32, 256), "TAFF-UNet", 32, 256, "cuda"),
     case(plain(32, 256), "plain U-Net", 16, 256, "cuda"),
+    case(taff(4, 32), "tiny TAFF-UNet", 2, 32, TINY),
 ]
 
 

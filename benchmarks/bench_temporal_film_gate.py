@@ -9,7 +9,7 @@ from torch import Tensor
 from trifuse.kernels import temporal_film_gate
 
 from .baselines import temporal_film_gate as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 Shape = tuple[int, int, int, int]
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -36,6 +36,7 @@ FILM = Comparison(
         case("large", (8, 64, 128, 128), torch.float32, "cpu"),
         case("TAFF-UNet stage 3", (32, 256, 32, 32), torch.bfloat16, "cuda"),
         case("TAFF-UNet stage 3", (8, 256, 32, 32), torch.bfloat16, "cuda"),
+        case("tiny", (2, 16, 8, 8), torch.bfloat16, TINY),
     ],
     passes=[
         Pass("forward", least_bytes=lambda features, *small: 2 * features.nbytes),

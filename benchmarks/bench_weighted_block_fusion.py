@@ -11,7 +11,7 @@ from torch import Tensor
 from trifuse.kernels import weighted_block_fusion
 
 from .baselines import weighted_block_fusion as baselines
-from .harness import Case, Comparison, Pass, clock
+from .harness import TINY, Case, Comparison, Pass, clock
 
 
 def fusion_case(
@@ -47,6 +47,7 @@ COMPARISON = Comparison(
         fusion_case("DINO U-Net base", 12, (8, *BASE), torch.bfloat16, device="cuda"),
         fusion_case("DINO U-Net base", 12, (32, *BASE), torch.bfloat16, device="cuda"),
         fusion_case("DINO U-Net giant", 40, (32, *GIANT), torch.bfloat16, device="cuda"),
+        fusion_case("tiny", 12, (2, 5, 64), torch.bfloat16, device=TINY),
     ],
     passes=[
         FORWARD,
@@ -77,6 +78,7 @@ AGAINST_LIGER = Comparison(
         fusion_case("DINO U-Net base", 12, (2, *BASE), torch.float32, device="cpu", equal=True),
         fusion_case("DINO U-Net base", 12, (32, *BASE), torch.bfloat16, device="cuda", equal=True),
         fusion_case("DINO U-Net giant", 40, (8, *GIANT), torch.bfloat16, device="cuda", equal=True),
+        fusion_case("tiny", 12, (2, 5, 64), torch.bfloat16, device=TINY, equal=True),
     ],
     passes=[
         FORWARD,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import RESULTS, replay
+from .harness import RESULTS, TINY, Case, replay
 
 MOST_SECONDS = 1800  # a slow form on a slow machine is a result, not a fault
 
@@ -14,13 +14,22 @@ MOST_SECONDS = 1800  # a slow form on a slow machine is a result, not a fault
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("trifuse benchmarks")
     group.addoption("--seconds", type=float, default=2.0, help="time to spend on each provider of a case")
+    group.addoption("--tiny", action="store_true", help="run tiny cases alone, which show only that everything runs")
     group.addoption("--results", type=Path, default=RESULTS, help="folder for the JSON files")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tiny = config.getoption("tiny")
+    left_out = [item for item in items if hasattr(item, "callspec") and tiny != (TINY in _case_of(item).devices)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     if config.pluginmanager.hasplugin("timeout"):
         for item in items:
             item.add_marker(pytest.mark.timeout(MOST_SECONDS))
+
+
+def _case_of(item: pytest.Item) -> Case:
+    return item.callspec.params["case"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trifuse.kernels.testing import Timing, clock, replay
-from trifuse.kernels.testing.comparing import Case, Comparison, Pass, WrongResult, judge
+from trifuse.kernels.testing.comparing import TINY, Case, Comparison, Pass, WrongResult, judge
 from trifuse.kernels.testing.machine import MIB, default_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -20,6 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 __all__ = [
     "MIB",
     "RESULTS",
+    "TINY",
     "Case",
     "Comparison",
     "Pass",

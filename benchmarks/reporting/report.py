@@ -115,11 +115,14 @@ def part_names() -> list[str]:
     return [name for name in GPU_SHARES if name in found] + sorted(found - GPU_SHARES.keys())
 
 
-def parts(names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tests: bool) -> list[Part]:
+def parts(
+    names: Sequence[str], out: Path, scratch: Path, seconds: float, *, tests: bool, tiny: bool = False
+) -> list[Part]:
     """Return what is run; nothing of it depends on pytest settings of whoever runs it, or on the folder he is in."""
     pytest = ("pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider")
     pytest += ("-c", str(scratch / "pytest.ini"), f"--rootdir={ROOT}", f"--confcutdir={ROOT}")
     benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
+    benchmark += ("--tiny",) if tiny else ()
     modules = {TESTS: (*pytest, str(GPU_TESTS))} if tests else {}
     for name in names:
         modules[name] = (
@@ -287,6 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each form of a computation")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=part_names(), help="parts to run (all)")
     parser.add_argument("--commit", help="what is measured, where git cannot tell")
+    parser.add_argument("--tiny", action="store_true", help="benchmark tiny cases alone, to see that everything runs")
     parser.add_argument("--tests", action="store_true", help="first run the tests that only a GPU can fail")
     options = parser.parse_args(argv)
     if options.tests and not GPU_TESTS.exists():
@@ -296,7 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         scratch = Path(folder)
         variables = environment(scratch, options.commit)
         machine = machine_of(scratch, variables)
-        listed = parts(options.only or part_names(), out, scratch, options.seconds, tests=options.tests)
+        listed = parts(
+            options.only or part_names(), out, scratch, options.seconds, tests=options.tests, tiny=options.tiny
+        )
         seconds = GPU_SECONDS if machine["kind"] == "cuda" else None
         return run_parts(listed, machine, out, scratch, variables, seconds)
 

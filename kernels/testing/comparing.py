@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # How far from the truth, relative to its norm, a result may be: a gate against wrong forms, not a test of precision.
 RELATIVE_ERROR = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 OURS = "trifuse"  # stands in the name of every form of ours
+TINY = "tiny"  # the device of cases that show only that everything runs
 DIFFERING_LABELS = 1e-3  # share of integer results, where two logits are as good as equal
 
 
@@ -67,7 +68,7 @@ class Case:
     Args:
         name: the name.
         arguments: makes the arguments on a device, the same ones every time.
-        devices: kinds of devices, ``"cpu"`` and ``"cuda"``, on which the case is worth its time.
+        devices: kinds of devices, ``"cpu"`` and ``"cuda"``, on which the case is worth its time, or `TINY`.
     """
 
     name: str
@@ -122,10 +123,10 @@ class Comparison:
         return next(iter(self.providers))
 
     def parametrize(self) -> pytest.MarkDecorator:
-        """Parametrize a test over the cases that are worth their time on this device, the passes and the providers."""
+        """Parametrize a test over the cases that are worth their time on this device, or tiny, passes and providers."""
         import pytest
 
-        cases = [case for case in self.cases if self.device.type in case.devices]
+        cases = [case for case in self.cases if self.device.type in case.devices or TINY in case.devices]
         grid = [(case, timed, name) for case in cases for timed in self.passes for name in self.providers]
         ids = ["-".join((case.name, timed.name, name)).replace(" ", "_") for case, timed, name in grid]
         return pytest.mark.parametrize(("case", "timed", "provider"), grid, ids=ids)
@@ -330,7 +331,7 @@ def judge(
 
 
 def _runner(function: Callable[..., Any], arguments: tuple[Any, ...], leaves: Sequence[Tensor]) -> Callable[[], list]:
-    """Return a function that computes the results and, for random incoming gradients, the gradients of ``leaves``."""
+    """Return a function of the results and, for random incoming gradients that any type holds, those of ``leaves``."""
     if not leaves:
 
         def forward() -> list[Tensor]:
@@ -345,7 +346,8 @@ def _runner(function: Callable[..., Any], arguments: tuple[Any, ...], leaves: Se
         reached = [result for result in results if result.requires_grad]
         if not incoming:
             generator = torch.Generator().manual_seed(1)
-            incoming.extend(torch.randn(result.shape, generator=generator).to(result) for result in reached)
+            drawn = [torch.randn(result.shape, generator=generator).bfloat16() for result in reached]
+            incoming.extend(gradient.to(result) for gradient, result in zip(drawn, reached, strict=True))
         return [*(result.detach() for result in results), *torch.autograd.grad(reached, leaves, incoming)]
 
     return forward_and_backward
