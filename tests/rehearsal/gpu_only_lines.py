@@ -8,7 +8,8 @@ A line is on the list
   their like on which there is a GPU, also after an early return;
 * where it belongs to a function that is called from such lines alone.
 
-Kernels are left out: they are compiled, no line of them runs as Python.
+Kernels are left out: they are compiled, no line of them runs as Python. So is the emulator, which takes the place of a
+GPU's driver where there is none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from types import CodeType
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("kernels", "blocks", "architectures", "benchmarks")
+EMULATOR = ROOT / "kernels" / "testing" / "emulator"
 # Names that hold a fact about GPUs, and questions to PyTorch.
 GPU_NAMES = {"on_gpu", "gpu", "gpus"}
 GPU_CALLS = {"is_available", "is_current_stream_capturing", "device_count"}
@@ -140,7 +142,8 @@ class Reader(ast.NodeVisitor):
 def read() -> dict[Path, Reader]:
     """Read all files."""
     readers = {}
-    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    for path in sorted(path for path in paths if not path.is_relative_to(EMULATOR)):
         readers[path] = Reader()
         readers[path].visit(ast.parse(path.read_text(encoding="utf-8")))
     return readers
