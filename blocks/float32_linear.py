@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.kernels.library import autocast_available
+
 
 class Float32Linear(nn.Linear):
     """A linear layer computed in float32, or in float64 if its weight is: under autocast, and with half weights, too.
@@ -17,7 +19,7 @@ class Float32Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        available = torch.amp.is_autocast_available(input.device.type)
+        available = autocast_available(input.device.type)
         with torch.autocast(input.device.type, enabled=False) if available else nullcontext():
             return F.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 

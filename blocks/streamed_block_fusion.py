@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.library import autocast_available
 
 
 def fuse_streamed(
@@ -112,7 +113,7 @@ def _products(grad: Tensor, maps: Iterable[Tensor]) -> Tensor:
 
 def _autocast_state(device_type: str) -> dict[str, Any] | None:
     """Return the state of autocast for a device; None where there is none, as on the meta device."""
-    if not torch.amp.is_autocast_available(device_type):
+    if not autocast_available(device_type):
         return None
     return {"enabled": torch.is_autocast_enabled(device_type), "dtype": torch.get_autocast_dtype(device_type)}
 

@@ -146,6 +146,12 @@ def _capability_obstacle(index: int) -> str:
     return f"compute capability {capability} of GPU {index} is below the oldest supported, {OLDEST_CUDA_CAPABILITY}"
 
 
+@constant_when_compiled  # torch 2.10 cannot trace the question
+def autocast_available(device_type: str) -> bool:
+    """Return whether there is autocast for a kind of device: not for the meta device."""
+    return torch.amp.is_autocast_available(device_type)
+
+
 def register(
     schema: str,
     launch: Callable[..., object],

@@ -57,7 +57,7 @@ def _convolve(x: Tensor, weight: Tensor, padding: int | None = None) -> Tensor:
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    at_work = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    at_work = library.autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if at_work else nullcontext()
 
 

@@ -61,3 +61,10 @@ def test_a_gpu_too_old_for_the_kernels_is_known_while_compiling(like_a_gpu, monk
     assert reasons == [
         "compute capability (7, 5) of GPU 62 is below the oldest supported, (8, 0)",
     ]
+
+
+def test_whether_there_is_autocast_is_known_while_compiling():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: x + library.autocast_available(x.device.type), fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(2)).tolist() == [1.0, 1.0]
+    assert not library.autocast_available("meta")
