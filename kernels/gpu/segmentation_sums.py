@@ -196,8 +196,8 @@ def _segmentation_sums_fwd_kernel(
 @tuning.tunable(FORWARD_CHOICES, lambda maps, target, *_: walk_key(maps, target))
 def forward(
     choice: tuning.Choice, maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the forward kernel; return intersection (B, S, K), predicted (B, S, K), nll (B, S) and true (B, K)."""
+) -> tuple[Tensor, Tensor]:
+    """Launch the forward kernel; return intersection, predicted and nll as one, (B, S, 2 K + 1), and true (B, K)."""
     walk = Walk(maps, target, choice["steps"])
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
     partial = target.new_empty((walk.samples, walk.programs, subsets, 2 * classes + 1), dtype=torch.float32)
@@ -223,9 +223,7 @@ def forward(
                 TILE=TILE,
                 num_warps=TILE // WARP_SIZE,
             )
-    sums = partial.sum(1)
-    intersection, predicted, nll = sums.split((classes, classes, 1), dim=2)
-    return intersection.contiguous(), predicted.contiguous(), nll.squeeze(2).contiguous(), partial_true.sum(1)
+    return partial.sum(1), partial_true.sum(1)
 
 
 def subsets_per_program(maps: int, classes: int) -> int:

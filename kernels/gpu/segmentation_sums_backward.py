@@ -184,21 +184,23 @@ def _fold_rows_kernel(
     tl.store(grad + cell, total.to(grad.dtype.element_ty), mask=real)
 
 
-@tuning.tunable(BACKWARD_CHOICES, lambda grads, maps, target, *_: walk_key(maps, target))
+@tuning.tunable(BACKWARD_CHOICES, lambda grad, maps, target, *_: walk_key(maps, target))
 def backward(
     choice: tuning.Choice,
-    grads: Sequence[Tensor],
+    grad: Tensor,
     maps: Sequence[Tensor],
     target: Tensor,
     squared: bool,
     ignore_index: int | None,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    """Launch the backward kernels; return the gradient of each map that needs one."""
+    """Launch the backward kernels on the gradient of the sums; return that of each map that needs one."""
     walk = Walk(maps, target, choice["steps"])
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
-    of_intersection, of_predicted, of_nll = grads
-    sum_grads = torch.cat([of_intersection, (2 if squared else 1) * of_predicted, of_nll.unsqueeze(2)], 2)
+    sum_grads = grad.contiguous()
+    if squared:  # 2 p is the slope of a square
+        sum_grads = sum_grads.clone()
+        sum_grads[..., classes : 2 * classes].mul_(2)
     results = [m.new_empty(m.shape) if need else None for m, need in zip(maps, needed, strict=True)]
     written = [
         result if result is None or not walk.folded[i] else walk.partial_rows(i, classes)

@@ -65,7 +65,9 @@ def segmentation_sums(
     if backend == "reference" or library.under_functional_transform((target, *maps)):
         return SegmentationSums(*composed.composed_sums(*arguments))
     if backend == "triton":
-        return SegmentationSums(*torch.ops.trifuse.segmentation_sums(*arguments))
+        sums, true = torch.ops.trifuse.segmentation_sums(*arguments)
+        intersection, predicted, nll = sums.split((true.shape[1], true.shape[1], 1), dim=2)
+        return SegmentationSums(intersection, predicted, nll.squeeze(2), true)
     if maps[0].device.type == "cpu" and target.numel():
         with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
             if torch.compiler.is_compiling():
@@ -180,18 +182,21 @@ class _ChunkedSums(torch.autograd.Function):
 
 
 # --------------------------------------------------------------------------------------- the registered operator
+#
+# It returns intersection, predicted and nll as one tensor (B, S, 2 K + 1), and true (B, K). As parts of one memory the
+# three must not be results of their own: a compiler takes each result for aligned. Views, made outside, it knows.
 
 
 def _launch_forward(
     maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     from trifuse.kernels.gpu import segmentation_sums as gpu
 
     return gpu.forward(maps, target, squared, ignore_index)
 
 
 def _launch_backward(
-    grads: Sequence[Tensor],
+    grad: Tensor,
     maps: Sequence[Tensor],
     target: Tensor,
     squared: bool,
@@ -200,20 +205,19 @@ def _launch_backward(
 ) -> list[Tensor]:
     from trifuse.kernels.gpu import segmentation_sums_backward as gpu
 
-    return gpu.backward(grads, maps, target, squared, ignore_index, needed)
+    return gpu.backward(grad, maps, target, squared, ignore_index, needed)
 
 
 def _shape_forward(
     maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     (samples, classes), subsets = maps[0].shape[:2], 2 ** len(maps) - 1
-    shapes = (samples, subsets, classes), (samples, subsets, classes), (samples, subsets), (samples, classes)
-    intersection, predicted, nll, true = (maps[0].new_empty(shape, dtype=torch.float32) for shape in shapes)
-    return intersection, predicted, nll, true
+    sums = maps[0].new_empty((samples, subsets, 2 * classes + 1), dtype=torch.float32)
+    return sums, maps[0].new_empty((samples, classes), dtype=torch.float32)
 
 
 def _shape_backward(
-    grads: Sequence[Tensor],
+    grad: Tensor,
     maps: Sequence[Tensor],
     target: Tensor,
     squared: bool,
@@ -231,18 +235,17 @@ class _TritonSums(torch.autograd.Function):
         ctx.save_for_backward(target, *maps)
         ctx.squared, ctx.ignore_index = squared, ignore_index
         with below_autograd():
-            sums = torch.ops.trifuse.segmentation_sums(maps, target, squared, ignore_index)
-        ctx.mark_non_differentiable(sums[3])
-        return sums
+            sums, true = torch.ops.trifuse.segmentation_sums(maps, target, squared, ignore_index)
+        ctx.mark_non_differentiable(true)
+        return sums, true
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         target, *maps = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
-        found = iter(
-            torch.ops.trifuse.segmentation_sums_backward(grads[:3], maps, target, ctx.squared, ctx.ignore_index, needed)
-        )
+        backward = torch.ops.trifuse.segmentation_sums_backward
+        found = iter(backward(grad, maps, target, ctx.squared, ctx.ignore_index, needed))
         return None, None, None, *(next(found) if need else None for need in needed)
 
 
@@ -253,14 +256,13 @@ def _differentiate(
 
 
 library.register(
-    "segmentation_sums(Tensor[] maps, Tensor target, bool squared, int? ignore_index)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "segmentation_sums(Tensor[] maps, Tensor target, bool squared, int? ignore_index) -> (Tensor, Tensor)",
     _launch_forward,
     _shape_forward,
     _differentiate,
 )
 library.register(
-    "segmentation_sums_backward(Tensor[] grads, Tensor[] maps, Tensor target, bool squared, int? ignore_index,"
+    "segmentation_sums_backward(Tensor grad, Tensor[] maps, Tensor target, bool squared, int? ignore_index,"
     " bool[] needed) -> Tensor[]",
     _launch_backward,
     _shape_backward,

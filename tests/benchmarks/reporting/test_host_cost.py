@@ -26,8 +26,8 @@ LAUNCHES = {
     "temporal_film_gate": ((1, 0), (3, 0)),  # backward: the map with its sums, and what follows from these
     "depthwise_multi_kernel": ((2, 0), (6, 0)),  # merge, convolve; the same turned, the kernels' sums, and their parts
     "monte_carlo_pool": ((1, 0), (3, 0)),  # backward: the draw's positions, and the map
-    "mutation_loss": ((1, 19), (2, 27)),  # the others: sums of parts, and from the sums the loss
-    "dice_ce_loss": ((1, 15), (2, 24)),
+    "mutation_loss": ((1, 16), (2, 25)),  # the others: sums of parts, and from the sums the loss
+    "dice_ce_loss": ((1, 15), (2, 23)),
     "upsample_argmax": ((1, 0), None),
 }
 

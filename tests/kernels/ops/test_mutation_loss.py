@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 from itertools import combinations
 
@@ -163,9 +160,9 @@ def test_k35_class_outside_is_refused_on_a_cpu_and_nan_in_a_kernel(name):
         with pytest.raises(ValueError, match="classes 0 to 2 in the target"):
             mutation_loss(maps, target)
         if name == "triton":  # behind the check, as on a GPU
-            sums = torch.ops.trifuse.segmentation_sums(maps, target, True, None)
-            assert sums[2].isnan().all()
-            grads = torch.autograd.grad(sums[2].nan_to_num().sum(), maps)
+            sums, _ = torch.ops.trifuse.segmentation_sums(maps, target, True, None)
+            assert sums[..., -1].isnan().all()
+            grads = torch.autograd.grad(sums[..., -1].nan_to_num().sum(), maps)
             assert all(grad[0, :, 1, 2].isnan().all() and grad.isnan().sum() == 3 for grad in grads)
         else:
             loss = torch.compile(mutation_loss, backend="eager", fullgraph=True)(maps, target)
@@ -230,40 +227,6 @@ def test_no_weight_at_all_is_no_loss():
 def test_maps_without_classes_are_refused():
     with pytest.raises(ShapeError, match="at least one class"):
         mutation_loss([torch.randn(2, 0, 4, 4)], torch.zeros(2, 8, 8, dtype=torch.int64))
-
-
-SPARSE_MAPS = """
-import tempfile
-import numpy, torch
-from trifuse.kernels import backend, mutation_loss, mutation_loss_reference
-with tempfile.TemporaryFile() as file:
-    file.truncate(21 << 30)
-    labels = torch.from_numpy(numpy.memmap(file, dtype=numpy.int64, mode="r+"))
-    values = labels.view(torch.float32)
-    target = labels.as_strided((2, 2, 2), (5 << 29, 2, 1), 64)
-    target[:] = torch.arange(8).view(2, 2, 2) % 3
-    # a stride beyond 2^31, and one below it whose multiples are beyond; the second map is coarse
-    full, coarse = ((2, 3, 2, 2), (5 << 29, 4, 2, 1)), ((2, 3, 1, 2), (6, 5 << 28, 2, 1), 32)
-    maps = [values.as_strided(*layout) for layout in (full, coarse)]
-    for m in maps:
-        m[:] = torch.randn(m.shape, generator=torch.Generator().manual_seed(0))
-        m.requires_grad_()
-    with backend("triton"):
-        loss = mutation_loss(maps, target)
-    plain = [m.detach().contiguous().requires_grad_() for m in maps]
-    expected = mutation_loss_reference(plain, target.contiguous())
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, maps), torch.autograd.grad(expected, plain))
-"""
-
-
-@interpreted
-def test_k17_strides_beyond_2_to_the_31():
-    """Samples and classes lie far apart in a sparse file; offsets of 32 bits would leave it."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", SPARSE_MAPS]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -349,9 +312,9 @@ def test_opcheck():
     maps, target = random_arguments(1, 2, [(2, 2), (1, 2)], (2, 2))
     torch.library.opcheck(torch.ops.trifuse.segmentation_sums.default, (maps, target, True, None))
     frozen = [m.detach() for m in maps]
-    grads = [torch.ones(1, 3, 2), torch.ones(1, 3, 2), torch.ones(1, 3)]
     torch.library.opcheck(
-        torch.ops.trifuse.segmentation_sums_backward.default, (grads, frozen, target, True, 1, [True, False])
+        torch.ops.trifuse.segmentation_sums_backward.default,
+        (torch.ones(1, 3, 5), frozen, target, True, 1, [True, False]),
     )
 
 
