@@ -95,6 +95,8 @@ def memory_efficient_attention(
         raise BackendError(f"{OP}: no Triton kernel, for {library.WITHOUT_KERNELS[OP]}; use backend('torch')")
     if forced == "reference":
         return memory_efficient_attention_reference(q, k, v, scale=scale, attn_bias=attn_bias, dropout_p=dropout_p)
+    if not (q.numel() and k.numel()):
+        return _attend_to_nothing(q, k, v, attn_bias)
     if library.under_functional_transform((q, k, v)):
         with sdpa_kernel(SDPBackend.MATH):
             return _sdpa(q, k, v, scale, attn_bias, dropout_p)
@@ -136,6 +138,15 @@ def _obstacle(attend: Callable[[Tensor, Tensor, Tensor], Tensor], device: torch.
     except Exception as error:  # whatever a foreign extension raises is an answer
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return ""
+
+
+def _attend_to_nothing(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Return zeros, or nothing: where queries, keys or channels are missing, SDPA of torch 2.10 ends the process."""
+    out = memory_efficient_attention_reference(q, k, v, attn_bias=bias)
+    kind = q.device.type
+    if q.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return out.to(torch.get_autocast_dtype(kind))
+    return out
 
 
 def _sdpa(
