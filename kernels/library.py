@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +28,10 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from . import torch_internals
 from .choices import check_choice
 from .errors import BackendError, ShapeError, UnusableKernel
-from .torch_internals import constant_when_compiled, without_values
+from .torch_internals import constant_when_compiled, inside_backward, outside_of_modes, without_values
 from .torch_internals import under_functional_transform as under_functional_transform
 
 BACKENDS = ("triton", "torch", "reference")
@@ -53,6 +55,16 @@ _strict = True  # whether it is forced upon operators without kernels, too
 launched: defaultdict[str, int] = defaultdict(int)  # launches of each kernel in this process; a Counter costs more
 _registered: set[str] = set()  # operators that have Triton kernels
 _unusable: dict[tuple[str, torch.device], str] = {}  # why an operator's kernels could not be built there
+_built: set[tuple[Any, ...]] = set()  # calls with gradients whose backward kernels were built: see `_with_backward`
+
+
+class _Building(threading.local):
+    """For which device this thread builds kernels at the moment, instead of launching them; None for none."""
+
+    device: torch.device | None = None
+
+
+building = _Building()
 
 
 @contextmanager
@@ -162,7 +174,8 @@ def register(
 
     The launch serves GPU tensors, and CPU tensors where the Triton interpreter is on. Registration through
     `torch.library.Library` costs about half the host time per call of `torch.library.custom_op`. A gradient that is an
-    operator of its own is registered after its operator, and named after it.
+    operator of its own is registered after its operator, and named after it. What the gradient launches is built before
+    the first forward pass that needs it returns.
     """
     name = schema.split("(")[0]
     op = next((known for known in _registered if name.startswith(known)), name)
@@ -171,9 +184,54 @@ def register(
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, launch, "CUDA")
     _library.impl(name, launch, "CPU")
-    _library.impl(name, meta, "Meta")
+    _library.impl(name, lambda *given: (meta if building.device is None else launch)(*given), "Meta")
     if autograd is not None:
-        _library.impl(name, autograd, "Autograd")
+        _library.impl(name, _with_backward(op, autograd), "Autograd")
+
+
+def _with_backward(op: str, autograd: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a gradient's kernels built by the first forward pass that needs it, which can still choose plain PyTorch.
+
+    What is needed is told by the device, the type, and which arguments have gradients. Another shape may need another
+    form of a kernel; what keeps kernels from being built at all is hardly ever the shape.
+    """
+
+    def differentiate(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and building.device is None:
+            tensors = _tensors(arguments)
+            needed = tuple([tensor.requires_grad for tensor in tensors])
+            call = (op, tensors[0].device, tensors[0].dtype, needed)
+            if call not in _built and True in needed and not torch_internals.without_values(tensors):
+                _build(autograd, arguments, tensors[0])
+                _built.add(call)
+        return autograd(*arguments)
+
+    return differentiate
+
+
+def _build(autograd: Callable[..., Any], arguments: Sequence[Any], first: Tensor) -> None:
+    """Build all kernels of a call and of its gradient: called on tensors without memory, it launches nothing.
+
+    Modes and hooks of the caller's see nothing of it.
+    """
+    no_hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    building.device = first.device
+    try:
+        with outside_of_modes(), no_hooks, torch.cuda.device_of(first):
+            given = [[*map(_without_memory, x)] if isinstance(x, list) else _without_memory(x) for x in arguments]
+            leaves = [tensor for tensor in _tensors(given) if tensor.requires_grad]
+            results = autograd(*given)
+            results = [result for result in _tensors([results]) if result.requires_grad]
+            torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results], allow_unused=True)
+    finally:
+        building.device = None
+
+
+def _without_memory(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return like.requires_grad_(value.requires_grad)
 
 
 def _named_after(op: str, launch: Callable[..., object]) -> Callable[..., object]:
@@ -183,10 +241,12 @@ def _named_after(op: str, launch: Callable[..., object]) -> Callable[..., object
         try:
             return launch(*arguments)
         except (UnusableKernel, ImportError) as error:  # the latter from a triton that does not load
-            device = _tensors(arguments)[0].device
+            device = building.device or _tensors(arguments)[0].device
             _unusable[op, device] = str(error)
+            late = inside_backward() and building.device is None and _forced is None
+            again = "repeat the step, which plain PyTorch then computes, or " if late else ""
             raise UnusableKernel(
-                f"{op} on {device}: {error}; run it inside: with trifuse.kernels.backend('torch')"
+                f"{op} on {device}: {error}; {again}run it inside: with trifuse.kernels.backend('torch')"
             ) from error
         except BackendError as error:
             raise BackendError(f"{op}: {error}") from error
@@ -223,10 +283,15 @@ def falls_back(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 def check_tensor(op: str, argument: str, value: object) -> None:
-    """Refuse what is no tensor, such as an array or a list of numbers."""
+    """Refuse what is no tensor of this process, such as an array, a list of numbers, or a distributed tensor."""
+    kind = type(value)
     if not isinstance(value, Tensor):
-        kind = type(value)
         raise TypeError(f"{op}: {argument} is a {kind.__module__}.{kind.__qualname__}; expected a torch.Tensor")
+    if kind.__name__ == "DTensor":
+        raise TypeError(
+            f"{op}: {argument} is a DTensor; expected a torch.Tensor of this process: pass {argument}.to_local() where "
+            f"samples are sharded, or else {argument}.full_tensor()"
+        )
 
 
 def check_dtype(op: str, argument: str, tensor: Tensor) -> None:

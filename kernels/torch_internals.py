@@ -19,6 +19,8 @@ Private name                        What it does                                
 ``kineto_results``, ``_EventType``  each allocation and release of the profiler       its memory timeline, which needs
                                     on a CPU                                          files, and rounds
 ``TorchDispatchMode``               sees every operator that a call reaches           nothing
+``_disable_current_modes``          hides operators from all of these, the caller's   nothing
+                                    included
 ``_op_dk``, ``DispatchKey``         calls one operator's kernel for a CPU             nothing
 ==================================  ================================================  ================================
 """
@@ -38,6 +40,7 @@ Answering = TypeVar("Answering", bound=Callable[..., object])
 
 # The functions themselves: what stands between them and a call would be paid at every call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
+outside_of_modes = torch.utils._python_dispatch._disable_current_modes
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 _dispatch_mode = torch._C._get_dispatch_mode

@@ -333,6 +333,7 @@ def _layouts(maps: Sequence[Tensor | None]) -> Layouts:
 def _settings(threads: int, layouts: Layouts, heads: int, dilations: tuple[int, ...], border: str) -> dict[str, Any]:
     """Return what a kernel is compiled for, except for the types."""
     shape, _, element_bytes = next(layout for layout in layouts if layout)
+    launching.check_positions(shape[1], shape[2])
     d, vector = max(1, shape[-1] // heads), BYTES_PER_THREAD // element_bytes
     threads_per_pixel = min(threads, launching.next_power_of_2(launching.cdiv(d, MOST_CHANNELS_PER_THREAD)))
     whole = all(stride % vector == 0 for layout in layouts if layout for stride in _moving_strides(layout)[:3])

@@ -313,6 +313,7 @@ def map_key(x: Tensor, *facts: object) -> tuning.Key:
 
 def tile_of(x: Tensor, tiles: int = 1, most_pixels: int | None = None) -> tuple[int, int]:
     """Return the channels and pixels of a tile that lies along what is contiguous in x (B, C, H, W)."""
+    launching.check_positions(x.shape[2], x.shape[3])
     elements = tiles * TILE
     channels, pixels = launching.next_power_of_2(x.shape[1]), launching.next_power_of_2(max(1, x.shape[2] * x.shape[3]))
     if x.stride(1) == 1 and x.stride(3) != 1:

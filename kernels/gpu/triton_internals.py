@@ -9,6 +9,8 @@ Name                                What it does                                
 ==================================  ==================================================  ==============================
 ``JITFunction.run``                 launches a kernel                                   ``kernel[grid](...)``, a call
                                                                                         more at every launch
+``run(warmup=True)``,               compiles a kernel without launching it; loads what  nothing
+``CompiledKernel.__getitem__``      was compiled, and builds what would launch it
 ``JITFunction.fn``, ``arg_names``   the Python function; the names of its arguments     nothing
 ``starting_line_number``            the line of the source, part of the key of          nothing
                                     what was compiled

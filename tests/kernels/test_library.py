@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.distributed as dist
+from operator_calls import OPERATORS, calls_of
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from trifuse.kernels import library
 
@@ -20,3 +27,18 @@ def test_cpu_tensors_choose_the_kernels_only_where_a_driver_runs_them_there(monk
         assert chosen(torch.float32) == ("triton", True)
         assert chosen(torch.float64) == ("torch", False)
     assert chosen(torch.float32) == ("torch", False)
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_k28_a_distributed_tensor_is_refused_with_advice(op, mesh):
+    for call in calls_of(op, (1, 2, 2, 3)):
+        arguments = tree_map_only(Tensor, lambda x: distribute_tensor(x.detach(), mesh), call.arguments)
+        with pytest.raises(TypeError, match=r" is a DTensor; expected .*\.to_local\(\).*\.full_tensor\(\)"):
+            call.function(*arguments, **call.options)

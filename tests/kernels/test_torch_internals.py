@@ -66,6 +66,9 @@ def test_a_dispatch_mode_sees_every_operator():
     with Seeing():
         torch.nn.functional.linear(*arguments)
     assert seen == ["t.default", "addmm.default"]
+    with Seeing(), torch_internals.outside_of_modes():
+        torch.nn.functional.linear(*arguments)
+    assert len(seen) == 2
 
 
 def test_forward_mode_is_told():

@@ -1,4 +1,4 @@
-"""A fixture of the tests of tuning, which lie in several files."""
+"""Fixtures of the tests of tuning and of launches, which lie in several files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from toy_launcher import Toy
 
+from trifuse.kernels import library
 from trifuse.kernels.gpu import tuning
 
 
@@ -25,3 +26,17 @@ def start_over(monkeypatch, tmp_path):
         return toy
 
     return start
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch):
+    """Make Triton the default for CPU tensors, where no operator was called yet."""
+
+    def choose(device, dtype, op=""):
+        choice, reason = default(device, dtype, op)
+        return (choice, reason) if (op, device) in library._unusable else ("triton", "")
+
+    default = library.default_backend
+    monkeypatch.setattr(library, "_unusable", {})
+    monkeypatch.setattr(library, "_built", set())
+    monkeypatch.setattr(library, "default_backend", choose)

@@ -14,6 +14,7 @@ import torch
 triton = pytest.importorskip("triton", reason="these are Triton's names")
 
 import triton.language as tl  # noqa: E402
+from triton.compiler import CompiledKernel  # noqa: E402
 from triton.compiler.errors import CompilationError  # noqa: E402
 from triton.runtime.errors import PTXASError  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
@@ -112,3 +113,14 @@ def test_kernels_are_compiled_for_gpus_that_are_not_here(tmp_path):
         "cache": [None, "3", True],
         "tools": [True, True],
     }
+
+
+def test_building_a_kernel_launches_nothing_and_loads_what_was_compiled():
+    launched, loaded = [], []
+    kernel = triton.jit(lambda: launched.append(True))
+    if hasattr(kernel, "rewriter"):  # interpreted
+        assert kernel.run(grid=(1,), warmup=True) is None
+    compiled = object.__new__(CompiledKernel)
+    compiled._init_handles = lambda: loaded.append(True)
+    compiled[(1,)]
+    assert (launched, loaded) == ([], [True])

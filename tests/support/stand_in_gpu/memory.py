@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 _EITHER = torch.device("cpu", 0)  # made inside PyTorch, like a tensor of which nothing is said here: goes along
 _ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 # What takes tensors from two places: copies, and indices from the host.
@@ -53,6 +53,8 @@ default_generator = torch.Generator()
 
 def place_of(tensor: Tensor) -> torch.device:
     """Return where a tensor lies."""
+    if tensor.is_meta:
+        return META
     mark = _mark_of(tensor)
     return mark if mark.type == "cuda" else CPU
 

@@ -30,7 +30,7 @@ class Generator(torch._C.Generator):
 def install() -> None:
     """Change `torch.Tensor`, and the functions that make tensors without an operation that could be seen."""
     Tensor.device = property(place_of)
-    Tensor.is_cuda = property(lambda self: place_of(self) != CPU)
+    Tensor.is_cuda = property(lambda self: place_of(self).type == "cuda")
     Tensor.is_cpu = property(lambda self: place_of(self) == CPU)
     Tensor.get_device = lambda self: self.device.index if self.is_cuda else -1
     Tensor.to = _to(Tensor.to)
