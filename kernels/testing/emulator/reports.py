@@ -41,7 +41,7 @@ def differences(
         if len(differing):
             name = next(name for name, storage in arguments.storages.items() if storage == number)
             tensor = arguments.tensors[name]
-            offset = int(differing[0] - tensor.storage_offset() * tensor.itemsize)
+            offset = int(differing[0]) - int(tensor.storage_offset()) * tensor.itemsize
             message = f"{len(differing)} bytes of {name} depend on the order of programs, the first at byte {offset}"
             found.append(Finding(ORDER, kernel.name, kernel.place(0), message, argument=name, offset=offset))
     return found
