@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from triton.runtime.errors import PTXASError  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from trifuse.kernels.gpu import triton_internals  # noqa: E402
+from trifuse.kernels.testing.emulator.driver import VirtualDriver  # noqa: E402
 
 # Compiles a kernel for a GPU that is not here, and says what came of it.
 COMPILING = """
@@ -124,3 +126,26 @@ def test_building_a_kernel_launches_nothing_and_loads_what_was_compiled():
     compiled._init_handles = lambda: loaded.append(True)
     compiled[(1,)]
     assert (launched, loaded) == ([], [True])
+
+
+def test_a_shared_library_is_built_from_cpp(tmp_path):
+    source = tmp_path / "answer.cpp"
+    source.write_text('#include <vector>\nextern "C" int answer() { return std::vector<int>{42}.back(); }\n')
+    built = triton_internals.build_shared_library("answer", str(source), str(tmp_path), [], [], ["stdc++"], ["-O1"])
+    assert ctypes.CDLL(built).answer() == 42
+
+
+def test_launches_go_through_a_driver_inside_a_block():
+    hook = triton.knobs.runtime.kernel_load_start_hook
+    driver, heard = VirtualDriver(run=lambda *launch: None), []
+
+    def before_loading(*arguments):
+        heard.append(arguments)
+
+    former = triton.runtime.driver._active
+    with triton_internals.launching_through(driver, before_loading):
+        assert triton_internals.active_driver() is driver
+        hook("module", "function", "name", {"kernel.ptx": "path"}, "key")
+    hook("module", "function", "name", {}, "key")
+    assert triton.runtime.driver._active is former
+    assert heard == [("module", "function", "name", {"kernel.ptx": "path"}, "key")]
