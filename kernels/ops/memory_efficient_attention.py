@@ -144,7 +144,7 @@ def _attend_to_nothing(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
     """Return zeros, or nothing: where queries, keys or channels are missing, SDPA of torch 2.10 ends the process."""
     out = memory_efficient_attention_reference(q, k, v, attn_bias=bias)
     kind = q.device.type
-    if q.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if q.dtype != torch.float64 and library.autocast_available(kind) and torch.is_autocast_enabled(kind):
         return out.to(torch.get_autocast_dtype(kind))
     return out
 
