@@ -259,8 +259,13 @@ def _named_after(op: str, launch: Callable[..., object]) -> Callable[..., object
 
 
 def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    lists = [argument if isinstance(argument, list | tuple) else [argument] for argument in arguments]
-    return [value for values in lists for value in values if isinstance(value, Tensor)]
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found += [value for value in argument if isinstance(value, Tensor)]
+    return found
 
 
 def falls_back(function: Callable[Given, Result]) -> Callable[Given, Result]:

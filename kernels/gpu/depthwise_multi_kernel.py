@@ -344,4 +344,6 @@ def _unit(*maps: Tensor) -> int:
     if any(m.stride(1) != 1 for m in maps):
         return 1
     strides = [stride for m in maps for stride in (m.stride(0), m.stride(2), m.stride(3))]
+    if max(strides) >= 1 << 31:  # in units it would fit into 32 bits again, and its products in the kernels would not
+        return 1
     return math.gcd(BYTES_PER_THREAD // maps[0].element_size(), maps[0].shape[1], *strides)

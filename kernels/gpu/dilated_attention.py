@@ -60,8 +60,9 @@ def _tile(x, strides, here, D: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.const
     """Return pointers to the first chunk of channels of a head at each pixel, (PIXELS, CHUNK)."""
     sample, row, column, head = here
     pixels = sample * strides[0] + row.to(tl.int64) * strides[1] + column.to(tl.int64) * strides[2]
-    channels = (head * D + tl.arange(0, CHUNK)) * strides[3]
-    return x + (pixels * UNIT)[:, None] + channels[None, :]
+    pixels = pixels * UNIT + tl.cast(head * D, tl.int64) * strides[3]
+    channels = tl.arange(0, CHUNK).to(tl.int64) * strides[3]
+    return x + pixels[:, None] + channels[None, :]
 
 
 @triton.jit
@@ -72,6 +73,12 @@ def _moved(tile, rows, columns, strides, UNIT: tl.constexpr, EACH: tl.constexpr)
 
 
 @triton.jit
+def _chunk(tile, channel, strides):
+    """Move a tile on by some channels, which may lie far apart as well."""
+    return tile + tl.cast(strides[3], tl.int64) * channel
+
+
+@triton.jit
 def _load(tile, strides, exists, D: tl.constexpr, CHUNK: tl.constexpr):
     """Load all channels of each pixel, chunk by chunk, as float32; zeros where there is nothing."""
     chunks = ()
@@ -79,7 +86,7 @@ def _load(tile, strides, exists, D: tl.constexpr, CHUNK: tl.constexpr):
         mask = exists[:, None]
         if (c + 1) * CHUNK > D:
             mask = mask & (tl.arange(0, CHUNK) < D - c * CHUNK)[None, :]
-        chunks = chunks + (tl.load(tile + c * CHUNK * strides[3], mask=mask, other=0.0).to(tl.float32),)
+        chunks = chunks + (tl.load(_chunk(tile, c * CHUNK, strides), mask=mask, other=0.0).to(tl.float32),)
     return chunks
 
 
@@ -90,7 +97,7 @@ def _store(tile, strides, chunks, factor, exists, D: tl.constexpr, CHUNK: tl.con
         mask = exists[:, None]
         if (c + 1) * CHUNK > D:
             mask = mask & (tl.arange(0, CHUNK) < D - c * CHUNK)[None, :]
-        tl.store(tile + c * CHUNK * strides[3], (chunks[c] * factor).to(tile.dtype.element_ty), mask=mask)
+        tl.store(_chunk(tile, c * CHUNK, strides), (chunks[c] * factor).to(tile.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -255,6 +255,8 @@ def pool_backward(
     x_grad = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
     if x_grad.numel() == 0:
         return x_grad
+    if size[1] * grad.stride(1) >= 1 << 31:  # the kernel multiplies channels and their stride in 32 bits
+        grad = grad.contiguous()
     channels, pixels = tile_of(x_grad, choice["tiles"])
     positions = x_grad.shape[2] * x_grad.shape[3]
     with torch.cuda.device_of(grad):

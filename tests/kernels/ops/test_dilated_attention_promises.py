@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
@@ -130,17 +127,6 @@ def test_cpu_path_over_several_chunks_equals_one(monkeypatch):
         torch.testing.assert_close(run(), whole)
 
 
-@interpreted
-def test_kernels_are_launched_on_the_device_of_their_arguments(monkeypatch):
-    entered = []
-    device_of = torch.cuda.device_of
-    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor.shape) or device_of(tensor))
-    qkv = packed_map(1, 2, 3, 9)
-    with backend("triton"):
-        dilated_attention(*qkv.chunk(3, dim=-1), **THREE).sum().backward()
-    assert entered == [(1, 2, 3, 3)] * 2
-
-
 def test_k18_grids_have_one_axis_and_heads_keep_whole_pixels_in_a_thread():
     """Axes y and z of a grid end at 65535; up to 32 channels a thread holds a pixel, and loads 16 bytes at a time."""
     gpu = import_module("trifuse.kernels.gpu.dilated_attention")
@@ -150,39 +136,6 @@ def test_k18_grids_have_one_axis_and_heads_keep_whole_pixels_in_a_thread():
         assert (settings["PIXELS"], settings["CHUNK"]) == (pixels, 8 * 128 // pixels)
         assert gpu._grid(x, 3, settings) == (70000 * 3,)
         assert settings["UNIT"] == (8 if 3 * d % 8 == 0 else 1)
-
-
-SPARSE_MAP = """
-import tempfile
-import numpy, torch
-from trifuse.kernels import backend, dilated_attention
-with tempfile.TemporaryFile() as file:
-    file.truncate(22 << 30)
-    values = torch.from_numpy(numpy.memmap(file, dtype=numpy.float32, mode="r+"))
-    # samples and then rows that lie more than 2^32 elements apart
-    for shape, strides in (((2, 1, 2, 4), (5 << 30, 8, 4, 1)), ((1, 2, 2, 4), (8, 5 << 30, 4, 1))):
-        x = values.as_strided(shape, strides)
-        x[-1, -1] = torch.arange(8.0).view(2, 4)
-        near = x.clone().requires_grad_()
-        far = x.detach().requires_grad_()
-        options = dict(num_heads=1, dilations=(1,))
-        for name in ("triton", "torch"):
-            with backend(name):
-                truth = torch.autograd.grad(dilated_attention(near, near, near, **options).square().sum(), near)
-                found = torch.autograd.grad(dilated_attention(far, far, far, **options).square().sum(), far)
-            torch.testing.assert_close(found, truth)
-        with torch.no_grad():
-            x[-1, -1] = 0.0
-"""
-
-
-@interpreted
-def test_k17_strides_beyond_2_to_the_32():
-    """Samples and rows lie far apart in a sparse file; offsets of 32 bits would leave it or read the wrong place."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", SPARSE_MAP]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("bad", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)

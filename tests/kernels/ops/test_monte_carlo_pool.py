@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
@@ -308,35 +305,6 @@ def test_k35_a_cell_that_does_not_exist_gives_nan_where_nobody_may_look():
             random_maps((1, 2, 2, 2)), scale=1 + 1, cell=0, permutation=torch.tensor([9, 1, 2, 3])
         )
     assert pooled.isnan().all()
-
-
-SPARSE_MAP = """
-import mmap, os, sys, tempfile
-import numpy, torch
-from trifuse.kernels import backend, channel_gate, monte_carlo_pool, spatial_gate
-with tempfile.TemporaryFile() as file:
-    file.truncate(11 << 30)
-    values = torch.from_numpy(numpy.memmap(file, dtype=numpy.float32, mode="r+"))
-    # a stride beyond 2^31, and one below it whose multiples are beyond
-    for shape, strides in (((2, 1, 2, 4), (5 << 29, 9, 4, 1)), ((1, 3, 2, 4), (9, 5 << 28, 4, 1))):
-        x = values.as_strided(shape, strides)
-        x[-1, -1] = 3.0
-        with backend("triton"):
-            pooled = monte_carlo_pool(x, scale=2, cell=1)
-            gated = channel_gate(x, torch.zeros(shape[:2])), spatial_gate(x, torch.zeros(shape[0], 1, *shape[2:]))
-        assert pooled[-1, -1] == 3 and pooled.sum() == 3, pooled
-        assert all(g[-1, -1].eq(1.5).all() and g.sum() == 12 for g in gated), gated
-        x[-1, -1] = 0.0
-"""
-
-
-@interpreted
-def test_k17_strides_beyond_2_to_the_31():
-    """Maps lie far apart in a sparse file; offsets of 32 bits would leave it."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", SPARSE_MAP]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("bad", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)

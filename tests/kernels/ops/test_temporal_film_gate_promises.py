@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -130,37 +127,6 @@ def test_results_repeat_bit_for_bit(name, memory_format):
         return [out, *torch.autograd.grad(out.square().sum(), arguments)]
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
-
-
-SPARSE_MAP = """
-import tempfile, numpy, torch
-from trifuse.kernels import backend, temporal_film_gate
-with tempfile.TemporaryFile() as file:
-    file.truncate(11 << 30)
-    values = torch.from_numpy(numpy.memmap(file, dtype=numpy.float32, mode="r+"))
-    # a stride beyond 2^31, and one below it whose multiples are beyond
-    for shape, strides in (((2, 1, 2, 4), (5 << 29, 9, 4, 1)), ((1, 3, 2, 4), (9, 5 << 28, 4, 1))):
-        features = values.as_strided(shape, strides)
-        features[-1, -1] = 3.0
-        rows = torch.zeros(3, *shape[:2], requires_grad=True)
-        weights = torch.ones(shape[0], 2)
-        with backend("triton"):
-            out = temporal_film_gate(features, rows[0], weights, *rows[1:])
-            grad = features.detach()
-            scale_grad = torch.autograd.grad(out, rows, grad)[0][1]
-        assert out[-1, -1].eq(6).all() and out.sum() == 48, out
-        assert scale_grad[-1, -1] == 72 and scale_grad.sum() == 72, scale_grad
-        features[-1, -1] = 0.0
-"""
-
-
-@interpreted
-def test_k17_strides_beyond_2_to_the_31():
-    """Maps lie far apart in a sparse file; offsets of 32 bits would leave it."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", SPARSE_MAP]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("bad", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)

@@ -8,9 +8,6 @@ float32 loses.
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
@@ -244,45 +241,6 @@ def test_k25_autocast_changes_nothing(name):
         plain = upsample_argmax(maps, (9, 9))
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(upsample_argmax(maps, (9, 9)), plain)
-
-
-@interpreted
-def test_kernel_is_launched_on_the_device_of_its_arguments(monkeypatch):
-    entered = []
-    device_of = torch.cuda.device_of
-    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor.shape) or device_of(tensor))
-    check("triton", random_maps((1, 2), [(2, 2)]), (3, 3))
-    assert entered == [(1, 3, 3)]
-
-
-SPARSE_MAP = """
-import mmap, os, sys, tempfile
-import numpy, torch
-from trifuse.kernels import backend, upsample_argmax
-with tempfile.TemporaryFile() as file:
-    file.truncate(11 << 30)
-    values = torch.from_numpy(numpy.memmap(file, dtype=numpy.float32, mode="r+"))
-    # samples, classes, rows, columns that lie far apart; multiples of a stride below 2^31 are beyond
-    for dim in range(4):
-        shape, strides = [1, 2, 1, 1], [1, 1, 1, 1]
-        shape[dim], strides[dim] = 3, 5 << 28
-        x = values.as_strided(shape, strides)
-        last = [-1] * 4
-        x[tuple(last)] = 3.0
-        with backend("triton"):
-            labels = upsample_argmax([x], shape[2:])
-        assert labels[-1, -1, -1] == shape[1] - 1, (dim, labels)
-        x[tuple(last)] = 0.0
-"""
-
-
-@interpreted
-def test_k17_strides_beyond_2_to_the_31():
-    """Parts of the map lie far apart in a sparse file; offsets of 32 bits would leave it."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", SPARSE_MAP]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("bad", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)

@@ -1,0 +1,99 @@
+"""K17: every argument and incoming gradient of every operator may lie far apart along every one of its axes.
+
+A child process lays all tensors of a call into a sparse file, far apart along one axis at a time. Products of an index
+and a stride in 32 bits leave the file, and end the child, or read another place. Strides beyond 2^31 are 64 bits wide
+by themselves, so another stride fits into 32 bits, but its double does not. The interpreter multiplies in the types
+that compiled kernels multiply in, and wraps as they do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from operator_calls import OF_TWO_LAYOUTS, OPERATORS, Call, calls_of
+from quick_interpreter import quick_interpreter
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from trifuse.kernels import backend, library
+
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
+FILE_BYTES = 1 << 38  # none of them on a disk until they are written
+SHAPES = ((3, 4, 1, 1), (1, 4, 3, 1), (1, 4, 1, 3))  # four channels are 16 bytes, which kernels load at once
+FAR = (5 << 28, 5 << 29)  # a stride of 32 bits whose double has more, and one that has more itself
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
+
+
+def wide(tensor: Tensor, axis: int, stride: int, memory: Tensor) -> Tensor:
+    """Copy a tensor into the memory, ``stride`` elements apart along one axis, and laid out as it is along others."""
+    strides = [stride if i == axis else step for i, step in enumerate(tensor.stride())]
+    copy = memory.view(tensor.dtype).as_strided(tensor.shape, strides)
+    with torch.no_grad():
+        copy.copy_(tensor)
+    return copy.requires_grad_(tensor.requires_grad)
+
+
+def far_apart(call: Call, grad: Tensor | None, axis: int, stride: int, memory: Tensor) -> Any:
+    """Return a call and its incoming gradient, their tensors far apart along one axis; None if none is long there."""
+    leaves, spec = tree_flatten((call.arguments, call.options, grad))
+    long = [
+        i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim > axis and leaf.shape[axis] > 1
+    ]
+    for i in long:  # side by side: each is far smaller than the memory between two of its rows
+        leaves[i] = wide(leaves[i], axis, stride, memory[i << 20 :])
+    if not long:
+        return None
+    arguments, options, grad = tree_unflatten(leaves, spec)
+    return Call(call.function, arguments, options), grad
+
+
+def results(call: Call, grad: Tensor | None, name: str) -> list[Tensor]:
+    """Return the result of a call and its gradients."""
+    with backend(name):
+        result = call()
+        if not call.leaves():
+            return [result]
+        return [result.detach(), *torch.autograd.grad(result, call.leaves(), grad)]
+
+
+def check(op: str) -> None:
+    """Compare what an operator's kernels make of tensors that lie far apart with what plain PyTorch makes of them."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(FILE_BYTES)
+        memory = torch.from_file(file.name, shared=True, size=FILE_BYTES, dtype=torch.uint8)
+        layouts = (False, True) if op in OF_TWO_LAYOUTS else (False,)
+        for shape, channels_last, axis, stride in itertools.product(SHAPES, layouts, range(4), FAR):
+            for number, call in enumerate(calls_of(op, shape, channels_last=channels_last)):
+                grad = torch.randn_like(call().detach()) if call.leaves() else None
+                moved = far_apart(call, grad, axis, stride, memory)
+                if moved is None:
+                    continue
+                print(f"call {number} of {shape}, axis {axis}, stride {stride}, {channels_last=}", flush=True)
+                found, truth = results(*moved, "triton"), results(call, grad, "torch")
+                torch.testing.assert_close(found, truth, atol=1e-4, rtol=1e-4)
+
+
+@interpreted
+@pytest.mark.parametrize("op", OPERATORS)
+def test_k17_every_argument_far_apart_along_every_axis(op):
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), *filter(None, [environment.get("PYTHONPATH")])])
+    child = subprocess.run([sys.executable, __file__, op], env=environment, capture_output=True, text=True, timeout=280)
+    assert child.returncode == 0, child.stdout[-200:] + child.stderr
+
+
+def test_k17_holds_for_every_operator_with_kernels():
+    assert set(OPERATORS) == library._registered
+
+
+if __name__ == "__main__":
+    with quick_interpreter():
+        check(sys.argv[1])
