@@ -5,12 +5,12 @@
 
 namespace emulator {
 
-constexpr uint64_t MOST_INSTRUCTIONS = uint64_t{1} << 32;  // of one program: more, and it is taken not to end
-
 class Machine {
 public:
-    Machine(const Program& program, const uint8_t* parameters, const uint32_t* grid, bool checks_races)
-        : memory(program.shared_bytes, checks_races), program_(program), grid_{grid[0], grid[1], grid[2]} {
+    // A program that runs more than `most_instructions`, counted by warps, is taken not to end.
+    Machine(const Program& program, const uint8_t* parameters, const uint32_t* grid, bool checks_races,
+            uint64_t most_instructions)
+        : memory(program.shared_bytes, checks_races), most_instructions_(most_instructions), program_(program), grid_{grid[0], grid[1], grid[2]} {
         for (uint32_t index = 0; index < program.warps; ++index) {
             warps_.emplace_back(program, memory, index);
             warps_.back().parameters = parameters;
@@ -73,7 +73,7 @@ private:
             warp.waiting |= mask;
             warp.barrier = position;
         }
-        if (executed_ < MOST_INSTRUCTIONS) return true;
+        if (executed_ < most_instructions_) return true;
         memory.report(Fault::Endless, {instruction, warp.thread(0), 0, 0, Access::Read}, NOBODY, 0);
         return false;
     }
@@ -109,6 +109,7 @@ private:
         memory.report(Fault::DivergentBarrier, request, NOBODY, 0, other);
     }
 
+    const uint64_t most_instructions_;
     const Program& program_;
     std::array<uint32_t, 3> grid_;
     std::vector<Warp> warps_;
@@ -130,8 +131,10 @@ void* program_new(const char* text, const char* widths, uint32_t shared_bytes, u
     }
 }
 
-void* machine_new(const void* program, const uint8_t* parameters, const uint32_t* grid, bool checks_races) {
-    return new emulator::Machine(*static_cast<const emulator::Program*>(program), parameters, grid, checks_races);
+void* machine_new(const void* program, const uint8_t* parameters, const uint32_t* grid, bool checks_races,
+                  uint64_t most_instructions) {
+    return new emulator::Machine(*static_cast<const emulator::Program*>(program), parameters, grid, checks_races,
+                                 most_instructions);
 }
 
 void machine_add_storage(void* machine, uint8_t* bytes, int64_t size, uint64_t address, uint8_t* written, uint32_t granule) {

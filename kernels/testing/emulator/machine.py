@@ -24,6 +24,7 @@ NAME = "trifuse_virtual_gpu"
 FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 MOST_FINDINGS = 1000
 NOBODY = -1
+MOST_INSTRUCTIONS = 1 << 30  # of one program, counted by warps: with more, it is taken not to end
 SLICE_SECONDS = 0.2  # of a launch run in one piece, so that it can be interrupted
 # Every storage has a range of addresses of its own, see memory.h.
 RANGE_BITS, FIRST_RANGE = 44, 1 << 12
@@ -151,7 +152,11 @@ class Program:
         """
         machine = ctypes.c_void_p(
             library().machine_new(
-                ctypes.c_void_p(self.handle), parameters, (ctypes.c_uint32 * 3)(*grid), ctypes.c_bool(not backward)
+                ctypes.c_void_p(self.handle),
+                parameters,
+                (ctypes.c_uint32 * 3)(*grid),
+                ctypes.c_bool(not backward),
+                ctypes.c_uint64(MOST_INSTRUCTIONS),
             )
         )
         try:

@@ -10,6 +10,7 @@ import torch
 from handwritten_ptx import compute, kernel_of, run
 
 from trifuse.kernels.testing import UnsupportedInstruction
+from trifuse.kernels.testing.emulator import machine
 from trifuse.kernels.testing.emulator.machine import Program
 
 pytest.importorskip("triton", reason="the machine is built with triton's builder")
@@ -259,6 +260,11 @@ def test_misaligned_shared_memory():
 def test_threads_of_one_store_that_disagree_in_shared_memory():
     assert kinds("mov.b32 %r1, global_smem;\nst.shared.b32 [%r1], %r0;", shared_bytes=64) == ["race in shared memory"]
     assert kinds("mov.b32 %r1, 0;\nst.shared.b32 [%r1], %r1;", shared_bytes=64) == []
+
+
+def test_a_program_that_does_not_end(monkeypatch):
+    monkeypatch.setattr(machine, "MOST_INSTRUCTIONS", 1000)
+    assert kinds("$AGAIN:\nadd.s32 %r1, %r1, 1;\nbra $AGAIN;") == ["endless"]
 
 
 def test_an_overrun_never_leads_into_another_tensor():
