@@ -55,10 +55,10 @@ CPU_CALLS = {
 
 @pytest.fixture(scope="module")
 def loaded_by_operators() -> dict[str, list[str]]:
-    """Return what the first call of each operator loaded, of all that are called one after the other in one child."""
-    code = "import sys, torch\nfrom trifuse.kernels import *\nbefore, loaded = set(sys.modules), {}\n"
+    """Return what import and first call of each operator loaded, one after the other in one child."""
+    code = "import sys\nbefore, loaded = set(sys.modules), {}\nimport torch\n"
     for name in kernels.OPERATORS:
-        code += f"out = {name}({CPU_CALLS[name]})\nif out.requires_grad:\n    out.sum().backward()\n"
+        code += f"from trifuse.kernels import {name}\nout = {name}({CPU_CALLS[name]})\nif out.requires_grad:\n    out.sum().backward()\n"
         code += f"loaded[{name!r}], before = [*(set(sys.modules) - before)], set(sys.modules)\n"
     return json.loads(output_of(f"{code}import json\nprint(json.dumps(loaded))"))
 
