@@ -58,7 +58,8 @@ def loaded_by_operators() -> dict[str, list[str]]:
     """Return what import and first call of each operator loaded, one after the other in one child."""
     code = "import sys\nbefore, loaded = set(sys.modules), {}\nimport torch\n"
     for name in kernels.OPERATORS:
-        code += f"from trifuse.kernels import {name}\nout = {name}({CPU_CALLS[name]})\nif out.requires_grad:\n    out.sum().backward()\n"
+        code += f"from trifuse.kernels import {name}\nout = {name}({CPU_CALLS[name]})\n"
+        code += "if out.requires_grad:\n    out.sum().backward()\n"
         code += f"loaded[{name!r}], before = [*(set(sys.modules) - before)], set(sys.modules)\n"
     return json.loads(output_of(f"{code}import json\nprint(json.dumps(loaded))"))
 
