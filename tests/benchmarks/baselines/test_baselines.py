@@ -75,7 +75,7 @@ def test_a_comparison_is_complete(name):
     assert comparison.baseline not in ("trifuse", *compiled)
     assert "torch.compile of trifuse" in compiled
     assert len(compiled) > 1
-    assert {kind for case in comparison.cases for kind in case.devices} == {"cpu", "cuda"}
+    assert {kind for case in comparison.cases for kind in case.devices} == {"cpu", "cuda", "tiny"}
     assert all(timed.least_bytes for timed in comparison.passes)
     assert comparison.missing.keys() <= comparison.providers.keys()
     assert all(comparison.missing.values())
