@@ -56,7 +56,7 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
 
     def attention() -> list[Call]:
         options = {"num_heads": 2, "dilations": (1, 2)}
-        maps = [torch.randn(batch, height, width, 2 * channels, generator=generator) for _ in range(6)]
+        maps = [torch.randn(batch, height, width, 4 * channels, generator=generator) for _ in range(6)]
         packed = torch.cat(maps[3:], dim=-1).requires_grad_()
         separate = tuple(m.requires_grad_() for m in maps[:3])
         return [Call(kernels.dilated_attention, separate, options), Call(packed_dilated_attention, (packed,), options)]

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from trifuse.kernels import backend
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
-FILE_BYTES = 1 << 38  # none of them on a disk until they are written
+FILE_BYTES = 1 << 39  # none of them on a disk until they are written
 SHAPES = ((3, 4, 1, 1), (1, 4, 3, 1), (1, 4, 1, 3))  # four channels are 16 bytes, which kernels load at once
 FAR = (5 << 28, 5 << 29)  # a stride of 32 bits whose double has more, and one that has more itself
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
