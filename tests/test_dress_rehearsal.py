@@ -55,6 +55,28 @@ def test_every_line_that_only_runs_with_a_gpu_has_run(rehearsed):
     assert not missing, "\n".join(missing)
 
 
+REPORT = """
+import sys
+from trifuse.benchmarks.reporting import report
+report.GPU_SECONDS = 1e5  # a stand-in takes longer
+sys.exit(report.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_report_runs_through(tmp_path):
+    """With the tests of GPUs, and a tiny case of every benchmark."""
+    child = subprocess.run(
+        [sys.executable, "-c", REPORT, "--tests", "--tiny", f"--out={tmp_path}", "--seconds=0.001"],
+        env=stand_in_gpu.environment(OMP_NUM_THREADS="1", PYTHONSAFEPATH="1", TRIFUSE_CACHE=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr + (tmp_path / "report.md").read_text()
+    assert len(list(tmp_path.glob("*.cuda.json"))) > 20
+
+
 def test_no_result_was_measured_on_the_stand_in():
     results = ROOT / "benchmarks" / "results"
     assert [

@@ -6,8 +6,8 @@ of PyTorch is seen, marks what it returns, and refuses arguments from two places
 
 As on a GPU: places and their mixing, generators of each place, memory held and at its peak, recorded graphs and what
 must not happen while recording, events that tell time. Not as on a GPU: compiled forms run eagerly, ``cuda:nccl`` is
-gloo, autocast is the CPU's, products of huge matrices are left undone, and
-kernels run in Triton's interpreter. Its figures mean nothing.
+gloo, autocast is the CPU's, products of huge matrices are left undone, and kernels run in Triton's interpreter. Its
+figures mean nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 NAME = "stand-in GPU"
-PROCESS = Path(__file__).resolve().parent / "process"  # whose sitecustomize.py calls `install`
+PROCESS = Path(__file__).resolve().parent / "process"  # its sitecustomize.py calls `install`
 
 
 def install() -> None:
@@ -38,4 +38,5 @@ def install() -> None:
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of a process that has such a GPU, as have its children."""
     path = os.pathsep.join(filter(None, [str(PROCESS), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, **more}
+    programs = os.pathsep.join([str(PROCESS), os.environ.get("PATH", os.defpath)])  # nvidia-smi
+    return {**os.environ, "PYTHONPATH": path, "PATH": programs, **more}
