@@ -46,7 +46,7 @@ def test_two_processes_take_the_steps_of_one(atria, tmp_path):
     command = [sys.executable, *launch, "-m", "trifuse.architectures.cli", "train", "dino_unet", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command += ["--out", str(tmp_path / "two")]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert child.returncode == 0, child.stderr
     assert child.stdout.count("report: ") == 1
     assert main(["train", "dino_unet", *options, "--out", str(tmp_path / "one")]) == 0
