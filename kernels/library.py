@@ -16,6 +16,7 @@ given. Attention alone follows autocast, as PyTorch's does.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import threading
 import warnings
@@ -48,6 +49,7 @@ TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
+_log = logging.getLogger("trifuse.kernels")
 _library = torch.library.Library("trifuse", "DEF")
 _forced: str | None = None
 _compiled_on_cpu = False  # inside `trifuse.kernels.testing.virtual_gpu`
@@ -55,6 +57,7 @@ _strict = True  # whether it is forced upon operators without kernels, too
 launched: defaultdict[str, int] = defaultdict(int)  # launches of each kernel in this process; a Counter costs more
 _registered: set[str] = set()  # operators that have Triton kernels
 _unusable: dict[tuple[str, torch.device], str] = {}  # why an operator's kernels could not be built there
+_logged: set[tuple[str, str]] = set()  # operators and the backends that they were said to have chosen
 _built: set[tuple[Any, ...]] = set()  # calls with gradients whose backward kernels were built: see `_with_backward`
 
 
@@ -108,9 +111,13 @@ def fallbacks() -> dict[str, str]:
 
 
 def choose_backend(op: str, tensor: Tensor) -> str:
-    """Return the backend that ``op`` runs on for a tensor like ``tensor``."""
+    """Return the backend that ``op`` runs on for a tensor like ``tensor``; the first time, a debug line says why."""
     if _forced is None:
-        return default_backend(tensor.device, tensor.dtype, op)[0]
+        chosen, reason = default_backend(tensor.device, tensor.dtype, op)
+        if not torch.compiler.is_compiling() and (op, chosen) not in _logged:  # compiled code has no lines
+            _logged.add((op, chosen))
+            _log.debug("%s runs on the %s backend: %s", op, chosen, reason)
+        return chosen
     if _forced == "triton":
         obstacle = triton_obstacle(tensor.device, tensor.dtype)
         if obstacle:

@@ -38,25 +38,27 @@ from .gates import (
 )
 
 MARK_PIXELS = 256
+LARGEST_SCALE = tl.constexpr(2**15)  # that of the operator: cells of a grid are numbered in 32 bits
 
 
 @triton.jit
 def _draw_of(b, scales, cells, scale_stride, cell_stride, scale, cell):
-    """Return the sample's scale and cell, from where the caller left them; a scale below 1 as 0."""
+    """Return the sample's scale and cell, from where the caller left them; 0 for those that do not exist."""
     if scales is not None:
-        scale = tl.load(scales + b * scale_stride).to(tl.int32)
+        scale = tl.load(scales + b * scale_stride)
     if cells is not None:
-        cell = tl.load(cells + b * cell_stride).to(tl.int32)
-    real = (scale >= 1) & (cell >= 0) & (cell < scale * scale)
-    return tl.where(real, scale, 0), tl.where(real, cell, 0)
+        cell = tl.load(cells + b * cell_stride)
+    real = (scale >= 1) & (scale <= LARGEST_SCALE) & (cell >= 0) & (cell < scale * scale)
+    return tl.where(real, scale, 0).to(tl.int32), tl.where(real, cell, 0).to(tl.int32)
 
 
 @triton.jit
 def _edges(length, scale, index):
     """Return where one interval of an adaptive grid begins, and how long it is; nothing of a scale of 0."""
     divisor = tl.maximum(scale, 1)
-    first = index * length // divisor
-    last = ((index + 1) * length + divisor - 1) // divisor
+    whole, rest = length // divisor, length % divisor  # apart, as index * length may have more than 32 bits
+    first = index * whole + index * rest // divisor
+    last = (index + 1) * whole + ((index + 1) * rest + divisor - 1) // divisor
     return first, tl.where(scale > 0, last - first, 0)
 
 

@@ -26,6 +26,7 @@ from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
 POOL = "monte_carlo_pool"
+LARGEST_SCALE = 2**15  # cells per side: the kernels number the cells of a grid in 32 bits
 
 
 def monte_carlo_pool_reference(
@@ -207,7 +208,7 @@ def monte_carlo_pool(
     Args:
         x: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64. H or W smaller
             than the scale repeats positions in several cells.
-        scale: cells per side, at least 1: an int, or int64 of shape () or (B,).
+        scale: cells per side, from 1 to 32,768: an int, or int64 of shape () or (B,).
         cell: the cell's row times the scale plus its column: an int, or int64 of shape () or (B,).
         permutation: int64 of shape (H * W,), or (B, H * W) for one per sample; every position exactly once, which is
             not checked.
@@ -273,8 +274,8 @@ def _check_index(name: str, value: Tensor, shapes: tuple[tuple[int, ...], ...]) 
 
 
 def _check_draw(scale: int, cell: int) -> None:
-    if scale < 1 or not 0 <= cell < scale * scale:
+    if not 1 <= scale <= LARGEST_SCALE or not 0 <= cell < scale * scale:
         raise ValueError(
-            f"{POOL}: got scale {scale} and cell {cell}; expected a scale of at least 1, and a cell from 0 to below "
-            "scale * scale"
+            f"{POOL}: got scale {scale} and cell {cell}; expected a scale of at least 1 and at most {LARGEST_SCALE}, "
+            "and a cell from 0 to below scale * scale"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -27,6 +29,19 @@ def test_cpu_tensors_choose_the_kernels_only_where_a_driver_runs_them_there(monk
         assert chosen(torch.float32) == ("triton", True)
         assert chosen(torch.float64) == ("torch", False)
     assert chosen(torch.float32) == ("torch", False)
+
+
+def test_k6_one_debug_line_says_which_backend_an_operator_chose_and_why(monkeypatch, caplog):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(library, "_logged", set())
+    x = torch.zeros(2, 3)
+    with caplog.at_level(logging.DEBUG, "trifuse.kernels"):
+        for op in ("channel_gate", "channel_gate", "upsample_argmax"):
+            library.choose_backend(op, x)
+        with library.backend("reference"):
+            library.choose_backend("monte_carlo_pool", x)
+    because = "runs on the torch backend: CPU tensors use plain PyTorch"
+    assert caplog.messages == [f"channel_gate {because}", f"upsample_argmax {because}"]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import adaptive_avg_pool2d
 
 from trifuse.kernels import BackendError, ShapeError, backend, monte_carlo_pool, monte_carlo_pool_reference
+from trifuse.kernels.ops.monte_carlo_pool import LARGEST_SCALE
 from trifuse.kernels.testing import assert_op_matches, poisoned_empty, tensors
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
@@ -291,9 +292,17 @@ def test_large_cells_are_summed_in_parts(monkeypatch, layout, scale):
     check("triton", x.requires_grad_(), scale=scale, cell=0, permutation=permutations(x.shape, "shuffled"))
 
 
+@pytest.mark.parametrize("size", [(5, 7), (1, 70_001), (65_537, 1)], ids=str)
+@interpreted
+def test_large_scales_and_long_maps_need_more_than_32_bits_in_between(size):
+    x = random_maps((1, 1, *size)).requires_grad_()
+    for cell in (LARGEST_SCALE - 1, LARGEST_SCALE**2 // 2 + 17, LARGEST_SCALE**2 - 1):
+        check("triton", x, scale=torch.tensor(LARGEST_SCALE), cell=torch.tensor(cell))
+
+
 @interpreted
 def test_k35_a_cell_that_does_not_exist_gives_nan_where_nobody_may_look():
-    for scale, cell in ((2, 4), (2, -1), (0, 0)):
+    for scale, cell in ((2, 4), (2, -1), (0, 0), (LARGEST_SCALE + 1, 0), (2**32 + 2, 0)):
         with backend("triton"):
             pooled = monte_carlo_pool(random_maps((1, 2, 4, 5)), scale=torch.tensor(scale), cell=torch.tensor(cell))
         assert pooled.isnan().all()
