@@ -44,7 +44,7 @@ COMPARISON = Comparison(
         *cases((2, 288, 16, 16), torch.float32, "cpu"),
         case((8, 72, 64, 64), torch.bfloat16, device="cuda", channels_last=True),
         *cases((32, 72, 64, 64), torch.bfloat16, "cuda"),
-        *cases((1, 8, 16, 16), torch.bfloat16, TINY),
+        case((1, 2, 8, 8), torch.float32, device=TINY, channels_last=True),
     ],
     passes=[
         Pass("forward", least_bytes=lambda x, weights: 2 * x.nbytes, flops=convolutions(1)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from trifuse.architectures.fias import Fias, FiasConfig
+from trifuse.architectures.fias.variants import DilateFormerShape
 from trifuse.kernels import mutation_loss, upsample_argmax
 
 from .baselines.fias import labels_plainly, plain_fias, seven_losses
@@ -24,16 +25,26 @@ class Networks(NamedTuple):
     plain: Fias
 
 
-def case(variant: str, batch: int, size: int, device: str) -> Case:
+SMALLEST = {
+    "variant": DilateFormerShape(embed_dim=6, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3)),
+    "decoder_heads": (2, 2, 2, 2),
+    "num_classes": 2,
+}
+
+
+def case(name: str, batch: int, size: int, device: str, **options: Any) -> Case:
+    config = FiasConfig(**{"variant": name, "num_classes": CLASSES, **options})
+    classes = config.num_classes
+
     def arguments(place: torch.device) -> tuple[Networks, Tensor, Tensor]:
-        network = Fias(FiasConfig(variant=variant, num_classes=CLASSES)).to(place)
+        network = Fias(config).to(place)
         generator = torch.Generator(place).manual_seed(0)
         image = torch.randn(batch, 1, size, size, generator=generator, device=place)
-        coarse = torch.randint(CLASSES, (batch, 1, 8, 8), generator=generator, device=place).float()
+        coarse = torch.randint(classes, (batch, 1, 8, 8), generator=generator, device=place).float()
         target = torch.nn.functional.interpolate(coarse, (size, size)).squeeze(1).long()
         return Networks(network, plain_fias(network)), image, target
 
-    return Case(f"FIAS {variant}, ({batch},1,{size},{size}), {CLASSES} classes, float32", arguments, devices=(device,))
+    return Case(f"FIAS {name}, ({batch},1,{size},{size}), {classes} classes, float32", arguments, devices=(device,))
 
 
 CASES = [
@@ -41,7 +52,7 @@ CASES = [
     case("tiny", 2, 128, "cpu"),
     case("tiny", 2, 256, "cuda"),
     case("tiny", 16, 256, "cuda"),
-    case("nano", 2, 32, TINY),
+    case("smallest", 2, 32, TINY, **SMALLEST),
 ]
 
 

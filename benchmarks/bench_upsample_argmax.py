@@ -33,7 +33,7 @@ COMPARISON = Comparison(
         case("DINO U-Net, native size", 2, 2, (448,), 640, torch.float32, "cpu"),
         case("FIAS", 2, 9, FIAS, 256, torch.float32, "cuda"),
         case("FIAS, native size", 32, 9, FIAS, 512, torch.float32, "cuda"),
-        case("tiny", 2, 9, (2, 4), 16, torch.float32, TINY),
+        case("tiny", 1, 2, (2, 4), 6, torch.float32, TINY),
     ],
     passes=[
         Pass(

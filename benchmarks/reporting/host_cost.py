@@ -288,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="measure what a call costs the host, and count its launches")
     parser.add_argument("--out", type=Path, required=True, help="folder for the result file and the table of launches")
     parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each form")
+    parser.add_argument("--tiny", action="store_true", help="accepted as of every part: all its calls are tiny")
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") != "1":
         command = [sys.executable, "-m", __spec__.name, f"--out={options.out}", f"--seconds={options.seconds}"]

@@ -9,7 +9,8 @@ A part that fails does not keep the next one from running; the exit code is that
 of time. Launches of our Triton kernels are counted. A part fails if kernels of some operator could not be built, if a
 figure of ours is of a GPU on which it launched none, and, for the tests, if they launched none. The folder gets the
 result files (after each case, so that a part which is ended keeps what it has), ``report.md`` with all tables, and one
-log for each part.
+log for each part. What a part that was ended had counted until then is told as such, and the part is refused: each case
+in its result files was measured to its end, but cases are missing.
 
 On a machine with a GPU all parts together take eight minutes at most. Each has its share of the time that is left, so
 that one which is done early leaves more to the rest; where compiled forms took too long, the same command with
@@ -97,7 +98,8 @@ class Outcome:
         code: its exit code.
         seconds: how long it took.
         limit_s: how long it might have; None where it could take its time.
-        launches: of our Triton kernels; None where it was killed before it could say.
+        launches: of our Triton kernels, as far as they were counted; None where none were: it never started.
+        whole: whether it was counted to its end.
         refused: why what it found does not count.
     """
 
@@ -106,6 +108,7 @@ class Outcome:
     seconds: float
     limit_s: float | None
     launches: int | None = None
+    whole: bool = False
     refused: list[str] = field(default_factory=list)
 
 
@@ -121,12 +124,12 @@ def parts(
     """Return what is run; nothing of it depends on pytest settings of whoever runs it, or on the folder he is in."""
     pytest = ("pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider")
     pytest += ("-c", str(scratch / "pytest.ini"), f"--rootdir={ROOT}", f"--confcutdir={ROOT}")
-    benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}")
-    benchmark += ("--tiny",) if tiny else ()
+    cases = ("--tiny",) if tiny else ()
+    benchmark = ("--benchmark-only", f"--results={out}", f"--seconds={seconds}", *cases)
     modules = {TESTS: (*pytest, str(GPU_TESTS))} if tests else {}
     for name in names:
         modules[name] = (
-            (f"trifuse.benchmarks.reporting.{name}", f"--out={out}", f"--seconds={seconds * TOOLS[name]}")
+            (f"trifuse.benchmarks.reporting.{name}", f"--out={out}", f"--seconds={seconds * TOOLS[name]}", *cases)
             if name in TOOLS
             else (*pytest, str(FOLDER / f"bench_{name}.py"), *benchmark)
         )
@@ -181,7 +184,10 @@ def run_part(part: Part, limit_s: float | None, log: Path, scratch: Path, variab
 
 
 def examined(outcome: Outcome, scratch: Path, written: Sequence[Path]) -> Outcome:
-    """Return an outcome with its launches, failed where plain PyTorch ran instead of kernels."""
+    """Return an outcome with its launches, failed where plain PyTorch ran instead of kernels, or where it has no end.
+
+    Of a part that was ended, each case in its result files was measured to its end; cases are missing.
+    """
     path = count_of(scratch, outcome.part.name)
     counted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     fallbacks = counted["fallbacks"] if counted else {}
@@ -190,7 +196,13 @@ def examined(outcome: Outcome, scratch: Path, written: Sequence[Path]) -> Outcom
     launches = sum(counted["kernels"].values()) if counted else None
     if outcome.part.name == TESTS and (launches == 0 or (launches is None and not outcome.code)):
         refused.append("not one Triton kernel was launched")
-    return replace(outcome, code=outcome.code or (REFUSED if refused else 0), launches=launches, refused=refused)
+    whole = counted is not None and counted["ended"]
+    if outcome.code == OUT_OF_TIME or (counted and not whole):
+        how = f"out of time after {outcome.seconds:.0f} s" if outcome.code == OUT_OF_TIME else "ended in its midst"
+        told = "nothing was counted" if launches is None else f"{launches} launches of our kernels until then"
+        refused.append(f"{how}, so that cases are missing; {told}")
+    code = outcome.code or (REFUSED if refused else 0)
+    return replace(outcome, code=code, launches=launches, whole=whole, refused=refused)
 
 
 def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, written: Sequence[Path]) -> str:
@@ -202,7 +214,7 @@ def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, writ
             str(outcome.code),
             f"{outcome.seconds:.0f}",
             "" if outcome.limit_s is None else f"{outcome.limit_s:.0f}",
-            "unknown" if outcome.launches is None else str(outcome.launches),
+            launches_told(outcome),
         ]
         for outcome in outcomes
     ]
@@ -217,6 +229,14 @@ def report(machine: dict[str, Any], outcomes: Sequence[Outcome], out: Path, writ
         if text := text_of(path):
             lines += ["", f"## {path.stem}", "", text.rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def launches_told(outcome: Outcome) -> str:
+    """Return how many kernels a part launched, in words where they were not counted to its end."""
+    if outcome.launches is None:
+        return "not counted"
+    ended = "out of time" if outcome.code == OUT_OF_TIME else "ended"
+    return str(outcome.launches) + ("" if outcome.whole else f", then {ended}")
 
 
 def text_of(path: Path) -> str:

@@ -16,56 +16,22 @@ import importlib.util
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trifuse.architectures.storage.atomic_files import write_json, write_text
-from trifuse.architectures.training.losses import SegmentationLoss
-from trifuse.kernels import (
-    depthwise_multi_kernel,
-    dilated_attention,
-    memory_efficient_attention,
-    mutation_loss,
-    temporal_film_gate,
-    upsample_argmax,
-    weighted_block_fusion,
-)
 from trifuse.kernels.testing.counting import kernels_forced, launches_of
 from trifuse.kernels.testing.machine import MIB, default_device, stamp
 from trifuse.kernels.testing.measuring import measure
 from trifuse.kernels.testing.tables import table, threads
 
+from .scaling_curves import CURVES, TINY_CURVES, Curve
 from .scaling_ranks import BATCH, SIDE, measure_processes
-
-Work = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One computation at several sizes of one thing.
-
-    Args:
-        name: the operator or network, and what of it is timed.
-        axis: what grows.
-        sizes: how large it is; the exponent is over these.
-        make: prepares the computation at a size.
-        work: the exponent of its arithmetic, None where it lies between two.
-        kernels: whether it must launch Triton kernels of ours on a GPU.
-    """
-
-    name: str
-    axis: str
-    sizes: tuple[int, ...]
-    make: Callable[[int, torch.device], Work]
-    work: float | None = 1.0
-    kernels: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +63,7 @@ def measure_curve(curve: Curve, device: torch.device, seconds: float) -> Measure
     with kernels_forced(device):
         works = {str(size): curve.make(size, device) for size in curve.sizes}
         launches = [launches_of(curve.name, work, device, expected=curve.kernels) for work in works.values()]
-        timings = measure(works, device=device, seconds=seconds)
+        timings = measure(works, device=device, seconds=seconds, **curve.few)
     in_order = [timings[str(size)] for size in curve.sizes]
     of_rounds = [exponent(curve.sizes, times) for times in zip(*(timing.seconds for timing in in_order), strict=True)]
     low, _, _, high = statistics.quantiles(of_rounds, n=5, method="inclusive")
@@ -123,134 +89,6 @@ def measure_curve(curve: Curve, device: torch.device, seconds: float) -> Measure
         rounds=len(of_rounds),
         launches=tuple(launches) if curve.kernels else None,
     )
-
-
-# -------------------------------------------------------------------------------------------------------- the curves
-
-
-def normal(*shape: int, device: torch.device) -> Tensor:
-    generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(shape, generator=generator, device=device)
-
-
-def forward_and_backward(function: Callable[..., Tensor], *arguments: Any, leaves: Sequence[Tensor]) -> Work:
-    """Return a call of ``function`` and of its gradients, for an incoming gradient that is already there."""
-    for leaf in leaves:
-        leaf.requires_grad_(True)
-    with torch.no_grad():
-        incoming = torch.ones_like(function(*arguments))
-    return lambda: torch.autograd.grad(function(*arguments), leaves, incoming)
-
-
-def fusion(maps: int, batch: int, device: torch.device) -> Work:
-    features = [normal(batch, 1024, 384, device=device) for _ in range(maps)]
-    logits = normal(maps, device=device)
-    return forward_and_backward(weighted_block_fusion, features, logits, leaves=[logits])
-
-
-def dilated(side: int, batch: int, dilations: int, device: torch.device) -> Work:
-    q, k, v = (normal(batch, side, side, 24 * dilations, device=device) for _ in range(3))
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return dilated_attention(q, k, v, num_heads=dilations, dilations=range(1, dilations + 1))
-
-    return forward_and_backward(attend, q, k, v, leaves=[q, k, v])
-
-
-def depthwise(side: int, device: torch.device) -> Work:
-    x = normal(2, 72, side, side, device=device)
-    weights = [normal(72, 1, kernel, kernel, device=device) / kernel for kernel in (5, 7)]
-    return forward_and_backward(depthwise_multi_kernel, x, weights, leaves=[x, *weights])
-
-
-def film(side: int, device: torch.device) -> Work:
-    features, ecg, weights, gamma, beta = (
-        normal(*shape, device=device) for shape in ((4, 128, side, side), (4, 128), (4, 2), (4, 128), (4, 128))
-    )
-    tensors = [features, ecg, weights, gamma, beta]
-    return forward_and_backward(temporal_film_gate, *tensors, leaves=tensors)
-
-
-def subsets(side: int, maps: int, classes: int, device: torch.device) -> Work:
-    logits = [normal(1, classes, side, side, device=device) for _ in range(maps)]
-    generator = torch.Generator(device).manual_seed(0)
-    target = torch.randint(classes, (1, side, side), generator=generator, device=device)
-    # all non-empty subsets, 2**maps - 1 of them
-    return forward_and_backward(lambda *maps: mutation_loss(list(maps), target), *logits, leaves=logits)
-
-
-def labels(side: int, device: torch.device) -> Work:
-    maps = [normal(2, 9, side // step, side // step, device=device) for step in (16, 8, 4)]
-    return lambda: upsample_argmax(maps, (side, side))
-
-
-def attention(tokens: int, device: torch.device) -> Work:
-    q, k, v = (normal(1, tokens, 6, 64, device=device) for _ in range(3))
-    return lambda: memory_efficient_attention(q, k, v)
-
-
-def plain_step(side: int, batch: int, device: torch.device) -> Work:
-    from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
-
-    network = PlainUNet(PlainUNetConfig(num_classes=4, image_size=256, base_dim=8, num_stages=4)).to(device).train()
-    image = normal(batch, 1, side, side, device=device)
-    target = torch.zeros(batch, side, side, dtype=torch.int64, device=device)
-    loss, parameters = SegmentationLoss(), list(network.parameters())
-    batch_of = {"target": target}
-    return lambda: torch.autograd.grad(loss(network(image), batch_of, None), parameters, allow_unused=True)
-
-
-def fias_step(batch: int, device: torch.device) -> Work:
-    from trifuse.architectures.fias import Fias, FiasConfig
-
-    network = Fias(FiasConfig(variant="nano", num_classes=5)).to(device).train()
-    image = normal(batch, 1, 64, 64, device=device)
-    target = torch.zeros(batch, 64, 64, dtype=torch.int64, device=device)
-    parameters = list(network.parameters())
-
-    def step() -> object:
-        torch.manual_seed(0)
-        return torch.autograd.grad(mutation_loss(network(image), target), parameters, allow_unused=True)
-
-    return step
-
-
-def dino_labels(side: int, device: torch.device) -> Work:
-    from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig
-
-    network = DinoUNet(DinoUNetConfig(variant="tiny", pos_mode="size", stream_fusion=True)).to(device).eval()
-    image = normal(1, 3, side, side, device=device)
-    return torch.no_grad()(lambda: network(image))
-
-
-def squares(*sides: int) -> tuple[int, ...]:
-    """Return the numbers of pixels of square images."""
-    return tuple(side**2 for side in sides)
-
-
-def of_side(make: Callable[..., Work], *others: int) -> Callable[[int, torch.device], Work]:
-    """Return what prepares a computation on a square image of so many pixels, given what does so for its side."""
-    return lambda pixels, device: make(isqrt(pixels), *others, device)
-
-
-CURVES = (
-    Curve("block fusion", "batch", (1, 2, 4, 8), lambda size, device: fusion(12, size, device)),
-    Curve("block fusion", "maps N", (3, 6, 12, 24), lambda size, device: fusion(size, 1, device)),
-    Curve("dilated attention", "batch", (1, 2, 4, 8), lambda size, device: dilated(32, size, 3, device)),
-    Curve("dilated attention", "pixels", squares(16, 32, 64, 96), of_side(dilated, 1, 3)),
-    Curve("dilated attention", "dilations", (1, 2, 4, 8), lambda size, device: dilated(32, 1, size, device)),
-    Curve("depthwise kernels", "pixels", squares(16, 32, 64, 96), of_side(depthwise)),
-    Curve("temporal FiLM gate", "pixels", squares(16, 32, 64, 96), of_side(film)),
-    Curve("MUTATION loss", "pixels", squares(48, 96, 160, 256), of_side(subsets, 3, 9)),
-    Curve("MUTATION loss", "classes", (2, 4, 8, 16), lambda size, device: subsets(128, 3, size, device)),
-    Curve("MUTATION loss", "subsets", (1, 3, 7, 15), lambda size, device: subsets(128, size.bit_length(), 9, device)),
-    Curve("labels", "pixels", squares(64, 128, 256, 384), of_side(labels)),
-    Curve("attention", "tokens", (128, 256, 512, 1024, 2048), attention, None, kernels=False),
-    Curve("plain U-Net, step", "batch", (1, 2, 4, 8), lambda size, device: plain_step(64, size, device)),
-    Curve("plain U-Net, step", "pixels", squares(32, 64, 96, 160), of_side(plain_step, 1)),
-    Curve("FIAS, step", "batch", (1, 2, 4, 8), fias_step),
-    Curve("DINO U-Net, labels", "pixels", squares(112, 168, 224, 280), of_side(dino_labels), None),
-)
 
 
 # -------------------------------------------------------------------------------------------------------- the report
@@ -391,8 +229,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="measure how time and memory grow")
     parser.add_argument("--out", type=Path, default=Path("scaling"), help="folder for the three files")
     parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each point")
+    parser.add_argument("--tiny", action="store_true", help="small sizes alone, to see that everything runs")
     options = parser.parse_args(argv)
-    print(markdown(run(options.out, options.seconds)))
+    curves, rounds = (TINY_CURVES, 1) if options.tiny else (CURVES, 3)
+    print(markdown(run(options.out, options.seconds, curves=curves, rounds=rounds)))
     return 0
 
 

@@ -131,6 +131,7 @@ def measure(
     device: torch.device | str = "cpu",
     seconds: float = 1.0,
     least_rounds: int = 7,
+    first_calls: int = 2,
 ) -> dict[str, Timing]:
     """Time several forms of one computation in turn, round after round, so that they share the machine's moods.
 
@@ -140,10 +141,12 @@ def measure(
     another has freed, as none would in a program of its own.
 
     Args:
-        candidates: functions without arguments, by name; each is called a few times before the clock runs.
+        candidates: functions without arguments, by name; each is called ``first_calls`` times and twice more, for its
+            memory and to plan with, before the clock runs.
         device: where the candidates compute.
         seconds: time to spend on each candidate; slow ones still get ``least_rounds`` samples.
         least_rounds: fewest samples for each candidate.
+        first_calls: calls with which nothing is done.
     """
     import torch
 
@@ -152,7 +155,7 @@ def measure(
     peaks: dict[str, int] = {}
     once: dict[str, float] = {}
     for name, function in candidates.items():
-        for _ in range(2):
+        for _ in range(first_calls):
             function()
         peaks[name] = peak_memory_bytes(function, device)
         once[name] = _one_call(function, device)

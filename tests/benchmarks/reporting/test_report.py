@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_parts_share_the_time_that_is_left(tmp_path, monkeypatch):
     assert limits == pytest.approx({"early": 480 / 3, "out of time": 479 * 3 / 4, "late": 479 / 4})
     assert report.GPU_SECONDS <= 8 * 60
     assert (
-        "| out of time |       124 |     359 |   359 |                 unknown |"
+        "| out of time |       124 |     359 |   359 |             not counted |"
         in (tmp_path / "report.md").read_text()
     )
     took |= dict.fromkeys(took, 1.0)
@@ -168,10 +169,55 @@ def test_tests_of_a_gpu_without_a_launch_fail(tmp_path, monkeypatch, capsys):
     assert "refused: not one Triton kernel was launched" in capsys.readouterr().out
 
 
-def test_tests_of_a_gpu_that_were_killed_are_not_said_to_have_launched_nothing(tmp_path):
+def test_tests_of_a_gpu_that_never_started_are_not_said_to_have_launched_nothing(tmp_path):
     killed, unsaid = (report.Outcome(report.Part(TESTS, (), 1), code, 1.0, 1.0) for code in (report.OUT_OF_TIME, 0))
-    assert report.examined(killed, tmp_path, []).refused == []
+    assert report.examined(killed, tmp_path, []).refused == [
+        "out of time after 1 s, so that cases are missing; nothing was counted"
+    ]
     assert report.examined(unsaid, tmp_path, []).code == report.REFUSED
+
+
+KILLED_LATER = """
+import json, os, signal, sys, time
+while json.load(open(sys.argv[1]))["kernels"] != library.launched:
+    time.sleep(0.01)
+if sys.argv[2] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600)
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("how", "code", "told", "why"),
+    [
+        ("kill", 137, "42, then ended", "ended in its midst"),
+        ("wait", 124, "42, then out of time", r"out of time after \d+ s"),
+    ],
+)
+def test_a_part_that_is_killed_keeps_what_it_counted_and_is_refused(how, code, told, why, tmp_path, monkeypatch):
+    part = counted("gates", LAUNCHING + KILLED_LATER, tmp_path, monkeypatch)
+    count = report.count_of(tmp_path, "gates")
+    part = replace(part, command=(*part.command[:-1], str(count), how))
+
+    def in_time(process, timeout=None):
+        """Let the time be over as soon as the launches were written down."""
+        while process.poll() is None and not (count.exists() and json.loads(count.read_text())["kernels"]):
+            time.sleep(0.01)
+        return wait(process, timeout and (1 if how == "wait" else 100))
+
+    wait = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", in_time)
+    assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == code
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(rf"\| gates +\| +{code} \|.*\| +{told} \|", text)
+    refusal = f"Refused: gates: {why}, so that cases are missing; 42 launches of our kernels until then"
+    assert re.search(refusal, text)
+
+
+def test_a_part_that_leaves_without_its_count_is_refused(tmp_path, monkeypatch):
+    part = counted("gates", LAUNCHING + "import os\nos._exit(0)", tmp_path, monkeypatch)
+    assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
 
 
 def test_a_part_in_which_an_operator_fell_back_fails(tmp_path, monkeypatch):

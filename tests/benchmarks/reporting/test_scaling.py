@@ -11,7 +11,7 @@ import torch
 from unbuildable_kernels import NO_COMPILER, make_unbuildable
 
 from trifuse import kernels
-from trifuse.benchmarks.reporting import scaling, scaling_ranks
+from trifuse.benchmarks.reporting import scaling, scaling_curves, scaling_ranks
 from trifuse.kernels import BackendError, library
 from trifuse.kernels.testing import NoKernelRan
 from trifuse.kernels.testing.measuring import Timing
@@ -106,10 +106,19 @@ def test_every_curve_runs_at_its_smallest_size():
         assert smallest is not None, curve.name
 
 
+def test_a_tiny_curve_of_every_one_runs():
+    named = [(curve.name, curve.axis) for curve in scaling.CURVES if curve.make is not scaling_curves.fias_step]
+    assert [(curve.name, curve.axis) for curve in scaling.TINY_CURVES] == named
+    for curve in scaling.TINY_CURVES:
+        assert len(curve.sizes) == 2, curve.name
+        for size in curve.sizes:
+            assert curve.make(size, torch.device("cpu"))() is not None, curve.name
+
+
 def test_squares_come_back_as_sides():
     sides = []
-    make = scaling.of_side(lambda side, batch, device: sides.append((side, batch)), 3)
-    for pixels in scaling.squares(16, 17, 96):
+    make = scaling_curves.of_side(lambda side, batch, device: sides.append((side, batch)), 3)
+    for pixels in scaling_curves.squares(16, 17, 96):
         make(pixels, torch.device("cpu"))
     assert sides == [(16, 3), (17, 3), (96, 3)]
 

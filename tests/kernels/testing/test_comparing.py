@@ -131,6 +131,22 @@ def test_judge(dtype, noise, refused):
         comparing.judge("form", [got], [truth])
 
 
+@pytest.mark.parametrize(("name", "refused"), [("sum", False), ("trifuse", True)])
+def test_gradients_of_others_may_come_through_a_narrow_result(name, refused):
+    """What people write rounds its weights to the maps' type; our float32 gradients stay float32's."""
+    truth = torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    got = [truth.bfloat16(), (truth * (1 + 1e-3)).float()]
+    if refused:
+        with pytest.raises(WrongResult, match=r"trifuse: gradient 0 differs from the truth by 0\.001"):
+            comparing.judge(name, got, [truth, truth])
+    else:
+        comparing.judge(name, got, [truth, truth])
+    with pytest.raises(WrongResult, match="gradient 0 differs"):
+        comparing.judge(name, [got[0], (truth * 1.1).float()], [truth, truth])
+    with pytest.raises(WrongResult, match="gradient 0 differs"):
+        comparing.judge(name, [truth.float(), got[1]], [truth, truth])
+
+
 def test_judge_refuses_nan_shapes_and_labels():
     truth = torch.ones(4)
     with pytest.raises(WrongResult, match="differs"):
