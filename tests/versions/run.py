@@ -125,6 +125,7 @@ def clean_commit() -> str:
 def write_verdict(verdict: Verdict, file: Path = VERSIONS) -> None:
     """Put a pair's verdict in the place of its last one; those of pairs that are no longer supported go."""
     found = {row["torch"]: row for row in read_verdicts(file)} | {verdict["torch"]: verdict}
+    file.parent.mkdir(exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()

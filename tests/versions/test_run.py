@@ -53,6 +53,15 @@ def test_verdicts_are_in_a_wheel():
     assert any(VERSIONS.match(pattern) for pattern in shipped)
 
 
+def test_every_pair_has_a_verdict_without_a_failure():
+    verdicts = read_verdicts(VERSIONS)
+    pairs = [(pair["torch"], pair["triton"]) for pair in runner.read_pairs()]
+    assert [(row["torch"], row["triton"], row["failed"]) for row in verdicts] == [(*pair, "0") for pair in pairs]
+    # A file of tests that an old version does not collect would shrink a row.
+    counts = [int(row["passed"]) + int(row["skipped"]) for row in verdicts]
+    assert min(counts) == max(counts) > 1000
+
+
 def test_tests_are_counted_by_what_came_of_them(tmp_path):
     tests = tmp_path / "test_three.py"
     tests.write_text(THREE_TESTS)

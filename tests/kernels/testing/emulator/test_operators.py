@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from compiled_children import SUPPORT, run_without_interpreter
-from virtual_gpu_cases import operators_with_kernels
+from virtual_gpu_cases import operators_with_kernels, selected
+
+from trifuse.kernels.tested_versions import VIRTUAL_GPU, read_verdicts
 
 pytest.importorskip("triton", reason="the virtual GPU runs what triton compiles")
 
@@ -33,3 +35,11 @@ def test_small_calls_are_right_as_compiled():
     lines = child.stdout.splitlines()
     assert [line.rpartition(":")[0] for line in lines] == list(SMALL)
     assert all(": sound (" in line and " 0 launches" not in line for line in lines)
+
+
+def test_every_call_of_the_gpu_tests_has_a_verdict_and_was_sound():
+    verdicts = read_verdicts(VIRTUAL_GPU)
+    calls = sorted((row["operator"], row["dtype"], int(row["case"])) for row in verdicts)
+    assert calls == sorted((name, dtype, case) for name, dtype, case, _ in selected([]))
+    assert [row for row in verdicts if row["verdict"] != "sound" or row["launches"] == "0"] == []
+    assert [row["commit"] for row in verdicts if row["commit"].endswith("-dirty")] == []
