@@ -60,8 +60,9 @@ def test_forms_whose_results_differ_in_type_receive_the_same_incoming_gradients(
     """Rounded to bfloat16 for one of them alone, they would let its float32 gradients pass for wrong ones."""
     x = torch.randn(64, generator=torch.Generator().manual_seed(0)).bfloat16()
     gate = torch.ones(64, requires_grad=True)
-    forms = {"wide": lambda x, gate: x.float() * gate, "narrow": lambda x, gate: (x.float() * gate).bfloat16()}
-    comparison = compare("gate", forms, x, gate, seconds=0.01)
+    # ours, for a form of others is excused
+    forms = {"wide": lambda x, gate: x.float() * gate, "trifuse": lambda x, gate: (x.float() * gate).bfloat16()}
+    comparison = compare("gate", forms, x, gate, kernels=False, seconds=0.01)
     assert comparison.refused == []
 
 
