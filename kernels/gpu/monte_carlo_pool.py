@@ -57,8 +57,9 @@ def _edges(length, scale, index):
     """Return where one interval of an adaptive grid begins, and how long it is; nothing of a scale of 0."""
     divisor = tl.maximum(scale, 1)
     whole, rest = length // divisor, length % divisor  # apart, as index * length may have more than 32 bits
-    first = index * whole + index * rest // divisor
-    last = (index + 1) * whole + ((index + 1) * rest + divisor - 1) // divisor
+    share = index * rest
+    first = index * whole + share // divisor
+    last = first + whole + (share % divisor + rest + divisor - 1) // divisor
     return first, tl.where(scale > 0, last - first, 0)
 
 
