@@ -21,6 +21,10 @@ class UnusableKernel(BackendError):
     """A Triton kernel cannot be built or loaded on this device; without a forced backend, plain PyTorch takes over."""
 
 
+class NoKernelRan(TrifuseError, AssertionError):
+    """Plain PyTorch ran, or nothing, where Triton kernels were expected: what was timed or checked means nothing."""
+
+
 class DataError(TrifuseError, ValueError):
     """A file or a case is not what it should be.
 

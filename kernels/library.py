@@ -100,6 +100,17 @@ def compiled_on_cpu() -> Iterator[None]:
         _compiled_on_cpu = previous
 
 
+@contextmanager
+def failed_builds_forgotten() -> Iterator[None]:
+    """Let operators try their kernels again after the block, whatever could not be built in it."""
+    before = dict(_unusable)
+    try:
+        yield
+    finally:
+        _unusable.clear()
+        _unusable.update(before)
+
+
 def forced_backend(op: str = "") -> str | None:
     """Return the backend that is forced, on ``op`` if one is named; None if none is."""
     return _forced if _strict or op not in WITHOUT_KERNELS else None

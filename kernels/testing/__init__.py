@@ -40,6 +40,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .benchmarking import clock, gpu_benchmark, replay
+from .fixtures import pytest_runtest_call as pytest_runtest_call
 from .fixtures import virtual_gpu_fixture
 from .measuring import Timing, measure, peak_memory_bytes, saved_for_backward_bytes
 

@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from trifuse.kernels import library
-
-
-class NoKernelRan(AssertionError):
-    """A form of trifuse ran in plain PyTorch on a GPU, so its time means nothing."""
+from trifuse.kernels.errors import NoKernelRan
 
 
 @dataclass

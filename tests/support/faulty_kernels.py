@@ -187,6 +187,95 @@ def shared_memory_out_of_bounds(gpu):
 
 
 @triton.jit
+def in_place_kernel(x, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x + at, tl.load(x + at) * 2)
+
+
+@case
+def in_place_with_spare_warps():
+    for block in (1, 16, 64):
+        x = torch.ones(4 * block)
+        in_place_kernel[(4,)](x, BLOCK=block, num_warps=4)
+        assert x.tolist() == [2] * 4 * block
+
+
+@triton.jit
+def increment_kernel(x):
+    tl.store(x, tl.load(x) + 1)  # FAULT: race_of_spare_warps_and_programs
+
+
+@case
+def race_of_spare_warps_and_programs():
+    increment_kernel[(4,)](torch.zeros(1))
+
+
+@triton.jit
+def wrap_kernel(out, MODULUS: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at % MODULUS, at)  # FAULT: race_between_parts_of_a_store
+
+
+@case
+def race_between_parts_of_a_store():
+    wrap_kernel[(1,)](torch.empty(128, dtype=torch.int32), MODULUS=128, BLOCK=256, num_warps=1)
+
+
+@triton.jit
+def overlap_kernel(out, steps, BLOCK: tl.constexpr):
+    for step in range(steps):
+        tl.store(out + (steps - 1 - step) * 32 + tl.arange(0, BLOCK), step)
+
+
+@case
+def overlapping_stores_in_a_loop():
+    overlap_kernel[(1,)](torch.empty(192, dtype=torch.int32), 5, BLOCK=64, num_warps=1)
+
+
+@triton.jit
+def scoped_kernel(counter, SCOPE: tl.constexpr):
+    tl.atomic_add(counter, 1, sem="relaxed", scope=SCOPE)  # FAULT: atomic_within_a_program
+
+
+@case
+def atomic_within_a_program():
+    scoped_kernel[(4,)](torch.zeros(1, dtype=torch.int32), SCOPE="cta")
+
+
+@case
+def atomic_for_all():
+    scoped_kernel[(4,)](torch.zeros(1, dtype=torch.int32), SCOPE="gpu")
+
+
+@case
+def uninitialised_bools():
+    copy_kernel[(1,)](torch.empty(100, dtype=torch.bool), torch.empty(100), 100, BLOCK=128)
+
+
+@case
+def filled_past_torch():
+    for dtype, value in ((torch.uint8, 255), (torch.int32, -1), (torch.int64, -1), (torch.bool, 1), (torch.int8, 127)):
+        for x in (torch.empty(N, dtype=dtype), torch.empty(N, dtype=dtype)[1:]):
+            x.numpy()[:] = value
+            copy_kernel[(8,)](x, torch.empty(N), len(x), BLOCK=128)
+            x.data.fill_(value)
+    torch.empty(0)
+
+
+@triton.jit
+def sine_kernel(x, out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at, tl.sin(tl.load(x + at)))
+
+
+@case
+def sines_with_local_memory():
+    x, out = torch.randn(256) * 10.0 ** torch.arange(256).remainder(30), torch.empty(256)
+    sine_kernel[(1,)](x, out, BLOCK=256)
+    torch.testing.assert_close(out, x.double().sin().float(), rtol=1e-5, atol=1e-6)
+
+
+@triton.jit
 def ticket_kernel(counter, out):
     tl.store(out + tl.program_id(0), tl.atomic_add(counter, 1))
 

@@ -41,14 +41,19 @@ def kernel_of(body: str, tensors: int) -> Kernel:
 
 
 def run(
-    body: str, *tensors: Tensor, warps: int = 1, grid: tuple[int, int, int] = (1, 1, 1), shared_bytes: int = 0
+    body: str,
+    *tensors: Tensor,
+    warps: int = 1,
+    grid: tuple[int, int, int] = (1, 1, 1),
+    shared_bytes: int = 0,
+    most_instructions: int = 10_000,
 ) -> list[Finding]:
     """Run a kernel's body on tensors, and return what was found."""
     kernel = kernel_of(body, len(tensors))
     signature = {f"t{k}": "*i8" for k in range(len(tensors))}
     arguments: Arguments = bind(kernel, signature, tensors, Allocations())
     program = Program(kernel, warps, shared_bytes)
-    records, _ = program.run(grid, arguments.parameters, arguments.memories, random.Random(0), False)
+    records, _ = program.run(grid, arguments.parameters, arguments.memories, random.Random(0), False, most_instructions)
     return [finding_of(kernel, grid, arguments, record) for record in records]
 
 

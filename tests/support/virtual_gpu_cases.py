@@ -24,7 +24,7 @@ from gpu_arguments import ARGUMENTS, DTYPES, assert_call_matches
 
 from trifuse import kernels
 from trifuse.kernels import library
-from trifuse.kernels.testing import KernelFaults, virtual_gpu
+from trifuse.kernels.testing import KernelFaults, NoKernelRan, virtual_gpu
 
 COLUMNS = ("operator", "dtype", "case", "verdict", "launches", "findings", "commit", "torch", "triton")
 SOUND = "sound"
@@ -42,7 +42,9 @@ def verdict_of(name: str, dtype: torch.dtype, arguments, seed: int = 0) -> tuple
     try:
         with gpu:
             assert_call_matches(operator, reference, arguments, dtype)
-        verdict = SOUND if gpu.launches else "no kernel was launched"
+        verdict = SOUND
+    except NoKernelRan:
+        verdict = "no kernel was launched"
     except KernelFaults as error:
         verdict = str(error)
     except AssertionError as error:

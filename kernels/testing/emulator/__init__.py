@@ -6,6 +6,7 @@
 ``arguments.py``        the arguments of a launch as the parameters of its kernel
 ``allocations.py``      which bytes were never written
 ``ptx.py``              PTX text to instructions
+``misuse.py``           what a first try gets wrong
 ``machine.py``          builds and calls the machine
 ``machine.cpp``, *.h    the machine: warps, instructions, memory, races
 ``findings.py``         what was found, and the errors; ``reports.py`` puts it into words

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-POISON = 0xFF  # NaN in every float type
+TILE = 1 << 16  # bytes of the pattern, which is repeated
+CHUNK = 8  # bytes that count as written as soon as one of them is no longer what it was filled with
 ALLOCATORS = (
     (torch, ("empty", "empty_like", "empty_strided", "empty_permuted")),
     (Tensor, ("new_empty", "new_empty_strided")),
@@ -26,11 +28,13 @@ class Allocation:
         storage: held weakly.
         version: PyTorch's count of the operations that wrote to it, when its flags were last right.
         written: one flag per byte.
+        dtype: of the tensor that it was made for, by which it was filled.
     """
 
     storage: StorageWeakRef
     version: int
     written: Tensor
+    dtype: torch.dtype
 
 
 class Allocations:
@@ -38,11 +42,16 @@ class Allocations:
 
     Kernels on the virtual GPU set the flags of what they store. Of what PyTorch itself writes only that it wrote is
     known, so that all of the storage counts as written from then on; what is written past PyTorch (through
-    `Tensor.numpy`) is seen where it differs from the bytes that the storage was poisoned with.
+    `Tensor.numpy` or `Tensor.data`) is seen, by 8 bytes, where it differs from the drawn pattern that the storage was
+    filled with.
+
+    Args:
+        seed: draws the pattern.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         self._known: dict[int, Allocation] = {}
+        self._seed = seed
 
     def flags(self, tensor: Tensor) -> Tensor | None:
         """Return one flag per byte of a tensor's storage, None where all bytes were written."""
@@ -50,10 +59,14 @@ class Allocations:
         allocation = self._known.get(key)
         if allocation is None:
             return None
-        if tensor._version != allocation.version:
+        bytes_now = storage_bytes(tensor)
+        if tensor._version != allocation.version or len(bytes_now) != len(allocation.written):
             del self._known[key]
             return None
-        allocation.written |= storage_bytes(tensor) != POISON
+        past_torch = (bytes_now != filling(allocation.dtype, len(bytes_now), self._seed)) & ~allocation.written
+        if past_torch.any():
+            chunks = torch.nn.functional.pad(past_torch, (0, -len(past_torch) % CHUNK)).view(-1, CHUNK).any(dim=1)
+            allocation.written |= chunks.repeat_interleave(CHUNK)[: len(past_torch)]
         return allocation.written
 
     @contextmanager
@@ -79,12 +92,38 @@ class Allocations:
 
     def _remember(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage.nbytes() == 0 or tensor.dtype is torch.bool:  # of which only two values are defined
+        if storage.nbytes() == 0:
             return
-        storage_bytes(tensor).fill_(POISON)
+        storage_bytes(tensor).copy_(filling(tensor.dtype, storage.nbytes(), self._seed))
         self._known = {key: value for key, value in self._known.items() if not value.storage.expired()}
         flags = torch.zeros(storage.nbytes(), dtype=torch.bool)
-        self._known[storage._cdata] = Allocation(StorageWeakRef(storage), tensor._version, flags)
+        self._known[storage._cdata] = Allocation(StorageWeakRef(storage), tensor._version, flags, tensor.dtype)
+
+
+def filling(dtype: torch.dtype, size: int, seed: int) -> Tensor:
+    """Return the bytes that a storage of a type is filled with, in place of what it happens to hold.
+
+    Seen as floats of any width they are NaN, seen as bools neither value; no constant looks like them.
+    """
+    tile = _tile("bool" if dtype is torch.bool else f"{dtype.itemsize > 1} {dtype.is_floating_point}", seed)
+    return tile.repeat(-(-size // TILE))[:size]
+
+
+@cache
+def _tile(kind: str, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(low: int, high: int, count: int) -> Tensor:
+        return torch.randint(low, high, (count,), generator=generator).to(torch.uint8)
+
+    if kind == "bool":
+        return drawn(2, 256, TILE)
+    if kind == "False True":  # 8 bits, of which few are NaN
+        return drawn(0, 2, TILE) << 7 | 0x7F
+    if kind == "False False":
+        return drawn(0, 256, TILE)
+    # Halves of 2 bytes, of which each is a NaN by itself, and the upper one makes a NaN of 4 or 8 bytes.
+    return torch.stack([drawn(0xF1, 0xFF, TILE // 2), drawn(0, 2, TILE // 2) << 7 | 0x7F], dim=1).flatten()
 
 
 def storage_bytes(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .allocations import Allocations
+from .allocations import Allocations, snapshot, storage_bytes
 from .findings import UnsupportedInstruction
 from .machine import Memory, address_of
 from .ptx import Kernel
@@ -30,6 +30,7 @@ class Arguments:
         storages: number of each tensor's storage among the memories.
         memories: the storages.
         kept: one tensor for each storage.
+        flags: for each storage, one per byte that tells whether it was written; None where all bytes were.
     """
 
     parameters: bytes = b""
@@ -37,6 +38,20 @@ class Arguments:
     storages: dict[str, int] = field(default_factory=dict)
     memories: list[Memory] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)
+    flags: list[Tensor | None] = field(default_factory=list)
+
+    def contents(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Return copies of the bytes of all storages, and of their flags."""
+        flags = [None if flags is None else flags.clone() for flags in self.flags]
+        return list(zip(map(snapshot, self.kept), flags, strict=True))
+
+    def restore(self, contents: list[tuple[Tensor, Tensor | None]], stored: list[bool]) -> None:
+        """Put the contents back that storages had before they were stored to."""
+        for tensor, flags, (former, former_flags), wrote in zip(self.kept, self.flags, contents, stored, strict=True):
+            if wrote:
+                storage_bytes(tensor).copy_(former)
+            if flags is not None and former_flags is not None:
+                flags.copy_(former_flags)
 
 
 def bind(kernel: Kernel, signature: dict[str, Any], values: Sequence[Any], allocations: Allocations) -> Arguments:
@@ -88,6 +103,11 @@ def _check(kernel: Kernel, name: str, tensor: Tensor) -> None:
         raise UnsupportedInstruction(
             f"{kernel.name}: {name} is on {tensor.device}; the virtual GPU runs on CPU tensors: move it with .cpu()"
         )
+    if tensor.layout is not torch.strided or tensor.untyped_storage().device.type != "cpu":
+        raise UnsupportedInstruction(
+            f"{kernel.name}: expected {name} to be a CPU tensor with memory, got a {type(tensor).__name__} of layout "
+            f"{tensor.layout}; pass a dense tensor, made outside of modes that make fake ones"
+        )
 
 
 def _number_storages(arguments: Arguments, allocations: Allocations) -> None:
@@ -104,6 +124,7 @@ def _number_storages(arguments: Arguments, allocations: Allocations) -> None:
     for tensor, granule in zip(arguments.kept, granules, strict=True):
         storage = tensor.untyped_storage()
         flags = allocations.flags(tensor)
+        arguments.flags.append(flags)
         written = 0 if flags is None else flags.data_ptr()
         arguments.memories.append(Memory(storage.data_ptr(), storage.nbytes(), written, granule))
 

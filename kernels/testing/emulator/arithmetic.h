@@ -161,7 +161,7 @@ void define_float(Table& table, const std::string& name) {
     define_float<T>(table, type, ".rn");
     define<T, T, T, T>(table, "fma.rn" + type, [](T a, T b, T c) {
         if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) return std::fma(a, b, c);
-        else return T(double(W(a)) * double(W(b)) + double(W(c)));  // the product is exact in double
+        else return T(odd_sum(double(W(a)) * double(W(b)), double(W(c))));  // the product is exact in double
     });
     define<T, T>(table, "neg" + type, [](T a) { return T(-W(a)); });
     define<T, T>(table, "abs" + type, [](T a) { return T(std::fabs(W(a))); });
@@ -225,7 +225,29 @@ inline void define_flushing(Table& table) {
     define<float, float>(table, "neg.ftz.f32", [](float a) { return -flushed(a); });
 }
 
+// A product, or its upper half, and a sum whose carry is kept, or which adds the carry kept before.
+template <bool upper, bool adds_carry, bool keeps_carry>
+void multiply_with_carry(Warp& warp, const Instruction& instruction, Mask mask) {
+    for (Mask rest = mask; rest; rest &= rest - 1) {
+        const int lane = __builtin_ctz(rest);
+        const uint64_t product = warp.read(instruction.inputs[0], lane) * warp.read(instruction.inputs[1], lane);
+        const uint64_t part = upper ? product >> 32 : product & 0xffffffffu;
+        const uint64_t sum = part + warp.read(instruction.inputs[2], lane) + (adds_carry ? warp.carry >> lane & 1 : 0);
+        if (keeps_carry) warp.carry = (warp.carry & ~(Mask{1} << lane)) | Mask(sum >> 32) << lane;
+        warp.write(instruction.outputs[0], lane, sum & 0xffffffffu);
+    }
+}
+
+template <bool upper>
+void define_carries(Table& table, const std::string& part) {
+    enter(table, "mad." + part + ".cc.u32", &multiply_with_carry<upper, false, true>, {4}, {4, 4, 4});
+    enter(table, "madc." + part + ".cc.u32", &multiply_with_carry<upper, true, true>, {4}, {4, 4, 4});
+    enter(table, "madc." + part + ".u32", &multiply_with_carry<upper, true, false>, {4}, {4, 4, 4});
+}
+
 inline void define_arithmetic(Table& table) {
+    define_carries<false>(table, "lo");
+    define_carries<true>(table, "hi");
     define_integer<int16_t>(table, "s16");
     define_integer<uint16_t>(table, "u16");
     define_integer<int32_t>(table, "s32");

@@ -5,6 +5,7 @@ Triton calls what a driver's launcher and loader are, and a hook that tells whic
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ class Loader:
         return dict(PROPERTIES)
 
     def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[Any, ...]:
-        return 0, _loaded.pop(), 32, 0, MOST_THREADS
+        return 0, _loaded.ptx, 32, 0, MOST_THREADS
 
 
 class Launcher:
@@ -111,9 +112,14 @@ class Launcher:
         active_driver().run(ptx, self.source, self.metadata, (x, y, z), arguments)
 
 
-_loaded: list[str] = []  # the PTX of the kernel that Triton is about to load
+class _Loaded(threading.local):
+    ptx = ""  # of the kernel that Triton is about to load in this thread
+
+
+_loaded = _Loaded()
 
 
 def keep_ptx(module: Any, function: Any, name: str, files: dict[str, str], key: str) -> None:
     """Read the PTX of a kernel; Triton calls this with the files that a kernel was compiled to, before it loads it."""
-    _loaded[:] = [Path(path).read_text(encoding="utf-8") for file, path in files.items() if file.endswith(".ptx")]
+    path = next(path for file, path in files.items() if file.endswith(".ptx"))
+    _loaded.ptx = Path(path).read_text(encoding="utf-8")

@@ -44,10 +44,11 @@ struct Finding {
 
 class Findings {
 public:
-    void add(const Finding& finding) {
+    void add(Finding finding, uint64_t times = 1) {
         auto [place, is_new] = places_.try_emplace({finding.fault, finding.position}, found_.size());
+        finding.count = 0;
         if (is_new) found_.push_back(finding);
-        found_[place->second].count += 1;
+        found_[place->second].count += times;
     }
 
     const std::vector<Finding>& found() const { return found_; }

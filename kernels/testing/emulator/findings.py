@@ -77,6 +77,7 @@ class Finding:
         return f"{self.kind}: {self.kernel}, {self.place}: {self.message}{who}"
 
 
+MOST_INSTRUCTIONS = 1 << 24  # of one program, counted by warps: with more, it is taken not to end
 # By the numbers of `Fault` in findings.h.
 KINDS = (
     "out of bounds",

@@ -1,8 +1,12 @@
 // Who touched which byte: races are accesses to one byte, one of them a store, that no barrier puts in an order.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstring>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "findings.h"
@@ -12,36 +16,55 @@ namespace emulator {
 using Stamp = uint32_t;
 constexpr Stamp NEVER = 0;
 constexpr Stamp MANY_PROGRAMS = 1;
-constexpr int32_t MANY_WARPS = -1;
 
-// What a warp does between two barriers.
+using Warps = uint32_t;  // one bit per warp of a program
+
+// What a warp, or each of several, does between two barriers.
 struct Segment {
     uint32_t program;
     uint32_t epoch;  // barriers passed
-    int32_t warp;
+    Warps warps;
 };
 
-// Numbers the segments in the order in which the machine runs them.
+// Numbers the segments in the order in which the machine runs them, and knows which warps had an effect: a warp that
+// never stores anything cannot change a result by what it reads, and Triton has spare warps read along.
 class Clock {
 public:
     Stamp now = NEVER;
     uint32_t program = 0;
     uint32_t epoch = 0;
-    int32_t warp = 0;
+    Warps warp = 1;
 
     void begin(uint32_t new_program, uint32_t new_epoch, int32_t new_warp) {
-        if (new_program != program || new_epoch != epoch) many_warps_ = NEVER;
-        program = new_program, epoch = new_epoch, warp = new_warp;
+        if (new_program != program || new_epoch != epoch) joined_.clear();
+        program = new_program, epoch = new_epoch, warp = Warps{1} << new_warp;
         now = add({program, epoch, warp});
     }
 
+    // Begins a segment of its own for a store of several instructions.
+    void begin_store() { now = add({program, epoch, warp}); }
+
     const Segment& segment(Stamp stamp) const { return segments_[stamp]; }
 
-    // Stands for more than one warp of the current program since the last barrier.
-    Stamp many_warps() {
-        if (many_warps_ == NEVER) many_warps_ = add({program, epoch, MANY_WARPS});
-        return many_warps_;
+    // Stands for several warps of the current program since the last barrier.
+    Stamp joined(Warps warps) {
+        auto [known, is_new] = joined_.try_emplace(warps, NEVER);
+        if (is_new) known->second = add({program, epoch, warps});
+        return known->second;
     }
+
+    // The current warp stores.
+    void store() { storing_ |= warp; }
+
+    // Returns which warps of the current program stored something so far, and begins to count anew.
+    Warps end_program() {
+        if (program >= stored_.size()) stored_.resize(program + 1);
+        stored_[program] = storing_;
+        return std::exchange(storing_, 0);
+    }
+
+    // Which warps stored something, of a program that ended.
+    Warps stored(uint32_t ended) const { return stored_[ended]; }
 
 private:
     Stamp add(const Segment& segment) {
@@ -49,11 +72,25 @@ private:
         return static_cast<Stamp>(segments_.size() - 1);
     }
 
-    std::vector<Segment> segments_{{0, 0, 0}, {0, 0, MANY_WARPS}};  // NEVER and MANY_PROGRAMS
-    Stamp many_warps_ = NEVER;
+    std::vector<Segment> segments_{{0, 0, 0}, {0, 0, 0}};  // NEVER and MANY_PROGRAMS
+    std::map<Warps, Stamp> joined_;
+    Warps storing_ = 0;
+    std::vector<Warps> stored_;  // by program
 };
 
-enum class Access { Read, Write, Atomic };
+enum class Access { Read, Write, AtomicOfProgram, Atomic };  // atomic within the program alone, or for all
+
+constexpr bool is_atomic(Access access) { return access >= Access::AtomicOfProgram; }
+
+// One lane's access to memory.
+struct Request {
+    const Instruction& instruction;
+    uint32_t thread;
+    uint32_t width;  // of an element, in bytes
+    uint32_t bytes;  // of all elements
+    Access access;
+    const void* stored = nullptr;  // the bytes that a store writes
+};
 
 // The last accesses to one granule.
 struct Cell {
@@ -61,7 +98,7 @@ struct Cell {
     uint32_t writer_position = 0;
     Stamp reader = NEVER;
     uint32_t reader_position = 0;
-    bool atomic = false;  // whether the writer was an atomic operation
+    Access written_by = Access::Write;
 };
 
 // Who an access was in conflict with.
@@ -69,9 +106,11 @@ struct Conflict {
     bool found = false;
     bool between_programs = false;
     int32_t program = NOBODY;
-    int32_t warp = NOBODY;
+    Warps warps = 0;  // of the other side
     uint32_t position = 0;
-    bool by_writes = false;  // both sides wrote
+    bool by_writes = false;   // both sides wrote
+    bool overwrites = false;  // both sides are of one store, which writes different values to one place
+    Warps readers = 0;  // without an effect of one of these warps, there was no conflict; none where both sides wrote
 };
 
 // The cells of one memory, made when they are first touched. A cell stands for a granule of bytes: as many as every
@@ -81,15 +120,20 @@ public:
     History(int64_t bytes, uint32_t granule, bool outlives_program)
         : granule_(granule), outlives_program_(outlives_program), pages_(bytes / granule / PAGE + 1) {}
 
-    Conflict note(Clock& clock, int64_t offset, uint32_t width, uint32_t bytes, Access access, uint32_t position) {
-        while ((offset | width) & (granule_ - 1)) refine();
+    // Takes note of an access, before it is done to the bytes at a place.
+    Conflict note(Clock& clock, int64_t offset, const Request& request, const uint8_t* place) {
+        while ((offset | request.width) & (granule_ - 1)) refine();
         Conflict conflict;
-        for (int64_t index = offset / granule_; index < (offset + bytes) / granule_; ++index) {
+        for (int64_t index = offset / granule_; index < (offset + request.bytes) / granule_; ++index) {
             Cell& cell = at(index);
-            if (access == Access::Read && cell.reader == clock.now) continue;
-            Conflict here = check(clock, cell, access);
+            if (request.access == Access::Read && cell.reader == clock.now) continue;
+            Conflict here = check(clock, cell, request.access);
             if (here.found && !conflict.found) conflict = here;
-            record(clock, cell, access, position);
+            if (!conflict.found && overwrites(clock, cell, request, place, index * granule_ - offset)) {
+                conflict.found = conflict.overwrites = true;
+                conflict.position = cell.writer_position;
+            }
+            record(clock, cell, request.access, request.instruction.position);
         }
         return conflict;
     }
@@ -108,20 +152,41 @@ private:
     Conflict against(const Clock& clock, Stamp stamp, uint32_t position) const {
         if (stamp == NEVER || stamp == clock.now) return {};
         const Segment& other = clock.segment(stamp);
-        if (stamp == MANY_PROGRAMS) return {outlives_program_, true, NOBODY, NOBODY, position};
+        if (stamp == MANY_PROGRAMS) return {outlives_program_, true, NOBODY, 0, position};
         if (other.program != clock.program)
-            return {outlives_program_, true, static_cast<int32_t>(other.program), other.warp, position};
-        bool ordered = other.epoch != clock.epoch || other.warp == clock.warp;
-        return {!ordered, false, static_cast<int32_t>(other.program), other.warp, position};
+            return {outlives_program_, true, static_cast<int32_t>(other.program), other.warps, position};
+        const Warps others = other.epoch == clock.epoch ? other.warps & ~clock.warp : 0;
+        return {others != 0, false, static_cast<int32_t>(other.program), others, position};
+    }
+
+    // Whether an earlier instruction of the same store wrote another value to a cell, which lies some bytes further on.
+    bool overwrites(const Clock& clock, const Cell& cell, const Request& request, const uint8_t* place,
+                    int64_t further) const {
+        return request.instruction.store && cell.writer == clock.now && cell.writer_position >= request.instruction.store &&
+               cell.writer_position < request.instruction.position &&
+               std::memcmp(place + further, static_cast<const uint8_t*>(request.stored) + further, granule_) != 0;
     }
 
     Conflict check(const Clock& clock, const Cell& cell, Access access) const {
-        if (!(access == Access::Atomic && cell.atomic)) {
+        const bool for_all = access == Access::Atomic && cell.written_by == Access::Atomic;
+        if (!for_all) {
             Conflict conflict = against(clock, cell.writer, cell.writer_position);
             conflict.by_writes = access != Access::Read;
-            if (conflict.found) return conflict;
+            conflict.readers = access == Access::Read ? clock.warp : 0;
+            const bool ordered = is_atomic(access) && is_atomic(cell.written_by) && !conflict.between_programs;
+            if (conflict.found && !ordered) return conflict;
         }
-        return access == Access::Read ? Conflict{} : against(clock, cell.reader, cell.reader_position);
+        if (access == Access::Read || idle(clock, cell.reader)) return {};
+        Conflict conflict = against(clock, cell.reader, cell.reader_position);
+        if (!conflict.between_programs) conflict.readers = conflict.warps;
+        return conflict;
+    }
+
+    // Whether a stamp is of warps of an ended program that never stored anything.
+    static bool idle(const Clock& clock, Stamp stamp) {
+        if (stamp == NEVER || stamp == MANY_PROGRAMS) return false;
+        const Segment& segment = clock.segment(stamp);
+        return segment.program != clock.program && !(segment.warps & clock.stored(segment.program));
     }
 
     void record(Clock& clock, Cell& cell, Access access, uint32_t position) const {
@@ -129,10 +194,10 @@ private:
             cell.reader = joined(clock, cell.reader);
             cell.reader_position = position;
         } else {
-            bool both_atomic = access == Access::Atomic && cell.atomic;
+            const bool both_atomic = is_atomic(access) && is_atomic(cell.written_by);
             cell.writer = both_atomic ? joined(clock, cell.writer) : clock.now;
             cell.writer_position = position;
-            cell.atomic = access == Access::Atomic;
+            cell.written_by = both_atomic ? std::min(access, cell.written_by) : access;
         }
     }
 
@@ -141,8 +206,9 @@ private:
         if (former == NEVER || former == clock.now) return clock.now;
         if (former == MANY_PROGRAMS) return former;
         const Segment& other = clock.segment(former);
-        if (other.program != clock.program) return outlives_program_ ? MANY_PROGRAMS : clock.now;
-        if (other.epoch == clock.epoch && other.warp != clock.warp) return clock.many_warps();
+        if (other.program != clock.program)
+            return outlives_program_ && !idle(clock, former) ? MANY_PROGRAMS : clock.now;
+        if (other.epoch == clock.epoch && other.warps != clock.warp) return clock.joined(other.warps | clock.warp);
         return clock.now;
     }
 

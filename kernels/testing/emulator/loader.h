@@ -4,6 +4,8 @@
 //
 // where a guard is "-", a register ("7") or its negation ("!7"), and an operand is a register ("7"), nothing ("_"), the
 // bits of a constant ("#3f800000"), the offset of the address before it ("@-16"), or the target of a branch (">12").
+// "=12" tells that a store of the source became several instructions, of which number 12 is the first, and "~" that an
+// operation is atomic only within its program.
 #pragma once
 
 #include <optional>
@@ -37,8 +39,9 @@ inline const Table& instruction_table() {
 
 class Loader {
 public:
-    Loader(const std::string& widths, uint32_t shared_bytes, uint32_t warps) {
+    Loader(const std::string& widths, uint32_t shared_bytes, uint32_t local_bytes, uint32_t warps) {
         program_.shared_bytes = shared_bytes;
+        program_.local_bytes = local_bytes;
         program_.warps = warps;
         std::istringstream stream(widths);
         for (uint32_t width; stream >> width;) program_.registers.push_back(program_.reserve(width));
@@ -70,6 +73,8 @@ private:
         while (words >> word && word != "<") add(result.outputs, result.output_count, entry.outputs, entry, word, result);
         while (words >> word) {
             if (word[0] == '@') result.offset = std::stoll(word.substr(1));
+            else if (word[0] == '=') result.store = std::stoul(word.substr(1));
+            else if (word[0] == '~') result.of_program = true;
             else if (word[0] == '>') result.target = std::stoul(word.substr(1));
             else add(result.inputs, result.input_count, entry.inputs, entry, word, result);
         }

@@ -5,12 +5,15 @@
 
 namespace emulator {
 
+// What became of the programs that were to run: a launch is paused every so often, so that it can be interrupted.
+enum class State : uint32_t { Ended, Paused, Endless };
+
 class Machine {
 public:
     // A program that runs more than `most_instructions`, counted by warps, is taken not to end.
     Machine(const Program& program, const uint8_t* parameters, const uint32_t* grid, bool checks_races,
             uint64_t most_instructions)
-        : memory(program.shared_bytes, checks_races), most_instructions_(most_instructions), program_(program), grid_{grid[0], grid[1], grid[2]} {
+        : memory(program, checks_races), most_instructions_(most_instructions), program_(program), grid_{grid[0], grid[1], grid[2]} {
         for (uint32_t index = 0; index < program.warps; ++index) {
             warps_.emplace_back(program, memory, index);
             warps_.back().parameters = parameters;
@@ -18,28 +21,44 @@ public:
         }
     }
 
-    // Runs one program of the grid; `order` lists its warps in the order in which they run. False if it does not end.
-    bool run(uint32_t number, const uint32_t* order) {
+    // Runs one program of the grid, or goes on with the one that was paused; `order` lists its warps in the order in
+    // which they run. Pauses after `instructions`, of which it takes off what it ran.
+    State run(uint32_t number, const uint32_t* order, uint64_t& instructions) {
+        if (!paused_) begin(number);
+        const uint64_t before = executed_;
+        pause_ = std::min(executed_ + instructions, most_instructions_);
+        const bool ended = run_warps(number, order);
+        instructions -= std::min(executed_ - before, instructions);
+        paused_ = !ended && executed_ < most_instructions_;
+        if (!paused_) memory.end_program(ended);
+        return ended ? State::Ended : paused_ ? State::Paused : State::Endless;
+    }
+
+    Memory memory;
+
+private:
+    void begin(uint32_t number) {
         memory.begin_program();
-        executed_ = 0;
+        executed_ = epoch_ = turn_ = 0;
         for (Warp& warp : warps_) {
             warp.block = {number % grid_[0], number / grid_[0] % grid_[1], number / grid_[0] / grid_[1]};
             warp.start();
         }
-        for (uint32_t epoch = 0;; ++epoch) {
-            for (size_t k = 0; k < warps_.size(); ++k) {
-                Warp& warp = warps_[order[k]];
-                memory.clock.begin(number, epoch, warp.index);
+    }
+
+    // Runs the warps in turn, from barrier to barrier; false if there was no time left for all.
+    bool run_warps(uint32_t number, const uint32_t* order) {
+        for (;; ++epoch_, turn_ = 0) {
+            for (; turn_ < warps_.size(); ++turn_) {
+                Warp& warp = warps_[order[turn_]];
+                if (!std::exchange(paused_, false)) memory.clock.begin(number, epoch_, warp.index);
                 if (!advance(warp)) return false;
             }
             if (!pass_barrier()) return true;
         }
     }
 
-    Memory memory;
-
-private:
-    // Runs a warp until all of its lanes ended or wait.
+    // Runs a warp until all of its lanes ended or wait; false if there was no time left.
     bool advance(Warp& warp) {
         while (!warp.groups.empty()) {
             if (warp.groups.size() > 1) merge(warp);
@@ -51,6 +70,7 @@ private:
                 mask &= instruction.guard_negated ? ~holding : holding;
             }
             ++executed_;
+            if (instruction.store == instruction.position) memory.clock.begin_store();
             if (instruction.kind == Kind::Compute) {
                 if (mask) instruction.run(warp, instruction, mask);
                 ++group.position;
@@ -69,13 +89,13 @@ private:
         else warp.groups.erase(warp.groups.begin());
         if (instruction.kind == Kind::Branch && mask) warp.groups.push_back({instruction.target, mask});
         if (instruction.kind == Kind::Barrier && mask) {
-            if (warp.waiting && warp.barrier != position) diverged(warp, instruction);
+            if (warp.waiting && warp.barrier != position) diverged(warp, instruction, &warp);
             warp.waiting |= mask;
             warp.barrier = position;
         }
-        if (executed_ < most_instructions_) return true;
-        memory.report(Fault::Endless, {instruction, warp.thread(0), 0, 0, Access::Read}, NOBODY, 0);
-        return false;
+        if (executed_ >= most_instructions_)
+            memory.report(Fault::Endless, {instruction, warp.thread(0), 0, 0, Access::Read}, NOBODY, 0);
+        return executed_ < pause_;
     }
 
     // Puts the group of the lowest position first, joined with others that stand there.
@@ -96,16 +116,20 @@ private:
         for (Warp& warp : warps_) {
             if (!warp.waiting) continue;
             if (!first) first = &warp;
-            else if (warp.barrier != first->barrier) diverged(warp, program_.instructions[warp.barrier]);
+            else if (warp.barrier != first->barrier) diverged(warp, program_.instructions[warp.barrier], first);
         }
+        const auto waits = [](const Warp& warp) { return warp.waiting == ALL_LANES; };
+        if (first && !std::all_of(warps_.begin(), warps_.end(), waits))
+            diverged(*first, program_.instructions[first->barrier], nullptr);
         for (Warp& warp : warps_)
             if (warp.waiting) warp.groups.assign(1, Group{warp.barrier + 1, std::exchange(warp.waiting, 0)});
         return first != nullptr;
     }
 
-    void diverged(Warp& warp, const Instruction& instruction) {
+    // Others wait at another barrier, or, without any, have ended.
+    void diverged(const Warp& warp, const Instruction& instruction, const Warp* others) {
         const Request request{instruction, warp.thread(0), 0, 0, Access::Read};
-        const Conflict other{true, false, NOBODY, NOBODY, warp.barrier};
+        const Conflict other{others != nullptr, false, NOBODY, 0, others ? others->barrier : 0};
         memory.report(Fault::DivergentBarrier, request, NOBODY, 0, other);
     }
 
@@ -113,7 +137,11 @@ private:
     const Program& program_;
     std::array<uint32_t, 3> grid_;
     std::vector<Warp> warps_;
-    uint64_t executed_ = 0;
+    uint64_t executed_ = 0;  // by the program that runs
+    uint64_t pause_ = 0;     // where it pauses
+    uint32_t epoch_ = 0;
+    size_t turn_ = 0;        // of the warps
+    bool paused_ = false;
 };
 
 }  // namespace emulator
@@ -122,9 +150,13 @@ private:
 extern "C" {
 
 // Returns a program, or null and the position of the first instruction that the machine has not.
-void* program_new(const char* text, const char* widths, uint32_t shared_bytes, uint32_t warps, uint32_t* unsupported) {
+void* program_new(const char* text, const char* widths, uint32_t shared_bytes, uint32_t local_bytes, const uint8_t* tables,
+                  uint32_t table_bytes, uint32_t warps, uint32_t* unsupported) {
     try {
-        return new emulator::Program(emulator::Loader(widths, shared_bytes, warps).read(text));
+        auto program = std::make_unique<emulator::Program>(
+            emulator::Loader(widths, shared_bytes, local_bytes, warps).read(text));
+        program->tables.assign(tables, tables + table_bytes);
+        return program.release();
     } catch (const emulator::Unsupported& refused) {
         *unsupported = refused.position;
         return nullptr;
@@ -142,10 +174,17 @@ void machine_add_storage(void* machine, uint8_t* bytes, int64_t size, uint64_t a
         {bytes, size, address, written, false, emulator::History(size, granule, true)});
 }
 
-// Runs the listed programs, each with its warps in the given order. Returns how many ended.
-uint32_t machine_run(void* machine, const uint32_t* programs, uint32_t count, const uint32_t* warps) {
-    for (uint32_t k = 0; k < count; ++k)
-        if (!static_cast<emulator::Machine*>(machine)->run(programs[k], warps)) return k;
+// Runs the listed programs, each with its warps in the given order, for so many instructions; the first one may have
+// been begun before. Returns how many ended, and whether the next one never will.
+uint32_t machine_run(void* machine, const uint32_t* programs, uint32_t count, const uint32_t* warps,
+                     uint64_t instructions, bool* endless) {
+    *endless = false;
+    for (uint32_t k = 0; k < count; ++k) {
+        const emulator::State state = static_cast<emulator::Machine*>(machine)->run(programs[k], warps, instructions);
+        *endless = state == emulator::State::Endless;
+        if (state != emulator::State::Ended) return k;
+        if (!instructions) return k + 1;
+    }
     return count;
 }
 

@@ -9,7 +9,6 @@ import platform
 import random
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from trifuse.kernels.errors import BackendError
 
+from .findings import MOST_INSTRUCTIONS
 from .ptx import Kernel
 
 FOLDER = Path(__file__).parent
@@ -24,10 +24,12 @@ NAME = "trifuse_virtual_gpu"
 FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 MOST_FINDINGS = 1000
 NOBODY = -1
-MOST_INSTRUCTIONS = 1 << 30  # of one program, counted by warps: with more, it is taken not to end
-SLICE_SECONDS = 0.2  # of a launch run in one piece, so that it can be interrupted
+SLICE = 1 << 22  # instructions run in one piece, so that a launch can be interrupted: about a tenth of a second
 # Every storage has a range of addresses of its own, see memory.h.
 RANGE_BITS, FIRST_RANGE = 44, 1 << 12
+# How much further from the start of its range each storage begins than the one before, so that no round offset leads
+# from one to the same place in another; and for how many storages there is room.
+SHIFT, SHIFTED = 0x9E377_9B90, 100
 
 
 class Record(ctypes.Structure):
@@ -68,13 +70,14 @@ class Memory:
 
 def address_of(number: int, data: int) -> int:
     """Return where the kernel finds the first byte of a storage: aligned to 16 bytes as far as on the host."""
-    return (FIRST_RANGE + number << RANGE_BITS) + (1 << RANGE_BITS - 1) + data % 16
+    middle = (1 << RANGE_BITS - 1) + number % SHIFTED * SHIFT
+    return (FIRST_RANGE + number << RANGE_BITS) + middle + data % 16
 
 
 @cache
 def library() -> ctypes.CDLL:
     """Build the machine unless Triton's cache has it, and load it."""
-    from trifuse.kernels.gpu.triton_internals import build_shared_library, get_cache_manager
+    from trifuse.kernels.gpu.triton_internals import get_cache_manager
 
     sources = {
         path.name: path.read_text(encoding="utf-8")
@@ -82,21 +85,40 @@ def library() -> ctypes.CDLL:
         if path.suffix in (".h", ".cpp")
     }
     key = hashlib.sha256(repr((sources, FLAGS, platform.platform(), _processor())).encode()).hexdigest()
-    kept = get_cache_manager(key)
-    file = f"{NAME}.so"
-    if (path := kept.get_file(file)) is None:
-        with tempfile.TemporaryDirectory() as folder:
-            source = str(FOLDER / "machine.cpp")
-            try:
-                built = build_shared_library(NAME, source, folder, [], [str(FOLDER)], ["stdc++"], list(FLAGS))
-            except Exception as error:
-                raise BackendError(_advice(error)) from error
-            path = kept.put(Path(built).read_bytes(), file, binary=True)
+    file, digest = f"{NAME}.so", f"{NAME}.sha256"
+    try:
+        kept = get_cache_manager(key)
+        path, digest_path = kept.get_file(file), kept.get_file(digest)
+        if path is None or digest_path is None or Path(digest_path).read_text() != _digest(Path(path).read_bytes()):
+            built = _built()
+            path = kept.put(built, file, binary=True)
+            kept.put(_digest(built), digest, binary=False)
+    except OSError as error:
+        raise BackendError(
+            f"virtual_gpu: expected a folder for Triton's cache that can be written to, got: {error}; set "
+            "TRITON_CACHE_DIR to one"
+        ) from error
     loaded = ctypes.CDLL(path)
     loaded.program_new.restype = loaded.machine_new.restype = ctypes.c_void_p
     loaded.machine_run.restype = loaded.machine_findings.restype = ctypes.c_uint32
     loaded.machine_stored.restype = ctypes.c_bool
     return loaded
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _built() -> bytes:
+    from trifuse.kernels.gpu.triton_internals import build_shared_library
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = str(FOLDER / "machine.cpp")
+        try:
+            built = build_shared_library(NAME, source, folder, [], [str(FOLDER)], ["stdc++"], list(FLAGS))
+        except Exception as error:
+            raise BackendError(_advice(error)) from error
+        return Path(built).read_bytes()
 
 
 def _processor() -> str:
@@ -124,7 +146,14 @@ class Program:
         refused = ctypes.c_uint32()
         widths = " ".join(map(str, kernel.widths))
         self.handle = library().program_new(
-            "\n".join(kernel.code).encode(), widths.encode(), shared_bytes, warps, ctypes.byref(refused)
+            "\n".join(kernel.code).encode(),
+            widths.encode(),
+            shared_bytes,
+            kernel.local_bytes,
+            kernel.tables,
+            len(kernel.tables),
+            warps,
+            ctypes.byref(refused),
         )
         if not self.handle:
             raise kernel.refusal(refused.value)
@@ -136,6 +165,7 @@ class Program:
         memories: Sequence[Memory],
         draw: random.Random,
         backward: bool,
+        most_instructions: int = MOST_INSTRUCTIONS,
     ) -> tuple[list[Record], list[bool]]:
         """Run every program of a grid once.
 
@@ -146,6 +176,7 @@ class Program:
             draw: draws the order of the programs, and of the warps within each.
             backward: whether the drawn order is turned round. Races show in one order, and are not looked for in the
                 other.
+            most_instructions: of one program, counted by warps: one with more is taken not to end.
 
         Returns:
             What was found, and for each storage whether the launch wrote to it.
@@ -156,7 +187,7 @@ class Program:
                 parameters,
                 (ctypes.c_uint32 * 3)(*grid),
                 ctypes.c_bool(not backward),
-                ctypes.c_uint64(MOST_INSTRUCTIONS),
+                ctypes.c_uint64(most_instructions),
             )
         )
         try:
@@ -185,20 +216,14 @@ class Program:
         if backward:
             programs.reverse()
             warps.reverse()
-        at, size = 0, 1
-        while at < total:
-            part = programs[at : at + size]
-            start = time.perf_counter()
-            ended = library().machine_run(
+        listed, warp_order = (ctypes.c_uint32 * total)(*programs), (ctypes.c_uint32 * self.warps)(*warps)
+        at, endless = 0, ctypes.c_bool()
+        while at < total and not endless:
+            at += library().machine_run(
                 machine,
-                (ctypes.c_uint32 * len(part))(*part),
-                len(part),
-                (ctypes.c_uint32 * self.warps)(*warps),
+                ctypes.byref(listed, 4 * at),
+                total - at,
+                warp_order,
+                ctypes.c_uint64(SLICE),
+                ctypes.byref(endless),
             )
-            if ended < len(part):
-                return
-            at += len(part)
-            if time.perf_counter() - start < SLICE_SECONDS:
-                size *= 2
-            else:
-                size = max(1, size // 2)

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstring>
+#include <map>
+#include <tuple>
 #include <vector>
 
 #include "history.h"
@@ -13,6 +15,7 @@ namespace emulator {
 // first byte lies in the middle, so that addresses before it are its own, too. No address of the host is that high.
 constexpr int RANGE_BITS = 44;
 constexpr uint64_t FIRST_RANGE = uint64_t{1} << 12;
+constexpr uint64_t TABLES = (FIRST_RANGE - 1) << RANGE_BITS;  // where the kernel's own constants lie
 constexpr uint8_t POISON = 0xff;  // NaN in every float type
 
 struct Storage {
@@ -24,26 +27,36 @@ struct Storage {
     History history;
 };
 
-// One lane's access to memory.
-struct Request {
-    const Instruction& instruction;
-    uint32_t thread;
-    uint32_t width;  // of an element, in bytes
-    uint32_t bytes;  // of all elements
-    Access access;
-    const void* stored = nullptr;  // the bytes that a store writes
-};
-
 class Memory {
 public:
     Clock clock;
     Findings findings;
     std::vector<Storage> storages;
 
-    Memory(uint32_t shared_bytes, bool checks_races)
-        : shared_(shared_bytes), shared_history_(shared_bytes, 4, false), checks_races_(checks_races) {}
+    Memory(const Program& program, bool checks_races)
+        : shared_(program.shared_bytes),
+          local_(size_t{program.local_bytes} * program.warps * LANES),
+          local_bytes_(program.local_bytes),
+          tables_(program.tables),
+          shared_history_(program.shared_bytes, 4, false),
+          checks_races_(checks_races) {}
 
-    void begin_program() { std::fill(shared_.begin(), shared_.end(), POISON); }
+    void begin_program() {
+        std::fill(shared_.begin(), shared_.end(), POISON);
+        std::fill(local_.begin(), local_.end(), POISON);
+    }
+
+    // Reports the races of the program in which a warp read that had an effect: of all that read, if it did not end.
+    void end_program(bool ended) {
+        const Warps stored = clock.end_program();
+        for (auto& [key, race] : races_) {
+            const Warps readers = std::get<2>(key) & (ended ? stored : ~Warps{0});
+            if (!readers) continue;
+            if (race.finding.is_store) race.finding.other_warp = only(readers);
+            findings.add(race.finding, race.count);
+        }
+        races_.clear();
+    }
 
     // Returns the number of the storage whose range an address lies in, and the bytes from its start; without one,
     // NOBODY and the address.
@@ -55,6 +68,8 @@ public:
 
     // Returns where an access to global memory goes; null where that is out of bounds.
     [[gnu::noinline]] uint8_t* global(uint64_t address, const Request& request) {
+        if (const uint64_t at = address - TABLES; at < tables_.size() && at + request.bytes <= tables_.size() && request.access == Access::Read)
+            return tables_.data() + at;
         const auto [owner, offset] = this->owner(address);
         Storage* storage = owner == NOBODY ? nullptr : &storages[owner];
         if (address % request.bytes) report(Fault::Misaligned, request, owner, offset);
@@ -66,11 +81,12 @@ public:
         if (storage->written) mark(*storage, request, owner, offset);
         storage->stored |= request.access != Access::Read;
         if (!checks_races_) return place;
-        Conflict conflict = storage->history.note(clock, offset, request.width, request.bytes, request.access,
-                                                  request.instruction.position);
-        if (conflict.found && !harmless(conflict, request, place))
-            report(conflict.between_programs ? Fault::RaceBetweenPrograms : Fault::RaceBetweenWarps, request, owner,
-                   offset, conflict);
+        if (request.access != Access::Read) clock.store();
+        const Conflict conflict = storage->history.note(clock, offset, request, place);
+        if (conflict.overwrites) report(Fault::RaceBetweenThreads, request, owner, offset, conflict);
+        else if (conflict.found && !harmless(conflict, request, place))
+            report_race(conflict.between_programs ? Fault::RaceBetweenPrograms : Fault::RaceBetweenWarps, request,
+                        owner, offset, conflict);
         return place;
     }
 
@@ -84,20 +100,48 @@ public:
         }
         uint8_t* place = shared_.data() + offset;
         if (!checks_races_) return place;
-        Conflict conflict = shared_history_.note(clock, offset, request.width, request.bytes, request.access,
-                                                 request.instruction.position);
+        if (request.access != Access::Read) clock.store();
+        const Conflict conflict = shared_history_.note(clock, offset, request, place);
         if (conflict.found && !harmless(conflict, request, place))
-            report(Fault::SharedRace, request, NOBODY, offset, conflict);
+            report_race(Fault::SharedRace, request, NOBODY, offset, conflict);
         return place;
     }
 
+    // Returns where an access to the memory of its thread alone goes; null where that is out of bounds.
+    [[gnu::noinline]] uint8_t* local(uint64_t address, const Request& request) {
+        if (address > local_bytes_ || address + request.bytes > local_bytes_) {
+            report(Fault::OutOfBounds, request, NOBODY, static_cast<int64_t>(address));
+            return nullptr;
+        }
+        return local_.data() + size_t{request.thread} * local_bytes_ + address;
+    }
+
     [[gnu::noinline]] void report(Fault fault, const Request& request, int32_t owner, int64_t offset, const Conflict& conflict = {}) {
-        findings.add({static_cast<int32_t>(fault), request.access != Access::Read, request.instruction.position,
-                      conflict.found ? static_cast<int32_t>(conflict.position) : NOBODY, clock.program, request.thread,
-                      conflict.program, conflict.warp, offset, owner, static_cast<int32_t>(request.bytes), 0});
+        findings.add(finding(fault, request, owner, offset, conflict));
     }
 
 private:
+    struct Race {
+        Finding finding;
+        uint64_t count = 0;
+    };
+
+    Finding finding(Fault fault, const Request& request, int32_t owner, int64_t offset, const Conflict& conflict) const {
+        return {static_cast<int32_t>(fault), request.access != Access::Read, request.instruction.position,
+                conflict.found ? static_cast<int32_t>(conflict.position) : NOBODY, clock.program, request.thread,
+                conflict.program, only(conflict.warps), offset, owner, static_cast<int32_t>(request.bytes), 0};
+    }
+
+    // Whether a race with a reader counts is known when the program ends: see `Clock`.
+    void report_race(Fault fault, const Request& request, int32_t owner, int64_t offset, const Conflict& conflict) {
+        if (!conflict.readers) return report(fault, request, owner, offset, conflict);
+        Race& race = races_[{fault, request.instruction.position, conflict.readers}];
+        if (!race.count++) race.finding = finding(fault, request, owner, offset, conflict);
+    }
+
+    // The number of a single warp.
+    static int32_t only(Warps warps) { return warps && !(warps & (warps - 1)) ? __builtin_ctz(warps) : NOBODY; }
+
     // Keeps the record of written bytes, and reports a read of others.
     void mark(Storage& storage, const Request& request, int32_t owner, int64_t offset) {
         uint8_t* flags = storage.written + offset;
@@ -113,6 +157,10 @@ private:
     }
 
     std::vector<uint8_t> shared_;
+    std::vector<uint8_t> local_;  // of all threads, one after the other
+    uint64_t local_bytes_;        // of a thread
+    std::vector<uint8_t> tables_;
+    std::map<std::tuple<Fault, uint32_t, Warps>, Race> races_;  // by instruction and readers
     History shared_history_;
     bool checks_races_;
 };

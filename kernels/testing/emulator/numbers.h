@@ -22,14 +22,41 @@ struct BFloat16 {
         bool is_nan = (word & 0x7fffffffu) > 0x7f800000u;
         bits = is_nan ? 0x7fff : static_cast<uint16_t>((word + 0x7fffu + (word >> 16 & 1)) >> 16);
     }
-    explicit BFloat16(double value) : BFloat16(static_cast<float>(value)) {}
+    // By way of a float whose last bit keeps whether something was cut off: so it is rounded only once.
+    explicit BFloat16(double value) : BFloat16(odd_float(value)) {}
     operator float() const {
         uint32_t word = static_cast<uint32_t>(bits) << 16;
         float value;
         std::memcpy(&value, &word, 4);
         return value;
     }
+
+private:
+    static float odd_float(double value) {
+        float nearest = static_cast<float>(value);
+        if (nearest == value || value != value) return nearest;
+        uint32_t word;
+        std::memcpy(&word, &nearest, 4);
+        if (std::fabs(nearest) > std::fabs(value)) --word;
+        word |= 1;
+        std::memcpy(&nearest, &word, 4);
+        return nearest;
+    }
 };
+
+// A sum with its last bit set where something was cut off, so that it can be rounded to a narrower type.
+inline double odd_sum(double a, double b) {
+    const double sum = a + b;
+    if (!std::isfinite(sum)) return sum;
+    const double of_b = sum - a, lost = (a - (sum - of_b)) + (b - of_b);
+    if (lost == 0) return sum;
+    uint64_t word;
+    std::memcpy(&word, &sum, 8);
+    if (!(word & 1)) word += (lost > 0) == (sum > 0) ? 1 : -1;
+    double odd;
+    std::memcpy(&odd, &word, 8);
+    return odd;
+}
 
 template <class T>
 constexpr bool is_floating = std::is_floating_point_v<T> || std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;

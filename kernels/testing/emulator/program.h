@@ -40,6 +40,8 @@ struct Instruction {
     Operand guard;
     uint32_t target = 0;  // of a branch
     int64_t offset = 0;   // of an address, in bytes
+    uint32_t store = 0;   // the first of the instructions that one store of the source became; 0 for a single one
+    bool of_program = false;  // of an atomic operation: atomic only within its program
     uint32_t position = 0;
     int output_count = 0;
     int input_count = 0;
@@ -78,6 +80,8 @@ struct Program {
     std::vector<Constant> constants;
     uint32_t register_bytes = 0;  // of a warp
     uint32_t shared_bytes = 0;
+    uint32_t local_bytes = 0;  // of a thread
+    std::vector<uint8_t> tables;  // the constants in global memory
     uint32_t warps = 0;
 
     // Reserves the lanes of one register.

@@ -1,7 +1,8 @@
 """Read the PTX that Triton makes of a kernel into instructions that the machine runs.
 
-Only what Triton writes is read: one kernel per text, with no memory of its own but shared memory. An instruction that
-calls a function, or uses another variable, is refused like any that the machine does not have.
+Only what Triton writes is read: one kernel per text, with no memory of its own but shared memory, what each thread has
+in `.local`, and tables of constants. An instruction that calls a function, or uses another variable, is refused like
+any that the machine does not have.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ SPECIAL = re.compile(r"%(?:tid|ntid|ctaid|nctaid)\.[xyz]|%laneid")
 CACHING = re.compile(r"\.(?:nc|ca|cg|cs|lu|cv|wb|wt|L1::\w+|L2::\w+|weak)(?=\.|$)")
 ORDERING = re.compile(r"\.(?:relaxed|acquire|release|acq_rel|gpu|cta|sys|cluster|noftz)(?=\.|$)")
 TRITON = "/triton/language/"  # in the paths of Triton's own library
+# Whom a kernel calls, and what stands for it in the source.
+CALLED = {"vprintf": "tl.device_print", "__assertfail": "tl.device_assert"}
 LONGEST_TEXT = 80  # characters of an instruction in a message
+TABLE = re.compile(r"^\.global\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]\s*=\s*\{([\d, ]+)\};", re.M)
+TABLES = (1 << 12) - 1 << 44  # where the constants in global memory lie, see memory.h
+CALL = re.compile(r"(?:@!?[%\w$]+\s+)?call\b")
+ENDS_OF_A_STORE = ("ld", "st", "atom", "red.", "bar", "bra", "ret", "exit")
 WITHOUT_EFFECT = ("createpolicy.", "bar.warp.sync", "membar", "fence.", "griddepcontrol", "prefetch")
 
 
@@ -63,6 +70,8 @@ class Kernel:
         name: of the kernel.
         parameters: the size in bytes of each, and where it begins among them.
         widths: bytes of every register.
+        local_bytes: of the memory that each thread has for itself.
+        tables: the constants in global memory, one after the other.
         code: one line for every instruction, in the form that ``loader.h`` describes.
         instructions: the same as they stand in the text.
         files: the source files by their number.
@@ -71,6 +80,8 @@ class Kernel:
     name: str
     parameters: list[tuple[int, int]] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
+    local_bytes: int = 0
+    tables: bytes = b""
     code: list[str] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     files: dict[int, str] = field(default_factory=dict)
@@ -89,10 +100,11 @@ class Kernel:
     def refusal(self, position: int) -> UnsupportedInstruction:
         """Return the error that refuses one of the instructions."""
         text = " ".join(self.instructions[position].text.split())
+        advice = _advice(text)
         text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
         return UnsupportedInstruction(
-            f"{self.name}: the virtual GPU does not run `{text}`, at {self.place(position)}; what it runs and what "
-            "not is listed in docs/virtual_gpu.md"
+            f"{self.name}: the virtual GPU does not run `{text}`, at {self.place(position)}; {advice}what it runs and "
+            "what not is listed in docs/virtual_gpu.md"
         )
 
 
@@ -113,26 +125,58 @@ def read_ptx(text: str, source: str = "") -> Kernel:
     kernel.files = {
         number: source if Path(path).name == Path(source).name else path for number, path in kernel.files.items()
     }
-    return _Reader(kernel, parameters, body).read()
+    tables = {}
+    for align, table, size, values in re.findall(TABLE, text):
+        start = -(-len(kernel.tables) // int(align)) * int(align)
+        tables[table] = TABLES + start
+        content = bytes(map(int, values.split(",")))
+        kernel.tables = kernel.tables.ljust(start, b"\0") + content.ljust(int(size), b"\0")
+    return _Reader(kernel, parameters, body, tables).read()
 
 
 class _Reader:
     """Reads the body of a kernel: registers get numbers, labels the positions that they stand for."""
 
-    def __init__(self, kernel: Kernel, parameters: str, body: str) -> None:
+    def __init__(self, kernel: Kernel, parameters: str, body: str, tables: dict[str, int]) -> None:
         self.kernel = kernel
         self.body = body
         self.registers: dict[str, int] = {}
         self.labels: dict[str, int] = {}
         self.parameters: dict[str, int] = {}
         self.places: dict[tuple[str, ...], tuple[tuple[str, int], ...]] = {}  # by file, line and column
+        self.variables = tables  # and where they lie
+        self.locations: list[str] = []  # file, line and column of each instruction, and where it was inlined
         self._read_parameters(parameters)
 
     def read(self) -> Kernel:
         statements = list(self._statements())
-        for statement in statements:
-            self.kernel.code.append(self._assembled(statement))
+        call = next((k for k, statement in enumerate(statements) if CALL.match(statement)), None)
+        if call is not None:  # what passes its arguments stands before it, and says less
+            raise self.kernel.refusal(call)
+        stores = self._stores(statements)
+        for position, statement in enumerate(statements):
+            store = f" ={stores[position]}" if position in stores else ""
+            self.kernel.code.append(self._assembled(statement) + store)
         return self.kernel
+
+    def _stores(self, statements: list[str]) -> dict[int, int]:
+        """Return the first position of the instructions that one store of the source became, where it became several.
+
+        They have one line and column, and none between them branches or does anything else to memory.
+        """
+        runs: list[list[int]] = []
+        location = None
+        targets = set(self.labels.values())
+        for position, statement in enumerate(statements):
+            name = statement.split(maxsplit=1)[-1] if statement.startswith("@") else statement
+            if name.startswith("st.global"):
+                if position in targets or self.locations[position] != location:
+                    runs.append([])
+                location = self.locations[position]
+                runs[-1].append(position)
+            elif position in targets or (name.startswith(ENDS_OF_A_STORE) and not name.startswith("ld.param")):
+                location = None
+        return {position: run[0] for run in runs if len(run) > 1 for position in run}
 
     def _read_parameters(self, text: str) -> None:
         end = 0
@@ -146,22 +190,23 @@ class _Reader:
     def _statements(self) -> Iterator[str]:
         """Yield the text of each instruction; take note of places, registers and labels on the way."""
         frames: tuple[tuple[str, int], ...] = ()
-        pending, inside_asm = "", False
+        pending, location, inside_asm = "", "", False
         for raw in self.body.split("\n"):
             code, _, comment = raw.partition("//")
             code = code.strip()
             inside_asm = (inside_asm or "begin inline asm" in comment) and "end inline asm" not in comment
-            if code.startswith(".loc"):
+            if re.match(r"\.loc\s", code):
                 # Line 0 says nothing, and LLVM counts the lines of inline assembly as if they stood in the source: such
                 # code belongs to what stands before it.
                 if not inside_asm and (latter := self._frames(code, comment))[0][1]:
-                    frames = latter
+                    frames, location = latter, raw.strip()
                 continue
             pending = f"{pending} {code}".strip()
             *complete, pending = pending.split(";")
             for part in complete:
                 if statement := self._after_declarations(part):
                     self.kernel.instructions.append(Instruction(statement, frames))
+                    self.locations.append(location)
                     yield statement
             pending = self._after_declarations(pending)
 
@@ -194,7 +239,12 @@ class _Reader:
             elif found := re.match(r"\.reg\s+\.(\w+)\s+(.*)", text):
                 self._declare(found[1], found[2])
                 return ""
-            elif text.startswith((".pragma", ".loc")):
+            elif found := re.match(r"\.local\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]", text):
+                start = -(-self.kernel.local_bytes // int(found[1])) * int(found[1])
+                self.variables[found[2]] = start
+                self.kernel.local_bytes = start + int(found[3])
+                return ""
+            elif text.startswith((".pragma", ".param")) or re.match(r"\.loc\s", text):
                 return ""
             else:
                 return text
@@ -236,6 +286,8 @@ class _Reader:
             return "bar.sync", [], []
         if first in ("ld", "st", "ldmatrix", "stmatrix", "atom", "red"):
             return self._memory_form(name, operands)
+        if name.startswith(("cvta.local", "cvta.to.local", "cvta.global", "cvta.to.global")):  # the same addresses here
+            return "mov.b64", self._all(operands[:1]), self._all(operands[1:])
         if first == "mov":
             return self._move_form(name, operands)
         if first == "shfl":
@@ -247,14 +299,16 @@ class _Reader:
         hinted = "L2::cache_hint" in name
         name = CACHING.sub("", name).replace("shared::cta", "shared")
         first = name.split(".")[0]
+        of_program = []
         if first in ("atom", "red"):
+            of_program = ["~"] if {"cta", "cluster"} & set(name.split(".")) else []
             name = ORDERING.sub("", name)
         if hinted:
             operands = operands[:-1]
         outputs = [] if first in ("st", "stmatrix", "red") else _elements(operands.pop(0))
         address = self._address(operands[0])
         values = [value for operand in operands[1:] for value in _elements(operand)]
-        return name, self._all(outputs), [*address, *self._all(values)]
+        return name, self._all(outputs), [*address, *self._all(values), *of_program]
 
     def _move_form(self, name: str, operands: list[str]) -> tuple[str, list[str], list[str]]:
         target, source = operands
@@ -290,9 +344,21 @@ class _Reader:
             return f"#{text[2:]}"
         if found := re.fullmatch(r"global_smem(?:\+(\d+))?", text):  # all of shared memory, which begins at 0
             return f"#{int(found[1] or 0):x}"
+        if text in self.variables:
+            return f"#{self.variables[text]:x}"
         value = {"true": 1, "false": 0}.get(text)
         number = int(text.removesuffix("U"), 0) if value is None else value
         return f"#{struct.unpack('<Q', struct.pack('<q' if number < 0 else '<Q', number))[0]:x}"
+
+
+def _advice(text: str) -> str:
+    """Return what to do about a refused call; nothing for other instructions."""
+    if not CALL.match(text):
+        return ""
+    name = next((name for called, name in CALLED.items() if called in text), None)
+    if name:
+        return f"leave {name} out there; "
+    return "let the function be inlined, without noinline=True; "
 
 
 def _split(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from .machine import NOBODY, Record
 from .ptx import Kernel
 
 Grid = tuple[int, int, int]
+Contents = tuple[Tensor, Tensor | None]  # the bytes of a storage, and which of them were written
 
 
 def finding_of(kernel: Kernel, grid: Grid, arguments: Arguments, record: Record) -> Finding:
@@ -32,11 +33,11 @@ def finding_of(kernel: Kernel, grid: Grid, arguments: Arguments, record: Record)
 
 
 def differences(
-    kernel: Kernel, arguments: Arguments, first: Sequence[Tensor], second: Sequence[Tensor]
+    kernel: Kernel, arguments: Arguments, first: Sequence[Contents], second: Sequence[Contents]
 ) -> list[Finding]:
     """Return a finding for each storage that two orders of the programs left with different bytes."""
     found = []
-    for number, (one, other) in enumerate(zip(first, second, strict=True)):
+    for number, ((one, _), (other, _)) in enumerate(zip(first, second, strict=True)):
         differing = (one != other).nonzero()
         if len(differing):
             name = next(name for name, storage in arguments.storages.items() if storage == number)
@@ -75,11 +76,12 @@ def _message(
 ) -> str:
     does = "stores" if record.is_store else "loads"
     if kind == "divergent barrier":
-        return "some threads wait at this barrier while others wait at another one"
+        others = "have ended" if record.other_position == NOBODY else "wait at another one"
+        return f"some threads wait at this barrier while others {others}"
     if kind == "inactive lane":
         return f"a thread takes the value of lane {record.offset} of its warp, which does not take part"
     if kind == "endless":
-        return "the program does not come to an end"
+        return "the program has not ended after as many instructions as `most_instructions` of virtual_gpu allows"
     if record.storage == NOBODY and offset is None:
         return f"{does} {record.bytes} bytes at {record.offset & (1 << 64) - 1:#x}, an address in no tensor argument"
     where = f"{does} {record.bytes} bytes at byte {offset} of {name or 'shared memory'}"
@@ -99,7 +101,7 @@ def _message(
 def _other_side(kind: str, kernel: Kernel, grid: Grid, record: Record) -> str:
     other = kernel.place(record.other_position)
     if kind == "race between threads":
-        return "to which another thread of the same warp stores another value"
+        return "to which the same store writes another value, from another thread or another part of its block"
     if kind == "race between programs":
         who = (
             "several programs" if record.other_program == NOBODY else f"program {_program(record.other_program, grid)}"

@@ -28,8 +28,17 @@ struct Shared {
     }
 };
 
+// What does not fit into registers, each thread's own.
+struct Local {
+    static constexpr const char* name = "local";
+    static uint8_t* at(Memory& memory, uint64_t address, const Request& request) {
+        return memory.local(address, request);
+    }
+};
+
 inline uint64_t address_of(const Warp& warp, const Instruction& instruction, int lane) {
-    return warp.read(instruction.inputs[0], lane) + instruction.offset;
+    const uint64_t address = warp.read(instruction.inputs[0], lane) + instruction.offset;
+    return instruction.inputs[0].width == 4 ? static_cast<uint32_t>(address) : address;
 }
 
 template <class Space, class T>
@@ -71,7 +80,7 @@ void check_overlap(Warp& warp, const Instruction& instruction, Mask mask) {
                     value_of<T>(warp.read(instruction.inputs[part], other));
         if (equal) continue;
         const auto [owner, offset] = Space::owner(warp.memory, second);
-        const Conflict conflict{true, false, int32_t(warp.memory.clock.program), int32_t(warp.index),
+        const Conflict conflict{true, false, int32_t(warp.memory.clock.program), Warps{1} << warp.index,
                                 instruction.position};
         warp.memory.report(Space::overlap, {instruction, warp.thread(other), sizeof(T), bytes, Access::Write}, owner,
                            offset, conflict);
@@ -81,7 +90,7 @@ void check_overlap(Warp& warp, const Instruction& instruction, Mask mask) {
 template <class Space, class T>
 void store(Warp& warp, const Instruction& instruction, Mask mask) {
     const uint32_t count = instruction.input_count - 1;
-    check_overlap<Space, T>(warp, instruction, mask);
+    if constexpr (!std::is_same_v<Space, Local>) check_overlap<Space, T>(warp, instruction, mask);
     for_each_lane(mask, [&](int lane) {
         std::array<T, MOST_OPERANDS> values;
         for (uint32_t k = 0; k < count; ++k) values[k] = value_of<T>(warp.read(instruction.inputs[1 + k], lane));
@@ -96,7 +105,8 @@ void store(Warp& warp, const Instruction& instruction, Mask mask) {
 template <class Function, class Space, class T, class... Operands, size_t... K>
 void update(Warp& warp, const Instruction& instruction, Mask mask, std::index_sequence<K...>) {
     for_each_lane(mask, [&](int lane) {
-        const Request request{instruction, warp.thread(lane), sizeof(T), sizeof(T), Access::Atomic};
+        const Request request{instruction, warp.thread(lane), sizeof(T), sizeof(T),
+                              instruction.of_program ? Access::AtomicOfProgram : Access::Atomic};
         uint8_t* place = Space::at(warp.memory, address_of(warp, instruction, lane), request);
         if (!place) return;
         T former;
@@ -186,7 +196,6 @@ void define_space(Table& table) {
     define_transfers<Space, int64_t>(table, "s64");
     define_transfers<Space, uint32_t>(table, "f32");
     define_transfers<Space, uint64_t>(table, "f64");
-    define_atomics<Space>(table);
 }
 
 // The parameters of a kernel are the same for all lanes; the instruction's offset tells which.
@@ -227,6 +236,9 @@ inline void define_memory(Table& table) {
     define_parameters(table);
     define_space<Global>(table);
     define_space<Shared>(table);
+    define_space<Local>(table);
+    define_atomics<Global>(table);
+    define_atomics<Shared>(table);
 }
 
 }  // namespace emulator

@@ -25,6 +25,7 @@ struct Warp {
     uint32_t threads = 0;          // of the program
     const uint8_t* parameters = nullptr;
     std::vector<Group> groups;     // by ascending position
+    Mask carry = 0;                // of the last addition that says so
     Mask waiting = 0;              // lanes at a barrier
     uint32_t barrier = 0;          // the instruction at which they wait
 

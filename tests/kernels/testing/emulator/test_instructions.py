@@ -262,9 +262,56 @@ def test_threads_of_one_store_that_disagree_in_shared_memory():
     assert kinds("mov.b32 %r1, 0;\nst.shared.b32 [%r1], %r1;", shared_bytes=64) == []
 
 
-def test_a_program_that_does_not_end(monkeypatch):
-    monkeypatch.setattr(machine, "MOST_INSTRUCTIONS", 1000)
-    assert kinds("$AGAIN:\nadd.s32 %r1, %r1, 1;\nbra $AGAIN;") == ["endless"]
+def test_threads_that_wait_for_others_that_have_ended():
+    body = "setp.lt.u32 %p1, %r0, 40;\n@%p1 ret;\nbar.sync 0;"
+    (finding,) = run(body, warps=2)
+    assert finding.kind == "divergent barrier"
+    assert "while others have ended" in finding.message
+
+
+LOOP = "mov.b32 %r1, 0;\n$AGAIN:\nadd.s32 %r1, %r1, 1;\nsetp.lt.u32 %p1, %r1, {n};\n@%p1 bra $AGAIN;"
+
+
+def test_a_program_that_does_not_end():
+    assert kinds("$AGAIN:\nadd.s32 %r1, %r1, 1;\nbra $AGAIN;", most_instructions=1000) == ["endless"]
+    assert kinds(LOOP.format(n=900), most_instructions=1000) == ["endless"]
+    assert kinds(LOOP.format(n=100), most_instructions=1000) == []
+
+
+def test_a_paused_program_goes_on_where_it_was(monkeypatch):
+    monkeypatch.setattr(machine, "SLICE", 100)
+    out = torch.zeros(3 * 64, dtype=torch.int32)
+    place = "mov.u32 %r3, %ctaid.x;\nmad.lo.s32 %r4, %r3, 64, %r0;\nmad.wide.s32 %rd1, %r4, 4, %rd0;\n"
+    body = f"{LOOP.format(n=500)}\nbar.sync 0;\n{place}st.global.b32 [%rd1], %r1;"
+    assert kinds(body, out, warps=2, grid=(3, 1, 1)) == []
+    assert out.tolist() == [500] * 192
+
+
+def test_each_thread_has_memory_of_its_own():
+    body = (
+        ".local .align 4 .b8 __local_depot0[24];\nmov.b64 %rd1, __local_depot0;\n"
+        "st.local.b32 [%rd1+4], %r0;\nld.local.b32 %r1, [%rd1+4];\n"
+        "mad.wide.u32 %rd2, %r0, 4, %rd0;\nst.global.b32 [%rd2], %r1;"
+    )
+    out = torch.zeros(64, dtype=torch.int32)
+    assert kinds(body, out, warps=2) == []
+    assert out.tolist() == list(range(64))
+    assert set(kinds(body.replace("+4", "+24"), out)) == {"out of bounds"}
+
+
+def test_fused_products_of_narrow_types_are_rounded_once():
+    bfloat16, half = (3.0, 87.0, 2.0**-20), (1 + 2**-10, 1 + 2**-10, 2.0**-24)
+
+    def fused(dtype: torch.dtype, values: tuple[float, ...]) -> float:
+        words = [("rs", [int(torch.tensor(v, dtype=dtype).view(torch.int16))]) for v in values]
+        (word,) = compute(f"fma.rn.{'bf16' if dtype is torch.bfloat16 else 'f16'}", "rs", *words)
+        return torch.tensor(word, dtype=torch.int32).to(torch.int16).view(dtype).item()
+
+    assert fused(torch.bfloat16, bfloat16) == 262  # 261 lies in the middle: what is added decides
+    assert fused(torch.bfloat16, (3.0, 87.0, -(2.0**-20))) == 260
+    assert fused(torch.bfloat16, (3.0, 87.0, 0.0)) == 260
+    assert fused(torch.bfloat16, (3.0, 87.0, 2.0**-120)) == 262  # also where a double loses it
+    assert fused(torch.float16, half) == torch.tensor(half[0] ** 2 + half[2], dtype=torch.float16).item()
 
 
 def test_an_overrun_never_leads_into_another_tensor():
@@ -278,6 +325,13 @@ def test_an_overrun_never_leads_into_another_tensor():
         (finding,) = run(body, first, second)
         assert (finding.kind, finding.argument, finding.offset) == ("out of bounds", "t0", distance)
     assert not second.any()
+
+
+def test_the_distance_between_two_tensors_is_no_round_number():
+    first, second = torch.zeros(16), torch.zeros(16)
+    for distance in (1 << 44, -(1 << 44), 1 << 45, 3 << 43):
+        body = f"mov.b64 %rd2, {distance};\nadd.s64 %rd3, %rd1, %rd2;\nld.global.b32 %r1, [%rd3];"
+        assert kinds(body, first, second, first, second.clone()) == ["out of bounds"]
 
 
 def test_an_address_of_no_tensor():
@@ -305,7 +359,7 @@ def test_accesses_of_different_widths_are_told_apart_to_the_byte():
         "barrier.cluster.arrive.aligned;",
         "bar.sync 1, 64;",
         "add.s32 %rd1, %r0, %r0;",
-        "st.local.b32 [%rd0], %r0;",
+        "ld.b32 %r1, [%rd0];",
         "mov.b64 %rd1, a_variable;",
     ],
 )

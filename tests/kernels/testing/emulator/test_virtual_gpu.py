@@ -13,7 +13,8 @@ from trifuse.kernels import BackendError, testing
 
 pytest.importorskip("triton", reason="the virtual GPU runs what triton compiles")
 
-SOUND = ("sound", "aligned", "initialised", "with_barrier", "sum_of_warps", "atomic_sums")
+SOUND = ("sound", "aligned", "initialised", "with_barrier", "sum_of_warps", "atomic_sums", "in_place_with_spare_warps")
+SOUND += ("overlapping_stores_in_a_loop", "atomic_for_all", "filled_past_torch", "sines_with_local_memory")
 # The kind of each planted fault, and the argument in which it shows.
 FAULTS = {
     "out_of_bounds_load": ("out of bounds", "x"),
@@ -25,6 +26,10 @@ FAULTS = {
     "race_between_threads": ("race between threads", "out"),
     "missing_barrier_in_shared_memory": ("race in shared memory", ""),
     "shared_memory_out_of_bounds": ("shared memory out of bounds", ""),
+    "race_of_spare_warps_and_programs": ("race between programs", "x"),
+    "race_between_parts_of_a_store": ("race between threads", "out"),
+    "atomic_within_a_program": ("race between programs", "counter"),
+    "uninitialised_bools": ("uninitialised", "x"),
     "order_of_programs": ("order of programs", "out"),
 }
 
@@ -55,6 +60,11 @@ def test_a_planted_fault_is_found_by_name_and_line(found, name):
     planted = {f["line"] for f in result["findings"] if f["kind"] == kind}
     assert result["line"] is None or result["line"] in planted
     assert f"{kind}: {finding['kernel']}, " in finding["text"]
+
+
+def test_spare_warps_that_only_read_race_with_nobody(found):
+    kinds = {finding["kind"] for finding in found["race_of_spare_warps_and_programs"]["findings"]}
+    assert kinds == {"race between programs"}
 
 
 def test_an_access_is_placed_to_the_byte_the_program_and_the_thread(found):
