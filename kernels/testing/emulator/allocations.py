@@ -111,7 +111,7 @@ def filling(dtype: torch.dtype, size: int, seed: int) -> Tensor:
 
 @cache
 def _tile(kind: str, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % (1 << 63))
 
     def drawn(low: int, high: int, count: int) -> Tensor:
         return torch.randint(low, high, (count,), generator=generator).to(torch.uint8)
