@@ -9,6 +9,7 @@ import torch
 from command import run_main
 
 from trifuse.architectures.cli import installation
+from trifuse.kernels import library
 from trifuse.kernels.gpu import tuning
 
 
@@ -24,6 +25,16 @@ def test_doctor_says_what_was_tuned_and_whether_a_kernel_runs(capsys, monkeypatc
     output = run_main(["doctor"], capsys)[1]
     assert f"choices kept in {tmp_path}/tuning.json: 1\n" in output
     assert "a kernel ran on cpu" in output
+
+
+def test_doctor_says_that_the_trial_s_own_kernel_cannot_be_built(monkeypatch):
+    monkeypatch.setattr(library, "_unusable", {("upsample_argmax", torch.device("cpu")): "no C compiler"})
+    monkeypatch.setattr(installation, "_gpus", lambda: [torch.device("cpu")])
+    with library.compiled_on_cpu():  # as on a GPU
+        findings = installation.examine()
+    assert "no kernel runs on cpu: no C compiler" in findings["triton"]
+    reasons = {row["reason"] for row in findings["operators"] if row["operator"] == "upsample_argmax"}
+    assert reasons == {"no C compiler"}
 
 
 def test_doctor_names_every_operator_and_its_reason(capsys):

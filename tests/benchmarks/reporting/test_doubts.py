@@ -42,9 +42,10 @@ def test_a_fallback_is_told_on_every_device(doubts_about):
 
 
 @pytest.mark.parametrize("launches", [{"launches": 0}, {"launches": None}, {}], ids=str)
-def test_a_row_of_ours_without_launches_is_told(doubts_about, launches):
-    row = {"case": "tiny", "pass": "forward", "provider": "trifuse", **launches}
-    assert doubts_about(rows=[row]) == ["trifuse (tiny, forward) launched no kernel"]
+@pytest.mark.parametrize("provider", ["trifuse", "torch.compile of trifuse"])
+def test_a_row_of_ours_without_launches_is_told(doubts_about, launches, provider):
+    row = {"case": "tiny", "pass": "forward", "provider": provider, **launches}
+    assert doubts_about(rows=[row]) == [f"{provider} (tiny, forward) launched no kernel"]
     assert doubts_about(rows=[row], kernels=False) == []
     assert doubts_about("cpu", rows=[row]) == []
 

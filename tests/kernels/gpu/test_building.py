@@ -9,7 +9,7 @@ import torch
 from operator_calls import OPERATORS, calls_of
 from torch.testing import assert_close
 
-from trifuse.kernels import BackendError, backend, library
+from trifuse.kernels import BackendError, backend, library, spatial_gate
 from trifuse.kernels.testing import launches
 from trifuse.kernels.torch_internals import TorchDispatchMode
 
@@ -133,6 +133,14 @@ def test_kernels_are_built_once_for_each_set_of_gradients_and_none_is_launched(o
         assert built != []
 
 
+def test_another_type_has_its_own_kernels_built(like_a_gpu, monkeypatch):
+    built = []
+    monkeypatch.setattr(library, "_build", lambda autograd, arguments, first: built.append(first.dtype))
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        spatial_gate(torch.ones(1, 2, 2, 3, dtype=dtype, requires_grad=True), torch.ones(1, 1, 2, 3, dtype=dtype))
+    assert built == [torch.float32, torch.bfloat16]
+
+
 def test_what_is_built_is_hidden_from_the_caller_s_hooks_and_modes(like_a_gpu):
     class Recorder(TorchDispatchMode):
         def __init__(self):
@@ -232,6 +240,12 @@ def test_k17_maps_of_more_positions_than_kernels_number_are_refused(op, monkeypa
             ):
                 call()
     assert counted.kernels.total() == 0
+
+
+def test_k17_the_most_positions_that_kernels_number_are_taken():
+    launching.check_positions(1 << 15, 1 << 15)
+    with pytest.raises(BackendError, match="a map of 1 x 1073741825 has more than 1073741824 positions"):
+        launching.check_positions(1, (1 << 30) + 1)
 
 
 def test_k17_attention_over_more_positions_than_kernels_number_is_refused():

@@ -202,6 +202,15 @@ def test_k31_backward_says_what_to_do_and_the_next_step_runs(unknown_gpu, monkey
     assert len(unknown_gpu) == 1
 
 
+def test_k31_where_kernels_are_forced_a_step_repeated_is_no_remedy(unknown_gpu, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr(launching, "launch", lambda *arguments, **settings: None)
+        result = CALLS["weighted_block_fusion"]()
+    with backend("triton"), pytest.raises(BackendError, match=r"sm_999.*; run it inside: .*backend.'torch'") as caught:
+        result.sum().backward()
+    assert "repeat" not in str(caught.value)
+
+
 def test_k31_compiled_code_says_what_to_do_and_runs_when_called_again(unknown_gpu):
     compiled = torch.compile(lambda maps, logits: kernels.weighted_block_fusion(maps, logits), backend="eager")
     maps, logits = [torch.randn(1, 2, 4) for _ in range(2)], torch.zeros(2)

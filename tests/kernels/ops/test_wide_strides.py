@@ -90,6 +90,31 @@ def test_k17_every_argument_far_apart_along_every_axis(op):
     assert child.returncode == 0, child.stdout[-200:] + child.stderr
 
 
+@interpreted
+def test_k17_cells_of_a_coarse_gradient_are_numbered_in_64_bits(monkeypatch):
+    """One program far into the last kernel of a coarse map's gradient, of maps of one cell for one pixel."""
+    sums = pytest.importorskip("trifuse.kernels.gpu.segmentation_sums_backward")
+    builder = pytest.importorskip("triton.runtime.interpreter").interpreter_builder
+    cell = 1 << 32  # which is 0 in 32 bits
+    number = builder.create_get_program_id
+
+    def far_program(axis):
+        handle = number(axis)
+        handle.data = handle.data + (cell // sums.TILE if axis == 0 else 0)
+        return handle
+
+    monkeypatch.setattr(builder, "create_get_program_id", far_program)
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(FILE_BYTES)
+        memory = torch.from_file(file.name, shared=True, size=FILE_BYTES // 4, dtype=torch.float32)
+        partial, grad = memory[: 2 * (cell + 1)].view(cell + 1, 1, 2, 1, 1), memory[4 * cell :][: cell + 1]
+        partial[cell, 0, 0] = 3.0
+        sizes = (cell + 1, 1, 2, 1, 1, 1, 1)  # cells, strips, rows of each; full and coarse height and width
+        constants = {"K": 1, "STEPS": 1, "REACH_DOWN": 1, "REACH_ACROSS": 1, "TILE": sums.TILE}
+        sums.launching.launch(sums._fold_rows_kernel, (1,), partial, grad, *sizes, **constants)
+        assert grad[cell] == 3.0
+
+
 if __name__ == "__main__":
     with quick_interpreter():
         check(sys.argv[1])

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from trifuse.kernels.testing import Case, Comparison, Pass, WrongResult, compare, comparing
+from trifuse.kernels.testing import Case, Comparison, Pass, Timing, WrongResult, compare, comparing
 
 
 def scaled(x, scale):
@@ -37,6 +37,13 @@ def test_compare_times_both_passes(comparison):
             assert row[rate] == (pytest.approx(work / row["median_ms"] / 1e6, rel=2e-3) if timed == "forward" else None)
     saved_mib = rows["forward + backward", "eager"]["saved_mib"]
     assert saved_mib == pytest.approx(64 * 32 * 4 / 2**20, rel=1e-3)  # the exponential; not the argument beside it
+
+
+def test_the_speedup_is_that_over_the_first_form(monkeypatch):
+    timings = {"slow": Timing((2.0, 4.0), 0), "fast": Timing((1.0, 2.0), 0)}
+    monkeypatch.setattr(comparing, "measure", lambda candidates, **options: timings)
+    rows = compare("doubling", {"slow": lambda x: x + x, "fast": lambda x: 2 * x}, torch.ones(3)).rows
+    assert {row["provider"]: row["speedup"] for row in rows} == {"slow": 1.0, "fast": 2.0}
 
 
 def test_compare_shows_and_keeps_what_it_measured(comparison, tmp_path):

@@ -9,7 +9,8 @@ from unbuildable_kernels import NO_COMPILER, make_unbuildable
 
 from trifuse import kernels
 from trifuse.kernels import BackendError, backend, library
-from trifuse.kernels.testing import launches
+from trifuse.kernels.testing import NoKernelRan, launches
+from trifuse.kernels.testing.counting import launches_of
 
 pytest.importorskip("triton", reason="these are Triton's launches")
 
@@ -67,6 +68,14 @@ def test_what_was_counted_is_kept_where_the_block_fails(no_compiler):
     with pytest.raises(BackendError), launches() as counted, backend("triton"):
         fuse()
     assert counted.fallbacks.keys() == {"weighted_block_fusion"}
+
+
+def test_kernels_are_expected_on_a_gpu_that_would_choose_plain_pytorch(monkeypatch):
+    """As where no triton is installed: there, too, a time of plain PyTorch is none of ours."""
+    monkeypatch.setattr(library, "default_backend", lambda *_: ("torch", "triton is not installed"))
+    with pytest.raises(NoKernelRan, match="idle: expected Triton kernels, but it launched none on cuda"):
+        launches_of("idle", lambda: None, torch.device("cuda"))
+    assert launches_of("idle", lambda: None, torch.device("cpu")) == 0
 
 
 # --------------------------------------------------------------------------------------- whole networks, forced

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 
+import pytest
 import torch
 
-from trifuse.kernels.testing import machine
+from trifuse.kernels.testing import Timing, machine
 
 
 def test_ceilings_are_measured_and_the_nearer_one_counts(monkeypatch):
@@ -20,6 +21,16 @@ def test_ceilings_are_measured_and_the_nearer_one_counts(monkeypatch):
     assert machine.share_of_ceiling(place, half, None, None) is None
     monkeypatch.setitem(ceilings, "bfloat16_gflop_per_s", None)  # a CPU, where it is not measured
     assert machine.share_of_ceiling(place, half, None, 500.0) == 0.5
+
+
+def test_a_copy_moves_its_bytes_twice_and_a_multiply_add_is_two_operations(monkeypatch):
+    def in_half_a_second(candidates, **options):
+        return {name: Timing((0.5,), 0) for name in candidates}
+
+    monkeypatch.setattr(machine, "measure", in_half_a_second)
+    place = torch.device("cpu")
+    assert machine._copy_bandwidth(place) == pytest.approx(2 * 64 * 2**20 / 0.5e9)
+    assert machine._product_rate(place, torch.float32) == pytest.approx(2 * 1024**3 / 0.5e9)
 
 
 def test_commit_is_that_of_the_measured_code(monkeypatch):
