@@ -22,14 +22,12 @@ one that came in, and that only where another gradient than its own is asked for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
-from trifuse.kernels.cpu.channel_sums import channel_sums
+from trifuse.kernels.cpu.channel_affine import channel_affine, channel_affine_gradients
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -65,55 +63,19 @@ def _affine(features: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 class _ChannelAffine(torch.autograd.Function):
-    """The CPU path: a map in planes is passed over once each way, and no wider copy of any map is saved.
-
-    A batch normalisation by fixed statistics, mean 0 and variance 1, is this very map, with a and b as its weight and
-    bias, and every channel of every sample a channel of its own. PyTorch has it vectorised, with all three gradients.
-    """
+    """The CPU path: a map in planes is passed over once each way, and no wider copy of any map is saved."""
 
     @staticmethod
     def forward(ctx, features: Tensor, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, *((features,) if a.requires_grad else ()))
-        if not _in_planes(features):
-            wide = features.to(a.dtype)
-            out = torch.addcmul(b[:, :, None, None], wide, a[:, :, None, None], out=torch.empty_like(wide))
-            return out.to(features.dtype)
-        mean, variance = torch.zeros(a.numel(), dtype=a.dtype), torch.ones(a.numel(), dtype=a.dtype)
-        weight, bias = a.reshape(-1), b.reshape(-1)
-        out, *_ = torch.native_batch_norm(_as_channels(features), weight, bias, mean, variance, False, 0.0, 0.0)
-        return out.view(features.shape)
+        return channel_affine(features, a, b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, *saved = ctx.saved_tensors
         features = saved[0] if saved else grad  # any map of this shape, where the gradient of a is not asked for
-        if _in_planes(features):
-            return _gradients_in_planes(grad, features, a, ctx.needs_input_grad)
-        needs_features, needs_a, needs_b = ctx.needs_input_grad
-        features_grad = (grad.to(a.dtype) * a[:, :, None, None]).to(grad.dtype) if needs_features else None
-        of_a, of_b = channel_sums(grad, features, a.dtype) if needs_a or needs_b else (None, None)
-        return features_grad, of_a if needs_a else None, of_b if needs_b else None
-
-
-def _gradients_in_planes(
-    grad: Tensor, features: Tensor, a: Tensor, needed: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    mean, variance = torch.zeros(a.numel(), dtype=a.dtype), torch.ones(a.numel(), dtype=a.dtype)
-    maps, unused = (_as_channels(grad.contiguous()), _as_channels(features)), torch.empty(0, dtype=a.dtype)
-    backward = torch.ops.aten.native_batch_norm_backward
-    grads = backward(*maps, a.reshape(-1), mean, variance, unused, unused, False, 0.0, needed)
-    shapes = (grad.shape, a.shape, a.shape)
-    return tuple(part.view(shape) if need else None for part, shape, need in zip(grads, shapes, needed, strict=True))
-
-
-def _as_channels(x: Tensor) -> Tensor:
-    """View maps in planes as one sample of B * C channels."""
-    return x.view(1, -1, *x.shape[2:])
-
-
-def _in_planes(x: Tensor) -> bool:
-    return x.is_contiguous() and x.numel() > 0
+        return channel_affine_gradients(grad, features, a, ctx.needs_input_grad)
 
 
 # --------------------------------------------------------------------------------------- the registered operator
