@@ -44,6 +44,10 @@ CPU_CALLS = {
     "memory_efficient_attention": "*torch.ones(3, 1, 4, 2, 8, requires_grad=True)",
     "monte_carlo_pool": "torch.ones(1, 3, 4, 4, requires_grad=True), scale=2, cell=1",
     "mutation_loss": "[torch.zeros(1, 3, 4, 4, requires_grad=True)] * 2, torch.ones(1, 8, 8, dtype=torch.int64)",
+    "segment_film_gate": (
+        "torch.ones(1, 3, 4, 4, requires_grad=True), torch.ones(1, 4, 4, dtype=torch.uint8), torch.ones(1, 3), "
+        "torch.ones(1, 17), torch.ones(3), torch.ones(1, 2), *torch.zeros(2, 1, 3)"
+    ),
     "spatial_gate": "torch.ones(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 1, 4, 4)",
     "temporal_film_gate": (
         "torch.ones(1, 3, 4, 4, requires_grad=True), torch.ones(1, 3), torch.ones(1, 2), *torch.zeros(2, 1, 3)"

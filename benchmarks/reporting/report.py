@@ -64,6 +64,7 @@ GPU_SHARES = {
     "gates": 32,
     "context_aware_fusion": 16,
     "temporal_film_gate": 20,
+    "segment_film_gate": 20,
     "upsample_argmax": 14,
     "host_cost": 15,
     "fias": 20,

@@ -30,7 +30,7 @@ def film_case(
     """Specialise a kernel as its launcher does for whole maps of 64 x 64 positions and 64 channels, and 17 segments."""
     kinds: dict[str, Any] = dict.fromkeys(_MAPS, f"*{dtype}") | dict.fromkeys((*_POINTERS, *_GRADS), "*fp32")
     kinds["segments"] = "*u8"
-    innermost = {name: 1 if channels_last else 3 for name in _MAPS}
+    innermost = dict.fromkeys(_MAPS, 1 if channels_last else 3)
     innermost |= {"segments": 2, "shared": 1, "scores": 1, "direction": 1, "weights": 1, "scale": 1, "shift": 1}
     switches: dict[Any, object] = {"CHANNELS": tile[0], "PIXELS": tile[1], "FLAT": True, **(constants or {})}
     for pointer, inner in innermost.items():

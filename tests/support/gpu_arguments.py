@@ -105,6 +105,19 @@ def film_arguments(device, dtype):
         yield x, ecg, normal(device, len(x), 2, seed=3), *(half.requires_grad_() for half in halves)
 
 
+def segment_film_arguments(device, dtype):
+    """The maps of the temporal gate, 17 segments; and labels of a wider map, scores that lie apart, three segments."""
+    for number, (x, shared, weights, scale, shift) in enumerate(film_arguments(device, dtype)):
+        count = 3 if number == 0 else 17
+        generator = torch.Generator().manual_seed(4)
+        segments = torch.randint(0, count + 1, (len(x), *x.shape[2:]), generator=generator, dtype=torch.uint8)
+        scores = normal(device, len(x), count, seed=5)
+        if number == 0:
+            segments = torch.cat([segments, segments], dim=2)[:, :, 1 : x.shape[3] + 1]
+            scores = scores.detach().t().contiguous().t().requires_grad_()
+        yield x, segments.to(device), shared, scores, normal(device, x.shape[1], seed=6), weights, scale, shift
+
+
 def segmentation_maps(device, dtype, *sizes, classes=9):
     return [normal(device, 2, classes, *size, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
 
@@ -138,6 +151,7 @@ ARGUMENTS = {
     "mutation_loss": mutation_arguments,
     "upsample_argmax": argmax_arguments,
     "monte_carlo_pool": pool_arguments,
+    "segment_film_gate": segment_film_arguments,
     "spatial_gate": gate_arguments(per_channel=False),
     "temporal_film_gate": film_arguments,
     "weighted_block_fusion": fusion_arguments,

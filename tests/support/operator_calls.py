@@ -82,6 +82,11 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
         small = [normal(batch, size) for size in (channels, 2, channels, channels)]
         return [Call(kernels.temporal_film_gate, (normal(*shape), *small), {})]
 
+    def segment_film() -> list[Call]:
+        segments = torch.randint(0, 4, (batch, height, width), generator=generator, dtype=torch.uint8)
+        sizes = ((batch, channels), (batch, 3), (channels,), (batch, 2), (batch, channels), (batch, channels))
+        return [Call(kernels.segment_film_gate, (normal(*shape), segments, *(normal(*size) for size in sizes)), {})]
+
     def argmax() -> list[Call]:
         maps = [normal(*shape).detach(), normal(*shape).detach()]
         return [Call(kernels.upsample_argmax, (maps, (2 * height, width + 1)), {})]
@@ -94,6 +99,7 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
         "depthwise_multi_kernel": convolution,
         "dilated_attention": attention,
         "monte_carlo_pool": pool,
+        "segment_film_gate": segment_film,
         "segmentation_sums": losses,
         "spatial_gate": lambda: gate("spatial_gate", (batch, 1, height, width)),
         "temporal_film_gate": film,
@@ -107,6 +113,7 @@ OPERATORS = (
     "depthwise_multi_kernel",
     "dilated_attention",
     "monte_carlo_pool",
+    "segment_film_gate",
     "segmentation_sums",
     "spatial_gate",
     "temporal_film_gate",
@@ -115,7 +122,14 @@ OPERATORS = (
 )
 """The operators with kernels; a test compares them with those that are registered."""
 
-OF_TWO_LAYOUTS = {"channel_gate", "depthwise_multi_kernel", "monte_carlo_pool", "spatial_gate", "temporal_film_gate"}
+OF_TWO_LAYOUTS = {
+    "channel_gate",
+    "depthwise_multi_kernel",
+    "monte_carlo_pool",
+    "segment_film_gate",
+    "spatial_gate",
+    "temporal_film_gate",
+}
 """Those whose kernels have one form for contiguous maps, and another for channels-last ones."""
 
 

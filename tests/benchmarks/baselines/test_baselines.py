@@ -45,6 +45,7 @@ TINY = {
     "memory_efficient_attention": FILES["memory_efficient_attention"].attention_case("tiny", 1, 5, 2, FLOAT, "cpu"),
     "monte_carlo_pool": pools.pool_case("tiny", (2, 3, 5, 4), 2, FLOAT, "cpu"),
     "mutation_loss": FILES["mutation_loss"].loss_case("tiny", 2, (2, 4, 8), 8, FLOAT, device="cpu"),
+    "segment_film_gate": FILES["segment_film_gate"].case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "spatial_gate": gates.position_case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "temporal_film_gate": FILES["temporal_film_gate"].case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "upsample_argmax": FILES["upsample_argmax"].case("tiny", 1, 3, (2, 4), 9, FLOAT, "cpu"),
@@ -98,6 +99,7 @@ def test_least_bytes_count_what_has_to_be_moved():
         "memory_efficient_attention": 11 * 5 * 128,
         "monte_carlo_pool": 120 // 4 + 120,  # a cell of four; the gradient of the whole
         "mutation_loss": 3 * 18 * (4 + 16 + 64) + 2 * 128 * 2,
+        "segment_film_gate": 5 * 120 + 2 * 40 // 4,  # and a byte per position, each way
         "spatial_gate": 5 * 120,
         "temporal_film_gate": 5 * 120,
         "weighted_block_fusion": 11 * 40,  # 3 maps, 1; grad, 3 maps, 3 gradients

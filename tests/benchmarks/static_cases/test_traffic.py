@@ -76,6 +76,12 @@ def _film(B, C, H, W, **_):
     return kernels.temporal_film_gate(_tensor(B, C, H, W), _tensor(B, C), _tensor(B, 2), _tensor(B, C), _tensor(B, C))
 
 
+def _segment_film(B, C, H, W, **_):
+    segments = (torch.arange(B * H * W).view(B, H, W) % 18).to(torch.uint8)
+    sizes = ((B, C), (B, 17), (C,), (B, 2), (B, C), (B, C))
+    return kernels.segment_film_gate(_tensor(B, C, H, W), segments, *(_tensor(*size) for size in sizes))
+
+
 def _depthwise(B, C, H, W, K, **_):
     return kernels.depthwise_multi_kernel(_tensor(B, C, H, W), [_tensor(C, 1, K, K)])
 
@@ -105,6 +111,8 @@ RUNS = [
        lambda B, C, H, W, scale, **_: kernels.monte_carlo_pool(_tensor(B, C, H, W), scale=scale, cell=1))
       for name in ("forward", "backward")),
     *(("temporal_film_gate", name, _MAP, _film) for name in ("forward", "backward")),
+    ("segment_film_gate", "forward", _MAP, _segment_film),
+    ("segment_film_gate_backward", "backward", _MAP, _segment_film),
     ("segmentation_sums", "forward", _LOSS | {"N": 1}, _segmentation),
     ("segmentation_sums", "forward", _LOSS | {"N": 2}, _segmentation),
     ("segmentation_sums_backward", "backward", _LOSS | {"N": 2}, _segmentation),

@@ -38,6 +38,9 @@ CALLS = {
     "depthwise_multi_kernel": lambda: kernels.depthwise_multi_kernel(ones(1, 2, 2, 2), [ones(2, 1, 3, 3)]),
     "dilated_attention": lambda: kernels.dilated_attention(*(ones(1, 2, 2, 24) for _ in range(3)), num_heads=3),
     "monte_carlo_pool": lambda: kernels.monte_carlo_pool(ones(1, 2, 2, 2), scale=1, cell=0),
+    "segment_film_gate": lambda: kernels.segment_film_gate(
+        ones(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.uint8), ones(1, 2), ones(1, 3), ones(2), *ones(3, 1, 2)
+    ),
     "segmentation_sums": lambda: kernels.dice_ce_loss(ones(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.int64)),
     "spatial_gate": lambda: kernels.spatial_gate(ones(1, 2, 2, 2), ones(1, 1, 2, 2)),
     "temporal_film_gate": lambda: kernels.temporal_film_gate(

@@ -32,6 +32,11 @@ CALLS = {
     "memory_efficient_attention": lambda: leaf(3, 1, 2, 1, 4).unbind(),
     "monte_carlo_pool": lambda: (leaf(1, 2, 2, 2), {"scale": 1, "cell": 0}),
     "mutation_loss": lambda: ([leaf(1, 2, 2, 2), leaf(1, 2, 1, 1)], torch.ones(1, 2, 2, dtype=torch.int64)),
+    "segment_film_gate": lambda: (
+        leaf(1, 2, 2, 2),
+        torch.ones(1, 2, 2, dtype=torch.uint8),
+        *(leaf(*shape) for shape in ((1, 2), (1, 3), (2,), (1, 2), (1, 2), (1, 2))),
+    ),
     "spatial_gate": lambda: (leaf(1, 2, 2, 2), leaf(1, 1, 2, 2)),
     "temporal_film_gate": lambda: (leaf(1, 2, 2, 2), leaf(1, 2), leaf(1, 2), leaf(1, 2), leaf(1, 2)),
     "upsample_argmax": lambda: ([leaf(1, 2, 2, 2).detach()], (4, 4)),

@@ -42,6 +42,12 @@ def check_sums() -> None:
     check("mutation_loss", [values(1, 2, 35, 31)], torch.arange(35 * 31).view(1, 35, 31) % 2, atol=1e-5)
 
 
+def check_segments() -> None:
+    segments = (torch.arange(33 * 65).view(1, 33, 65) % 4).to(torch.uint8)
+    small = [values(*shape, seed=i) for i, shape in enumerate(((1, 5), (1, 3), (5,), (1, 2), (1, 5), (1, 5)))]
+    check("segment_film_gate", values(1, 5, 33, 65, seed=9), segments, *small, atol=5e-4)
+
+
 def check_labels() -> None:
     maps, size = [values(1, 3, 2, 3)], (2, 300)
     assert torch.equal(kernels.upsample_argmax(maps, size), kernels.upsample_argmax_reference(maps, size))
@@ -70,6 +76,7 @@ CHECKS = {
         ("monte_carlo_pool.pool_forward", "monte_carlo_pool.pool_backward"),
         lambda: check("monte_carlo_pool", values(1, 2, 33, 65), scale=1, cell=0),
     ),
+    "segment_film_gate": (("segment_film_gate.forward", "segment_film_gate_backward.map_pass"), check_segments),
     "segmentation_sums": (("segmentation_sums.forward", "segmentation_sums_backward.backward"), check_sums),
     "spatial_gate": (
         ("gates.gate_forward", "gates.spatial_gate_backward"),

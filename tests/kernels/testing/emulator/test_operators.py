@@ -18,6 +18,7 @@ SMALL = (
     "dilated_attention:bfloat16:1",
     "monte_carlo_pool:float32:12",
     "mutation_loss:bfloat16:0",
+    "segment_film_gate:bfloat16:3",
     "spatial_gate:float32:3",
     "temporal_film_gate:float16:3",
     "upsample_argmax:float32:1",
