@@ -59,7 +59,8 @@ def segment_film_gate_reference(
     given = (features, shared, segment_scores, direction, weights, scale, shift)
     f, p, scores, v, w, gamma, beta = (value.to(compute_dtype) for value in given)
     score_of_label = F.pad(scores, (1, MOST_SEGMENTS - scores.shape[1]))  # 0 outside the wall
-    score = torch.stack([table[labels.long()] for table, labels in zip(score_of_label, segments, strict=True)])
+    samples = torch.arange(len(f), device=f.device)[:, None, None]
+    score = score_of_label[samples, segments.long()]
     ecg = p[:, :, None, None] + score[:, None] * v[:, None, None]
     mixed = f * w[:, 0, None, None, None] + ecg * w[:, 1, None, None, None]
     return (f + mixed * (1 + gamma[:, :, None, None]) + beta[:, :, None, None]).to(features.dtype)
@@ -111,8 +112,9 @@ class _SegmentAffine(torch.autograd.Function):
         *needed, needs_d, needs_t = ctx.needs_input_grad
         grads = channel_affine_gradients(grad, features, a, needed)
         rows = grad.flatten(2).to(a.dtype) if needs_d or needs_t else grad
-        of_d = torch.bmm(rows, t.flatten(1)[:, :, None])[:, :, 0] if needs_d else None
-        of_t = torch.bmm(d[:, None], rows).view(t.shape) if needs_t else None
+        with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
+            of_d = torch.bmm(rows, t.flatten(1)[:, :, None])[:, :, 0] if needs_d else None
+            of_t = torch.bmm(d[:, None], rows).view(t.shape) if needs_t else None
         return *grads, of_d, of_t
 
 
