@@ -5,6 +5,7 @@ from __future__ import annotations
 from trifuse.kernels.gpu.segment_film_gate_backward import (
     BACKWARD_CHOICES,
     CHANNELS_AT_ONCE,
+    PARTS_AT_ONCE,
     SEGMENTS_AT_ONCE,
     _segment_film_columns_bwd_kernel,
     _segment_film_planes_bwd_kernel,
@@ -42,5 +43,11 @@ STATIC_CASES = [
         channels_last=True,
         constants={"SEGMENTS": 32},
     ),
-    film_case("gradients from the sums", _segment_film_small_bwd_kernel, "fp32", tile=(CHANNELS_AT_ONCE, 0)),
+    film_case(
+        "gradients from the sums",
+        _segment_film_small_bwd_kernel,
+        "fp32",
+        tile=(CHANNELS_AT_ONCE, 0),
+        constants={"PARTS": PARTS_AT_ONCE},
+    ),
 ]

@@ -9,9 +9,10 @@ walks depends on the layout. In planes a program stays with its pixels and walks
 once, and what goes to the segments is kept per pixel and sorted once, at the end. In channels-last maps it stays with
 its channels and walks over pixels, as the temporal gate does; then what is kept per channel is added up once.
 
-The second launch, a program per sample, adds up the parts in their order and writes the gradients; the third adds up
-those of the direction over the samples. No atomics: results repeat bit for bit. Where no gradient but the map's is
-asked for, the temporal gate's kernel makes it: neither the ECG nor its segments play a part in it.
+The second launch, a program per sample, adds up the parts in their order and writes the gradients; it computes in
+float64, for each part is a long sum, and there are few. The third adds up the direction's gradients over the samples.
+No atomics: results repeat bit for bit. Where no gradient but the map's is asked for, the temporal gate's kernel makes
+it: neither the ECG nor its segments play a part in it.
 
 Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
 * backward, B=32 C=256 H=32 W=32: 6.00 bytes per element, least 6.00; 11.7 us, floor 11.7 us
@@ -38,20 +39,13 @@ from .gates import (
     strides_of,
     tile_of,
 )
-from .segment_film_gate import (
-    label_strides,
-    labels_and_scores,
-    labels_are_flat,
-    map_pointers,
-    row_values,
-    two_weights,
-)
+from .segment_film_gate import label_strides, labels_and_scores, labels_are_flat, map_pointers, row_values, two_weights
 
 BACKWARD_CHOICES = ({"pixels": 256}, {"pixels": 128})  # most of a tile that lies along the pixels
 TILES_PER_WALK = 8  # along the channels of planes, where there are fewer programs than fill a GPU
 SEGMENTS_AT_ONCE = 8  # that the pixels of planes are sorted into
 MOST_SORTED = 2048  # segments times pixels of a tile that lies along the channels
-CHANNELS_AT_ONCE = 256  # of a sample, in the launch that follows the sums
+CHANNELS_AT_ONCE, PARTS_AT_ONCE = 64, 16  # of a sample, in the launch that follows the sums
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -194,6 +188,17 @@ def _segment_film_columns_bwd_kernel(
     tl.store(target + s - 1, tl.sum(sorted_sums, axis=1), mask=s <= count)
 
 
+@triton.jit
+def _total(first, stride, parts, exists, PARTS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Add up parts, ``stride`` apart, in a fixed order, in float64: there are few of them, and each is a long sum."""
+    total = tl.zeros((PARTS, CHANNELS), dtype=tl.float64)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        pointers = first[None, :] + part.to(tl.int64)[:, None] * stride
+        total += tl.load(pointers, mask=exists[None, :] & (part < parts)[:, None], other=0.0).to(tl.float64)
+    return tl.sum(total, axis=0)
+
+
 @triton.jit(do_not_specialize=["parts", "segment_parts"])
 def _segment_film_small_bwd_kernel(
     sums,  # (parts, 3, B * C)
@@ -219,25 +224,20 @@ def _segment_film_small_bwd_kernel(
     parts,
     segment_parts,
     CHANNELS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
     w_mri, w_ecg = two_weights(weights, weights_strides, b)
-    mri_sums = tl.zeros((CHANNELS,), dtype=tl.float32)
-    ecg_sums = tl.zeros((CHANNELS,), dtype=tl.float32)
+    mri_sums = tl.zeros((CHANNELS,), dtype=tl.float64)
+    ecg_sums = tl.zeros((CHANNELS,), dtype=tl.float64)
     for start in range(0, channels, CHANNELS):
         c = start + tl.arange(0, CHANNELS)
         exists = c < channels
-        grad_sum = tl.zeros((CHANNELS,), dtype=tl.float32)
-        product_sum = tl.zeros((CHANNELS,), dtype=tl.float32)
-        score_sum = tl.zeros((CHANNELS,), dtype=tl.float32)
         row = b * channels + c
-        part = sums + row
-        for _ in range(parts):
-            grad_sum += tl.load(part, mask=exists, other=0.0)
-            product_sum += tl.load(part + rows, mask=exists, other=0.0)
-            score_sum += tl.load(part + 2 * rows, mask=exists, other=0.0)
-            part += 3 * rows
-        modulation = 1.0 + row_values(scale, scale_strides, b, c, exists)
+        grad_sum = _total(sums + row, 3 * rows, parts, exists, PARTS, CHANNELS)
+        product_sum = _total(sums + rows + row, 3 * rows, parts, exists, PARTS, CHANNELS)
+        score_sum = _total(sums + 2 * rows + row, 3 * rows, parts, exists, PARTS, CHANNELS)
+        modulation = 1.0 + row_values(scale, scale_strides, b, c, exists).to(tl.float64)
         of_ecg = w_ecg * modulation
         ecg_sum = row_values(shared, shared_strides, b, c, exists) * grad_sum
         ecg_sum += row_values(direction, direction_strides, b, c, exists) * score_sum
@@ -253,11 +253,7 @@ def _segment_film_small_bwd_kernel(
     for start in range(0, count, CHANNELS):
         s = start + tl.arange(0, CHANNELS)
         exists = s < count
-        segment_sum = tl.zeros((CHANNELS,), dtype=tl.float32)
-        part = segment_sums + b * count + s
-        for _ in range(segment_parts):
-            segment_sum += tl.load(part, mask=exists, other=0.0)
-            part += segment_rows
+        segment_sum = _total(segment_sums + b * count + s, segment_rows, segment_parts, exists, PARTS, CHANNELS)
         tl.store(scores_grad + b * count + s, segment_sum.to(scores_grad.dtype.element_ty), mask=exists)
 
 
@@ -393,6 +389,7 @@ def _small_gradients(sums: Tensor, segment_sums: Tensor, *small: Tensor) -> list
         len(sums),
         len(segment_sums),
         CHANNELS=CHANNELS_AT_ONCE,
+        PARTS=PARTS_AT_ONCE,
         num_warps=THREADS // WARP_SIZE,
     )
     return [*grads[:2], add_parts(shares, direction.dtype), *grads[2:]]

@@ -326,6 +326,7 @@ def test_sums_are_made_in_parts(monkeypatch, layout):
     monkeypatch.setattr(import_module("trifuse.kernels.gpu.segment_film_gate"), "PLANE_PIXELS", 8)
     monkeypatch.setattr(film, "TILES_PER_WALK", 1)
     monkeypatch.setattr(film, "CHANNELS_AT_ONCE", 2)
+    monkeypatch.setattr(film, "PARTS_AT_ONCE", 2)
     parts = []
 
     def seen(*arguments):
