@@ -199,6 +199,12 @@ def _total(first, stride, parts, exists, PARTS: tl.constexpr, CHANNELS: tl.const
     return tl.sum(total, axis=0)
 
 
+@triton.jit
+def _store(pointers, values, exists):
+    """Store float64 values in the pointers' type, by way of float32: not everything rounds them to bfloat16."""
+    tl.store(pointers, values.to(tl.float32).to(pointers.dtype.element_ty), mask=exists)
+
+
 @triton.jit(do_not_specialize=["parts", "segment_parts"])
 def _segment_film_small_bwd_kernel(
     sums,  # (parts, 3, B * C)
@@ -244,17 +250,17 @@ def _segment_film_small_bwd_kernel(
         mri_sums += modulation * product_sum
         ecg_sums += modulation * ecg_sum
         mixed_sum = w_mri * product_sum + w_ecg * ecg_sum
-        tl.store(shared_grad + row, (of_ecg * grad_sum).to(shared_grad.dtype.element_ty), mask=exists)
-        tl.store(direction_grad + row, (of_ecg * score_sum).to(direction_grad.dtype.element_ty), mask=exists)
-        tl.store(scale_grad + row, mixed_sum.to(scale_grad.dtype.element_ty), mask=exists)
-        tl.store(shift_grad + row, grad_sum.to(shift_grad.dtype.element_ty), mask=exists)
-    tl.store(weights_grad + 2 * b, tl.sum(mri_sums, axis=0).to(weights_grad.dtype.element_ty))
-    tl.store(weights_grad + 2 * b + 1, tl.sum(ecg_sums, axis=0).to(weights_grad.dtype.element_ty))
+        _store(shared_grad + row, of_ecg * grad_sum, exists)
+        _store(direction_grad + row, of_ecg * score_sum, exists)
+        _store(scale_grad + row, mixed_sum, exists)
+        _store(shift_grad + row, grad_sum, exists)
+    _store(weights_grad + 2 * b, tl.sum(mri_sums, axis=0), None)
+    _store(weights_grad + 2 * b + 1, tl.sum(ecg_sums, axis=0), None)
     for start in range(0, count, CHANNELS):
         s = start + tl.arange(0, CHANNELS)
         exists = s < count
         segment_sum = _total(segment_sums + b * count + s, segment_rows, segment_parts, exists, PARTS, CHANNELS)
-        tl.store(scores_grad + b * count + s, segment_sum.to(scores_grad.dtype.element_ty), mask=exists)
+        _store(scores_grad + b * count + s, segment_sum, exists)
 
 
 def backward(
@@ -318,8 +324,7 @@ def map_pass(
         splits = 1 if batch * blocks >= ENOUGH_PROGRAMS else walks
         programs, parts = batch * blocks * splits, blocks
     sums = torch.empty((parts, 3, batch, channels), dtype=torch.float32, device=grad.device)
-    segment_sums = torch.empty((programs // batch, *scores.shape), dtype=torch.float32, device=grad.device)
-    maps = (grad, features, *([] if map_grad is None else [map_grad]))
+    segment_sums = sums.new_empty((programs // batch, *scores.shape))
     launching.launch(
         kernel,
         (programs,),
@@ -351,7 +356,7 @@ def map_pass(
         CHANNELS=tile_channels,
         PIXELS=tile_pixels,
         SEGMENTS=at_once,
-        FLAT=is_flat(*maps) and labels_are_flat(segments),
+        FLAT=is_flat(grad, features, features if map_grad is None else map_grad) and labels_are_flat(segments),
         num_warps=THREADS // WARP_SIZE,
     )
     return sums, segment_sums
