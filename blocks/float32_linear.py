@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.kernels.library import autocast_available
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return a context in which autocast, where a device has it, leaves types as they are."""
+    return torch.autocast(device_type, enabled=False) if autocast_available(device_type) else nullcontext()
 
 
 class Float32Linear(nn.Linear):
@@ -19,8 +24,7 @@ class Float32Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        available = autocast_available(input.device.type)
-        with torch.autocast(input.device.type, enabled=False) if available else nullcontext():
+        with without_autocast(input.device.type):
             return F.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -40,17 +44,18 @@ class ZeroInitLinear(Float32Linear):
 
 
 class ZeroInitMlp(nn.Module):
-    """Linear, ReLU, Linear in float32 or wider: (B, in_dim) -> (B, out_dim); the second layer starts as zero.
+    """Linear, rectifier, Linear in float32 or wider: (B, in_dim) -> (B, out_dim); the second layer starts as zero.
 
     Args:
         in_dim: numbers per sample that come in.
         hidden: numbers between the two layers.
         out_dim: numbers that come out.
+        slope: of the rectifier below zero; 0 is a ReLU.
     """
 
-    def __init__(self, in_dim: int, hidden: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, slope: float = 0.0) -> None:
         super().__init__()
-        self.first, self.second = Float32Linear(in_dim, hidden), ZeroInitLinear(hidden, out_dim)
+        self.first, self.second, self.slope = Float32Linear(in_dim, hidden), ZeroInitLinear(hidden, out_dim), slope
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -60,4 +65,4 @@ class ZeroInitMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both layers."""
-        return self.second(torch.relu(self.first(x)))
+        return self.second(F.leaky_relu(self.first(x), self.slope))

@@ -75,6 +75,12 @@ class ConvUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.norm(self.conv(x)), NEGATIVE_SLOPE, inplace=True)
 
+    def with_means(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the unit's map, and what its norm takes away: the means (B, C) of the convolution's, in float32."""
+        convolved = self.conv(x)
+        means = convolved.mean((2, 3), dtype=torch.promote_types(convolved.dtype, torch.float32))
+        return F.leaky_relu(self.norm(convolved), NEGATIVE_SLOPE, inplace=True), means
+
 
 class ConvStack(nn.Module):
     """Two `ConvUnit`, the first of which takes the stride."""
@@ -87,6 +93,13 @@ class ConvStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convs(x)
+
+    def with_means(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the map of the last unit, and the means that its norm takes away; see `ConvUnit.with_means`."""
+        *before, last = self.convs
+        for unit in before:
+            x = unit(x)
+        return last.with_means(x)
 
 
 class PlainUNetEncoder(nn.Module):
@@ -120,6 +133,10 @@ class PlainUNetEncoder(nn.Module):
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps[1:]
+
+    def stage_with_means(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a stage makes of the map before it, and the means (B, C) that its last norm takes away."""
+        return self.stages[index][0].with_means(x)
 
 
 class PlainUNetDecoder(nn.Module):

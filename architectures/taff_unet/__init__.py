@@ -13,7 +13,7 @@ _FILES = {  # the public names, each resolved when it is first used: importing t
     "EcgAutoencoderConfig": "ecg_autoencoder",
     "taff_unet": "model",
     "TaffUNet": "model",
-    "TaffUNetConfig": "model",
+    "TaffUNetConfig": "config",
 }
 __all__ = [
     "EXPERIMENT",

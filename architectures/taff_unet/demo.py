@@ -20,10 +20,10 @@ from trifuse.architectures.runs.prepared_data import open_split
 from trifuse.architectures.training.recipe import Recipe
 
 from . import pretrain
+from .config import TaffUNetConfig
 from .ecg_autoencoder import EcgAutoencoderConfig
 from .first_pass import first_pass
 from .inputs import PriorRecipe
-from .model import TaffUNetConfig
 from .optimisation import PartsRecipe
 from .pretrain import EcgData, EcgPretrainingRecipe
 from .report import interval_days, scar_dsc

@@ -24,7 +24,7 @@ from trifuse.architectures.storage.text import count, listed
 from trifuse.kernels import DataError, MissingExtra
 
 from .aha17 import aha17_labels
-from .model import TaffUNetConfig
+from .config import TaffUNetConfig
 
 ORACLE = "oracle prior"
 

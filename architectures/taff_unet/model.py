@@ -6,8 +6,8 @@ Source: the paper on temporal-aware feature fusion (TAFF) of ECG and late gadoli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,119 +16,14 @@ from trifuse.architectures.storage.pretrained import Pretrained, weights_generat
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 from trifuse.blocks.ecg_attention import EcgAttention
 from trifuse.blocks.image_input import check_image
-from trifuse.blocks.plain_unet import PlainUNetDecoder, PlainUNetEncoder, check_sides, planned_features, planned_stages
+from trifuse.blocks.plain_unet import NEGATIVE_SLOPE, PlainUNetDecoder, PlainUNetEncoder, check_sides
+from trifuse.blocks.segment_masks import pooled_masks, segment_labels
 from trifuse.blocks.temporal_aware_fusion import TemporalAwareFusion
 from trifuse.kernels import CheckpointError, ShapeError
-from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.library import values_at_hand
 
-from .ecg_autoencoder import NUM_LEADS, EcgAutoencoder, EcgAutoencoderConfig
-from .variants import ECG, PRIOR, SETTINGS, TIME
-
-Skip = Literal["fused", "original"]
-
-
-@dataclass(frozen=True)
-class TaffUNetConfig:
-    """Everything that defines a `TaffUNet`; the defaults are the paper's where it speaks.
-
-    Args:
-        setting: what the network is given beside the image: nothing (``"baseline"``), the AHA-17 prior (``"ap"``), an
-            ECG (``"ecg"``), an ECG and its distance in time (``"ecg_time"``, which is not in the paper), prior and ECG
-            (``"ecg_ap"``), or all three (``"full"``).
-        num_classes: at least 2, the background included.
-        image_size: side in pixels of the images it is meant for, which decides how often they are halved.
-        base_dim: channels of the first stage; each further stage has twice as many,
-        max_dim: but never more than this.
-        fusion_stage: the encoder's stage, counted from 0, behind which the ECG joins.
-        skip: what of that stage goes to the decoder: the ``"fused"`` map, or the ``"original"`` one.
-        detach_z: keep the gradient of the segmentation out of the ECG's encoder.
-        max_days: the distance in time that counts as 1, and beyond which nothing changes.
-        zero_init_proj: let the ECG's share of the fused map start at zero.
-        gate_sees_time: give the gate the distance in time, too.
-        spatial_mlp: side of a coarse grid that the ECG is projected to; None spreads one value per channel evenly.
-        ecg: the ECG autoencoder.
-        ecg_checkpoint: a folder of `EcgAutoencoder.save_pretrained` to start from; None starts from random weights.
-            Where the weights once came from is not saved with the network.
-        init_seed: seed of all random weights but the autoencoder's, which has its own.
-
-    Raises:
-        ValueError: a value that is not allowed, or options that contradict each other.
-    """
-
-    setting: str = "full"
-    num_classes: int = 4
-    image_size: int = 256
-    base_dim: int = 32
-    max_dim: int = 512
-    fusion_stage: int = 3
-    skip: Skip = "fused"
-    detach_z: bool = False
-    max_days: float = 90.0
-    zero_init_proj: bool = False
-    gate_sees_time: bool = False
-    spatial_mlp: int | None = None
-    ecg: EcgAutoencoderConfig = field(default_factory=EcgAutoencoderConfig)
-    ecg_checkpoint: str | None = field(default=None, metadata={"saved": False})
-    init_seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_choice("setting", self.setting, SETTINGS)
-        check_choices(self)
-        for name, least in (("num_classes", 2), ("image_size", 8), ("base_dim", 1), ("max_dim", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.max_days > 0:
-            raise ValueError(f"max_days must be positive, got {self.max_days}")
-        if self.spatial_mlp is not None and self.spatial_mlp < 1:
-            raise ValueError(f"spatial_mlp must be at least 1, or None, got {self.spatial_mlp}")
-        if self.gate_sees_time and not self.takes_time:
-            raise ValueError(f"gate_sees_time needs a setting with time, such as 'full', got {self.setting!r}")
-        if self.ecg_checkpoint is not None and not self.takes_ecg:
-            raise ValueError(f"ecg_checkpoint needs a setting with an ECG, such as 'full', got {self.setting!r}")
-        self._check_stages()
-
-    def _check_stages(self) -> None:
-        step = 2 ** (len(self.features) - 1)
-        if self.image_size % step:
-            fitting = -(-self.image_size // step) * step
-            raise ValueError(
-                f"image_size must be a multiple of {step} to be halved {len(self.features) - 1} times, got "
-                f"{self.image_size}; use {fitting}"
-            )
-        if not self.takes_ecg:
-            return
-        last = len(self.features) - 1
-        if not 0 <= self.fusion_stage <= last:
-            raise ValueError(
-                f"fusion_stage must be one of 0 to {last}, the stages for images of {self.image_size} pixels, got "
-                f"{self.fusion_stage}"
-            )
-        if self.skip == "original" and self.fusion_stage == last:
-            raise ValueError(
-                f"skip='original' at the last stage, {last}, would leave the fused map unused; use an earlier "
-                "fusion_stage, or skip='fused'"
-            )
-
-    @property
-    def features(self) -> tuple[int, ...]:
-        """Channels of the stages, finest first."""
-        return planned_features(planned_stages(self.image_size), self.base_dim, self.max_dim)
-
-    @property
-    def takes_prior(self) -> bool:
-        """Whether the network is given the AHA-17 prior."""
-        return PRIOR in SETTINGS[self.setting]
-
-    @property
-    def takes_ecg(self) -> bool:
-        """Whether the network is given an ECG."""
-        return ECG in SETTINGS[self.setting]
-
-    @property
-    def takes_time(self) -> bool:
-        """Whether the network is given the days between ECG and image."""
-        return TIME in SETTINGS[self.setting]
+from .config import GRID_SIDE, TaffUNetConfig
+from .ecg_autoencoder import NUM_LEADS, EcgAutoencoder
 
 
 class TaffOutput(NamedTuple):
@@ -138,11 +33,15 @@ class TaffOutput(NamedTuple):
         logits: (B, K, H / 2**i, W / 2**i), full resolution first; in evaluation that one alone.
         gate: weights (B, 2) of image and ECG, (0, 0) for samples without an ECG; None for settings without one.
         reconstruction: ECGs (B, 12, T) as the autoencoder sees them, zeros for samples without one; None likewise.
+        segment_scores: what each ECG says of the heart's segments, (B, 17), zeros for samples without one; None unless
+            the ECG's map is of rank one over the segments, ``projection="segments"``, and where nobody has an ECG. See
+            `TemporalAwareFusion.segment_scores`.
     """
 
     logits: list[Tensor]
     gate: Tensor | None
     reconstruction: Tensor | None
+    segment_scores: Tensor | None = None
 
 
 class _Ecg(NamedTuple):
@@ -187,6 +86,7 @@ class TaffUNet(Pretrained, nn.Module):
         ecg: Tensor | None = None,
         interval: Tensor | float | None = None,
         has_ecg: Tensor | None = None,
+        transform: Tensor | None = None,
     ) -> Tensor | list[Tensor]:
         """Segment images of shape (B, 1, H, W), whose sides all stages can halve.
 
@@ -199,6 +99,9 @@ class TaffUNet(Pretrained, nn.Module):
             has_ecg: which samples have an ECG, bool of shape (B,); None means all. One without comes out exactly as
                 from a network without an ECG, whatever stands in its row. In training a batch without any leaves the
                 autoencoder without a gradient, or on a GPU, which is not waited for, with one of zero.
+            transform: how each image was mirrored and turned, (B, 2, 3): where its positions lay before, as
+                `torch.nn.functional.affine_grid` takes it, ``[[1, 0, 0], [0, 1, 0]]`` where it was not. For
+                ``projection="grid"`` alone; others leave it alone.
 
         Returns:
             In evaluation logits (B, K, H, W); in training a list of logits (B, K, H / 2**i, W / 2**i), full resolution
@@ -208,8 +111,8 @@ class TaffUNet(Pretrained, nn.Module):
             ShapeError: a shape that is not as above.
             ValueError: the setting needs what is not there, or takes nothing of the kind.
         """
-        self._check(image, prior, ecg, interval, has_ecg)
-        logits, _ = self._segment(image, prior, self._encode(ecg, interval, has_ecg))
+        self._check(image, prior, ecg, interval, has_ecg, transform)
+        logits, _ = self._segment(image, prior, self._encode(ecg, interval, has_ecg), transform)
         return logits if self.training else logits[0]
 
     def run(
@@ -219,16 +122,20 @@ class TaffUNet(Pretrained, nn.Module):
         ecg: Tensor | None = None,
         interval: Tensor | float | None = None,
         has_ecg: Tensor | None = None,
+        transform: Tensor | None = None,
     ) -> TaffOutput:
-        """Return all that training needs: logits, gate weights and reconstructed ECGs; the arguments are `forward`'s.
+        """Return all that training and reports need of a batch; the arguments are those of `forward`.
 
         Raises:
             ShapeError, ValueError: see `forward`.
         """
-        self._check(image, prior, ecg, interval, has_ecg)
+        self._check(image, prior, ecg, interval, has_ecg, transform)
         beat = self._encode(ecg, interval, has_ecg)
-        logits, gate = self._segment(image, prior, beat)
-        return TaffOutput(logits, gate, self._decode(beat))
+        logits, gate = self._segment(image, prior, beat, transform)
+        scores = None
+        if self.fusion is not None and beat is not None:
+            scores = self.fusion.segment_scores(beat.code, beat.present)
+        return TaffOutput(logits, gate, self._decode(beat), scores)
 
     def attention(self, ecg: Tensor) -> EcgAttention:
         """Return the attention weights of median beats (B, 12, T); see `EcgAutoencoder.attention`.
@@ -240,18 +147,43 @@ class TaffUNet(Pretrained, nn.Module):
             raise ValueError(f"TaffUNet: setting {self.config.setting!r} has no ECG to attend to")
         return self.ecg.attention(ecg)
 
-    def _segment(self, image: Tensor, prior: Tensor | None, beat: _Ecg | None) -> tuple[list[Tensor], Tensor | None]:
+    def _segment(
+        self, image: Tensor, prior: Tensor | None, beat: _Ecg | None, transform: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Return the logits, full resolution first, and the weights of the gate."""
         x = image if prior is None else torch.cat([image, prior.to(image.dtype)], dim=1)
         gate = None if self.fusion is None else image.new_zeros(image.shape[0], 2, dtype=torch.float32)
         maps = []
         for index, stage in enumerate(self.encoder.stages):
-            skip = x = stage(x)
-            if index == self.config.fusion_stage and self.fusion is not None and beat is not None:
-                code = beat.code.detach() if self.config.detach_z else beat.code
-                x, gate = self.fusion(x, code, beat.interval, beat.present)
+            if index == self.config.fusion_stage and beat is not None:
+                skip, x, gate = self._fuse(x, prior, beat, transform)
+            else:
+                skip = x = stage(x)
             maps.append(skip if self.config.skip == "original" else x)
         return self.decoder(maps, all_heads=self.training), gate
+
+    def _fuse(
+        self, x: Tensor, prior: Tensor | None, beat: _Ecg, transform: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the map of the stage of fusion, what the ECG makes of it, and the weights of the gate."""
+        assert self.fusion is not None  # there is a beat
+        features, means = self.encoder.stage_with_means(self.config.fusion_stage, x)
+        size = (features.shape[2], features.shape[3])
+        segments = None
+        if self.config.takes_segments and prior is not None:
+            segments = (
+                segment_labels(prior, size) if self.config.segment_masks == "labels" else pooled_masks(prior, size)
+            )
+        fused, gate = self.fusion(
+            features,
+            beat.code.detach() if self.config.detach_z else beat.code,
+            beat.interval,
+            beat.present,
+            segments,
+            image_means=means if self.config.gate == "before_norm" else None,
+            transform=transform if self.config.takes_transform else None,
+        )
+        return features, fused, gate
 
     def _encode(self, ecg: Tensor | None, interval: Tensor | float | None, has_ecg: Tensor | None) -> _Ecg | None:
         """Return the codes of the ECGs that are there, zeros for the others; None where the network takes none."""
@@ -288,6 +220,7 @@ class TaffUNet(Pretrained, nn.Module):
         ecg: Tensor | None,
         interval: Tensor | float | None,
         has_ecg: Tensor | None,
+        transform: Tensor | None,
     ) -> None:
         check_image("TaffUNet", image, 1)
         check_sides("TaffUNet", image, len(self.config.features))
@@ -305,6 +238,11 @@ class TaffUNet(Pretrained, nn.Module):
         if self.config.takes_time and interval is None and ecg is not None and number != 0:
             raise ValueError(
                 f"TaffUNet: setting {self.config.setting!r} needs interval, the days between ECG and image, (B,)"
+            )
+        if self.config.takes_transform and transform is None and ecg is not None and number != 0:
+            raise ValueError(
+                "TaffUNet: projection='grid' needs transform, how each image was mirrored and turned, (B, 2, 3); "
+                "[[1, 0, 0], [0, 1, 0]] says that it was not"
             )
 
     def _check_prior(self, image: Tensor, prior: Tensor | None) -> None:
@@ -365,5 +303,10 @@ def _fusion(config: TaffUNetConfig) -> TemporalAwareFusion:
         max_days=config.max_days,
         zero_init_proj=config.zero_init_proj,
         gate_sees_time=config.gate_sees_time,
-        spatial_mlp=config.spatial_mlp,
+        projection=config.fusion_projection,
+        grid_side=config.grid_side or GRID_SIDE,
+        rectify=config.rectifies,
+        normalise_code=config.gate == "before_norm",
+        gate_slope=NEGATIVE_SLOPE if config.gate == "before_norm" else 0.0,
+        num_segments=AHA_SEGMENTS,
     )

@@ -17,9 +17,10 @@ from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import ScarLoss
 
+from .config import TaffUNetConfig
 from .first_pass import first_pass, predict_first_pass
 from .inputs import ORACLE, EcgInputRecipe, PriorRecipe, case_side_inputs, describe_inputs, require_choice
-from .model import TaffOutput, TaffUNet, TaffUNetConfig
+from .model import TaffOutput, TaffUNet
 from .optimisation import PartsRecipe, taff_param_groups
 from .report import draw_pictures
 

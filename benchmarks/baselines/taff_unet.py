@@ -1,6 +1,6 @@
 """TAFF-UNet and the plain U-Net as one would put them together: the same parameters, none of our operators.
 
-The fusion is its equations, step by step, on the ECG's code spread over the map; the loss is softmax, Dice and
+The fusion is its equations, step by step, on a whole map made of the ECG's code; the loss is softmax, Dice and
 cross-entropy written out at each resolution.
 """
 
@@ -22,20 +22,34 @@ DICE_SMOOTHING = 1e-5  # nnU-Net's
 
 
 class SpreadFusion(nn.Module):
-    """Temporal-aware fusion as written: project, spread, mix, modulate, add. Every sample has an ECG."""
+    """Temporal-aware fusion per segment as written: normalise, project, spread, mix, modulate, add; all have an ECG."""
 
     def __init__(self, block: TemporalAwareFusion) -> None:
         super().__init__()
+        assert block.form == "segments", "written for the projection per segment, of rank one"
         self.projection, self.gate, self.film = block.projection, block.gate, block.film
+        self.scores, self.direction = block.scores, block.direction
 
     def forward(
-        self, features: Tensor, code: Tensor, interval: Tensor, has_ecg: Tensor | None = None
+        self,
+        features: Tensor,
+        code: Tensor,
+        interval: Tensor,
+        has_ecg: Tensor | None = None,
+        segments: Tensor | None = None,
+        *,
+        image_means: Tensor,
+        transform: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         assert has_ecg is None, "written for batches in which everybody has an ECG"
-        weights = torch.softmax(self.gate(torch.cat([features.mean((2, 3)), code], dim=1)), dim=1)
+        code = F.layer_norm(code, code.shape[1:])
+        weights = torch.softmax(self.gate(torch.cat([image_means, code], dim=1)), dim=1)
         w_mri, w_ecg = weights[:, :, None, None, None].unbind(1)
         gamma, beta = self.film.mlp((interval / self.film.max_days).clamp(0, 1).view(-1, 1)).chunk(2, dim=1)
-        spread = self.projection(code)[:, :, None, None].repeat(1, 1, *features.shape[2:])
+        scores = self.scores(code)
+        masks = F.one_hot(segments.long(), scores.shape[1] + 1).permute(0, 3, 1, 2)[:, 1:].to(scores.dtype)
+        field = (masks * scores[:, :, None, None]).sum(1, keepdim=True)
+        spread = self.projection(code)[:, :, None, None] + field * self.direction[:, None, None]
         mixed = features * w_mri + spread * w_ecg
         modulated = mixed * (1 + gamma[:, :, None, None]) + beta[:, :, None, None]
         return features + modulated, weights

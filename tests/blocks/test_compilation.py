@@ -36,7 +36,8 @@ def film(samples: int) -> tuple[Any, ...]:
 
 def with_some_ecgs(samples: int) -> tuple[Any, ...]:
     present = torch.arange(samples) % 2 == 0
-    return drawn(samples, 4, 5, 3), drawn(samples, 3), drawn(samples).abs() * 40, present
+    segments = (torch.arange(samples * 15) % 18).view(samples, 5, 3).to(torch.uint8)
+    return drawn(samples, 4, 5, 3), drawn(samples, 3), drawn(samples).abs() * 40, present, segments
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ BLOCKS = {
     "PlainUNetEncoder": Block(lambda: blocks.PlainUNetEncoder(1, (4, 6)), maps(1, 8)),
     "SwiGLU": Block(lambda: blocks.SwiGLU(6, 8), lambda n: (drawn(n, 5, 6),)),
     "TemporalAwareFusion": Block(lambda: blocks.TemporalAwareFusion(4, ecg_dim=3), with_some_ecgs, fused=True),
+    "TemporalAwareFusion by one value": Block(
+        lambda: blocks.TemporalAwareFusion(4, ecg_dim=3, projection="broadcast", rectify=True),
+        with_some_ecgs,
+        fused=True,
+    ),
     "TemporalFiLMGate": Block(lambda: blocks.TemporalFiLMGate(4), film, fused=True),
     "TransformerBlock": Block(lambda: blocks.TransformerBlock(8, 2), lambda n: (drawn(n, 5, 8),)),
     "UNetDecoderStage": Block(

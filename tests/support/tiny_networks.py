@@ -14,10 +14,12 @@ from trifuse.architectures.dino_unet.variants import EncoderShape
 from trifuse.architectures.fias.model import Fias, FiasConfig
 from trifuse.architectures.fias.variants import DilateFormerShape
 from trifuse.architectures.plain_unet.model import PlainUNet, PlainUNetConfig
+from trifuse.architectures.taff_unet.config import TaffUNetConfig
 from trifuse.architectures.taff_unet.ecg_autoencoder import EcgAutoencoder, EcgAutoencoderConfig
-from trifuse.architectures.taff_unet.model import SETTINGS, TaffUNet, TaffUNetConfig
+from trifuse.architectures.taff_unet.model import TaffUNet
 from trifuse.architectures.taff_unet.pretrain import ReconstructionLoss
 from trifuse.architectures.taff_unet.train import run_with_side_inputs
+from trifuse.architectures.taff_unet.variants import SETTINGS
 from trifuse.architectures.training.loop import forward_image, forward_with_side_inputs
 from trifuse.architectures.training.losses import MutationLoss, SegmentationLoss
 from trifuse.architectures.training.scar_losses import ScarLoss

@@ -17,7 +17,7 @@ from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.runs.registry import NETWORKS, experiment, experiment_of, experiments
 from trifuse.architectures.storage.config_json import dataclass_of
 from trifuse.architectures.storage.pretrained import Pretrained
-from trifuse.architectures.taff_unet.model import SETTINGS
+from trifuse.architectures.taff_unet.variants import SETTINGS
 
 REFERENCES = ("network", "recipe", "fit", "title", "report", "paper", "paper_tables", "defaults", "check")
 INPUTS = ("training_inputs", "prediction_inputs", "input_shapes")

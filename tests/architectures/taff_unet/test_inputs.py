@@ -13,6 +13,7 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.runs.recipes import RecipeError
+from trifuse.architectures.taff_unet.config import TaffUNetConfig
 from trifuse.architectures.taff_unet.inputs import (
     ORACLE,
     EcgInputRecipe,
@@ -22,7 +23,6 @@ from trifuse.architectures.taff_unet.inputs import (
     describe_inputs,
     require_choice,
 )
-from trifuse.architectures.taff_unet.model import TaffUNetConfig
 from trifuse.kernels import DataError
 
 FULL = TaffUNetConfig("full", image_size=32, base_dim=8)

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from trifuse.architectures.plain_unet import plain_unet
 from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig, TaffUNet, taff_unet
-from trifuse.architectures.taff_unet.model import SETTINGS, TaffUNetConfig
+from trifuse.architectures.taff_unet.config import TaffUNetConfig
+from trifuse.architectures.taff_unet.variants import SETTINGS
 from trifuse.kernels import CheckpointError, ShapeError
 
 SIZE = 32
 SMALL = EcgAutoencoderConfig(time_steps=64, z_dim=8, base_dim=2, downsample=2, dropout=0.0)
 WITH_ECG = [setting for setting, takes in SETTINGS.items() if "ecg" in takes]
 PAPER = {"baseline": 33_474_840, "ap": 33_479_736, "ecg_ap": 34_781_644, "full": 34_815_052}
+FIRST_FORM = {"projection": "broadcast", "gate": "after_norm"}  # of the fusion, as it was before it could make maps
+PER_SEGMENT = 17 * 65 + 256  # what the default projection has beside that of the first form
 
 
 def small(setting: str = "full", **options: Any) -> TaffUNet:
@@ -60,20 +63,20 @@ def count(part: torch.nn.Module) -> int:
 @pytest.mark.parametrize(("setting", "parameters"), PAPER.items())
 def test_parameter_counts(setting, parameters):
     with torch.device("meta"):
-        assert count(taff_unet(setting)) == parameters
+        assert count(taff_unet(setting, **FIRST_FORM)) == parameters
+        assert count(taff_unet(setting)) == parameters + (PER_SEGMENT if setting in WITH_ECG else 0)
 
 
-def test_parameter_counts_of_the_parts():
+@pytest.mark.parametrize("form", [FIRST_FORM, {}], ids=str)
+def test_parameter_counts_of_the_parts(form):
     with torch.device("meta"):
-        model = taff_unet()
+        model = taff_unet(**form)
     assert model.ecg is not None
     assert model.fusion is not None
     assert count(model.ecg) == 1_264_594
-    assert [count(part) for part in (model.fusion.projection, model.fusion.gate, model.fusion.film)] == [
-        16_640,
-        20_674,
-        33_408,
-    ]
+    fusion = model.fusion
+    assert [count(part) for part in (fusion.projection, fusion.gate, fusion.film)] == [16_640, 20_674, 33_408]
+    assert count(fusion) == 70_722 + (0 if form else PER_SEGMENT)
 
 
 def test_the_ecg_joins_256_channels_of_32_x_32_pixels():
@@ -127,17 +130,23 @@ def test_settings_share_the_backbone_s_first_weights():
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+def image_only_maps(model: TaffUNet, prior: Tensor) -> list[Tensor]:
+    """What the encoder makes of the images without an ECG."""
+    return model.encoder(torch.cat([images(), prior.float()], dim=1))
+
+
 @pytest.mark.parametrize("skip", ["fused", "original"])
 def test_where_the_fused_map_goes(skip):
     """Into the next stage always, into the skip only where it is fused."""
     model = unequal(small(skip=skip)).eval()
     given = inputs("full")
+    expected = image_only_maps(model, given["prior"])[2]
     seen: dict[str, Tensor] = {}
-    model.encoder.stages[2].register_forward_hook(lambda m, args, out: seen.update(original=out.clone()))
-    model.fusion.register_forward_hook(lambda m, args, out: seen.update(fused=out[0]))
+    model.fusion.register_forward_hook(lambda m, args, out: seen.update(original=args[0].clone(), fused=out[0]))
     model.encoder.stages[3].register_forward_pre_hook(lambda m, args: seen.update(next=args[0]))
     model.decoder.register_forward_pre_hook(lambda m, args: seen.update(skip=args[0][2]))
     model(images(), **given)
+    assert torch.equal(seen["original"], expected)
     assert not torch.equal(seen["fused"], seen["original"])
     assert torch.equal(seen["next"], seen["fused"])
     assert torch.equal(seen["skip"], seen[skip])
@@ -315,7 +324,17 @@ def test_it_starts_from_a_trained_autoencoder(tmp_path):
         ({"fusion_stage": 7}, "fusion_stage must be one of 0 to 6"),
         ({"fusion_stage": 6, "skip": "original"}, "would leave the fused map unused"),
         ({"max_days": 0}, "max_days must be positive"),
-        ({"spatial_mlp": 0}, "spatial_mlp must be at least 1"),
+        ({"projection": "grid", "grid_side": 0}, "grid_side must be at least 1, or None, got 0"),
+        ({"grid_side": 4}, "grid_side is for projection='grid', got 4 with 'segments'; leave it out"),
+        (
+            {"setting": "ecg", "projection": "segments"},
+            "needs a setting with a prior, such as 'full', got 'ecg'; .*'grid'",
+        ),
+        (
+            {"projection": "spread"},
+            "projection: expected one of 'segments', 'segments_full', 'grid', 'broadcast', None",
+        ),
+        ({"gate": "after"}, "gate: expected one of 'before_norm', 'after_norm'"),
         ({"setting": "ecg", "gate_sees_time": True}, "needs a setting with time, such as 'full', got 'ecg'"),
         ({"setting": "ap", "ecg_checkpoint": "x"}, "needs a setting with an ECG, such as 'full', got 'ap'"),
     ],
@@ -338,13 +357,17 @@ def test_configuration_rejects(changes, message):
         ("full", {"has_ecg": torch.tensor([True])}, ShapeError, "expected has_ecg of 3 samples"),
         ("full", {"ecg": None, "has_ecg": torch.tensor([False, True, False])}, ValueError, "there is no ecg; pass it"),
         ("full", {"interval": torch.zeros(2)}, ShapeError, "interval"),
+        ("grid", {}, ValueError, r"projection='grid' needs transform, how each image was mirrored and turned"),
+        ("grid", {"transform": torch.zeros(3, 3, 3)}, ShapeError, r"transform has shape \(3, 3, 3\)"),
         ("full", {"image": torch.zeros(3, 3, 32, 32)}, ShapeError, r"expected images of shape \(B, 1, H, W\)"),
         ("full", {"image": torch.zeros(3, 1, 36, 36)}, ShapeError, "multiples of 8"),
     ],
 )
 def test_rejects(setting, changes, error, message):
+    network = small("ecg_time", projection="grid") if setting == "grid" else small(setting)
+    given = inputs("ecg_time" if setting == "grid" else setting)
     with pytest.raises(error, match=message):
-        small(setting)(**{"image": images(), **inputs(setting), **changes})
+        network(**{"image": images(), **given, **changes})
 
 
 def test_a_beat_of_600_samples_is_refused_with_advice():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from trifuse.architectures.taff_unet import EcgAutoencoderConfig, TaffUNet, taff_unet
-from trifuse.architectures.taff_unet.model import SETTINGS
 from trifuse.architectures.taff_unet.optimisation import PartsRecipe, taff_param_groups
+from trifuse.architectures.taff_unet.variants import SETTINGS
 from trifuse.architectures.training.loop import fit
 from trifuse.architectures.training.parameter_groups import make_groups
 from trifuse.architectures.training.recipe import Recipe

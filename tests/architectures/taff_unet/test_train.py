@@ -17,8 +17,9 @@ from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.predict import load_network, predict_images
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.runs.repeats import train_repeats
+from trifuse.architectures.taff_unet.config import TaffUNetConfig
 from trifuse.architectures.taff_unet.inputs import PriorRecipe
-from trifuse.architectures.taff_unet.model import TaffUNet, TaffUNetConfig
+from trifuse.architectures.taff_unet.model import TaffUNet
 from trifuse.architectures.taff_unet.paper import RESULTS
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe
 from trifuse.architectures.training.run_folder import OutputFolderError
