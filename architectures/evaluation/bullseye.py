@@ -39,6 +39,7 @@ RINGS = (
     (range(17, 18), 0.0, 0.22, 0.0),
 )
 COLOURS = "YlOrBr"  # from light to dark, so that any colour vision and a grey print tell its order
+SIGNED_COLOURS = "PuOr"  # light at zero, and of two hues that any colour vision tells apart
 PER_ROW = 4
 LETTERS = 36  # that fit above one
 
@@ -102,17 +103,77 @@ def draw_bullseyes(
     return save_picture(figure, out, "bullseye", title, alt, header, lines)
 
 
-def draw_bullseye(axis: Any, values: NDArray[np.float64], top: float) -> None:
-    """Draw the 17 segments with their numbers and values onto an empty axis, coloured from 0 to ``top``."""
+def draw_ecg_bullseye(
+    burdens: Mapping[str, ArrayLike],
+    scores: ArrayLike,
+    out: Path,
+    *,
+    title: str,
+    quantity: str = "scar volume",
+    unit: str = "mL",
+) -> Picture:
+    """Draw what an ECG says of each segment beside the image's bull's-eyes, into ``out/ecg_bullseye.png``.
+
+    Args:
+        burdens: for each name, such as ``"truth"``, the 17 values of segments 1 to 17, none negative.
+        scores: the ECG's score of each segment, of either sign; see `TemporalAwareFusion.segment_scores`.
+        out: folder to write into.
+        title: of the picture.
+        quantity: what the values of ``burdens`` are.
+        unit: their unit.
+
+    Raises:
+        ShapeError: there are not 17 values.
+        DataError: there is no bull's-eye beside the ECG's, a burden is negative, or a value is not finite.
+    """
+    eyes = {name: _checked(name, values) for name, values in burdens.items()}
+    ecg = _checked("ECG", scores, signed=True)
+    if not eyes:
+        raise DataError("bull's-eye", "values", got="none", want="17 of them, for one name at least")
+    top, most = max(float(values.max()) for values in eyes.values()) or 1.0, float(np.abs(ecg).max()) or 1.0
+    figure = new_figure(3.6 * (len(eyes) + 1) + 2.0, 4.55)
+    axes = figure.subplots(1, len(eyes) + 1, squeeze=False)
+    for axis, (name, values) in zip(axes.flat, eyes.items(), strict=False):
+        draw_bullseye(axis, values, top)
+        _write_sums(axis, values.sum(), None, unit)
+        axis.set_title(textwrap.fill(name, LETTERS), fontsize=LARGE, color=INK, weight="bold", parse_math=False)
+    last = axes.flat[-1]
+    draw_bullseye(last, ecg, most, signed=True)
+    last.set_title("the ECG", fontsize=LARGE, color=INK, weight="bold")
+    note = "differences between segments count;\nwhat a sign means is learnt"
+    last.text(0, -1.18, note, fontsize=NORMAL, color=INK, ha="center", va="top", linespacing=1.4)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    _draw_scale(figure, axes[:, :-1], top, f"{quantity} ({unit})")
+    _draw_scale(figure, axes[:, -1:], most, "score of the ECG", signed=True)
+    figure.suptitle(textwrap.fill(title, LETTERS * (len(eyes) + 1)), fontsize=LARGE, color=INK, parse_math=False)
+
+    header = ["segment", "name", *(f"{name} ({unit})" for name in eyes), "ECG (score)"]
+    lines: list[list[object]] = [
+        [segment, SEGMENT_NAMES[segment - 1], *(number(values[segment - 1]) for values in (*eyes.values(), ecg))]
+        for segment in range(1, AHA_SEGMENTS + 1)
+    ]
+    high, low = int(ecg.argmax()), int(ecg.argmin())
+    said = (
+        f"the ECG scores segment {high + 1} ({SEGMENT_NAMES[high]}) highest, {_short(ecg[high])}, and segment "
+        f"{low + 1} ({SEGMENT_NAMES[low]}) lowest, {_short(ecg[low])}"
+    )
+    sentences = "; ".join(_sentence(name, values, unit) for name, values in eyes.items())
+    alt = f"Bull's-eyes of the left ventricle's 17 segments, {quantity} in {unit}: {sentences}; {said}."
+    return save_picture(figure, out, "ecg_bullseye", title, alt, header, lines)
+
+
+def draw_bullseye(axis: Any, values: NDArray[np.float64], top: float, *, signed: bool = False) -> None:
+    """Draw the 17 segments with numbers and values onto an empty axis, coloured from 0, or else -top, to ``top``."""
     from matplotlib import colormaps
     from matplotlib.patches import Wedge
 
-    colours = colormaps[COLOURS]
+    colours = colormaps[SIGNED_COLOURS if signed else COLOURS]
     for segments, inner, outer, start in RINGS:
         width = 360 / len(segments)
         for place, segment in enumerate(segments):
             value = float(values[segment - 1])
-            colour = colours(value / top)
+            colour = colours((value / top + 1) / 2 if signed else value / top)
             begin = start + place * width
             wedge = Wedge((0, 0), outer, begin, begin + width, width=outer - inner, fc=colour, ec=FAINT, lw=0.8)
             axis.add_patch(wedge)
@@ -153,12 +214,13 @@ def _luminance(colour: tuple[float, ...]) -> float:
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
-def _checked(name: str, values: ArrayLike) -> NDArray[np.float64]:
+def _checked(name: str, values: ArrayLike, *, signed: bool = False) -> NDArray[np.float64]:
     checked = np.asarray(values, float)
     if checked.shape != (AHA_SEGMENTS,):
         raise ShapeError(f"bull's-eye {name!r} needs {AHA_SEGMENTS} values, one for each segment, got {checked.shape}")
-    if not (np.isfinite(checked).all() and (checked >= 0).all()):
-        raise DataError(f"bull's-eye {name!r}", "values", got=checked.tolist(), want="finite values, none below 0")
+    if not (np.isfinite(checked).all() and (signed or (checked >= 0).all())):
+        want = "finite values" if signed else "finite values, none below 0"
+        raise DataError(f"bull's-eye {name!r}", "values", got=checked.tolist(), want=want)
     return checked
 
 
@@ -169,11 +231,12 @@ def _write_sums(axis: Any, total: float, unassigned: float | None, unit: str) ->
     axis.text(0, -1.18, text, fontsize=NORMAL, color=INK, ha="center", va="top", linespacing=1.4)
 
 
-def _draw_scale(figure: Any, axes: Any, top: float, label: str) -> None:
+def _draw_scale(figure: Any, axes: Any, top: float, label: str, *, signed: bool = False) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    bar = figure.colorbar(ScalarMappable(Normalize(0, top), COLOURS), ax=axes, shrink=0.7, aspect=22, pad=0.02)
+    shades = ScalarMappable(Normalize(-top if signed else 0, top), SIGNED_COLOURS if signed else COLOURS)
+    bar = figure.colorbar(shades, ax=axes, shrink=0.7, aspect=22, pad=0.02)
     bar.set_label(label, fontsize=NORMAL, color=INK)
     bar.ax.tick_params(labelsize=SMALL, colors=INK)
     bar.outline.set_visible(False)
@@ -189,6 +252,6 @@ def _sentence(name: str, values: NDArray[np.float64], unit: str) -> str:
 
 def _short(value: float) -> str:
     """Return a value as it fits into a segment."""
-    if 0 < value < 0.005:
-        return "<0.01"
-    return "0" if value == 0 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    if 0 < abs(value) < 0.005:
+        return "<0.01" if value > 0 else ">-0.01"
+    return "0" if value == 0 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

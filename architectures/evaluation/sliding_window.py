@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from trifuse.architectures.data.samples.nnunet_augmentation import mirroring
 from trifuse.architectures.data.samples.patch_dataset import window_starts
 from trifuse.architectures.data.samples.preprocessing import Preprocessing, patches_and_spacing
 from trifuse.architectures.data.samples.resampled_cases import one_hot_prior
@@ -52,7 +54,7 @@ def sliding_window_inference(
         volume: the volume, slices first.
         preprocessing: as in training: of the values, the size P of patches, their spacing, step and mirroring.
         side_inputs: what the case brings beside its image: windows get a part of the prior, mirrored with the image,
-            and the constants as they are.
+            the constants as they are, and, where it is asked for, how they were mirrored.
         batch_size: windows at a time.
         device: where to run; by default where the model's parameters are.
 
@@ -151,6 +153,9 @@ class _Network(NamedTuple):
         for axes in mirrorings:
             if prior is not None:
                 inputs["prior"] = prior.flip(axes)
+            if self.side_inputs.transform:
+                matrix = F.pad(mirroring(axes), (0, 1)).to(self.device)
+                inputs["transform"] = matrix.expand(len(image), *matrix.shape)
             logits = self.model(image.flip(axes), **inputs).float()
             refuse_non_finite([logits], [self.first_slice + at for at in slices])
             total.append(_softmax(logits).flip(axes))

@@ -180,5 +180,5 @@ class TaffUNetConfig:
         if "projection" in values:
             return dict(values)
         is_grid = values.get("grid_side") is not None
-        first = {"projection": "grid" if is_grid else "broadcast", "gate": "after_norm"}
-        return {**first, **({"grid_follows_image": False} if is_grid else {}), **values}
+        form = {"projection": "grid" if is_grid else "broadcast", "rectify": None, "segment_masks": "labels"}
+        return {"gate": "after_norm", **form, "grid_follows_image": not is_grid, **values}

@@ -21,6 +21,7 @@ from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 from trifuse.architectures.storage.text import count, listed
+from trifuse.blocks.temporal_aware_fusion import Projection
 from trifuse.kernels import DataError, MissingExtra
 
 from .aha17 import aha17_labels
@@ -131,7 +132,9 @@ def case_side_inputs(
         except DataError as error:
             problems.append(error)
             continue
-        side_inputs[case_id] = SideInputs(segments, constants, tuple(notes))
+        if network.takes_segments and constants["has_ecg"] and segments is not None and not segments.any():
+            notes.append("its ECG has no wall to say something about: it joins as the same at every position")
+        side_inputs[case_id] = SideInputs(segments, constants, tuple(notes), network.takes_transform)
     if problems:
         raise DataError.merge(problems)
     return side_inputs
@@ -249,6 +252,7 @@ def describe_inputs(
     if network.takes_ecg:
         without = [case_id for case_id, extra in side_inputs.items() if not extra.constants["has_ecg"]]
         names = f"; without: {listed(without)}" if without else ""
+        facts["ECG's map"] = f"{_MAPS[network.fusion_projection]}{', rectified' if network.rectifies else ''}"
         facts["ECG"] = f"{count(len(side_inputs) - len(without), 'case')} of {len(side_inputs)} with one{names}"
     odd: dict[str, list[str]] = {}
     for case_id, extra in side_inputs.items():
@@ -260,6 +264,14 @@ def describe_inputs(
     return facts
 
 
+_MAPS: dict[Projection, str] = {
+    "segments": "per segment of the prior, of rank one (segments)",
+    "segments_full": "per segment of the prior (segments_full)",
+    "grid": "on a coarse grid (grid)",
+    "broadcast": "the same at every position (broadcast)",
+}
+
+
 def side_input_shapes(network: TaffUNetConfig, side: int) -> dict[str, tuple[int, ...]]:
     """Return the shape, without a batch, of what the network takes beside images of ``side`` pixels."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -267,6 +279,8 @@ def side_input_shapes(network: TaffUNetConfig, side: int) -> dict[str, tuple[int
         shapes["prior"] = (AHA_SEGMENTS, side, side)
     if network.takes_ecg:
         shapes |= {"ecg": (len(LEADS), network.ecg.time_steps), "interval": ()}
+    if network.takes_transform:
+        shapes["transform"] = (2, 3)
     return shapes
 
 

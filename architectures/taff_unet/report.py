@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trifuse.architectures.data.layouts.cohort import Case, Cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples.patch_dataset import GridPatches
 from trifuse.architectures.data.volumes.nifti import read_labels
-from trifuse.architectures.evaluation.bullseye import draw_bullseyes
+from trifuse.architectures.evaluation.bullseye import draw_bullseyes, draw_ecg_bullseye
 from trifuse.architectures.evaluation.ecg_attention_figures import draw_lead_attention, draw_temporal_attention
 from trifuse.architectures.evaluation.interval_figures import draw_gate_weights, draw_interval_bars
 from trifuse.architectures.evaluation.picture import Picture
@@ -24,6 +25,8 @@ from trifuse.architectures.evaluation.scoring import Row, prediction_path
 from trifuse.architectures.evaluation.tables import number, write_csv
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER
 from trifuse.architectures.runs.prepared_data import PreparedData
+from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
+from trifuse.architectures.storage.text import count
 from trifuse.architectures.training.batches import on_device
 from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.kernels import DataError
@@ -35,11 +38,32 @@ from .model import TaffUNet
 
 SCAR = "scar"
 BURDEN_TABLE = "scar_burden.csv"
+SCORES_TABLE = "ecg_segment_scores.csv"
+Burdens = dict[str, dict[str, tuple[NDArray, float]]]  # by case and source: mL in each segment, and in none
 _SLICES_AT_ONCE = 16
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a network makes of the ECGs of some cases.
+
+    Attributes:
+        gate: the gate's weight of each case's ECG, mean over its slices.
+        scores: the score that each ECG gives to the 17 segments, where the network gives any.
+    """
+
+    gate: dict[str, float]
+    scores: dict[str, NDArray[np.float32]]
+
+
 def draw_pictures(
-    run: Path, model: TaffUNet, data: PreparedData, prior: PriorRecipe, scored: Evaluation, figures: Path
+    run: Path,
+    model: TaffUNet,
+    data: PreparedData,
+    prior: PriorRecipe,
+    scored: Evaluation,
+    figures: Path,
+    heard: Heard | None = None,
 ) -> list[Picture]:
     """Draw the figures of a finished run for the cases that it scored, those that its setting and cohort allow.
 
@@ -50,6 +74,7 @@ def draw_pictures(
         prior: where its prior comes from, and where angles start.
         scored: the scores of a part of the split.
         figures: folder to draw into.
+        heard: what is known already of the ECGs of these cases.
     """
     if SCAR not in data.cohort.class_names:
         return []
@@ -57,13 +82,17 @@ def draw_pictures(
     cases = [data.cohort.case(case_id) for case_id in dict.fromkeys(row.case_id for row in scored.rows)]
     this = f"this network, {ORACLE}" if model.config.takes_prior and prior.source == "gt" else "this network"
     sources = {"first pass": first_pass_labels(run, prior), this: run / "predictions" / scored.name}
-    pictures = _bullseyes(sources, data, cases, prior, figures)
-    with_ecg = [case for case in cases if model.config.takes_ecg and side_inputs[case.case_id].constants["has_ecg"]]
+    burdens = _burdens(sources, data, cases, prior)
+    pictures = _bullseyes(burdens, figures)
+    with_ecg = cases_with_ecg(model, data, [case.case_id for case in cases])
     if with_ecg:
-        days = interval_days(data.cohort, [case.case_id for case in with_ecg])
-        beats = {case.case_id: side_inputs[case.case_id].constants["ecg"] for case in with_ecg}
+        days = interval_days(data.cohort, with_ecg)
+        beats = {case_id: side_inputs[case_id].constants["ecg"] for case_id in with_ecg}
+        if heard is None or not heard.gate.keys() >= set(with_ecg):
+            heard = hear(model, data, with_ecg)
+        pictures += _ecg_bullseye(burdens, heard, figures)
         pictures += _attention(model, beats, figures)
-        pictures.append(draw_gate_weights(days, gate_weights(model, data, list(days)), figures))
+        pictures.append(draw_gate_weights(days, {case_id: heard.gate[case_id] for case_id in days}, figures))
         pictures.append(draw_interval_bars(days, {this: scar_dsc(scored.rows)}, figures))
     return pictures
 
@@ -92,20 +121,41 @@ def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:
     return run / FIRST_PASS_FOLDER / LABELS if prior.labels is None else Path(prior.labels)
 
 
-def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -> dict[str, float]:
-    """Return the weight that the gate gives to the ECG of each case, mean over its slices."""
+def cases_with_ecg(model: TaffUNet, data: PreparedData, case_ids: Iterable[str]) -> list[str]:
+    """Return those of the cases that bring an ECG to a network that takes it."""
+    side_inputs = data.side_inputs or {}
+    return [name for name in case_ids if model.config.takes_ecg and side_inputs[name].constants["has_ecg"]]
+
+
+def describe_gate(model: TaffUNet, heard: Heard) -> dict[str, str]:
+    """Return the fact on how much the gate's weights differ between cases, for networks with a gate."""
+    if not model.config.takes_ecg:
+        return {}
+    weights = np.array(list(heard.gate.values()))
+    if not len(weights):
+        return {"Gate": "no case to be scored has an ECG"}
+    spread = f"SD {weights.std(ddof=1):.4f} over" if len(weights) > 1 else "of"
+    limits = f"from {weights.min():.4f} to {weights.max():.4f}"
+    return {"Gate": f"weight of the ECG {weights.mean():.4f}, {spread} {count(len(weights), 'case')}, {limits}"}
+
+
+def hear(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -> Heard:
+    """Run a network on the slices of cases that have an ECG, and return what its fusion makes of their ECGs."""
     slices = GridPatches(data.cohort, case_ids, data.recipe.preprocessing, side_inputs=data.side_inputs)
     device = next(model.parameters()).device
     found: dict[str, list[float]] = {case_id: [] for case_id in case_ids}
+    scores: dict[str, NDArray[np.float32]] = {}
     loader = torch.utils.data.DataLoader(slices, batch_size=_SLICES_AT_ONCE)
     with torch.inference_mode():
         for batch in loader:
             batch = on_device(batch, device)
-            gate: Tensor | None = model.run(batch["image"], **side_inputs_of(batch)).gate
-            assert gate is not None  # the network takes an ECG
-            for case_id, weight in zip(batch["case_id"], gate[:, 1].tolist(), strict=True):
+            output = model.run(batch["image"], **side_inputs_of(batch))
+            assert output.gate is not None  # the network takes an ECG
+            for case_id, weight in zip(batch["case_id"], output.gate[:, 1].tolist(), strict=True):
                 found[case_id].append(weight)
-    return {case_id: float(np.mean(weights)) for case_id, weights in found.items()}
+            if output.segment_scores is not None:
+                scores |= zip(batch["case_id"], output.segment_scores.float().cpu().numpy(), strict=True)
+    return Heard({case_id: float(np.mean(weights)) for case_id, weights in found.items()}, scores)
 
 
 def _attention(model: TaffUNet, beats: Mapping[str, Tensor], figures: Path) -> list[Picture]:
@@ -121,15 +171,13 @@ def _attention(model: TaffUNet, beats: Mapping[str, Tensor], figures: Path) -> l
     ]
 
 
-def _bullseyes(
-    sources: Mapping[str, Path], data: PreparedData, cases: Sequence[Case], prior: PriorRecipe, figures: Path
-) -> list[Picture]:
-    """Draw the scar of the case that has most of it: in truth, by the first pass, by this network; tabulate all cases.
+def _burdens(sources: Mapping[str, Path], data: PreparedData, cases: Sequence[Case], prior: PriorRecipe) -> Burdens:
+    """Return the scar of each case: in truth, by the first pass, by this network.
 
-    The segments are those of the reference annotation. Without landmarks, where they are the reference of angles,
-    nothing is drawn.
+    The segments are those of the reference annotation. A case without landmarks, where they are the reference of
+    angles, is left out.
     """
-    burdens: dict[str, dict[str, tuple[NDArray, float]]] = {}
+    burdens: Burdens = {}
     for case in cases:
         image, truth = load_case(data.cohort, case)
         assert truth is not None  # a case without a label has no scores
@@ -144,10 +192,34 @@ def _bullseyes(
                 found[name] = read_labels(path, like=truth).voxels
         affine = image.affine_mm
         burdens[case.case_id] = {name: scar_burden_ml(labels, segments, affine) for name, labels in found.items()}
+    return burdens
+
+
+def _case_of_most_scar(burdens: Burdens) -> str:
+    return max(burdens, key=lambda case_id: burdens[case_id]["truth"][0].sum())
+
+
+def _ecg_bullseye(burdens: Burdens, heard: Heard, figures: Path) -> list[Picture]:
+    """Draw what an ECG says of the segments beside the scar, of the case that has most; tabulate all cases."""
+    if not heard.scores:
+        return []
+    header = ["case_id", *(f"segment_{number}" for number in range(1, AHA_SEGMENTS + 1))]
+    write_csv(figures / SCORES_TABLE, header, [[name, *map(number, of)] for name, of in heard.scores.items()])
+    both = {case_id: of for case_id, of in burdens.items() if case_id in heard.scores}
+    if not both:
+        return []
+    shown = _case_of_most_scar(both)
+    volumes = {name: ml for name, (ml, _) in both[shown].items()}
+    title = f"Scar in the 17 segments, and what the ECG says of them, {shown}"
+    return [draw_ecg_bullseye(volumes, heard.scores[shown], figures, title=title)]
+
+
+def _bullseyes(burdens: Burdens, figures: Path) -> list[Picture]:
+    """Draw the scar of the case that has most of it; tabulate all cases."""
     if not burdens:
         return []
     _write_burdens(figures / BURDEN_TABLE, burdens)
-    shown = max(burdens, key=lambda case_id: burdens[case_id]["truth"][0].sum())
+    shown = _case_of_most_scar(burdens)
     return [
         draw_bullseyes(
             {name: volumes for name, (volumes, _) in burdens[shown].items()},

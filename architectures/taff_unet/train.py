@@ -12,7 +12,7 @@ from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, run_section
 from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data, nnunet_training
 from trifuse.architectures.runs.prepared_data import PreparedData
-from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.runs.recipes import DataRecipe, RecipeError
 from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import ScarLoss
@@ -22,7 +22,7 @@ from .first_pass import first_pass, predict_first_pass
 from .inputs import ORACLE, EcgInputRecipe, PriorRecipe, case_side_inputs, describe_inputs, require_choice
 from .model import TaffOutput, TaffUNet
 from .optimisation import PartsRecipe, taff_param_groups
-from .report import draw_pictures
+from .report import Heard, cases_with_ecg, describe_gate, draw_pictures, hear
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,24 @@ class TaffUNetRecipe:
 
 
 def check(recipe: TaffUNetRecipe) -> None:
-    """Refuse a recipe whose prior nobody chose, or whose oracle is not wanted; see `require_choice`."""
-    require_choice(recipe.network, recipe.prior, strict=recipe.strict)
+    """Refuse a recipe whose prior nobody chose, or whose oracle is not wanted, and a grid that loses its image.
+
+    Raises:
+        RecipeError: see `require_choice`; or images are mirrored or turned, and the grid of their ECGs stays.
+    """
+    network, preprocessing = recipe.network, recipe.data.preprocessing
+    require_choice(network, recipe.prior, strict=recipe.strict)
+    stays = network.takes_ecg and network.fusion_projection == "grid" and not network.grid_follows_image
+    moves = {
+        f"data.augment={recipe.data.augment!r}": recipe.data.augment != "none",
+        "data.preprocessing.patches.mirror=true": preprocessing.patches is not None and preprocessing.patches.mirror,
+    }
+    if stays and not network.takes_prior and any(moves.values()):
+        raise RecipeError(
+            "network.grid_follows_image: false leaves the grid of an ECG where it is, but images are mirrored or "
+            f"turned by {' and '.join(name for name, does in moves.items() if does)}, and no prior says where what "
+            "lies; set it to true, or data.augment to 'none' and data.preprocessing.patches.mirror to false"
+        )
 
 
 def fit_options(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
@@ -132,6 +148,8 @@ def training_side_inputs(recipe: TaffUNetRecipe, cohort: Cohort, split: Split, o
 def report(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dict[str, Any]:
     """Return what only this network has to report, as arguments of `report_run`."""
     network = recipe.network
+    shown = cases_with_ecg(best, data, data.split.test or data.cases_of(data.validated_on))
+    heard = hear(best, data, shown) if shown else Heard({}, {})
     autoencoder = (
         "random weights" if network.ecg_checkpoint is None else f"weights of {Path(network.ecg_checkpoint).name}"
     )
@@ -141,8 +159,11 @@ def report(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dict[s
             "Setting": network.setting,
             **describe_inputs(data.side_inputs or {}, network, recipe.prior),
             **({"ECG autoencoder": f"started from {autoencoder}"} if network.takes_ecg else {}),
+            **describe_gate(best, heard),
         },
-        "draw": lambda log, scored, figures: draw_pictures(log.parent, best, data, recipe.prior, scored, figures),
+        "draw": lambda log, scored, figures: draw_pictures(
+            log.parent, best, data, recipe.prior, scored, figures, heard
+        ),
     }
 
 

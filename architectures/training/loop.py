@@ -33,7 +33,7 @@ from .training_state import FrozenBase, TrainerState, check_base, load_training_
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
-SIDE_INPUTS = ("prior", "ecg", "interval", "has_ecg")  # inputs that a network may have beside the image
+SIDE_INPUTS = ("prior", "ecg", "interval", "has_ecg", "transform")  # inputs that a network may have beside the image
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -84,32 +85,40 @@ class NnUNetAugmentation:
 
     def __call__(
         self, image: Tensor, target: Tensor, prior: Tensor | None, generator: torch.Generator, patch_size: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Cut a patch out of the middle of a square: an image (1, S, S), its target and its prior (S, S), if any."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Cut a patch out of the middle of a square: an image (1, S, S), its target and its prior (S, S), if any.
+
+        Returns:
+            Those three of side P, and how they were moved: the matrix (2, 3) that says where each position of the patch
+            lay in the patch as it would have been, as `torch.nn.functional.affine_grid` takes it.
+        """
         draws = _Draws(generator)
         labels = [target] if prior is None else [target, prior]
-        image, labels = self._move(image, labels, draws, patch_size)
+        image, labels, transform = self._move(image, labels, draws, patch_size)
         image = self._change_values(image, draws)
         axes = [axis for axis in (-2, -1) if draws.chance(self.mirror)]
         if axes:
             image, labels = image.flip(axes), [plane.flip(axes) for plane in labels]
-        return image, labels[0], None if prior is None else labels[1]
+            transform = transform @ mirroring(axes)
+        return image, labels[0], None if prior is None else labels[1], F.pad(transform, (0, 1))
 
-    def _move(self, image: Tensor, labels: list[Tensor], draws: _Draws, patch_size: int) -> tuple[Tensor, list[Tensor]]:
+    def _move(
+        self, image: Tensor, labels: list[Tensor], draws: _Draws, patch_size: int
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
         angle = math.radians(draws.between(self.degrees)) if draws.chance(self.rotation) else 0.0
         scale = draws.factor(self.scales) if draws.chance(self.scaling) else 1.0
         margin = (image.shape[-1] - patch_size) // 2
         if (angle, scale) == (0.0, 1.0):
             inner = slice(margin, margin + patch_size)
-            return image[:, inner, inner], [plane[inner, inner] for plane in labels]
+            return image[:, inner, inner], [plane[inner, inner] for plane in labels], torch.eye(2)
         step = patch_size / image.shape[-1] / scale  # of the coordinates, which run from -1 to 1
-        cosine, sine = step * math.cos(angle), step * math.sin(angle)
-        to_source = torch.tensor([[[cosine, sine, 0.0], [-sine, cosine, 0.0]]])
-        grid = F.affine_grid(to_source, [1, 1, patch_size, patch_size], align_corners=False)
+        cosine, sine = math.cos(angle), math.sin(angle)
+        turned = torch.tensor([[cosine, sine], [-sine, cosine]])
+        grid = F.affine_grid(F.pad(step * turned, (0, 1))[None], [1, 1, patch_size, patch_size], align_corners=False)
         moved = F.grid_sample(image[None], grid, mode="bilinear", align_corners=False)[0]
         values = torch.stack([plane.to(moved.dtype) for plane in labels])
         values = F.grid_sample(values[None], grid, mode="nearest", align_corners=False)[0]
-        return moved, [new.to(old.dtype) for new, old in zip(values, labels, strict=True)]
+        return moved, [new.to(old.dtype) for new, old in zip(values, labels, strict=True)], turned / scale
 
     def _change_values(self, image: Tensor, draws: _Draws) -> Tensor:
         if draws.chance(self.noise):
@@ -129,6 +138,11 @@ class NnUNetAugmentation:
         if draws.chance(self.gamma):
             image = _raised(image, draws.factor(self.gammas))
         return image
+
+
+def mirroring(axes: Sequence[int]) -> Tensor:
+    """Return the matrix (2, 2) that mirrors positions (x, y) along axes -1, of x, and -2, of y."""
+    return torch.tensor([-1.0 if axis in axes else 1.0 for axis in (-1, -2)]).diag()
 
 
 class _Draws:

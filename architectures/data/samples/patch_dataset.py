@@ -33,8 +33,11 @@ class PatchAugment(Protocol):
 
     def __call__(
         self, image: Tensor, target: Tensor, prior: Tensor | None, generator: torch.Generator, patch_size: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return image (1, P, P), target (P, P) and prior (P, P), if there is one, of those of side S."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return image (1, P, P), target (P, P) and prior (P, P), if there is one, of those of side S.
+
+        And how they were moved, (2, 3): where each position of the patch lay before, see `SideInputs`.
+        """
 
 
 def median_spacing_mm(cohort: Cohort, case_ids: Sequence[str], nonfinite: NonFinite = "error") -> tuple[float, float]:
@@ -97,7 +100,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         generator = generator_of(*key)
         number, position, corner = self._place(generator)
         if self._augment is None:
-            patch = self._cases.cut(number, position, corner, self._patch_size)
+            patch: tuple[Tensor | None, ...] = self._cases.cut(number, position, corner, self._patch_size)
         else:
             side = self._augment.source_size(self._patch_size)
             margin = (side - self._patch_size) // 2

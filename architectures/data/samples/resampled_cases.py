@@ -87,13 +87,25 @@ class ResampledCases:
         return torch.from_numpy(image)[None], torch.from_numpy(labels.astype(np.int64)), segments
 
     def sample(
-        self, number: int, position: int, index: int, image: Tensor, labels: Tensor, segments: Tensor | None
+        self,
+        number: int,
+        position: int,
+        index: int,
+        image: Tensor,
+        labels: Tensor,
+        segments: Tensor | None,
+        transform: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Put together what a network is given of a patch (1, P, P), its labels and its segments (P, P)."""
+        """Put together what a network is given of a patch (1, P, P), its labels and its segments (P, P).
+
+        How the patch was moved, (2, 3), joins them where the case's `SideInputs` ask for it; None says that it was not.
+        """
+        moved = {"transform": torch.eye(2, 3) if transform is None else transform}
         return {
             "image": network_input(image[0], self._preprocessing),
             "target": labels,
             **({} if segments is None else {"prior": one_hot_prior(segments)}),
+            **(moved if self._side_inputs[number].transform else {}),
             **self._side_inputs[number].constants,
             "case_id": self.case_ids[number],
             "slice": int(self._cache[number][position]["slice"]),

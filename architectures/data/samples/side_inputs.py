@@ -24,11 +24,15 @@ class SideInputs:
         constants: tensors that every slice of the case gets under these names, such as ``"ecg"`` (12, T) float32,
             ``"interval"`` () float32 in days and ``"has_ecg"`` () bool.
         notes: what is odd about them, for people; they change no result.
+        transform: whether samples say how their image was mirrored and turned, as ``"transform"`` (2, 3) float32: where
+            each position of it lay before, in coordinates x and y from -1 to 1 over the patch, as
+            `torch.nn.functional.affine_grid` takes it.
     """
 
     prior: NDArray[np.uint8] | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    transform: bool = False
 
     def digest(self) -> str:
         """Return a SHA-256 of all that it holds."""

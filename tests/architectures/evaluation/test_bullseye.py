@@ -19,6 +19,7 @@ from trifuse.architectures.evaluation.bullseye import (
     contrast,
     draw_bullseye,
     draw_bullseyes,
+    draw_ecg_bullseye,
     readable_ink,
 )
 from trifuse.architectures.evaluation.picture import new_figure
@@ -179,6 +180,40 @@ def test_any_number_of_them(tmp_path, eyes):
     height, width = imread(picture.png).shape[:2]
     assert height / width == pytest.approx((4.15 * -(-eyes // 4) + 0.4) / (3.6 * min(eyes, 4) + 1), abs=0.01)
     assert ("none in any segment" in picture.alt) == (eyes > 0)
+
+
+def test_an_ecgs_scores_stand_beside_the_scar(monkeypatch, tmp_path):
+    """Of either sign: zero is light whatever the largest is, and what is above and below differs in hue."""
+    scar, scores = np.zeros(17), np.zeros(17)
+    scar[3], scores[[3, 8, 10]] = 2.25, (0.5, -2.0, 1.5)
+    picture = draw_ecg_bullseye({"truth": scar, "ours": scar / 3}, scores, tmp_path, title="Scar and ECG of a")
+    assert picture.png.name == "ecg_bullseye.png"
+    with open(picture.csv, newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert list(lines[0]) == ["segment", "name", "truth (mL)", "ours (mL)", "ECG (score)"]
+    assert [float(line["ECG (score)"]) for line in lines] == scores.tolist()
+    assert [float(line["truth (mL)"]) for line in lines] == scar.tolist()
+    assert "truth 2.25 mL in all, most in segment 4 (basal inferior), 2.25 mL" in picture.alt
+    assert "scores segment 11 (mid inferolateral) highest, 1.50, and segment 9 (mid inferoseptal) lowest, -2.00" in (
+        picture.alt
+    )
+    figures = []
+    monkeypatch.setattr(bullseye, "save_picture", lambda figure, *rest: figures.append(figure))
+    draw_ecg_bullseye({"truth": scar}, scores, tmp_path, title="Scar and ECG of a")
+    colours = [patch.get_facecolor()[:3] for patch in figures[0].axes[1].patches]
+    assert min(colours[0]) > 0.9  # zero
+    assert colours[8][0] > colours[8][2]  # brown below it
+    assert colours[10][0] < colours[10][2]  # and purple above
+    limits = [axis.get_ylim() for axis in figures[0].axes[2:]]
+    assert limits == [(0.0, 2.25), (-2.0, 2.0)]
+    draw_ecg_bullseye({"truth": scar}, 0 * scores, tmp_path, title="An ECG that says nothing")
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(DataError, match="'ECG': values: expected finite values, got"):
+            draw_ecg_bullseye({"truth": scar}, scores + wrong, tmp_path, title="Scar")
+    with pytest.raises(ShapeError, match=r"'ECG' needs 17 values"):
+        draw_ecg_bullseye({"truth": scar}, scores[1:], tmp_path, title="Scar")
+    with pytest.raises(DataError, match="got none"):
+        draw_ecg_bullseye({}, scores, tmp_path, title="Scar")
 
 
 def test_refusals(tmp_path):

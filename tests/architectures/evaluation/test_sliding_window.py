@@ -254,6 +254,26 @@ def test_channels_of_the_prior_and_constants_reach_the_network():
         assert seen["has_ecg"].tolist() == [True] * 3
 
 
+class Grid(nn.Module):
+    """Answer with a map of its own that knows no image, and follows every mirroring that it is told of."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.logits = nn.Parameter(nn.functional.one_hot(levels, 4).movedim(-1, 0).float())
+
+    def forward(self, image, transform):
+        places = nn.functional.affine_grid(transform, [len(image), 4, P, P], align_corners=False)
+        return nn.functional.grid_sample(self.logits.expand(len(image), -1, -1, -1), places, align_corners=False)
+
+
+def test_a_network_is_told_how_its_windows_are_mirrored():
+    levels = random_levels((1, P, P))
+    model, side_inputs = Grid(torch.from_numpy(levels[0])), SideInputs(transform=True)
+    for mirror in (False, True):
+        found = predicted(model, np.ones((1, P, P)), side_inputs=side_inputs, mirror=mirror)
+        np.testing.assert_array_equal(found, levels)
+
+
 def test_nan_logits_name_the_slices_of_the_volume():
     class Broken(nn.Module):
         def forward(self, image):

@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from trifuse.architectures.fias.train import FiasRecipe
 from trifuse.architectures.plain_unet import PlainUNet
 from trifuse.architectures.plain_unet.train import PlainUNetRecipe
 from trifuse.architectures.runs.recipes import recipe_from
-from trifuse.architectures.storage.config_json import config_from_json
-from trifuse.architectures.taff_unet import EcgAutoencoder, TaffUNet
+from trifuse.architectures.storage.config_json import config_from_json, config_to_json
+from trifuse.architectures.taff_unet import EcgAutoencoder, TaffUNet, TaffUNetConfig
 from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe
 
@@ -51,6 +52,8 @@ RECIPES = {
     "taff_unet": TaffUNetRecipe,
     "ecg": EcgPretrainingRecipe,
 }
+FIRST_FORM = ("--set", "network.projection=broadcast", "--set", "network.gate=after_norm")
+ASKED_FOR = {"taff_unet/full": FIRST_FORM}  # what was the default, and has to be asked for today
 SAME_SHARE = 0.999  # of the voxels: another processor rounds in another way
 
 
@@ -114,7 +117,7 @@ def test_a_stopped_run_goes_on_to_the_end_that_it_would_have_had(name, old_runs)
     run, whole = old_runs / name, old_runs / f"{name}_whole"
     done = table(run / "log.csv")
     weights = (run / "last" / "training_state.json").read_bytes()
-    run_main(*COMMANDS[name], "--resume")
+    run_main(*COMMANDS[name], *ASKED_FOR.get(name, ()), "--resume")
     log = table(run / "log.csv")
     assert log[: len(done)] == done
     assert len(log) == len(done) + 1
@@ -209,7 +212,37 @@ def test_an_old_autoencoder_computes_what_it_did(old_runs):
 @pytest.mark.parametrize("network", RECIPES)
 def test_an_old_recipe_of_defaults_is_the_recipe_of_defaults(network):
     values = json.loads((OLD_RUNS / network / "default_recipe.json").read_text())
-    assert config_from_json(RECIPES[network], values, "default_recipe.json") == RECIPES[network]()
+    asked_for = {"projection": "broadcast", "gate": "after_norm"} if network == "taff_unet" else {}
+    recipe = RECIPES[network]()
+    expected = replace(recipe, network=replace(recipe.network, **asked_for))
+    assert config_from_json(RECIPES[network], values, "default_recipe.json") == expected
+
+
+@pytest.mark.parametrize("spatial_mlp", [None, 3])
+def test_an_old_fusion_is_what_it_was(spatial_mlp, old_runs, tmp_path):
+    """One value per channel, or a grid that stayed where it was; its gate saw the code and the normalised map."""
+    description = json.loads((old_runs / "taff_unet/full/best/config.json").read_text())
+    old = {**description["config"], "spatial_mlp": spatial_mlp}
+    assert "projection" not in old
+    config = config_from_json(TaffUNetConfig, old, "config.json")
+    assert (config.projection, config.grid_side) == ("broadcast" if spatial_mlp is None else "grid", spatial_mlp)
+    assert not config.takes_transform
+    assert not config.rectifies
+    fusion = TaffUNet(config).fusion
+    assert (fusion.normalise_code, fusion.gate.slope, fusion.scores, fusion.direction) == (False, 0.0, None, None)
+    assert fusion.projection.out_features == fusion.dim * (spatial_mlp or 1) ** 2
+    again = config_from_json(TaffUNetConfig, config_to_json(config), "config.json")
+    assert again == config
+
+
+def test_an_old_taff_unet_is_not_resumed_as_another(old_runs, capsys):
+    """Today's default would fuse in another way: it says which fields to ask for, and those are all."""
+    assert main([*COMMANDS["taff_unet/full"], "--resume"]) == 2
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert [line for line in lines if line.startswith("config.")] == [
+        "config.network.gate: 'after_norm' -> 'before_norm'",
+        "config.network.projection: 'broadcast' -> None",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -221,11 +254,13 @@ def test_an_old_recipe_of_defaults_is_the_recipe_of_defaults(network):
         ("dino_unet", "network.stream_gradient=rerun", "network.stream_gradient=recompute"),
         ("fias", "data.preparation.resize=linear", "data.preprocessing.resize=linear"),
         ("ecg", "data.kind=study", "data.kind=cohort"),
+        ("taff_unet", "network.spatial_mlp=4", "network.grid_side=4"),
     ],
 )
 def test_old_words_of_a_recipe_mean_what_they_did(network, old, new):
     kind, given = RECIPES[network], {"data.root": "cohorts/hearts"}
-    stream = ["network.stream_fusion=true"] if "stream" in old else []
-    recipe = recipe_from(kind, given=given, settings=[*stream, old])
-    assert recipe == recipe_from(kind, given=given, settings=[*stream, new])
+    with_it = {"stream": ["network.stream_fusion=true"], "spatial_mlp": ["network.projection=grid"]}
+    others = [setting for word, settings in with_it.items() if word in old for setting in settings]
+    recipe = recipe_from(kind, given=given, settings=[*others, old])
+    assert recipe == recipe_from(kind, given=given, settings=[*others, new])
     assert ("learned" in old) == (recipe == recipe_from(kind, given=given))

@@ -22,6 +22,7 @@ from trifuse.architectures.taff_unet.inputs import (
     case_side_inputs,
     describe_inputs,
     require_choice,
+    side_input_shapes,
 )
 from trifuse.kernels import DataError
 
@@ -78,6 +79,54 @@ def test_e10_a_first_pass_that_found_no_wall_gives_no_prior_and_says_so(cohort, 
     ]
     assert not extra.prior.any()
     assert any("no prior, because its predicted wall cannot be divided: case001" in note for note in extra.notes)
+
+
+def test_an_ecg_without_a_wall_is_noted(cohort, tmp_path):
+    """It joins by what it says of all positions; a case without an ECG lacks no wall, nor does one that needs none."""
+    ids = ["case001", "case002"]
+    for name in ids:
+        truth = read_labels(cohort.case(name).label)
+        write_labels(tmp_path / f"{name}.nii.gz", np.zeros_like(truth.voxels), like=truth)
+    lacking = without_ecg(cohort, "case002")
+    for network, noted in (
+        (FULL, True),
+        (replace(FULL, projection="broadcast"), False),
+        (replace(FULL, setting="ap"), False),
+    ):
+        side_inputs = case_side_inputs(
+            lacking, ids, network, PriorRecipe("predicted"), EcgInputRecipe(), labels=tmp_path
+        )
+        has_note = {name: any("its ECG has no wall" in note for note in side_inputs[name].notes) for name in ids}
+        assert has_note == {"case001": noted, "case002": False}
+    walled = case_side_inputs(cohort, ids, FULL, ORACLE_PRIOR, EcgInputRecipe())
+    assert not any("its ECG has no wall" in note for name in ids for note in walled[name].notes)
+
+
+def test_a_grid_is_told_how_images_are_moved(cohort):
+    for options, told in (
+        ({"setting": "ecg", "projection": "grid"}, True),
+        ({"setting": "ecg", "projection": "grid", "grid_follows_image": False}, False),
+        ({"setting": "ecg"}, False),
+        ({"setting": "ap", "projection": "grid"}, False),
+    ):
+        network = replace(FULL, **options)
+        extra = case_side_inputs(cohort, ["case001"], network, ORACLE_PRIOR, EcgInputRecipe())["case001"]
+        assert extra.transform == told
+        assert ("transform" in side_input_shapes(network, 64)) == told
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "per segment of the prior, of rank one (segments)"),
+        ({"setting": "ecg"}, "the same at every position (broadcast), rectified"),
+        ({"setting": "ecg", "projection": "grid"}, "on a coarse grid (grid)"),
+    ],
+)
+def test_a_report_says_how_the_ecg_becomes_a_map(cohort, options, said):
+    network = replace(FULL, **options)
+    side_inputs = case_side_inputs(cohort, ["case001"], network, ORACLE_PRIOR, EcgInputRecipe())
+    assert describe_inputs(side_inputs, network, ORACLE_PRIOR)["ECG's map"] == said
 
 
 def test_e10_a_reference_without_a_wall_is_refused_with_its_case(cohort):

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.samples.nnunet_augmentation import NnUNetAugmentation
+from trifuse.architectures.data.samples.patch_dataset import PatchDataset
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import train
@@ -18,15 +21,17 @@ from trifuse.architectures.runs.predict import load_network, predict_images
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.taff_unet.config import TaffUNetConfig
-from trifuse.architectures.taff_unet.inputs import PriorRecipe
+from trifuse.architectures.taff_unet.inputs import EcgInputRecipe, PriorRecipe, case_side_inputs
 from trifuse.architectures.taff_unet.model import TaffUNet
 from trifuse.architectures.taff_unet.paper import RESULTS
-from trifuse.architectures.taff_unet.train import TaffUNetRecipe
+from trifuse.architectures.taff_unet.report import Heard, describe_gate
+from trifuse.architectures.taff_unet.train import TaffUNetRecipe, check, run_with_side_inputs
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import DataError
 
 PICTURES = (
     "bullseye",
+    "ecg_bullseye",
     "lead_attention",
     "temporal_attention",
     "gate_weights",
@@ -116,6 +121,103 @@ def test_every_picture_is_there_with_its_numbers(finished):
     assert float(burdens[0]["segment_1_ml"]) >= 0
     with (finished / "figures" / "gate_weights.csv").open() as lines:
         assert {line["case_id"] for line in csv.DictReader(lines)} == {"case006", "case007"}
+
+
+def test_a_report_says_how_the_ecg_joins_and_how_much_its_weights_differ(finished):
+    report = (finished / "report.md").read_text()
+    assert "| ECG's map | per segment of the prior, of rank one (segments) |" in report
+    with (finished / "figures" / "gate_weights.csv").open() as lines:
+        weights = [float(line["ecg_weight"]) for line in csv.DictReader(lines)]
+    sd, low, high = abs(weights[0] - weights[1]) / 2**0.5, min(weights), max(weights)
+    mean = sum(weights) / 2
+    assert sd > 1e-6
+    assert f"| Gate | weight of the ECG {mean:.4f}, SD {sd:.4f} over 2 cases, from {low:.4f} to {high:.4f} |" in report
+
+
+def test_what_the_ecgs_say_of_the_segments_is_tabulated(finished):
+    """For each case the scores of its own ECG, which stand in the picture beside the scar of its case."""
+    with (finished / "figures" / "ecg_segment_scores.csv").open() as lines:
+        scores = {line.pop("case_id"): [float(value) for value in line.values()] for line in csv.DictReader(lines)}
+    assert set(scores) == {"case006", "case007"}
+    assert scores["case006"] != scores["case007"]
+    picture = list(csv.DictReader((finished / "figures" / "ecg_bullseye.csv").open()))
+    assert [float(line["ECG (score)"]) for line in picture] in list(scores.values())
+    network, _ = load_network(finished)
+    with torch.inference_mode():
+        beats = case_side_inputs_of(finished, network)
+        for case_id, beat in beats.items():
+            expected = network.fusion.segment_scores(network.ecg.encode(beat[None]))[0]
+            torch.testing.assert_close(torch.tensor(scores[case_id]), expected.cpu(), rtol=1e-3, atol=1e-4)
+
+
+def case_side_inputs_of(run: Path, network: TaffUNet) -> dict[str, torch.Tensor]:
+    """Return the beats of a run's test cases, read once more from its cohort."""
+    cohort = open_cohort(Path(json.loads((run / "run.json").read_text())["config"]["data"]["root"]))
+    cases = ("case006", "case007")
+    side_inputs = case_side_inputs(cohort, cases, network.config, PriorRecipe("gt"), EcgInputRecipe())
+    return {name: extra.constants["ecg"] for name, extra in side_inputs.items()}
+
+
+def test_a_gate_without_any_ecg_is_said_to_have_none():
+    model = TaffUNet(TaffUNetConfig("ecg", image_size=32, base_dim=1, fusion_stage=1))
+    assert describe_gate(model, Heard({}, {})) == {"Gate": "no case to be scored has an ECG"}
+    assert describe_gate(model, Heard({"a": 0.25}, {}))["Gate"].startswith("weight of the ECG 0.2500, of 1 case")
+    assert describe_gate(TaffUNet(TaffUNetConfig("ap", image_size=32, base_dim=1)), Heard({}, {})) == {}
+
+
+def test_a_grid_that_cannot_follow_its_image_is_refused(scar_cohort, tmp_path):
+    """Without a prior; and not where images stay as they are."""
+    recipe = tiny_recipe(scar_cohort, "ecg")
+    stays = replace(recipe.network, projection="grid", grid_follows_image=False)
+    mirrors = Patches(mirror=True, samples_per_epoch=8)
+    still = replace(recipe.data, augment="none")
+    for data, said in (
+        (recipe.data, "turned by data.augment='nnunet', and no prior"),
+        (still.with_preprocessing(patches=mirrors), "turned by data.preprocessing.patches.mirror=true, and no prior"),
+        (recipe.data.with_preprocessing(patches=mirrors), "'nnunet' and data.preprocessing.patches.mirror=true"),
+    ):
+        refused = replace(recipe, data=data, network=stays)
+        with pytest.raises(RecipeError, match=r"grid_follows_image: false leaves the grid .*set it to true") as error:
+            train(refused, tmp_path / "run")
+        assert said in str(error.value)
+        check(replace(refused, network=replace(stays, grid_follows_image=True)))
+        check(replace(refused, network=replace(stays, setting="full"), prior=PriorRecipe("gt")))
+    check(replace(recipe, data=still, network=stays))
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_tell_a_grid_how_their_images_were_moved(scar_cohort):
+    recipe = tiny_recipe(scar_cohort, "ecg_time")
+    network = TaffUNet(replace(recipe.network, projection="grid", grid_side=2)).eval()
+    cohort = open_cohort(scar_cohort)
+    side_inputs = case_side_inputs(cohort, ["case006"], network.config, recipe.prior, recipe.ecg)
+    preprocessing = recipe.data.with_preprocessing(patches=Patches(spacing_mm=(6.0, 6.0))).preprocessing
+    mirrored = NnUNetAugmentation(rotation=0.0, scaling=0.0, mirror=1.0)
+    patches = PatchDataset(cohort, ["case006"], preprocessing, augment=mirrored, side_inputs=side_inputs)
+    batch = default_collate([patches[0, 0, index] for index in range(2)])
+    torch.testing.assert_close(batch["transform"], -torch.eye(2, 3).expand(2, 2, 3))
+    with torch.inference_mode():
+        moved, upright = (
+            run_with_side_inputs(network, {**batch, "transform": matrix}).logits[0]
+            for matrix in (batch["transform"], -batch["transform"])
+        )
+    assert not torch.allclose(moved, upright)
+
+
+@pytest.mark.slow
+def test_a_grid_follows_its_images_from_training_to_mirrored_prediction(scar_cohort, tmp_path):
+    recipe = tiny_recipe(scar_cohort, "ecg_time")
+    recipe = replace(recipe, network=replace(recipe.network, projection="grid", grid_side=2))
+    recipe = replace(recipe, data=recipe.data.with_preprocessing(patches=Patches(mirror=True, samples_per_epoch=8)))
+    report = train(recipe, tmp_path / "run").read_text()
+    assert "| ECG's map | on a coarse grid (grid) |" in report
+    assert not (tmp_path / "run" / "figures" / "ecg_bullseye.png").exists()
+    assert TaffUNet.from_pretrained(tmp_path / "run" / "best").fusion.grid_side == 2
+    predictions = tmp_path / "run" / "predictions" / "test"
+    predict_images(tmp_path / "run", scar_cohort, tmp_path / "new")
+    for case_id in ("case006", "case007"):
+        again, first = (folder / f"{case_id}.nii.gz" for folder in (tmp_path / "new", predictions))
+        assert again.read_bytes() == first.read_bytes()
 
 
 def test_new_images_bring_their_ecg_and_need_labels_for_an_oracle(finished, scar_cohort, tmp_path):

@@ -36,7 +36,7 @@ def square(side, seed=0):
 
 def augmented(augment, seed=0, patch_size=P, given=None):
     given = square(augment.source_size(patch_size)) if given is None else given
-    return augment(*given, generator_of(seed), patch_size)
+    return augment(*given, generator_of(seed), patch_size)[:3]
 
 
 def middle(plane, side=P):
@@ -165,6 +165,32 @@ def test_mirrorings_are_all_as_likely():
         assert torch.equal(prior, segments.flip(found[-1]))
     for axes in wanted.values():
         assert abs(found.count(axes) - 100) < 3.5 * np.sqrt(400 * 0.25 * 0.75)
+
+
+def positions(side):
+    """Return the coordinates of pixels from -1 to 1 over a patch of P pixels, in the middle of a square: (side,)."""
+    return (torch.arange(side) - (side - 1) / 2) * 2 / P
+
+
+@pytest.mark.parametrize("names", [(), ("mirror",), ("rotation",), ("scaling",), SPATIAL], ids=str)
+def test_it_says_where_everything_lay_before(names):
+    """Images whose values are their own x and y tell it as well."""
+    augment = NnUNetAugmentation(**{**NEVER, **dict.fromkeys(names, 0.6)})
+    side = augment.source_size(P)
+    labels = torch.zeros(side, side, dtype=torch.long)
+    planes = torch.meshgrid(positions(side), positions(side), indexing="xy")
+    rows = torch.meshgrid(positions(P), positions(P), indexing="xy")
+    here = torch.stack([*rows, torch.ones(P, P)], dim=-1)
+    seen = set()
+    for seed in range(25):
+        found = [augment(plane[None], labels, None, generator_of(seed), P) for plane in planes]
+        transform = found[0][3]
+        assert tuple(transform.shape) == (2, 3)
+        before = here @ transform.T
+        for axis, (image, _, _, _) in enumerate(found):
+            torch.testing.assert_close(image[0], before[..., axis], rtol=1e-4, atol=1e-4)
+        seen.add(tuple(transform.flatten().tolist()))
+    assert len(seen) > 3 or not names
 
 
 # ---------------------------------------------------------------------------------------------- changing values

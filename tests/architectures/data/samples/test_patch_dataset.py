@@ -214,6 +214,20 @@ def test_d26_a_class_that_no_slice_shows(put_numbered, tmp_path):
         patches_of(open_cohort(tmp_path, targets={"one": 1, "seven": 7})).require_every_class()
 
 
+def test_samples_say_how_their_image_was_moved_where_it_is_asked_for(put_numbered):
+    cohort, asked = put_numbered(), {"a": SideInputs(transform=True)}
+    upright = torch.eye(2, 3)
+    still = [patches_of(cohort, side_inputs=asked)[key]["transform"] for key in keys(3)]
+    still.append(
+        GridPatches(cohort, ["a"], replace(AS_IS, image_size=P, patches=PATCHES), side_inputs=asked)[0]["transform"]
+    )
+    assert all(torch.equal(matrix, upright) for matrix in still)
+    mirrored = replace(NnUNetAugmentation(), rotation=0.0, scaling=0.0, mirror=1.0)
+    moved = patches_of(cohort, side_inputs=asked, augment=mirrored)[keys(1)[0]]["transform"]
+    assert torch.equal(moved, -upright)
+    assert "transform" not in patches_of(cohort, side_inputs={"a": SideInputs()}, augment=mirrored)[keys(1)[0]]
+
+
 # ------------------------------------------------------------------------- resampling, crop, prior, and the cache
 
 
