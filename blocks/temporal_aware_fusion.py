@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trifuse.kernels import DataError, ShapeError, temporal_film_gate
+from trifuse.kernels import DataError, ShapeError, segment_film_gate, temporal_film_gate
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.library import values_at_hand
 
@@ -220,7 +220,7 @@ class TemporalAwareFusion(nn.Module):
             assert segments is not None  # see `_check_segments`
             scores = self.scores(code)
             if segments.ndim == 3:
-                return _segment_film_gate(features, segments, projected, scores, self.direction, weights, gamma, beta)
+                return segment_film_gate(features, segments, projected, scores, self.direction, weights, gamma, beta)
             field = (segments.to(scores.dtype) * scores[:, :, None, None]).sum(dim=1, keepdim=True)
             ecg_map = projected[:, :, None, None] + field * self.direction.to(scores.dtype)[:, None, None]
         elif self.form == "grid":
@@ -308,23 +308,6 @@ class TemporalAwareFusion(nn.Module):
             f"normalise_code={self.normalise_code}, zero_init_proj={self.zero_init_proj}, "
             f"gate_sees_time={self.gate_sees_time}"
         )
-
-
-def _segment_film_gate(
-    features: Tensor,
-    segments: Tensor,
-    shared: Tensor,
-    segment_scores: Tensor,
-    direction: Tensor,
-    weights: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-) -> Tensor:
-    """Mix a map with what an ECG says of each segment: shared (B, C) + segment_scores (B, S) x direction (C,)."""
-    outside = segment_scores.new_zeros(segment_scores.shape[0], 1)
-    field = torch.cat([outside, segment_scores], dim=1).gather(1, segments.long().flatten(1)).view(segments.shape)
-    ecg_map = shared[:, :, None, None] + field[:, None] * direction.to(field.dtype)[:, None, None]
-    return _mix(features, ecg_map, weights, scale, shift)
 
 
 def _mix(features: Tensor, ecg_map: Tensor, weights: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
