@@ -6,6 +6,7 @@ Names of parameters are those of nnU-Net v2, whose weights load as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class ConvStack(nn.Module):
         *before, last = self.convs
         for unit in before:
             x = unit(x)
-        return last.with_means(x)
+        return cast(ConvUnit, last).with_means(x)
 
 
 class PlainUNetEncoder(nn.Module):
@@ -136,7 +137,8 @@ class PlainUNetEncoder(nn.Module):
 
     def stage_with_means(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a stage makes of the map before it, and the means (B, C) that its last norm takes away."""
-        return self.stages[index][0].with_means(x)
+        (stack,) = cast(nn.Sequential, self.stages[index])
+        return cast(ConvStack, stack).with_means(x)
 
 
 class PlainUNetDecoder(nn.Module):

@@ -100,13 +100,12 @@ class PatchDataset(Dataset[dict[str, Any]]):
         generator = generator_of(*key)
         number, position, corner = self._place(generator)
         if self._augment is None:
-            patch: tuple[Tensor | None, ...] = self._cases.cut(number, position, corner, self._patch_size)
-        else:
-            side = self._augment.source_size(self._patch_size)
-            margin = (side - self._patch_size) // 2
-            around = self._cases.cut(number, position, (corner[0] - margin, corner[1] - margin), side)
-            patch = self._augment(*around, generator, self._patch_size)
-        return self._cases.sample(number, position, key[2], *patch)
+            patch = self._cases.cut(number, position, corner, self._patch_size)
+            return self._cases.sample(number, position, key[2], *patch)
+        side = self._augment.source_size(self._patch_size)
+        margin = (side - self._patch_size) // 2
+        around = self._cases.cut(number, position, (corner[0] - margin, corner[1] - margin), side)
+        return self._cases.sample(number, position, key[2], *self._augment(*around, generator, self._patch_size))
 
     def require_every_class(self) -> None:
         """Raise if a class is on none of the slices: a network cannot learn what it is never shown.
