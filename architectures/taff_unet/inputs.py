@@ -252,8 +252,8 @@ def describe_inputs(
     if network.takes_ecg:
         without = [case_id for case_id, extra in side_inputs.items() if not extra.constants["has_ecg"]]
         names = f"; without: {listed(without)}" if without else ""
-        facts["ECG's map"] = f"{_MAPS[network.fusion_projection]}{', rectified' if network.rectifies else ''}"
         facts["ECG"] = f"{count(len(side_inputs) - len(without), 'case')} of {len(side_inputs)} with one{names}"
+        facts["ECG's map"] = f"{_MAPS[network.fusion_projection]}{', rectified' if network.rectifies else ''}"
     odd: dict[str, list[str]] = {}
     for case_id, extra in side_inputs.items():
         for note in extra.notes:
