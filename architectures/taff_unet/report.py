@@ -22,15 +22,15 @@ from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import Evaluation
 from trifuse.architectures.evaluation.scoring import Row, prediction_path
 from trifuse.architectures.evaluation.tables import number, write_csv
-from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.training.batches import on_device
 from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.kernels import DataError
 
 from .aha17 import scar_burden_ml
-from .first_pass import LABELS
+from .first_pass import first_pass_labels
 from .inputs import ORACLE, PriorRecipe, divide
+from .mechanisms import exchange_test
 from .model import TaffUNet
 
 SCAR = "scar"
@@ -65,6 +65,8 @@ def draw_pictures(
         pictures += _attention(model, beats, figures)
         pictures.append(draw_gate_weights(days, gate_weights(model, data, list(days)), figures))
         pictures.append(draw_interval_bars(days, {this: scar_dsc(scored.rows)}, figures))
+        exchanged = exchange_test(model, data, [case.case_id for case in cases], figures)
+        pictures += [] if exchanged is None else [exchanged]
     return pictures
 
 
@@ -85,11 +87,6 @@ def scar_dsc(rows: Iterable[Row]) -> dict[str, float]:
         if row.class_name == SCAR:
             scores.setdefault(row.case_id, []).append(row.scores["dsc"])
     return {case_id: sum(values) / len(values) for case_id, values in scores.items()}
-
-
-def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:
-    """Return the folder of the label maps that a predicted prior was built from."""
-    return run / FIRST_PASS_FOLDER / LABELS if prior.labels is None else Path(prior.labels)
 
 
 def gate_weights(model: TaffUNet, data: PreparedData, case_ids: Sequence[str]) -> dict[str, float]:
