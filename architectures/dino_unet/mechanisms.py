@@ -24,8 +24,8 @@ def other_blocks(model: DinoUNet) -> Tensor:
     The lightest blocks, ordered as the selected ones are; of selected blocks those that are left.
     """
     fusion = model.fusion
-    selected = set(fusion.selected)
-    rank = sorted(range(fusion.num_blocks), key=lambda block: (block in selected, float(fusion.weights[block])))
+    selected, weights = set(fusion.selected), fusion.weights.tolist()
+    rank = sorted(range(fusion.num_blocks), key=lambda block: (block in selected, weights[block]))
     others = rank[: fusion.top_k]
     return torch.tensor(sorted(others, reverse=True) if fusion.order == "depth" else others[::-1])
 

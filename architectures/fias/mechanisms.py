@@ -212,7 +212,7 @@ def _decoder_attention(model: Fias) -> list[Mechanism]:
             )
             for number in range(1, 1 + len(blocks))
         ]
-    change = "one cell is drawn in prediction as in training; a prediction takes the mean, and draws nothing"
+    change = "a cell is drawn for each slice, as in training; a prediction takes the mean, and draws nothing"
     if not blocks:
         return [*rows, Mechanism("Monte Carlo draw", change, unmeasured="mixatt=False: nothing is drawn")]
     return [*rows, Mechanism("Monte Carlo draw", change, _drawn)]
@@ -236,11 +236,8 @@ def _drawn(model: Fias, means: Means) -> Iterator[None]:
 
 def _drawing(attention: MonteCarloAttention) -> Context:
     def as_in_training(given: Tensor, result: Tensor) -> Tensor:
-        attention.training = True  # of this module alone; what is in it does not ask
-        try:
+        with attributes(attention, training=True, draw="sample"):  # of this module alone; what is in it does not ask
             return attention.forward(given)
-        finally:
-            attention.training = False
 
     return answering([attention], as_in_training)
 
