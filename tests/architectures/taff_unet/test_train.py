@@ -12,6 +12,7 @@ import torch
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
+from trifuse.architectures.runs.audit import audit_run
 from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.predict import load_network, predict_images
@@ -30,6 +31,7 @@ PICTURES = (
     "temporal_attention",
     "gate_weights",
     "interval_bars",
+    "exchange_test",
     "curves",
     "test/overlays",
 )
@@ -115,6 +117,28 @@ def test_every_picture_is_there_with_its_numbers(finished):
     assert float(burdens[0]["segment_1_ml"]) >= 0
     with (finished / "figures" / "gate_weights.csv").open() as lines:
         assert {line["case_id"] for line in csv.DictReader(lines)} == {"case006", "case007"}
+
+
+def test_an_audit_takes_the_inputs_of_the_training(finished, tmp_path):
+    """The prior of a run is found again; what is exchanged changes as in the report's exchange test."""
+    found = audit_run(finished, out=tmp_path / "out", device="cpu").audit
+    assert {each.mechanism.name: each.cases for each in found.findings} == {
+        "prior": 2,
+        "prior of another case": 2,
+        "ECG": 2,
+        "ECG of another case": 2,
+        "gate at 1/2": 2,
+        "gate fixed": 2,
+        "time": 2,
+        "interval of another case": 2,
+    }
+    (spread,) = found.spreads
+    assert spread.name == "gate weight of the ECG"
+    with (finished / "figures" / "exchange_test.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    shares = {row["mechanism"]: float(row["changed"]) for row in rows if row["target"] == "all classes"}
+    ours = {each.mechanism.name: each.moved[0].share.mean for each in found.findings}
+    assert shares == {name: ours[name] for name in ("ECG of another case", "interval of another case")}
 
 
 def test_new_images_bring_their_ecg_and_need_labels_for_an_oracle(finished, scar_cohort, tmp_path):
