@@ -10,7 +10,7 @@ from typing import Any
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.text import count, listed
 
-from .audit import ALL_CLASSES, Audit, Finding, Interval, Moved
+from .audit import ALL_CLASSES, Audit, Finding, Interval
 from .picture import BLUE, FAINT, INK, LARGE, NORMAL, SMALL, VERMILION, Picture, new_figure, save_picture
 from .report import markdown_table, picture_parts, provenance_parts
 from .summary import METRIC_NAMES, aligned
@@ -187,13 +187,15 @@ def _dress(axis: Any, x_label: str) -> None:
         spine.set_color(FAINT)
 
 
+def verdict(finding: Finding) -> str:
+    """Return a few words on a mechanism that was measured: what it moves of the class that it moves most."""
+    most = finding.most
+    of = "" if most.target == ALL_CLASSES else f" of {most.target}"
+    return f"{finding.mechanism.name} {percent(most.share.mean)}{of}{', dead' if finding.dead else ''}"
+
+
 def _described(audit: Audit, shown: Sequence[Finding]) -> str:
-    words = (f"{each.mechanism.name} {_most_words(each.most)}{', dead' if each.dead else ''}" for each in shown)
-    return f"{headline(audit)} Voxels changed: {'; '.join(words)}."
-
-
-def _most_words(moved: Moved) -> str:
-    return percent(moved.share.mean) if moved.target == ALL_CLASSES else f"{percent(moved.share.mean)} ({moved.target})"
+    return f"{headline(audit)} Voxels changed: {'; '.join(map(verdict, shown))}."
 
 
 def _explained(audit: Audit) -> str:

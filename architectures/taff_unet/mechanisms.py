@@ -19,7 +19,7 @@ from torch import Tensor
 from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.evaluation.audit import audit_network
-from trifuse.architectures.evaluation.audit_report import draw_audit
+from trifuse.architectures.evaluation.audit_report import draw_audit, verdict
 from trifuse.architectures.evaluation.mechanisms import (
     Context,
     Inputs,
@@ -40,7 +40,7 @@ from .inputs import EcgInputRecipe, PriorRecipe, case_side_inputs
 from .model import TaffUNet
 
 OTHER_ECG, OTHER_INTERVAL = "ECG of another case", "interval of another case"
-EXCHANGE_TEST = "Exchange test: the ECG or the interval of another case"
+EXCHANGE_TEST = "Exchange test"
 GATE = "gate weight of the ECG"
 
 
@@ -87,9 +87,10 @@ def exchange_test(model: TaffUNet, data: PreparedData, case_ids: Sequence[str], 
         return None
     inputs = data.side_inputs
     audit = audit_network(model, data.cohort, case_ids, data.recipe.preprocessing, rows, side_inputs=inputs)
-    if not any(finding.moved for finding in audit.findings):
+    found = [finding for finding in audit.findings if finding.moved]
+    if not found:
         return None
-    return draw_audit(audit, figures, name="exchange_test", title=EXCHANGE_TEST)
+    return draw_audit(audit, figures, name="exchange_test", title=f"{EXCHANGE_TEST}: {'; '.join(map(verdict, found))}")
 
 
 # --------------------------------------------------------------------------------------------------- the inputs

@@ -51,13 +51,16 @@ def draw_pictures(
         scored: the scores of a part of the split.
         figures: folder to draw into.
     """
+    case_ids = list(dict.fromkeys(row.case_id for row in scored.rows))
+    exchanged = exchange_test(model, data, case_ids, figures)
+    pictures = [] if exchanged is None else [exchanged]
     if SCAR not in data.cohort.class_names:
-        return []
+        return pictures
     side_inputs = data.side_inputs or {}
-    cases = [data.cohort.case(case_id) for case_id in dict.fromkeys(row.case_id for row in scored.rows)]
+    cases = [data.cohort.case(case_id) for case_id in case_ids]
     this = f"this network, {ORACLE}" if model.config.takes_prior and prior.source == "gt" else "this network"
     sources = {"first pass": first_pass_labels(run, prior), this: run / "predictions" / scored.name}
-    pictures = _bullseyes(sources, data, cases, prior, figures)
+    pictures += _bullseyes(sources, data, cases, prior, figures)
     with_ecg = [case for case in cases if model.config.takes_ecg and side_inputs[case.case_id].constants["has_ecg"]]
     if with_ecg:
         days = interval_days(data.cohort, [case.case_id for case in with_ecg])
@@ -65,8 +68,6 @@ def draw_pictures(
         pictures += _attention(model, beats, figures)
         pictures.append(draw_gate_weights(days, gate_weights(model, data, list(days)), figures))
         pictures.append(draw_interval_bars(days, {this: scar_dsc(scored.rows)}, figures))
-        exchanged = exchange_test(model, data, [case.case_id for case in cases], figures)
-        pictures += [] if exchanged is None else [exchanged]
     return pictures
 
 

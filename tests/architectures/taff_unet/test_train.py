@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,7 @@ def test_every_picture_is_there_with_its_numbers(finished):
 
 def test_an_audit_takes_the_inputs_of_the_training(finished, tmp_path):
     """The prior of a run is found again; what is exchanged changes as in the report's exchange test."""
+    report = (finished / "report.md").read_text()
     found = audit_run(finished, out=tmp_path / "out", device="cpu").audit
     assert {each.mechanism.name: each.cases for each in found.findings} == {
         "prior": 2,
@@ -134,6 +136,7 @@ def test_an_audit_takes_the_inputs_of_the_training(finished, tmp_path):
     }
     (spread,) = found.spreads
     assert spread.name == "gate weight of the ECG"
+    assert re.search(r"## Exchange test: ECG of another case .* %.*; interval of another case .* %", report)
     with (finished / "figures" / "exchange_test.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     shares = {row["mechanism"]: float(row["changed"]) for row in rows if row["target"] == "all classes"}
