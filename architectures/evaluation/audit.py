@@ -321,7 +321,7 @@ def _finding(mechanism: Mechanism, effects: Sequence[Effect], means: Means, thre
     moved = tuple(_moved(target, own) for target in own[0].voxels)
     shares = [each.share.mean for each in moved if not math.isnan(each.share.mean)]
     if not shares:
-        return Finding(mechanism, len(own), moved, None, "the network predicts no target, with it or without")
+        return Finding(mechanism, len(own), (), None, "the network predicts no target, with it or without")
     return Finding(mechanism, len(own), moved, max(shares) < threshold)
 
 

@@ -39,7 +39,7 @@ def write_audit(
     cases, watched = out / "audit_cases.csv", out / "audit_watched.csv"
     _write_cases(cases, audit)
     parts = [f"# {title}", headline(audit), *picture_parts(picture, out)]
-    parts += ["## What each mechanism moves", _explained(audit), markdown_table(*finding_cells(audit))]
+    parts += ["## Mechanism by mechanism", _explained(audit), markdown_table(*finding_cells(audit))]
     if any(len(finding.moved) > 1 for finding in audit.findings):
         parts += ["## By class", "Share of the voxels of each class that change.", markdown_table(*_class_cells(audit))]
     if audit.spreads:
@@ -60,23 +60,32 @@ def write_audit(
 
 def format_audit(audit: Audit) -> str:
     """Return an audit as text in aligned columns, for a terminal."""
-    lines = [headline(audit), "", *aligned(*finding_cells(audit))]
+    lines = [headline(audit)]
+    header, cells = finding_cells(audit)
+    if cells:
+        lines += ["", *aligned(header, cells)]
     if audit.spreads:
         lines += ["", *aligned(*spread_cells(audit))]
-    left_out = [f"{each.mechanism.name}: not measured, {each.unmeasured}" for each in audit.findings if each.unmeasured]
-    return "\n".join([*lines, *(["", *left_out] if left_out else [])])
+    left_out: dict[str, list[str]] = {}
+    for finding in audit.findings:
+        if finding.unmeasured:
+            left_out.setdefault(finding.unmeasured, []).append(finding.mechanism.name)
+    lines += [f"\nnot measured, because {reason}: {', '.join(names)}" for reason, names in left_out.items()]
+    return "\n".join(lines)
 
 
 def headline(audit: Audit) -> str:
     """Return the sentence that says how many mechanisms are dead, and which."""
     measured = [finding for finding in audit.findings if finding.dead is not None]
-    below = f"change less than {percent(audit.threshold)} of the voxels of every class"
+    least = f"{100 * audit.threshold:g} %"
     if not measured:
         return "No mechanism could be measured."
     if not audit.dead:
-        return f"None of the {count(len(measured), 'mechanism')} measured is dead: none would {below}."
+        return f"None of {count(len(measured), 'mechanism')} measured is dead: each changes {least} of a class or more."
     names = listed((finding.mechanism.name for finding in audit.dead), most=len(audit.dead))
-    return f"{len(audit.dead)} of {count(len(measured), 'mechanism')} measured are dead, they {below}: {names}."
+    verb = "are" if len(audit.dead) > 1 else "is"
+    some = f"{len(audit.dead)} of {count(len(measured), 'mechanism')} measured {verb} dead"
+    return f"{some}, changing less than {least} of the voxels of every class: {names}."
 
 
 def finding_cells(audit: Audit) -> tuple[list[str], list[list[str]]]:
@@ -139,9 +148,10 @@ def draw_audit(audit: Audit, out: Path, *, name: str = "audit", title: str = "Wh
     left.set_xscale("log")
     left.set_xlim(_LEAST_SHOWN, 12)
     ticks = (1e-4, 1e-3, 1e-2, 1e-1, 1)
-    left.set_xticks(ticks, [percent(tick) for tick in ticks])
+    left.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
     left.minorticks_off()
     left.axvline(audit.threshold, color=FAINT, lw=1, ls="--", zorder=1)
+    left.text(audit.threshold, -0.62, "dead below", ha="right", va="bottom", fontsize=SMALL, color=FAINT)
     _dress(left, "Voxels changed, in the class that changes most")
     _dress(right, "Change of the DSC")
     right.axvline(0, color=FAINT, lw=1, zorder=1)
@@ -169,7 +179,8 @@ def _draw_row(left: Any, right: Any, row: int, finding: Finding) -> None:
         left.plot([max(_LEAST_SHOWN, share.low), max(_LEAST_SHOWN, share.high)], [row, row], color=INK, lw=1.2)
         end = max(value, share.high)
     word = f"{percent(share.mean)}{', dead' if finding.dead else ''}"
-    left.text(max(end, _LEAST_SHOWN) * 1.25, row, word, va="center", fontsize=SMALL, color=INK)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    left.text(max(end, _LEAST_SHOWN) * 1.25, row, word, va="center", fontsize=SMALL, color=INK, bbox=behind)
     score = finding.moved[0].scores["dsc"]
     if math.isfinite(score.mean):
         right.scatter([score.mean], [row], s=20, color=colour, zorder=3)
@@ -203,15 +214,15 @@ def _explained(audit: Audit) -> str:
         "Each case is predicted once as the network is, and once more for each mechanism. Changed are voxels with "
         "another label, as a share of those that are a target before or after, over all cases together; of a single "
         "class, those that are it before and not after, or the other way round. A mechanism that changes less than "
-        f"{percent(audit.threshold)} of all classes and of each is dead. Scores: mean over cases of the score with the "
-        "change minus that without, under the strict convention, for several classes their mean. Intervals: 95 %, "
+        f"{100 * audit.threshold:g} % of all classes and of each is dead. Scores: mean over cases of the score with "
+        "the change minus that without, under the strict convention, for several classes their mean. Intervals: 95 %, "
         "bootstrapped by patient; none for fewer than two."
     )
 
 
 def _class_cells(audit: Audit) -> tuple[list[str], list[list[str]]]:
     shown = [finding for finding in audit.findings if finding.moved]
-    targets = [moved.target for moved in shown[0].moved]
+    targets = [moved.target for moved in shown[0].moved]  # of all: see the caller
     return ["mechanism", *targets], [
         [finding.mechanism.name, *(percent(moved.share.mean) for moved in finding.moved)] for finding in shown
     ]

@@ -17,7 +17,7 @@ def test_an_audit_lies_in_the_run_and_is_replaced_on_demand_alone(atria_run, cap
     assert code == 0, errors
     page = atria_run / "audit" / "test" / "audit.md"
     assert f"report:  {page}" in output
-    for said in ("image branch", "skip of stage 4", "selection of blocks: not measured", "verdict"):
+    for said in ("image branch", "skip of stage 4", "not measured, because all 4 blocks are selected", "verdict"):
         assert said in output, said
     text = page.read_text()
     assert text.startswith("# Audit of run, dino_unet\n")

@@ -84,7 +84,12 @@ def test_a_dead_mechanism_is_called_dead_and_a_living_one_is_not(cohort):
     assert [each.verdict for each in found.findings] == ["dead", "alive", "alive"]
     assert [each.mechanism.name for each in found.dead] == ["lost"]
     assert found.findings[0].moved[0].share == (0.0, 0.0, 0.0)
-    assert "1 of 3 mechanisms measured are dead" in format_audit(found)
+    alive = audit(cohort, EDGE)
+    assert format_audit(alive).startswith("None of 1 mechanism measured is dead: each changes 1 % of a class or more.")
+    assert (
+        "1 of 3 mechanisms measured is dead, changing less than 1 % of the voxels of every class: lost."
+        in format_audit(found)
+    )
 
 
 def test_the_network_is_afterwards_what_it_was(cohort):
@@ -149,7 +154,7 @@ def test_cases_without_labels_count_and_have_no_scores(cohort):
     assert "nan" not in format_audit(found)
 
 
-def test_a_network_that_predicts_nothing_is_no_proof(cohort):
+def test_a_network_that_predicts_nothing_is_no_proof(cohort, tmp_path):
     model = Painter()
     model.edge.register_forward_hook(lambda module, given, result: result * 0)
     found = audit(cohort, LOST, model=model, cases=["a"])
@@ -158,9 +163,12 @@ def test_a_network_that_predicts_nothing_is_no_proof(cohort):
     nn.init.zeros_(nothing[0].weight)
     nothing[0].bias.data = torch.tensor([1.0, 0.0, 0.0])
     switch = Mechanism("weights", "they are zero", lambda model, means: holding([(model[0].weight, 0.0)]))
-    (finding,) = audit(cohort, switch, model=nothing).findings
-    assert (finding.dead, finding.verdict) == (None, "not measured")
-    assert "predicts no target" in finding.unmeasured
+    found = audit(cohort, switch, model=nothing)
+    (finding,) = found.findings
+    assert (finding.dead, finding.verdict, finding.moved) == (None, "not measured", ())
+    reason = "not measured, because the network predicts no target, with it or without: weights"
+    assert format_audit(found) == f"No mechanism could be measured.\n\n{reason}"
+    assert write_audit(tmp_path / "out", found, title="Audit").png.exists()
 
 
 def test_what_is_watched_is_held_at_its_mean(cohort):
@@ -262,7 +270,7 @@ def test_page_chart_and_tables_hold_the_same_numbers(cohort, tmp_path):
     found = audit(cohort, LOST, EDGE, absent)
     picture = write_audit(tmp_path / "out", found, title="Audit", facts={"Run": "x"}, command=["trifuse", "audit", "x"])
     text = (tmp_path / "out/audit.md").read_text()
-    for said in ("1 of 2 mechanisms measured are dead", "| lost | 3 | 0 % |", "dead |", "the network \\| has none"):
+    for said in ("1 of 2 mechanisms measured is dead", "| lost | 3 | 0 % |", "dead |", "the network \\| has none"):
         assert said in text, said
     assert "trifuse audit x" in text
     assert picture.png.read_bytes()[:4] == b"\x89PNG"
