@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from command import run_main
 
+from trifuse.architectures.dino_unet.model import DinoUNet
 from trifuse.architectures.runs.audit import audit_run
 from trifuse.kernels import CheckpointError
 
 
-def test_an_audit_lies_in_the_run_and_is_replaced_on_demand_alone(atria_run, capsys):
-    code, output, errors = run_main(["audit", atria_run], capsys)
+@pytest.fixture
+def balanced_run(atria_run, tmp_path) -> Path:
+    """Return a run whose network finds as much target as background: a training of seconds finds none."""
+    run = shutil.copytree(atria_run, tmp_path / "run", ignore=shutil.ignore_patterns("audit"))
+    model = DinoUNet.from_pretrained(run / "best").eval()
+    with torch.no_grad():
+        background, target = model(torch.randn(4, 3, 56, 56, generator=torch.Generator().manual_seed(0))).unbind(1)
+        model.decoder.head.bias[1] += (background - target).mean()
+    shutil.rmtree(run / "best")
+    model.save_pretrained(run / "best")
+    return run
+
+
+def test_an_audit_lies_in_the_run_and_is_replaced_on_demand_alone(balanced_run, capsys):
+    code, output, errors = run_main(["audit", balanced_run], capsys)
     assert code == 0, errors
-    page = atria_run / "audit" / "test" / "audit.md"
+    page = balanced_run / "audit" / "test" / "audit.md"
     assert f"report:  {page}" in output
-    for said in ("image branch", "skip of stage 4", "not measured, because all 4 blocks are selected", "verdict"):
+    for said in ("image branch", "skip of stage 4", "not measured, because all 4 blocks are selected", "alive"):
         assert said in output, said
     text = page.read_text()
     assert text.startswith("# Audit of run, dino_unet\n")
@@ -27,10 +43,10 @@ def test_an_audit_lies_in_the_run_and_is_replaced_on_demand_alone(atria_run, cap
         assert (page.parent / name).exists(), name
         assert f"({name})" in text
     before = page.read_bytes()
-    code, _, errors = run_main(["audit", atria_run, "--hd95"], capsys)
+    code, _, errors = run_main(["audit", balanced_run, "--hd95"], capsys)
     assert (code, page.read_bytes()) == (2, before)
     assert "expected a new or an empty folder, got an earlier audit; pass --overwrite to replace it" in errors
-    assert run_main(["audit", atria_run, "--hd95", "--overwrite"], capsys)[0] == 0
+    assert run_main(["audit", balanced_run, "--hd95", "--overwrite"], capsys)[0] == 0
     assert "HD95, mm, change" in page.read_text()
 
 
