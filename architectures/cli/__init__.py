@@ -11,6 +11,7 @@ COMMANDS = (  # each a file beside this one, in the order in which the help show
     "predict",
     "evaluate",
     "compare",
+    "audit",
     "plot",
     "ablate",
     "convert",

@@ -15,6 +15,7 @@ EXPERIMENT = Experiment(
     recipe="train:DinoUNetRecipe",
     fit="train:fit_options",
     title="train:title",
+    mechanisms="mechanisms:mechanisms",
     report="train:report",
     paper="paper:PAPER",
     paper_tables="paper:paper_tables",

@@ -191,7 +191,7 @@ def case_metrics(
     volume = _volume_difference(int(p.sum()) * voxel, int(t.sum()) * voxel, chosen.volume)
     hd_spacing = spacing_mm if chosen.hd_unit == "mm" else None
 
-    empty = {(True, True): "both", (False, True): "truth", (True, False): "prediction"}.get((not p.any(), not t.any()))
+    empty = _which_is_empty(p, t)
     if empty is None:
         overlap = _overlap(p, t)
         hd95 = hausdorff95(p, t, hd_spacing, percentile=chosen.percentile)
@@ -200,6 +200,23 @@ def case_metrics(
         if hd95 == DIAGONAL:
             hd95 = image_diagonal(t.shape, hd_spacing) if chosen.hd_empty == "diagonal" else NAN
     return dict(zip(chosen.metrics, [*overlap, volume, hd95], strict=True))
+
+
+def dice(prediction: ArrayLike, truth: ArrayLike, empty_masks: str = "strict") -> float:
+    """Return the DSC of one mask against its reference of the same shape, as `case_metrics` does, and nothing else.
+
+    Args:
+        prediction: the mask to judge; anything non-zero is foreground.
+        truth: the reference mask.
+        empty_masks: what the score is where a mask is empty, see `Conventions`.
+
+    Raises:
+        ShapeError: the masks differ in shape.
+    """
+    p, t = np.asarray(prediction) != 0, np.asarray(truth) != 0
+    _check(p, t, None)
+    empty = _which_is_empty(p, t)
+    return _overlap(p, t)[0] if empty is None else EMPTY_MASK_SCORES[empty_masks][empty][0]
 
 
 def failure_metrics(
@@ -262,6 +279,11 @@ def image_diagonal(shape: Sequence[int], spacing_mm: Sequence[float] | None = No
     """Return the length of the image's diagonal in mm, or in voxels without a spacing: no distance in it is longer."""
     sizes = np.asarray(shape, dtype=float) * (1.0 if spacing_mm is None else np.asarray(spacing_mm, dtype=float))
     return float(np.linalg.norm(sizes))
+
+
+def _which_is_empty(p: Mask, t: Mask) -> str | None:
+    """Return which mask is empty, in the words of `EMPTY_MASK_SCORES`; None if neither is."""
+    return {(True, True): "both", (False, True): "truth", (True, False): "prediction"}.get((not p.any(), not t.any()))
 
 
 def _overlap(p: Mask, t: Mask) -> list[float]:

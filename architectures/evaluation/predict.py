@@ -73,6 +73,30 @@ def predict_volume(
     )
 
 
+def predict_labels(
+    model: nn.Module,
+    volume: Volume,
+    preprocessing: Preprocessing,
+    side_inputs: SideInputs | None = None,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+) -> NDArray[np.uint8]:
+    """Return class ids of shape (D, H, W) for a volume of that shape, as the network was trained to see it.
+
+    Args:
+        model, volume, batch_size, device: see `predict_volume`.
+        preprocessing: as in training. With ``patches``, slices are predicted by `sliding_window_inference`, else whole
+            by `predict_volume`.
+        side_inputs: what the case brings beside its image; only with ``patches``.
+
+    Raises:
+        NumericError: a logit is not finite; the slices are named.
+    """
+    if preprocessing.patches is None:
+        return predict_volume(model, volume, preprocessing, batch_size, device)
+    return sliding_window_inference(model, volume, preprocessing, side_inputs, batch_size, device)
+
+
 def predict_cases(
     model: nn.Module,
     cohort: Cohort,
@@ -94,8 +118,7 @@ def predict_cases(
         cohort: where the images are.
         case_ids: the cases to predict.
         out: folder for the label maps, of this model's predictions alone.
-        preprocessing: as in training. With ``patches``, slices are predicted by `sliding_window_inference`, else whole
-            by `predict_volume`.
+        preprocessing: as in training, see `predict_labels`.
         side_inputs: what the cases bring beside their images; only with ``patches``.
 
     Returns:
@@ -122,11 +145,7 @@ def predict_cases(
             continue
         try:
             volume = load_image(case, nonfinite=preprocessing.nonfinite)
-            if preprocessing.patches is None:
-                labels = predict_volume(model, volume, preprocessing, batch_size, device)
-            else:
-                extra = brought[case.case_id]
-                labels = sliding_window_inference(model, volume, preprocessing, extra, batch_size, device)
+            labels = predict_labels(model, volume, preprocessing, brought[case.case_id], batch_size, device)
             write_labels(path, labels, like=volume)
         except (DataError, NumericError) as error:
             problems.append(DataError(case.case_id, "not predicted", got=error))

@@ -96,21 +96,25 @@ def bootstrap_interval(
     differences: ArrayLike,
     patients: Sequence[str],
     *,
+    weights: ArrayLike | None = None,
     level: float = 0.95,
     resamples: int = BOOTSTRAP_RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Return the percentile interval of the mean difference, resampling patients with all their cases.
 
-    NaN for fewer than two patients: one patient says nothing about others.
+    With weights of 0 or more it is that of the weighted mean. NaN for fewer than two patients with a weight: one
+    patient says nothing about others.
 
     Source: Efron (1979), "Bootstrap methods: another look at the jackknife".
     """
     d = np.asarray(differences, dtype=float)
-    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    w = np.ones_like(d) if weights is None else np.asarray(weights, dtype=float)
+    d, w, who = d[w > 0], w[w > 0], np.asarray(patients)[w > 0]
+    names, index = np.unique(who, return_inverse=True)
     if names.size < 2:
         return math.nan, math.nan
-    sums, counts = np.bincount(index, weights=d), np.bincount(index)
+    sums, counts = np.bincount(index, weights=d * w), np.bincount(index, weights=w)
     drawn = np.random.default_rng(seed).integers(names.size, size=(resamples, names.size))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -12,6 +12,7 @@ EXPERIMENT = Experiment(
     recipe="train:PlainUNetRecipe",
     fit="train:fit_options",
     title="train:title",
+    mechanisms="mechanisms:mechanisms",
     report="train:report",
     paper="paper:PAPER",
     paper_tables="paper:paper_tables",

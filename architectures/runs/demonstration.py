@@ -1,4 +1,4 @@
-"""What demos share: a phantom, one short training on it, and where to look afterwards."""
+"""What demos share: a phantom, one short training on it, a small audit of it, and where to look afterwards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.layouts.split import Split, write_split
+from trifuse.architectures.evaluation.audit_report import headline
+from trifuse.architectures.evaluation.report import add_picture
 
+from .audit import audit_run
 from .folder import claim_run_folder
 from .parallel import one_thread
 from .pipeline import print_results, train
+
+AUDITED_CASES = 2  # of the test cases: a demo shows what an audit is, and takes minutes
 
 
 def write_phantom(folder: Path, write: Callable[[Path], Split]) -> tuple[Path, Path]:
@@ -35,7 +40,7 @@ def demonstrate(
     overwrite: bool = False,
     command: Sequence[str] = (),
 ) -> Path:
-    """Make a phantom, train on it on one thread, predict its test cases, and print where the report lies.
+    """Make a phantom, train on it on one thread, predict its test cases, audit it, and print where the report lies.
 
     Args:
         out: folder of the phantom, and of the run in ``run``.
@@ -54,6 +59,15 @@ def demonstrate(
     cohort, split = write(out)
     with one_thread():
         report = train(make_recipe(cohort, split), run, command=command)
-    assert report is not None  # a demo is one process
+        assert report is not None  # a demo is one process
+        show_audit(report)
     print_results(report)
     return report
+
+
+def show_audit(report: Path) -> None:
+    """Audit a finished run on a few of its test cases, put the chart into its report, and print what was found."""
+    print("audit: is every mechanism of the network alive?", flush=True)
+    found = audit_run(report.parent, most=AUDITED_CASES)
+    add_picture(report, found.picture)
+    print(f"{headline(found.audit)}\naudit:    {found.page}")

@@ -126,6 +126,9 @@ class Experiment:
             images; called on every rank, once the folder is claimed, it may itself train networks below ``out``.
         prediction_inputs: reference of ``prediction_inputs(model, run, cohort, out, *, prior_labels, batch_size)``,
             what new images bring beside them.
+        mechanisms: reference of ``mechanisms(model)``, the table of what the network is made of, for ``trifuse audit``.
+        run_inputs: reference of ``run_inputs(model, run, cohort, case_ids)``, what cases of a finished run bring beside
+            their images; nothing is trained for it.
         input_shapes: reference of ``input_shapes(config, side)``, the shape of each such input, without the batch.
         demo, ablation, converters, pretrainings: what else commands offer.
     """
@@ -148,6 +151,8 @@ class Experiment:
     sigmoid: bool = False
     training_inputs: str = ""
     prediction_inputs: str = ""
+    mechanisms: str = ""
+    run_inputs: str = ""
     input_shapes: str = ""
     demo: Demo | None = None
     ablation: Ablation | None = None

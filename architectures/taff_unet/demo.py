@@ -12,6 +12,7 @@ from trifuse.architectures.evaluation.interval_figures import draw_interval_bars
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import REPORT, add_picture
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.runs.demonstration import show_audit
 from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.nnunet_recipe import nnunet_data
 from trifuse.architectures.runs.parallel import one_thread, run_each
@@ -130,6 +131,7 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequ
     run_each(_train, [(recipe, run, command), (other, without_time, command)], JOBS)
     report = run / REPORT
     add_picture(report, draw_time_bars({"with time": [run], "without time": [without_time]}, recipe, run / "figures"))
+    show_audit(report)
     print_results(report)
     return report
 

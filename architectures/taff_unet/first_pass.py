@@ -119,6 +119,11 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
                     shutil.copyfile(path, labels / path.name)
 
 
+def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:
+    """Return the folder of the label maps that a predicted prior was built from."""
+    return run / FIRST_PASS_FOLDER / LABELS if prior.labels is None else Path(prior.labels)
+
+
 def predict_first_pass(run: Path | None, cohort: Cohort, out: Path, prior: PriorRecipe, batch_size: int) -> Path:
     """Predict the wall of new images by the network of a run's first pass; return the folder of the label maps.
 

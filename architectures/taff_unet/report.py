@@ -23,7 +23,6 @@ from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import Evaluation
 from trifuse.architectures.evaluation.scoring import Row, prediction_path
 from trifuse.architectures.evaluation.tables import number, write_csv
-from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 from trifuse.architectures.storage.text import count
@@ -32,8 +31,9 @@ from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.kernels import DataError
 
 from .aha17 import scar_burden_ml
-from .first_pass import LABELS
+from .first_pass import first_pass_labels
 from .inputs import ORACLE, PriorRecipe, divide
+from .mechanisms import exchange_test
 from .model import TaffUNet
 
 SCAR = "scar"
@@ -76,15 +76,18 @@ def draw_pictures(
         figures: folder to draw into.
         heard: what is known already of the ECGs of these cases.
     """
+    case_ids = list(dict.fromkeys(row.case_id for row in scored.rows))
+    exchanged = exchange_test(model, data, case_ids, figures)
+    pictures = [] if exchanged is None else [exchanged]
     if SCAR not in data.cohort.class_names:
-        return []
+        return pictures
     side_inputs = data.side_inputs or {}
-    cases = [data.cohort.case(case_id) for case_id in dict.fromkeys(row.case_id for row in scored.rows)]
+    cases = [data.cohort.case(case_id) for case_id in case_ids]
     this = f"this network, {ORACLE}" if model.config.takes_prior and prior.source == "gt" else "this network"
     sources = {"first pass": first_pass_labels(run, prior), this: run / "predictions" / scored.name}
     burdens = _burdens(sources, data, cases, prior)
-    pictures = _bullseyes(burdens, figures)
-    with_ecg = cases_with_ecg(model, data, [case.case_id for case in cases])
+    pictures += _bullseyes(burdens, figures)
+    with_ecg = cases_with_ecg(model, data, case_ids)
     if with_ecg:
         days = interval_days(data.cohort, with_ecg)
         beats = {case_id: side_inputs[case_id].constants["ecg"] for case_id in with_ecg}
@@ -114,11 +117,6 @@ def scar_dsc(rows: Iterable[Row]) -> dict[str, float]:
         if row.class_name == SCAR:
             scores.setdefault(row.case_id, []).append(row.scores["dsc"])
     return {case_id: sum(values) / len(values) for case_id, values in scores.items()}
-
-
-def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:
-    """Return the folder of the label maps that a predicted prior was built from."""
-    return run / FIRST_PASS_FOLDER / LABELS if prior.labels is None else Path(prior.labels)
 
 
 def cases_with_ecg(model: TaffUNet, data: PreparedData, case_ids: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from trifuse.architectures.evaluation.metrics import (
     Conventions,
     case_metrics,
+    dice,
     failure_metrics,
     hausdorff95,
     image_diagonal,
@@ -159,6 +160,18 @@ def test_relative_volume_of_nothing_is_undefined_unless_it_is_right():
     relative = Conventions(volume="relative")
     assert math.isnan(case_metrics(something, nothing, (1, 1), relative)["volume_difference_relative"])
     assert case_metrics(nothing, nothing, (1, 1), relative)["volume_difference_relative"] == 0
+
+
+@pytest.mark.parametrize("convention", ["strict", "transunet", "nnunet", "monai"])
+def test_dice_alone_is_that_of_all_scores(convention):
+    rng = np.random.default_rng(3)
+    masks = [mask(4, 5), mask(4, 5, on=slice(1, 3)), rng.random((4, 5)) > 0.5]
+    for p in masks:
+        for t in masks:
+            want = case_metrics(p, t, (1.0, 1.0), convention)["dsc"]
+            assert dice(p, t, convention) == pytest.approx(want, nan_ok=True)
+    with pytest.raises(ShapeError, match="one shape"):
+        dice(masks[0], mask(4, 4))
 
 
 def test_slices_know_the_volume_of_a_voxel():

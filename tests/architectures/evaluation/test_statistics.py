@@ -109,6 +109,16 @@ def test_bootstrap_is_by_patient():
     assert all(math.isnan(end) for end in bootstrap_interval([0.1, 0.2], ["a", "a"]))
 
 
+def test_weights_are_those_of_a_mean_of_ratios():
+    """Of shares, weighed by what they are shares of, it is the interval of the pooled share: as if each was many."""
+    shares, weights, patients = [0.0, 0.5, 1.0], [1, 2, 3], ["a", "b", "c"]
+    many = bootstrap_interval(np.repeat(shares, weights), np.repeat(patients, weights))
+    assert bootstrap_interval(shares, patients, weights=weights) == pytest.approx(many)
+    assert bootstrap_interval(shares, patients, weights=[1, 1, 1]) == bootstrap_interval(shares, patients)
+    assert all(math.isnan(end) for end in bootstrap_interval(shares, patients, weights=[1, 0, 0]))
+    assert bootstrap_interval([math.nan, *shares], ["z", *patients], weights=[0, *weights]) == pytest.approx(many)
+
+
 def test_bootstrap_covers():
     rng = np.random.default_rng(1)
     hits = 0

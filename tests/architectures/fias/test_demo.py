@@ -33,6 +33,8 @@ def test_demo_goes_the_whole_way(tmp_path, capsys):
     assert {row.conventions.label.split(";")[0] for row in rows} == {"empty_masks=strict"}
     printed = capsys.readouterr().out
     assert str(report) in printed
+    assert "audit/test/audit.png" in text
+    assert (report.parent / "audit" / "test" / "audit.md").exists()
     assert "overlays.png" in printed
     assert (report.parent / "predictions" / "test" / "case0004.nii.gz").exists()
     assert Fias.from_pretrained(report.parent / "best").config.num_classes == 9

@@ -33,6 +33,8 @@ def test_demo_goes_the_whole_way(tmp_path, capsys, monkeypatch):
         assert f"figures/{name}.png" in text
     printed = capsys.readouterr().out
     assert str(report) in printed
+    assert "audit/test/audit.png" in text
+    assert (report.parent / "audit" / "test" / "audit.md").exists()
     assert "with_and_without_time.png" in printed
     rows = read_case_table(report.parent / "test_cases.csv")
     assert {row.case_id for row in rows} == {"case005", "case006"}

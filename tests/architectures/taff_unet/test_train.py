@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.samples.nnunet_augmentation import NnUNetAugmentation
 from trifuse.architectures.data.samples.patch_dataset import PatchDataset
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
+from trifuse.architectures.runs.audit import audit_run
 from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.predict import load_network, predict_images
@@ -36,6 +38,7 @@ PICTURES = (
     "temporal_attention",
     "gate_weights",
     "interval_bars",
+    "exchange_test",
     "curves",
     "test/overlays",
 )
@@ -218,6 +221,30 @@ def test_a_grid_follows_its_images_from_training_to_mirrored_prediction(scar_coh
     for case_id in ("case006", "case007"):
         again, first = (folder / f"{case_id}.nii.gz" for folder in (tmp_path / "new", predictions))
         assert again.read_bytes() == first.read_bytes()
+
+
+def test_an_audit_takes_the_inputs_of_the_training(finished, tmp_path):
+    """The prior of a run is found again; what is exchanged changes as in the report's exchange test."""
+    report = (finished / "report.md").read_text()
+    found = audit_run(finished, out=tmp_path / "out", device="cpu").audit
+    assert {each.mechanism.name: each.cases for each in found.findings} == {
+        "prior": 2,
+        "prior of another case": 2,
+        "ECG": 2,
+        "ECG of another case": 2,
+        "gate at 1/2": 2,
+        "gate fixed": 2,
+        "time": 2,
+        "interval of another case": 2,
+    }
+    (spread,) = found.spreads
+    assert spread.name == "gate weight of the ECG"
+    assert re.search(r"## Exchange test: ECG of another case .* %.*; interval of another case .* %", report)
+    with (finished / "figures" / "exchange_test.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    shares = {row["mechanism"]: float(row["changed"]) for row in rows if row["target"] == "all classes"}
+    ours = {each.mechanism.name: each.moved[0].share.mean for each in found.findings}
+    assert shares == {name: ours[name] for name in ("ECG of another case", "interval of another case")}
 
 
 def test_new_images_bring_their_ecg_and_need_labels_for_an_oracle(finished, scar_cohort, tmp_path):
