@@ -1,4 +1,4 @@
-"""A synthetic cohort in which the image alone cannot tell scar: every wall has two candidates, the ECG says which it is.
+"""A synthetic cohort in which the image alone cannot tell scar: two candidates in every wall, and the ECG tells which.
 
 Both candidates are drawn by the same law and are as bright as blood; they lie in the territories of two arteries, and a
 coin says which of them is scar. Where the wall is has to be known to see them at all; which one to believe, only the
@@ -56,7 +56,7 @@ class AmbiguousPhantom:
     """What an ambiguous cohort is to be.
 
     Attributes:
-        train, val, test: cases of each part.
+        train, val, test: cases of each part; with these numbers days and ECGs of the test cases are balanced, too.
         size: columns, rows and slices of a case.
         missing: share of the cases without an ECG.
         wrong: share of the cases whose ECG speaks of another territory.
@@ -67,7 +67,7 @@ class AmbiguousPhantom:
         ValueError: no case to train on, a negative number, or shares that are none.
     """
 
-    train: int = 200
+    train: int = 220
     val: int = 20
     test: int = 60
     size: tuple[int, int, int] = (64, 64, 6)
