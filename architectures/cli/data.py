@@ -58,8 +58,9 @@ def _add_phantom(data_commands: Any) -> None:
     phantom.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     for name, default, what in (("train", 220, "train"), ("val", 20, "validate"), ("test", 60, "test")):
         phantom.add_argument(f"--{name}", type=int, default=default, help=f"cases that {what} (%(default)s)")
-    size = {"type": positive, "nargs": 3, "metavar": ("COLUMNS", "ROWS", "SLICES"), "default": (64, 64, 6)}
-    phantom.add_argument("--size", help="of a case (64 64 6)", **size)
+    axes = ("COLUMNS", "ROWS", "SLICES")
+    help = "of a case (64 64 6)"
+    phantom.add_argument("--size", type=positive, nargs=3, metavar=axes, default=(64, 64, 6), help=help)
     phantom.add_argument("--missing", type=float, default=0.1, help="share of cases without an ECG (%(default)s)")
     help = "share of cases whose ECG speaks of another territory than the scar's (%(default)s)"
     phantom.add_argument("--wrong", type=float, default=0.05, help=help)
@@ -123,15 +124,16 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _write_phantom(arguments: argparse.Namespace) -> None:
-    from trifuse.architectures.data.phantoms.ambiguous import AmbiguousPhantom, write_ambiguous_phantom
+    from trifuse.architectures.runs.registry import experiments
 
-    names = ("train", "val", "test", "missing", "wrong", "beats", "seed")
-    try:
-        phantom = AmbiguousPhantom(size=tuple(arguments.size), **{name: getattr(arguments, name) for name in names})
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
         raise UsageError(f"{arguments.out} is not an empty folder; choose another name")
-    split = write_ambiguous_phantom(arguments.out, phantom)
+    names = ("train", "val", "test", "missing", "wrong", "beats", "seed")
+    known = next(known for known in experiments() if known.phantom)
+    wishes = {name: getattr(arguments, name) for name in names}
+    try:
+        split = known.load(known.phantom)(arguments.out, size=arguments.size, **wishes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     cases = count(len(split.train) + len(split.val) + len(split.test), "case")
-    print(f"{cases}, of which {len(split.test)} test, and {count(phantom.beats, 'beat')} in {arguments.out}")
+    print(f"{cases}, of which {len(split.test)} test, and {count(arguments.beats, 'beat')} in {arguments.out}")

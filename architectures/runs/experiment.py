@@ -131,6 +131,8 @@ class Experiment:
         prediction_inputs: reference of ``prediction_inputs(model, run, cohort, out, *, prior_labels, batch_size)``,
             what new images bring beside them.
         input_shapes: reference of ``input_shapes(config, side)``, the shape of each such input, without the batch.
+        phantom: reference of ``write(out, **wishes)``, which writes the cohort of ``trifuse data phantom`` and returns
+            its split; one network has it.
         demo, ablation, converters, pretrainings: what else commands offer.
     """
 
@@ -153,6 +155,7 @@ class Experiment:
     training_inputs: str = ""
     prediction_inputs: str = ""
     input_shapes: str = ""
+    phantom: str = ""
     demo: Demo | None = None
     ablation: Ablation | None = None
     converters: tuple[Converter, ...] = ()

@@ -130,13 +130,14 @@ EXPERIMENT = Experiment(
     training_inputs="train:training_side_inputs",
     prediction_inputs="train:prediction_side_inputs",
     input_shapes="inputs:side_input_shapes",
+    phantom="phantoms:write_ambiguous",
     demo=Demo(
         "myocardial scar from LGE, ECG and the AHA-17 atlas, on a synthetic cohort", "demo:run_demo", (_PHANTOM,)
     ),
     ablation=Ablation(
         "with and without the atlas, the ECG and the days between, predicted and oracle prior",
         "ablate:ablate",
-        epochs="12; ambiguous: 10",
+        epochs="12; ambiguous: 5",
         cases="72; ambiguous: 300",
         seeds="3; ambiguous: 5",
         options=(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trifuse.kernels import DataError
+
+if TYPE_CHECKING:
+    from trifuse.architectures.data.layouts.split import Split
 
 Phantom = Literal["easy", "ambiguous"]
 COHORT_FOLDER = "phantom"
@@ -88,16 +92,28 @@ class Plan:
         return cohort
 
 
+def write_ambiguous(out: Path, *, size: Sequence[int], **wishes: Any) -> Split:
+    """Write the ambiguous phantom of that size, with further fields of `AmbiguousPhantom`, and return its split.
+
+    Raises:
+        ValueError: see `AmbiguousPhantom`; nothing is written then.
+    """
+    from trifuse.architectures.data.phantoms.ambiguous import AmbiguousPhantom, write_ambiguous_phantom
+
+    columns, rows, slices = size
+    return write_ambiguous_phantom(out, AmbiguousPhantom(size=(columns, rows, slices), **wishes))
+
+
 AMBIGUOUS = Plan(
     "ambiguous",
     parts=(220, 20, 60),
     image_size=64,
     slices=6,
     fusion_stage=1,  # a map of 32 x 32: on smaller ones the padding is heard more than the ECG
-    epochs=10,
-    samples_per_epoch=320,
-    first_pass_epochs=6,
-    ecg_epochs=20,
+    epochs=5,
+    samples_per_epoch=640,
+    first_pass_epochs=3,
+    ecg_epochs=10,
     ecg_batch_size=32,
     seeds=5,
 )
