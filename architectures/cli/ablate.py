@@ -9,7 +9,7 @@ from typing import Any
 from trifuse.architectures.runs.options import positive
 from trifuse.architectures.runs.registry import experiments
 
-from .arguments import add_command, add_commands
+from .arguments import add_command, add_commands, given_values
 
 
 def add_parser(commands: Any) -> None:
@@ -23,9 +23,12 @@ def add_parser(commands: Any) -> None:
         parser = add_command(networks, experiment.name, run, ablation.summary)
         parser.set_defaults(experiment=experiment)
         parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
-        parser.add_argument("--seeds", type=positive, default=3, help="repetitions of each row (%(default)s)")
-        parser.add_argument("--epochs", type=positive, default=ablation.epochs, help="of each training (%(default)s)")
-        parser.add_argument("--cases", type=positive, default=ablation.cases, help="of the phantom (%(default)s)")
+        for name, what, default in (
+            ("--seeds", "repetitions of each row", ablation.seeds),
+            ("--epochs", "of each training", ablation.epochs),
+            ("--cases", "of the phantom", ablation.cases),
+        ):
+            parser.add_argument(name, type=positive, help=f"{what} ({default})")
         for option in ablation.options:
             option.add_to(parser)
 
@@ -33,13 +36,13 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Train the table of a network and print it."""
     ablation = arguments.experiment.ablation
+    further = given_values(arguments, ablation.options)
+    sizes = {name: getattr(arguments, name) for name in ("seeds", "epochs", "cases")}
     table = arguments.experiment.load(ablation.run)(
         arguments.out,
-        seeds=arguments.seeds,
-        epochs=arguments.epochs,
-        cases=arguments.cases,
+        **{name: value for name, value in sizes.items() if value is not None},
+        **further,
         command=argv,
-        **{option.field: getattr(arguments, option.name) for option in ablation.options},
     )
     print(table.read_text())
     print(f"table: {table}")

@@ -1,4 +1,4 @@
-"""``trifuse compare``: runs against each other, case by case, or beside each other in one picture."""
+"""``trifuse compare``: runs against each other, case by case or by days, or beside each other in one picture."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ def add_parser(commands: Any) -> None:
     help = "folder of a run, or its case table (CSV); two of them, or more with --overlay"
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help=help)
     parser.add_argument("--out", type=Path, help="CSV file for the comparison, or folder for the picture")
+    shown = parser.add_mutually_exclusive_group()
     help = "draw image, truth and the predictions of two or more runs side by side"
-    parser.add_argument("--overlay", action="store_true", help=help)
+    shown.add_argument("--overlay", action="store_true", help=help)
+    help = "draw and tabulate the DSC of two runs by the days between ECG and MRI (interval)"
+    shown.add_argument("--by", choices=("interval",), help=help)
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
@@ -26,7 +29,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
 
     if len(arguments.runs) < 2 or (len(arguments.runs) > 2 and not arguments.overlay):
         raise UsageError(f"expected two runs to compare (--overlay shows more), got {len(arguments.runs)}")
-    if arguments.overlay:
+    if arguments.overlay or arguments.by:
         _draw(arguments)
         return
     if arguments.out is not None:
@@ -39,10 +42,16 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
+    from trifuse.architectures.runs.interval_comparison import compare_by_interval
     from trifuse.architectures.runs.overlay import compare_overlay
 
     if arguments.out is None:
-        raise UsageError("--overlay draws a picture: say with --out which folder it goes to")
+        option = "--overlay" if arguments.overlay else "--by interval"
+        raise UsageError(f"{option} draws a picture: say with --out which folder it goes to")
+    if arguments.by:
+        picture, table = compare_by_interval(arguments.runs, arguments.out)
+        print(f"{table}\n\npicture: {picture.png}")
+        return
     print(f"picture: {compare_overlay(arguments.runs, arguments.out).png}")
 
 

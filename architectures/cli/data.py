@@ -1,4 +1,4 @@
-"""``trifuse data``: look at a cohort or at ECGs, or write a cohort in another layout."""
+"""``trifuse data``: look at a cohort or at ECGs, write a cohort in another layout, or a synthetic one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trifuse.architectures.data.layouts.cohort_options import cohort_arguments
 from trifuse.architectures.runs.options import positive
 from trifuse.architectures.storage.text import count
 
-from .arguments import NONFINITE, add_cohort_options, add_command, add_commands, require_folder_of
+from .arguments import NONFINITE, UsageError, add_cohort_options, add_command, add_commands, require_folder_of
 
 
 def add_parser(commands: Any) -> None:
     """Add the command and its own commands."""
-    help = "look at a cohort or at ECGs, or write a cohort in another layout"
+    help = "look at a cohort or at ECGs, write a cohort in another layout, or a synthetic one"
     data_commands = add_commands(commands, "data", help, "commands", "COMMAND")
 
     help = "read every file of a cohort and list all that is wrong with it"
@@ -48,6 +48,25 @@ def add_parser(commands: Any) -> None:
     for layout in written:
         for option in layout.export.options if layout.export else ():
             option.add_to(convert)
+    _add_phantom(data_commands)
+
+
+def _add_phantom(data_commands: Any) -> None:
+    help = "write a synthetic cohort of scars that the image cannot tell from their like, while an ECG can"
+    phantom = add_command(data_commands, "phantom", run, help)
+    phantom.set_defaults(do=_write_phantom)
+    phantom.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+    for name, default, what in (("train", 220, "train"), ("val", 20, "validate"), ("test", 60, "test")):
+        phantom.add_argument(f"--{name}", type=int, default=default, help=f"cases that {what} (%(default)s)")
+    axes = ("COLUMNS", "ROWS", "SLICES")
+    help = "of a case (64 64 6)"
+    phantom.add_argument("--size", type=positive, nargs=3, metavar=axes, default=(64, 64, 6), help=help)
+    phantom.add_argument("--missing", type=float, default=0.1, help="share of cases without an ECG (%(default)s)")
+    help = "share of cases whose ECG speaks of another territory than the scar's (%(default)s)"
+    phantom.add_argument("--wrong", type=float, default=0.05, help=help)
+    help = "median beats of others, in the folder beats, to train the autoencoder on (%(default)s)"
+    phantom.add_argument("--beats", type=int, default=1000, help=help)
+    phantom.add_argument("--seed", type=int, default=0, help="decides everything (%(default)s)")
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> int | None:
@@ -102,3 +121,19 @@ def _convert(arguments: argparse.Namespace) -> None:
     if len({case.patient for case in cohort.cases}) < len(cohort.cases):
         print("note: this layout does not tell patients: when it is read, --patient finds them in the cases' names")
     print(f"{count(len(cohort.cases), 'case')}, of which {len(split.test) if split else 0} test, in {arguments.out}")
+
+
+def _write_phantom(arguments: argparse.Namespace) -> None:
+    from trifuse.architectures.runs.registry import experiments
+
+    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
+        raise UsageError(f"{arguments.out} is not an empty folder; choose another name")
+    names = ("train", "val", "test", "missing", "wrong", "beats", "seed")
+    known = next(known for known in experiments() if known.phantom)
+    wishes = {name: getattr(arguments, name) for name in names}
+    try:
+        split = known.load(known.phantom)(arguments.out, size=arguments.size, **wishes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    cases = count(len(split.train) + len(split.val) + len(split.test), "case")
+    print(f"{cases}, of which {len(split.test)} test, and {count(arguments.beats, 'beat')} in {arguments.out}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from trifuse.architectures.runs.registry import experiments
 
-from .arguments import add_command, add_commands
+from .arguments import add_command, add_commands, given_values
 
 
 def add_parser(commands: Any) -> None:
@@ -24,9 +24,13 @@ def add_parser(commands: Any) -> None:
         parser.add_argument("--out", type=Path, default=folder, help="folder to write to (%(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="of the phantom and of training (%(default)s)")
         parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in the folder")
+        for option in experiment.demo.options:
+            option.add_to(parser)
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Run a network's demo."""
-    run_demo = arguments.experiment.load(arguments.experiment.demo.run)
-    run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, command=argv)
+    demo = arguments.experiment.demo
+    run_demo = arguments.experiment.load(demo.run)
+    further = given_values(arguments, demo.options)
+    run_demo(arguments.out, seed=arguments.seed, overwrite=arguments.overwrite, **further, command=argv)

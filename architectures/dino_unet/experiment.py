@@ -51,6 +51,6 @@ EXPERIMENT = Experiment(
     defaults="train:chosen_defaults",
     sigmoid=True,
     demo=Demo("left atrium, on a synthetic LGE phantom", "demo:run_demo"),
-    ablation=Ablation("Table II: which blocks, with and without the image", "ablate:ablate", epochs=14, cases=16),
+    ablation=Ablation("Table II: which blocks, with and without the image", "ablate:ablate", epochs="14", cases="16"),
     converters=(Converter("dinov2", "a DINOv2 checkpoint, of either publisher", "convert:convert_dinov2"),),
 )

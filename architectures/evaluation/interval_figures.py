@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.kernels import DataError
 
 from .picture import BLUE, FAINT, INK, LARGE, NORMAL, ORANGE, SMALL, Picture, new_figure, save_picture
@@ -40,6 +41,16 @@ class IntervalBin:
     def name(self) -> str:
         """The bin in days, such as ``[7, 14)``."""
         return f"[{self.first_days:g}, {self.last_days:g}{']' if self.closed else ')'}"
+
+
+def interval_days(cohort: Cohort, case_ids: Iterable[str]) -> dict[str, float]:
+    """Return the days between ECG and image of the cases that have an ECG."""
+    known = {case_id: cohort.case(case_id).clinical for case_id in case_ids}
+    return {
+        case_id: clinical.interval_days
+        for case_id, clinical in known.items()
+        if clinical is not None and clinical.interval_days is not None
+    }
 
 
 def interval_bins(

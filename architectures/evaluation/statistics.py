@@ -121,6 +121,21 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of the mean of independent values, such as one per seed; NaN for fewer than two.
+
+    Raises:
+        MissingExtra: scipy is not installed.
+
+    Source: Student (1908), "The probable error of a mean".
+    """
+    x = np.asarray(values, dtype=float)
+    if x.size < 2:
+        return math.nan, math.nan
+    reach = float(_stats().t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    return float(x.mean()) - reach, float(x.mean()) + reach
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number, step down; NaN stays NaN and does not count.
 

@@ -47,8 +47,8 @@ EXPERIMENT = Experiment(
     ablation=Ablation(
         "Table 3: without the local encoder, without the fusion, without mixing attention",
         "ablate:ablate",
-        epochs=8,
-        cases=16,
+        epochs="8",
+        cases="16",
     ),
     converters=(Converter("dilateformer", "a DilateFormer checkpoint", "convert:convert_dilateformer"),),
 )

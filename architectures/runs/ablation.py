@@ -75,6 +75,7 @@ def write_ablation(
     *,
     caption: str,
     tests: tuple[str, Mapping[tuple[str, ...], str]] | None = None,
+    further: str = "",
     command: Sequence[str] = (),
 ) -> Path:
     """Write ``table.csv`` and ``table.md``, and return the latter's path.
@@ -86,6 +87,7 @@ def write_ablation(
         titles: of each metric's columns, its mean and its SD over the seeds.
         caption: what the table shows; the environment is added.
         tests: title and cells, by the same keys, of a column for a statistical test.
+        further: Markdown that follows the table.
         command: the command line that makes the table again, to be put below it.
     """
     header = [*columns, *(title for pair in titles.values() for title in pair), *(tests[:1] if tests else ()), "seeds"]
@@ -96,7 +98,7 @@ def write_ablation(
         lines.append([*row, *cells, str(len(next(iter(scores.values()))))])
     write_csv(out / "table.csv", header, lines)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
-    text = f"{caption} {'; '.join(describe_environment().values())}.\n\n{table}\n"
+    text = f"{caption} {'; '.join(describe_environment().values())}.\n\n{table}\n" + (further and f"\n{further}\n")
     write_text(out / "table.md", text + (f"\n`{' '.join(command)}`\n" if command else ""))
     return out / "table.md"
 

@@ -30,11 +30,13 @@ class Demo:
 
     Attributes:
         summary: one line for ``--help``.
-        run: reference of ``run(out, *, seed, overwrite, command)``, which returns the path of a report.
+        run: reference of ``run(out, *, seed, overwrite, command, **further)``, which returns the path of a report.
+        options: further ones, handed over by the name of their ``path``.
     """
 
     summary: str
     run: str
+    options: tuple[RecipeOption, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,18 @@ class Ablation:
 
     Attributes:
         summary: one line for ``--help``.
-        run: reference of ``run(out, *, seeds, epochs, cases, command, **further)``, which returns the path of a table.
-        epochs: of each training, if the option is not given.
-        cases: of the phantom, if the option is not given.
+        run: reference of ``run(out, *, seeds, epochs, cases, command, **further)``, which returns the path of a table;
+            it is given only those of these that are on the command line, and has defaults for the others.
+        epochs, cases, seeds: what ``--help`` says of those defaults: epochs of each training, cases of the phantom,
+            repetitions of each row.
         options: further ones, handed over by the name of their ``path``.
     """
 
     summary: str
     run: str
-    epochs: int
-    cases: int
+    epochs: str
+    cases: str
+    seeds: str = "3"
     options: tuple[RecipeOption, ...] = ()
 
 
@@ -130,6 +134,8 @@ class Experiment:
         run_inputs: reference of ``run_inputs(model, run, cohort, case_ids)``, what cases of a finished run bring beside
             their images; nothing is trained for it.
         input_shapes: reference of ``input_shapes(config, side)``, the shape of each such input, without the batch.
+        phantom: reference of ``write(out, **wishes)``, which writes the cohort of ``trifuse data phantom`` and returns
+            its split; one network has it.
         demo, ablation, converters, pretrainings: what else commands offer.
     """
 
@@ -154,6 +160,7 @@ class Experiment:
     mechanisms: str = ""
     run_inputs: str = ""
     input_shapes: str = ""
+    phantom: str = ""
     demo: Demo | None = None
     ablation: Ablation | None = None
     converters: tuple[Converter, ...] = ()

@@ -36,18 +36,23 @@ def compare_overlay(runs: Sequence[Path], out: Path, *, limit: int = 6, slice_in
     cohorts = [run_section(run, "data", DataRecipe).open() for run in runs]
     cohort = cohorts[0]
     for run, other in zip(runs, cohorts, strict=True):
-        _check_same(run, other, cohort)
+        check_same_cohort(run, other, cohort)
     splits = [read_split(run / SPLIT_FILE, cohort) for run in runs]
     part = next((part for part in PARTS if getattr(splits[0], part)), PARTS[-1])
     cases = _common(splits, part)
     if not cases:
         raise DataError(runs[-1], f"{part} cases", got="none in common", want=f"some of those of {runs[0]}")
-    predictions = {name: run / PREDICTIONS_FOLDER / part for name, run in zip(_names(runs), runs, strict=True)}
+    predictions = {name: run / PREDICTIONS_FOLDER / part for name, run in zip(names_of(runs), runs, strict=True)}
     rows = collect_model_tiles(predictions, cohort, cases, limit=limit, slice_index=slice_index)
     return draw_model_overlays(rows, list(predictions), cohort.class_names, out)
 
 
-def _check_same(run: Path, cohort: Cohort, first: Cohort) -> None:
+def check_same_cohort(run: Path, cohort: Cohort, first: Cohort) -> None:
+    """Refuse a run on another cohort, or with other classes, than the first.
+
+    Raises:
+        DataError: saying which.
+    """
     if Path(cohort.root).resolve() != Path(first.root).resolve():
         raise DataError(run, "cohort", got=cohort.root, want=f"{first.root}, as the first run has")
     if cohort.class_names != first.class_names:
@@ -58,8 +63,12 @@ def _common(splits: Sequence[Split], part: str) -> list[str]:
     return [case for case in getattr(splits[0], part) if all(case in getattr(split, part) for split in splits)]
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
-    """Name each run after its folder; where two have the same name, with as many folders above as tell them apart."""
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """Name each run after its folder; where two have the same name, with as many folders above as tell them apart.
+
+    Raises:
+        DataError: two of them are one folder.
+    """
     paths = [run.resolve() for run in runs]
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]

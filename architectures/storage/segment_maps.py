@@ -9,3 +9,6 @@ heart", Circulation 105.
 from __future__ import annotations
 
 AHA_SEGMENTS = 17
+
+ARTERY_SEGMENTS = {"LAD": (1, 2, 7, 8, 13, 14, 17), "RCA": (3, 4, 9, 10, 15), "LCX": (5, 6, 11, 12, 16)}
+"""Segments that the left anterior descending, right and circumflex coronary arteries supply in most hearts."""

@@ -10,25 +10,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from trifuse.architectures.data.phantoms.ambiguous import TRUTH
 from trifuse.architectures.evaluation.statistics import format_p, paired_t_test
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.runs.ablation import scores_of_runs, train_all, write_ablation
 from trifuse.architectures.runs.parallel import one_thread
 from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.prepared_data import open_split
+from trifuse.architectures.runs.recipes import RecipeError
 
 from . import pretrain
-from .demo import BASE_DIM, FOLDS, SIZE, demo_recipe, draw_time_bars, ecg_recipe, write_demo_cohort
+from .ambiguity_tables import write_ambiguity_tables
+from .demo import demo_recipe, draw_time_bars, ecg_recipe
 from .first_pass import first_pass
 from .inputs import ORACLE
+from .phantoms import ABLATIONS, Phantom, Plan
 from .report import SCAR, scar_dsc
 from .train import TaffUNetRecipe
 
-ECG_EPOCHS, FIRST_PASS_EPOCHS, SAMPLES_PER_EPOCH = 30, 6, 320  # more than the demo can afford
+Row = tuple[str, str]  # setting and prior
 
 COLUMNS = ("setting", "prior")
-BASELINE = ("baseline", "-")
-ROWS = (  # the paper's settings, those with a prior with either source of it
+BASELINE: Row = ("baseline", "-")
+ROWS: tuple[Row, ...] = (  # the paper's settings, those with a prior with either source of it
     BASELINE,
     ("ap", "predicted"),
     ("ap", ORACLE),
@@ -38,6 +42,9 @@ ROWS = (  # the paper's settings, those with a prior with either source of it
     ("full", "predicted"),
     ("full", ORACLE),
 )
+CEILING: Row = ("territory given", ORACLE)
+"""The setting ``ap`` whose prior holds the scarred territory alone: what knowing all that an ECG can tell is worth."""
+AMBIGUOUS_ROWS: tuple[Row, ...] = (*(row for row in ROWS if row[0] != "ecg"), CEILING)
 TITLES = {
     "dsc": ("scar DSC", "SD"),
     "precision": ("precision", "SD"),
@@ -49,77 +56,91 @@ TITLES = {
 def ablate(
     out: Path,
     *,
-    seeds: int = 3,
-    epochs: int = 12,
-    cases: int = 72,
+    phantom: Phantom = "easy",
+    seeds: int | None = None,
+    epochs: int | None = None,
+    cases: int | None = None,
     cohort: Path | None = None,
     jobs: int = 1,
     command: Sequence[str] = (),
 ) -> Path:
     """Train every row with every seed and write ``table.md`` and ``table.csv``; a finished training is not repeated.
 
-    The first pass is trained once, and the predicted priors of all rows and seeds are made of its label maps.
+    The first pass is trained once, and the predicted priors of all rows and seeds are made of its label maps. What was
+    broken off goes on where it stopped.
 
     Args:
         out: folder for the cohort, the runs and the table.
-        seeds: trainings of each row; a seed decides the weights at the start and the order of samples.
+        phantom: to be trained on; ``"ambiguous"`` has a row with the territory given, and tables by ambiguity and days.
+        seeds: trainings of each row; a seed decides the weights at the start and the order of samples. None, here and
+            below, takes the phantom's own number.
         epochs: of each training.
-        cases: of the phantom; a third tests.
+        cases: of the phantom.
         cohort: to be used in place of the phantom, with a split of its own.
         jobs: trainings at a time, each on one thread.
         command: the command line that makes the table again, to be put below it.
+
+    Raises:
+        RecipeError: both a cohort and the ambiguous phantom are asked for.
+        DataError: ``out`` holds a phantom with another number of cases.
+        Further ones: see `train`.
     """
-    val, test = round(cases / 9), round(cases / 3)
-    root = cohort or write_demo_cohort(out, parts=(cases - val - test, val, test))
+    if cohort is not None and phantom != "easy":
+        raise RecipeError(f"a cohort takes the place of the phantom: expected no phantom beside it, got {phantom!r}")
+    plan = ABLATIONS[phantom].of_cases(cases)
+    plan = replace(plan, epochs=epochs or plan.epochs, seeds=seeds or plan.seeds)
+    root = cohort or plan.write(out, keep=True)
     if not (out / "ecg" / "report.md").exists():
         with one_thread():
-            pretrain.train(ecg_recipe(root, epochs=ECG_EPOCHS), out / "ecg", resume=True)
-    plain = _longer(demo_recipe(root, epochs=epochs))
+            pretrain.train(ecg_recipe(root, plan), out / "ecg", resume=True)
+    plain = demo_recipe(root, plan)
     labels = first_pass(plain, *open_split(plain.data, out), out, jobs)
-    runs = {row: [out / f"{'-'.join(row).replace(' ', '_')}-seed{seed}" for seed in range(seeds)] for row in ROWS}
+    rows = ROWS if phantom == "easy" else AMBIGUOUS_ROWS
+    runs = {row: [out / f"{'-'.join(row).replace(' ', '_')}-seed{seed}" for seed in range(plan.seeds)] for row in rows}
     trainings = [
-        (_recipe(root, row, labels, out / "ecg" / "best", epochs, seed), run)
+        (_recipe(root, plan, row, labels, out / "ecg" / "best", seed), run)
         for row, folders in runs.items()
         for seed, run in enumerate(folders)
     ]
     train_all(trainings, train, jobs)
     bars = {"with time": runs["full", "predicted"], "without time": runs["ecg_ap", "predicted"]}
     draw_time_bars(bars, plain, out)
+    further = ""
+    if phantom == "ambiguous":
+        bars = {"ECG, prior and time": runs["full", "predicted"], "prior alone": runs["ap", "predicted"]}
+        draw_time_bars(bars, plain, out, "with_and_without_ecg")
+        further = write_ambiguity_tables(out, root, runs)
     return write_ablation(
         out,
         COLUMNS,
         {row: scores_of_runs(folders, list(TITLES), SCAR) for row, folders in runs.items()},
         TITLES,
-        caption=_caption(cohort, labels, epochs, seeds),
+        caption=_caption(cohort, labels, plan),
         tests=("p of DSC", _p_values(runs)),
+        further=further,
         command=command,
     )
 
 
-def _recipe(root: Path, row: tuple[str, str], labels: Path, ecg: Path, epochs: int, seed: int) -> TaffUNetRecipe:
+def _recipe(root: Path, plan: Plan, row: Row, labels: Path, ecg: Path, seed: int) -> TaffUNetRecipe:
     setting, prior = row
-    given = {"oracle": True} if prior == ORACLE else {"labels": labels}
-    return _longer(demo_recipe(root, setting=setting, ecg=ecg, epochs=epochs, seed=seed, **given))
+    if row == CEILING:
+        return demo_recipe(root, plan, setting="ap", oracle=True, arteries=root / TRUTH, seed=seed)
+    oracle = prior == ORACLE
+    return demo_recipe(
+        root, plan, setting=setting, oracle=oracle, labels=None if oracle else labels, ecg=ecg, seed=seed
+    )
 
 
-def _longer(recipe: TaffUNetRecipe) -> TaffUNetRecipe:
-    """Give a recipe of the demo the ablation's longer epochs and first pass."""
-    patches = recipe.data.preprocessing.patches
-    assert patches is not None  # see TaffUNetRecipe
-    data = recipe.data.with_preprocessing(patches=replace(patches, samples_per_epoch=SAMPLES_PER_EPOCH))
-    prior = replace(recipe.prior, first_pass_epochs=FIRST_PASS_EPOCHS)
-    return replace(recipe, data=data, prior=prior)
-
-
-def _caption(cohort: Path | None, labels: Path, epochs: int, seeds: int) -> str:
+def _caption(cohort: Path | None, labels: Path, plan: Plan) -> str:
     cases = len(list(labels.glob("*.nii.gz")))
-    what = "Synthetic: a phantom cohort of" if cohort is None else f"Cohort {cohort.name}, with"
+    name = "a phantom cohort" if plan.phantom == "easy" else "an ambiguous phantom cohort"
+    what = f"Synthetic: {name} of" if cohort is None else f"Cohort {cohort.name}, with"
     return (
-        f"{what} {cases} cases, networks of {BASE_DIM} channels in the first stage, slices of {SIZE} pixels, {epochs} "
-        f"epochs. Scores of the scar over the test cases, then mean and SD over {seeds} seeds; p of a paired t-test of "
-        "each test case's DSC, mean over the seeds, against the baseline's. An oracle prior is built from the "
-        "reference annotation, a predicted one by a first pass of "
-        f"{FOLDS} folds."
+        f"{what} {cases} cases, networks of {plan.base_dim} channels in the first stage, slices of {plan.image_size} "
+        f"pixels, {plan.epochs} epochs. Scores of the scar over the test cases, then mean and SD over {plan.seeds} "
+        "seeds; p of a paired t-test of each test case's DSC, mean over the seeds, against the baseline's. An oracle "
+        f"prior is built from the reference annotation, a predicted one by a first pass of {plan.folds} folds."
     )
 
 

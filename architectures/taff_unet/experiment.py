@@ -106,6 +106,13 @@ ECG = Pretraining(
     defaults="pretrain:chosen_defaults",
 )
 
+_PHANTOM = RecipeOption(
+    "phantom",
+    "--phantom",
+    "easy: one scar, here and there an artefact; ambiguous: always a second candidate, only the ECG knows (easy)",
+    {"choices": ("easy", "ambiguous")},
+)
+
 EXPERIMENT = Experiment(
     name="taff_unet",
     package=__package__,
@@ -125,13 +132,18 @@ EXPERIMENT = Experiment(
     training_inputs="train:training_side_inputs",
     prediction_inputs="train:prediction_side_inputs",
     input_shapes="inputs:side_input_shapes",
-    demo=Demo("myocardial scar from LGE, ECG and the AHA-17 atlas, on a synthetic cohort", "demo:run_demo"),
+    phantom="phantoms:write_ambiguous",
+    demo=Demo(
+        "myocardial scar from LGE, ECG and the AHA-17 atlas, on a synthetic cohort", "demo:run_demo", (_PHANTOM,)
+    ),
     ablation=Ablation(
         "with and without the atlas, the ECG and the days between, predicted and oracle prior",
         "ablate:ablate",
-        epochs=12,
-        cases=72,
+        epochs="12; ambiguous: 5",
+        cases="72; ambiguous: 300",
+        seeds="3; ambiguous: 5",
         options=(
+            _PHANTOM,
             RecipeOption(
                 "cohort",
                 "--cohort",
@@ -139,7 +151,7 @@ EXPERIMENT = Experiment(
                 {"type": Path},
                 aliases=("--study",),
             ),
-            RecipeOption("jobs", "--jobs", "trainings at a time (%(default)s)", {"type": positive, "default": 1}),
+            RecipeOption("jobs", "--jobs", "trainings at a time (1)", {"type": positive}),
         ),
     ),
     converters=(

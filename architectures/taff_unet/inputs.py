@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.runs.recipes import RecipeError
-from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
+from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS, ARTERY_SEGMENTS
 from trifuse.architectures.storage.text import count, listed
 from trifuse.blocks.temporal_aware_fusion import Projection
 from trifuse.kernels import DataError, MissingExtra
@@ -49,6 +50,8 @@ class PriorRecipe:
         angle_deg: direction of the anterior insertion of the right ventricle, for ``"fixed_angle"``.
         centre: of the angles: of each ``"slice"``, or one, ``"global"``.
         force_last: whether the most apical slice is the apex where no other is.
+        arteries: table (CSV) with the columns ``case_id`` and ``artery``, one of LAD, RCA and LCX: where it is known
+            which artery was occluded, the prior holds that one's segments alone. None keeps all.
 
     Raises:
         ValueError: fewer than two folds, or an angle that is not needed, or is needed and missing.
@@ -62,6 +65,7 @@ class PriorRecipe:
     angle_deg: float | None = None
     centre: Literal["slice", "global"] = "slice"
     force_last: bool = False
+    arteries: str | None = None
 
     def __post_init__(self) -> None:
         if self.folds < 2:
@@ -74,7 +78,8 @@ class PriorRecipe:
     @property
     def word(self) -> str:
         """How titles name it."""
-        return ORACLE if self.source == "gt" else "predicted prior"
+        word = ORACLE if self.source == "gt" else "predicted prior"
+        return word if self.arteries is None else f"{word} of the given artery"
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,14 @@ def case_side_inputs(
     """
     side_inputs: dict[str, SideInputs] = {}
     problems: list[DataError] = []
+    arteries = None if prior.arteries is None else read_arteries(Path(prior.arteries))
     for case_id in case_ids:
         case = cohort.case(case_id)
         notes: list[str] = []
         try:
             segments = _segments(case, prior, labels, notes) if network.takes_prior else None
+            if segments is not None and arteries is not None:
+                segments = supplied_by(arteries, case_id, segments)
             constants = _ecg_inputs(case, network, ecg, notes) if network.takes_ecg else {}
         except DataError as error:
             problems.append(error)
@@ -158,6 +166,36 @@ def _segments(case: Case, prior: PriorRecipe, folder: Path | None, notes: list[s
             raise
         notes.append(f"no prior, because its predicted wall cannot be divided: {error}")
         return np.zeros(labels.shape, np.uint8)
+
+
+def read_arteries(table: Path) -> dict[str, str]:
+    """Return the artery of each case that a table (CSV) with the columns ``case_id`` and ``artery`` names.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, or names another artery than LAD, RCA or LCX.
+    """
+    try:
+        with open(table, encoding="utf-8", newline="") as lines:
+            found = {line["case_id"]: line["artery"] for line in csv.DictReader(lines)}
+    except (OSError, UnicodeDecodeError, KeyError) as error:
+        want = "a CSV file with the columns case_id and artery"
+        raise DataError(table, "arteries", got=getattr(error, "strerror", None) or error, want=want) from error
+    for case_id, artery in found.items():
+        if artery not in ARTERY_SEGMENTS:
+            raise DataError(table, f"artery of {case_id}", got=artery or "nothing", want=listed([*ARTERY_SEGMENTS]))
+    return found
+
+
+def supplied_by(arteries: Mapping[str, str], case_id: str, segments: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Keep those of a case's segments (D, H, W) that its artery supplies, and set the others to 0.
+
+    Raises:
+        DataError: the case's artery is not told.
+    """
+    if case_id not in arteries:
+        hint = "add its line to the table of prior.arteries"
+        raise DataError(case_id, "artery", got="none", want=f"one of {listed([*ARTERY_SEGMENTS])}", hint=hint)
+    return np.where(np.isin(segments, ARTERY_SEGMENTS[arteries[case_id]]), segments, 0).astype(np.uint8)
 
 
 def divide(
@@ -248,7 +286,8 @@ def describe_inputs(
     if network.takes_prior:
         angles = "" if prior.angle_deg is None else f" of {prior.angle_deg:g} degrees"
         where = {"gt": "the reference annotation (an oracle)", "predicted": "a first pass"}[prior.source or ""]
-        facts["Prior"] = f"{prior.word}: AHA-17 of {where}, angles from {prior.reference}{angles}"
+        alone = "" if prior.arteries is None else f", of the artery in {Path(prior.arteries).name} alone"
+        facts["Prior"] = f"{prior.word}: AHA-17 of {where}{alone}, angles from {prior.reference}{angles}"
     if network.takes_ecg:
         without = [case_id for case_id, extra in side_inputs.items() if not extra.constants["has_ecg"]]
         names = f"; without: {listed(without)}" if without else ""

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trifuse.architectures.data.layouts.cohort import Case, Cohort
+from trifuse.architectures.data.layouts.cohort import Case
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples.patch_dataset import GridPatches
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.evaluation.bullseye import draw_bullseyes, draw_ecg_bullseye
 from trifuse.architectures.evaluation.ecg_attention_figures import draw_lead_attention, draw_temporal_attention
-from trifuse.architectures.evaluation.interval_figures import draw_gate_weights, draw_interval_bars
+from trifuse.architectures.evaluation.interval_figures import draw_gate_weights, draw_interval_bars, interval_days
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import Evaluation
 from trifuse.architectures.evaluation.scoring import Row, prediction_path
@@ -98,16 +98,6 @@ def draw_pictures(
         pictures.append(draw_gate_weights(days, {case_id: heard.gate[case_id] for case_id in days}, figures))
         pictures.append(draw_interval_bars(days, {this: scar_dsc(scored.rows)}, figures))
     return pictures
-
-
-def interval_days(cohort: Cohort, case_ids: Iterable[str]) -> dict[str, float]:
-    """Return the days between ECG and image of the cases that have an ECG."""
-    known = {case_id: cohort.case(case_id).clinical for case_id in case_ids}
-    return {
-        case_id: clinical.interval_days
-        for case_id, clinical in known.items()
-        if clinical is not None and clinical.interval_days is not None
-    }
 
 
 def scar_dsc(rows: Iterable[Row]) -> dict[str, float]:

@@ -109,16 +109,18 @@ class Heart:
         psi = np.deg2rad(degrees + INSERTION_DEGREES)
         return np.array([radius * np.cos(psi), radius * np.sin(psi), height])
 
-    def brighten(self, bright: Bright, *, is_scar: bool) -> None:
-        """Paint a bright part of the wall; only a scar is labelled."""
+    def brighten(self, bright: Bright, *, is_scar: bool) -> np.ndarray:
+        """Paint a bright part of the wall, and return where it is, bool; only a scar is labelled."""
         off = (self.degrees - bright.degrees + 180) % 360 - 180
         reach = (off / bright.half_degrees) ** 2 + ((self.level - bright.level) / bright.half_level) ** 2
         thickness = bright.transmurality * np.sqrt(np.clip(1 - reach**2, 0, 1))  # shallower towards its border
         deep = np.where(thickness > 0, self.depth - (1 - thickness), -1.0) * self.wall_mm  # mm inside its outer face
         self.wall = self._painted(self.wall, deep, bright.value)
         self._compose()
+        painted: np.ndarray = (deep > 0) & (self.labels == MYOCARDIUM)
         if is_scar:
-            self.labels[(deep > 0) & (self.labels == MYOCARDIUM)] = SCAR
+            self.labels[painted] = SCAR
+        return painted
 
     def scar_shares(self) -> np.ndarray:
         """Return which share of each segment's wall is scar, (17,); 0 for a segment without wall."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from .heart_anatomy import ANTERIOR, LONG_AXIS, SEPTAL, SEPTUM_DEGREES, TERRITOR
 from .solids import warped
 
 SLICE_MM = 8.0
+FIELD_MM = (138.0, 162.0)
+"""Side of the field of view, shortest and longest."""
 INTERVAL_BINS_DAYS = ((0, 6), (7, 13), (14, 20), (21, 29), (30, 59), (60, 90))
 """Every sixth case lies in one of these, first and last day included."""
 
@@ -71,43 +74,64 @@ def write_scar_phantom(
     test = max(round(cases / 5), 1) if test is None else test
     if min(val, test) < 0 or cases - val - test < 1:
         raise ValueError(f"expected more cases than validate ({val}) and test ({test}), got {cases}")
-    root = Path(root)
-    for folder in ("lge", "seg", "ecg"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     names = tuple(f"case{number:03d}" for number in range(1, cases + 1))
     split = Split(names[: cases - val - test], names[cases - val - test : cases - test], names[cases - test :])
+    return write_scar_cohort(root, split, lambda number, name: _write_case(root, name, number, seed, size))
+
+
+def write_scar_cohort(root: Path, split: Split, write_case: Callable[[int, str], Mapping[str, object]]) -> Split:
+    """Write a cohort case by case, and last its ``cases.csv``; return the split.
+
+    Args:
+        root: folder of the cohort, created if it does not exist.
+        split: the cases' names, in the order of their numbers: those that train, validate, test.
+        write_case: writes files of a case, given its number and name; returns the table's cells by column.
+    """
+    for folder in ("lge", "seg", "ecg"):
+        (Path(root) / folder).mkdir(parents=True, exist_ok=True)
+    parts = {name: part for part in ("train", "val", "test") for name in getattr(split, part)}
     lines = []
-    for number, name in enumerate(names):
-        part = "test" if name in split.test else "val" if name in split.val else "train"
-        line = {"case_id": name, "split": part, **_write_case(root, name, number, seed, size)}
+    for number, (name, part) in enumerate(parts.items()):
+        line = {"case_id": name, "split": part, **write_case(number, name)}
         lines.append([line.get(column, "") for column in _HEADER])
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([_HEADER, *lines])
-    write_text(root / TABLE, table.getvalue())
+    write_text(Path(root) / TABLE, table.getvalue())
     return split
 
 
 def _write_case(root: Path, name: str, number: int, seed: int, size: tuple[int, int, int]) -> Mapping[str, object]:
     """Write image, labels and ECG of a case; return its line of the table."""
     rng = np.random.default_rng([seed, number])
-    image, labels, affine, landmarks, shares = _scan(rng, number, size)
-    grid = new_volume(image, affine)
-    write_image(root / "lge" / f"{name}.nii.gz", grid.voxels, like=grid)
-    write_labels(root / "seg" / f"{name}.nii.gz", grid.geometry.to_display(labels), like=grid)
+    scan = scanned(rng, number, size, _infarct)
     first, last = INTERVAL_BINS_DAYS[number % len(INTERVAL_BINS_DAYS)]
     days = int(rng.integers(first, last + 1))
-    mri = date(2020, 1, 1) + timedelta(days=int(rng.integers(0, 1500)))
-    line = {
-        "lge_path": f"lge/{name}.nii.gz",
-        "seg_path": f"seg/{name}.nii.gz",
-        "mri_date": mri.isoformat(),
-        **dict(zip(_HEADER[-4:], (f"{value:.2f}" for value in landmarks), strict=True)),
-    }
+    mri = draw_mri_date(rng)
+    line = {**write_scan(root, name, scan), "mri_date": mri.isoformat()}
     if number % _NO_ECG_EVERY == _NO_ECG_EVERY - 1:
         return line
-    ecg_date = mri + timedelta(days=days if rng.random() < 0.5 else -days)
-    ecg = synthetic_ecg(rng, shares, days)
+    ecg_date = draw_ecg_date(rng, mri, days)
+    ecg = synthetic_ecg(rng, scan.scar_shares, days)
     return {**line, "ecg_date": ecg_date.isoformat(), **_write_ecg(root, name, number, ecg, rng)}
+
+
+def draw_mri_date(rng: np.random.Generator) -> date:
+    """Draw a day on which a heart was scanned."""
+    return date(2020, 1, 1) + timedelta(days=int(rng.integers(0, 1500)))
+
+
+def draw_ecg_date(rng: np.random.Generator, mri: date, days: int) -> date:
+    """Return a day so many before or after the MRI."""
+    return mri + timedelta(days=days if rng.random() < 0.5 else -days)
+
+
+def write_scan(root: Path, name: str, scan: Scan) -> dict[str, object]:
+    """Write image and labels of a case; return its paths and landmarks as cells of the table."""
+    grid = new_volume(scan.image, scan.affine)
+    write_image(root / "lge" / f"{name}.nii.gz", grid.voxels, like=grid)
+    write_labels(root / "seg" / f"{name}.nii.gz", grid.geometry.to_display(scan.labels), like=grid)
+    marks = dict(zip(_HEADER[-4:], (f"{value:.2f}" for value in scan.landmarks), strict=True))
+    return {"lge_path": f"lge/{name}.nii.gz", "seg_path": f"seg/{name}.nii.gz", **marks}
 
 
 def _write_ecg(root: Path, name: str, number: int, ecg: SyntheticEcg, rng: np.random.Generator) -> dict[str, object]:
@@ -120,11 +144,42 @@ def _write_ecg(root: Path, name: str, number: int, ecg: SyntheticEcg, rng: np.ra
     return {"ecg_path": f"ecg/{name}.npy", "ecg_rate_hz": RATE_HZ}
 
 
-def _scan(
-    rng: np.random.Generator, number: int, size: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[float], np.ndarray]:
-    """Return image and labels in native axis order, affine, landmarks (native, in plane), and scar per segment."""
-    spacing = np.array([*rng.uniform(138, 162) / np.array(size[:2]), SLICE_MM])
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A short-axis stack of one heart, its arrays in the native axis order of a file.
+
+    Attributes:
+        image: int16 brightness.
+        labels: uint8, 0 background, 1 blood pool, 2 myocardium, 3 scar, and what else was painted.
+        affine: of the voxels, 4 x 4, RAS in mm.
+        landmarks: both insertions of the right ventricle, voxel indices in plane, (4,).
+        scar_shares: share of each AHA segment that is scar, (17,).
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    affine: np.ndarray
+    landmarks: list[float]
+    scar_shares: np.ndarray
+
+
+def scanned(
+    rng: np.random.Generator,
+    number: int,
+    size: tuple[int, int, int],
+    paint: Callable[[np.random.Generator, Heart], None],
+    field_mm: tuple[float, float] = FIELD_MM,
+) -> Scan:
+    """Draw a heart, let ``paint`` put scar into it, and scan it.
+
+    Args:
+        rng: decides on heart, place and noise.
+        number: of the case; decides which way the file's axes run.
+        size: columns, rows and slices.
+        paint: changes the heart that it is given.
+        field_mm: shortest and longest side of the field of view.
+    """
+    spacing = np.array([*rng.uniform(*field_mm) / np.array(size[:2]), SLICE_MM])
     fine = (size[0], size[1], size[2] * _PLANES)
     index = np.stack(np.meshgrid(*(np.arange(length) for length in fine), indexing="ij")) + 0.5
     scanner = (index - np.array(fine)[:, None, None, None] / 2) * (spacing / (1, 1, _PLANES))[:, None, None, None]
@@ -133,7 +188,7 @@ def _scan(
     place = np.einsum("ab,bijk->aijk", turn, scanner) + shift[:, None, None, None]
     position = warped(rng, place)
     heart = Heart(rng, position, softness_mm=0.45 * spacing[0])
-    _infarct(rng, heart)
+    paint(rng, heart)
     middle = (..., slice(_PLANES // 2, None, _PLANES))
     image = _acquire(rng, heart.picture.reshape(*size, _PLANES).mean(axis=3), scanner[middle])
     to_ras = np.diag([-1.0, -1.0, 1.0])
@@ -151,7 +206,7 @@ def _scan(
     labels: np.ndarray = heart.labels[middle]
     stored: np.ndarray = np.clip(np.round(image * _FULL_SCALE), 0, 32767).astype(np.int16)
     native_image, native_labels = (np.flip(array.transpose(order), tuple(turned)) for array in (stored, labels))
-    return native_image, native_labels, affine, landmarks, heart.scar_shares()
+    return Scan(native_image, native_labels, affine, landmarks, heart.scar_shares())
 
 
 def _infarct(rng: np.random.Generator, heart: Heart) -> None:

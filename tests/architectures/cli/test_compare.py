@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import re
+import shutil
+
 from command import SCAR_TRAINING, run_main
+
+from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.evaluation.interval_figures import interval_days
+from trifuse.architectures.evaluation.tables import read_case_table
 
 
 def test_several_networks_in_one_picture(plain_run, scar_cohort, tmp_path, capsys):
@@ -20,5 +28,56 @@ def test_several_networks_in_one_picture(plain_run, scar_cohort, tmp_path, capsy
         (["compare", "--overlay", plain_run, other], "say with --out which folder"),
     ):
         code, _, errors = run_main(wrong, capsys)
+        assert code == 2
+        assert message in errors
+
+
+def test_two_runs_by_the_days_between_ecg_and_mri(plain_run, scar_cohort, tmp_path, capsys):
+    """The second run is the first with other scores; a case that it did not score is left out."""
+    other, out = shutil.copytree(plain_run, tmp_path / "other"), tmp_path / "fig3"
+    lines = (plain_run / "test_cases.csv").read_text().splitlines()
+    place = lines[0].split(",").index("dsc")
+    changed = [lines[0]]
+    for line in lines[1:]:
+        cells = line.split(",")
+        cells[place] = str(0.25 if cells[2] == "scar" else 1.0)
+        changed.append(",".join(cells))
+    (other / "test_cases.csv").write_text("\n".join([*changed, ""]))
+    words = ["compare", "--by", "interval", plain_run, other]
+    code, output, _ = run_main([*words, "--out", out], capsys)
+    assert code == 0
+    assert (out / "interval_bars.png").stat().st_size > 10_000
+    cohort = open_cohort(scar_cohort)
+    scored = {
+        row.case_id: row.scores["dsc"]
+        for row in read_case_table(plain_run / "test_cases.csv")
+        if row.class_name == "scar"
+    }
+    days = interval_days(cohort, scored)
+    assert days
+    mean = sum(scored[case] for case in days) / len(days)
+    last = next(line.split() for line in output.splitlines() if line.startswith("all"))
+    assert last == ["all", str(len(days)), f"{mean:.3f}", "0.250", f"{0.25 - mean:+.3f}"]
+    assert "A: plain" in output
+    assert "B: other" in output
+    drawn = list(csv.DictReader((out / "interval_bars.csv").open()))
+    assert {line["model"] for line in drawn} == {"plain", "other"}
+    assert sum(int(line["cases"]) for line in drawn) == 2 * len(days)
+    assert {float(line["mean"]) for line in drawn if line["model"] == "other" and line["cases"] != "0"} == {0.25}
+
+    kept = [line for line in changed if not line.startswith(next(iter(days)))]
+    (other / "test_cases.csv").write_text("\n".join([*kept, ""]))
+    code, output, errors = run_main([*words, "--out", out], capsys)
+    assert re.search(rf"all +{len(days) - 1} ", output) if len(days) > 1 else "none with an ECG" in errors
+
+
+def test_a_picture_by_days_needs_a_folder_and_two_runs(plain_run, tmp_path, capsys):
+    for wrong, message in (
+        (["--by", "interval", plain_run, plain_run], "--by interval draws a picture: say with --out which folder"),
+        (["--by", "interval", plain_run, plain_run, plain_run, "--out", tmp_path], "expected two runs to compare"),
+        (["--by", "intervals", plain_run, plain_run], "did you mean interval?"),
+        (["--by", "interval", "--overlay", plain_run, plain_run], "not allowed with argument"),
+    ):
+        code, _, errors = run_main(["compare", *wrong], capsys)
         assert code == 2
         assert message in errors

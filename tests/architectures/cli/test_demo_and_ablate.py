@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 from trifuse.architectures.cli.main import main
+from trifuse.architectures.runs.registry import experiment
+from trifuse.architectures.taff_unet.phantoms import ABLATIONS
 
 
 def test_demo_and_ablation_are_called_with_their_words(monkeypatch, tmp_path):
@@ -23,3 +26,38 @@ def test_demo_and_ablation_are_called_with_their_words(monkeypatch, tmp_path):
     words = ["ablate", "fias", "--out", "x", "--seeds", "2", "--epochs", "3", "--cases", "5"]
     assert main(words) == 0
     assert asked == [(Path("demo/fias"), 4), (2, 3, 5, ["trifuse", *words])]
+
+
+def test_what_is_not_said_is_left_to_the_network(monkeypatch, tmp_path):
+    asked = []
+
+    def ablate(out, **options):
+        asked.append(options)
+        (tmp_path / "table.md").write_text("| a |")
+        return tmp_path / "table.md"
+
+    monkeypatch.setattr("trifuse.architectures.taff_unet.ablate.ablate", ablate)
+    monkeypatch.setattr("trifuse.architectures.taff_unet.demo.run_demo", lambda out, **options: asked.append(options))
+    words = [
+        ["ablate", "taff_unet", "--out", "x"],
+        ["ablate", "taff_unet", "--out", "x", "--phantom", "ambiguous", "--seeds", "2", "--jobs", "2"],
+        ["demo", "taff_unet", "--phantom", "ambiguous"],
+        ["demo", "taff_unet"],
+    ]
+    for each in words:
+        assert main(each) == 0
+    said = [{name: value for name, value in options.items() if name != "command"} for options in asked]
+    demo = {"seed": 0, "overwrite": False}
+    assert said == [{}, {"phantom": "ambiguous", "seeds": 2, "jobs": 2}, {"phantom": "ambiguous", **demo}, demo]
+
+
+def test_the_help_says_what_an_ablation_does():
+    """Numbers that ``--help`` shows are the functions' own defaults, or those of their phantoms."""
+    for known in (experiment("fias"), experiment("dino_unet")):
+        defaults = signature(known.load(known.ablation.run)).parameters
+        for name in ("seeds", "epochs", "cases"):
+            assert getattr(known.ablation, name) == str(defaults[name].default)
+    shown = experiment("taff_unet").ablation
+    for name in ("seeds", "epochs", "cases"):
+        easy, ambiguous = (getattr(ABLATIONS[phantom], name) for phantom in ("easy", "ambiguous"))
+        assert getattr(shown, name) == f"{easy}; ambiguous: {ambiguous}"

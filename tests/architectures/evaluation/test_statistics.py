@@ -18,6 +18,7 @@ from trifuse.architectures.evaluation.statistics import (
     format_comparison,
     format_p,
     holm,
+    mean_interval,
     paired_t_test,
     wilcoxon_test,
     write_comparison_table,
@@ -52,6 +53,14 @@ def test_t_test_by_hand():
     result = paired_t_test(a, b)
     assert result.statistic == pytest.approx(t)
     assert (result.p, result.count) == (pytest.approx(2 * stats.t.sf(t, 3)), 4)
+
+
+def test_interval_of_a_mean_by_hand():
+    """Of 1, 2, 3: mean 2, SD 1, and t of 2 degrees of freedom is 4.3027 at 95 %."""
+    reach = 4.302653 / math.sqrt(3)
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - reach, 2 + reach))
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+    assert all(map(math.isnan, mean_interval([1.0])))
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=20))

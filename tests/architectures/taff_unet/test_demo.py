@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
+from trifuse.architectures.data.phantoms import ambiguous
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.taff_unet import TaffUNet, demo
 from trifuse.architectures.taff_unet.ablate import TITLES
+from trifuse.architectures.taff_unet.phantoms import DEMOS
 from trifuse.architectures.taff_unet.report import SCAR
 from trifuse.architectures.training.run_folder import OutputFolderError
 
 TINY = {
-    **{"SIZE": 48, "SLICES": 5, "PARTS": (3, 1, 2), "BASE_DIM": 4, "EPOCHS": 1, "FIRST_PASS_EPOCHS": 1},
-    **{"SAMPLES_PER_EPOCH": 8, "ECG_EPOCHS": 4, "JOBS": 1},
+    **{"image_size": 48, "slices": 5, "parts": (3, 1, 2), "base_dim": 4, "epochs": 1, "first_pass_epochs": 1},
+    **{"samples_per_epoch": 8, "ecg_epochs": 4, "fusion_stage": 1},
 }
 PICTURES = ("with_and_without_time", "bullseye", "lead_attention", "temporal_attention", "gate_weights", "curves")
 
 
+def few_beats(write, folder, beats, seed):
+    write(folder, 20, seed)
+
+
 @pytest.mark.slow
-def test_demo_goes_the_whole_way(tmp_path, capsys, monkeypatch):
-    for name, value in TINY.items():
-        monkeypatch.setattr(demo, name, value)
+@pytest.mark.parametrize("phantom", DEMOS)
+def test_demo_goes_the_whole_way(phantom, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(DEMOS, phantom, replace(DEMOS[phantom], **TINY))
+    monkeypatch.setattr(demo, "JOBS", 1)
+    monkeypatch.setattr(ambiguous, "write_beats", partial(few_beats, ambiguous.write_beats))
     threads = torch.get_num_threads()
-    report = demo.run_demo(tmp_path, seed=1, command=["trifuse", "demo", "taff_unet"])
+    report = demo.run_demo(tmp_path, phantom=phantom, seed=1, command=["trifuse", "demo", "taff_unet"])
     assert torch.get_num_threads() == threads
     text = report.read_text()
     assert text.startswith("# TAFF-UNet (full, predicted prior) on phantom")
@@ -43,7 +54,7 @@ def test_demo_goes_the_whole_way(tmp_path, capsys, monkeypatch):
     assert TaffUNet.from_pretrained(report.parent / "best").config.setting == "full"
     assert TaffUNet.from_pretrained(tmp_path / "without_time" / "best").config.setting == "ecg_ap"
     with pytest.raises(OutputFolderError, match="--overwrite"):
-        demo.run_demo(tmp_path)
+        demo.run_demo(tmp_path, phantom=phantom)
 
 
 def test_recipe_is_the_paper_s_where_a_demo_can_afford_it(tmp_path):
@@ -56,3 +67,14 @@ def test_recipe_is_the_paper_s_where_a_demo_can_afford_it(tmp_path):
     assert recipe.network.init_seed == recipe.training.seed == 3
     assert demo.demo_recipe(tmp_path, setting="ap", oracle=True, ecg=tmp_path).network.ecg_checkpoint is None
     assert demo.demo_recipe(tmp_path, labels=tmp_path / "labels").prior.labels == str(tmp_path / "labels")
+
+
+def test_what_the_ambiguous_phantom_differs_in(tmp_path):
+    """Its map at the fusion is of 32 x 32, and its autoencoder sees beats that belong to no image."""
+    plan = DEMOS["ambiguous"]
+    recipe = demo.demo_recipe(tmp_path, plan, arteries=tmp_path / "truth.csv")
+    assert recipe.network.image_size >> recipe.network.fusion_stage == 32
+    assert recipe.prior.arteries == str(tmp_path / "truth.csv")
+    data = demo.ecg_recipe(tmp_path, plan).data
+    assert (data.root, data.kind, data.val_records) == (str(tmp_path / "beats"), "records", ("*0",))
+    assert demo.ecg_recipe(tmp_path).data.kind == "cohort"

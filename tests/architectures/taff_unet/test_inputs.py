@@ -14,6 +14,7 @@ from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.taff_unet.config import TaffUNetConfig
+from trifuse.architectures.storage.segment_maps import ARTERY_SEGMENTS
 from trifuse.architectures.taff_unet.inputs import (
     ORACLE,
     EcgInputRecipe,
@@ -216,3 +217,53 @@ def test_priors_that_cannot_be_are_refused(options, message):
 def test_an_ecg_needs_a_beat():
     with pytest.raises(ValueError, match="min_beats must be at least 1, got 0"):
         EcgInputRecipe(min_beats=0)
+
+
+# ------------------------------------------------------------------------------------------- an artery that is known
+
+
+def with_arteries(cohort, lines):
+    table = cohort.root / "arteries.csv"
+    table.write_text("case_id,artery\n" + "".join(f"{line}\n" for line in lines))
+    return PriorRecipe("gt", arteries=str(table))
+
+
+def test_the_prior_of_a_known_artery_holds_its_segments_alone(cohort):
+    whole = case_side_inputs(cohort, ["case001", "case002"], FULL, ORACLE_PRIOR, EcgInputRecipe())
+    prior = with_arteries(cohort, ["case001,RCA", "case002,LAD", "case009,LCX"])
+    known = case_side_inputs(cohort, ["case001", "case002"], FULL, prior, EcgInputRecipe())
+    for case_id, artery in (("case001", "RCA"), ("case002", "LAD")):
+        segments = whole[case_id].prior
+        kept = known[case_id].prior
+        assert kept.dtype == np.uint8
+        assert set(np.unique(kept)) == {0, *ARTERY_SEGMENTS[artery]} & {0, *np.unique(segments)}
+        np.testing.assert_array_equal(kept > 0, np.isin(segments, ARTERY_SEGMENTS[artery]))
+    facts = describe_inputs(known, FULL, prior)
+    assert facts["Prior"].startswith("oracle prior of the given artery: AHA-17 of the reference annotation")
+    assert "of the artery in arteries.csv alone" in facts["Prior"]
+
+
+def test_the_arteries_divide_the_segments():
+    assert sorted(segment for of in ARTERY_SEGMENTS.values() for segment in of) == [*range(1, 18)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["case001,RCA"], "case002: artery: expected one of LAD, RCA, LCX, got none; add its line to the table"),
+        (["case001,RCA", "case002,LM"], "artery of case002: expected LAD, RCA, LCX, got LM"),
+        (["case001,RCA", "case002,"], "artery of case002: expected LAD, RCA, LCX, got nothing"),
+    ],
+)
+def test_an_artery_that_is_not_told_is_refused(cohort, lines, message):
+    with pytest.raises(DataError, match=message):
+        case_side_inputs(cohort, ["case001", "case002"], FULL, with_arteries(cohort, lines), EcgInputRecipe())
+
+
+@pytest.mark.parametrize("content", [None, b"case,vessel\nx,LAD\n", b"\xff\xfe"])
+def test_a_table_of_arteries_that_cannot_be_read(cohort, content):
+    table = cohort.root / "arteries.csv"
+    if content is not None:
+        table.write_bytes(content)
+    with pytest.raises(DataError, match="arteries: expected a CSV file with the columns case_id and artery, got"):
+        case_side_inputs(cohort, ["case001"], FULL, PriorRecipe("gt", arteries=str(table)), EcgInputRecipe())
