@@ -13,8 +13,8 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.runs.recipes import RecipeError
-from trifuse.architectures.taff_unet.config import TaffUNetConfig
 from trifuse.architectures.storage.segment_maps import ARTERY_SEGMENTS
+from trifuse.architectures.taff_unet.config import TaffUNetConfig
 from trifuse.architectures.taff_unet.inputs import (
     ORACLE,
     EcgInputRecipe,
