@@ -248,9 +248,10 @@ def read(path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_prior_alone_stays_far_below_the_territory_given(tmp_path):
     """The plain U-Net with the oracle prior, and the same network whose prior is that of the scarred territory."""
-    plan = replace(ABLATIONS["ambiguous"], parts=(100, 10, 30), epochs=6)
+    plan = replace(ABLATIONS["ambiguous"], parts=(80, 6, 20), epochs=3)
     cohort = plan.write(tmp_path)
     scores = []
     for row in (("ap", ORACLE), CEILING):
