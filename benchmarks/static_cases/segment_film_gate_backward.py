@@ -17,23 +17,25 @@ from .segment_film_gate import COLUMN, PAPER, film_case
 
 TRAFFIC = [Traffic("backward", PAPER, "B * C * H * W", "3 * e + 1 / C", "3 * e + 1 / C")]
 
-_ONLY_THE_REST = {"features_grad": None}
+_ONLY_THE_REST: dict[str, object] = {"features_grad": None}
 
 
-def _planes(name: str, dtype: str, pixels: int = BACKWARD_CHOICES[0]["pixels"], **constants: None) -> StaticCase:
+def _planes(
+    name: str, dtype: str, pixels: int = BACKWARD_CHOICES[0]["pixels"], constants: dict[str, object] | None = None
+) -> StaticCase:
     return film_case(
         in_form(name, {"pixels": pixels}, BACKWARD_CHOICES),
         _segment_film_planes_bwd_kernel,
         dtype,
         tile=(1024 // pixels, pixels),
-        constants={"SEGMENTS": SEGMENTS_AT_ONCE, **constants},
+        constants={"SEGMENTS": SEGMENTS_AT_ONCE, **(constants or {})},
     )
 
 
 STATIC_CASES = [
     _planes("backward", "bf16"),
     _planes("backward", "fp32"),
-    _planes("backward of the rest", "bf16", **_ONLY_THE_REST),
+    _planes("backward of the rest", "bf16", constants=_ONLY_THE_REST),
     *(_planes("backward", "bf16", choice["pixels"]) for choice in BACKWARD_CHOICES[1:]),
     film_case(
         "backward, channels last",
