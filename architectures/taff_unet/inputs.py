@@ -75,6 +75,11 @@ class PriorRecipe:
                 f"prior.angle_deg is for prior.reference='fixed_angle', got {self.angle_deg} with {self.reference!r}"
             )
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did: they knew of no arteries."""
+        return {"arteries": None, **values}
+
     @property
     def word(self) -> str:
         """How titles name it."""
