@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +23,7 @@ _MIXES = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "a
 # What hands a value to the host, and so waits for the GPU.
 _WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
 _LARGEST_PRODUCT = 1 << 32  # multiplications; larger ones, which only tell a GPU's speed, sleep
+_LARGEST_DRAW = 1 << 25  # numbers; more of them, to be multiplied for that, are zeros
 RECORDING = "operation not permitted when stream is capturing"
 
 
@@ -112,8 +115,12 @@ class Mode(TorchDispatchMode):
     making: tuple[Any] | None = None  # the device that a function of Python which makes tensors was given
     inside = 0  # of one of our own operators, which is recorded as a whole
 
+    supports_higher_order_operators = True  # FlexAttention is one
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if isinstance(function, HigherOrderOperator):
+            return self._whole(function, args, kwargs)
         results = self.run(function, args, kwargs)
         if self.recording is not None and not self.inside:
             self.recording.operations.append((function, args, kwargs, list(_tensors(results))))
@@ -128,6 +135,8 @@ class Mode(TorchDispatchMode):
         if name == "aten::mm" and args[0].numel() * args[1].shape[1] > _LARGEST_PRODUCT:
             results = args[0].new_empty(len(args[0]), args[1].shape[1])
             time.sleep(results.element_size() / 1e3)
+        elif name == "aten::randn" and math.prod(args[0]) > _LARGEST_DRAW:
+            results = torch.ops.aten.zeros(args[0])
         elif torch.Tag.nondeterministic_seeded in function.tags:
             results = _drawn(function, args, kwargs, place)
         elif function.namespace == "trifuse":
@@ -139,6 +148,14 @@ class Mode(TorchDispatchMode):
             for tensor in _tensors(results):
                 if _address(tensor) not in known:
                     put(tensor, place)
+        return results
+
+    def _whole(self, function: HigherOrderOperator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operator that takes functions without looking at what these do."""
+        places = {place_of(tensor) for tensor in _tensors((args, kwargs)) if tensor.dim()}
+        results = function(*args, **kwargs)
+        for tensor in _tensors(results):
+            put(tensor, next((place for place in places if place != CPU), CPU))
         return results
 
     def _place(self, name: str, given: Sequence[Tensor], kwargs: dict[str, Any]) -> torch.device:
