@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
@@ -79,8 +80,9 @@ def amiss_in_results(out: Path) -> Iterator[str]:
 def amiss_in_report(out: Path) -> Iterator[str]:
     """Yield what is wrong with the table of parts in a report."""
     lines = (out / "report.md").read_text(encoding="utf-8").splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
-    counts = {row[0]: row[-1] for row in rows if len(row) == 5 and row[0] != "part"}
+    table = lines[next(at for at, line in enumerate(lines) if line.startswith("| part ")) :]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in takewhile(bool, table)][2:]
+    counts = {row[0]: row[-1] for row in rows}
     parts = {report.TESTS, *report.part_names()}
     yield from (f"the report tells nothing of {name}" for name in sorted(parts - counts.keys()))
     for name, count in counts.items():
