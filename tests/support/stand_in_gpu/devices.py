@@ -96,6 +96,8 @@ class CUDAGraph:
 
     def capture_end(self) -> None:
         self._recording, MODE.recording = MODE.recording, None
+        if self._recording is not None:
+            self._recording.undo()
 
     def replay(self) -> None:
         if self._recording is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -92,20 +92,46 @@ def placed(device: torch.device | str | int | None) -> torch.device:
 
 
 class Recording:
-    """The operations between the beginning and the end of a capture."""
+    """The operations between the beginning and the end of a capture.
+
+    They run while they are recorded, as only then it is known what follows; on a GPU they do not. What was there before
+    therefore gets its values back at the end.
+    """
 
     def __init__(self) -> None:
-        self.operations: list[tuple[Any, Sequence[Any], dict[str, Any], list[Tensor]]] = []
+        self.operations: list[tuple[Any, Sequence[Any], dict[str, Any], list[Tensor], tuple[Any] | None]] = []
+        self._seen: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = {}
+
+    def keep(self, given: Iterator[Tensor]) -> None:
+        """Keep the values of arguments that no recorded operation made."""
+        for tensor in given:
+            if _address(tensor) not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen[_address(tensor)] = storage, storage.clone()
+
+    def add(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any], results: list[Tensor]) -> None:
+        """Record an operation that was run."""
+        self.operations.append((function, args, kwargs, results, MODE.making))
+        for tensor in results:
+            self._seen.setdefault(_address(tensor), (tensor.untyped_storage(), None))
+
+    def undo(self) -> None:
+        """Give what was there before its values back."""
+        for storage, values in self._seen.values():
+            if values is not None:
+                storage.copy_(values)
 
     def replay(self) -> None:
         """Run them again, into the memory of their first results."""
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-            for function, args, kwargs, results in self.operations:
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), _disable_current_modes():
+            for function, args, kwargs, results, making in self.operations:
+                MODE.making = making
                 again = MODE.run(function, args, kwargs)
                 known = {_address(tensor) for tensor in _tensors((args, kwargs))}
                 for old, new in zip(results, _tensors(again), strict=True):
                     if _address(new) not in known:
                         torch.ops.aten.copy_(old, new)
+        MODE.making = None
 
 
 class Mode(TorchDispatchMode):
@@ -121,9 +147,12 @@ class Mode(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if isinstance(function, HigherOrderOperator):
             return self._whole(function, args, kwargs)
+        recording = None if self.inside else self.recording
+        if recording is not None:
+            recording.keep(_tensors((args, kwargs)))
         results = self.run(function, args, kwargs)
-        if self.recording is not None and not self.inside:
-            self.recording.operations.append((function, args, kwargs, list(_tensors(results))))
+        if recording is not None:
+            recording.add(function, args, kwargs, list(_tensors(results)))
         return results
 
     def run(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
