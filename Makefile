@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all versions lint mutants bench kernels virtual-gpu clean
+.PHONY: demo test test-all versions lint mutants bench rehearsal kernels virtual-gpu clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -37,6 +37,11 @@ mutants: $(VENV)/.test-ready
 bench: $(VENV)/.test-ready
 	$(BIN)/python -m trifuse.benchmarks.reporting.report --out benchmarks/results
 	$(BIN)/python -m trifuse.benchmarks.reporting.tables
+
+# The benchmarks and the GPU tests where there is no GPU, tiny and on a stand-in: shows that they run through, no more.
+rehearsal: $(VENV)/.test-ready
+	rm -rf build/rehearsal
+	$(BIN)/python tests/rehearsal/run_report.py --out build/rehearsal
 
 # What every Triton kernel costs, read from machine code for GPUs that need not be here.
 kernels: $(VENV)/.test-ready

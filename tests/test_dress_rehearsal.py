@@ -13,6 +13,7 @@ import torch
 from coverage import CoverageData
 
 sys.path.insert(0, str(Path(__file__).parent / "rehearsal"))
+import run_report
 from gpu_only_lines import ROOT, gpu_only_lines
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the tests of GPUs run on it")
@@ -55,26 +56,26 @@ def test_every_line_that_only_runs_with_a_gpu_has_run(rehearsed):
     assert not missing, "\n".join(missing)
 
 
-REPORT = """
-import sys
-from trifuse.benchmarks.reporting import report
-report.GPU_SECONDS = 1e5  # a stand-in takes longer
-sys.exit(report.main(sys.argv[1:]))
-"""
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory) -> Path:
+    """Return the folder of a report with the tests of GPUs, and a tiny case of every benchmark."""
+    out = tmp_path_factory.mktemp("report")
+    assert run_report.run_report(out, ["--tests"]) == 0, (out / "report.md").read_text()
+    return out
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_report_runs_through(tmp_path):
-    """With the tests of GPUs, and a tiny case of every benchmark."""
-    child = subprocess.run(
-        [sys.executable, "-c", REPORT, "--tests", "--tiny", f"--out={tmp_path}", "--seconds=0.001"],
-        env=stand_in_gpu.environment(OMP_NUM_THREADS="1", PYTHONSAFEPATH="1", TRIFUSE_CACHE=str(tmp_path / "cache")),
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr + (tmp_path / "report.md").read_text()
-    assert len(list(tmp_path.glob("*.cuda.json"))) > 20
+def test_the_report_runs_through_and_what_it_wrote_is_sound(reported):
+    assert list(run_report.amiss_in_report(reported)) == []
+    assert list(run_report.amiss_in_results(reported)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_benchmarks_run_as_tests(tmp_path):
+    assert run_report.run_benchmarks(tmp_path) == 0
+    assert list(run_report.amiss_in_results(tmp_path)) == []
 
 
 def test_no_result_was_measured_on_the_stand_in():

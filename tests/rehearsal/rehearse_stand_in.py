@@ -80,6 +80,25 @@ def test_memory_is_counted():
     assert torch.cuda.max_memory_allocated() - before == 8000
 
 
+def test_a_graph_changes_nothing_while_it_is_recorded_and_draws_anew_as_an_eager_step():
+    total, graph = torch.zeros(4, device="cuda"), torch.cuda.CUDAGraph()
+
+    def step():
+        total.add_(torch.rand(4, device="cuda")).add_(torch.empty_like(total).bernoulli_(0.5))
+
+    with torch.cuda.graph(graph):
+        step()
+    assert total.tolist() == [0, 0, 0, 0]
+    sums = []
+    for run in (step, graph.replay):
+        total.zero_()
+        torch.cuda.manual_seed(3)
+        run()
+        run()
+        sums.append(total.tolist())
+    assert sums[0] == sums[1]
+
+
 def test_a_graph_repeats_the_operations_and_not_the_python():
     x, calls = torch.ones(3, device="cuda"), []
     graph = torch.cuda.CUDAGraph()

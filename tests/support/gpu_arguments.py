@@ -6,6 +6,8 @@ those with a keyword.
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from trifuse.kernels.testing import assert_op_matches
@@ -158,6 +160,68 @@ ARGUMENTS = {
 }
 
 
+SMALL = 1 << 13  # elements of the largest tensor
+
+
+def small_attention(device, dtype):
+    for border, side in (("zero", 3), ("mask", 3), ("shift", 9)):
+        maps = [normal(device, 1, side, side, 9, dtype=dtype, seed=i) for i in range(3)]
+        yield *maps, {"num_heads": 3, "border": border}
+
+
+def small_attention_weights(device, dtype):
+    for q, k, _, options in small_attention(device, dtype):
+        yield q, k, options
+
+
+def small_convolutions(device, dtype):
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        x = normal(device, 2, 3, 5, 4, dtype=dtype).detach().contiguous(memory_format=memory_format)
+        yield x.requires_grad_(), [normal(device, 3, 1, k, k, seed=k) for k in (3, 5)]
+
+
+def small_maps(device, dtype):
+    yield [m.detach() for m in segmentation_maps(device, dtype, (2, 3), (4, 5), classes=3)], (5, 6)
+
+
+def small_mutation(device, dtype):
+    yield segmentation_maps(device, dtype, (2, 3), (4, 5), classes=2), labels(device, 2, 4, 5, classes=2)
+
+
+def small_dice_ce(device, dtype):
+    yield segmentation_maps(device, dtype, (2, 3), classes=1)[0], labels(device, 2, 4, 5, classes=2)
+
+
+# Of operators whose kernels loop over taps, heads or subsets, which an interpreter feels whatever the size.
+SMALL_ARGUMENTS = {
+    "dice_ce_loss": small_dice_ce,
+    "depthwise_multi_kernel": small_convolutions,
+    "dilated_attention": small_attention,
+    "dilated_attention_weights": small_attention_weights,
+    "upsample_argmax": small_maps,
+    "mutation_loss": small_mutation,
+}
+
+
+def calls(name, device, dtype):
+    """Yield the calls of an operator; where kernels are interpreted, on the stand-in GPU, small ones instead."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield from ARGUMENTS[name](device, dtype)
+        return
+    if name in SMALL_ARGUMENTS:
+        yield from SMALL_ARGUMENTS[name](device, dtype)
+        return
+    listed = list(ARGUMENTS[name](device, dtype))
+    least = min(map(largest, listed))
+    yield from (arguments for arguments in listed if largest(arguments) <= max(least, SMALL))
+
+
+def largest(arguments):
+    """Return the elements of the largest tensor among arguments."""
+    leaves = torch.utils._pytree.tree_leaves(arguments)
+    return max(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
 def without_keywords(arguments):
     return (*arguments[:-1],) if isinstance(arguments[-1], dict) else arguments
 
@@ -168,9 +232,7 @@ def keywords(arguments):
 
 def tolerance(arguments, dtype):
     """Return what float32 loses over the longest sum: its terms are added in another order than in the reference."""
-    leaves = torch.utils._pytree.tree_leaves(arguments)
-    elements = max(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
-    return 16 * torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps * elements**0.5
+    return 16 * torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps * largest(arguments) ** 0.5
 
 
 def assert_call_matches(operator, reference, arguments, dtype):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
+from unittest import mock
 
-import pytest
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -35,8 +35,11 @@ def quick_interpreter() -> Iterator[None]:
     def numpy_type_of(kind):
         return numpy_type(tl.uint64 if kind.scalar.is_ptr() else kind.scalar)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
-        patch.setattr(interpreter, "_get_np_dtype", numpy_type_of)
-        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+    with ExitStack() as changes:
+        for place, name, changed in (
+            (interpreter.InterpretedFunction, "__call__", call),
+            (interpreter, "_get_np_dtype", numpy_type_of),
+            (builder, "options", replace(builder.options, sanitize_overflow=False)),
+        ):
+            changes.enter_context(mock.patch.object(place, name, changed))
         yield

@@ -6,8 +6,8 @@ of PyTorch is seen, marks what it returns, and refuses arguments from two places
 
 As on a GPU: places and their mixing, generators of each place, memory held and at its peak, recorded graphs and what
 must not happen while recording, events that tell time. Not as on a GPU: compiled forms run eagerly, ``cuda:nccl`` is
-gloo, autocast is the CPU's, products of huge matrices are left undone, and kernels run in Triton's interpreter. Its
-figures mean nothing.
+gloo, autocast is the CPU's, huge matrices are neither drawn nor multiplied, and kernels run in Triton's interpreter,
+forms to choose from once. Its figures mean nothing.
 """
 
 from __future__ import annotations

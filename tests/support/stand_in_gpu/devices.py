@@ -15,7 +15,7 @@ from .memory import MODE, RECORDING, Gpus, Recording, default_generator, held, p
 PROPERTIES = SimpleNamespace(
     major=9,
     minor=0,
-    total_memory=16 << 30,
+    total_memory=4 << 30,
     multi_processor_count=4,
     warp_size=32,
     max_threads_per_multi_processor=2048,
@@ -96,6 +96,8 @@ class CUDAGraph:
 
     def capture_end(self) -> None:
         self._recording, MODE.recording = MODE.recording, None
+        if self._recording is not None:
+            self._recording.undo()
 
     def replay(self) -> None:
         if self._recording is None:

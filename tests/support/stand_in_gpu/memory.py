@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -21,6 +23,7 @@ _MIXES = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "a
 # What hands a value to the host, and so waits for the GPU.
 _WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
 _LARGEST_PRODUCT = 1 << 32  # multiplications; larger ones, which only tell a GPU's speed, sleep
+_LARGEST_DRAW = 1 << 25  # numbers; more of them, to be multiplied for that, are zeros
 RECORDING = "operation not permitted when stream is capturing"
 
 
@@ -89,20 +92,46 @@ def placed(device: torch.device | str | int | None) -> torch.device:
 
 
 class Recording:
-    """The operations between the beginning and the end of a capture."""
+    """The operations between the beginning and the end of a capture.
+
+    They run while they are recorded, as only then it is known what follows; on a GPU they do not. What was there before
+    therefore gets its values back at the end.
+    """
 
     def __init__(self) -> None:
-        self.operations: list[tuple[Any, Sequence[Any], dict[str, Any], list[Tensor]]] = []
+        self.operations: list[tuple[Any, Sequence[Any], dict[str, Any], list[Tensor], tuple[Any] | None]] = []
+        self._seen: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage | None]] = {}
+
+    def keep(self, given: Iterator[Tensor]) -> None:
+        """Keep the values of arguments that no recorded operation made."""
+        for tensor in given:
+            if _address(tensor) not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen[_address(tensor)] = storage, storage.clone()
+
+    def add(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any], results: list[Tensor]) -> None:
+        """Record an operation that was run."""
+        self.operations.append((function, args, kwargs, results, MODE.making))
+        for tensor in results:
+            self._seen.setdefault(_address(tensor), (tensor.untyped_storage(), None))
+
+    def undo(self) -> None:
+        """Give what was there before its values back."""
+        for storage, values in self._seen.values():
+            if values is not None:
+                storage.copy_(values)
 
     def replay(self) -> None:
         """Run them again, into the memory of their first results."""
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-            for function, args, kwargs, results in self.operations:
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), _disable_current_modes():
+            for function, args, kwargs, results, making in self.operations:
+                MODE.making = making
                 again = MODE.run(function, args, kwargs)
                 known = {_address(tensor) for tensor in _tensors((args, kwargs))}
                 for old, new in zip(results, _tensors(again), strict=True):
                     if _address(new) not in known:
                         torch.ops.aten.copy_(old, new)
+        MODE.making = None
 
 
 class Mode(TorchDispatchMode):
@@ -112,11 +141,18 @@ class Mode(TorchDispatchMode):
     making: tuple[Any] | None = None  # the device that a function of Python which makes tensors was given
     inside = 0  # of one of our own operators, which is recorded as a whole
 
+    supports_higher_order_operators = True  # FlexAttention is one
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if isinstance(function, HigherOrderOperator):
+            return self._whole(function, args, kwargs)
+        recording = None if self.inside else self.recording
+        if recording is not None:
+            recording.keep(_tensors((args, kwargs)))
         results = self.run(function, args, kwargs)
-        if self.recording is not None and not self.inside:
-            self.recording.operations.append((function, args, kwargs, list(_tensors(results))))
+        if recording is not None:
+            recording.add(function, args, kwargs, list(_tensors(results)))
         return results
 
     def run(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -128,6 +164,8 @@ class Mode(TorchDispatchMode):
         if name == "aten::mm" and args[0].numel() * args[1].shape[1] > _LARGEST_PRODUCT:
             results = args[0].new_empty(len(args[0]), args[1].shape[1])
             time.sleep(results.element_size() / 1e3)
+        elif name == "aten::randn" and math.prod(args[0]) > _LARGEST_DRAW:
+            results = torch.ops.aten.zeros(args[0])
         elif torch.Tag.nondeterministic_seeded in function.tags:
             results = _drawn(function, args, kwargs, place)
         elif function.namespace == "trifuse":
@@ -139,6 +177,14 @@ class Mode(TorchDispatchMode):
             for tensor in _tensors(results):
                 if _address(tensor) not in known:
                     put(tensor, place)
+        return results
+
+    def _whole(self, function: HigherOrderOperator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operator that takes functions without looking at what these do."""
+        places = {place_of(tensor) for tensor in _tensors((args, kwargs)) if tensor.dim()}
+        results = function(*args, **kwargs)
+        for tensor in _tensors(results):
+            put(tensor, next((place for place in places if place != CPU), CPU))
         return results
 
     def _place(self, name: str, given: Sequence[Tensor], kwargs: dict[str, Any]) -> torch.device:

@@ -57,6 +57,19 @@ def install() -> None:
         data, dtype=dtype or self.dtype, device=device or self.device, requires_grad=requires_grad
     )
     torch.Generator = Generator
+    grouping = torch.nn.utils.clip_grad
+    grouping._group_tensors_by_device_and_dtype = _by_place(grouping._group_tensors_by_device_and_dtype)
+
+
+def _by_place(original: Callable[..., dict]) -> Callable[..., dict]:
+    """Name groups of tensors, which share a place, by it: the grouping itself asks C++ for it."""
+
+    @wraps(original)
+    def grouped(lists: Any, with_indices: bool = False) -> dict:
+        groups = original(lists, with_indices)
+        return {(place_of(group[0][0]), dtype): (group, at) for (_, dtype), (group, at) in groups.items()}
+
+    return grouped
 
 
 def _to(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
