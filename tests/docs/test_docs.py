@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from trifuse import blocks, kernels
+from trifuse.architectures.cli.bench import part_names
 from trifuse.architectures.cli.main import build_parser
 from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.architectures.runs.recipes import RecipeError, recipe_from
@@ -174,6 +175,11 @@ def section_of(prog: str) -> str:
     name = prog if prog in SECTIONS else prog.rpartition(" ")[0]
     assert name in SECTIONS, f"docs/command_line.md: add a section '### {prog}' that names the command's options"
     return SECTIONS[name]
+
+
+def test_every_part_of_bench_is_described():
+    described = set(inline(section_of("trifuse bench")))
+    assert {*part_names(), *kernels.OPERATORS} - described == set(), "docs/command_line.md, 'trifuse bench': add these"
 
 
 @every_page
