@@ -210,6 +210,15 @@ def test_make_targets_exist():
     assert {"demo", "test", "test-all", "bench", "kernels", "lint", "mutants"} <= named <= targets
 
 
+def test_every_make_target_has_its_row():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^\.PHONY: (.+)$", text, flags=re.MULTILINE)[0].split()
+    table = TEXTS["docs/house.md"].split("## Commands of make")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `make ([a-z-]+)` \|(.+)\|(.+)\|(.+)\|$", table, flags=re.MULTILINE)
+    assert sorted(row[0] for row in rows) == sorted(targets), "docs/house.md, 'Commands of make': one row for each target"
+    assert all(cell.strip() for row in rows for cell in row)
+
+
 @every_page
 def test_named_modules_exist(page):
     named = re.findall(r"-m (trifuse[\w.]+)", TEXTS[page])
