@@ -20,6 +20,7 @@ from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.architectures.runs.recipes import RecipeError, recipe_from
 from trifuse.architectures.runs.registry import experiments
 from trifuse.benchmarks.reporting.tables import with_results
+from trifuse.kernels import testing
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -215,7 +216,9 @@ def test_every_make_target_has_its_row():
     targets = re.findall(r"^\.PHONY: (.+)$", text, flags=re.MULTILINE)[0].split()
     table = TEXTS["docs/house.md"].split("## Commands of make")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `make ([a-z-]+)` \|(.+)\|(.+)\|(.+)\|$", table, flags=re.MULTILINE)
-    assert sorted(row[0] for row in rows) == sorted(targets), "docs/house.md, 'Commands of make': one row for each target"
+    assert sorted(row[0] for row in rows) == sorted(targets), (
+        "docs/house.md, 'Commands of make': one row for each target"
+    )
     assert all(cell.strip() for row in rows for cell in row)
 
 
@@ -381,8 +384,14 @@ def test_every_operator_and_block_is_described():
 
 def test_every_error_is_described():
     errors = {name for name in kernels.__all__ if inspect.isclass(getattr(kernels, name))}
+    errors |= {name for name in testing.__all__ if is_error(getattr(testing, name))}
     described = {row.split("`")[1] for row in TEXTS["docs/errors.md"].splitlines() if row.startswith("| `")}
-    assert errors == described, "docs/errors.md: one row for each error class of trifuse.kernels"
+    assert errors == described, "docs/errors.md: one row for each error class of trifuse.kernels and its testing"
+
+
+def is_error(value: object) -> bool:
+    """Tell whether something is a class of errors."""
+    return inspect.isclass(value) and issubclass(value, Exception)
 
 
 def test_every_exit_code_is_described():
