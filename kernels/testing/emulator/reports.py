@@ -97,7 +97,7 @@ def _message(
         if not name:
             return f"{where}, beyond what the program has"
         tensor = arguments.tensors[name]
-        room = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize
+        room = int(tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize)
         are = "is" if room == 1 else "are"
         return f"{where}, of which {_bytes(room)} {are} there (shape {tuple(tensor.shape)}, {tensor.dtype})"
     if "misaligned" in kind:
