@@ -158,7 +158,10 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str:
         return _gpu_obstacle(device.index or 0)
     if device.type == "cpu" and (_compiled_on_cpu or os.environ.get("TRITON_INTERPRET") == "1"):
         return ""
-    return f"it cannot run on {device.type} tensors (on a CPU, only with TRITON_INTERPRET=1 set before the first use)"
+    return (
+        f"it cannot run on {device.type} tensors (on a CPU, only with TRITON_INTERPRET=1 set before the first use, or "
+        "inside `with trifuse.kernels.testing.virtual_gpu():`)"
+    )
 
 
 @constant_when_compiled  # tracing looks through a cache, and warns of it

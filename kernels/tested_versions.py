@@ -13,8 +13,10 @@ from pathlib import Path
 VERDICTS = Path(__file__).parent / "testing" / "verdicts"
 VERSIONS = VERDICTS / "versions.csv"
 VIRTUAL_GPU = VERDICTS / "virtual_gpu.csv"
+HOLD_FOR = "verdicts hold for the commit named, not for what has changed since"
 # Before 3.7, Triton's interpreter makes Python numbers of arrays with one element, which NumPy 2.4 refuses.
 FIRST_TRITON_FOR_ANY_NUMPY, FIRST_NUMPY_TOO_NEW = (3, 7), (2, 4)
+COMMIT_DIGITS = 7
 
 Verdict = Mapping[str, str]
 
@@ -33,8 +35,8 @@ def describe_pair(torch: str, triton: str, verdicts: Sequence[Verdict]) -> str:
     for row in verdicts:
         if (row["torch"], row["triton"]) == (torch, triton):
             failed = "none failed" if row["failed"] == "0" else f"{row['failed']} failed"
-            counts = f"{row['passed']} tests passed, {failed}, {row['skipped']} were skipped"
-            return f"torch {torch} with triton {triton}: {counts} (commit {row['commit']}, {row['date']})"
+            counts = f"{row['passed']} tests passed, {failed}, {_skipped(row)}"
+            return f"torch {torch} with triton {triton}: {counts} (commit {_short(row['commit'])}, {row['date']})"
     tested = ", ".join(f"{row['torch']} with {row['triton']}" for row in verdicts) or "none"
     return f"torch {torch} with triton {triton} is not among the tested pairs: {tested}"
 
@@ -56,8 +58,21 @@ def describe_virtual_gpu(verdicts: Sequence[Verdict]) -> str:
     """Say what compiled kernels did on the virtual GPU."""
     sound, launches = sum(row["verdict"] == "sound" for row in verdicts), sum(int(row["launches"]) for row in verdicts)
     operators = len({row["operator"] for row in verdicts})
-    made_of = dict.fromkeys(f"torch {row['torch']}, triton {row['triton']}, commit {row['commit']}" for row in verdicts)
-    return (
-        f"{sound} of {len(verdicts)} calls of {operators} operators were sound, in {launches} launches of compiled "
-        f"kernels ({'; '.join(made_of)})"
+    made_of = dict.fromkeys(
+        f"torch {row['torch']}, triton {row['triton']}, commit {_short(row['commit'])}" for row in verdicts
     )
+    return (
+        f"{sound} of {len(verdicts)} calls of {operators} operators showed no fault on the virtual GPU, in {launches} "
+        f"launches of compiled kernels; no GPU was used ({'; '.join(made_of)})"
+    )
+
+
+def _skipped(row: Verdict) -> str:
+    """Say how many tests were skipped, and why where the verdict tells."""
+    if row["skipped"] == "0" or not row.get("why_skipped"):
+        return f"{row['skipped']} were skipped"
+    return f"skipped: {row['why_skipped'].replace('needs a GPU', 'need a GPU')}"
+
+
+def _short(commit: str) -> str:
+    return commit[:COMMIT_DIGITS]

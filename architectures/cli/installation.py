@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import shutil
+import subprocess
+import tempfile
 import warnings
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -18,6 +20,7 @@ from trifuse.kernels.gpu import tuning
 from trifuse.kernels.library import TRITON_DTYPES, default_backend
 from trifuse.kernels.ops.memory_efficient_attention import attention_backend
 from trifuse.kernels.tested_versions import (
+    HOLD_FOR,
     VERSIONS,
     VIRTUAL_GPU,
     describe_pair,
@@ -61,8 +64,13 @@ def format_findings(findings: dict[str, Any]) -> str:
         if findings[title]:
             lines += [title, *(f"  {name:<18} {value}" for name, value in findings[title].items())]
     lines += ["triton", f"  {findings['triton']}", "tuning", f"  {findings['tuning']}", "operators"]
+    kinds: dict[tuple[str, ...], list[str]] = {}  # the types of an operator that run alike are on one line
     for row in findings["operators"]:
-        lines.append(f"  {row['operator']:<28} {row['device']:<8} {row['dtype']:<9} {row['backend']}: {row['reason']}")
+        kinds.setdefault(tuple(row[name] for name in ("operator", "device", "backend", "reason")), []).append(
+            row["dtype"]
+        )
+    for (operator, device, backend, reason), dtypes in kinds.items():
+        lines.append(f"  {operator:<28} {device:<8} {', '.join(dtypes):<26} {backend}: {reason}")
     return "\n".join(lines)
 
 
@@ -73,8 +81,24 @@ def _machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "processors": f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads",
         "gpus": ", ".join(gpus) or "none",
+        "C++ compiler": _compiler(),
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB in the working folder",
     }
+
+
+def _compiler() -> str:
+    """Return the compiler with which the virtual GPU is built, found as Triton finds it, if it compiles C++."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <vector>\nint main() { return 0; }\n")
+        command = [compiler or "", "-std=c++20", "-fsyntax-only", str(source)]
+        try:
+            subprocess.run(command, capture_output=True, check=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):
+            found = f"{compiler} compiles no C++20" if compiler else "none"
+            return f"{found}; the virtual GPU needs g++ 10 or clang 12, with Debian: apt-get install g++"
+    return str(compiler)
 
 
 def _version(package: str) -> str | None:
@@ -106,6 +130,9 @@ def _tested() -> dict[str, str]:
         found["numpy"] = remedy
     if calls := read_verdicts(VIRTUAL_GPU):
         found["virtual GPU"] = describe_virtual_gpu(calls)
+        others = [name for name in OPERATORS if name not in {row["operator"] for row in calls}]
+        found["without kernels"] = f"{', '.join(others) or 'none'}: such operators run no kernel of ours"
+    found["note"] = HOLD_FOR
     return found
 
 

@@ -38,6 +38,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trifuse.kernels import OPERATORS
 from trifuse.kernels.testing.tables import markdown, table
 
 from .doubts import doubts
@@ -184,7 +185,7 @@ def run_part(part: Part, limit_s: float | None, log: Path, scratch: Path, variab
     return Outcome(part, code if code >= 0 else 128 - code, time.monotonic() - start, limit_s)
 
 
-def examined(outcome: Outcome, scratch: Path, written: Sequence[Path]) -> Outcome:
+def examined(outcome: Outcome, scratch: Path, written: Sequence[Path], kind: str = "cuda") -> Outcome:
     """Return an outcome with its launches, failed where plain PyTorch ran instead of kernels, or where it has no end.
 
     Of a part that was ended, each case in its result files was measured to its end; cases are missing.
@@ -196,7 +197,8 @@ def examined(outcome: Outcome, scratch: Path, written: Sequence[Path]) -> Outcom
     refused += [doubt for file in written if file.suffix == ".json" for doubt in doubts(file)]
     launches = sum(counted["kernels"].values()) if counted else None
     if outcome.part.name == TESTS and (launches == 0 or (launches is None and not outcome.code)):
-        refused.append("not one Triton kernel was launched")
+        no_gpu = "torch sees no GPU here, all tests were skipped; run them on a machine with one"
+        refused.append("not one Triton kernel was launched" if kind == "cuda" else no_gpu)
     whole = counted is not None and counted["ended"]
     if outcome.code == OUT_OF_TIME or (counted and not whole):
         how = f"out of time after {outcome.seconds:.0f} s" if outcome.code == OUT_OF_TIME else "ended in its midst"
@@ -291,7 +293,7 @@ def run_parts(
         earlier = results_in(out)
         outcome = run_part(part, limit_s, log_of(out, part), scratch, variables)
         its_own = [path for path, when in results_in(out).items() if when != earlier.get(path)]
-        outcome = examined(outcome, scratch, its_own)
+        outcome = examined(outcome, scratch, its_own, machine.get("kind", "cuda"))
         outcomes.append(outcome)
         so_far += outcome.seconds
         state = {0: "ok", OUT_OF_TIME: "out of time"}.get(outcome.code, f"exit code {outcome.code}")
@@ -306,10 +308,14 @@ def run_parts(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the top of this file."""
-    parser = argparse.ArgumentParser(prog="report.py", description="time every operator and network on this machine")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__}.report", description="time every operator and network on this machine"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the report, the result files and the logs")
     parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each form of a computation")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=part_names(), help="parts to run (all)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=sorted({*part_names(), *OPERATORS}), help="parts to run (all)"
+    )
     parser.add_argument("--commit", help="what is measured, where git cannot tell")
     parser.add_argument("--tiny", action="store_true", help="benchmark tiny cases alone, to see that everything runs")
     parser.add_argument("--tests", action="store_true", help="first run the tests that only a GPU can fail")
@@ -321,9 +327,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         scratch = Path(folder)
         variables = environment(scratch, options.commit)
         machine = machine_of(scratch, variables)
-        listed = parts(
-            options.only or part_names(), out, scratch, options.seconds, tests=options.tests, tiny=options.tiny
-        )
+        names = list(dict.fromkeys(OPERATORS.get(name, name) for name in options.only or part_names()))
+        listed = parts(names, out, scratch, options.seconds, tests=options.tests, tiny=options.tiny)
         seconds = GPU_SECONDS if machine["kind"] == "cuda" else None
         return run_parts(listed, machine, out, scratch, variables, seconds)
 

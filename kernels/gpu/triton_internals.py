@@ -19,7 +19,8 @@ Name                                What it does                                
 ``GPUTarget``
 ``triton.knobs.compilation``        leaves out line information; keeps machine code     environment variables, for the
                                     alone                                               whole process
-``get_cache_manager``               files in the cache of what was compiled             nothing
+``get_cache_manager``               files in the cache of what was compiled, and its    nothing
+                                    folder (``cache_dir``), where it has one
 ``backends/nvidia/bin``             `cuobjdump` and `nvdisasm`                          NVIDIA's toolkit
 ``_build``                          builds a shared library from C++                    nothing
 ``DriverBase``,                     what a driver is, and the one through which         nothing
@@ -61,6 +62,11 @@ class JitFunction(Protocol):
 
     def run(self, *arguments: Any, grid: Any, warmup: bool, **settings: Any) -> Any:
         """Do what ``self[grid](*arguments, **settings)`` does."""
+
+
+def cache_folder(manager: Any) -> str:
+    """Return where a `get_cache_manager` keeps its files, in words where it has no folder."""
+    return getattr(manager, "cache_dir", None) or "Triton's cache"
 
 
 def active_driver() -> Any:

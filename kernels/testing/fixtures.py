@@ -29,6 +29,7 @@ def virtual_gpu_fixture(request: pytest.FixtureRequest) -> Iterator[virtual_gpu]
     """
     from .emulator import virtual_gpu
 
+    __tracebackhide__ = True
     with virtual_gpu() as gpu:
         yield gpu
         gpu.expects_launches = request.node.stash.get(PASSED, False)

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from trifuse import blocks, kernels
+from trifuse.architectures.cli.bench import part_names
 from trifuse.architectures.cli.main import build_parser
 from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.architectures.runs.recipes import RecipeError, recipe_from
 from trifuse.architectures.runs.registry import experiments
 from trifuse.benchmarks.reporting.tables import with_results
+from trifuse.kernels import testing
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -176,6 +178,11 @@ def section_of(prog: str) -> str:
     return SECTIONS[name]
 
 
+def test_every_part_of_bench_is_described():
+    described = set(inline(section_of("trifuse bench")))
+    assert {*part_names(), *kernels.OPERATORS} - described == set(), "docs/command_line.md, 'trifuse bench': add these"
+
+
 @every_page
 def test_settings_name_fields_of_a_recipe(page):
     recipes = [one.load(one.recipe) for one in experiments()]
@@ -202,6 +209,17 @@ def test_make_targets_exist():
     shown = [line for _, line in LINES] + [code for text in TEXTS.values() for code in inline(text)]
     named = {match[1] for line in shown if (match := re.match(r"make ([a-z-]+)", line))}
     assert {"demo", "test", "test-all", "bench", "kernels", "lint", "mutants"} <= named <= targets
+
+
+def test_every_make_target_has_its_row():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^\.PHONY: (.+)$", text, flags=re.MULTILINE)[0].split()
+    table = TEXTS["docs/house.md"].split("## Commands of make")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `make ([a-z-]+)` \|(.+)\|(.+)\|(.+)\|$", table, flags=re.MULTILINE)
+    assert sorted(row[0] for row in rows) == sorted(targets), (
+        "docs/house.md, 'Commands of make': one row for each target"
+    )
+    assert all(cell.strip() for row in rows for cell in row)
 
 
 @every_page
@@ -366,8 +384,10 @@ def test_every_operator_and_block_is_described():
 
 def test_every_error_is_described():
     errors = {name for name in kernels.__all__ if inspect.isclass(getattr(kernels, name))}
+    of_testing = {name: getattr(testing, name) for name in testing.__all__}
+    errors |= {name for name, one in of_testing.items() if inspect.isclass(one) and issubclass(one, Exception)}
     described = {row.split("`")[1] for row in TEXTS["docs/errors.md"].splitlines() if row.startswith("| `")}
-    assert errors == described, "docs/errors.md: one row for each error class of trifuse.kernels"
+    assert errors == described, "docs/errors.md: one row for each error class of trifuse.kernels and its testing"
 
 
 def test_every_exit_code_is_described():

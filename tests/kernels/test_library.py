@@ -31,6 +31,14 @@ def test_cpu_tensors_choose_the_kernels_only_where_a_driver_runs_them_there(monk
     assert chosen(torch.float32) == ("torch", False)
 
 
+def test_the_refusal_of_a_cpu_tensor_names_both_ways_to_run_kernels_there(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with library.backend("triton"), pytest.raises(library.BackendError) as refused:
+        library.choose_backend("channel_gate", torch.zeros(2, 3))
+    assert "TRITON_INTERPRET=1" in str(refused.value)
+    assert "`with trifuse.kernels.testing.virtual_gpu():`" in str(refused.value)
+
+
 def test_k6_one_debug_line_says_which_backend_an_operator_chose_and_why(monkeypatch, caplog):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(library, "_logged", set())

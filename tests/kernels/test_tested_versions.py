@@ -8,9 +8,16 @@ from trifuse.kernels import tested_versions
 
 PAIRS = [
     {"torch": "2.10.0", "triton": "3.6.0", "passed": "1700", "failed": "0", "skipped": "90"},
-    {"torch": "2.13.0", "triton": "3.7.1", "passed": "1690", "failed": "10", "skipped": "90"},
+    {
+        "torch": "2.13.0",
+        "triton": "3.7.1",
+        "passed": "1690",
+        "failed": "10",
+        "skipped": "90",
+        "why_skipped": "90 needs a GPU",
+    },
 ]
-VERDICTS = [row | {"commit": "0123abc", "date": "2026-01-31"} for row in PAIRS]
+VERDICTS = [row | {"commit": "0123abcdef01", "date": "2026-01-31"} for row in PAIRS]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,7 @@ VERDICTS = [row | {"commit": "0123abc", "date": "2026-01-31"} for row in PAIRS]
         (
             "2.13.0",
             "3.7.1",
-            "torch 2.13.0 with triton 3.7.1: 1690 tests passed, 10 failed, 90 were skipped "
+            "torch 2.13.0 with triton 3.7.1: 1690 tests passed, 10 failed, skipped: 90 need a GPU "
             "(commit 0123abc, 2026-01-31)",
         ),
         (
@@ -56,11 +63,11 @@ def test_a_numpy_too_new_for_an_old_triton_is_named_with_its_remedy(triton, nump
 
 
 def test_calls_on_the_virtual_gpu_are_summed_up():
-    made_of = {"torch": "2.13.0", "triton": "3.7.1", "commit": "0123abc"}
+    made_of = {"torch": "2.13.0", "triton": "3.7.1", "commit": "0123abcdef01"}
     rows = [{"operator": operator, "verdict": "sound", "launches": "3"} | made_of for operator in "aab"]
     said = (
-        "{} of 3 calls of 2 operators were sound, in 9 launches of compiled kernels "
-        "(torch 2.13.0, triton 3.7.1, commit 0123abc)"
+        "{} of 3 calls of 2 operators showed no fault on the virtual GPU, in 9 launches of compiled kernels; "
+        "no GPU was used (torch 2.13.0, triton 3.7.1, commit 0123abc)"
     )
     assert tested_versions.describe_virtual_gpu(rows) == said.format(3)
     rows[1]["verdict"] = "wrong: a value"

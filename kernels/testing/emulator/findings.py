@@ -24,9 +24,16 @@ class KernelFaults(TrifuseError, AssertionError):
 
     def __init__(self, findings: list[Finding]) -> None:
         self.findings = findings
-        super().__init__(
-            "\n".join([f"{len(findings)} fault{'s' * (len(findings) > 1)} in compiled kernels:", *map(str, findings)])
-        )
+        one = len(findings) == 1  # which then is on the first line, all that a summary of tests shows
+        head = f"{len(findings)} fault{'s' * (not one)} in compiled kernels:"
+        super().__init__((" " if one else "\n").join([head, *map(str, findings)]))
+
+    def __reduce__(self) -> tuple[type[KernelFaults], tuple[list[Finding]]]:
+        return KernelFaults, (self.findings,)
+
+
+for _error in (UnsupportedInstruction, KernelFaults):
+    _error.__module__ = "trifuse.kernels.testing"  # from where they are imported
 
 
 @dataclass(frozen=True)

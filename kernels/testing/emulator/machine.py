@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def address_of(number: int, data: int) -> int:
 @cache
 def library() -> ctypes.CDLL:
     """Build the machine unless Triton's cache has it, and load it."""
-    from trifuse.kernels.gpu.triton_internals import get_cache_manager
+    from trifuse.kernels.gpu.triton_internals import cache_folder, get_cache_manager
 
     sources = {
         path.name: path.read_text(encoding="utf-8")
@@ -90,6 +91,8 @@ def library() -> ctypes.CDLL:
         kept = get_cache_manager(key)
         path, digest_path = kept.get_file(file), kept.get_file(digest)
         if path is None or digest_path is None or Path(digest_path).read_text() != _digest(Path(path).read_bytes()):
+            folder = cache_folder(kept)
+            print(f"trifuse builds the virtual GPU, once, into {folder}: half a minute to two", file=sys.stderr)
             built = _built()
             path = kept.put(built, file, binary=True)
             kept.put(_digest(built), digest, binary=False)

@@ -358,7 +358,10 @@ def _advice(text: str) -> str:
     name = next((name for called, name in CALLED.items() if called in text), None)
     if name:
         return f"leave {name} out there; "
-    return "let the function be inlined, without noinline=True; "
+    return (
+        "it calls a function: noinline=True or tl.device_assert; let functions be inlined, without noinline=True, and "
+        "leave tl.device_assert out there; "
+    )
 
 
 def _split(text: str) -> list[str]:

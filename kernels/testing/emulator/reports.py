@@ -43,9 +43,17 @@ def differences(
             name = next(name for name, storage in arguments.storages.items() if storage == number)
             tensor = arguments.tensors[name]
             offset = int(differing[0]) - int(tensor.storage_offset()) * tensor.itemsize
-            message = f"{len(differing)} bytes of {name} depend on the order of programs, the first at byte {offset}"
+            depend = "depends" if len(differing) == 1 else "depend"
+            message = (
+                f"{_bytes(len(differing))} of {name} {depend} on the order of programs, the first at byte {offset}; "
+                "where float atomics are meant to add in any order, write virtual_gpu(orders=1)"
+            )
             found.append(Finding(ORDER, kernel.name, kernel.place(0), message, argument=name, offset=offset))
     return found
+
+
+def _bytes(count: int) -> str:
+    return f"{count} byte{'s' * (count != 1)}"
 
 
 def _program(number: int, grid: Grid) -> Grid:
@@ -83,14 +91,15 @@ def _message(
     if kind == "endless":
         return "the program has not ended after as many instructions as `most_instructions` of virtual_gpu allows"
     if record.storage == NOBODY and offset is None:
-        return f"{does} {record.bytes} bytes at {record.offset & (1 << 64) - 1:#x}, an address in no tensor argument"
-    where = f"{does} {record.bytes} bytes at byte {offset} of {name or 'shared memory'}"
+        return f"{does} {_bytes(record.bytes)} at {record.offset & (1 << 64) - 1:#x}, an address in no tensor argument"
+    where = f"{does} {_bytes(record.bytes)} at byte {offset} of {name or 'shared memory'}"
     if "out of bounds" in kind:
         if not name:
             return f"{where}, beyond what the program has"
         tensor = arguments.tensors[name]
-        room = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize
-        return f"{where}, of which {room} bytes are there (shape {tuple(tensor.shape)}, {tensor.dtype})"
+        room = int(tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize)
+        are = "is" if room == 1 else "are"
+        return f"{where}, of which {_bytes(room)} {are} there (shape {tuple(tensor.shape)}, {tensor.dtype})"
     if "misaligned" in kind:
         return f"{where}, an address that is no multiple of {record.bytes}"
     if kind == "uninitialised":

@@ -143,6 +143,7 @@ class virtual_gpu(metaclass=OfBlocks):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        __tracebackhide__ = True
         self._block.close()
         for block in _open.blocks:
             block._ran |= self._ran

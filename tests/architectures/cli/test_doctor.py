@@ -57,10 +57,41 @@ def test_doctor_says_whether_the_installed_versions_were_tested(capsys, monkeypa
     findings = installation.examine()["tested"]
     assert findings["versions"].startswith("torch 2.10.0 with triton 3.6.0: 1700 tests passed, none failed")
     assert findings["numpy"].endswith("does not work with numpy 2.4.0; run: pip install 'numpy<2.4'")
-    assert findings["virtual GPU"].startswith("1 of 1 calls of 1 operators were sound, in 3 launches")
+    assert findings["virtual GPU"].startswith("1 of 1 calls of 1 operators showed no fault on the virtual GPU")
+    assert findings["without kernels"].startswith("depthwise_multi_kernel, ")
+    assert "channel_gate" not in findings["without kernels"]
+    assert findings["note"].startswith("verdicts hold for the commit named")
     assert findings["versions"] in run_main(["doctor"], capsys)[1]
     versions["numpy"], files[installation.VIRTUAL_GPU] = "2.3.5", []
-    assert installation.examine()["tested"].keys() == {"versions"}
+    assert installation.examine()["tested"].keys() == {"versions", "note"}
+
+
+def test_doctor_shows_the_types_of_an_operator_that_run_alike_on_one_line(capsys, monkeypatch):
+    def backend_of(device, dtype, name):
+        return ("triton", "as told") if dtype == torch.float16 else ("torch", "as told")
+
+    lines = [" ".join(line.split()) for line in run_main(["doctor"], capsys)[1].splitlines()]
+    assert [line for line in lines if line.startswith("channel_gate")] == [
+        "channel_gate cpu float32, bfloat16, float16 torch: CPU tensors use plain PyTorch"
+    ]
+    monkeypatch.setattr(installation, "default_backend", backend_of)
+    lines = [line.split() for line in run_main(["doctor"], capsys)[1].splitlines()]
+    assert [line[2:-2] for line in lines if line[0] == "channel_gate"] == [
+        ["float32,", "bfloat16", "torch:"],
+        ["float16", "triton:"],
+    ]
+
+
+def test_doctor_says_whether_a_compiler_for_the_virtual_gpu_is_there(capsys, monkeypatch, tmp_path):
+    compiler = tmp_path / "compiler"
+    for code, said in ((0, f"C++ compiler       {compiler}\n"), (1, "compiles no C++20; the virtual GPU needs g++ 10")):
+        compiler.write_text(f"#!/bin/sh\nexit {code}\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CC", str(compiler))
+        assert said in run_main(["doctor"], capsys)[1]
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert "C++ compiler       none; the virtual GPU needs" in run_main(["doctor"], capsys)[1]
 
 
 def test_doctor_knows_a_pair_that_was_not_tested(monkeypatch):

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from trifuse.architectures.cli import bench
 from trifuse.architectures.cli.main import main
 from trifuse.benchmarks.reporting import report
+from trifuse.kernels import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -93,11 +95,44 @@ def test_time_is_limited_on_a_gpu_alone(kind, seconds, tmp_path, monkeypatch):
 def test_only_known_parts_are_taken(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         report.main(["--out", str(tmp_path), "--only", "fiass"])
-    assert "'fiass' (choose from" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "'fiass' (choose from" in said
+    assert "report.py" not in said
     monkeypatch.setattr(report, "GPU_TESTS", tmp_path / "none.py")  # an installed copy
     with pytest.raises(SystemExit, match="2"):
         report.main(["--out", str(tmp_path), "--tests"])
     assert "--tests needs the repository" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fiass", "report"])
+def test_the_command_says_by_its_own_name_which_parts_there_are(name, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "--out", str(tmp_path), "--only", name])
+    said = capsys.readouterr().err
+    assert "trifuse bench: error: argument --only" in said
+    assert "report.py" not in said
+    assert all(f"{part}" in said for part in report.part_names())
+
+
+def test_the_command_lists_the_parts_of_the_report(capsys):
+    assert sorted(bench.part_names()) == sorted(report.part_names())
+    with pytest.raises(SystemExit, match="0"):
+        main(["bench", "--help"])
+    listed = "".join(capsys.readouterr().out.split())
+    assert ",".join(bench.part_names()) in listed
+
+
+def test_an_operator_stands_for_the_part_that_times_it(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(report, "machine_of", lambda *arguments: {"kind": "cpu"})
+    monkeypatch.setattr(report, "run_parts", lambda listed, *arguments: seen.append(listed) or 0)
+    names = ["channel_gate", "fias", "spatial_gate", "dilated_attention_weights"]
+    assert report.main(["--out", str(tmp_path), "--only", *names]) == 0
+    assert [part.name for part in seen[0]] == ["gates", "fias", "dilated_attention"]
+    for operator in OPERATORS:
+        assert report.main(["--out", str(tmp_path), "--only", operator]) == 0
+        assert [part.name for part in seen[-1]] == [OPERATORS[operator]]
+        assert OPERATORS[operator] in report.part_names()
 
 
 def test_the_worst_part_decides_and_none_is_hidden(tmp_path, capsys):
@@ -167,6 +202,14 @@ def test_tests_of_a_gpu_without_a_launch_fail(tmp_path, monkeypatch, capsys):
     why = "tests on the GPU: not one Triton kernel was launched."
     assert f"* Refused: {why}" in (tmp_path / "report.md").read_text()
     assert "refused: not one Triton kernel was launched" in capsys.readouterr().out
+
+
+def test_tests_of_a_gpu_where_there_is_none_say_so(tmp_path, monkeypatch, capsys):
+    part = counted("gpu_tests", "print('all skipped')", tmp_path, monkeypatch)
+    assert report.run_parts([part], {"kind": "cpu"}, tmp_path, tmp_path, dict(os.environ), None) == report.REFUSED
+    why = "torch sees no GPU here, all tests were skipped; run them on a machine with one"
+    assert f"* Refused: tests on the GPU: {why}." in (tmp_path / "report.md").read_text()
+    assert f"refused: {why}" in capsys.readouterr().out
 
 
 def test_tests_of_a_gpu_that_never_started_are_not_said_to_have_launched_nothing(tmp_path):

@@ -36,7 +36,7 @@ REFUSED = {
     "interrupted": ("RuntimeError", "interrupted"),
     "device_print": ("UnsupportedInstruction", "virtual_gpu_blocks.py:223; leave tl.device_print out there"),
     "device_assert": ("UnsupportedInstruction", "leave tl.device_assert out there"),
-    "noinline": ("UnsupportedInstruction", "without noinline=True"),
+    "noinline": ("UnsupportedInstruction", "it calls a function: noinline=True or tl.device_assert"),
 }
 
 
@@ -114,3 +114,6 @@ assert builds()[0] == 2
 def test_a_damaged_machine_in_the_cache_is_built_again(tmp_path):
     child = run_without_interpreter("-c", DAMAGE, tmp_path)
     assert child.returncode == 0, child.stderr
+    said = [line for line in child.stderr.splitlines() if line.startswith("trifuse builds the virtual GPU")]
+    assert len(said) == 2, child.stderr
+    assert all(f"into {tmp_path}" in line for line in said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from compiled_children import ROOT, SUPPORT, run_without_interpreter
 
 from trifuse.kernels import BackendError, testing
+from trifuse.kernels.testing.emulator.ptx import Place
 
 pytest.importorskip("triton", reason="the virtual GPU runs what triton compiles")
 
@@ -126,22 +128,41 @@ def test_the_page_s_example_runs_and_its_fault_is_found_as_shown(tmp_path):
     child = run_without_interpreter(script, folder=tmp_path)
     assert child.returncode == 1
     shown = re.search(r"^```text\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)[1]
-    assert " ".join(shown.split()) in " ".join(child.stderr.replace(f"{tmp_path}/", "").split()).replace(
-        "trifuse.kernels.testing.emulator.findings.", ""
-    )
+    assert " ".join(shown.split()) in " ".join(child.stderr.replace(f"{tmp_path}/", "").split())
 
 
 def test_the_fixture_runs_a_block_around_a_test(tmp_path):
     kernel = EXAMPLE.split("with virtual_gpu():")[0]
     test = (
         "def test_add(virtual_gpu):\n"
-        "    x, out = torch.randn(1000), torch.empty(1000)\n"
+        "    x, out = torch.randn(1000), torch.empty(1024)\n"
         "    add_kernel[(8,)](x, x, out, {n}, BLOCK=128)\n"
         "    assert [launch.kernel for launch in virtual_gpu.launches] == ['add_kernel']\n"
     )
     file = tmp_path / "test_add.py"
     for n, outcome in ((1000, "1 passed"), (1024, "1 passed, 1 error")):
         file.write_text(kernel + test.format(n=n), encoding="utf-8")
-        child = run_without_interpreter("-m", "pytest", "-q", "-p", "no:cacheprovider", file, folder=tmp_path)
+        command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", file)
+        child = run_without_interpreter(*command, folder=tmp_path, COLUMNS="400")
         assert outcome in child.stdout, child.stdout + child.stderr
-    assert "out of bounds: add_kernel" in child.stdout
+    (summary,) = (line for line in child.stdout.splitlines() if line.startswith("ERROR "))
+    assert "trifuse.kernels.testing.KernelFaults: 1 fault in compiled kernels: out of bounds: add_kernel" in summary
+    assert "virtual_gpu.py:" not in child.stdout  # where a fault is raised helps nobody
+
+
+def test_faults_are_named_by_their_public_path_and_pass_between_processes(found):
+    assert testing.KernelFaults.__module__ == testing.UnsupportedInstruction.__module__ == "trifuse.kernels.testing"
+    place = Place("a.py", 3)
+    findings = [testing.Finding("misaligned", f"kernel{n}", place, "loads") for n in range(2)]
+    for some in (findings, findings[:1]):
+        back = pickle.loads(pickle.dumps(testing.KernelFaults(some)))
+        assert type(back) is testing.KernelFaults
+        assert back.findings == some
+        assert str(back) == str(testing.KernelFaults(some))
+    assert str(back) == f"1 fault in compiled kernels: {findings[0]}"
+
+
+def test_a_dependence_on_the_order_counts_its_bytes_and_names_the_way_out(found):
+    (finding,) = (f for f in found["order_of_programs"]["findings"] if f["kind"] == "order of programs")
+    assert re.search(r": (1 byte of out depends|[2-9]\d* bytes of out depend) on the order", finding["text"])
+    assert "write virtual_gpu(orders=1)" in finding["text"]
