@@ -226,10 +226,8 @@ def _identity(model: Fias, means: Means, part: str, only: int | None = None) -> 
 @contextmanager
 def _drawn(model: Fias, means: Means) -> Iterator[None]:
     """Let Monte Carlo attention draw as in training, the same draws each time; the rest stays as in evaluation."""
-    where = next(model.parameters()).device
-    devices = [where] if where.type == "cuda" else []
-
-    with torch.random.fork_rng(devices), together(map(_drawing, _of_kind(model.decoder, MonteCarloAttention))):
+    every_gpu = range(torch.cuda.device_count())
+    with torch.random.fork_rng(every_gpu), together(map(_drawing, _of_kind(model.decoder, MonteCarloAttention))):
         torch.manual_seed(DRAW_SEED)
         yield
 

@@ -197,8 +197,11 @@ def examined(outcome: Outcome, scratch: Path, written: Sequence[Path], kind: str
     refused += [doubt for file in written if file.suffix == ".json" for doubt in doubts(file)]
     launches = sum(counted["kernels"].values()) if counted else None
     if outcome.part.name == TESTS and (launches == 0 or (launches is None and not outcome.code)):
-        no_gpu = "torch sees no GPU here, all tests were skipped; run them on a machine with one"
-        refused.append("not one Triton kernel was launched" if kind == "cuda" else no_gpu)
+        because = {
+            "cuda": "not one Triton kernel was launched",
+            "cpu": "torch sees no GPU here, all tests were skipped; run them on a machine with one",
+        }
+        refused.append(because[kind])
     whole = counted is not None and counted["ended"]
     if outcome.code == OUT_OF_TIME or (counted and not whole):
         how = f"out of time after {outcome.seconds:.0f} s" if outcome.code == OUT_OF_TIME else "ended in its midst"

@@ -50,10 +50,8 @@ def on_gpu(monkeypatch):
     spec = importlib.util.spec_from_file_location("on_gpu", Path(__file__).with_name("test_on_gpu.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    calls = {name: lambda device, dtype, call=call: iter([call()]) for name, call in CALLS.items()}
     monkeypatch.setattr(module, "DEVICE", "cpu")
-    monkeypatch.setattr(module, "ARGUMENTS", calls)
-    monkeypatch.setattr(module, "fusion_arguments", calls["weighted_block_fusion"])
+    monkeypatch.setattr(module, "calls", lambda name, device, dtype: iter([CALLS[name]()]))
     return module
 
 
