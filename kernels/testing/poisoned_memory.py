@@ -28,6 +28,8 @@ def poisoned_empty() -> Iterator[None]:
 
         return allocate_poisoned
 
+    with torch.device("cpu"):
+        torch.empty(0)  # now torch knows what `torch.device` as a context is for, and keeps it: not our functions
     with pytest.MonkeyPatch.context() as patch:
         for owner, names in ((torch, ("empty", "empty_like", "empty_strided")), (torch.Tensor, ("new_empty",))):
             for name in names:

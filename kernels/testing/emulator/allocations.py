@@ -72,6 +72,8 @@ class Allocations:
     @contextmanager
     def tracked(self) -> Iterator[None]:
         """Poison and remember what is allocated inside the block, by calls from Python."""
+        with torch.device("cpu"):
+            torch.empty(0)  # now torch knows what `torch.device` as a context is for, and keeps it: not our functions
         originals = [(owner, name, getattr(owner, name)) for owner, names in ALLOCATORS for name in names]
         try:
             for owner, name, original in originals:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import torch
 
 from trifuse.kernels.testing import poisoned_empty
@@ -15,3 +18,17 @@ def test_poison_reaches_every_way_to_allocate():
         assert all(tensor.isnan().all() for tensor in fresh)
         assert torch.empty(3, dtype=torch.int64).dtype == torch.int64
     assert torch.empty is plain
+
+
+FIRST_USED_INSIDE = """
+import torch
+from trifuse.kernels.testing import poisoned_empty
+with poisoned_empty(), torch.device("meta"):
+    torch.empty(1)
+with torch.device("meta"):
+    assert torch.empty(1).is_meta
+"""
+
+
+def test_a_device_as_context_holds_afterwards_even_if_it_was_first_used_inside():
+    subprocess.run([sys.executable, "-c", FIRST_USED_INSIDE], check=True)
