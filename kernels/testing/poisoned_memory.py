@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
+
+from .emulator.allocations import Allocator, allocators_wrapped
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def poisoned_empty() -> Iterator[None]:
     Integer tensors are left as they are. Only calls from Python are seen, which is where kernels get their outputs.
     """
 
-    def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def poisoned(allocate: Allocator) -> Allocator:
         def allocate_poisoned(*args: Any, **kwargs: Any) -> Tensor:
             tensor = allocate(*args, **kwargs)
             if tensor.is_floating_point():
@@ -28,10 +29,5 @@ def poisoned_empty() -> Iterator[None]:
 
         return allocate_poisoned
 
-    with torch.device("cpu"):
-        torch.empty(0)  # now torch knows what `torch.device` as a context is for, and keeps it: not our functions
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, names in ((torch, ("empty", "empty_like", "empty_strided")), (torch.Tensor, ("new_empty",))):
-            for name in names:
-                patch.setattr(owner, name, poisoned(getattr(owner, name)))
+    with allocators_wrapped(poisoned):
         yield

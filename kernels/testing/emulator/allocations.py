@@ -19,6 +19,23 @@ ALLOCATORS = (
     (Tensor, ("new_empty", "new_empty_strided")),
 )
 
+Allocator = Callable[..., Tensor]
+
+
+@contextmanager
+def allocators_wrapped(wrap: Callable[[Allocator], Allocator]) -> Iterator[None]:
+    """Replace `torch.empty` and its relatives by what ``wrap`` makes of them, inside the block."""
+    with torch.device("cpu"):
+        torch.empty(0)  # now torch knows what `torch.device` as a context is for, and keeps it: not our functions
+    originals = [(owner, name, getattr(owner, name)) for owner, names in ALLOCATORS for name in names]
+    try:
+        for owner, name, original in originals:
+            setattr(owner, name, wrap(original))
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
 
 @dataclass
 class Allocation:
@@ -72,18 +89,10 @@ class Allocations:
     @contextmanager
     def tracked(self) -> Iterator[None]:
         """Poison and remember what is allocated inside the block, by calls from Python."""
-        with torch.device("cpu"):
-            torch.empty(0)  # now torch knows what `torch.device` as a context is for, and keeps it: not our functions
-        originals = [(owner, name, getattr(owner, name)) for owner, names in ALLOCATORS for name in names]
-        try:
-            for owner, name, original in originals:
-                setattr(owner, name, self._remembering(original))
+        with allocators_wrapped(self._remembering):
             yield
-        finally:
-            for owner, name, original in originals:
-                setattr(owner, name, original)
 
-    def _remembering(self, allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _remembering(self, allocate: Allocator) -> Allocator:
         def allocate_remembered(*args: Any, **kwargs: Any) -> Tensor:
             tensor = allocate(*args, **kwargs)
             if type(tensor) is Tensor and tensor.device.type == "cpu" and not tensor.is_inference():
