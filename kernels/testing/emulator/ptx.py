@@ -121,24 +121,28 @@ def read_ptx(text: str, source: str = "") -> Kernel:
         raise ValueError("the PTX holds no kernel: no .entry was found")
     name, parameters, _, body = entry.groups()
     kernel = Kernel(name)
-    kernel.files = {int(number): path for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)}
-    kernel.files = {
-        number: source if Path(path).name == Path(source).name else path for number, path in kernel.files.items()
-    }
+    named = {int(number): path for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M)}
+    first = re.search(r"\.loc\s+(\d+)", body)  # it names the kernel's own file, under whatever name it was compiled
+    own = named.get(int(first[1])) if first and source else None
+    kernel.files = {number: source if path == own else path for number, path in named.items()}
+    paths = {Path(path).name: kernel.files[number] for number, path in named.items()}
     tables = {}
     for align, table, size, values in re.findall(TABLE, text):
         start = -(-len(kernel.tables) // int(align)) * int(align)
         tables[table] = TABLES + start
         content = bytes(map(int, values.split(",")))
         kernel.tables = kernel.tables.ljust(start, b"\0") + content.ljust(int(size), b"\0")
-    return _Reader(kernel, parameters, body, tables).read()
+    return _Reader(kernel, parameters, body, tables, paths).read()
 
 
 class _Reader:
     """Reads the body of a kernel: registers get numbers, labels the positions that they stand for."""
 
-    def __init__(self, kernel: Kernel, parameters: str, body: str, tables: dict[str, int]) -> None:
+    def __init__(
+        self, kernel: Kernel, parameters: str, body: str, tables: dict[str, int], paths: dict[str, str]
+    ) -> None:
         self.kernel = kernel
+        self.paths = paths  # by the names that comments have
         self.body = body
         self.registers: dict[str, int] = {}
         self.labels: dict[str, int] = {}
@@ -218,8 +222,7 @@ class _Reader:
         """
         file, line, column, *inlined_at = re.findall(r"(?<![\w$])\d+", code)
         own = (self.kernel.files.get(int(file), "?"), int(line))
-        paths = {Path(path).name: path for path in self.kernel.files.values()}
-        callers = [(paths.get(name, name), int(line)) for name, line in re.findall(r"@\[ ([^:]+):(\d+)", comment)]
+        callers = [(self.paths.get(name, name), int(line)) for name, line in re.findall(r"@\[ ([^:]+):(\d+)", comment)]
         if inlined_at:
             number, outer, _ = map(int, inlined_at)
             nearest = (self.kernel.files.get(number, "?"), outer)

@@ -13,10 +13,10 @@ FILES = """
 """
 
 
-def place_of_store(*lines: str) -> str:
+def place_of_store(*lines: str, source: str = "/my/kernel.py") -> str:
     body = "\n".join([*lines, "st.global.b32 [%rd0], %r0;"])
     parameters = ".param .u64 .ptr .global .align 1 kernel_param_0"
-    kernel = read_ptx(HEAD.format(parameters=parameters, body=body) + FILES, "/my/kernel.py")
+    kernel = read_ptx(HEAD.format(parameters=parameters, body=body) + FILES, source)
     (position,) = [k for k, instruction in enumerate(kernel.instructions) if instruction.text.startswith("st.global")]
     return str(kernel.place(position))
 
@@ -41,6 +41,13 @@ def place_of_store(*lines: str) -> str:
 )
 def test_the_reader_s_own_line_is_found(lines, place):
     assert place_of_store(*lines) == place
+
+
+def test_a_kernel_compiled_under_another_name_is_told_by_its_own():
+    """Triton's cache keeps what was compiled first from the same lines."""
+    lines = [".loc 3 5 1 // helpers.py:5:1 @[ kernel.py:12:4 ]"]
+    assert place_of_store(".loc 1 12 4", source="/mine/copy.py") == "/mine/copy.py:12"
+    assert place_of_store(*lines, source="/mine/copy.py") == "/my/helpers.py:5 (inlined at copy.py:12)"
 
 
 def test_a_register_of_an_inner_scope_hides_the_outer_one():
