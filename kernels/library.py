@@ -21,7 +21,7 @@ import os
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -326,6 +326,18 @@ def check_dtype(op: str, argument: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
         raise TypeError(f"{op}: {argument} is {tensor.dtype}; expected one of {allowed}; convert it with .to(...)")
+
+
+def check_shapes(
+    op: str, given: Mapping[str, Tensor], expected: Mapping[str, tuple[str, tuple[int, ...]]], features: Tensor
+) -> None:
+    """Refuse arguments whose shape, in letters and in numbers, is not what a map asks for."""
+    for name, (letters, shape) in expected.items():
+        if given[name].shape != shape:
+            raise ShapeError(
+                f"{op}: {name} has shape {tuple(given[name].shape)}; expected {letters} = {shape} for features of "
+                f"shape {tuple(features.shape)}"
+            )
 
 
 def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:

@@ -21,10 +21,7 @@ def segment_film_by_the_equations(
     dtype = features.dtype
     score_of_label = F.pad(segment_scores.to(dtype), (1, 0))  # 0 outside the wall
     score = score_of_label.gather(1, segments.flatten(1).long()).view(segments.shape)
-    ecg_map = shared.to(dtype)[:, :, None, None] + score[:, None] * direction.to(dtype)[:, None, None]
-    w_mri, w_ecg = weights.to(dtype)[:, :, None, None, None].unbind(1)
-    mixed = features * w_mri + ecg_map * w_ecg
-    return features + mixed * (1 + scale.to(dtype)[:, :, None, None]) + shift.to(dtype)[:, :, None, None]
+    return _fused(features, score, shared, direction, weights, scale, shift)
 
 
 def segment_film_by_masks(
@@ -42,6 +39,14 @@ def segment_film_by_masks(
     labels = torch.arange(1, segment_scores.shape[1] + 1, device=segments.device)
     masks = (segments[:, None] == labels[:, None, None]).to(dtype)
     score = torch.bmm(segment_scores.to(dtype)[:, None], masks.flatten(2)).view(segments.shape)
+    return _fused(features, score, shared, direction, weights, scale, shift)
+
+
+def _fused(
+    features: Tensor, score: Tensor, shared: Tensor, direction: Tensor, weights: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """Make the ECG's map from the score of every position, mix, and modulate."""
+    dtype = features.dtype
     ecg_map = shared.to(dtype)[:, :, None, None] + score[:, None] * direction.to(dtype)[:, None, None]
     w_mri, w_ecg = weights.to(dtype)[:, :, None, None, None].unbind(1)
     mixed = features * w_mri + ecg_map * w_ecg

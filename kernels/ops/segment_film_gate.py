@@ -292,20 +292,17 @@ def _check(features: Tensor, segments: Tensor, *small: Tensor) -> None:
     batch, channels, height, width = features.shape
     scores = given["segment_scores"]
     count = scores.shape[1] if scores.ndim == 2 else 17
-    for name, letters, expected in (
-        ("segments", "(B, H, W)", (batch, height, width)),
-        ("shared", "(B, C)", (batch, channels)),
-        ("segment_scores", "(B, S)", (batch, min(count, MOST_SEGMENTS))),
-        ("direction", "(C,)", (channels,)),
-        ("weights", "(B, 2)", (batch, 2)),
-        ("scale", "(B, C)", (batch, channels)),
-        ("shift", "(B, C)", (batch, channels)),
-    ):
-        if given[name].shape != expected:
-            raise ShapeError(
-                f"{OP}: {name} has shape {tuple(given[name].shape)}; expected {letters} = {expected} for features of "
-                f"shape {tuple(features.shape)}"
-            )
+    per_channel = ("(B, C)", (batch, channels))
+    expected = {
+        "segments": ("(B, H, W)", (batch, height, width)),
+        "shared": per_channel,
+        "segment_scores": ("(B, S)", (batch, min(count, MOST_SEGMENTS))),
+        "direction": ("(C,)", (channels,)),
+        "weights": ("(B, 2)", (batch, 2)),
+        "scale": per_channel,
+        "shift": per_channel,
+    }
+    library.check_shapes(OP, given, expected, features)
     library.check_same_device(OP, given)
 
 

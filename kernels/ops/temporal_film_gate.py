@@ -203,15 +203,7 @@ def _check(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift:
             "features[None]"
         )
     batch, channels = features.shape[:2]
-    for name, letters, expected in (
-        ("ecg", "(B, C)", (batch, channels)),
-        ("weights", "(B, 2)", (batch, 2)),
-        ("scale", "(B, C)", (batch, channels)),
-        ("shift", "(B, C)", (batch, channels)),
-    ):
-        if given[name].shape != expected:
-            raise ShapeError(
-                f"{OP}: {name} has shape {tuple(given[name].shape)}; expected {letters} = {expected} for features of "
-                f"shape {tuple(features.shape)}"
-            )
+    per_channel = ("(B, C)", (batch, channels))
+    expected = {"ecg": per_channel, "weights": ("(B, 2)", (batch, 2)), "scale": per_channel, "shift": per_channel}
+    library.check_shapes(OP, given, expected, features)
     library.check_same_device(OP, given)
