@@ -179,6 +179,7 @@ def audit_network(
     own = {} if side_inputs is None else {case_id: side_inputs_of(side_inputs, case_id) for case_id in case_ids}
     swapped = {each.name: each.exchange(own) for each in mechanisms if each.exchange is not None}
     conventions = Conventions() if cohort.has_spacing else Conventions().in_voxels()
+    metrics = ("dsc", conventions.hd95)[: 1 + hd95]
 
     def predict(image: Volume, brought: SideInputs | None) -> Labels:
         return predict_labels(model, image, preprocessing, brought, batch_size, device)
@@ -193,7 +194,7 @@ def audit_network(
     for case in _shown(cases, "audit"):
         image, truth = load_case(cohort, case, nonfinite=preprocessing.nonfinite)
         before = predict(image, own.get(case.case_id))
-        judge = _Judge(case, before, truth, cohort.class_names, conventions, hd95)
+        judge = _Judge(case, before, truth, cohort.class_names, conventions, metrics)
         for each in mechanisms:
             brought = swapped.get(each.name, own).get(case.case_id)
             if each.unmeasured or _lacks(each, means) or (each.exchange is not None and brought is None):
@@ -204,7 +205,7 @@ def audit_network(
         tuple(_finding(each, effects, means, threshold) for each in mechanisms),
         tuple(each.spread(name) for name, each in seen.items() if each.images),
         tuple(effects),
-        ("dsc", conventions.hd95)[: 1 + hd95],
+        metrics,
         threshold,
     )
 
@@ -274,11 +275,11 @@ class _Judge:
         truth: Volume | None,
         class_names: Sequence[str],
         conventions: Conventions,
-        hd95: bool,
+        metrics: tuple[str, ...],
     ) -> None:
         self.case, self.before, self.truth = case, before, truth
         self.classes = dict(enumerate(class_names[1:], start=1))
-        self.conventions, self.hd95 = conventions, hd95
+        self.conventions, self.metrics = conventions, metrics
         self.scores = {name: self._scores(before, number) for number, name in self.classes.items()}
 
     def effect(self, mechanism: str, after: Labels) -> Effect:
@@ -292,25 +293,21 @@ class _Judge:
             found = self._scores(after, number) if moved[name] else self.scores[name]
             scores[name] = {metric: value - self.scores[name][metric] for metric, value in found.items()}
         scores[ALL_CLASSES] = {
-            metric: mean_of_defined([each[metric] for each in scores.values()]) for metric in self._metrics
+            metric: mean_of_defined([each[metric] for each in scores.values()]) for metric in self.metrics
         }
         if len(self.classes) == 1:  # it is all classes
             for each in (voxels, moved, scores):
                 del each[self.classes[1]]
         return Effect(mechanism, self.case.case_id, self.case.patient, voxels, moved, scores)
 
-    @property
-    def _metrics(self) -> tuple[str, ...]:
-        return ("dsc", self.conventions.hd95)[: 1 + self.hd95]
-
     def _scores(self, labels: Labels, number: int) -> dict[str, float]:
         if self.truth is None:
-            return dict.fromkeys(self._metrics, math.nan)
+            return dict.fromkeys(self.metrics, math.nan)
         found, true = labels == number, self.truth.voxels == number
-        if not self.hd95:
+        if self.metrics == ("dsc",):  # which is had without distances
             return {"dsc": dice(found, true, self.conventions.empty_masks)}
         every = case_metrics(found, true, self.truth.spacing_mm, self.conventions)
-        return {metric: every[metric] for metric in self._metrics}
+        return {metric: every[metric] for metric in self.metrics}
 
 
 def _finding(mechanism: Mechanism, effects: Sequence[Effect], means: Means, threshold: float) -> Finding:
