@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trifuse.architectures.storage.epoch_log import SMOOTHED, read_log
+from trifuse.architectures.storage.best_epoch import BestEpoch
+from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.text import count
 from trifuse.kernels import DataError
 
@@ -39,8 +40,13 @@ SCORE_WORDS = ("dice", "dsc", "iou", "precision", "sensitivity")
 BLOCK_COLUMN = "weight_block_"
 
 
-def draw_training_curves(log_csv: Path, out: Path) -> Picture:
+def draw_training_curves(log_csv: Path, out: Path, best: BestEpoch | None = None) -> Picture:
     """Draw losses, validation scores and the learning rate of ``log.csv`` over epochs into ``out/curves.png``.
+
+    Args:
+        log_csv: the log.
+        out: folder to write into.
+        best: the epoch to mark; None marks the highest value of the first score.
 
     Raises:
         DataError: the log is missing, has no rows, or no column to draw.
@@ -60,6 +66,8 @@ def draw_training_curves(log_csv: Path, out: Path) -> Picture:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, curves) in zip(axes, panels, strict=True):
         _draw_curves(axis, title, epochs, curves)
+        if title == "Validation score":
+            _mark_best(axis, epochs, curves, best)
     alt = f"Training curves over {count(len(epochs), 'epoch')}: " + "; ".join(
         _curve_sentence(title, epochs, name, y) for title, curves in panels for name, y in list(curves.items())[:2]
     )
@@ -107,19 +115,23 @@ def _draw_curves(axis: Any, title: str, epochs: NDArray, curves: dict[str, NDArr
     for i, (name, y) in enumerate(curves.items()):
         colour, style = CYCLE[i % len(CYCLE)], LINE_STYLES[i // len(CYCLE) % len(LINE_STYLES)]
         axis.plot(epochs, y, color=colour, ls=style, lw=1.6, marker=marker, ms=2.5, label=_words(name))
-    if title == "Validation score":
-        name = next((name for name in curves if name.endswith(SMOOTHED)), next(iter(curves)))  # it chose the best epoch
-        y = curves[name]
-        if np.isfinite(y).any():
-            best = int(np.nanargmax(y))
-            axis.plot(epochs[best], y[best], "o", ms=8, mfc="none", mec=VERMILION, mew=1.6, zorder=4)
-            label = f"best {_words(name)} {y[best]:.3f}, epoch {epochs[best]:g}"
-            axis.set_xlabel(f"Epoch ({label})", fontsize=NORMAL, color=INK)
-        axis.set_ylim(-0.02, 1.02)
     if title == "Loss" and all((y[np.isfinite(y)] > 0).all() for y in curves.values()):
         _use_log_scale(axis)
     if title != "Learning rate" or len(curves) > 1:
         axis.legend(fontsize=SMALL, frameon=False, labelcolor=INK)
+
+
+def _mark_best(axis: Any, epochs: NDArray, curves: dict[str, NDArray], best: BestEpoch | None) -> None:
+    """Ring the best epoch on the curve of the score that chose it, and name it below the axis."""
+    axis.set_ylim(-0.02, 1.02)
+    name = best.column if best is not None and best.column in curves else next(iter(curves))
+    y = curves[name]
+    if not np.isfinite(y).any():
+        return
+    at = int(np.nanargmax(y)) if best is None else int(np.searchsorted(epochs, best.epoch))
+    word = "last" if best is not None and best.column is None else "best"
+    axis.plot(epochs[at], y[at], "o", ms=8, mfc="none", mec=VERMILION, mew=1.6, zorder=4)
+    axis.set_xlabel(f"Epoch ({word}: {epochs[at]:g}, {_words(name)} {y[at]:.3f})", fontsize=NORMAL, color=INK)
 
 
 def _use_log_scale(axis: Any) -> None:

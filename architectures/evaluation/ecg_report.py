@@ -15,6 +15,7 @@ from torch import nn
 from trifuse.architectures.data.ecg.beat_dataset import LeftOut, NetworkBeat
 from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.architectures.storage.atomic_files import write_text
+from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.text import count
 
@@ -86,12 +87,12 @@ def write_ecg_report(
     drawn, errors = found[headline]
     pictures = _draw(out / "figures", model, parts[headline], drawn, errors, headline)
     log = read_log(out / "log.csv")
-    best = max(log, key=lambda row: row["val_explained"])
+    best = BestEpoch.read(out / "best")
     text = [
         f"# {title}",
         _headline(errors, headline),
         *(part for picture in pictures for part in picture_parts(picture, out)),
-        *picture_parts(draw_training_curves(out / "log.csv", out / "figures"), out),
+        *picture_parts(draw_training_curves(out / "log.csv", out / "figures", best), out),
         "## Reconstruction error",
         "Mean squared error over that of predicting zero, 1.00 for a flat line, by lead; beats are z-scored for each "
         "lead, and neither padding nor leads that are not usable count.",
@@ -102,7 +103,7 @@ def write_ecg_report(
             {
                 "Data digest": _digest(parts),
                 **describe_network(model),
-                "Chosen": f"epoch {best['epoch']:.0f} of {len(log)}, on the {_PART_WORDS[validated_on]} records",
+                "Chosen": best.words(f"the {_PART_WORDS[validated_on]} records", len(log)),
                 "Training time": format_seconds(sum(row["seconds"] for row in log)),
                 **(facts or {}),
                 **describe_environment(next(model.parameters()).device),

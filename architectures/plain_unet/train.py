@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data, nnunet_training
+from trifuse.architectures.runs.nnunet_recipe import nnunet_data, nnunet_training, with_smoothed_dice
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.training.losses import SegmentationLoss
@@ -43,10 +44,15 @@ class PlainUNetRecipe:
             )
         object.__setattr__(self, "network", replace(self.network, image_size=self.data.preprocessing.image_size))
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did, see `with_smoothed_dice`."""
+        return with_smoothed_dice(values)
+
 
 def fit_options(model: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
     """Return how this network is trained, as arguments of `trifuse.architectures.training.loop.fit`."""
-    return {"loss": SegmentationLoss(batch_dice=recipe.batch_dice), "monitor_smoothing": VAL_DICE_EMA}
+    return {"loss": SegmentationLoss(batch_dice=recipe.batch_dice)}
 
 
 def report(best: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData) -> dict[str, Any]:

@@ -5,6 +5,9 @@ Source: Isensee et al., nnU-Net, Nature Methods 2021, and its second version's 2
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.training.recipe import Recipe
 
@@ -32,4 +35,13 @@ def nnunet_training() -> Recipe:
         momentum=0.99,
         schedule="poly",
         grad_clip=12.0,
+        best_epoch_smoothing=VAL_DICE_EMA,
     )
+
+
+def with_smoothed_dice(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell out how older versions chose the best epoch of a run by this recipe, which had no word for it."""
+    training = values.get("training")
+    if not isinstance(training, dict):
+        return dict(values)
+    return {**values, "training": {"best_epoch_smoothing": VAL_DICE_EMA, **training}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +25,8 @@ from trifuse.architectures.evaluation.report import (
     write_report,
 )
 from trifuse.architectures.evaluation.scoring import evaluate_cases
-from trifuse.architectures.storage.epoch_log import SMOOTHED, read_log
+from trifuse.architectures.storage.best_epoch import BestEpoch
+from trifuse.architectures.storage.epoch_log import read_log
 
 from .folder import BEST_FOLDER, FIGURES_FOLDER, LOG_FILE, PREDICTIONS_FOLDER
 from .prepared_data import Part, PreparedData
@@ -79,11 +79,12 @@ def report_run(
         heading = _marked(f"{_PART_TITLES[part]}: predictions beside the truth", mark)
         overlays.append(draw_overlays(tiles, data.cohort.class_names, figures / part, title=heading))
     log = out / LOG_FILE
+    curves = draw_training_curves(log, figures, BestEpoch.read(out / BEST_FOLDER))
     return write_report(
         out,
         title=title,
         evaluations=evaluations,
-        pictures=[*overlays, draw_training_curves(log, figures), *draw(log, evaluations[0], figures)],
+        pictures=[*overlays, curves, *draw(log, evaluations[0], figures)],
         facts=_facts(out, model, data, facts or {}),
         command=command,
         paper_tables=paper_tables,
@@ -94,13 +95,11 @@ def report_run(
 def _facts(out: Path, model: nn.Module, data: PreparedData, own: Mapping[str, str]) -> dict[str, str]:
     """Return what a report states about a run: its data, its network, its training, its ``own`` facts, where it ran."""
     epochs = read_log(out / LOG_FILE)
-    chosen = json.loads((out / BEST_FOLDER / "score.json").read_bytes())
-    score = "Dice, averaged over epochs," if chosen["metric"].endswith(SMOOTHED) else "Dice"
     return {
         **describe_data(data.cohort, {part: data.cases_of(part) for part in get_args(Part)}),
         "Slices": _describe_slices(data.train_set, data.recipe),
         **describe_network(model),
-        "Chosen": f"epoch {chosen['epoch']} of {len(epochs)}, by {score} on the {data.validated_on} cases",
+        "Chosen": BestEpoch.read(out / BEST_FOLDER).words(f"the {data.validated_on} cases", len(epochs)),
         "Training time": format_seconds(sum(row["seconds"] for row in epochs)),
         **own,
         **describe_environment(next(model.parameters()).device),

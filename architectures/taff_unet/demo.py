@@ -14,7 +14,7 @@ from trifuse.architectures.evaluation.report import REPORT, add_picture
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.runs.demonstration import show_audit
 from trifuse.architectures.runs.folder import claim_run_folder
-from trifuse.architectures.runs.nnunet_recipe import nnunet_data
+from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data
 from trifuse.architectures.runs.parallel import one_thread, run_each
 from trifuse.architectures.runs.pipeline import print_results, train
 from trifuse.architectures.runs.prepared_data import open_split
@@ -27,7 +27,7 @@ from .first_pass import first_pass
 from .inputs import PriorRecipe
 from .optimisation import PartsRecipe
 from .phantoms import COHORT_FOLDER, DEMOS, Phantom, Plan
-from .pretrain import EcgData, EcgPretrainingRecipe
+from .pretrain import EXPLAINED, EcgData, EcgPretrainingRecipe
 from .report import scar_dsc
 from .train import TaffUNetRecipe
 
@@ -79,6 +79,7 @@ def demo_recipe(
             warmup_epochs=1,
             grad_clip=12.0,
             seed=seed,
+            best_epoch_smoothing=VAL_DICE_EMA,
         ),
         parts=PartsRecipe(ecg_lr=4e-4, fusion_lr=4e-3),
         prior=PriorRecipe(
@@ -105,6 +106,7 @@ def ecg_recipe(cohort: Path, plan: Plan = DEMOS["easy"], *, seed: int = 0) -> Ec
         betas=(0.9, 0.95),
         warmup_epochs=4,
         seed=seed,
+        best_epoch_by=EXPLAINED,
     )
     data = EcgData(root=str(cohort), kind="cohort")
     if plan.phantom == "ambiguous":

@@ -21,12 +21,13 @@ from trifuse.architectures.evaluation.report import check_extras
 from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import RunOptions
 from trifuse.architectures.runs.run_description import describe_run
+from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import reconstruction_loss
 from trifuse.kernels import CheckpointError, DataError
-from trifuse.kernels.choices import check_choices
+from trifuse.kernels.choices import check_choice, check_choices
 
 from .ecg_autoencoder import EcgAutoencoder, EcgAutoencoderConfig
 
@@ -36,6 +37,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 BEAT_STEPS = 608
 COHORT_TABLE = "cases.csv"
 WARMUP_SHARE = 0.2  # of all steps
+EXPLAINED = "val_explained"  # the score of a validation, as a column of the log
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ class EcgPretrainingRecipe:
         mask_padding: leave the padded samples at either end out of the loss.
 
     Raises:
-        ValueError: a network for other beats, or a probability or share outside [0, 1).
+        ValueError: a network for other beats, a probability or share outside [0, 1), or a best epoch by a score that
+            autoencoders do not have.
     """
 
     data: EcgData = field(default_factory=EcgData)
@@ -144,7 +147,13 @@ class EcgPretrainingRecipe:
     init: str | None = None
     training: Recipe = field(
         default_factory=lambda: Recipe(
-            epochs=300, batch_size=128, lr=1e-3, weight_decay=5e-5, betas=(0.9, 0.95), warmup_epochs=300 * WARMUP_SHARE
+            epochs=300,
+            batch_size=128,
+            lr=1e-3,
+            weight_decay=5e-5,
+            betas=(0.9, 0.95),
+            warmup_epochs=300 * WARMUP_SHARE,
+            best_epoch_by=EXPLAINED,
         )
     )
     lead_masking: float = 0.25
@@ -157,6 +166,15 @@ class EcgPretrainingRecipe:
         for name in ("lead_masking", "mixing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        check_choice("training.best_epoch_by", self.training.best_epoch_by, (EXPLAINED, LAST))
+
+    @staticmethod
+    def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+        """Spell out how older versions chose the best epoch: by what the autoencoder explains."""
+        training = values.get("training")
+        if not isinstance(training, dict):
+            return values
+        return {**values, "training": {"best_epoch_by": EXPLAINED, **training}}
 
 
 def training_defaults(*, cohort: bool, epochs: int | None = None) -> dict[str, Any]:
@@ -317,7 +335,6 @@ def fit_network(
         loss=ReconstructionLoss(recipe.mask_padding),
         forward=lambda network, batch: network(batch["ecg"]),
         validate=BeatValidation(beats.parts[beats.validated_on], recipe.training.batch_size),
-        monitor="explained",
         run_config={"architecture": EcgAutoencoder.architecture, **describe_run(recipe)},
         config_type=type(recipe),
         **options,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, run_section
-from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data, nnunet_training
+from trifuse.architectures.runs.nnunet_recipe import nnunet_data, nnunet_training, with_smoothed_dice
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError
 from trifuse.architectures.training.loop import side_inputs_of
@@ -67,6 +67,11 @@ class TaffUNetRecipe:
             raise ValueError(f"data.preprocessing.channels must be 1, got {self.data.preprocessing.channels}")
         object.__setattr__(self, "network", replace(self.network, image_size=self.data.preprocessing.image_size))
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did, see `with_smoothed_dice`."""
+        return with_smoothed_dice(values)
+
 
 def check(recipe: TaffUNetRecipe) -> None:
     """Refuse a recipe whose prior nobody chose, or whose oracle is not wanted, and a grid that loses its image.
@@ -101,7 +106,6 @@ def fit_options(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out
         ),
         "forward": run_with_side_inputs,
         "param_groups": taff_param_groups(model, recipe.parts),
-        "monitor_smoothing": VAL_DICE_EMA,
     }
 
 

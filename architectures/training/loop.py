@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trifuse.architectures.storage.atomic_files import write_json
+from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
 from trifuse.architectures.storage.config_json import upgraded_json
-from trifuse.architectures.storage.epoch_log import SMOOTHED, EpochLog
+from trifuse.architectures.storage.epoch_log import EpochLog
 from trifuse.kernels.errors import TrifuseError
 
 from .batches import Batches
@@ -43,7 +43,7 @@ class FitResult:
 
     Attributes:
         best_epoch: whose weights are in ``best/``, counted from 1; None if no epoch had a score.
-        best_score: its value of the monitored metric, or of that one's moving average.
+        best_score: its score, or that one's moving average; None where it was not chosen by one.
         steps: optimiser steps that were done.
     """
 
@@ -79,8 +79,6 @@ def fit(
     config_type: type | None = None,
     forward: Forward = forward_image,
     param_groups: GroupSpecification | Callable[[nn.Module], GroupSpecification] | None = None,
-    monitor: str = "dice",
-    monitor_smoothing: float | None = None,
     describe: Callable[[nn.Module], Mapping[str, float]] | None = None,
     base: FrozenBase | None = None,
     resume: bool = False,
@@ -103,15 +101,13 @@ def fit(
         loss: ``loss(outputs, batch, reduce)`` is the mean over the samples of all ranks; ``reduce`` sums a tensor over
             ranks, and ``batch["sample_weight"]`` of shape (B,) is zero for samples that must not count. A method
             ``start_epoch`` is called as the model's is.
-        validate: returns metrics; higher is better for the monitored one. Called on rank 0, before the first step and
-            after every epoch, in evaluation mode and without gradients, with the averaged weights if there are any.
+        validate: returns scores, named as in the log but for the ``val_``; higher is better for the one by which the
+            recipe chooses the best epoch. Called on rank 0, before the first step and after every epoch, in evaluation
+            mode and without gradients, with the averaged weights if there are any.
         run_config: everything beside the recipe that decides the result, as JSON values.
         config_type: the dataclass whose fields ``run_config`` has, if any: it knows their names in older versions.
         forward: computes the outputs from a batch.
         param_groups: the groups, or a function that makes them from the model; see `parameter_groups`.
-        monitor: the metric by which the best epoch is chosen.
-        monitor_smoothing: choose by the metric's moving average over epochs instead, of which this share is that of
-            the epoch before (nnU-Net: 0.9); it gets a column of its own in the log. None for the metric itself.
         describe: more numbers about the network for each row of the log.
         base: names the file of the frozen weights, which are then left out of ``last/``.
         resume, force_resume: continue the run in ``out``, if there is one; force it where recipe or data have changed.
@@ -140,8 +136,7 @@ def fit(
         world.broadcast(model.state_dict().values())
         with world.raise_on_any_rank():
             run = _Run(model, train_set, recipe, out, world, progress, loss, forward, param_groups, base)
-            run.validate, run.monitor, run.describe = validate, monitor, describe or (lambda model: {})
-            run.monitor_smoothing = monitor_smoothing
+            run.validate, run.describe = validate, describe or (lambda model: {})
             if world.is_main:
                 run.log = stack.enter_context(run.open_log(out, tensorboard))
         gpus = [world.device] if world.device.type == "cuda" else []
@@ -157,18 +152,17 @@ def _describe(recipe: Recipe, run_config: Mapping[str, Any], samples: int) -> di
 
 def _upgraded(config_type: type | None, description: dict[str, Any]) -> dict[str, Any]:
     """Return the description of an older run in the names and spellings of today."""
-    config = description.get("config")
-    if config_type is None or not isinstance(config, dict):
-        return description
-    return {**description, "config": upgraded_json(config_type, config)}
+    config = {**description["config"], "training": description["recipe"]}
+    if config_type is not None:
+        config = upgraded_json(config_type, config)
+    recipe = upgraded_json(Recipe, config.pop("training"))
+    return {**description, "recipe": recipe, "config": config}
 
 
 class _Run:
     """A run of `fit`: its parts, and where it is."""
 
     validate: Validate
-    monitor: str
-    monitor_smoothing: float | None
     describe: Callable[[nn.Module], Mapping[str, float]]
     log: EpochLog
 
@@ -249,16 +243,14 @@ class _Run:
         if self.world.is_main:
             with evaluation_mode(self.model, self.average):
                 metrics, described = self._measure(), dict(self.describe(self.model))
-                score = self._deciding_score(metrics)
-                if not math.isnan(score) and (state.best_score is None or score > state.best_score):
-                    self._keep_as_best(score)
+                self._choose(metrics)
             row = {
                 "epoch": state.epoch + 1,
                 "step": state.global_step,
                 **self._learning_rates(),
                 "loss": state.loss_sum / self.batches.samples,
                 "gradient_norm": state.largest_gradient_norm,
-                **{f"val_{name}": value for name, value in metrics.items()},
+                **metrics,
                 **described,
                 "seconds": round(state.seconds + time.monotonic() - started_s, 3),
             }
@@ -268,21 +260,29 @@ class _Run:
         self._save_last()
 
     def _measure(self) -> dict[str, float]:
-        metrics = {name: float(value) for name, value in self.validate(self.model).items()}
-        if self.monitor not in metrics:
-            raise TrifuseError(f"validation has no {self.monitor!r} to choose the best epoch by; it has {[*metrics]}")
+        """Return the validation scores by column of the log."""
+        metrics = {f"{SCORE_COLUMN}{name}": float(value) for name, value in self.validate(self.model).items()}
+        if self.recipe.best_epoch_by not in (LAST, *metrics):
+            raise TrifuseError(
+                f"validation has no {self.recipe.best_epoch_by!r} to choose the best epoch by; set "
+                f"training.best_epoch_by to {LAST!r} or to what it has: {', '.join(metrics)}"
+            )
         return metrics
 
-    def _deciding_score(self, metrics: dict[str, float]) -> float:
-        """Return what the best epoch is chosen by: the metric, or its moving average, which joins the metrics."""
-        score, state = metrics[self.monitor], self.state
-        if self.monitor_smoothing is None:
-            return score
-        if not math.isnan(score):
-            before = score if state.smoothed_score is None else state.smoothed_score
-            score = state.smoothed_score = self.monitor_smoothing * before + (1 - self.monitor_smoothing) * score
-        metrics[f"{self.monitor}{SMOOTHED}"] = score
-        return score
+    def _choose(self, metrics: dict[str, float]) -> None:
+        """Keep the weights as best if this epoch is; the moving average that chooses it joins the metrics."""
+        share, state, metric = self.recipe.best_epoch_smoothing, self.state, self.recipe.best_metric
+        if metric == LAST:
+            self._keep_as_best(BestEpoch(state.epoch + 1, metric, None))
+            return
+        score = metrics[self.recipe.best_epoch_by]
+        if share is not None:
+            if not math.isnan(score):
+                before = score if state.smoothed_score is None else state.smoothed_score
+                score = state.smoothed_score = share * before + (1 - share) * score
+            metrics[f"{SCORE_COLUMN}{metric}"] = score
+        if not math.isnan(score) and (state.best_score is None or score > state.best_score):
+            self._keep_as_best(BestEpoch(state.epoch + 1, metric, score))
 
     def _learning_rates(self) -> dict[str, float]:
         """Those of the step before, by log column."""
@@ -296,21 +296,20 @@ class _Run:
             if self.world.is_main:
                 self.checkpoints.save_first(self._fill_last)
                 with evaluation_mode(self.model, self.average):
-                    score = self._measure()[self.monitor]
-                if math.isnan(score):
-                    raise TrifuseError(f"validation gives NaN for {self.monitor!r}; is the validation set empty?")
-                self.progress.say(f"before training: {self.monitor} {score:.4f}")
+                    metrics = self._measure()
+                by = self.recipe.best_epoch_by
+                if math.isnan(metrics.get(by, 0.0)):
+                    raise TrifuseError(f"validation gives NaN for {by!r}; is the validation set empty?")
+                scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                self.progress.say(f"before training: {scores}")
 
-    def _keep_as_best(self, score: float) -> None:
-        epoch = self.state.epoch + 1
-        metric = self.monitor if self.monitor_smoothing is None else f"{self.monitor}{SMOOTHED}"
-
+    def _keep_as_best(self, best: BestEpoch) -> None:
         def write(folder: Path) -> None:
             self.model.save_pretrained(folder)  # type: ignore[operator]
-            write_json(folder / "score.json", {"epoch": epoch, "metric": metric, "score": score})
+            best.write(folder)
 
         if self.checkpoints.save(self.checkpoints.best, write):
-            self.state.best_epoch, self.state.best_score = epoch, score
+            self.state.best_epoch, self.state.best_score = best.epoch, best.score
 
     def _save_last(self) -> None:
         self.world.broadcast(self.model.buffers())
@@ -328,6 +327,10 @@ class _Run:
         where = f"resuming after step {state.global_step} (epoch {state.epoch + 1}, step {state.step_in_epoch})"
         self.progress.say(f"{where}; ranks: {state.ranks} before, {self.world.size} now, for the same global batch")
         state.ranks = self.world.size
+        metric = self.recipe.best_metric
+        if state.best_epoch is not None and BestEpoch.read(self.checkpoints.best.path).metric != metric:
+            state.best_score = state.smoothed_score = None
+            self.progress.say(f"best/ was chosen by another score; from here on {metric} decides")
         return state
 
     def _interrupt(self, stop: StopSignals) -> None:
@@ -336,7 +339,8 @@ class _Run:
         raise Interrupted(f"stopped by {name} after step {self.state.global_step}; resume to continue")
 
     def _result(self) -> FitResult:
-        best = torch.tensor([self.state.best_epoch or 0, self.state.best_score or 0.0], dtype=torch.float64)
+        score = math.nan if self.state.best_score is None else self.state.best_score
+        best = torch.tensor([self.state.best_epoch or 0, score], dtype=torch.float64)
         self.world.broadcast([best])
         epoch, score = int(best[0]), float(best[1])
-        return FitResult(epoch or None, score if epoch else None, self.state.global_step)
+        return FitResult(epoch or None, None if math.isnan(score) else score, self.state.global_step)

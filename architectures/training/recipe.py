@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN
+from trifuse.architectures.storage.epoch_log import SMOOTHED
 from trifuse.kernels.choices import choice_problems
 
 Optimizer = Literal["adamw", "adam", "sgd"]
@@ -34,6 +36,11 @@ class Recipe:
         accumulate: micro-batches per optimiser step; divides the memory, not the batch.
         ema_decay: of the moving average of the weights that is evaluated and kept as best; None for none.
         grad_clip: largest gradient norm of a parameter group; None for no limit.
+        best_epoch_by: what chooses the epoch whose weights are kept as best: the highest value of a validation score,
+            named as its column in ``log.csv`` (``"val_dice"``, or ``"val_dice_<class>"`` where there are several
+            classes), or that it is the ``"last"``.
+        best_epoch_smoothing: choose by that score's moving average over epochs, of which this share is that of the
+            epoch before (nnU-Net: 0.9); None for the score itself. The last epoch is the last either way.
         seed: of the sample order, the augmentation and dropout.
         workers: processes that load samples; 0 loads in the training process.
         checkpoint_every_steps: also write ``last/`` within an epoch; None for once per epoch.
@@ -57,6 +64,8 @@ class Recipe:
     accumulate: int = 1
     ema_decay: float | None = None
     grad_clip: float | None = None
+    best_epoch_by: str = "val_dice"
+    best_epoch_smoothing: float | None = None
     seed: int = 42
     workers: int = 0
     checkpoint_every_steps: int | None = None
@@ -75,6 +84,17 @@ class Recipe:
         if problems:
             raise ValueError("recipe: " + "\n        ".join(problems))
 
+    @property
+    def best_metric(self) -> str:
+        """What chooses the best epoch, as `BestEpoch` names it."""
+        score = self.best_epoch_by.removeprefix(SCORE_COLUMN)
+        return score if score == LAST or self.best_epoch_smoothing is None else f"{score}{SMOOTHED}"
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did: the Dice of each epoch chose the best one."""
+        return {"best_epoch_by": "val_dice", "best_epoch_smoothing": None, **values}
+
 
 def _is_whole(value: Any, least: int) -> bool:
     return type(value) is int and value >= least
@@ -85,6 +105,8 @@ def _is_number(value: Any) -> bool:
 
 
 _NOT_NEGATIVE = ("a number >= 0", lambda value: _is_number(value) and value >= 0)
+
+_SHARE = ("None or a number in (0, 1)", lambda value: value is None or (_is_number(value) and 0 < value < 1))
 
 # Every field but those of a Literal type.
 _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -100,8 +122,13 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "warmup_epochs": _NOT_NEGATIVE,
     "min_lr": _NOT_NEGATIVE,
     "accumulate": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
-    "ema_decay": ("None or a number in (0, 1)", lambda value: value is None or (_is_number(value) and 0 < value < 1)),
+    "ema_decay": _SHARE,
     "grad_clip": ("None or a number > 0", lambda value: value is None or (_is_number(value) and value > 0)),
+    "best_epoch_by": (
+        "'last', or the column of a score in log.csv, such as 'val_dice'",
+        lambda value: isinstance(value, str) and re.fullmatch(r"last|val_.+", value) is not None,
+    ),
+    "best_epoch_smoothing": _SHARE,
     "seed": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
     "workers": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
     "checkpoint_every_steps": ("None or a whole number >= 1", lambda value: value is None or _is_whole(value, 1)),

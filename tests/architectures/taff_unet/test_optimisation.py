@@ -110,8 +110,8 @@ def train(out: Path, model: TaffUNet, has_ecg: tuple[bool, ...] = (True, False),
     def forward(model, batch):
         return model.run(*(batch[name] for name in ("image", "prior", "ecg", "interval", "has_ecg")))
 
-    recipe = Recipe(**{**vars(RECIPE), "epochs": 2, **changes})
-    options = {"forward": forward, "param_groups": taff_param_groups, "run_config": {}, "monitor_smoothing": 0.9}
+    recipe = Recipe(**{**vars(RECIPE), "epochs": 2, "best_epoch_smoothing": 0.9, **changes})
+    options = {"forward": forward, "param_groups": taff_param_groups, "run_config": {}}
     fit(model, Slices(has_ecg), recipe, out, loss=ScarLoss(), validate=lambda model: {"dice": 0.5}, **options)
 
 

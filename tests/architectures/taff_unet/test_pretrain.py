@@ -37,7 +37,7 @@ SMALL = EcgAutoencoderConfig(base_dim=2, z_dim=8)
 
 def recipe(root: Path, *, epochs: int = 2, **changes) -> EcgPretrainingRecipe:
     data = changes.pop("data", {})
-    training = Recipe(epochs=epochs, batch_size=2, lr=3e-3, device="cpu")
+    training = Recipe(epochs=epochs, batch_size=2, lr=3e-3, device="cpu", best_epoch_by="val_explained")
     return EcgPretrainingRecipe(data=EcgData(root=str(root), **data), network=SMALL, training=training, **changes)
 
 
@@ -149,6 +149,7 @@ def real_recipe(data: Path, *, epochs: int) -> EcgPretrainingRecipe:
             warmup_epochs=epochs / 5,
             seed=1,
             device="cpu",
+            best_epoch_by="val_explained",
         ),
         mixing=0.9,
         network=EcgAutoencoderConfig(init_seed=1),

@@ -38,7 +38,7 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path, capsys):
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in model.encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("before training: dice")
+    assert lines[0].startswith("before training: val_dice")
     assert len(lines) == 26
     assert lines[-1].startswith("epoch 25, step 75, lr ")
 
@@ -87,10 +87,13 @@ def test_evaluation_uses_the_average_and_training_goes_on_with_the_raw_weights(t
     assert torch.equal(TinyNet.from_pretrained(tmp_path / "best").head.bias, seen[1])
 
 
-def test_t19_validation_without_the_monitored_metric_or_without_a_value_fails_before_the_first_step(tmp_path):
+def test_t19_validation_without_the_deciding_score_or_without_a_value_fails_before_the_first_step(tmp_path):
     steps = []
     for number, (metrics, message) in enumerate(
-        [({"loss": 1.0}, r"no 'dice' to choose .* it has \['loss'\]"), ({"dice": float("nan")}, "validation set empty")]
+        [
+            ({"loss": 1.0}, r"no 'val_dice' to choose .* what it has: val_loss"),
+            ({"dice": float("nan")}, "validation set empty"),
+        ]
     ):
         with pytest.raises(TrifuseError, match=message):
             run(tmp_path / str(number), validate=lambda model: metrics, forward=lambda m, b: steps.append(b))  # noqa: B023

@@ -48,7 +48,7 @@ OPTIONS = {
     "dropout": 0.2,
     "checkpoint_every_steps": 2,
     "param_groups": three_groups,
-    "monitor_smoothing": 0.9,
+    "best_epoch_smoothing": 0.9,
 }
 
 
@@ -69,7 +69,7 @@ class LoudLoss:
 
 def test_the_best_epoch_is_that_of_the_moving_average(tmp_path):
     """By hand: 0.2, then half the old average and half the new score."""
-    result = run(tmp_path, epochs=5, validate=Scores(tmp_path), monitor_smoothing=0.5)
+    result = run(tmp_path, epochs=5, validate=Scores(tmp_path), best_epoch_smoothing=0.5)
     smoothed = [row["val_dice_smoothed"] for row in read_log(tmp_path / "log.csv")]
     assert smoothed == pytest.approx([0.2, 0.55, 0.275, 0.5125, 0.50625])
     assert (result.best_epoch, result.best_score) == (2, pytest.approx(0.55))
@@ -81,13 +81,13 @@ def test_the_best_epoch_is_that_of_the_moving_average(tmp_path):
 def test_a_lucky_epoch_does_not_win_over_a_steady_one(tmp_path):
     scores = (0.2, 0.9, 0.7, 0.7, 0.7)
     assert run(tmp_path / "plain", epochs=5, validate=Scores(tmp_path / "plain", scores)).best_epoch == 2
-    smoothed = run(tmp_path / "s", epochs=5, validate=Scores(tmp_path / "s", scores), monitor_smoothing=0.9)
+    smoothed = run(tmp_path / "s", epochs=5, validate=Scores(tmp_path / "s", scores), best_epoch_smoothing=0.9)
     assert smoothed.best_epoch == 5
     assert "val_dice_smoothed" not in read_log(tmp_path / "plain" / "log.csv")[0]
 
 
 def test_an_epoch_without_a_score_leaves_the_average_alone(tmp_path):
-    options = {"epochs": 3, "monitor_smoothing": 0.5}
+    options = {"epochs": 3, "best_epoch_smoothing": 0.5}
     result = run(tmp_path, validate=Scores(tmp_path, (0.2, NAN, 0.6)), **options)
     smoothed = [row["val_dice_smoothed"] for row in read_log(tmp_path / "log.csv")]
     assert smoothed == pytest.approx([0.2, NAN, 0.4], nan_ok=True)
