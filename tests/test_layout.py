@@ -322,6 +322,7 @@ OTHER_THINGS_OF_THAT_NAME = {
         "architectures/cli/evaluate.py",
         "architectures/cli/train.py",
         "architectures/evaluation/metrics.py",
+        "architectures/plain_unet/decisions.py",
         "architectures/plain_unet/experiment.py",
         "architectures/runs/experiment.py",
         "architectures/runs/nnunet_recipe.py",

@@ -19,6 +19,7 @@ EXPERIMENT = Experiment(
     report="train:report",
     paper="paper:PAPER",
     paper_tables="paper:paper_tables",
+    decisions="decisions:DECISIONS",
     variants=tuple(VARIANTS),
     shown_defaults={
         "variant": "that of --encoder, else giant",

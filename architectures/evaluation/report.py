@@ -84,6 +84,7 @@ def write_report(
     pictures: Sequence[Picture] = (),
     facts: Mapping[str, str] | None = None,
     command: Sequence[str] = (),
+    decisions: Sequence[str] = (),
     comparisons: Sequence[ComparisonSection] = (),
     paper_tables: Sequence[PaperTable] = (),
     paper: str = "",
@@ -102,6 +103,7 @@ def write_report(
         facts: how it was made: data, network, time, versions; see `describe_data`, `describe_network` and
             `describe_environment`.
         command: the command line that does the run again.
+        decisions: the section on what the run had to settle, see `trifuse.architectures.runs.decisions`.
         comparisons: this run against others.
         paper_tables: what the publication reports, kept apart from everything measured.
         paper: how to cite that publication.
@@ -116,7 +118,7 @@ def write_report(
     if comparisons:
         parts.append("## Compared with another run")
         parts += [part for comparison in comparisons for part in _comparison(comparison)]
-    parts += [*provenance_parts(facts or {}, command), *paper_parts(paper_tables, paper)]
+    parts += [*provenance_parts(facts or {}, command), *decisions, *paper_parts(paper_tables, paper)]
     path = out / REPORT
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
@@ -298,10 +300,14 @@ def _paper_table(table: PaperTable) -> list[str]:
     return [f"### {table.title}", markdown_table(table.header, table.rows), table.note]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of escaped cells."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, aligned: bool = False) -> str:
+    """Return a table of escaped cells; ``aligned`` makes those of a column equally wide, for a terminal."""
+    head, *cells = [[_escape(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) if aligned else 3 for column in zip(head, *cells, strict=True)]
+    lines = [head, ["-" * width for width in widths], *cells]
+    if aligned:
+        lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _escape(text: str) -> str:

@@ -16,6 +16,7 @@ EXPERIMENT = Experiment(
     report="train:report",
     paper="paper:PAPER",
     paper_tables="paper:paper_tables",
+    decisions="decisions:DECISIONS",
     shown_defaults=NNUNET_DEFAULTS,
     converters=(Converter("nnunet", "a 2-D nnU-Net checkpoint, for plain_unet", "convert:convert_nnunet"),),
 )

@@ -118,6 +118,8 @@ class Experiment:
             network's own; empty where there are none.
         paper: reference of how to cite the publication.
         paper_tables: reference of ``paper_tables(targets)``, what it reports for a cohort of as many targets.
+        decisions: reference of what a run has to settle, a sequence of `trifuse.architectures.runs.decisions.Decision`:
+            the table of them stands in every report.
         variants: names of its published sizes, values of ``network.variant``.
         shown_defaults: what ``--help`` says that happens where an option is not given, by the option's name; a test
             holds it against the recipe.
@@ -149,6 +151,7 @@ class Experiment:
     report: str = ""
     paper: str = ""
     paper_tables: str = ""
+    decisions: str = ""
     variants: tuple[str, ...] = ()
     shown_defaults: Mapping[str, str] = field(default_factory=dict)
     options: tuple[OptionGroup, ...] = ()

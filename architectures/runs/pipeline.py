@@ -11,6 +11,7 @@ from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.kernels import DataError
 
+from .decisions import decision_parts
 from .folder import BEST_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, claim_run_folder
 from .prepared_data import Part, PreparedData, open_split, prepare_data
 from .registry import experiment_of
@@ -87,6 +88,7 @@ def train(
         title=experiment.load(experiment.title)(recipe),
         parts=parts,
         command=command,
+        decisions=decision_parts(experiment.load(experiment.decisions, ()), recipe, data),
         paper_tables=experiment.load(experiment.paper_tables, lambda targets: ())(len(data.cohort.class_names) - 1),
         paper=experiment.load(experiment.paper, ""),
         **experiment.load(experiment.report, lambda best, recipe, data: {})(best, recipe, data),

@@ -48,6 +48,7 @@ def report_run(
     mark: str = "",
     facts: Mapping[str, str] | None = None,
     draw: Callable[[Path, Evaluation, Path], Sequence[Picture]] = lambda log, scored, folder: (),
+    decisions: Sequence[str] = (),
     paper_tables: Sequence[PaperTable] = (),
     paper: str = "",
 ) -> Path:
@@ -66,6 +67,7 @@ def report_run(
         mark: what the title of every table and of every overlay has to say.
         facts: more facts about the run.
         draw: draws what only this network has, from the log and the scores of the headline into a folder.
+        decisions: the section on what the run had to settle.
         paper_tables: what the publication reports.
         paper: how to cite it.
     """
@@ -87,6 +89,7 @@ def report_run(
         pictures=[*overlays, curves, *draw(log, evaluations[0], figures)],
         facts=_facts(out, model, data, facts or {}),
         command=command,
+        decisions=decisions,
         paper_tables=paper_tables,
         paper=paper,
     )

@@ -126,6 +126,7 @@ EXPERIMENT = Experiment(
     report="train:report",
     paper="paper:PAPER",
     paper_tables="paper:paper_tables",
+    decisions="decisions:DECISIONS",
     shown_defaults=NNUNET_DEFAULTS,
     options=(_NETWORK, _PRIOR),
     check="train:check",

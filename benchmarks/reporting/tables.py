@@ -6,8 +6,9 @@
 
 A page takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``; one line for each case
 and pass of all files of a kind of device where it says ``<!-- overview: cpu -->``; ten of these lines where it says
-``<!-- highlights: cpu -->``; the layouts of cohorts where it says ``<!-- layouts: all -->``; and the tested versions of
-torch and Triton where it says ``<!-- versions: tested -->``.
+``<!-- highlights: cpu -->``; the layouts of cohorts where it says ``<!-- layouts: all -->``; what a network's paper
+says, and what is decided, where it says ``<!-- decisions: NETWORK -->``; and the tested versions of torch and Triton
+where it says ``<!-- versions: tested -->``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.kernels.testing.tables import markdown
 
+from .decisions import decisions_table
 from .highlights import highlights
 from .layouts import layouts_table
 from .overview import overview
@@ -31,6 +33,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 OTHER_SECTIONS = {
     "overview": overview,
     "highlights": highlights,
+    "decisions": lambda folder, name: decisions_table(name),
     "layouts": lambda folder, name: layouts_table(),
     "versions": lambda folder, name: versions_table(),
 }
@@ -52,7 +55,7 @@ def with_results(text: str, folder: Path) -> str:
             table = markdown_of_file(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
         return f"<!-- {match['what']}: {match['name']} -->\n\n{table.strip()}\n\n<!-- end -->"
 
-    pattern = r"<!-- (?P<what>results|overview|highlights|layouts|versions): (?P<name>\S+) -->.*?<!-- end -->"
+    pattern = r"<!-- (?P<what>results|overview|highlights|decisions|layouts|versions): (?P<name>\S+) -->.*?<!-- end -->"
     return re.sub(pattern, section, text, flags=re.DOTALL)
 
 

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from command import ATRIA_TRAINING, run_main
+from decision_rows import decisions_of_report
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_labels
@@ -33,6 +34,16 @@ def test_one_command_leads_from_a_cohort_to_a_report(atria_run):
     rows = list(csv.DictReader((atria_run / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert sum(float(rows[-1][f"weight_block_{i}"]) for i in range(4)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_report_says_what_the_run_settled_and_where_it_differs_from_the_paper(atria_run):
+    decided = decisions_of_report((atria_run / "report.md").read_text())
+    assert decided["Epochs"] == ["50", "2", "**paper**, default", "`training.epochs`"]
+    assert decided["Warm-up, epochs"][1:3] == ["0", "**paper**, default"]
+    assert decided["Channels of the stages"] == ["not said (trifuse)", "8, 8, 8, 4", "default", "`network.channels`"]
+    assert decided["Split"][1:3] == ["given", "**paper**, default"]
+    assert decided["Best epoch on"][1:3] == ["validation", ""]
+    assert decided["Optimiser"][1:3] == ["adamw", ""]
 
 
 def test_predictions_lie_on_the_native_grid(atria_run, atria):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import run_main
+from decision_rows import decisions_of_report
 
 from trifuse.architectures.cli.main import main
 
@@ -21,6 +22,12 @@ def test_one_command_leads_from_a_cohort_to_a_report(abdomen_run):
     assert run["recipe"]["seed"] == 2222
     assert run["config"]["data"]["augment"] == "transunet"
     assert run["config"]["data"]["preprocessing"]["intensity"] == "as_is"
+    decided = decisions_of_report(report)
+    assert decided["Epochs"][1:3] == ["1", "default"]
+    assert decided["Batch size"] == ["2", "8", "**paper**, default", "`training.batch_size`"]
+    assert decided["Split"][1:3] == ["the cohort's own", ""]
+    assert decided["Intensities"][1:3] == ["as_is", ""]
+    assert decided["Best epoch on"][1] == "training: none validate"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from decision_rows import decisions_of_report
 
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
@@ -105,6 +106,15 @@ def test_a_run_on_whole_slices_leaves_a_report(finished):
     assert report.index("| left atrium |") < report.index("Paper-reported: LAScarQS 2022") < report.index("87.7 ± 2.7")
     for name in ("run.json", "split.json", "best/model.safetensors", "figures/test/overlays.png", "test_cases.csv"):
         assert (finished / name).stat().st_size > 0
+
+
+def test_a_report_says_what_the_run_settled(finished):
+    decided = decisions_of_report((finished / "report.md").read_text())
+    assert decided["Slices are seen"] == ["as patches", "whole slices", "**paper**", ""]
+    assert decided["Channels of the first stage"][1:3] == ["4", "**paper**, default"]
+    assert decided["Learning rate"][1:3] == ["0.01", ""]
+    assert decided["Slices are resized by"][1:3] == ["linear", ""]
+    assert "Patches per epoch" not in decided
 
 
 def test_the_run_is_described_and_its_network_comes_back_with_it(finished):

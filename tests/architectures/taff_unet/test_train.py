@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from decision_rows import decisions_of_report
 from torch.utils.data import default_collate
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
@@ -110,6 +111,20 @@ def test_e11_an_oracle_is_called_one_in_the_report(finished):
     run = json.loads((finished / "run.json").read_text())["config"]
     assert run["prior"]["source"] == "gt"
     assert run["data"]["preprocessing"]["patches"]["spacing_mm"] is not None  # fixed when the run was prepared
+
+
+def test_a_report_says_what_the_run_settled(finished):
+    decided = decisions_of_report((finished / "report.md").read_text())
+    assert decided["Prior: from"] == [
+        "not said (yours to make)",
+        "reference annotation",
+        "default",
+        "`prior.source`, `labels`",
+    ]
+    assert decided["Pixels of patches, mm"][1:3] == ["median of the training cases", ""]
+    assert decided["Split"][1:3] == ["the cohort's own", ""]
+    assert decided["Sign of the entropy"][1:3] == ["maximise", "**paper**"]
+    assert decided["Batch size"][1:3] == ["4", "default"]
 
 
 def test_every_picture_is_there_with_its_numbers(finished):

@@ -1,0 +1,149 @@
+"""Questions that runs of several networks settle alike, and the fields of their recipes that need no row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
+from trifuse.architectures.storage.best_epoch import LAST
+
+from .decisions import NOT_SAID, OURS, Decision, shown
+from .prepared_data import PreparedData
+
+OWN_SPLIT, GIVEN_SPLIT = "the cohort's own", "given"
+DRAWN_SPLIT = "drawn, 10 % validate, 20 % test"
+
+NO_ROW = {
+    **{option.field: "which files are the cohort: stated with the data" for option in COHORT_OPTIONS},
+    "data.root": "a folder",
+    "network.num_classes": "follows the cohort: stated with the data",
+    "training.workers": "how fast samples are loaded",
+    "training.checkpoint_every_steps": "how much an interruption costs",
+    "training.device": "stated with the machine",
+}
+"""Fields of every recipe that change no result, or that a report states in another place, and why."""
+
+
+def takes_adam(recipe: Any) -> bool:
+    """Whether a run is trained by Adam or AdamW."""
+    return recipe.training.optimizer != "sgd"
+
+
+def takes_sgd(recipe: Any) -> bool:
+    """Whether a run is trained by SGD."""
+    return recipe.training.optimizer == "sgd"
+
+
+def warms_up(recipe: Any) -> bool:
+    """Whether a run's schedule is a warm-up and a cosine."""
+    return recipe.training.schedule == "warmup_cosine"
+
+
+def chooses_by_score(recipe: Any) -> bool:
+    """Whether a score chooses the best epoch of a run, which else is the last."""
+    return recipe.training.best_epoch_by != LAST
+
+
+def takes_patches(recipe: Any) -> bool:
+    """Whether a run sees slices patch by patch."""
+    return recipe.data.preprocessing.patches is not None
+
+
+def takes_whole_slices(recipe: Any) -> bool:
+    """Whether a run sees whole slices."""
+    return recipe.data.preprocessing.patches is None
+
+
+def draws_split(recipe: Any) -> bool:
+    """Whether a run leaves its split to the cohort, or to a draw."""
+    return recipe.data.split is None and not recipe.data.val_cases and not recipe.data.test_cases
+
+
+def how_it_is_split(recipe: Any, data: PreparedData | None) -> str:
+    """Return where a run's split comes from."""
+    if not draws_split(recipe):
+        return GIVEN_SPLIT
+    if data is not None and data.cohort.split is not None:
+        return OWN_SPLIT
+    return DRAWN_SPLIT
+
+
+def how_slices_are_seen(recipe: Any, data: PreparedData | None) -> str:
+    """Return whether slices are seen whole or patch by patch."""
+    return "patches" if takes_patches(recipe) else "whole slices"
+
+
+def how_values_are_scaled(recipe: Any, data: PreparedData | None) -> str:
+    """Return what becomes of a volume's values."""
+    preprocessing = recipe.data.preprocessing
+    if preprocessing.window is None:
+        return preprocessing.intensity
+    lowest, highest = preprocessing.window
+    return f"{preprocessing.intensity}, {lowest:g} to {highest:g}"
+
+
+def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
+    """Return which cases choose the best epoch of a run."""
+    return "validation" if data is None or data.validated_on == "val" else "training: none validate"
+
+
+INTENSITY = ("data.preprocessing.intensity", "data.preprocessing.window")
+SPLIT = ("data.split", "data.val_cases", "data.test_cases")
+
+SILENT = (
+    Decision("Adam's betas", NOT_SAID, "training.betas", by="PyTorch", applies=takes_adam),
+    Decision("SGD's momentum", NOT_SAID, "training.momentum", by=OURS, applies=takes_sgd),
+    Decision("Warm-up, epochs", NOT_SAID, "training.warmup_epochs", by=OURS, applies=warms_up),
+    Decision("Last learning rate", NOT_SAID, "training.min_lr", by=OURS, applies=warms_up),
+    Decision("Largest gradient norm", NOT_SAID, "training.grad_clip", by=OURS),
+    Decision("Best epoch by", NOT_SAID, "training.best_epoch_by", by=OURS),
+    Decision("Smoothing of that score", NOT_SAID, "training.best_epoch_smoothing", by=OURS, applies=chooses_by_score),
+    Decision("Best epoch on", NOT_SAID, (), by=OURS, answer=cases_that_choose, applies=chooses_by_score),
+    Decision("Moving average of weights", NOT_SAID, "training.ema_decay", by=OURS),
+    Decision("Micro-batches per step", NOT_SAID, "training.accumulate", by=OURS),
+    Decision("Precision", NOT_SAID, "training.precision", by=OURS),
+    Decision("Seeds", NOT_SAID, ("training.seed", "network.init_seed"), by=OURS),
+    Decision("Tenth that validates is of", NOT_SAID, "data.val_from", by=OURS, applies=draws_split),
+    Decision("Seed of the split", NOT_SAID, "data.split_seed", by=OURS, applies=draws_split),
+    Decision("NaN and infinite voxels", NOT_SAID, "data.preprocessing.nonfinite", by=OURS),
+)
+"""What few papers speak of; a network whose paper does has a row of its own instead, see `silent_but`."""
+
+
+def silent_but(*said: Decision) -> tuple[Decision, ...]:
+    """Return rows of a network, and those of `SILENT` whose questions they leave open."""
+    asked = {decision.question for decision in said}
+    return (*said, *(decision for decision in SILENT if decision.question not in asked))
+
+
+WHOLE_SLICES = (
+    Decision("Slices are resized by", NOT_SAID, "data.preprocessing.resize", by=OURS, applies=takes_whole_slices),
+    Decision("Predictions get back as", NOT_SAID, "data.preprocessing.restore", by=OURS, applies=takes_whole_slices),
+)
+
+_MEDIAN = "median of the training cases"
+_NNUNET_PATCHES = (
+    ("Patches per epoch", "samples_per_epoch", 3000),
+    ("Patches centred on a class", "foreground", 1 / 3),
+    ("Pixels of patches, mm", "spacing_mm", _MEDIAN),
+    ("Step of windows, in patches", "step", 0.5),
+    ("Mean over mirrored windows", "mirror", True),
+)
+
+
+def patch_rows(*, paper_is_nnunet: bool = False) -> tuple[Decision, ...]:
+    """Return the rows on how patches are made, for a paper that is silent on it, or for nnU-Net's own."""
+    return tuple(
+        Decision(
+            question,
+            shown(value) if paper_is_nnunet else NOT_SAID,
+            f"data.preprocessing.patches.{name}",
+            (value,),
+            "" if paper_is_nnunet else "nnU-Net",
+            (lambda recipe, data: recipe.data.preprocessing.patches.spacing_mm or _MEDIAN)
+            if value == _MEDIAN
+            else None,
+            takes_patches,
+        )
+        for question, name, value in _NNUNET_PATCHES
+    )
