@@ -2,8 +2,11 @@
 
 Both candidates are drawn by the same law and are as bright as blood; they lie in the territories of two arteries, and a
 coin says which of them is scar. Where the wall is has to be known to see them at all; which one to believe, only the
-ECG knows, whose signs are those of ecg.py and fade with the days between it and the MRI. Some cases have no ECG, and in
-some it speaks of another territory than the scar's, as where files were exchanged.
+ECG knows, whose signs are those of ecg.py. Some cases have no ECG, and in some it speaks of another territory than the
+scar's, as where files were exchanged.
+
+The older an ECG is, the more often it shows another event than the one that left the scar. Its signs are then as clear
+as ever: no beat tells its own age, and only who knows the days can tell how far to believe it.
 
 Beside the files of a cohort (see lge_ecg.py) lie::
 
@@ -44,6 +47,7 @@ RIGHT, WRONG, MISSING = "right", "wrong", "none"
 """What a case's ECG says of the scar's territory."""
 
 FIELD_MM = (104.0, 120.0)
+LASTING_DAYS = 45.0  # after so many days a share of 1 / e of the ECGs still shows the scar's own event for sure
 DECOY = 4  # label of the candidate that is no scar, in `AmbiguousCase` alone
 _BLOCK = 60  # so many cases on end hold every bin of days, and every kind of ECG, as often as asked for
 _HEALTHY_SHARE = 0.1  # of the beats without an image
@@ -177,12 +181,15 @@ def beat_without_image(seed: int, number: int) -> np.ndarray:
 def territory_ecg(rng: np.random.Generator, artery: str, interval_days: float) -> SyntheticEcg:
     """Draw the ECG of a subject with a scar somewhere in an artery's territory, so many days from the MRI.
 
+    With the days it shows ever more often an event in any of the territories, drawn evenly, that the MRI does not show.
     It says nothing of the scar's size: the image must not learn from it which candidate fits.
     """
+    if rng.random() > np.exp(-((interval_days / LASTING_DAYS) ** 2)):
+        artery = str(rng.choice(ARTERIES))
     scar = np.zeros(AHA_SEGMENTS)
     segments = np.array(ARTERY_SEGMENTS[artery]) - 1
     scar[segments] = rng.uniform(0.4, 1.0) * rng.uniform(0.6, 1.0, len(segments))
-    return synthetic_ecg(rng, scar, interval_days)
+    return synthetic_ecg(rng, scar)
 
 
 def _plan(phantom: AmbiguousPhantom, number: int, rng: np.random.Generator) -> tuple[int, str]:

@@ -176,6 +176,15 @@ def test_nobody_finds_it_in_old_beats(territory_of):
     assert (ridge(x, np.eye(3)[y], new, 10.0).argmax(1) == truth).mean() < 0.5
 
 
+def test_a_beat_does_not_tell_its_age():
+    """Only the interval says how far to believe it: a classifier of fresh and old beats hardly does better than a coin."""
+    (fresh, _), (old, _) = beats((0, 10), seed=5), beats((90, 90), seed=6)
+    (new_fresh, _), (new_old, _) = beats((0, 10), seed=7), beats((90, 90), seed=8)
+    age = np.repeat([0, 1], len(fresh))
+    guesses = ridge(np.concatenate([fresh, old]), np.eye(2)[age], np.concatenate([new_fresh, new_old]), 10.0).argmax(1)
+    assert (guesses == age).mean() < 0.6
+
+
 @pytest.mark.parametrize("artery", ARTERIES)
 def test_signs_are_in_the_leads_of_the_territory(artery):
     """Q waves, raised ST and turned T, mean over subjects, stand where cardiologists look for them."""
