@@ -16,8 +16,6 @@ from .float32_linear import Float32Linear, ZeroInitMlp, without_autocast
 from .plain_unet import NEGATIVE_SLOPE
 from .temporal_film_gate import TemporalFiLMGate
 
-HIDDEN = 64
-
 Projection = Literal["segments", "segments_full", "grid", "broadcast"]
 """How an ECG's code becomes a map."""
 
@@ -66,9 +64,12 @@ class TemporalAwareFusion(nn.Module):
         normalise_code: normalise the code over its E numbers before gate and projection; else z is the code itself.
         gate_slope: slope, below zero, of the rectifier in the gate; with 0 hidden units can die.
         num_segments: of the heart.
+        gate_width: hidden units of the gate, and
+        film_width: of the film.
 
     Raises:
-        ValueError: an unknown projection, ``gate_sees_time`` without ``time``, or a grid without positions.
+        ValueError: an unknown projection, ``gate_sees_time`` without ``time``, a grid without positions, or a network
+            without hidden units.
 
     Source: temporal-aware feature fusion of TAFF-UNet, which calls e a map and does not say how the code becomes one;
     FiLM is Perez et al., 2018.
@@ -88,20 +89,23 @@ class TemporalAwareFusion(nn.Module):
         normalise_code: bool = True,
         gate_slope: float = NEGATIVE_SLOPE,
         num_segments: int = 17,
+        gate_width: int = 64,
+        film_width: int = 64,
     ) -> None:
         super().__init__()
         check_choice("TemporalAwareFusion: projection", projection, Projection)
         if gate_sees_time and not time:
             raise ValueError("TemporalAwareFusion: gate_sees_time needs time=True, got time=False")
-        if grid_side < 1:
-            raise ValueError(f"TemporalAwareFusion: grid_side must be at least 1, got {grid_side}")
+        for name, value in (("grid_side", grid_side), ("gate_width", gate_width), ("film_width", film_width)):
+            if value < 1:
+                raise ValueError(f"TemporalAwareFusion: {name} must be at least 1, got {value}")
         self.dim, self.ecg_dim, self.grid_side, self.num_segments = dim, ecg_dim, grid_side, num_segments
         self.form, self.rectify, self.normalise_code = projection, rectify, normalise_code
         self.zero_init_proj, self.gate_sees_time = zero_init_proj, gate_sees_time
         copies = {"segments_full": num_segments, "grid": grid_side**2}.get(projection, 1)
         self.projection = Float32Linear(ecg_dim, dim * copies)
-        self.gate = ZeroInitMlp(dim + ecg_dim + gate_sees_time, HIDDEN, 2, gate_slope)
-        self.film = TemporalFiLMGate(dim, HIDDEN, max_days) if time else None
+        self.gate = ZeroInitMlp(dim + ecg_dim + gate_sees_time, gate_width, 2, gate_slope)
+        self.film = TemporalFiLMGate(dim, film_width, max_days) if time else None
         self.scores = Float32Linear(ecg_dim, num_segments) if projection == "segments" else None
         self.direction = nn.Parameter(torch.empty(dim)) if projection == "segments" else None
         self.reset_parameters()

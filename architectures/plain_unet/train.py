@@ -10,7 +10,7 @@ from typing import Any
 from trifuse.architectures.runs.nnunet_recipe import nnunet_data, nnunet_training, with_smoothed_dice
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe
-from trifuse.architectures.training.losses import SegmentationLoss
+from trifuse.architectures.training.losses import SegmentationLoss, check_weights
 from trifuse.architectures.training.recipe import Recipe
 
 from .model import PlainUNet, PlainUNetConfig
@@ -26,17 +26,22 @@ class PlainUNetRecipe:
         network: the network; its number of classes follows the cohort, its image size the data.
         training: how it is trained.
         batch_dice: whether the Dice of the loss pools its sums over the batch.
+        lambda_dice: weight of the Dice,
+        lambda_ce: and of the cross-entropy.
 
     Raises:
-        ValueError: data that do not fit the network.
+        ValueError: data that do not fit the network, or a weight that is negative; or both are zero.
     """
 
     data: DataRecipe = field(default_factory=nnunet_data)
     network: PlainUNetConfig = field(default_factory=PlainUNetConfig)
     training: Recipe = field(default_factory=nnunet_training)
     batch_dice: bool = True
+    lambda_dice: float = 1.0
+    lambda_ce: float = 1.0
 
     def __post_init__(self) -> None:
+        check_weights(lambda_dice=self.lambda_dice, lambda_ce=self.lambda_ce)
         if self.data.preprocessing.channels != self.network.in_channels:
             raise ValueError(
                 f"data.preprocessing.channels is {self.data.preprocessing.channels}, but network.in_channels is "
@@ -46,22 +51,25 @@ class PlainUNetRecipe:
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Spell out what older versions did, see `with_smoothed_dice`."""
-        return with_smoothed_dice(values)
+        """Spell out what older versions did: Dice and cross-entropy weighed alike, the best epoch by an average."""
+        return {"lambda_dice": 1.0, "lambda_ce": 1.0, **with_smoothed_dice(values)}
 
 
 def fit_options(model: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
     """Return how this network is trained, as arguments of `trifuse.architectures.training.loop.fit`."""
-    return {"loss": SegmentationLoss(batch_dice=recipe.batch_dice)}
+    return {"loss": _loss(recipe)}
+
+
+def _loss(recipe: PlainUNetRecipe) -> SegmentationLoss:
+    return SegmentationLoss(batch_dice=recipe.batch_dice, w_dice=recipe.lambda_dice, w_ce=recipe.lambda_ce)
 
 
 def report(best: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData) -> dict[str, Any]:
     """Return what only this network has to report, as arguments of `report_run`."""
-    pooled = "pooled over the batch" if recipe.batch_dice else "of each sample"
     return {
         "facts": {
             "Stages": f"{len(best.config.features)}, of {', '.join(map(str, best.config.features))} channels",
-            "Loss": f"Dice {pooled} and cross-entropy, at all resolutions but the coarsest",
+            "Loss": _loss(recipe).words,
         },
     }
 

@@ -15,6 +15,8 @@ from .variants import ECG, PRIOR, SETTINGS, TIME
 
 GRID_SIDE = 8  # of the coarse map that an ECG is projected to, unless it is given
 
+_AT_LEAST_ONE = ("base_dim", "max_dim", "gate_width", "film_width")
+
 Skip = Literal["fused", "original"]
 Gate = Literal["before_norm", "after_norm"]
 SegmentMasks = Literal["labels", "soft"]
@@ -41,6 +43,8 @@ class TaffUNetConfig:
         gate: what the fusion's gate sees: ``"before_norm"``, the means of the image's features from before their norm
             and the normalised code, through a leaky rectifier; or ``"after_norm"``, as in the first version, the means
             of the normalised features, which hardly differ between cases, and the code, through a ReLU.
+        gate_width: hidden units of that gate, and
+        film_width: of the network that turns the days into a modulation.
         projection: how the ECG becomes a map, see `TemporalAwareFusion`: per segment of the prior (``"segments"``,
             ``"segments_full"``), on a coarse ``"grid"``, or one value per channel (``"broadcast"``). None takes
             ``"segments"`` for settings with a prior, and ``"broadcast"``, rectified, for those without.
@@ -72,6 +76,8 @@ class TaffUNetConfig:
     zero_init_proj: bool = False
     gate_sees_time: bool = False
     gate: Gate = "before_norm"
+    gate_width: int = 64
+    film_width: int = 64
     projection: Projection | None = None
     rectify: bool | None = None
     segment_masks: SegmentMasks = "labels"
@@ -84,7 +90,7 @@ class TaffUNetConfig:
     def __post_init__(self) -> None:
         check_choice("setting", self.setting, SETTINGS)
         check_choices(self)
-        for name, least in (("num_classes", 2), ("image_size", 8), ("base_dim", 1), ("max_dim", 1)):
+        for name, least in {"num_classes": 2, "image_size": 8, **dict.fromkeys(_AT_LEAST_ONE, 1)}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.max_days > 0:
@@ -176,9 +182,10 @@ class TaffUNetConfig:
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Spell out what older versions did: one value per channel, or a grid that stayed where it was."""
+        """Spell out what older versions did: one width; one value per channel, or a grid that stayed where it was."""
+        values = {"gate_width": 64, "film_width": 64, **values}
         if "projection" in values:
-            return dict(values)
+            return values
         is_grid = values.get("grid_side") is not None
         form = {"projection": "grid" if is_grid else "broadcast", "rectify": None, "segment_masks": "labels"}
         return {"gate": "after_norm", **form, "grid_follows_image": not is_grid, **values}

@@ -309,4 +309,6 @@ def _fusion(config: TaffUNetConfig) -> TemporalAwareFusion:
         normalise_code=config.gate == "before_norm",
         gate_slope=NEGATIVE_SLOPE if config.gate == "before_norm" else 0.0,
         num_segments=AHA_SEGMENTS,
+        gate_width=config.gate_width,
+        film_width=config.film_width,
     )

@@ -14,6 +14,7 @@ from trifuse.architectures.runs.nnunet_recipe import nnunet_data, nnunet_trainin
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError
 from trifuse.architectures.training.loop import side_inputs_of
+from trifuse.architectures.training.losses import SegmentationLoss, check_weights
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import ScarLoss
 
@@ -36,6 +37,9 @@ class TaffUNetRecipe:
         parts: and how the ECG's and the fusion's differ.
         prior: where the AHA-17 prior comes from, for settings with one.
         ecg: how ECGs become inputs, for settings with one.
+        batch_dice: whether the Dice of the segmentation pools its sums over the batch.
+        lambda_dice: weight of that Dice,
+        lambda_ce: and of the cross-entropy.
         lambda_ecg: weight of the reconstruction of the ECG, reached quadratically after
         ecg_warmup_epochs: epochs.
         mask_padding: whether the zeros around a beat are left out of it.
@@ -43,8 +47,11 @@ class TaffUNetRecipe:
         entropy_sign: which is to be large (``"maximise"``), or added as the paper writes it (``"literal"``).
         strict: refuse an oracle prior.
 
+    The first pass of a predicted prior has the plain U-Net's own loss.
+
     Raises:
-        ValueError: data that do not fit the network.
+        ValueError: data that do not fit the network, or a weight of the loss that is negative; or those of the
+            segmentation are all zero.
     """
 
     data: DataRecipe = field(default_factory=nnunet_data)
@@ -53,6 +60,9 @@ class TaffUNetRecipe:
     parts: PartsRecipe = field(default_factory=PartsRecipe)
     prior: PriorRecipe = field(default_factory=PriorRecipe)
     ecg: EcgInputRecipe = field(default_factory=EcgInputRecipe)
+    batch_dice: bool = True
+    lambda_dice: float = 1.0
+    lambda_ce: float = 1.0
     lambda_ecg: float = 1.0
     ecg_warmup_epochs: float = 10.0
     mask_padding: bool = False
@@ -61,6 +71,7 @@ class TaffUNetRecipe:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        check_weights(lambda_dice=self.lambda_dice, lambda_ce=self.lambda_ce)
         if self.data.preprocessing.patches is None:
             raise ValueError("data.preprocessing.patches: this network is trained on patches; do not set it to null")
         if self.data.preprocessing.channels != 1:
@@ -69,8 +80,8 @@ class TaffUNetRecipe:
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Spell out what older versions did, see `with_smoothed_dice`."""
-        return with_smoothed_dice(values)
+        """Spell out what older versions did: nnU-Net's loss, and the best epoch by an average."""
+        return {"batch_dice": True, "lambda_dice": 1.0, "lambda_ce": 1.0, **with_smoothed_dice(values)}
 
 
 def check(recipe: TaffUNetRecipe) -> None:
@@ -97,16 +108,21 @@ def check(recipe: TaffUNetRecipe) -> None:
 def fit_options(model: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
     """Return how this network is trained, as arguments of `trifuse.architectures.training.loop.fit`."""
     return {
-        "loss": ScarLoss(
-            lambda_ecg=recipe.lambda_ecg,
-            warmup_epochs=recipe.ecg_warmup_epochs,
-            lambda_entropy=recipe.lambda_entropy,
-            entropy_sign=recipe.entropy_sign,
-            mask_padding=recipe.mask_padding,
-        ),
+        "loss": _loss(recipe),
         "forward": run_with_side_inputs,
         "param_groups": taff_param_groups(model, recipe.parts),
     }
+
+
+def _loss(recipe: TaffUNetRecipe) -> ScarLoss:
+    return ScarLoss(
+        segmentation=SegmentationLoss(batch_dice=recipe.batch_dice, w_dice=recipe.lambda_dice, w_ce=recipe.lambda_ce),
+        lambda_ecg=recipe.lambda_ecg,
+        warmup_epochs=recipe.ecg_warmup_epochs,
+        lambda_entropy=recipe.lambda_entropy,
+        entropy_sign=recipe.entropy_sign,
+        mask_padding=recipe.mask_padding,
+    )
 
 
 def run_with_side_inputs(model: Any, batch: dict[str, Any]) -> TaffOutput:
@@ -161,6 +177,7 @@ def report(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dict[s
         "mark": ORACLE if network.takes_prior and recipe.prior.source == "gt" else "",
         "facts": {
             "Setting": network.setting,
+            "Loss": _loss(recipe).words(with_ecg=network.takes_ecg),
             **describe_inputs(data.side_inputs or {}, network, recipe.prior),
             **({"ECG autoencoder": f"started from {autoencoder}"} if network.takes_ecg else {}),
             **describe_gate(best, heard),

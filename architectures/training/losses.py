@@ -7,6 +7,7 @@ that it does not depend on how many ranks share a batch. The sums, the only heav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,9 @@ class SegmentationLoss:
 
     Attributes: see `dice_ce_nnunet`.
 
+    Raises:
+        ValueError: a negative weight, or none that is positive.
+
     Source: deep supervision as in nnU-Net (Isensee et al., 2021).
     """
 
@@ -88,6 +92,15 @@ class SegmentationLoss:
     w_ce: float = 1.0
     w_dice: float = 1.0
     ignore_index: int | None = None
+
+    def __post_init__(self) -> None:
+        check_weights(w_dice=self.w_dice, w_ce=self.w_ce)
+
+    @property
+    def words(self) -> str:
+        """What it is, for a report."""
+        pooled = "pooled over the batch" if self.batch_dice else "of each sample"
+        return f"{self.w_dice:g} Dice ({pooled}) + {self.w_ce:g} cross-entropy, at all resolutions but the coarsest"
 
     def __call__(self, outputs: Tensor | Sequence[Tensor], batch: Mapping[str, Any], reduce: Reduce | None) -> Tensor:
         """Return the loss for ``batch["target"]``; ``batch["sample_weight"]`` may silence samples."""
@@ -136,6 +149,19 @@ class MutationLoss:
             sample_weight=batch.get("sample_weight"),
             reduce=reduce,
         )
+
+
+def check_weights(**weights: float) -> None:
+    """Check the weights of a loss's terms, given by name.
+
+    Raises:
+        ValueError: one is negative or not finite, or all are zero.
+    """
+    for name, weight in weights.items():
+        if not 0.0 <= weight < math.inf:
+            raise ValueError(f"{name} must be a finite number, and not negative, got {weight}")
+    if not any(weights.values()):
+        raise ValueError(f"{' and '.join(weights)} must not all be 0: there would be nothing to learn from")
 
 
 def deep_supervision_weights(outputs: int) -> list[float]:

@@ -133,6 +133,15 @@ class ScarLoss:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         check_choices(self)
 
+    def words(self, *, with_ecg: bool) -> str:
+        """Say what it is of a network with or without an ECG, for a report."""
+        if not with_ecg:
+            return self.segmentation.words
+        sign = {"maximise": "-", "literal": "+"}[self.entropy_sign]
+        warmup = f", reached in {self.warmup_epochs:g} epochs" if self.warmup_epochs else ""
+        ecg = f"{self.lambda_ecg:g} reconstruction of the ECG{warmup}"
+        return f"{self.segmentation.words}; + {ecg}; {sign} {self.lambda_entropy:g} entropy of the gate"
+
     def start_epoch(self, epoch: float) -> None:
         """Take the weight of the reconstruction that belongs to an epoch, counted from 0."""
         self.epoch = epoch

@@ -45,6 +45,13 @@ def test_parameters_are_the_published_number(dim, number):
     assert parameters(TemporalAwareFusion(dim, time=False, projection="broadcast")) == number - film
 
 
+def test_the_widths_of_gate_and_film_are_their_hidden_units():
+    """One unit more of the gate: a row of its first layer with a bias, two weights of its second; likewise the film."""
+    number = parameters(TemporalAwareFusion(8, 6))
+    assert parameters(TemporalAwareFusion(8, 6, gate_width=65)) == number + (8 + 6 + 1) + 2
+    assert parameters(TemporalAwareFusion(8, 6, film_width=63)) == number - (1 + 1) - 2 * 8
+
+
 @every_option
 def test_result_weights_and_gradients_are_the_equations(options):
     block, (features, code, days) = random_block(**options), random_arguments()
@@ -295,6 +302,8 @@ def test_refuses_what_does_not_fit(changed, error, message):
     [
         ({"time": False, "gate_sees_time": True}, "needs time=True"),
         ({"projection": "grid", "grid_side": 0}, "grid_side must be at least 1, got 0"),
+        ({"gate_width": 0}, "gate_width must be at least 1, got 0"),
+        ({"film_width": 0}, "film_width must be at least 1, got 0"),
         ({"projection": "spread"}, "projection: expected one of 'segments', 'segments_full', 'grid', 'broadcast'"),
     ],
 )

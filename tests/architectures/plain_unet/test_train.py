@@ -16,11 +16,13 @@ from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_ph
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.plain_unet.paper import LEFT_ATRIUM, SCAR, paper_tables
-from trifuse.architectures.plain_unet.train import PlainUNetRecipe
+from trifuse.architectures.plain_unet.train import PlainUNetRecipe, fit_options
 from trifuse.architectures.runs.pipeline import fit_network, train
 from trifuse.architectures.runs.predict import load_network
 from trifuse.architectures.runs.prepared_data import prepare_data
+from trifuse.architectures.runs.recipes import recipe_from
 from trifuse.architectures.runs.repeats import train_repeats
+from trifuse.architectures.training.losses import SegmentationLoss
 
 
 def tiny_recipe(cohort: Path, *, patches: Patches | None = None, **training) -> PlainUNetRecipe:
@@ -61,6 +63,7 @@ def test_defaults_are_nnunets():
     assert recipe.data.preprocessing == expected
     assert recipe.data.preprocessing.patches.samples_per_epoch == 250 * training.batch_size
     assert recipe.batch_dice
+    assert (recipe.lambda_dice, recipe.lambda_ce) == (1.0, 1.0)
     assert recipe.network == PlainUNetConfig()
 
 
@@ -80,11 +83,21 @@ def test_the_network_is_planned_for_the_size_of_the_data():
     [
         ({"network": PlainUNetConfig(in_channels=3)}, "channels is 1, but network.in_channels is 3"),
         ({"data": PlainUNetRecipe().data.with_preprocessing(image_size=250)}, "a multiple of 64.* got 250; use 256"),
+        ({"lambda_ce": -1.0}, "lambda_ce must be a finite number, and not negative, got -1.0"),
+        ({"lambda_dice": 0.0, "lambda_ce": 0.0}, "lambda_dice and lambda_ce must not all be 0: there would be nothing"),
     ],
 )
 def test_rejects(change, message):
     with pytest.raises(ValueError, match=message):
         replace(PlainUNetRecipe(), **change)
+
+
+def test_the_weights_of_the_loss_are_fields():
+    settings = ["batch_dice=false", "lambda_dice=2", "lambda_ce=0.5"]
+    recipe = recipe_from(PlainUNetRecipe, given={"data.root": "cohort"}, settings=settings)
+    loss = fit_options(None, recipe, None, Path())["loss"]
+    assert loss == SegmentationLoss(batch_dice=False, w_dice=2.0, w_ce=0.5)
+    assert loss.words.startswith("2 Dice (of each sample) + 0.5 cross-entropy")
 
 
 def test_what_papers_report_stands_where_it_can_be_compared():
@@ -101,7 +114,7 @@ def test_a_run_on_whole_slices_leaves_a_report(finished):
     report = (finished / "report.md").read_text()
     assert report.startswith("# Plain U-Net (4 channels) on atria")
     assert "| Stages | 4, of 4, 8, 16, 32 channels |" in report
-    assert "| Loss | Dice pooled over the batch and cross-entropy, at all resolutions but the coarsest |" in report
+    assert "| Loss | 1 Dice (pooled over the batch) + 1 cross-entropy, at all resolutions but the coarsest |" in report
     assert "| left atrium |" in report
     assert report.index("| left atrium |") < report.index("Paper-reported: LAScarQS 2022") < report.index("87.7 ± 2.7")
     for name in ("run.json", "split.json", "best/model.safetensors", "figures/test/overlays.png", "test_cases.csv"):

@@ -21,14 +21,15 @@ from trifuse.architectures.runs.audit import audit_run
 from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.predict import load_network, predict_images
-from trifuse.architectures.runs.recipes import RecipeError
+from trifuse.architectures.runs.recipes import RecipeError, recipe_from
 from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.taff_unet.config import TaffUNetConfig
 from trifuse.architectures.taff_unet.inputs import EcgInputRecipe, PriorRecipe, case_side_inputs
 from trifuse.architectures.taff_unet.model import TaffUNet
 from trifuse.architectures.taff_unet.paper import RESULTS
 from trifuse.architectures.taff_unet.report import Heard, describe_gate
-from trifuse.architectures.taff_unet.train import TaffUNetRecipe, check, run_with_side_inputs
+from trifuse.architectures.taff_unet.train import TaffUNetRecipe, check, fit_options, run_with_side_inputs
+from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import DataError
 
@@ -78,6 +79,34 @@ def test_defaults_are_the_papers():
     assert recipe.prior.folds == 5
 
 
+def test_the_weights_of_the_loss_and_the_widths_are_fields():
+    settings = ["batch_dice=false", "lambda_dice=2", "lambda_ce=0.5", "lambda_entropy=0.01", "entropy_sign=literal"]
+    widths = ["network.gate_width=16", "network.film_width=8", "network.base_dim=4"]
+    recipe = recipe_from(TaffUNetRecipe, given={"data.root": "cohort"}, settings=[*settings, *widths])
+    network = TaffUNet(recipe.network)
+    loss = fit_options(network, recipe, None, Path())["loss"]
+    assert loss.segmentation == SegmentationLoss(batch_dice=False, w_dice=2.0, w_ce=0.5)
+    segmentation = "2 Dice (of each sample) + 0.5 cross-entropy, at all resolutions but the coarsest"
+    assert loss.words(with_ecg=False) == segmentation
+    rest = "+ 1 reconstruction of the ECG, reached in 10 epochs; + 0.01 entropy of the gate"
+    assert loss.words(with_ecg=True) == f"{segmentation}; {rest}"
+    assert (network.fusion.gate.first.out_features, network.fusion.film.mlp.first.out_features) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lambda_dice=-1", r"lambda_dice must be a finite number, and not negative, got -1\.0"),
+        ("network.gate_width=0", "gate_width must be at least 1, got 0"),
+        ("network.film_width=0", "film_width must be at least 1, got 0"),
+        ("batch_dice=2", "expected bool, got 2"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(setting, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe_from(TaffUNetRecipe, given={"data.root": "cohort"}, settings=[setting])
+
+
 def test_the_network_follows_the_size_of_the_patches():
     recipe = TaffUNetRecipe()
     assert replace(recipe, data=recipe.data.with_preprocessing(image_size=128)).network.image_size == 128
@@ -106,6 +135,7 @@ def test_e11_an_oracle_is_called_one_in_the_report(finished):
     assert "this network, oracle prior" in (finished / "figures" / "bullseye.csv").read_text()
     assert "this network, oracle prior" in (finished / "figures" / "interval_bars.csv").read_text()
     assert "| Setting | full |" in report
+    assert "| Loss | 1 Dice (pooled over the batch) + 1 cross-entropy, at all resolutions but the coarsest; +" in report
     assert "started from random weights" in report
     assert RESULTS.title in report
     run = json.loads((finished / "run.json").read_text())["config"]
