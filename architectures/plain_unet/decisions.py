@@ -17,7 +17,7 @@ _TRAINING = shared.silent_but(
     Decision("Largest gradient norm", "12", "training.grad_clip", (12.0,)),
     Decision("Epochs", "1000", "training.epochs", (1000,)),
     Decision("Batch size", "as planned, 12", "training.batch_size", (12,)),
-    Decision("Loss, at each resolution", _LOSS, (), (_LOSS,), answer=lambda recipe, data: _LOSS),
+    Decision("Loss, at each resolution", _LOSS, shared.LOSS, (_LOSS,), answer=shared.how_dice_and_ce_add),
     Decision("Dice over the whole batch", "yes, in 2D", "batch_dice", (True,)),
     Decision("Best epoch by", "Dice", "training.best_epoch_by", ("val_dice",)),
     Decision(

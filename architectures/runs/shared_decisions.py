@@ -82,11 +82,17 @@ def how_values_are_scaled(recipe: Any, data: PreparedData | None) -> str:
     return f"{preprocessing.intensity}, {lowest:g} to {highest:g}"
 
 
+def how_dice_and_ce_add(recipe: Any, data: PreparedData | None) -> str:
+    """Return what the loss of the segmentation is made of."""
+    return f"Dice + cross-entropy, {recipe.lambda_dice:g} to {recipe.lambda_ce:g}"
+
+
 def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
     """Return which cases choose the best epoch of a run."""
     return "validation" if data is None or data.validated_on == "val" else "training: none validate"
 
 
+LOSS = ("lambda_dice", "lambda_ce")
 INTENSITY = ("data.preprocessing.intensity", "data.preprocessing.window")
 SPLIT = ("data.split", "data.val_cases", "data.test_cases")
 

@@ -68,7 +68,10 @@ _TRAINING = shared.silent_but(
         answer=lambda recipe, data: f"{recipe.training.schedule}, as the image's",
         applies=_takes_ecg,
     ),
-    Decision("Loss", "Dice + cross-entropy", (), by=_NNUNET, answer=lambda recipe, data: "1 to 1, deeply supervised"),
+    Decision(
+        "Loss, deeply supervised", "Dice + cross-entropy", shared.LOSS, by=_NNUNET, answer=shared.how_dice_and_ce_add
+    ),
+    Decision("Dice over the whole batch", NOT_SAID, "batch_dice", by=_NNUNET),
     Decision("ECG: weight of reconstruction", NOT_SAID, "lambda_ecg", by=OURS, applies=_takes_ecg),
     Decision("ECG: its quadratic rise, epochs", "the first few", "ecg_warmup_epochs", by=OURS, applies=_takes_ecg),
     Decision("ECG: padding is left out", NOT_SAID, "mask_padding", by=_UPSTREAM, applies=_takes_ecg),
@@ -162,6 +165,8 @@ _NETWORK = (
     Decision("Projection starts at zero", NOT_SAID, "network.zero_init_proj", by=OURS, applies=_takes_ecg),
     Decision("Gate sees the image", NOT_SAID, "network.gate", by=OURS, applies=_takes_ecg),
     Decision("Gate sees the time", NOT_SAID, "network.gate_sees_time", by=OURS, applies=_takes_time),
+    Decision("Hidden units of the gate", NOT_SAID, "network.gate_width", by=OURS, applies=_takes_ecg),
+    Decision("Hidden units of FiLM", NOT_SAID, "network.film_width", by=OURS, applies=_takes_time),
     Decision("Interval of 1, days", "scaled to 0 to 1", "network.max_days", by=OURS, applies=_takes_time),
     Decision(
         "Segmentation trains the ECG",

@@ -199,6 +199,13 @@ def test_what_set_changes_shows_in_its_row_and_in_no_other(known):
             "1, 1.5",
             "**paper**, default",
         ),
+        (
+            "plain_unet",
+            ["lambda_ce=0.5"],
+            "Loss, at each resolution",
+            "Dice + cross-entropy, 1 to 0.5",
+            "**paper**, default",
+        ),
         ("plain_unet", ["data.split=mine.json"], "Split", "given", "default"),
     ],
 )
@@ -275,4 +282,5 @@ def test_fields_of_one_section_are_named_once():
     cells = rows("plain_unet")
     assert cells["Split"][3] == "`data.split`, `val_cases`, `test_cases`"
     assert cells["Channels of an image"][3] == "`data.preprocessing.channels`, `network.in_channels`"
-    assert cells["Loss, at each resolution"][3] == ""
+    assert cells["Loss, at each resolution"][3] == "`lambda_dice`, `lambda_ce`"
+    assert cells["Slices are seen"][3] == ""

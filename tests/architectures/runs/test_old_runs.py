@@ -25,7 +25,7 @@ from trifuse.architectures.fias.train import FiasRecipe
 from trifuse.architectures.plain_unet import PlainUNet
 from trifuse.architectures.plain_unet.train import PlainUNetRecipe
 from trifuse.architectures.runs.recipes import recipe_from
-from trifuse.architectures.storage.config_json import config_from_json, config_to_json
+from trifuse.architectures.storage.config_json import config_from_json, config_to_json, upgraded_json
 from trifuse.architectures.taff_unet import EcgAutoencoder, TaffUNet, TaffUNetConfig
 from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe
@@ -216,6 +216,21 @@ def test_an_old_recipe_of_defaults_is_the_recipe_of_defaults(network):
     recipe = RECIPES[network]()
     expected = replace(recipe, network=replace(recipe.network, **asked_for))
     assert config_from_json(RECIPES[network], values, "default_recipe.json") == expected
+
+
+@pytest.mark.parametrize("network", RECIPES)
+def test_an_old_recipe_says_what_it_did_in_each_field_of_today(network):
+    """A field that is missing in an old run's description would keep it from being resumed."""
+    values = json.loads((OLD_RUNS / network / "default_recipe.json").read_text())
+    upgraded = upgraded_json(RECIPES[network], values)
+    assert field_names(upgraded) == field_names(config_to_json(RECIPES[network]()))
+
+
+def field_names(values: dict, prefix: str = "") -> set[str]:
+    names: set[str] = set()
+    for name, value in values.items():
+        names |= field_names(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}"}
+    return names
 
 
 @pytest.mark.parametrize("spatial_mlp", [None, 3])
