@@ -15,6 +15,11 @@ def _encoder_weights(recipe: Any, data: PreparedData | None) -> str:
     return "random" if recipe.network.encoder_checkpoint is None else "pretrained"
 
 
+def _variant(recipe: Any, data: PreparedData | None) -> str:
+    variant = recipe.network.variant
+    return variant if isinstance(variant, str) else f"{variant.depth} blocks, width {variant.embed_dim}"
+
+
 def _learned(recipe: Any) -> bool:
     return recipe.network.learned
 
@@ -64,7 +69,7 @@ _DATA = (
 )
 
 _NETWORK = (
-    Decision("Encoder", "base, large or giant", "network.variant", ("base", "large", "giant")),
+    Decision("Encoder", "base, large or giant", "network.variant", ("base", "large", "giant"), answer=_variant),
     Decision(
         "Its weights",
         "DINOv2, frozen",

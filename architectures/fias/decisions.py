@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trifuse.architectures.runs import shared_decisions as shared
-from trifuse.architectures.runs.decisions import NOT_SAID, OURS, Decision
+from trifuse.architectures.runs.decisions import NOT_SAID, OURS, Decision, shown
 from trifuse.architectures.runs.prepared_data import PreparedData
 
 from .variants import DILATIONS
@@ -15,6 +15,11 @@ _MIST, _SVANET, _DILATEFORMER, _TRANSUNET = "MIST", "SvANet", "DilateFormer", "T
 
 def _encoder_weights(recipe: Any, data: PreparedData | None) -> str:
     return "random" if recipe.network.encoder_checkpoint is None else "pretrained"
+
+
+def _variant(recipe: Any, data: PreparedData | None) -> str:
+    variant = recipe.network.variant
+    return variant if isinstance(variant, str) else f"depths {shown(variant.depths)}, width {variant.embed_dim}"
 
 
 def _weights_of_the_loss(recipe: Any, data: PreparedData | None) -> str:
@@ -44,7 +49,7 @@ _TRAINING = shared.silent_but(
     Decision("Schedule", NOT_SAID, "training.schedule", by=_MIST),
     Decision("Epochs", NOT_SAID, "training.epochs", (300, 400), by="MIST; ACDC 400"),
     Decision("Batch size", "2", "training.batch_size", (2,)),
-    Decision("Seeds", NOT_SAID, ("training.seed", "network.init_seed"), by=_MIST),
+    Decision("Seeds", NOT_SAID, shared.SEEDS, by=_MIST),
     Decision(
         "Loss",
         "0.4 Dice + 0.6 cross-entropy",
@@ -79,7 +84,7 @@ _DATA = (
 )
 
 _NETWORK = (
-    Decision("DilateFormer", "depths 2, 2, 6, 2: tiny", "network.variant", ("tiny",)),
+    Decision("DilateFormer", "depths 2, 2, 6, 2: tiny", "network.variant", ("tiny",), answer=_variant),
     Decision("Its weights", "pretrained", "network.encoder_checkpoint", ("pretrained",), answer=_encoder_weights),
     Decision("Its dilations", NOT_SAID, (), by=_DILATEFORMER, answer=lambda recipe, data: DILATIONS),
     Decision("Its maps are normalised", NOT_SAID, "network.out_norm", by=OURS),

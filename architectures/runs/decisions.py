@@ -105,7 +105,7 @@ def decision_parts(decisions: Sequence[Decision], recipe: Any, data: PreparedDat
 
 
 def _named(questions: Sequence[str]) -> str:
-    return f" ({', '.join(questions)})" if questions else ""
+    return f" ({'; '.join(questions)})" if questions else ""
 
 
 def decision_table(

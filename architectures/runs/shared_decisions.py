@@ -54,18 +54,13 @@ def takes_whole_slices(recipe: Any) -> bool:
     return recipe.data.preprocessing.patches is None
 
 
-def draws_split(recipe: Any) -> bool:
-    """Whether a run leaves its split to the cohort, or to a draw."""
-    return recipe.data.split is None and not recipe.data.val_cases and not recipe.data.test_cases
-
-
 def how_it_is_split(recipe: Any, data: PreparedData | None) -> str:
     """Return where a run's split comes from."""
-    if not draws_split(recipe):
+    if recipe.data.split is not None or recipe.data.val_cases or recipe.data.test_cases:
         return GIVEN_SPLIT
     if data is not None and data.cohort.split is not None:
         return OWN_SPLIT
-    return DRAWN_SPLIT
+    return DRAWN_SPLIT if recipe.data.val_from == "all" else DRAWN_SPLIT.replace("10 %", "10 % of the rest")
 
 
 def how_slices_are_seen(recipe: Any, data: PreparedData | None) -> str:
@@ -94,7 +89,8 @@ def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
 
 LOSS = ("lambda_dice", "lambda_ce")
 INTENSITY = ("data.preprocessing.intensity", "data.preprocessing.window")
-SPLIT = ("data.split", "data.val_cases", "data.test_cases")
+SPLIT = ("data.split", "data.val_cases", "data.test_cases", "data.val_from")
+SEEDS = ("training.seed", "network.init_seed", "data.split_seed")
 
 SILENT = (
     Decision("Adam's betas", NOT_SAID, "training.betas", by="PyTorch", applies=takes_adam),
@@ -108,9 +104,7 @@ SILENT = (
     Decision("Moving average of weights", NOT_SAID, "training.ema_decay", by=OURS),
     Decision("Micro-batches per step", NOT_SAID, "training.accumulate", by=OURS),
     Decision("Precision", NOT_SAID, "training.precision", by=OURS),
-    Decision("Seeds", NOT_SAID, ("training.seed", "network.init_seed"), by=OURS),
-    Decision("Tenth that validates is of", NOT_SAID, "data.val_from", by=OURS, applies=draws_split),
-    Decision("Seed of the split", NOT_SAID, "data.split_seed", by=OURS, applies=draws_split),
+    Decision("Seeds", NOT_SAID, SEEDS, by=OURS),
     Decision("NaN and infinite voxels", NOT_SAID, "data.preprocessing.nonfinite", by=OURS),
 )
 """What few papers speak of; a network whose paper does has a row of its own instead, see `silent_but`."""

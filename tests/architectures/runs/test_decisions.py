@@ -167,6 +167,22 @@ def test_what_set_changes_shows_in_its_row_and_in_no_other(known):
     [
         ("dino_unet", ["network.encoder_checkpoint=dinov2"], "Its weights", "pretrained", "default"),
         ("dino_unet", [], "Its weights", "random", "**paper**"),
+        ("dino_unet", ["network.variant=base"], "Encoder", "base", "default"),
+        (
+            "dino_unet",
+            ['network.variant={"embed_dim":8,"depth":6,"num_heads":2}'],
+            "Encoder",
+            "6 blocks, width 8",
+            "**paper**, default",
+        ),
+        (
+            "dino_unet",
+            ["data.val_from=remaining"],
+            "Split",
+            "drawn, 10 % of the rest validate, 20 % test",
+            "**paper**, default",
+        ),
+        ("dino_unet", ["data.split_seed=7"], "Seeds", "seed 42, init_seed 0, split_seed 7", "default"),
         ("dino_unet", ["training.optimizer=adam"], "Optimiser", "adam", "default"),
         ("dino_unet", ["training.optimizer=sgd"], "Optimiser", "sgd", "**paper**, default"),
         ("dino_unet", ["network.blocks=[7,5,3,1]"], "Blocks that become skips", "7, 5, 3, 1", "**paper**, default"),
@@ -183,6 +199,13 @@ def test_what_set_changes_shows_in_its_row_and_in_no_other(known):
             "Intensities",
             "window, -125 to 275",
             "default",
+        ),
+        (
+            "fias",
+            ['network.variant={"embed_dim":24,"depths":[1,1,1,1]}'],
+            "DilateFormer",
+            "depths 1, 1, 1, 1, width 24",
+            "**paper**, default",
         ),
         ("taff_unet", [], "Prior: from", "to be chosen", ""),
         ("taff_unet", ["prior.source=gt"], "Prior: from", "reference annotation", "default"),
@@ -280,7 +303,7 @@ def test_values_are_written_as_a_reader_would(value, text):
 
 def test_fields_of_one_section_are_named_once():
     cells = rows("plain_unet")
-    assert cells["Split"][3] == "`data.split`, `val_cases`, `test_cases`"
+    assert cells["Split"][3] == "`data.split`, `val_cases`, `test_cases`, `val_from`"
     assert cells["Channels of an image"][3] == "`data.preprocessing.channels`, `network.in_channels`"
     assert cells["Loss, at each resolution"][3] == "`lambda_dice`, `lambda_ce`"
     assert cells["Slices are seen"][3] == ""
