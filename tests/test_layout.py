@@ -321,12 +321,12 @@ OTHER_THINGS_OF_THAT_NAME = {
     "nnunet": {
         "architectures/cli/evaluate.py",
         "architectures/cli/train.py",
+        "architectures/data/samples/augmentation_recipe.py",
         "architectures/evaluation/metrics.py",
         "architectures/plain_unet/decisions.py",
         "architectures/plain_unet/experiment.py",
         "architectures/runs/experiment.py",
         "architectures/runs/nnunet_recipe.py",
-        "architectures/runs/prepared_data.py",
         "architectures/runs/recipes.py",
         "architectures/training/losses.py",
     },

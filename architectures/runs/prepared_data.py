@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.data.layouts.split import Split, read_split, write_split
-from trifuse.architectures.data.samples.augmentation import FlipRotate, TransUNetAugmentation
-from trifuse.architectures.data.samples.nnunet_augmentation import NnUNetAugmentation
-from trifuse.architectures.data.samples.patch_dataset import (
-    GridPatches,
-    PatchAugment,
-    PatchDataset,
-    median_spacing_mm,
-)
+from trifuse.architectures.data.samples.patch_dataset import GridPatches, PatchDataset, median_spacing_mm
 from trifuse.architectures.data.samples.preprocessing import Slices
 from trifuse.architectures.data.samples.side_inputs import SideInputs
-from trifuse.architectures.data.samples.slice_dataset import Augment, SliceDataset
+from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.architectures.evaluation.report import check_extras
 from trifuse.architectures.training.loop import forward_with_side_inputs
 from trifuse.architectures.training.validation import SliceValidation
@@ -28,12 +21,6 @@ from .folder import CACHE_FOLDER, SPLIT_FILE, is_main_process
 from .recipes import DataRecipe
 
 Part = Literal["train", "val", "test"]
-_AUGMENTATIONS: dict[str, Callable[[], Augment | PatchAugment] | None] = {
-    "none": None,
-    "flip_rot": FlipRotate,
-    "transunet": TransUNetAugmentation,
-    "nnunet": NnUNetAugmentation,
-}
 
 
 @dataclass(frozen=True)
@@ -101,8 +88,8 @@ def prepare_data(
         options["side_inputs"] = side_inputs
     elif side_inputs is not None:
         raise ValueError("side_inputs: expected none for whole slices; networks that take them are trained on patches")
-    augment = _AUGMENTATIONS[recipe.augment]
-    training = {"augment": augment and augment(), "slices": recipe.slices, **options}
+    augment = recipe.augmentation.make(recipe.augment)
+    training = {"augment": augment, "slices": recipe.slices, **options}
     train_set = samples[0](cohort, split.train, preprocessing, **training)
     train_set.require_every_class()
     slices: Slices = "labelled" if recipe.slices == "labelled" else "all"

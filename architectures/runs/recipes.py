@@ -14,6 +14,7 @@ from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.cohort_options import CohortOptions, cohort_arguments
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.split import read_split, split_patients, verify_split
+from trifuse.architectures.data.samples.augmentation_recipe import AugmentationKind, AugmentationRecipe
 from trifuse.architectures.data.samples.preprocessing import Preprocessing, Slices
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
@@ -39,10 +40,11 @@ class DataRecipe(CohortOptions):
             anything is drawn (``"labelled"``).
         augment: ``"none"``, ``"flip_rot"``, or ``"transunet"``: that of TransUNet; for patches ``"none"`` or
             ``"nnunet"``: that of nnU-Net.
+        augmentation: how strong it is.
         preprocessing: how volumes become the network's inputs, in training and prediction.
 
     Raises:
-        ValueError: an augmentation that patches lack, or that only they have.
+        ValueError: an augmentation that patches lack, or that only they have; a strength that it does not have.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {
@@ -60,13 +62,20 @@ class DataRecipe(CohortOptions):
     val_from: Literal["all", "remaining"] = "all"
     split_seed: int = 42
     slices: Slices = "all"
-    augment: Literal["none", "flip_rot", "transunet", "nnunet"] = "none"
+    augment: AugmentationKind = "none"
+    augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
         fitting = ("none", "nnunet") if self.preprocessing.patches is not None else ("none", "flip_rot", "transunet")
         which = "patches" if self.preprocessing.patches is not None else "whole slices"
         check_choice(f"augment for {which}", self.augment, fitting)
+        self.augmentation.check(self.augment)
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did: they augmented as each kind does by default."""
+        return {"augmentation": {}, **values}
 
     def with_preprocessing(self, **changes: Any) -> DataRecipe:
         """Return the recipe with other values of some fields of its preprocessing."""

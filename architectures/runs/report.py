@@ -101,6 +101,7 @@ def _facts(out: Path, model: nn.Module, data: PreparedData, own: Mapping[str, st
     return {
         **describe_data(data.cohort, {part: data.cases_of(part) for part in get_args(Part)}),
         "Slices": _describe_slices(data.train_set, data.recipe),
+        "Augmentation": data.recipe.augmentation.describe(data.recipe.augment),
         **describe_network(model),
         "Chosen": BestEpoch.read(out / BEST_FOLDER).words(f"the {data.validated_on} cases", len(epochs)),
         "Training time": format_seconds(sum(row["seconds"] for row in epochs)),

@@ -93,15 +93,18 @@ def check(recipe: TaffUNetRecipe) -> None:
     network, preprocessing = recipe.network, recipe.data.preprocessing
     require_choice(network, recipe.prior, strict=recipe.strict)
     stays = network.takes_ecg and network.fusion_projection == "grid" and not network.grid_follows_image
-    moves = {
-        f"data.augment={recipe.data.augment!r}": recipe.data.augment != "none",
-        "data.preprocessing.patches.mirror=true": preprocessing.patches is not None and preprocessing.patches.mirror,
+    augmentation, patches = recipe.data.augmentation.make(recipe.data.augment), preprocessing.patches
+    moves = {  # what moves an image, and the value with which it does not
+        "data.augmentation.rotation_degrees": (augmentation is not None and augmentation.rotates, "0"),
+        "data.augmentation.mirror_axes": (augmentation is not None and augmentation.mirrors, "[]"),
+        "data.preprocessing.patches.mirror": (patches is not None and patches.mirror, "false"),
     }
-    if stays and not network.takes_prior and any(moves.values()):
+    moving = {name: still for name, (does, still) in moves.items() if does}
+    if stays and not network.takes_prior and moving:
         raise RecipeError(
             "network.grid_follows_image: false leaves the grid of an ECG where it is, but images are mirrored or "
-            f"turned by {' and '.join(name for name, does in moves.items() if does)}, and no prior says where what "
-            "lies; set it to true, or data.augment to 'none' and data.preprocessing.patches.mirror to false"
+            f"turned by {' and '.join(moving)}, and no prior says where what lies; set it to true, or "
+            f"{' and '.join(f'{name} to {still}' for name, still in moving.items())}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -11,16 +12,33 @@ from torch import Tensor
 
 from trifuse.kernels.errors import MissingExtra
 
+from .strengths import Range, check_strengths
+
 
 @dataclass(frozen=True)
 class FlipRotate:
-    """Apply one of the eight symmetries of the square, each as likely as any other."""
+    """Turn a slice by right angles and mirror it: by default one of the eight symmetries of the square.
+
+    Each of those is as likely as any other.
+
+    Attributes: see `AugmentationRecipe`.
+
+    Raises:
+        ValueError: a strength that makes no sense.
+    """
+
+    right_angles: bool = True
+    mirror_probability: float = 0.5
+    mirror_axes: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        check_strengths(self)
 
     def __call__(self, image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Turn an image (C, S, S) and its target (S, S) in the same way."""
-        turns = _drawn(4, generator)
-        mirrored = _drawn(2, generator) == 1
-        return _turn(image, turns, mirrored), _turn(target, turns, mirrored)
+        turns = _drawn(4, generator) if self.right_angles else 0
+        axes = [axis for axis in self.mirror_axes if _chance(self.mirror_probability, generator)]
+        return _turn(image, turns, axes), _turn(target, turns, axes)
 
 
 @dataclass(frozen=True)
@@ -31,35 +49,47 @@ class TransUNetAugmentation:
     rotated by a whole number of degrees in [-20, 20). Whatever came of that, half are scaled by a factor in
     [0.9, 1.1], and half are shifted by up to a tenth of their size along either axis, in one bilinear interpolation;
     a target takes the nearest pixel throughout. What comes in from outside is background, and as dark as the image's
-    darkest pixel.
+    darkest pixel. These numbers are the defaults.
 
-    Args:
-        rotate_image_order: of the spline that rotates the image; TransUNet rotates it like the target, with order 0.
+    Attributes: see `AugmentationRecipe`.
 
     Raises:
+        ValueError: a strength that makes no sense.
         MissingExtra: scipy is not installed.
 
     Source: TransUNet's random generator for turns and rotations; scale and shift from FIAS' list of augmentations.
     """
 
+    right_angles: bool = True
+    mirror_probability: float = 0.5
+    mirror_axes: tuple[int, ...] = (0, 1)
+    rotation_probability: float = 0.5
+    rotation_degrees: float = 20.0
     rotate_image_order: int = 0
+    scale_probability: float = 0.5
+    scale_range: Range = (0.9, 1.1)
+    shift_probability: float = 0.5
+    shift_limit: float = 0.1
 
     def __post_init__(self) -> None:
+        check_strengths(self)
         _scipy_ndimage()
 
     def __call__(self, image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Transform an image (C, S, S) and its target (S, S) in the same way."""
-        if _drawn(2, generator):
-            turns, axis = _drawn(4, generator), _drawn(2, generator) - 2
-            image, target = (torch.rot90(plane, turns, dims=(-2, -1)).flip(axis) for plane in (image, target))
-        elif _drawn(2, generator):
-            angle = _drawn(40, generator) - 20
+        if _chance(self.mirror_probability, generator):
+            turns = _drawn(4, generator) if self.right_angles else 0
+            axes = [self.mirror_axes[_drawn(len(self.mirror_axes), generator)]] if self.mirror_axes else []
+            image, target = _turn(image, turns, axes), _turn(target, turns, axes)
+        elif _chance(self.rotation_probability, generator):
+            angle = _whole_degrees(self.rotation_degrees, generator)
             image, target = _resample(image, target, _rotation(angle), (0.0, 0.0), order=self.rotate_image_order)
-        scaled, shifted = _drawn(2, generator), _drawn(2, generator)
-        factor, *shifts = (torch.rand(3, generator=generator, dtype=torch.float64) * 0.2 - 0.1).tolist()
+        scaled, shifted = (_chance(often, generator) for often in (self.scale_probability, self.shift_probability))
+        parts = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
         if scaled or shifted:
-            zoom = torch.eye(2, dtype=torch.float64) / (1 + scaled * factor)
-            offset = tuple(shifted * part * side for part, side in zip(shifts, target.shape, strict=True))
+            zoom = torch.eye(2, dtype=torch.float64) / (_within(self.scale_range, parts[0]) if scaled else 1.0)
+            limit = self.shift_limit if shifted else 0.0
+            offset = tuple(_about_zero(limit, part) * side for part, side in zip(parts[1:], target.shape, strict=True))
             image, target = _resample(image, target, zoom, offset, order=1)
         return image.contiguous(), target.contiguous()
 
@@ -68,9 +98,32 @@ def _drawn(choices: int, generator: torch.Generator) -> int:
     return int(torch.randint(choices, (), generator=generator))
 
 
-def _turn(plane: Tensor, turns: int, mirrored: bool) -> Tensor:
-    plane = torch.rot90(plane, turns, dims=(-2, -1))
-    return (plane.flip(-1) if mirrored else plane).contiguous()
+def _chance(probability: float, generator: torch.Generator) -> bool:
+    """Say yes as often as asked; one half is the toss of a coin, as it has always been drawn."""
+    if probability == 0.5:
+        return _drawn(2, generator) == 1
+    return float(torch.rand((), generator=generator)) < probability
+
+
+def _whole_degrees(limit: float, generator: torch.Generator) -> int:
+    """Draw a whole number in [-limit, limit)."""
+    lowest, end = math.ceil(-limit), math.ceil(limit)
+    return lowest + _drawn(max(end - lowest, 1), generator)
+
+
+def _within(limits: Range, part: float) -> float:
+    """Return the number at that part of the way from the lowest to the highest."""
+    middle, half = (round((limits[1] + sign * limits[0]) / 2, 12) for sign in (1, -1))  # (1.1 - 0.9) / 2 is 0.1
+    return middle + _about_zero(half, part)
+
+
+def _about_zero(limit: float, part: float) -> float:
+    return part * (2 * limit) - limit
+
+
+def _turn(plane: Tensor, turns: int, axes: Sequence[int]) -> Tensor:
+    """Turn a plane (..., S, S) by right angles, then mirror it along axes 0, of its rows, and 1, of its columns."""
+    return torch.rot90(plane, turns, dims=(-2, -1)).flip([axis - 2 for axis in axes]).contiguous()
 
 
 def _rotation(degrees: float) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Range = tuple[float, float]
+from .strengths import Range, check_strengths
 
 _TINY = 1e-7  # contrast below which there is none
 _RADIUS_OF_SIGMA = 4  # where a Gaussian is cut off
@@ -26,61 +26,52 @@ class NnUNetAugmentation:
     The values of labels and prior are never changed, those of the image in the order of the fields. Factors are
     drawn as often below as above one.
 
-    Attributes:
-        rotation: how often a patch is rotated,
-        degrees: and between which angles.
-        scaling, scales: how often it is scaled, and by which factors; above one it grows.
-        noise, noise_variances: of Gaussian noise.
-        blur, blur_sigmas_px: of a Gaussian filter.
-        brightness, brightness_factors: of all values times a factor.
-        contrast, contrast_factors: of the distances from the mean times a factor, clipped to the values before.
-        low_resolution, resolutions: of the image reduced to a part of its pixels, by the nearest, and cubically
-            enlarged again.
-        gamma_inverted: how often the values between the least and the largest are raised to a power, counted from
-            the largest,
-        gamma: how often, counted from the least,
-        gammas: and to which powers; mean and standard deviation stay as they were.
-        mirror: how often along each axis.
+    Attributes: see `AugmentationRecipe`; ranges of factors may lie on either side of one.
 
     Raises:
-        ValueError: a probability outside [0, 1], or a range that does not rise.
+        ValueError: a strength that makes no sense.
 
     Source: nnU-Net v2. Its probabilities of blur and low resolution per image and per channel (0.5) are multiplied
     here: there is one channel.
     """
 
-    rotation: float = 0.2
-    degrees: Range = (-180.0, 180.0)
-    scaling: float = 0.2
-    scales: Range = (0.7, 1.4)
-    noise: float = 0.1
-    noise_variances: Range = (0.0, 0.1)
-    blur: float = 0.2 * 0.5
-    blur_sigmas_px: Range = (0.5, 1.0)
-    brightness: float = 0.15
-    brightness_factors: Range = (0.75, 1.25)
-    contrast: float = 0.15
-    contrast_factors: Range = (0.75, 1.25)
-    low_resolution: float = 0.25 * 0.5
-    resolutions: Range = (0.5, 1.0)
-    gamma_inverted: float = 0.1
-    gamma: float = 0.3
-    gammas: Range = (0.7, 1.5)
-    mirror: float = 0.5
+    mirror_probability: float = 0.5
+    mirror_axes: tuple[int, ...] = (0, 1)
+    rotation_probability: float = 0.2
+    rotation_degrees: float = 180.0
+    scale_probability: float = 0.2
+    scale_range: Range = (0.7, 1.4)
+    noise_probability: float = 0.1
+    noise_variance: Range = (0.0, 0.1)
+    blur_probability: float = 0.2 * 0.5
+    blur_sigma_px: Range = (0.5, 1.0)
+    brightness_probability: float = 0.15
+    brightness_range: Range = (0.75, 1.25)
+    contrast_probability: float = 0.15
+    contrast_range: Range = (0.75, 1.25)
+    low_resolution_probability: float = 0.25 * 0.5
+    low_resolution_range: Range = (0.5, 1.0)
+    gamma_inverted_probability: float = 0.1
+    gamma_probability: float = 0.3
+    gamma_range: Range = (0.7, 1.5)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple):
-                if not value[0] <= value[1]:
-                    raise ValueError(f"{field.name} must be a lowest and a highest value, got {value}")
-            elif not 0 <= value <= 1:
-                raise ValueError(f"{field.name} must be a probability in [0, 1], got {value}")
+        check_strengths(self)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether patches are ever rotated."""
+        return self.rotation_probability > 0 and self.rotation_degrees > 0
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether patches are ever mirrored."""
+        return self.mirror_probability > 0 and len(self.mirror_axes) > 0
 
     def source_size(self, patch_size: int) -> int:
         """Return the side of the square that holds all that may be seen in a patch; the margins are whole pixels."""
-        widest = math.sqrt(2) if self.rotation else 1.0
-        widest /= min(self.scales[0], 1.0) if self.scaling else 1.0
+        widest = math.sqrt(2) if self.rotates else 1.0
+        widest /= min(self.scale_range[0], 1.0) if self.scale_probability else 1.0
         return patch_size + 2 * math.ceil((widest - 1) * patch_size / 2)
 
     def __call__(
@@ -96,7 +87,7 @@ class NnUNetAugmentation:
         labels = [target] if prior is None else [target, prior]
         image, labels, transform = self._move(image, labels, draws, patch_size)
         image = self._change_values(image, draws)
-        axes = [axis for axis in (-2, -1) if draws.chance(self.mirror)]
+        axes = [axis - 2 for axis in self.mirror_axes if draws.chance(self.mirror_probability)]
         if axes:
             image, labels = image.flip(axes), [plane.flip(axes) for plane in labels]
             transform = transform @ mirroring(axes)
@@ -105,8 +96,9 @@ class NnUNetAugmentation:
     def _move(
         self, image: Tensor, labels: list[Tensor], draws: _Draws, patch_size: int
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        angle = math.radians(draws.between(self.degrees)) if draws.chance(self.rotation) else 0.0
-        scale = draws.factor(self.scales) if draws.chance(self.scaling) else 1.0
+        limits = (-self.rotation_degrees, self.rotation_degrees)
+        angle = math.radians(draws.between(limits)) if draws.chance(self.rotation_probability) else 0.0
+        scale = draws.factor(self.scale_range) if draws.chance(self.scale_probability) else 1.0
         margin = (image.shape[-1] - patch_size) // 2
         if (angle, scale) == (0.0, 1.0):
             inner = slice(margin, margin + patch_size)
@@ -121,22 +113,22 @@ class NnUNetAugmentation:
         return moved, [new.to(old.dtype) for new, old in zip(values, labels, strict=True)], turned / scale
 
     def _change_values(self, image: Tensor, draws: _Draws) -> Tensor:
-        if draws.chance(self.noise):
-            deviation = math.sqrt(draws.between(self.noise_variances))
+        if draws.chance(self.noise_probability):
+            deviation = math.sqrt(draws.between(self.noise_variance))
             image = image + deviation * torch.randn(image.shape, generator=draws.generator)
-        if draws.chance(self.blur):
-            image = _blurred(image, draws.between(self.blur_sigmas_px))
-        if draws.chance(self.brightness):
-            image = image * draws.factor(self.brightness_factors)
-        if draws.chance(self.contrast):
+        if draws.chance(self.blur_probability):
+            image = _blurred(image, draws.between(self.blur_sigma_px))
+        if draws.chance(self.brightness_probability):
+            image = image * draws.factor(self.brightness_range)
+        if draws.chance(self.contrast_probability):
             mean, low, high = image.mean(), image.amin(), image.amax()
-            image = ((image - mean) * draws.factor(self.contrast_factors) + mean).clamp(low, high)
-        if draws.chance(self.low_resolution):
-            image = _at_resolution(image, draws.between(self.resolutions))
-        if draws.chance(self.gamma_inverted):
-            image = -_raised(-image, draws.factor(self.gammas))
-        if draws.chance(self.gamma):
-            image = _raised(image, draws.factor(self.gammas))
+            image = ((image - mean) * draws.factor(self.contrast_range) + mean).clamp(low, high)
+        if draws.chance(self.low_resolution_probability):
+            image = _at_resolution(image, draws.between(self.low_resolution_range))
+        if draws.chance(self.gamma_inverted_probability):
+            image = -_raised(-image, draws.factor(self.gamma_range))
+        if draws.chance(self.gamma_probability):
+            image = _raised(image, draws.factor(self.gamma_range))
         return image
 
 

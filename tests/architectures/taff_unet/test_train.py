@@ -14,6 +14,7 @@ from decision_rows import decisions_of_report
 from torch.utils.data import default_collate
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.samples.augmentation_recipe import AugmentationRecipe
 from trifuse.architectures.data.samples.nnunet_augmentation import NnUNetAugmentation
 from trifuse.architectures.data.samples.patch_dataset import PatchDataset
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
@@ -219,18 +220,30 @@ def test_a_grid_that_cannot_follow_its_image_is_refused(scar_cohort, tmp_path):
     stays = replace(recipe.network, projection="grid", grid_follows_image=False)
     mirrors = Patches(mirror=True, samples_per_epoch=8)
     still = replace(recipe.data, augment="none")
-    for data, said in (
-        (recipe.data, "turned by data.augment='nnunet', and no prior"),
-        (still.with_preprocessing(patches=mirrors), "turned by data.preprocessing.patches.mirror=true, and no prior"),
-        (recipe.data.with_preprocessing(patches=mirrors), "'nnunet' and data.preprocessing.patches.mirror=true"),
+
+    def augmented(**strengths):
+        return replace(recipe.data, augmentation=AugmentationRecipe(**strengths))
+
+    rotation, axes = "data.augmentation.rotation_degrees", "data.augmentation.mirror_axes"
+    mirror = "data.preprocessing.patches.mirror"
+    for data, turning, remedy in (
+        (recipe.data, f"{rotation} and {axes}", f"{rotation} to 0 and {axes} to []"),
+        (augmented(rotation_degrees=0.0), axes, f"{axes} to []"),
+        (augmented(rotation_probability=0.0), axes, f"{axes} to []"),
+        (augmented(mirror_axes=()), rotation, f"{rotation} to 0"),
+        (augmented(mirror_probability=0.0), rotation, f"{rotation} to 0"),
+        (still.with_preprocessing(patches=mirrors), mirror, f"{mirror} to false"),
+        (recipe.data.with_preprocessing(patches=mirrors), f"{rotation} and {axes} and {mirror}", f"{mirror} to false"),
     ):
         refused = replace(recipe, data=data, network=stays)
         with pytest.raises(RecipeError, match=r"grid_follows_image: false leaves the grid .*set it to true") as error:
             train(refused, tmp_path / "run")
-        assert said in str(error.value)
+        assert f"turned by {turning}, and no prior says where what lies; set it to true, or " in str(error.value)
+        assert str(error.value).endswith(remedy)
         check(replace(refused, network=replace(stays, grid_follows_image=True)))
         check(replace(refused, network=replace(stays, setting="full"), prior=PriorRecipe("gt")))
-    check(replace(recipe, data=still, network=stays))
+    for upright in (still, augmented(rotation_degrees=0.0, mirror_axes=())):  # scaling and the values may change
+        check(replace(recipe, data=upright, network=stays))
     assert not (tmp_path / "run").exists()
 
 
@@ -240,7 +253,7 @@ def test_batches_tell_a_grid_how_their_images_were_moved(scar_cohort):
     cohort = open_cohort(scar_cohort)
     side_inputs = case_side_inputs(cohort, ["case006"], network.config, recipe.prior, recipe.ecg)
     preprocessing = recipe.data.with_preprocessing(patches=Patches(spacing_mm=(6.0, 6.0))).preprocessing
-    mirrored = NnUNetAugmentation(rotation=0.0, scaling=0.0, mirror=1.0)
+    mirrored = NnUNetAugmentation(rotation_probability=0.0, scale_probability=0.0, mirror_probability=1.0)
     patches = PatchDataset(cohort, ["case006"], preprocessing, augment=mirrored, side_inputs=side_inputs)
     batch = default_collate([patches[0, 0, index] for index in range(2)])
     torch.testing.assert_close(batch["transform"], -torch.eye(2, 3).expand(2, 2, 3))

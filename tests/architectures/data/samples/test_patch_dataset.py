@@ -222,7 +222,7 @@ def test_samples_say_how_their_image_was_moved_where_it_is_asked_for(put_numbere
         GridPatches(cohort, ["a"], replace(AS_IS, image_size=P, patches=PATCHES), side_inputs=asked)[0]["transform"]
     )
     assert all(torch.equal(matrix, upright) for matrix in still)
-    mirrored = replace(NnUNetAugmentation(), rotation=0.0, scaling=0.0, mirror=1.0)
+    mirrored = NnUNetAugmentation(rotation_probability=0.0, scale_probability=0.0, mirror_probability=1.0)
     moved = patches_of(cohort, side_inputs=asked, augment=mirrored)[keys(1)[0]]["transform"]
     assert torch.equal(moved, -upright)
     assert "transform" not in patches_of(cohort, side_inputs={"a": SideInputs()}, augment=mirrored)[keys(1)[0]]
