@@ -61,6 +61,7 @@ _DATA = (
     *shared.patch_rows(),
     Decision("Slices to train on", NOT_SAID, "data.slices", by=OURS),
     Decision("Augmentation", NOT_SAID, "data.augment", by=OURS),
+    shared.strength_row(OURS),
     Decision("Intensities", NOT_SAID, shared.INTENSITY, by=OURS, answer=shared.how_values_are_scaled),
     Decision("Slices are resized by", NOT_SAID, "data.preprocessing.resize", by=OURS),
     Decision("Predictions get back as", NOT_SAID, "data.preprocessing.restore", by=OURS),

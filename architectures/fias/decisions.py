@@ -75,6 +75,7 @@ _DATA = (
     *shared.patch_rows(),
     Decision("Slices to train on", NOT_SAID, "data.slices", by=OURS),
     Decision("Augmentation", "rotation, zoom, shift, flip", "data.augment", ("transunet",), OURS),
+    shared.strength_row(_TRANSUNET),
     Decision("Intensities", NOT_SAID, shared.INTENSITY, ("as_is",), OURS, shared.how_values_are_scaled),
     Decision("Slices are resized by", NOT_SAID, "data.preprocessing.resize", by=_TRANSUNET),
     Decision("Predictions get back as", NOT_SAID, "data.preprocessing.restore", by=_TRANSUNET),

@@ -44,6 +44,7 @@ _DATA = (
     *shared.patch_rows(paper_is_nnunet=True),
     Decision("Slices to train on", "all", "data.slices", ("all",)),
     Decision("Augmentation", "nnU-Net's", "data.augment", ("nnunet",)),
+    shared.strength_row(paper_is_nnunet=True),
     Decision("Intensities", "zscore", shared.INTENSITY, ("zscore",), answer=shared.how_values_are_scaled),
     *shared.WHOLE_SLICES,
     Decision(

@@ -1,4 +1,4 @@
-"""What a run is, as its ``run.json`` says: all of its recipe that must not change when it is resumed."""
+"""What a run is: in run.json, all of its recipe that resuming must not change; in a report, how it was trained."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.training.recipe import Recipe
 
 FREE_TO_CHANGE = MappingProxyType({"free_to_change": True})  # metadata of a field that does not change the result
 
@@ -18,3 +19,21 @@ def describe_run(recipe: Any) -> dict[str, Any]:
     """
     free = {field.name for field in fields(recipe) if field.metadata.get("free_to_change")} | {"training"}
     return {name: value for name, value in config_to_json(recipe).items() if name not in free}
+
+
+def describe_training(recipe: Recipe) -> dict[str, str]:
+    """Return the facts of a report on how a network was trained, for one without a table of decisions."""
+    momenta = (
+        f"momentum {recipe.momentum:g}" if recipe.optimizer == "sgd" else "betas {:g} and {:g}".format(*recipe.betas)
+    )
+    schedule = {
+        "warmup_cosine": f"warm-up over {recipe.warmup_epochs:g} epochs, then cosine to {recipe.min_lr:g}",
+        "poly": "polynomial",
+        "constant": "constant",
+    }[recipe.schedule]
+    return {
+        "Optimiser": f"{recipe.optimizer}, {momenta}, weight decay {recipe.weight_decay:g}",
+        "Learning rate": f"{recipe.lr:g}",
+        "Schedule": f"{schedule}; {recipe.epochs} epochs",
+        "Batch size": f"{recipe.batch_size}",
+    }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
+from trifuse.architectures.data.samples.augmentation_recipe import AugmentationRecipe
 from trifuse.architectures.storage.best_epoch import LAST
 
 from .decisions import NOT_SAID, OURS, Decision, shown
@@ -87,6 +89,18 @@ def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
     return "validation" if data is None or data.validated_on == "val" else "training: none validate"
 
 
+def augments(recipe: Any) -> bool:
+    """Whether a run varies its training samples."""
+    return recipe.data.augment != "none"
+
+
+def how_strongly_it_augments(recipe: Any, data: PreparedData | None) -> str:
+    """Return the strengths of a run's augmentation that are not those that it has by default."""
+    given = recipe.data.augmentation.given
+    return "; ".join(f"{name} {shown(value)}" for name, value in given.items()) or DEFAULT_STRENGTHS
+
+
+DEFAULT_STRENGTHS = "as by default"
 LOSS = ("lambda_dice", "lambda_ce")
 INTENSITY = ("data.preprocessing.intensity", "data.preprocessing.window")
 SPLIT = ("data.split", "data.val_cases", "data.test_cases", "data.val_from")
@@ -120,6 +134,20 @@ WHOLE_SLICES = (
     Decision("Slices are resized by", NOT_SAID, "data.preprocessing.resize", by=OURS, applies=takes_whole_slices),
     Decision("Predictions get back as", NOT_SAID, "data.preprocessing.restore", by=OURS, applies=takes_whole_slices),
 )
+
+
+def strength_row(by: str = "", *, paper_is_nnunet: bool = False) -> Decision:
+    """Return the row on how strong an augmentation is, for a paper that is silent on it, or for nnU-Net's own."""
+    return Decision(
+        "Strength of the augmentation",
+        "nnU-Net's" if paper_is_nnunet else NOT_SAID,
+        tuple(f"data.augmentation.{field.name}" for field in fields(AugmentationRecipe)),
+        (DEFAULT_STRENGTHS,),
+        "" if paper_is_nnunet else by,
+        how_strongly_it_augments,
+        augments,
+    )
+
 
 _MEDIAN = "median of the training cases"
 _NNUNET_PATCHES = (

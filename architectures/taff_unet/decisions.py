@@ -101,6 +101,7 @@ _DATA = (
     *shared.patch_rows(),
     Decision("Slices to train on", NOT_SAID, "data.slices", by=_NNUNET),
     Decision("Augmentation", NOT_SAID, "data.augment", by=_NNUNET),
+    shared.strength_row(_NNUNET),
     Decision("Intensities", NOT_SAID, shared.INTENSITY, by=_NNUNET, answer=shared.how_values_are_scaled),
     *shared.WHOLE_SLICES,
     Decision("Channels of an image", "1", "data.preprocessing.channels", (1,)),

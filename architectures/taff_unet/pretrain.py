@@ -20,7 +20,7 @@ from trifuse.architectures.evaluation.ecg_report import reconstruct, write_ecg_r
 from trifuse.architectures.evaluation.report import check_extras
 from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import RunOptions
-from trifuse.architectures.runs.run_description import describe_run
+from trifuse.architectures.runs.run_description import describe_run, describe_training
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FitResult, fit
@@ -286,6 +286,8 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
             "Started from": "random weights" if recipe.init is None else f"the autoencoder in {Path(recipe.init).name}",
             "Augmentation": f"each lead hidden with probability {recipe.lead_masking:g}; up to {recipe.mixing:.0%} of "
             "another record mixed in",
+            **describe_training(recipe.training),
+            "Loss": f"mean squared error over usable leads, {'without' if recipe.mask_padding else 'with'} the padding",
             "Median beat": f"of at least {recipe.data.min_beats} heart beats",
         },
         command=options.get("command", ()),

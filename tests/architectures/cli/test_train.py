@@ -26,6 +26,7 @@ def test_one_command_leads_from_a_cohort_to_a_report(atria_run):
     assert report.startswith("# DINO-UNet (tiny) on cohort")
     assert "DSC" in report
     assert "Empty masks `strict`" in report
+    assert "| Augmentation | none |" in report
     assert "Paper-reported" in report
     for name in ("run.json", "log.csv", "split.json", "best/model.safetensors", "last/model.safetensors",
                  "test_cases.csv", "test_slices_cases.csv", "figures/curves.png", "figures/block_weights.png",

@@ -14,6 +14,7 @@ import torch
 
 from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.architectures.data.phantoms.abdomen import write_abdomen_phantom
+from trifuse.architectures.data.samples.augmentation_recipe import AugmentationRecipe
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.tables import read_case_table
@@ -109,6 +110,7 @@ def test_a_run_leaves_a_report_under_two_conventions(finished):
     for organ in ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach"):
         assert f"| {organ} |" in report
     assert "| mean of classes |" in report
+    assert f"| Augmentation | {AugmentationRecipe().describe('transunet')} |" in report
     assert report.index("| mean of classes |") < report.index("Paper-reported: Synapse")
     assert "the table" in report  # the paper's own contradictions stay visible
     conventions = [read_case_table(finished / name)[0].conventions

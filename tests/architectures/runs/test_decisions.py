@@ -236,6 +236,28 @@ def test_answers_are_those_of_the_recipe(name, settings, question, answer, diffe
     assert rows(name, *settings)[question][1:3] == [answer, differs]
 
 
+@every_network
+def test_how_a_run_is_trained_stands_in_every_table(known):
+    """Optimiser, learning rate, schedule, batch, augmentation and loss; the fields that change them are named."""
+    cells = rows(known.name)
+    for question in ("Optimiser", "Learning rate", "Schedule", "Epochs", "Batch size", "Augmentation", "Loss"):
+        named = {asked: option for asked, (*_, option) in cells.items() if asked.startswith(question)}
+        assert named, question
+        assert question == "Loss" or all(named.values())
+
+
+@every_network
+def test_strengths_of_the_augmentation_that_differ_are_named(known):
+    asked, kind = "Strength of the augmentation", recipe_of(known.name).data.augment
+    augment = ["data.augment=flip_rot"] if kind == "none" else []
+    default = rows(known.name, *augment)[asked]
+    assert default[1:] == ["as by default", "", "`data.augmentation`"]
+    changed = rows(known.name, *augment, "data.augmentation.mirror_axes=[]", "data.augmentation.mirror_probability=0.2")
+    by_the_paper = ["**paper**, default"] if default[0] == "nnU-Net's" else ["default"]
+    assert changed[asked][1:3] == ["mirror_probability 0.2; mirror_axes none", *by_the_paper]
+    assert asked not in rows(known.name, "data.augment=none")
+
+
 def test_a_question_that_does_not_come_up_has_no_row():
     assert "SGD's momentum" in rows("plain_unet")
     assert "Adam's betas" not in rows("plain_unet")

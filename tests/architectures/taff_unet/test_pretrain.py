@@ -16,6 +16,7 @@ from made_ecg import median
 from trifuse.architectures.data.ecg.beat_dataset import NetworkBeat
 from trifuse.architectures.data.phantoms.scar import write_scar_phantom
 from trifuse.architectures.evaluation.ecg_report import reconstruct
+from trifuse.architectures.runs.run_description import describe_training
 from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig
 from trifuse.architectures.taff_unet.pretrain import (
     BeatValidation,
@@ -100,6 +101,10 @@ def test_from_records_to_a_report(records, tmp_path):
         assert f"figures/{picture}.png" in text
     assert str(tmp_path) not in text
     assert "on the validation records" in text
+    for name, value in describe_training(plan.training).items():
+        assert f"| {name} | {value} |" in text
+    assert "| Loss | mean squared error over usable leads, with the padding |" in text
+    assert "| Augmentation | each lead hidden with probability" in text
     log = rows(out / "log.csv")
     scores = [float(row["val_explained"]) for row in log]
     validation = BeatValidation(prepare_beats(plan).parts["val"], 4)(best)

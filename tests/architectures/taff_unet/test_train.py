@@ -137,6 +137,7 @@ def test_e11_an_oracle_is_called_one_in_the_report(finished):
     assert "this network, oracle prior" in (finished / "figures" / "interval_bars.csv").read_text()
     assert "| Setting | full |" in report
     assert "| Loss | 1 Dice (pooled over the batch) + 1 cross-entropy, at all resolutions but the coarsest; +" in report
+    assert f"| Augmentation | {AugmentationRecipe().describe('nnunet')} |" in report
     assert "started from random weights" in report
     assert RESULTS.title in report
     run = json.loads((finished / "run.json").read_text())["config"]
