@@ -12,7 +12,7 @@ import torch
 from trifuse.architectures.data.samples.augmentation_recipe import KINDS, AugmentationRecipe
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError, recipe_from
-from trifuse.architectures.storage.config_json import config_from_json, config_to_json
+from trifuse.architectures.storage.config_json import config_from_json, config_to_json, upgraded_json
 
 P = 24
 FIRST_VERSION = {  # of what `fingerprint` tells of seeds 0, 1, ...; made by commit af27769, without strengths
@@ -293,8 +293,11 @@ def test_a_run_without_strengths_has_the_defaults():
     assert config_from_json(DataRecipe, {**old, "augmentation": {"shift_limit": 0.2}}, "run.json") == DataRecipe(
         augment="transunet", augmentation=AugmentationRecipe(shift_limit=0.2)
     )
+    new = dict(old)
     del old["augmentation"]
     assert config_from_json(DataRecipe, old, "run.json") == DataRecipe(augment="transunet")
+    assert upgraded_json(DataRecipe, old) == new  # what a resumed run compares
+    assert upgraded_json(DataRecipe, {**old, "augmentation": {}}) == new
 
 
 def test_in_words():
