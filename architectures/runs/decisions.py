@@ -15,7 +15,7 @@ from .prepared_data import PreparedData
 HEADING = "Read from the paper, or decided"
 NOT_SAID = "not said"
 OURS = "trifuse"
-_MOST_NAMED = 3  # fields of one section in a row
+_MOST_NAMED = 5  # fields of one section in a row
 
 Answer = Callable[[Any, PreparedData | None], Any]
 

@@ -70,6 +70,17 @@ def how_slices_are_seen(recipe: Any, data: PreparedData | None) -> str:
     return "patches" if takes_patches(recipe) else "whole slices"
 
 
+def augments(recipe: Any) -> bool:
+    """Whether a run varies its training samples."""
+    return recipe.data.augment != "none"
+
+
+def how_strongly_it_augments(recipe: Any, data: PreparedData | None) -> str:
+    """Return the strengths of a run's augmentation that are not those that it has by default."""
+    given = recipe.data.augmentation.given
+    return "; ".join(f"{name} {shown(value)}" for name, value in given.items()) or DEFAULT_STRENGTHS
+
+
 def how_values_are_scaled(recipe: Any, data: PreparedData | None) -> str:
     """Return what becomes of a volume's values."""
     preprocessing = recipe.data.preprocessing
@@ -89,20 +100,9 @@ def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
     return "validation" if data is None or data.validated_on == "val" else "training: none validate"
 
 
-def augments(recipe: Any) -> bool:
-    """Whether a run varies its training samples."""
-    return recipe.data.augment != "none"
-
-
-def how_strongly_it_augments(recipe: Any, data: PreparedData | None) -> str:
-    """Return the strengths of a run's augmentation that are not those that it has by default."""
-    given = recipe.data.augmentation.given
-    return "; ".join(f"{name} {shown(value)}" for name, value in given.items()) or DEFAULT_STRENGTHS
-
-
-DEFAULT_STRENGTHS = "as by default"
 LOSS = ("lambda_dice", "lambda_ce")
 INTENSITY = ("data.preprocessing.intensity", "data.preprocessing.window")
+DEFAULT_STRENGTHS = "as by default"
 SPLIT = ("data.split", "data.val_cases", "data.test_cases", "data.val_from")
 SEEDS = ("training.seed", "network.init_seed", "data.split_seed")
 
