@@ -12,12 +12,15 @@ from trifuse.kernels import DataError, ShapeError, segment_film_gate, temporal_f
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.library import values_at_hand
 
-from .float32_linear import Float32Linear, ZeroInitMlp, without_autocast
+from .float32_linear import Float32Linear, TimeApartGate, ZeroInitMlp, without_autocast
 from .plain_unet import NEGATIVE_SLOPE
 from .temporal_film_gate import TemporalFiLMGate
 
 Projection = Literal["segments", "segments_full", "grid", "broadcast"]
 """How an ECG's code becomes a map."""
+
+GateTime = Literal["apart", "joined", "unseen"]
+"""How a gate sees the days between image and ECG."""
 
 BY_SEGMENT: tuple[Projection, ...] = ("segments", "segments_full")
 """The projections that need to know where the heart's segments lie."""
@@ -28,7 +31,8 @@ class TemporalAwareFusion(nn.Module):
 
     With z the normalised code, and t the days between the two, divided by ``max_days`` and cut to [0, 1]::
 
-        [w_mri, w_ecg] = softmax(gate(cat(mean of the image over positions, z)))  (B, 2)
+        [w_mri, w_ecg] = softmax(gate(cat(mean of the image over positions, z)) + gate_t(t))  (B, 2); the last term
+                                                                                  only with time
         gamma, beta    = film(t)                                                  (B, C) each; 0 without time
         fused          = f + (f * w_mri + e * w_ecg) * (1 + gamma) + beta
 
@@ -58,7 +62,9 @@ class TemporalAwareFusion(nn.Module):
         projection: how the code becomes a map.
         max_days: days from which on all intervals count as equally long.
         zero_init_proj: let the ECG's map start as zero, too.
-        gate_sees_time: give the gate t beside the mean and the code.
+        gate_time: how the gate sees t: ``"apart"``, as above, in a network of its own, whose two logits are added;
+            ``"joined"`` to the mean and the code, as one more number among many, which hardly teaches it anything; or
+            ``"unseen"``. None is ``"apart"`` with time.
         grid_side: side g of the grid.
         rectify: apply a leaky rectifier to the fused map.
         normalise_code: normalise the code over its E numbers before gate and projection; else z is the code itself.
@@ -68,7 +74,7 @@ class TemporalAwareFusion(nn.Module):
         film_width: of the film.
 
     Raises:
-        ValueError: an unknown projection, ``gate_sees_time`` without ``time``, a grid without positions, or a network
+        ValueError: an unknown projection, ``gate_time`` without ``time``, a grid without positions, or a network
             without hidden units.
 
     Source: temporal-aware feature fusion of TAFF-UNet, which calls e a map and does not say how the code becomes one;
@@ -83,7 +89,7 @@ class TemporalAwareFusion(nn.Module):
         projection: Projection = "segments",
         max_days: float = 90,
         zero_init_proj: bool = False,
-        gate_sees_time: bool = False,
+        gate_time: GateTime | None = None,
         grid_side: int = 8,
         rectify: bool = False,
         normalise_code: bool = True,
@@ -94,17 +100,20 @@ class TemporalAwareFusion(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("TemporalAwareFusion: projection", projection, Projection)
-        if gate_sees_time and not time:
-            raise ValueError("TemporalAwareFusion: gate_sees_time needs time=True, got time=False")
+        gate_time = gate_time or ("apart" if time else "unseen")
+        check_choice("TemporalAwareFusion: gate_time", gate_time, GateTime)
+        if gate_time != "unseen" and not time:
+            raise ValueError(f"TemporalAwareFusion: gate_time={gate_time!r} needs time=True, got time=False")
         for name, value in (("grid_side", grid_side), ("gate_width", gate_width), ("film_width", film_width)):
             if value < 1:
                 raise ValueError(f"TemporalAwareFusion: {name} must be at least 1, got {value}")
         self.dim, self.ecg_dim, self.grid_side, self.num_segments = dim, ecg_dim, grid_side, num_segments
         self.form, self.rectify, self.normalise_code = projection, rectify, normalise_code
-        self.zero_init_proj, self.gate_sees_time = zero_init_proj, gate_sees_time
+        self.zero_init_proj, self.gate_time = zero_init_proj, gate_time
         copies = {"segments_full": num_segments, "grid": grid_side**2}.get(projection, 1)
         self.projection = Float32Linear(ecg_dim, dim * copies)
-        self.gate = ZeroInitMlp(dim + ecg_dim + gate_sees_time, gate_width, 2, gate_slope)
+        gate: type[TimeApartGate] | type[ZeroInitMlp] = TimeApartGate if gate_time == "apart" else ZeroInitMlp
+        self.gate = gate(dim + ecg_dim + (gate_time != "unseen"), gate_width, 2, gate_slope)
         self.film = TemporalFiLMGate(dim, film_width, max_days) if time else None
         self.scores = Float32Linear(ecg_dim, num_segments) if projection == "segments" else None
         self.direction = nn.Parameter(torch.empty(dim)) if projection == "segments" else None
@@ -176,7 +185,7 @@ class TemporalAwareFusion(nn.Module):
                 )
             t = torch.where(present, self.film.scaled(interval, features), 0.0)
             gamma, beta = (torch.where(present, half, 0.0) for half in self.film.modulation(t))
-            seen += [t] if self.gate_sees_time else []
+            seen += [t] if self.gate_time != "unseen" else []
         logits = self.gate(torch.where(present, torch.cat(seen, dim=1), 0.0))
         weights = torch.where(present, torch.softmax(logits, dim=1), 0.0)
         fused = self._fuse(features, code, weights, gamma, beta, segments, transform)
@@ -310,7 +319,7 @@ class TemporalAwareFusion(nn.Module):
         return (
             f"dim={self.dim}, ecg_dim={self.ecg_dim}, projection={self.form!r}, rectify={self.rectify}, "
             f"normalise_code={self.normalise_code}, zero_init_proj={self.zero_init_proj}, "
-            f"gate_sees_time={self.gate_sees_time}"
+            f"gate_time={self.gate_time!r}"
         )
 
 

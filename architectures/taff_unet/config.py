@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from trifuse.blocks.plain_unet import planned_features, planned_stages
-from trifuse.blocks.temporal_aware_fusion import BY_SEGMENT, Projection
+from trifuse.blocks.temporal_aware_fusion import BY_SEGMENT, GateTime, Projection
 from trifuse.kernels.choices import check_choice, check_choices
 
 from .ecg_autoencoder import EcgAutoencoderConfig
@@ -39,7 +39,8 @@ class TaffUNetConfig:
         detach_z: keep the gradient of the segmentation out of the ECG's encoder.
         max_days: the distance in time that counts as 1, and beyond which nothing changes.
         zero_init_proj: let the ECG's share of the fused map start at zero.
-        gate_sees_time: give the gate the distance in time, too.
+        gate_time: how the gate sees the distance in time: in a network of its own (``"apart"``), as one more number
+            beside the others (``"joined"``), or not at all (``"unseen"``). None is ``"apart"`` for settings with time.
         gate: what the fusion's gate sees: ``"before_norm"``, the means of the image's features from before their norm
             and the normalised code, through a leaky rectifier; or ``"after_norm"``, as in the first version, the means
             of the normalised features, which hardly differ between cases, and the code, through a ReLU.
@@ -62,7 +63,7 @@ class TaffUNetConfig:
         ValueError: a value that is not allowed, or options that contradict each other.
     """
 
-    RENAMED: ClassVar[dict[str, str]] = {"spatial_mlp": "grid_side"}
+    RENAMED: ClassVar[dict[str, str]] = {"spatial_mlp": "grid_side", "gate_sees_time": "gate_time"}
 
     setting: str = "full"
     num_classes: int = 4
@@ -74,7 +75,7 @@ class TaffUNetConfig:
     detach_z: bool = False
     max_days: float = 90.0
     zero_init_proj: bool = False
-    gate_sees_time: bool = False
+    gate_time: GateTime | None = None
     gate: Gate = "before_norm"
     gate_width: int = 64
     film_width: int = 64
@@ -95,8 +96,10 @@ class TaffUNetConfig:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.max_days > 0:
             raise ValueError(f"max_days must be positive, got {self.max_days}")
-        if self.gate_sees_time and not self.takes_time:
-            raise ValueError(f"gate_sees_time needs a setting with time, such as 'full', got {self.setting!r}")
+        if self.gate_time not in (None, "unseen") and not self.takes_time:
+            raise ValueError(
+                f"gate_time={self.gate_time!r} needs a setting with time, such as 'full', got {self.setting!r}"
+            )
         if self.ecg_checkpoint is not None and not self.takes_ecg:
             raise ValueError(f"ecg_checkpoint needs a setting with an ECG, such as 'full', got {self.setting!r}")
         self._check_projection()
@@ -171,6 +174,11 @@ class TaffUNetConfig:
         return self.takes_ecg and self.fusion_projection in BY_SEGMENT
 
     @property
+    def fusion_gate_time(self) -> GateTime:
+        """How the gate sees the distance in time, chosen or not."""
+        return self.gate_time or ("apart" if self.takes_time else "unseen")
+
+    @property
     def takes_transform(self) -> bool:
         """Whether the network has to be told how an image was mirrored and turned."""
         return self.takes_ecg and self.fusion_projection == "grid" and self.grid_follows_image
@@ -184,6 +192,8 @@ class TaffUNetConfig:
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         """Spell out what older versions did: one width; one value per channel, or a grid that stayed where it was."""
         values = {"gate_width": 64, "film_width": 64, **values}
+        if isinstance(joined := values.get("gate_time"), bool):
+            values = {**values, "gate_time": "joined" if joined else "unseen"}
         if "projection" in values:
             return values
         is_grid = values.get("grid_side") is not None

@@ -29,6 +29,10 @@ def _takes_time(recipe: Any) -> bool:
     return recipe.network.takes_time
 
 
+def _time_in_gate(recipe: Any, data: PreparedData | None) -> str:
+    return recipe.network.fusion_gate_time
+
+
 def _has_grid(recipe: Any) -> bool:
     return recipe.network.takes_ecg and recipe.network.fusion_projection == "grid"
 
@@ -165,7 +169,7 @@ _NETWORK = (
     ),
     Decision("Projection starts at zero", NOT_SAID, "network.zero_init_proj", by=OURS, applies=_takes_ecg),
     Decision("Gate sees the image", NOT_SAID, "network.gate", by=OURS, applies=_takes_ecg),
-    Decision("Gate sees the time", NOT_SAID, "network.gate_sees_time", by=OURS, applies=_takes_time),
+    Decision("Gate sees the time", NOT_SAID, "network.gate_time", by=OURS, answer=_time_in_gate, applies=_takes_time),
     Decision("Hidden units of the gate", NOT_SAID, "network.gate_width", by=OURS, applies=_takes_ecg),
     Decision("Hidden units of FiLM", NOT_SAID, "network.film_width", by=OURS, applies=_takes_time),
     Decision("Interval of 1, days", "scaled to 0 to 1", "network.max_days", by=OURS, applies=_takes_time),

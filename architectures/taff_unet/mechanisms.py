@@ -1,7 +1,7 @@
 """What TAFF-UNet is made of beside a U-Net: the prior, the ECG, the gate between them, and the days between.
 
 All that is asked of the fusion stands in the last section: the results of its layer ``gate``, two logits, and of
-``film.mlp``, gamma and beta, and the weights that it returns.
+``film.mlp``, gamma and beta, the weights that it returns, and what its gate makes of the days, ``gate.time``.
 """
 
 from __future__ import annotations
@@ -168,8 +168,10 @@ def _watch_gate(model: TaffUNet, keep: Callable[[Tensor], object]) -> Context:
     return answering([_fusion(model)], look)
 
 
-def _without_film(model: TaffUNet, means: Means) -> Context:
-    return zeroed([_fusion(model).film.mlp])  # gamma = beta = 0
+def _without_time(model: TaffUNet, means: Means) -> Context:
+    fusion = _fusion(model)
+    gate = [fusion.gate.time] if fusion.gate_time == "apart" else []
+    return zeroed([fusion.film.mlp, *gate])  # gamma = beta = 0, and both logits
 
 
 _PRIOR = (
@@ -194,6 +196,6 @@ _GATE_ROWS = (
     ),
 )
 _TIME = (
-    Mechanism("time", "gamma and beta are zero: the fused map is not modulated by the days", _without_film),
+    Mechanism("time", "the days neither modulate the fused map nor weigh the ECG", _without_time),
     Mechanism(OTHER_INTERVAL, "another case's days, its own ECG", exchange=_other_interval),
 )

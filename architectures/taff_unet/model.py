@@ -302,7 +302,7 @@ def _fusion(config: TaffUNetConfig) -> TemporalAwareFusion:
         time=config.takes_time,
         max_days=config.max_days,
         zero_init_proj=config.zero_init_proj,
-        gate_sees_time=config.gate_sees_time,
+        gate_time=config.gate_time,
         projection=config.fusion_projection,
         grid_side=config.grid_side or GRID_SIDE,
         rectify=config.rectifies,

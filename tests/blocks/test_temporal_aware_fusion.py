@@ -40,15 +40,20 @@ def parameters(module):
 
 @pytest.mark.parametrize(("dim", "number"), [(128, 37_570), (256, 70_722), (512, 137_026)])
 def test_parameters_are_the_published_number(dim, number):
-    assert parameters(TemporalAwareFusion(dim, projection="broadcast")) == number
+    assert parameters(TemporalAwareFusion(dim, projection="broadcast", gate_time="unseen")) == number
+    assert parameters(TemporalAwareFusion(dim, projection="broadcast", gate_time="joined")) == number + 64
+    assert parameters(TemporalAwareFusion(dim, projection="broadcast")) == number + 2 * 64 + 65 * 2
     film = 2 * 64 + 65 * 2 * dim
     assert parameters(TemporalAwareFusion(dim, time=False, projection="broadcast")) == number - film
 
 
 def test_the_widths_of_gate_and_film_are_their_hidden_units():
-    """One unit more of the gate: a row of its first layer with a bias, two weights of its second; likewise the film."""
+    """One unit more of the gate: a row of its first layer with a bias, two weights of its second; likewise the film.
+
+    What the gate has for the days is as wide as the rest of it.
+    """
     number = parameters(TemporalAwareFusion(8, 6))
-    assert parameters(TemporalAwareFusion(8, 6, gate_width=65)) == number + (8 + 6 + 1) + 2
+    assert parameters(TemporalAwareFusion(8, 6, gate_width=65)) == number + (8 + 6 + 1) + 2 + (1 + 1) + 2
     assert parameters(TemporalAwareFusion(8, 6, film_width=63)) == number - (1 + 1) - 2 * 8
 
 
@@ -105,7 +110,7 @@ def test_starts_from_equal_weights_and_no_modulation():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_weights_differ_between_cases_as_soon_as_the_gate_has_learnt_anything(seed):
     """With a last layer that is not zero; none of the hidden units is the same for every case."""
-    block, generator = TemporalAwareFusion(32), torch.Generator().manual_seed(seed)
+    block, generator = TemporalAwareFusion(32, gate_time="unseen"), torch.Generator().manual_seed(seed)
     block.reset_parameters(generator)
     torch.nn.init.normal_(block.gate.second.weight, std=0.3, generator=generator)
     maps, codes = (torch.randn(24, *shape, generator=generator) for shape in ((32, 4, 4), (64,)))
@@ -119,12 +124,38 @@ def test_the_weights_differ_between_cases_as_soon_as_the_gate_has_learnt_anythin
     assert old(F.instance_norm(maps), 0.01 * codes, 3.0)[1][:, 1].std() < 0.01
 
 
+@pytest.mark.parametrize(("gate_time", "learns"), [("apart", True), ("joined", False)])
+def test_an_old_ecg_can_weigh_less_after_a_few_steps(gate_time, learns):
+    """Where that is all that is asked of it; among the other numbers the days hardly count."""
+    generator = torch.Generator().manual_seed(0)
+    block = TemporalAwareFusion(16, gate_time=gate_time)
+    block.reset_parameters(generator)
+    optimiser = torch.optim.Adam(block.gate.parameters(), lr=4e-3)
+
+    def weigh(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        maps, codes = (torch.randn(batch, *shape, generator=generator) for shape in ((16, 4, 4), (64,)))
+        days = 90 * torch.rand(batch, generator=generator)
+        segments = torch.zeros(batch, 4, 4, dtype=torch.uint8)
+        return block(maps, codes, days, segments=segments)[1][:, 1], days
+
+    for _ in range(60):
+        optimiser.zero_grad()
+        weights, days = weigh(16)
+        (weights * (days - 45) / 45).mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        correlation = torch.corrcoef(torch.stack(weigh(256)))[0, 1]
+    assert (correlation < -0.9) == learns
+
+
 def test_time_changes_nothing_at_first():
     timed, timeless = (
         TemporalAwareFusion(4, 6, num_segments=SEGMENTS),
         TemporalAwareFusion(4, 6, time=False, num_segments=SEGMENTS),
     )
-    timeless.load_state_dict({k: v for k, v in timed.state_dict().items() if not k.startswith("film.")}, strict=True)
+    state = {key.replace("gate.others.", "gate."): value for key, value in timed.state_dict().items()}
+    own = ("film.", "gate.time.")
+    timeless.load_state_dict({key: value for key, value in state.items() if not key.startswith(own)}, strict=True)
     features, code, days = random_arguments(dtype=torch.float32)
     assert all(
         torch.equal(a, b) for a, b in zip(run(timed, features, code, days), run(timeless, features, code), strict=True)
@@ -205,7 +236,7 @@ def test_b10_without_any_ecg_the_maps_come_out(options):
 
 @given(days=st.integers(-5, 200))
 def test_b11_one_interval_in_every_form(days):
-    block, (features, code, _) = random_block(gate_sees_time=True), random_arguments()
+    block, (features, code, _) = random_block(gate_time="joined"), random_arguments()
     expected = by_the_equations(block, features, code, torch.full((3,), days, dtype=torch.float64))
     whole = torch.full((3,), days)
     for form in (days, float(days), torch.tensor(days), whole, whole[:, None], whole.to(torch.float32)):
@@ -244,7 +275,8 @@ def test_weights_are_drawn_as_linear_layers_draw_them():
         block.reset_parameters(torch.Generator().manual_seed(5))
     first, second = (block.state_dict() for block in blocks)
     assert all(torch.equal(first[key], second[key]) for key in first)
-    for key, inputs in (("projection", 64), ("gate.first", 128), ("film.mlp.first", 1), ("scores", 64)):
+    gate = {"gate.others.first": 128, "gate.time.first": 1}
+    for key, inputs in {"projection": 64, **gate, "film.mlp.first": 1, "scores": 64}.items():
         assert 0.9 < first[f"{key}.weight"].abs().max() * inputs**0.5 <= 1
     assert 0.7 < first["direction"].std() < 1.3
 
@@ -300,7 +332,8 @@ def test_refuses_what_does_not_fit(changed, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"time": False, "gate_sees_time": True}, "needs time=True"),
+        ({"time": False, "gate_time": "apart"}, "gate_time='apart' needs time=True"),
+        ({"gate_time": "beside"}, "gate_time: expected one of 'apart', 'joined', 'unseen'"),
         ({"projection": "grid", "grid_side": 0}, "grid_side must be at least 1, got 0"),
         ({"gate_width": 0}, "gate_width must be at least 1, got 0"),
         ({"film_width": 0}, "film_width must be at least 1, got 0"),

@@ -10,11 +10,16 @@ from torch.nn import functional as F
 from trifuse.blocks import TemporalAwareFusion
 
 SEGMENTS = 5  # of a heart that is quickly tested
-FIRST_FORM: dict[str, Any] = {"projection": "broadcast", "normalise_code": False, "gate_slope": 0.0}
+FIRST_FORM: dict[str, Any] = {
+    "projection": "broadcast",
+    "normalise_code": False,
+    "gate_slope": 0.0,
+    "gate_time": "unseen",
+}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"time": False, "rectify": True},
-    {"gate_sees_time": True, "projection": "segments_full"},
+    {"gate_time": "joined", "projection": "segments_full"},
     {"projection": "grid", "grid_side": 2},
     {"projection": "grid", "grid_side": 3, "time": False},
     {"projection": "broadcast", "max_days": 30.0, "rectify": True},
@@ -73,6 +78,11 @@ def ecg_map_by_the_equations(block, z, features, labels):
     return torch.stack(vectors).view(len(z), *features.shape[2:], block.dim).permute(0, 3, 1, 2)
 
 
+def _mlp(mlp, x, slope):
+    hidden = F.linear(x, mlp.first.weight, mlp.first.bias)
+    return F.linear(torch.where(hidden > 0, hidden, slope * hidden), mlp.second.weight, mlp.second.bias)
+
+
 def by_the_equations(block, features, code, days, labels=None, image_means=None):
     """The block's equations for samples that all have an ECG, step by step; the ECG's share is a whole map."""
     z = code
@@ -85,14 +95,14 @@ def by_the_equations(block, features, code, days, labels=None, image_means=None)
     gamma = beta = torch.zeros(*features.shape[:2], dtype=features.dtype)
     if block.film is not None:
         t = (days[:, None] / block.film.max_days).clamp(0, 1)
-        mlp = block.film.mlp
-        both = F.linear(F.linear(t, mlp.first.weight, mlp.first.bias).relu(), mlp.second.weight, mlp.second.bias)
-        gamma, beta = both.chunk(2, dim=1)
-        seen += [t] if block.gate_sees_time else []
-    gate = block.gate
-    hidden = F.linear(torch.cat(seen, 1), gate.first.weight, gate.first.bias)
-    hidden = torch.where(hidden > 0, hidden, (0.01 if block.normalise_code else 0) * hidden)
-    weights = F.linear(hidden, gate.second.weight, gate.second.bias).softmax(1)
+        gamma, beta = _mlp(block.film.mlp, t, 0).chunk(2, dim=1)
+        seen += [t] if block.gate_time == "joined" else []
+    slope = 0.01 if block.normalise_code else 0
+    if block.gate_time == "apart":
+        logits = _mlp(block.gate.others, torch.cat(seen, 1), slope) + _mlp(block.gate.time, t, slope)
+    else:
+        logits = _mlp(block.gate, torch.cat(seen, 1), slope)
+    weights = logits.softmax(1)
     w_mri, w_ecg = weights[:, :, None, None, None].unbind(1)
     mixed = features * w_mri + ecg_map * w_ecg
     fused = features + mixed * (1 + gamma[..., None, None]) + beta[..., None, None]

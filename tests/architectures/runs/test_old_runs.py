@@ -52,7 +52,14 @@ RECIPES = {
     "taff_unet": TaffUNetRecipe,
     "ecg": EcgPretrainingRecipe,
 }
-FIRST_FORM = ("--set", "network.projection=broadcast", "--set", "network.gate=after_norm")
+FIRST_FORM = (
+    "--set",
+    "network.projection=broadcast",
+    "--set",
+    "network.gate=after_norm",
+    "--set",
+    "network.gate_time=unseen",
+)
 ASKED_FOR = {"taff_unet/full": FIRST_FORM}  # what was the default, and has to be asked for today
 SAME_SHARE = 0.999  # of the voxels: another processor rounds in another way
 
@@ -212,7 +219,9 @@ def test_an_old_autoencoder_computes_what_it_did(old_runs):
 @pytest.mark.parametrize("network", RECIPES)
 def test_an_old_recipe_of_defaults_is_the_recipe_of_defaults(network):
     values = json.loads((OLD_RUNS / network / "default_recipe.json").read_text())
-    asked_for = {"projection": "broadcast", "gate": "after_norm"} if network == "taff_unet" else {}
+    asked_for = (
+        {"projection": "broadcast", "gate": "after_norm", "gate_time": "unseen"} if network == "taff_unet" else {}
+    )
     recipe = RECIPES[network]()
     expected = replace(recipe, network=replace(recipe.network, **asked_for))
     assert config_from_json(RECIPES[network], values, "default_recipe.json") == expected
@@ -257,6 +266,7 @@ def test_an_old_taff_unet_is_not_resumed_as_another(old_runs, capsys):
     assert [line for line in lines if line.startswith("config.")] == [
         "config.network.gate: 'after_norm' -> 'before_norm'",
         "config.network.projection: 'broadcast' -> None",
+        "config.network.gate_time: 'unseen' -> None",
     ]
 
 
@@ -270,6 +280,7 @@ def test_an_old_taff_unet_is_not_resumed_as_another(old_runs, capsys):
         ("fias", "data.preparation.resize=linear", "data.preprocessing.resize=linear"),
         ("ecg", "data.kind=study", "data.kind=cohort"),
         ("taff_unet", "network.spatial_mlp=4", "network.grid_side=4"),
+        ("taff_unet", "network.gate_sees_time=true", "network.gate_time=joined"),
     ],
 )
 def test_old_words_of_a_recipe_mean_what_they_did(network, old, new):

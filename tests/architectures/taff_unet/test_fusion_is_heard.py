@@ -19,7 +19,7 @@ from trifuse.blocks.segment_masks import pooled_masks, segment_labels
 
 SIDE, SAMPLES = 64, 8
 BEAT = EcgAutoencoderConfig(time_steps=64, z_dim=16, base_dim=2, downsample=2, dropout=0.0)
-FIRST_FORM = {"projection": "broadcast", "gate": "after_norm"}
+FIRST_FORM = {"projection": "broadcast", "gate": "after_norm", "gate_time": "unseen"}
 HEARD = [
     ("full", {}),
     ("full", {"segment_masks": "soft"}),
@@ -42,7 +42,8 @@ def network(setting: str = "full", **options: Any) -> TaffUNet:
 
 def taught(model: TaffUNet) -> TaffUNet:
     """Let the last layer of the gate be what it could be after some training."""
-    torch.nn.init.normal_(model.fusion.gate.second.weight, std=0.3, generator=torch.Generator().manual_seed(5))
+    gate = getattr(model.fusion.gate, "others", model.fusion.gate)  # but for what it makes of the days
+    torch.nn.init.normal_(gate.second.weight, std=0.3, generator=torch.Generator().manual_seed(5))
     return model
 
 
@@ -108,17 +109,18 @@ def test_an_ecg_without_a_wall_is_its_shared_part_alone():
 
 
 def test_every_part_of_the_ecgs_way_learns_from_the_segmentation():
-    """At the first step already: a and v, the shared projection, the gate's last layer, and the ECG's encoder."""
+    """At the first step already: a and v, the last layers of gate and film, and the encoder of the ECG."""
     model, given = network().train(), cases()
     target = torch.randint(4, (SAMPLES, SIDE, SIDE), generator=torch.Generator().manual_seed(2))
     SegmentationLoss()(model(**given), {"target": target}, None).backward()
     fusion, largest = model.fusion, lambda parameter: parameter.grad.abs().max()
-    for parameter in (fusion.scores.weight, fusion.direction, fusion.gate.second.weight, fusion.film.mlp.second.weight):
+    last = [part.second.weight for part in (fusion.gate.others, fusion.gate.time, fusion.film.mlp)]
+    for parameter in (fusion.scores.weight, fusion.direction, *last):
         assert largest(parameter) > 1e-6
     assert any(largest(parameter) > 1e-9 for parameter in model.ecg.encoder.parameters())
     model = taught(network()).train()
     SegmentationLoss()(model(**given), {"target": target}, None).backward()
-    assert largest(model.fusion.gate.first.weight) > 1e-7
+    assert largest(model.fusion.gate.others.first.weight) > 1e-7
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -170,7 +172,7 @@ def test_the_gate_sees_the_image_from_before_its_norm():
     last.register_forward_hook(lambda module, args, output: convolved.append(output))
     model(**given)
     torch.testing.assert_close(seen[0][:, :8], convolved[0].mean((2, 3)))
-    torch.testing.assert_close(seen[0][:, 8:].mean(1), torch.zeros(SAMPLES, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(seen[0][:, 8:-1].mean(1), torch.zeros(SAMPLES, dtype=torch.float64), atol=1e-6, rtol=0)
     last.bias.data.add_(1.0)
     model(**given)
     torch.testing.assert_close(seen[1][:, :8], seen[0][:, :8] + 1)

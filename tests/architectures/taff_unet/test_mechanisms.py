@@ -92,3 +92,26 @@ def test_labels_are_fitted_by_the_nearest():
     assert np.array_equal(fitted(labels, labels.shape), labels)
     assert np.array_equal(fitted(labels, (2, 2, 8))[1], labels[0].repeat(2, axis=1))
     assert fitted(labels, (1, 1, 2)).tolist() == [[[5, 7]]]
+
+
+@pytest.mark.parametrize("gate_time", ["apart", "unseen"])
+def test_without_time_the_days_make_no_difference(gate_time):
+    """Neither by the modulation nor by the gate; the ECG itself still counts."""
+    config = TaffUNetConfig("full", image_size=32, base_dim=2, fusion_stage=1, gate_time=gate_time)
+    model, generator = TaffUNet(config).eval(), torch.Generator().manual_seed(3)
+    for parameter in (*model.fusion.gate.parameters(), *model.fusion.film.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    image, ecg = (torch.randn(2, *shape, generator=generator) for shape in ((1, 32, 32), (12, 608)))
+    segments = torch.zeros(2, 17, 32, 32)
+    segments[:, 3, 8:24, 8:24] = 1
+    young, old = torch.tensor([0.0, 3.0]), torch.tensor([80.0, 40.0])
+
+    def logits(beats, days):
+        with torch.inference_mode():
+            return model(image, segments, beats, days)
+
+    (without_time,) = (each.switch for each in mechanisms(model) if each.name == "time")
+    assert not torch.allclose(logits(ecg, young), logits(ecg, old))
+    with without_time(model, {}):
+        assert torch.equal(logits(ecg, young), logits(ecg, old))
+        assert not torch.allclose(logits(ecg, young), logits(None, young))

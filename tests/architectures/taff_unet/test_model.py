@@ -20,7 +20,12 @@ SIZE = 32
 SMALL = EcgAutoencoderConfig(time_steps=64, z_dim=8, base_dim=2, downsample=2, dropout=0.0)
 WITH_ECG = [setting for setting, takes in SETTINGS.items() if "ecg" in takes]
 PAPER = {"baseline": 33_474_840, "ap": 33_479_736, "ecg_ap": 34_781_644, "full": 34_815_052}
-FIRST_FORM = {"projection": "broadcast", "gate": "after_norm"}  # of the fusion, as it was before it could make maps
+GATE_OF_DAYS = 2 * 64 + 65 * 2  # its own two layers
+FIRST_FORM = {
+    "projection": "broadcast",
+    "gate": "after_norm",
+    "gate_time": "unseen",
+}  # of the fusion, as it was before it could make maps
 PER_SEGMENT = 17 * 65 + 256  # what the default projection has beside that of the first form
 
 
@@ -64,7 +69,8 @@ def count(part: torch.nn.Module) -> int:
 def test_parameter_counts(setting, parameters):
     with torch.device("meta"):
         assert count(taff_unet(setting, **FIRST_FORM)) == parameters
-        assert count(taff_unet(setting)) == parameters + (PER_SEGMENT if setting in WITH_ECG else 0)
+        by_days = GATE_OF_DAYS if setting == "full" else 0
+        assert count(taff_unet(setting)) == parameters + (PER_SEGMENT if setting in WITH_ECG else 0) + by_days
 
 
 @pytest.mark.parametrize("form", [FIRST_FORM, {}], ids=str)
@@ -75,8 +81,9 @@ def test_parameter_counts_of_the_parts(form):
     assert model.fusion is not None
     assert count(model.ecg) == 1_264_594
     fusion = model.fusion
-    assert [count(part) for part in (fusion.projection, fusion.gate, fusion.film)] == [16_640, 20_674, 33_408]
-    assert count(fusion) == 70_722 + (0 if form else PER_SEGMENT)
+    gate = 20_674 + (0 if form else GATE_OF_DAYS)
+    assert [count(part) for part in (fusion.projection, fusion.gate, fusion.film)] == [16_640, gate, 33_408]
+    assert count(fusion) == 70_722 + (0 if form else PER_SEGMENT + GATE_OF_DAYS)
 
 
 def test_the_ecg_joins_256_channels_of_32_x_32_pixels():
@@ -335,7 +342,10 @@ def test_it_starts_from_a_trained_autoencoder(tmp_path):
             "projection: expected one of 'segments', 'segments_full', 'grid', 'broadcast', None",
         ),
         ({"gate": "after"}, "gate: expected one of 'before_norm', 'after_norm'"),
-        ({"setting": "ecg", "gate_sees_time": True}, "needs a setting with time, such as 'full', got 'ecg'"),
+        (
+            {"setting": "ecg", "gate_time": "apart"},
+            "gate_time='apart' needs a setting with time, such as 'full', got 'ecg'",
+        ),
         ({"setting": "ap", "ecg_checkpoint": "x"}, "needs a setting with an ECG, such as 'full', got 'ap'"),
     ],
 )

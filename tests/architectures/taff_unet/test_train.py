@@ -91,7 +91,7 @@ def test_the_weights_of_the_loss_and_the_widths_are_fields():
     assert loss.words(with_ecg=False) == segmentation
     rest = "+ 1 reconstruction of the ECG, reached in 10 epochs; + 0.01 entropy of the gate"
     assert loss.words(with_ecg=True) == f"{segmentation}; {rest}"
-    assert (network.fusion.gate.first.out_features, network.fusion.film.mlp.first.out_features) == (16, 8)
+    assert (network.fusion.gate.others.first.out_features, network.fusion.film.mlp.first.out_features) == (16, 8)
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_nobody_finds_it_in_old_beats(territory_of):
 
 
 def test_a_beat_does_not_tell_its_age():
-    """Only the interval says how far to believe it: a classifier of fresh and old beats hardly does better than a coin."""
+    """Only the interval says how far to believe it: one who tells old beats from fresh ones guesses."""
     (fresh, _), (old, _) = beats((0, 10), seed=5), beats((90, 90), seed=6)
     (new_fresh, _), (new_old, _) = beats((0, 10), seed=7), beats((90, 90), seed=8)
     age = np.repeat([0, 1], len(fresh))
