@@ -39,7 +39,7 @@ _TRAINING = shared.silent_but(
     Decision("Batch size", "32", "training.batch_size", (32,)),
     Decision("Learning rate of theta, times", "that of all", "theta_lr_mult", (1.0,), applies=_learned),
     Decision("Weight decay of theta", "yes, as of all", "theta_decay", (True,), applies=_learned),
-    Decision("Loss", NOT_SAID, (), by="nnU-Net", answer=lambda recipe, data: "Dice + cross-entropy, 1 to 1"),
+    Decision("Loss", NOT_SAID, shared.LOSS, by="nnU-Net", answer=shared.how_dice_and_ce_add),
     Decision("Dice over the whole batch", NOT_SAID, "batch_dice", by="nnU-Net"),
     Decision("Best epoch by", "validation, no metric", "training.best_epoch_by", by=OURS),
     Decision(

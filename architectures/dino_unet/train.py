@@ -18,7 +18,7 @@ from trifuse.architectures.runs.run_description import FREE_TO_CHANGE
 from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, read_description, recorded_digest
 from trifuse.architectures.training.feature_cache import FeatureCache
 from trifuse.architectures.training.loop import forward_image
-from trifuse.architectures.training.losses import SegmentationLoss
+from trifuse.architectures.training.losses import SegmentationLoss, check_weights
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.training_state import FrozenBase
 from trifuse.architectures.training.validation import SliceValidation
@@ -37,10 +37,13 @@ class DinoUNetRecipe:
         theta_lr_mult: factor on the learning rate of the block logits.
         theta_decay: whether weight decay holds for the block logits too, as in the paper.
         batch_dice: whether the Dice of the loss pools its sums over the batch.
+        lambda_dice: weight of the Dice,
+        lambda_ce: and of the cross-entropy.
         cache_features: keep the frozen encoder's features on disk instead of computing them in every epoch.
 
     Raises:
-        ValueError: cached features of augmented slices, or a factor that is not positive.
+        ValueError: cached features of augmented slices, a factor that is not positive, or a weight of the loss that is
+            negative; or both are zero.
     """
 
     data: DataRecipe = field(default_factory=DataRecipe)
@@ -53,13 +56,21 @@ class DinoUNetRecipe:
     theta_lr_mult: float = 1.0
     theta_decay: bool = True
     batch_dice: bool = True
+    lambda_dice: float = 1.0
+    lambda_ce: float = 1.0
     cache_features: bool = field(default=False, metadata=FREE_TO_CHANGE)
 
     def __post_init__(self) -> None:
+        check_weights(lambda_dice=self.lambda_dice, lambda_ce=self.lambda_ce)
         if self.cache_features and (self.data.augment != "none" or self.data.preprocessing.patches is not None):
             raise ValueError("cache_features needs whole slices and augment = 'none': others have no constant features")
         if self.theta_lr_mult <= 0:
             raise ValueError(f"theta_lr_mult must be positive, got {self.theta_lr_mult}")
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did: they weighed Dice and cross-entropy alike."""
+        return {"lambda_dice": 1.0, "lambda_ce": 1.0, **values}
 
 
 def fit_options(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
@@ -73,7 +84,7 @@ def fit_options(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out
     base = _frozen_base(recipe.network.encoder_checkpoint)
     return {
         "train_set": train_set,
-        "loss": SegmentationLoss(batch_dice=recipe.batch_dice),
+        "loss": SegmentationLoss(batch_dice=recipe.batch_dice, w_dice=recipe.lambda_dice, w_ce=recipe.lambda_ce),
         "validate": SliceValidation(val_set, data.cohort.class_names, recipe.training.batch_size, forward),
         "run_config": {"encoder": None if base is None else base.sha256},
         "forward": forward,

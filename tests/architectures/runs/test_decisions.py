@@ -182,6 +182,7 @@ def test_what_set_changes_shows_in_its_row_and_in_no_other(known):
             "drawn, 10 % of the rest validate, 20 % test",
             "**paper**, default",
         ),
+        ("dino_unet", ["lambda_dice=2"], "Loss", "Dice + cross-entropy, 2 to 1", "default"),
         ("dino_unet", ["data.split_seed=7"], "Seeds", "seed 42, init_seed 0, split_seed 7", "default"),
         ("dino_unet", ["training.optimizer=adam"], "Optimiser", "adam", "default"),
         ("dino_unet", ["training.optimizer=sgd"], "Optimiser", "sgd", "**paper**, default"),

@@ -1,0 +1,35 @@
+"""The recipe of DINO-UNet: the weights of its loss are fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trifuse.architectures.dino_unet.train import DinoUNetRecipe, fit_options
+from trifuse.architectures.runs.recipes import RecipeError, recipe_from
+from trifuse.architectures.training.losses import SegmentationLoss
+
+
+def recipe_with(*settings: str) -> DinoUNetRecipe:
+    return recipe_from(DinoUNetRecipe, given={"data.root": "cohort"}, settings=settings)
+
+
+def test_the_weights_of_the_loss_are_fields():
+    data = SimpleNamespace(train_set=[], val_set=[0], cohort=SimpleNamespace(class_names=("background", "atrium")))
+    recipe = recipe_with("batch_dice=false", "lambda_dice=2", "lambda_ce=0.5")
+    assert fit_options(None, recipe, data, Path())["loss"] == SegmentationLoss(batch_dice=False, w_dice=2.0, w_ce=0.5)
+    assert fit_options(None, recipe_with(), data, Path())["loss"] == SegmentationLoss()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["lambda_ce=-1"], r"lambda_ce must be a finite number, and not negative, got -1\.0"),
+        (["lambda_dice=0", "lambda_ce=0"], "lambda_dice and lambda_ce must not all be 0: there would be nothing"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe_with(*settings)
