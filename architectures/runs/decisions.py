@@ -144,7 +144,7 @@ def _options(names: Sequence[str]) -> str:
     """Name fields; of those that lie beside the one before, the last part alone; of many, their section."""
     sections = [name.rpartition(".")[0] for name in names]
     if len(names) > _MOST_NAMED and len({*sections}) == 1:
-        return f"`{sections[0]}`"
+        return f"`{sections[0]}.*`"
     words = [
         name.rpartition(".")[2] if place and section == sections[place - 1] else name
         for place, (name, section) in enumerate(zip(names, sections, strict=True))

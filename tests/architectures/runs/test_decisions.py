@@ -252,7 +252,7 @@ def test_strengths_of_the_augmentation_that_differ_are_named(known):
     asked, kind = "Strength of the augmentation", recipe_of(known.name).data.augment
     augment = ["data.augment=flip_rot"] if kind == "none" else []
     default = rows(known.name, *augment)[asked]
-    assert default[1:] == ["as by default", "", "`data.augmentation`"]
+    assert default[1:] == ["as by default", "", "`data.augmentation.*`"]
     changed = rows(known.name, *augment, "data.augmentation.mirror_axes=[]", "data.augmentation.mirror_probability=0.2")
     by_the_paper = ["**paper**, default"] if default[0] == "nnU-Net's" else ["default"]
     assert changed[asked][1:3] == ["mirror_probability 0.2; mirror_axes none", *by_the_paper]
