@@ -77,7 +77,7 @@ def draw_temporal_attention(
     """Draw the twelve leads of a beat, coloured and thickened by the attention they get, into ``out/<name>.png``.
 
     Args:
-        beat: of shape (12, T), z-scored for each lead.
+        beat: of shape (12, T), as the network takes it.
         temporal: attention weights (12, M, M) of each lead over time; rows look at columns and add up to 1.
         out: folder to write into.
         name: of the files.

@@ -34,7 +34,7 @@ def draw_reconstruction(
     not explained.
 
     Args:
-        beat: of shape (12, T), z-scored for each lead.
+        beat: of shape (12, T), as the network takes it.
         reconstruction: of the same shape.
         out: folder to write into.
         name: of the files.

@@ -94,8 +94,8 @@ def write_ecg_report(
         *(part for picture in pictures for part in picture_parts(picture, out)),
         *picture_parts(draw_training_curves(out / "log.csv", out / "figures", best), out),
         "## Reconstruction error",
-        "Mean squared error over that of predicting zero, 1.00 for a flat line, by lead; beats are z-scored for each "
-        "lead, and neither padding nor leads that are not usable count.",
+        "Mean squared error over that of predicting zero, 1.00 for a flat line, by lead; neither padding nor leads "
+        "that are not usable count.",
         _error_table({part: errors for part, (_, errors) in found.items()}),
         f"Every record: [{ERRORS_FILE}]({ERRORS_FILE})",
         *_records_section(parts, left_out),

@@ -109,7 +109,7 @@ def predict_images(
 
 def _with_window(preprocessing: Preprocessing, window: tuple[float, float]) -> Preprocessing:
     try:
-        return replace(preprocessing, intensity="window", window=window)
+        return replace(preprocessing, intensity="window", window=window, percentiles=None)
     except ValueError as error:
         raise RecipeError(str(error)) from error
 

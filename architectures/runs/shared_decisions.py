@@ -84,10 +84,11 @@ def how_strongly_it_augments(recipe: Any, data: PreparedData | None) -> str:
 def how_values_are_scaled(recipe: Any, data: PreparedData | None) -> str:
     """Return what becomes of a volume's values."""
     preprocessing = recipe.data.preprocessing
-    if preprocessing.window is None:
+    clipped = preprocessing.window or preprocessing.clip_percentiles
+    if clipped is None:
         return preprocessing.intensity
-    lowest, highest = preprocessing.window
-    return f"{preprocessing.intensity}, {lowest:g} to {highest:g}"
+    unit = "" if preprocessing.clip_percentiles is None else " %"
+    return f"{preprocessing.intensity}, {clipped[0]:g} to {clipped[1]:g}{unit}"
 
 
 def how_dice_and_ce_add(recipe: Any, data: PreparedData | None) -> str:
@@ -101,7 +102,7 @@ def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
 
 
 LOSS = ("lambda_dice", "lambda_ce")
-INTENSITY = ("data.preprocessing.intensity", "data.preprocessing.window")
+INTENSITY = tuple(f"data.preprocessing.{name}" for name in ("intensity", "window", "percentiles"))
 DEFAULT_STRENGTHS = "as by default"
 SPLIT = ("data.split", "data.val_cases", "data.test_cases", "data.val_from")
 SEEDS = ("training.seed", "network.init_seed", "data.split_seed")

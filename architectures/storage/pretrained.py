@@ -121,6 +121,16 @@ class Pretrained:
         pending.replace(folder / WEIGHTS_FILE)
 
     @classmethod
+    def saved_config(cls, folder: Path | str) -> Any:
+        """Return the configuration of the network that `save_pretrained` wrote to ``folder``, without its weights.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, from another architecture or from a newer trifuse.
+        """
+        values = read_description(Path(folder), cls.architecture).get("config")
+        return config_from_json(cls.config_type, values, Path(folder) / CONFIG_FILE)
+
+    @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
         """Load the network that `save_pretrained` wrote to ``folder``, in evaluation mode.
 

@@ -117,7 +117,7 @@ _DATA = (
         answer=lambda recipe, data: recipe.data.max_interval_days or MAX_INTERVAL_DAYS,
         applies=_takes_ecg,
     ),
-    Decision("Leads are scaled to", NOT_SAID, (), by=_UPSTREAM, answer=lambda r, data: "z-scores", applies=_takes_ecg),
+    Decision("Leads are scaled to", NOT_SAID, "network.ecg.lead_scaling", by=_UPSTREAM, applies=_takes_ecg),
     Decision("Fewest beats of a median beat", NOT_SAID, "ecg.min_beats", by=OURS, applies=_takes_ecg),
     Decision("ECG without a median beat", NOT_SAID, "ecg.unusable", by=OURS, applies=_takes_ecg),
 )

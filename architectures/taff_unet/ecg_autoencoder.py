@@ -8,6 +8,7 @@ Source: the dual-attention ECG autoencoder that TAFF-UNet builds on.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.architectures.storage.lead_scaling import LeadScaling
 from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
 from trifuse.blocks.ecg_attention import EcgAttention, EcgDualAttention
 from trifuse.blocks.normalization import BatchNormOfPresent
@@ -40,6 +42,9 @@ class EcgAutoencoderConfig:
         downsample: how often the time axis is halved.
         lead_layout: ``"correct"`` keeps the features of a lead together; ``"upstream"`` mixes leads and features as the
             published network does, for its weights.
+        lead_scaling: what the beats are: each lead z-scored (``"zscore"``), or the ``"voltage"``, in units that all
+            leads have in common. With the voltage the first norms are over all leads together, lest they take it away,
+            and the reconstruction is not normalised.
         final_linear: whether a linear layer follows the pooled features.
         pooled_dim: width of the pooled features before it, even; None means ``z_dim``.
         dropout: of the positioned tokens and within the MLPs of the attentions.
@@ -55,6 +60,7 @@ class EcgAutoencoderConfig:
     base_dim: int = 4
     downsample: int = 5
     lead_layout: LeadLayout = "correct"
+    lead_scaling: LeadScaling = "zscore"
     final_linear: bool = False
     pooled_dim: int | None = None
     dropout: float = 0.2
@@ -78,6 +84,11 @@ class EcgAutoencoderConfig:
         if self.pooled < 2 or self.pooled % 2:
             raise ValueError(f"the pooled features are half means, half maxima: their width {self.pooled} must be even")
         self._check_time()
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did: beats were z-scored."""
+        return {"lead_scaling": "zscore", **values}
 
     def __str__(self) -> str:
         return repr(self).replace("Config", "", 1)
@@ -158,13 +169,13 @@ class EcgEncoder(nn.Module):
     def __init__(self, config: EcgAutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        width = NUM_LEADS * config.base_dim
+        width, apart = NUM_LEADS * config.base_dim, NUM_LEADS if config.lead_scaling == "zscore" else 1
         self.input_conv = nn.Sequential(
             nn.Conv1d(NUM_LEADS, width, STEM_KERNEL, padding=STEM_KERNEL // 2, groups=NUM_LEADS),
-            nn.GroupNorm(NUM_LEADS, width),
+            nn.GroupNorm(apart, width),
             nn.GELU(),
             nn.Conv1d(width, width, STEM_KERNEL, padding=STEM_KERNEL // 2),
-            nn.GroupNorm(NUM_LEADS, width),
+            nn.GroupNorm(apart, width),
             nn.GELU(),
         )
         dims = (config.base_dim, *config.widths)
@@ -196,7 +207,7 @@ class EcgEncoder(nn.Module):
 
 
 class EcgDecoder(nn.Module):
-    """Decode codes (B, z_dim) to beats (B, 12, T), each lead of mean 0 and, once it has learned, variance 1."""
+    """Decode codes (B, z_dim) to beats (B, 12, T), of z-scored leads with mean 0 and, once learned, variance 1."""
 
     def __init__(self, config: EcgAutoencoderConfig) -> None:
         super().__init__()
@@ -210,7 +221,8 @@ class EcgDecoder(nn.Module):
             *(UpBlock(dim, dim, upsample=True) for _ in range(config.downsample)), UpBlock(dim, 1, upsample=False)
         )
         self.final_conv = nn.Sequential(
-            nn.Conv1d(NUM_LEADS, NUM_LEADS, 1, groups=NUM_LEADS), nn.InstanceNorm1d(NUM_LEADS)
+            nn.Conv1d(NUM_LEADS, NUM_LEADS, 1, groups=NUM_LEADS),
+            nn.InstanceNorm1d(NUM_LEADS) if config.lead_scaling == "zscore" else nn.Identity(),
         )
 
     def forward(self, code: Tensor, present: Tensor | None = None) -> Tensor:
@@ -221,8 +233,8 @@ class EcgDecoder(nn.Module):
 class EcgAutoencoder(Pretrained, nn.Module):
     """Reconstruct median beats (B, 12, T) from codes (B, z_dim).
 
-    Beats are z-scored for each lead, leads in the order I, II, III, aVR, aVL, aVF, V1 to V6; a lead of zeros is one
-    without a signal.
+    Beats are scaled as the configuration's ``lead_scaling`` says, leads in the order I, II, III, aVR, aVL, aVF, V1 to
+    V6; a lead of zeros is one without a signal.
 
     Attributes:
         encoder: the `EcgEncoder`.

@@ -20,6 +20,7 @@ from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.runs.recipes import RecipeError
+from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS, ARTERY_SEGMENTS
 from trifuse.architectures.storage.text import count, listed
 from trifuse.blocks.temporal_aware_fusion import Projection
@@ -272,7 +273,7 @@ def _ecg_inputs(
     if clinical is not None and clinical.ecg is not None and clinical.interval_days is not None:
         try:
             beat = load_beat(clinical.ecg, rate_hz=clinical.ecg_rate_hz, min_beats=recipe.min_beats)
-            signal, interval = network_ecg(beat), clinical.interval_days
+            signal, interval = network_ecg(beat, network.ecg.lead_scaling), clinical.interval_days
         except DataError as error:
             if recipe.unusable == "error":
                 raise
@@ -297,6 +298,7 @@ def describe_inputs(
         without = [case_id for case_id, extra in side_inputs.items() if not extra.constants["has_ecg"]]
         names = f"; without: {listed(without)}" if without else ""
         facts["ECG"] = f"{count(len(side_inputs) - len(without), 'case')} of {len(side_inputs)} with one{names}"
+        facts["ECG's leads"] = SCALING_WORDS[network.ecg.lead_scaling]
         facts["ECG's map"] = f"{_MAPS[network.fusion_projection]}{', rectified' if network.rectifies else ''}"
     odd: dict[str, list[str]] = {}
     for case_id, extra in side_inputs.items():

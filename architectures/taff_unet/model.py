@@ -5,8 +5,9 @@ Source: the paper on temporal-aware feature fusion (TAFF) of ECG and late gadoli
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -93,8 +94,8 @@ class TaffUNet(Pretrained, nn.Module):
         Args:
             image: late gadolinium enhancement, normalised.
             prior: one-hot AHA segments (B, 17, H, W), of any type; for settings with a prior, and only for those.
-            ecg: median beats (B, 12, T), z-scored; for settings with an ECG, and only for those. None means that no
-                sample has one.
+            ecg: median beats (B, 12, T), scaled as the autoencoder's configuration says; for settings with an ECG, and
+                only for those. None means that no sample has one.
             interval: days between ECG and image, a number, (B,) or (B, 1); settings without time leave it alone.
             has_ecg: which samples have an ECG, bool of shape (B,); None means all. One without comes out exactly as
                 from a network without an ECG, whatever stands in its row. In training a batch without any leaves the
@@ -283,16 +284,32 @@ def _of_present(
     return nothing.index_copy(0, rows, work(x[rows]).to(nothing.dtype)) if len(rows) else nothing
 
 
+def check_autoencoder(config: TaffUNetConfig) -> None:
+    """Refuse a trained autoencoder that is another one than the configuration says; its weights are not read.
+
+    Raises:
+        CheckpointError: naming what differs, such as what was done with the voltage of its beats.
+    """
+    if config.ecg_checkpoint is None:
+        return
+    saved = EcgAutoencoder.saved_config(config.ecg_checkpoint)
+    wanted = replace(config.ecg, init_seed=saved.init_seed)
+    differing = [field.name for field in fields(saved) if getattr(saved, field.name) != getattr(wanted, field.name)]
+    if differing:
+        got, want = (", ".join(f"{n}={getattr(of, n)!r}" for n in differing) for of in (saved, wanted))
+        values = {name: getattr(saved, name) for name in differing}
+        words = (f"network.ecg.{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in values.items())
+        raise CheckpointError(
+            f"{config.ecg_checkpoint}: wrong configuration: got {got}, want {want}; choose another autoencoder, or "
+            f"build the network for this one: --set {' --set '.join(words)}"
+        )
+
+
 def _autoencoder(config: TaffUNetConfig) -> EcgAutoencoder:
     if config.ecg_checkpoint is None:
         return EcgAutoencoder(config.ecg)
-    loaded = EcgAutoencoder.from_pretrained(config.ecg_checkpoint)
-    if replace(loaded.config, init_seed=config.ecg.init_seed) != config.ecg:
-        raise CheckpointError(
-            f"{config.ecg_checkpoint}: wrong configuration: got {loaded.config}, want {config.ecg}; build the network "
-            "with ecg=EcgAutoencoder.from_pretrained(folder).config"
-        )
-    return loaded.train()
+    check_autoencoder(config)
+    return EcgAutoencoder.from_pretrained(config.ecg_checkpoint).train()
 
 
 def _fusion(config: TaffUNetConfig) -> TemporalAwareFusion:

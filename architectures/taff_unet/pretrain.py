@@ -22,6 +22,7 @@ from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import RunOptions
 from trifuse.architectures.runs.run_description import describe_run, describe_training
 from trifuse.architectures.storage.best_epoch import LAST
+from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.recipe import Recipe
@@ -288,6 +289,7 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
             "another record mixed in",
             **describe_training(recipe.training),
             "Loss": f"mean squared error over usable leads, {'without' if recipe.mask_padding else 'with'} the padding",
+            "Leads": SCALING_WORDS[recipe.network.lead_scaling],
             "Median beat": f"of at least {recipe.data.min_beats} heart beats",
         },
         command=options.get("command", ()),
@@ -317,7 +319,8 @@ def prepare_beats(recipe: EcgPretrainingRecipe) -> PreparedBeats:
         DataError: there are none to train on.
         MissingExtra: wfdb or scipy is not installed.
     """
-    read = {part: load_beats(found, min_beats=recipe.data.min_beats) for part, found in recipe.data.sources().items()}
+    options: dict[str, Any] = {"min_beats": recipe.data.min_beats, "scaling": recipe.network.lead_scaling}
+    read = {part: load_beats(found, **options) for part, found in recipe.data.sources().items()}
     left_out = {part: missed for part, (_, missed) in read.items()}
     if not read["train"][0]:
         reasons = "; ".join(f"{record.record}: {record.reason}" for record in left_out["train"][:3])
@@ -331,7 +334,12 @@ def fit_network(
     """Train a network on prepared beats; ``options`` are those of `fit`."""
     return fit(
         model,
-        BeatDataset(beats.parts["train"], lead_masking=recipe.lead_masking, mixing=recipe.mixing),
+        BeatDataset(
+            beats.parts["train"],
+            lead_masking=recipe.lead_masking,
+            mixing=recipe.mixing,
+            scaling=recipe.network.lead_scaling,
+        ),
         recipe.training,
         out,
         loss=ReconstructionLoss(recipe.mask_padding),

@@ -21,7 +21,7 @@ from trifuse.architectures.training.scar_losses import ScarLoss
 from .config import TaffUNetConfig
 from .first_pass import first_pass, predict_first_pass
 from .inputs import ORACLE, EcgInputRecipe, PriorRecipe, case_side_inputs, describe_inputs, require_choice
-from .model import TaffOutput, TaffUNet
+from .model import TaffOutput, TaffUNet, check_autoencoder
 from .optimisation import PartsRecipe, taff_param_groups
 from .report import Heard, cases_with_ecg, describe_gate, draw_pictures, hear
 
@@ -88,10 +88,12 @@ def check(recipe: TaffUNetRecipe) -> None:
     """Refuse a recipe whose prior nobody chose, or whose oracle is not wanted, and a grid that loses its image.
 
     Raises:
+        CheckpointError: the trained autoencoder is another one than the network's, see `check_autoencoder`.
         RecipeError: see `require_choice`; or images are mirrored or turned, and the grid of their ECGs stays.
     """
     network, preprocessing = recipe.network, recipe.data.preprocessing
     require_choice(network, recipe.prior, strict=recipe.strict)
+    check_autoencoder(network)
     stays = network.takes_ecg and network.fusion_projection == "grid" and not network.grid_follows_image
     augmentation, patches = recipe.data.augmentation.make(recipe.data.augment), preprocessing.patches
     moves = {  # what moves an image, and the value with which it does not

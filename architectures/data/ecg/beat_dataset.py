@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trifuse.architectures.storage.lead_scaling import LeadScaling
 from trifuse.kernels.errors import DataError
 
 from .median_beat import load_beat, network_ecg
@@ -42,7 +43,7 @@ class NetworkBeat:
 
     Attributes:
         record: the name of its ECG.
-        ecg: float32 (12, T), z-scored for each lead, zero in leads that are not usable.
+        ecg: float32 (12, T), scaled as `network_ecg` does it, zero in leads that are not usable.
         usable: bool (12,).
         notes: what was changed or is odd, a sentence each.
     """
@@ -61,12 +62,15 @@ class LeftOut:
     reason: str
 
 
-def load_beats(sources: Sequence[BeatSource], *, min_beats: int = 3) -> tuple[list[NetworkBeat], list[LeftOut]]:
+def load_beats(
+    sources: Sequence[BeatSource], *, min_beats: int = 3, scaling: LeadScaling = "zscore"
+) -> tuple[list[NetworkBeat], list[LeftOut]]:
     """Read the beats of many ECGs; what cannot be used is left out and named.
 
     Args:
         sources: the ECGs.
         min_beats: heart beats that a median beat needs.
+        scaling: what becomes of the leads' voltage.
     """
     beats, left_out = [], []
     for source in sources:
@@ -75,7 +79,7 @@ def load_beats(sources: Sequence[BeatSource], *, min_beats: int = 3) -> tuple[li
         except DataError as error:
             left_out.append(LeftOut(source.record, str(error).replace(f"{source.path.parent}/", "")))
             continue
-        ecg = network_ecg(beat)  # zero in leads that are not usable or do not vary
+        ecg = network_ecg(beat, scaling)  # zero in leads that are not usable or do not vary
         beats.append(NetworkBeat(source.record, ecg, (ecg != 0).any(1), tuple(beat.notes)))
     return beats, left_out
 
@@ -91,15 +95,23 @@ class BeatDataset(Dataset[dict[str, Any]]):
     Args:
         beats: all of the same length.
         lead_masking: probability with which a usable lead is zeroed in ``ecg``; at least one stays.
-        mixing: largest share of another beat's leads, where both are usable, that is mixed into a beat, its leads
-            z-scored again: with few records there are then more hearts to learn from than were recorded.
+        mixing: largest share of another beat's leads, where both are usable, that is mixed into a beat: with few
+            records there are then more hearts to learn from than were recorded.
+        scaling: of the beats; with ``"zscore"`` mixed leads are z-scored again.
 
     Raises:
         ValueError: a probability or share outside [0, 1).
         DataError: there are no beats, or one has no usable lead.
     """
 
-    def __init__(self, beats: Sequence[NetworkBeat], *, lead_masking: float = 0.0, mixing: float = 0.0) -> None:
+    def __init__(
+        self,
+        beats: Sequence[NetworkBeat],
+        *,
+        lead_masking: float = 0.0,
+        mixing: float = 0.0,
+        scaling: LeadScaling = "zscore",
+    ) -> None:
         for name, value in (("lead_masking", lead_masking), ("mixing", mixing)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
@@ -108,7 +120,7 @@ class BeatDataset(Dataset[dict[str, Any]]):
         for beat in beats:
             if not bool(beat.usable.any()):
                 raise DataError(beat.record, "leads", got="none usable", want="at least one")
-        self.beats, self.lead_masking, self.mixing = tuple(beats), lead_masking, mixing
+        self.beats, self.lead_masking, self.mixing, self.scaling = tuple(beats), lead_masking, mixing, scaling
 
     def __len__(self) -> int:
         """Return the number of beats."""
@@ -135,7 +147,9 @@ class BeatDataset(Dataset[dict[str, Any]]):
         there = (beat.ecg != 0).any(0)  # not the padding
         spread = mixture[:, there].std(1, correction=0)
         mixed = beat.usable & other.usable & (spread > 0)
-        mixture = torch.where(there, mixture - mixture[:, there].mean(1, keepdim=True), 0.0) / spread[:, None]
+        mixture = torch.where(there, mixture - mixture[:, there].mean(1, keepdim=True), 0.0)
+        if self.scaling == "zscore":
+            mixture = mixture / spread[:, None]
         return torch.where(mixed[:, None], mixture, beat.ecg)
 
     def _kept_leads(self, beat: NetworkBeat, generator: torch.Generator) -> Tensor:

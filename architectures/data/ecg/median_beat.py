@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trifuse.architectures.storage.lead_scaling import VOLTAGE_UNIT_MV, LeadScaling
 from trifuse.architectures.storage.text import count
 from trifuse.kernels.errors import DataError, MissingExtra
 
@@ -110,17 +111,18 @@ def median_beat(record: EcgRecord, min_beats: int = 3) -> Beat:
     return _beat(record, signal, usable, beats, rate, [*notes, *found])
 
 
-def network_ecg(beat: Beat) -> Tensor:
+def network_ecg(beat: Beat, scaling: LeadScaling = "zscore") -> Tensor:
     """Return what the network sees of a beat: float32 of shape (12, 608).
 
-    Every lead has mean 0 and standard deviation 1, and then four zeros on either side; a lead that cannot be used, or
-    does not vary, is zero.
+    Every lead has mean 0, and standard deviation 1 or what its voltage is in units of `VOLTAGE_UNIT_MV`, and then four
+    zeros on either side; a lead that cannot be used, or does not vary, is zero.
     """
     signal = beat.signal_mv.astype(np.float64)
     centred = signal - signal.mean(1, keepdims=True)
     spread = centred.std(1, keepdims=True)
     varies = (spread > 1e-6) & beat.usable[:, None]
-    scaled = np.where(varies, centred / np.where(varies, spread, 1), 0)
+    unit = np.where(varies, spread, 1) if scaling == "zscore" else VOLTAGE_UNIT_MV
+    scaled = np.where(varies, centred / unit, 0)
     return F.pad(torch.from_numpy(scaled.astype(np.float32)), (PADDING, PADDING))
 
 

@@ -6,10 +6,13 @@ See volume_to_slices.py and resampling.py for what is done by it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trifuse.architectures.data.volumes.files import NonFinite
+
+CLIP_PERCENTILES = (1.0, 99.0)
 
 Slices = Literal["all", "foreground", "labelled"]
 """Which slices count: all, those that show a target, or those on which anything is drawn, whether target or not (cine
@@ -54,7 +57,7 @@ class Preprocessing:
     """How volumes become network inputs.
 
     Attributes:
-        intensity: what becomes of a volume's values: clipped to its 1st and 99th percentile and scaled to [0, 1]
+        intensity: what becomes of a volume's values: clipped to ``percentiles`` and scaled to [0, 1]
             (``"percentiles"``); clipped to ``window`` and scaled to [0, 1] (``"window"``); scaled to [0, 1]
             (``"minmax"``); mean 0 and standard deviation 1 (``"zscore"``); left alone (``"as_is"``), for files that
             were prepared before, such as those of the Synapse package.
@@ -69,9 +72,12 @@ class Preprocessing:
         image_size: side of the square that slices are resized to, in pixels; with ``patches``, of a patch.
         nonfinite: what to do with NaN and infinite voxels, see `NonFinite`.
         patches: how slices are seen patch by patch, at one spacing; None resizes whole slices.
+        percentiles: of the volume, to which its values are clipped; with ``"zscore"`` before mean and standard
+            deviation are taken. None is (1, 99) for ``"percentiles"``, and no clipping for ``"zscore"``.
 
     Raises:
-        ValueError: a window that is not needed, or is needed and missing or empty; an image size below 1; or a way to
+        ValueError: a window or percentiles that are not needed, or a window that is needed and missing; an empty range
+            of either; an image size below 1; or a way to
             resize or restore that patches, which are resampled in their own way, do not have.
     """
 
@@ -83,6 +89,7 @@ class Preprocessing:
     image_size: int = 448
     nonfinite: NonFinite = "error"
     patches: Patches | None = None
+    percentiles: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.intensity != "window":
@@ -91,12 +98,32 @@ class Preprocessing:
         elif self.window is None or not -math.inf < self.window[0] < self.window[1] < math.inf:
             want = "its lowest and highest value, such as (-125, 275) HU"
             raise ValueError(f"window: expected {want} with intensity = 'window', got {self.window}")
+        self._check_percentiles()
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if self.patches is not None and (self.resize, self.restore) != ("linear", "logits"):
             raise ValueError(
                 "preprocessing.resize and .restore are for whole slices; patches are resampled in their own way"
             )
+
+    def _check_percentiles(self) -> None:
+        if self.percentiles is None:
+            return
+        if self.intensity not in ("percentiles", "zscore"):
+            raise ValueError(f"percentiles: expected none with intensity = {self.intensity!r}, got {self.percentiles}")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            want = "the lowest and the highest, from 0 to 100, such as (0.5, 99.5)"
+            raise ValueError(f"percentiles: expected {want}, got {self.percentiles}")
+
+    @property
+    def clip_percentiles(self) -> tuple[float, float] | None:
+        """The percentiles that values are clipped to, chosen or not; None clips to none."""
+        return self.percentiles or (CLIP_PERCENTILES if self.intensity == "percentiles" else None)
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did: their percentiles were the 1st and the 99th."""
+        return {"percentiles": None, **values}
 
 
 def patches_and_spacing(preprocessing: Preprocessing) -> tuple[Patches, tuple[float, float]]:

@@ -142,7 +142,9 @@ def _record(image_size: int, classes: int) -> np.dtype:
 
 def _transform_names(preprocessing: Preprocessing) -> list[Any]:
     """Name everything that the bytes of an entry depend on, beside the case."""
-    scaling = [preprocessing.intensity, preprocessing.window, preprocessing.resize]
+    scaling: list[Any] = [preprocessing.intensity, preprocessing.window, preprocessing.resize]
+    if preprocessing.percentiles is not None:  # else older entries are as good
+        scaling.append(preprocessing.percentiles)
     return [_TRANSFORM_VERSION, preprocessing.image_size, scaling, preprocessing.nonfinite]
 
 

@@ -17,7 +17,6 @@ from .preprocessing import Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CLIP_PERCENTILES = (1.0, 99.0)
 
 _SLICES_AT_ONCE = 16
 
@@ -83,11 +82,12 @@ def _scaling(voxels: np.ndarray, preprocessing: Preprocessing) -> tuple[np.float
     low, high = np.float64(-np.inf), np.float64(np.inf)
     if preprocessing.intensity == "as_is":
         return low, high, np.float64(0), np.float64(1)
+    if preprocessing.clip_percentiles is not None:
+        low, high = np.percentile(voxels, preprocessing.clip_percentiles)
     if preprocessing.intensity == "zscore":
-        return low, high, voxels.mean(dtype=np.float64), voxels.std(dtype=np.float64)
-    if preprocessing.intensity == "percentiles":
-        low, high = np.percentile(voxels, CLIP_PERCENTILES)
-    elif preprocessing.intensity == "minmax":
+        clipped = voxels if preprocessing.clip_percentiles is None else voxels.clip(low, high)
+        return low, high, clipped.mean(dtype=np.float64), clipped.std(dtype=np.float64)
+    if preprocessing.intensity == "minmax":
         low, high = np.float64(voxels.min()), np.float64(voxels.max())
     elif preprocessing.window is not None:
         low, high = (np.float64(value) for value in preprocessing.window)

@@ -145,6 +145,23 @@ def test_reconstruction_is_centred_and_of_unit_variance():
 
 
 @torch.no_grad()
+def test_the_voltage_is_heard_and_drawn():
+    """A lead of twice the voltage moves the code at least five times as far as where each lead is normalised."""
+    ecg = beats()
+    louder = ecg * torch.where(torch.arange(12) == 6, 2.0, 1.0)[:, None]
+    models = {scaling: build(lead_scaling=scaling) for scaling in ("zscore", "voltage")}
+    moved = {
+        name: (model.encode(louder) - model.encode(ecg)).norm() / model.encode(ecg).std(0).norm()
+        for name, model in models.items()
+    }
+    assert moved["voltage"] > 5 * moved["zscore"] > 0
+    spread = models["voltage"](ecg).std(-1)
+    assert (spread < 0.5).all()  # of a decoder that has learned nothing; the normalised one is at 1 whatever it says
+    assert count(models["voltage"]) == count(models["zscore"])
+    models["voltage"].load_state_dict(models["zscore"].state_dict())
+
+
+@torch.no_grad()
 def test_the_decoder_s_two_linear_maps_are_one_of_low_rank():
     model = build()
     a, b = (torch.randn(2, 16, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
@@ -211,6 +228,7 @@ def test_saved_and_loaded(tmp_path):
         ({"time_steps": 0}, "time_steps must be at least 1, got 0"),
         ({"base_dim": 1}, "8 attention heads do not divide the 4 features of base_dim 1 .* use an even base_dim"),
         ({"lead_layout": "mixed"}, "lead_layout: expected one of 'correct', 'upstream', got 'mixed'"),
+        ({"lead_scaling": "mV"}, "lead_scaling: expected one of 'zscore', 'voltage', got 'mV'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"z_dim": 7}, "their width 7 must be even"),
         ({"pooled_dim": 8}, "needs final_linear=True"),

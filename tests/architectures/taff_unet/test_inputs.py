@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from trifuse.architectures.data.ecg.median_beat import load_beat
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
@@ -127,7 +128,24 @@ def test_a_grid_is_told_how_images_are_moved(cohort):
 def test_a_report_says_how_the_ecg_becomes_a_map(cohort, options, said):
     network = replace(FULL, **options)
     side_inputs = case_side_inputs(cohort, ["case001"], network, ORACLE_PRIOR, EcgInputRecipe())
-    assert describe_inputs(side_inputs, network, ORACLE_PRIOR)["ECG's map"] == said
+    facts = describe_inputs(side_inputs, network, ORACLE_PRIOR)
+    assert (facts["ECG's map"], facts["ECG's leads"]) == (said, "z-scored for each lead")
+
+
+def test_an_ecg_is_scaled_as_its_autoencoder_takes_it(cohort):
+    network = replace(FULL, ecg=replace(FULL.ecg, lead_scaling="voltage"))
+    found = {
+        each.ecg.lead_scaling: case_side_inputs(cohort, ["case001"], each, ORACLE_PRIOR, EcgInputRecipe())["case001"]
+        for each in (FULL, network)
+    }
+    scored, voltage = (found[scaling].constants["ecg"] for scaling in ("zscore", "voltage"))
+    clinical = cohort.case("case001").clinical
+    beat = load_beat(clinical.ecg, rate_hz=clinical.ecg_rate_hz)
+    spread = torch.from_numpy(beat.signal_mv.std(1, keepdims=True)) / 0.1
+    torch.testing.assert_close(voltage, scored * spread, atol=1e-4, rtol=1e-4)
+    assert found["voltage"].digest() != found["zscore"].digest()
+    said = describe_inputs({"case001": found["voltage"]}, network, ORACLE_PRIOR)["ECG's leads"]
+    assert said == "of 0.1 mV about each lead's mean"
 
 
 def test_e10_a_reference_without_a_wall_is_refused_with_its_case(cohort):

@@ -315,6 +315,13 @@ def test_it_starts_from_a_trained_autoencoder(tmp_path):
     assert TaffUNet.from_pretrained(tmp_path / "whole").config.ecg_checkpoint is None
     with pytest.raises(CheckpointError, match=r"wrong configuration: got .*z_dim=8.* want .*z_dim=64"):
         small("ecg", ecg=EcgAutoencoderConfig(), ecg_checkpoint=str(tmp_path / "ecg"))
+    other = EcgAutoencoderConfig(**{**vars(SMALL), "lead_scaling": "voltage"})
+    with pytest.raises(
+        CheckpointError,
+        match=r"got lead_scaling='zscore', want lead_scaling='voltage'; .*"
+        r"--set network\.ecg\.lead_scaling=zscore$",
+    ):
+        small("ecg", ecg=other, ecg_checkpoint=str(tmp_path / "ecg"))
 
 
 # ------------------------------------------------------------------------------------------------- what is refused

@@ -112,6 +112,18 @@ def test_from_records_to_a_report(records, tmp_path):
     assert float(log[0]["val_reconstruction_loss"]) == pytest.approx(1 - scores[0])
 
 
+def test_the_voltage_is_kept_where_the_autoencoder_takes_it(records, tmp_path):
+    plan = recipe(records, mixing=0.5)
+    plan = replace(plan, network=replace(plan.network, lead_scaling="voltage"))
+    spreads = torch.stack([beat.ecg.std(1) for beat in prepare_beats(plan).parts["train"]])
+    assert spreads.max() / spreads.min() > 1.5
+    text = train(plan, tmp_path / "run").read_text()
+    assert "| Leads | of 0.1 mV about each lead's mean |" in text
+    assert EcgAutoencoder.saved_config(tmp_path / "run" / "best").lead_scaling == "voltage"
+    further = EcgPretrainingRecipe(data=plan.data, init=str(tmp_path / "run" / "best"))
+    assert build_network(further).config.lead_scaling == "voltage"
+
+
 def fitted(plan: EcgPretrainingRecipe, out: Path) -> list[dict[str, str]]:
     """Train without a report; return the rows of the log."""
     fit_network(build_network(plan), plan, prepare_beats(plan), out)

@@ -25,6 +25,7 @@ from trifuse.architectures.runs.predict import load_network, predict_images
 from trifuse.architectures.runs.recipes import RecipeError, recipe_from
 from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.taff_unet.config import TaffUNetConfig
+from trifuse.architectures.taff_unet.ecg_autoencoder import EcgAutoencoder, EcgAutoencoderConfig
 from trifuse.architectures.taff_unet.inputs import EcgInputRecipe, PriorRecipe, case_side_inputs
 from trifuse.architectures.taff_unet.model import TaffUNet
 from trifuse.architectures.taff_unet.paper import RESULTS
@@ -32,7 +33,7 @@ from trifuse.architectures.taff_unet.report import Heard, describe_gate
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe, check, fit_options, run_with_side_inputs
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.architectures.training.run_folder import OutputFolderError
-from trifuse.kernels import DataError
+from trifuse.kernels import CheckpointError, DataError
 
 PICTURES = (
     "bullseye",
@@ -124,6 +125,15 @@ def test_nothing_is_trained_before_the_prior_is_chosen(scar_cohort, tmp_path):
             train_some(tiny_recipe(scar_cohort), tmp_path / "run")
     with pytest.raises(RecipeError, match="--strict"):
         train(replace(tiny_recipe(scar_cohort, source="gt"), strict=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_autoencoder_of_other_beats_is_refused_before_anything_is_trained(scar_cohort, tmp_path):
+    EcgAutoencoder(EcgAutoencoderConfig(lead_scaling="voltage")).save_pretrained(tmp_path / "ecg")
+    recipe = tiny_recipe(scar_cohort, source="predicted")
+    recipe = replace(recipe, network=replace(recipe.network, ecg_checkpoint=str(tmp_path / "ecg")))
+    with pytest.raises(CheckpointError, match=r"got lead_scaling='voltage', want lead_scaling='zscore'"):
+        train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

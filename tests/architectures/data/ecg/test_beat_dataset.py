@@ -39,6 +39,15 @@ def test_beats_are_z_scored_and_padded(tmp_path):
     assert inner[0].argmax() == 200
 
 
+def test_beats_of_voltage_are_in_one_unit(tmp_path):
+    signal = median()
+    high = signal.copy()
+    high[6] *= 3
+    (beat, other), _ = load_beats([source(tmp_path, n, s) for n, s in (("a", signal), ("b", high))], scaling="voltage")
+    torch.testing.assert_close(other.ecg[6], 3 * beat.ecg[6], atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.ecg[5], beat.ecg[5])
+
+
 def test_what_gives_no_beat_is_left_out_and_named(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "broken.npy").write_bytes(b"no array")
@@ -107,6 +116,19 @@ def test_mixing_adds_some_of_another_beat_where_both_are_usable():
     assert torch.equal(dataset[1]["target"], part.ecg)
     others = [dataset[(0, epoch, 0)]["target"] for epoch in range(30)]
     assert all(torch.allclose(target[3], whole.ecg[3], atol=1e-5) for target in others)
+
+
+def test_mixing_keeps_the_voltage():
+    """The mixture of two beats of one heart, one of them ten times as high, is in between, and not z-scored."""
+    low = scored(beat(0))
+    high = NetworkBeat("high", 10 * low.ecg, low.usable)
+    for epoch in range(10):
+        target = BeatDataset([low, high], mixing=0.5, scaling="voltage")[(0, epoch, 0)]["target"]
+        ratio = target[:, 4:-4].std(1, correction=0)
+        torch.testing.assert_close(target, ratio[0] * low.ecg, atol=1e-4, rtol=0)
+        assert 1 - 1e-4 < ratio[0] < 5.5
+    mixed = [BeatDataset([low, high], mixing=0.5)[(0, epoch, 0)]["target"] for epoch in range(10)]
+    assert all(torch.allclose(target, low.ecg, atol=1e-4) for target in mixed)
 
 
 def scored(beat: NetworkBeat) -> NetworkBeat:

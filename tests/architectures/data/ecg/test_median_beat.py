@@ -306,10 +306,20 @@ def test_what_the_network_sees():
     np.testing.assert_allclose(np.corrcoef(inside[3], TRUTH[3])[0, 1], 1, atol=1e-5)
 
 
-def test_leads_without_variance_and_unusable_ones_stay_zero():
+def test_with_the_voltage_all_leads_have_one_unit():
+    """A tenth of a millivolt, about the mean of each lead, which no electrode knows."""
+    ecg = network_ecg(made_beat(TRUTH + np.arange(12)[:, None]), "voltage")
+    assert not ecg[:, :4].any()
+    assert not ecg[:, -4:].any()
+    centred = TRUTH - TRUTH.mean(1, keepdims=True)
+    np.testing.assert_allclose(ecg[:, 4:-4].numpy(), centred / 0.1, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", ["zscore", "voltage"])
+def test_leads_without_variance_and_unusable_ones_stay_zero(scaling):
     signal, usable = TRUTH.copy(), np.ones(12, bool)
     signal[2], usable[7] = 1.5, False
-    ecg = network_ecg(made_beat(signal, usable))
+    ecg = network_ecg(made_beat(signal, usable), scaling)
     assert ecg.isfinite().all()
     assert [row for row in range(12) if not ecg[row].any()] == [2, 7]
 

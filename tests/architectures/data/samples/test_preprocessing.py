@@ -163,6 +163,45 @@ def test_as_is_changes_nothing(volume):
     np.testing.assert_array_equal(scaled(volume, "as_is"), volume.voxels)
 
 
+def test_values_are_clipped_to_the_percentiles_that_are_given(volume):
+    low, high = np.percentile(volume.voxels, (10, 80))
+    clipped = volume.voxels.clip(low, high)
+    got = scaled_slices(volume, Preprocessing(percentiles=(10.0, 80.0), resize="cubic", image_size=S)).numpy()
+    np.testing.assert_allclose(got, (clipped - low) / (high - low), atol=1e-6)
+    preprocessing = Preprocessing("zscore", percentiles=(10.0, 80.0), resize="cubic", image_size=S)
+    got = scaled_slices(volume, preprocessing).numpy()
+    np.testing.assert_allclose(got, (clipped - clipped.mean()) / clipped.std(), atol=1e-5)
+    assert (abs(got.mean()), got.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
+
+
+@pytest.mark.parametrize("intensity", ["percentiles", "zscore"])
+def test_percentiles_of_older_versions_are_their_defaults(volume, intensity):
+    values = config_to_json(Preprocessing(intensity, image_size=S))
+    del values["percentiles"]
+    old = config_from_json(Preprocessing, values, "run.json")
+    assert old.clip_percentiles == {"percentiles": (1.0, 99.0), "zscore": None}[intensity]
+
+
+@pytest.mark.parametrize(
+    ("intensity", "percentiles", "message"),
+    [
+        (
+            "zscore",
+            (50.0, 50.0),
+            r"percentiles: expected the lowest and the highest, from 0 to 100, such as .*got \(50",
+        ),
+        ("percentiles", (-1.0, 99.0), "percentiles: expected the lowest"),
+        ("percentiles", (1.0, 100.5), "percentiles: expected the lowest"),
+        ("percentiles", (float("nan"), 99.0), "percentiles: expected the lowest"),
+        ("minmax", (1.0, 99.0), "percentiles: expected none with intensity = 'minmax'"),
+        ("as_is", (1.0, 99.0), "percentiles: expected none with intensity = 'as_is'"),
+    ],
+)
+def test_percentiles_that_make_no_sense(intensity, percentiles, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(intensity, percentiles=percentiles)
+
+
 @pytest.mark.parametrize("intensity", ["percentiles", "minmax", "zscore"])
 def test_d23_no_contrast_gives_zeros_whatever_the_scale(intensity):
     with np.errstate(all="raise"):
@@ -179,7 +218,10 @@ def test_windows_that_make_no_sense(intensity, window):
 
 
 def test_preparations_survive_json():
-    for preprocessing in (Preprocessing(), Preprocessing("window", (-125.0, 275.0), "cubic", 1, "labels")):
+    for preprocessing in (
+        Preprocessing(percentiles=(0.5, 99.5)),
+        Preprocessing("window", (-125.0, 275.0), "cubic", 1, "labels"),
+    ):
         assert config_from_json(Preprocessing, config_to_json(preprocessing), "run.json") == preprocessing
 
 

@@ -205,10 +205,11 @@ def test_entries_are_named_after_all_that_they_depend_on(cohort, tmp_path, monke
     assert entries_with(changed={"intensity": "window", "window": (0, 501)}) == 8
     assert entries_with(changed={"resize": "cubic"}) == 9
     assert entries_with(changed={"channels": 1, "restore": "labels"}) == 9, "these come after the cache"
+    assert entries_with(changed={"percentiles": (0.5, 99.5)}) == 10
     monkeypatch.setattr(slice_dataset, "_TRANSFORM_VERSION", 2)
-    assert entries_with() == 10
-    put_case("a", seed=99, labels=np.ones((4, 7, 8), np.uint8))
     assert entries_with() == 11
+    put_case("a", seed=99, labels=np.ones((4, 7, 8), np.uint8))
+    assert entries_with() == 12
 
 
 def test_samples_follow_the_preparation(cohort):
