@@ -185,7 +185,8 @@ def test_every_part_of_bench_is_described():
 
 @every_page
 def test_settings_name_fields_of_a_recipe(page):
-    recipes = [one.load(one.recipe) for one in experiments()]
+    known = experiments()
+    recipes = [one.load(what.recipe) for one in known for what in (one, *one.pretrainings)]
     for setting in re.findall(r"--set '?([\w.]+=[^\s'`]+)", TEXTS[page]):
         if setting != "FIELD=VALUE":
             assert any(accepts(recipe, setting) for recipe in recipes), setting
