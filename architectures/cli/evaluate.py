@@ -45,7 +45,14 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
     from trifuse.architectures.data.layouts.open_cohort import open_cohort
     from trifuse.architectures.evaluation.metrics import Conventions
     from trifuse.architectures.evaluation.scoring import evaluate_cases
-    from trifuse.architectures.evaluation.summary import Scored, failures, format_summary, summarise
+    from trifuse.architectures.evaluation.summary import (
+        Scored,
+        failures,
+        format_summary,
+        headline_words,
+        plain,
+        summarise,
+    )
     from trifuse.architectures.evaluation.tables import write_case_table
     from trifuse.architectures.runs.recipes import matching_cases
 
@@ -58,7 +65,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
     labelled = [case.case_id for case in cohort.cases if case.label is not None]
     cases = matching_cases(cohort, labelled, arguments.cases)
     _require_predictions(arguments.predictions, cases)
-    scored = []
+    scored, headlines = [], []
     for convention, table in tables.items():
         conventions = Conventions(
             convention,
@@ -71,9 +78,10 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
             arguments.predictions, cohort, cases, conventions, accept_spacing=arguments.accept_spacing
         )
         write_case_table(table, rows)
+        headlines.append(plain(" ".join(headline_words(rows))))
         scored.append(Scored(rows[0].conventions, summarise(rows)))
         failed = failures(rows)  # the same ones under every convention
-    print(format_summary(*scored))
+    print(f"{format_summary(*scored)}\n\n{headlines[0]}")
     print(f"cases: {', '.join(map(str, tables.values()))}")
     for line in failed:
         print(f"failed, and scored as such: {line}", file=sys.stderr)

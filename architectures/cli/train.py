@@ -144,8 +144,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
-    """Train what the arguments describe, and print where the report lies."""
-    from trifuse.architectures.runs.folder import is_main_process
+    """Train what the arguments describe, and print the headline and where the report lies."""
+    from trifuse.architectures.evaluation.report import headline_of
     from trifuse.architectures.runs.pipeline import RunOptions, train
     from trifuse.architectures.runs.recipes import recipe_from
     from trifuse.architectures.runs.repeats import train_repeats
@@ -169,5 +169,5 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
             report = train_repeats(recipe, arguments.out, arguments.repeats, **options)
         else:
             report = train(recipe, arguments.out, **options)
-    if is_main_process():
-        print(f"report: {report}")
+    if report is not None:  # it is on all ranks but the first
+        print(f"{headline_of(report)}\nreport: {report}")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from trifuse.architectures.data.layouts.cohort import Cohort
 
-from .overlays import Tile, choose_cases, cut_tiles, draw_sheet, dsc_text, tile_numbers
+from .overlays import Tile, choose_cases, cut_tiles, draw_sheet, dsc_text, score_name, tile_numbers
 from .picture import Picture, save_picture
 from .scoring import evaluate_cases
-from .summary import case_means, mean_of_defined
+from .summary import headline_scores, mean_of_defined
 
 
 def collect_model_tiles(
@@ -21,7 +21,9 @@ def collect_model_tiles(
     limit: int = 6,
     slice_index: int | None = None,
 ) -> list[list[Tile]]:
-    """Choose cases by their DSC, averaged over models, and cut the same slice for each model; the worst case first.
+    """Choose cases by the DSC that speaks for them, averaged over models; the worst case comes first.
+
+    The same slice is cut for each model.
 
     Args:
         predictions: a folder of ``<case_id>.nii.gz`` for each model; a case that is missing there scores nothing.
@@ -34,7 +36,7 @@ def collect_model_tiles(
         DataError: a case is unknown or has no label, see `evaluate_cases`.
     """
     dsc = [
-        case_means([row for row in evaluate_cases(folder, cohort, case_ids) if row.case_id in case_ids], "dsc")
+        headline_scores([row for row in evaluate_cases(folder, cohort, case_ids) if row.case_id in case_ids], "dsc")
         for folder in predictions.values()
     ]
     means = {case_id: mean_of_defined([of_model[case_id] for of_model in dsc]) for case_id in case_ids}
@@ -76,6 +78,6 @@ def draw_model_overlays(
     )
     alt = (
         f"Overlay sheet of {len(rows)} cases: image, truth, and the predictions of {len(names)} models side by side; "
-        f"DSC of each case: {cases}."
+        f"{score_name(rows[0]) if rows else 'DSC'} of each case: {cases}."
     )
     return save_picture(figure, out, "model_overlays", title, alt, header, lines)

@@ -38,7 +38,7 @@ from .picture import (
     save_picture,
 )
 from .scoring import EXTRA, Row, prediction_path
-from .summary import case_means
+from .summary import SCAR, headline_scores
 from .tables import number
 
 CLASS_COLOURS = (SKY, ORANGE, YELLOW, PURPLE, GREEN, VERMILION, BLUE, VIOLET, LIME, BROWN)
@@ -64,6 +64,7 @@ class Tile:
     prediction: NDArray | None
     spacing_mm: tuple[float, float] | None
     dsc: float
+    score_name: str = "DSC"
 
     @property
     def pixel(self) -> tuple[float, float]:
@@ -79,13 +80,13 @@ def collect_tiles(
     limit: int = 6,
     slice_index: int | None = None,
 ) -> list[Tile]:
-    """Choose cases of a case table and cut one slice out of each, the worst case first.
+    """Choose cases of a case table by the DSC that speaks for them, and cut one slice out of each, the worst first.
 
     All cases when there are at most ``limit``; otherwise that many, evenly spaced by rank, the best and the worst
     among them. The slice is, of those that show most classes, the one with the largest true area; or ``slice_index``,
     counted from 0.
     """
-    means = case_means([row for row in rows if row.status != EXTRA], "dsc")
+    means = headline_scores([row for row in rows if row.status != EXTRA], "dsc")
     chosen = choose_cases(means, limit)
     return [cut_tiles([pred_dir], cohort, case_id, note, [means[case_id]], slice_index)[0] for case_id, note in chosen]
 
@@ -106,7 +107,8 @@ def cut_tiles(
         except DataError:
             prediction = None
         slice_of = image.voxels[index], truth.voxels[index], prediction
-        tiles.append(Tile(case_id, note, index, depth, *slice_of, spacing_mm, dsc))
+        name = "scar DSC" if SCAR in cohort.class_names else "DSC"
+        tiles.append(Tile(case_id, note, index, depth, *slice_of, spacing_mm, dsc, name))
     return tiles
 
 
@@ -127,7 +129,10 @@ def draw_overlays(
     header = ["case_id", "slice", "class_name", "pixels_truth", "pixels_prediction", "dsc_slice", "dsc_case"]
     lines = [line for tile in tiles for line in tile_numbers(tile, class_names)]
     cases = ", ".join(f"{tile.case_id} {dsc_text(tile.dsc)}" for tile in tiles)
-    alt = f"Overlay sheet of {len(tiles)} cases, image, truth and prediction side by side; DSC of each case: {cases}."
+    alt = (
+        f"Overlay sheet of {len(tiles)} cases, image, truth and prediction side by side; "
+        f"{score_name(tiles)} of each case: {cases}."
+    )
     return save_picture(figure, out, "overlays", title, alt, header, lines)
 
 
@@ -197,7 +202,9 @@ def _draw_prediction(axis: Any, tile: Tile, window: tuple[slice, slice], *, numb
         for k in _classes_in(truth):
             _draw_contour(axis, truth == k, "white", 1.0, "dashed")
     corner = {"transform": axis.transAxes, "va": "top", "weight": "bold"}
-    axis.text(0.04, 0.96, f"DSC {dsc_text(tile.dsc)}", color="white", fontsize=NORMAL, bbox=PLATE, **corner)
+    axis.text(
+        0.04, 0.96, f"{tile.score_name} {dsc_text(tile.dsc)}", color="white", fontsize=NORMAL, bbox=PLATE, **corner
+    )
 
 
 def _shown_classes(tiles: Sequence[Tile], classes: int) -> list[int]:
@@ -307,7 +314,7 @@ def _aspect(tile: Tile, window: tuple[slice, slice]) -> float:
 
 
 def tile_numbers(tile: Tile, class_names: Sequence[str]) -> list[list[object]]:
-    """Return a line for each class: its areas in the slice, its DSC there, and that of the case over all classes."""
+    """Return a line for each class: its areas in the slice, its DSC there, and the case's own on the tile."""
     prediction = np.zeros_like(tile.truth) if tile.prediction is None else tile.prediction
     lines: list[list[object]] = []
     for k, name in enumerate(class_names[1:], start=1):
@@ -323,6 +330,11 @@ def _class_colour(k: int) -> str:
 
 def _shortened(name: str, letters: int) -> str:
     return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
+def score_name(tiles: Sequence[Tile]) -> str:
+    """Return what the score on tiles is called."""
+    return tiles[0].score_name if tiles else "DSC"
 
 
 def dsc_text(dsc: float) -> str:

@@ -26,13 +26,14 @@ from .picture import Picture
 from .scoring import Row
 from .statistics import Comparison, comparison_cells
 from .summary import (
-    MEAN_OF_CLASSES,
     METRIC_NAMES,
     Scored,
     case_by_class_cells,
-    case_means,
     failures,
     format_score,
+    headline_scores,
+    headline_words,
+    plain,
     side_by_side_cells,
     summarise,
     summary_cells,
@@ -124,6 +125,12 @@ def write_report(
     return path
 
 
+def headline_of(report: Path) -> str:
+    """Return the headline of a report without its marks, for a terminal."""
+    _, headline, *_ = report.read_text(encoding="utf-8").split("\n\n")
+    return plain(headline)
+
+
 def add_picture(report: Path, picture: Picture) -> None:
     """Show one more picture in a report, before its scores; it lies in the report's folder or below."""
     text = report.read_text(encoding="utf-8")
@@ -192,18 +199,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def _headline(evaluation: Evaluation) -> str:
-    conventions = evaluation.rows[0].conventions
-    summaries = {(s.class_name, s.metric): s for s in summarise(evaluation.rows)}
-    class_name = MEAN_OF_CLASSES if (MEAN_OF_CLASSES, "dsc") in summaries else evaluation.rows[0].class_name
-    dsc = summaries[class_name, "dsc"]
-    unit = conventions.aggregation
-    counted = {(row.case_id, row.slice): row for row in evaluation.rows}
-    spread = f" ± {dsc.sd:.3f}" if not math.isnan(dsc.sd) else ""
-    says = "mean ± SD over" if spread else "from"
-    scored = f"for {class_name}, {says} {count(dsc.count, unit)}, empty masks `{conventions.empty_masks}`"
-    lines = [f"**DSC {format_score(dsc.mean, 'dsc')}{spread}** {scored}."]
+    dsc, of_what = headline_words(evaluation.rows)
+    lines = [f"**{dsc}** {of_what}"]
     failed = failures(evaluation.rows)
-    cases = len({case_id for case_id, _ in counted})
+    cases = len({row.case_id for row in evaluation.rows})
     if failed:
         lines.append(f"**{len(failed)} of {cases} predictions failed and score 0:** {_escape(', '.join(failed))}.")
     elif cases > 1:
@@ -214,8 +213,8 @@ def _headline(evaluation: Evaluation) -> str:
 
 
 def _dsc_of_cases(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean DSC of each case that has one; of one case, NaN, if none has."""
-    defined = {case_id: mean for case_id, mean in case_means(rows, "dsc").items() if not math.isnan(mean)}
+    """DSC of each case that has one, see `headline_scores`; of one case, NaN, if none has."""
+    defined = {case_id: dsc for case_id, dsc in headline_scores(rows, "dsc").items() if not math.isnan(dsc)}
     return defined or {rows[0].case_id: math.nan}
 
 

@@ -15,7 +15,7 @@ from trifuse.kernels import DataError, MissingExtra
 
 from .metrics import Conventions
 from .scoring import Row
-from .summary import METRIC_NAMES, aligned, case_means
+from .summary import METRIC_NAMES, SCAR, aligned, case_means, headline_class
 from .tables import number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
@@ -151,7 +151,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare_runs(table_a: Path, table_b: Path) -> list[Comparison]:
-    """Compare two case tables of the same cases, one row per class and score.
+    """Compare two case tables of the same cases, one row per class and score; the scar's come first where there is one.
 
     Slices are averaged to their case first: slices of one case are not independent.
 
@@ -171,7 +171,7 @@ def compare_runs(table_a: Path, table_b: Path) -> list[Comparison]:
     _check_pairs(table_a, rows_a, table_b, rows_b)
     compared = [
         _compare(class_name, metric, rows_a, rows_b)
-        for class_name in dict.fromkeys(row.class_name for row in rows_a)
+        for class_name in sorted(dict.fromkeys(row.class_name for row in rows_a), key=lambda name: name != SCAR)
         for metric in rows_a[0].conventions.metrics
     ]
     adjusted = holm([row.t_test.p for row in compared])
@@ -202,12 +202,22 @@ def comparison_cells(rows: Sequence[Comparison]) -> tuple[list[str], list[list[s
 
 def format_comparison(rows: Sequence[Comparison], name_a: str, name_b: str) -> str:
     """Return a comparison as text in aligned columns."""
-    notes = [f"A: {name_a}", f"B: {name_b}", rows[0].conventions.describe()]
+    notes = [f"A: {name_a}", f"B: {name_b}", *_headline(rows), rows[0].conventions.describe()]
     notes += ["n cases; two-sided paired tests; interval by patient; d = mean / SD"]
     undefined = sum(row.undefined for row in rows)
     if undefined:
         notes.append(f"{undefined} scores were undefined in A or B and left out")
     return "\n".join([*notes, "", *aligned(*comparison_cells(rows))])
+
+
+def _headline(rows: Sequence[Comparison]) -> list[str]:
+    """Say in a line by how much the DSC differs, of the scar or the only class; nothing where several are alike."""
+    name = headline_class(row.class_name for row in rows)
+    return [
+        f"DSC of {name}: A {row.mean_a:.3f}, B {row.mean_b:.3f}, B - A {row.difference:+.3f}"
+        for row in rows
+        if (row.class_name, row.metric) == (name, "dsc") and row.t_test.count
+    ]
 
 
 def format_p(p: float) -> str:

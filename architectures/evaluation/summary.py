@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from trifuse.architectures.storage.text import count
+
 from .metrics import Conventions
 from .scoring import Row
 
 MEAN_OF_CLASSES = "mean of classes"
+SCAR = "scar"  # the class that speaks for a run where there is one
 
 METRIC_NAMES = {
     "dsc": "DSC",
@@ -82,9 +86,56 @@ def summarise_runs(runs: Sequence[Sequence[Row]]) -> list[Summary]:
     return [_summary(class_name, metric, values) for (class_name, metric), values in means.items()]
 
 
-def overall(summaries: Sequence[Summary]) -> list[Summary]:
-    """Return the summaries that speak for all classes: those of their mean, or of the only one."""
-    return [summary for summary in summaries if summary.class_name == summaries[-1].class_name]
+def headline_class(class_names: Iterable[str]) -> str:
+    """Return what speaks for a run: the scar where it is a class, else the mean of the classes, or the only one."""
+    names = list(dict.fromkeys(class_names))
+    if SCAR in names:
+        return SCAR
+    return names[0] if len(names) == 1 else MEAN_OF_CLASSES
+
+
+def headline_summaries(summaries: Sequence[Summary]) -> list[Summary]:
+    """Return the summaries that speak for a run, see `headline_class`."""
+    name = headline_class(s.class_name for s in summaries if s.class_name != MEAN_OF_CLASSES)
+    return [summary for summary in summaries if summary.class_name == name]
+
+
+def headline_scores(rows: Sequence[Row], metric: str) -> dict[str, float]:
+    """Return by case the score that speaks for a run: that of the scar, or `case_means`."""
+    of_scar = [row for row in rows if row.class_name == SCAR]
+    return case_means(of_scar or rows, metric)
+
+
+def headline_words(rows: Sequence[Row]) -> tuple[str, str]:
+    """Return the DSC that speaks for a run, with its spread, and what it is of, in Markdown.
+
+    Of a run with a scar, the mean of the classes follows.
+    """
+    conventions, summaries = rows[0].conventions, summarise(rows)
+    (dsc,) = (summary for summary in headline_summaries(summaries) if summary.metric == "dsc")
+    says = "from" if math.isnan(dsc.sd) else "mean ± SD over"
+    of_what = f"for {dsc.class_name}, {says} {count(dsc.count, conventions.aggregation)}"
+    return (
+        f"DSC {_with_spread(dsc)}",
+        f"{of_what}, empty masks `{conventions.empty_masks}`.{beside_the_scar(summaries)}",
+    )
+
+
+def plain(markdown: str) -> str:
+    """Return a headline without its marks, for a terminal."""
+    return re.sub(r"\\(.)", r"\1", re.sub(r"\*\*|`", "", markdown))
+
+
+def beside_the_scar(summaries: Sequence[Summary]) -> str:
+    """Return a sentence on the mean of the classes where the scar speaks for a run; empty where the mean does."""
+    means = [s for s in summaries if (s.class_name, s.metric) == (MEAN_OF_CLASSES, "dsc")]
+    if not means or headline_summaries(summaries)[0].class_name == MEAN_OF_CLASSES:
+        return ""
+    return f" The {MEAN_OF_CLASSES} is {_with_spread(means[0])}."
+
+
+def _with_spread(summary: Summary) -> str:
+    return format_score(summary.mean, summary.metric) if math.isnan(summary.sd) else mean_and_sd(summary)
 
 
 def mean_of_defined(values: Sequence[float]) -> float:

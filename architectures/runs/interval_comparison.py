@@ -8,15 +8,13 @@ from pathlib import Path
 
 from trifuse.architectures.evaluation.interval_figures import draw_interval_bars, interval_bins, interval_days
 from trifuse.architectures.evaluation.picture import Picture
-from trifuse.architectures.evaluation.summary import aligned, case_means
+from trifuse.architectures.evaluation.summary import SCAR, aligned, headline_scores
 from trifuse.architectures.evaluation.tables import case_tables, read_case_table
 from trifuse.kernels import DataError
 
 from .folder import run_section
 from .overlay import check_same_cohort, names_of
 from .recipes import DataRecipe
-
-SCAR = "scar"  # where it is a class, it is what counts
 
 
 def compare_by_interval(runs: Sequence[Path], out: Path) -> tuple[Picture, str]:
@@ -48,8 +46,7 @@ def compare_by_interval(runs: Sequence[Path], out: Path) -> tuple[Picture, str]:
 
 
 def _dsc(run: Path) -> dict[str, float]:
-    rows = read_case_table(case_tables(run)[0])
-    return case_means([row for row in rows if row.class_name == SCAR] or rows, "dsc")
+    return headline_scores(read_case_table(case_tables(run)[0]), "dsc")
 
 
 def _table(days: Mapping[str, float], scores: Mapping[str, Mapping[str, float]]) -> str:

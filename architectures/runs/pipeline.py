@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from trifuse.architectures.evaluation.report import headline_of
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.kernels import DataError
@@ -133,8 +134,8 @@ def with_classes(recipe: Any, classes: int, *, sigmoid: bool = False) -> Any:
 
 
 def print_results(report: Path) -> None:
-    """Print where a run's report, pictures and predicted volumes lie."""
-    print(f"\nreport:   {report}")
+    """Print a run's headline, and where its report, pictures and predicted volumes lie."""
+    print(f"\n{headline_of(report)}\nreport:   {report}")
     for picture in sorted(report.parent.glob(f"{FIGURES_FOLDER}/**/*.png")):
         print(f"picture:  {picture}")
     print(f"volumes:  {report.parent / PREDICTIONS_FOLDER / 'test'}")

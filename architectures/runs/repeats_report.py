@@ -20,9 +20,11 @@ from trifuse.architectures.evaluation.scoring import Row
 from trifuse.architectures.evaluation.summary import (
     METRIC_NAMES,
     Scored,
+    beside_the_scar,
     format_score,
+    headline_class,
+    headline_summaries,
     mean_and_sd,
-    overall,
     side_by_side_cells,
     summarise,
     summarise_runs,
@@ -84,23 +86,26 @@ def write_repeats_report(
 
 
 def _headline(scored: Scored, cases: int) -> str:
-    dsc = next(summary for summary in overall(scored.summaries) if summary.metric == "dsc")
+    (dsc,) = (summary for summary in headline_summaries(scored.summaries) if summary.metric == "dsc")
     of_what = f"mean ± SD over {dsc.count} runs of {count(cases, 'case')} each"
     convention = f"empty masks `{scored.conventions.empty_masks}`"
-    return f"**DSC {mean_and_sd(dsc)}** for {dsc.class_name}, {of_what}, {convention}."
+    return (
+        f"**DSC {mean_and_sd(dsc)}** for {dsc.class_name}, {of_what}, {convention}.{beside_the_scar(scored.summaries)}"
+    )
 
 
 def _run_cells(
     runs: Sequence[RepeatedRun], scored: Sequence[Sequence[Sequence[Row]]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Return header and cells of the overall DSC and HD95 of each run under each convention."""
+    """Return header and cells of the DSC and HD95 that speak for each run under each convention."""
     header, lines = ["Run", "Seed"], [[run.folder.name, str(run.seed)] for run in runs]
+    of_what = headline_class(row.class_name for row in scored[0][0])
     for of_runs in scored:
         conventions = of_runs[0][0].conventions
         for metric in ("dsc", conventions.hd95):
-            header.append(f"{METRIC_NAMES[metric]} ({conventions.empty_masks})")
+            header.append(f"{METRIC_NAMES[metric]} of {of_what} ({conventions.empty_masks})")
             for line, rows in zip(lines, of_runs, strict=True):
-                means = {summary.metric: summary.mean for summary in overall(summarise(rows))}
+                means = {summary.metric: summary.mean for summary in headline_summaries(summarise(rows))}
                 line.append(format_score(means[metric], metric))
     return header, lines
 

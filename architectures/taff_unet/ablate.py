@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trifuse.architectures.data.phantoms.ambiguous import TRUTH
 from trifuse.architectures.evaluation.statistics import format_p, paired_t_test
+from trifuse.architectures.evaluation.summary import SCAR
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.runs.ablation import scores_of_runs, train_all, write_ablation
 from trifuse.architectures.runs.parallel import one_thread
@@ -25,7 +26,7 @@ from .demo import demo_recipe, draw_time_bars, ecg_recipe
 from .first_pass import first_pass
 from .inputs import ORACLE
 from .phantoms import ABLATIONS, Phantom, Plan
-from .report import SCAR, scar_dsc
+from .report import scar_dsc
 from .train import TaffUNetRecipe
 
 Row = tuple[str, str]  # setting and prior

@@ -22,6 +22,7 @@ from trifuse.architectures.evaluation.interval_figures import draw_gate_weights,
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import Evaluation
 from trifuse.architectures.evaluation.scoring import Row, prediction_path
+from trifuse.architectures.evaluation.summary import SCAR
 from trifuse.architectures.evaluation.tables import number, write_csv
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
@@ -36,7 +37,6 @@ from .inputs import ORACLE, PriorRecipe, divide
 from .mechanisms import exchange_test
 from .model import TaffUNet
 
-SCAR = "scar"
 BURDEN_TABLE = "scar_burden.csv"
 SCORES_TABLE = "ecg_segment_scores.csv"
 Burdens = dict[str, dict[str, tuple[NDArray, float]]]  # by case and source: mL in each segment, and in none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 
 from command import ABDOMEN_TRAINING, run_main
@@ -30,6 +31,10 @@ def test_predict_evaluate_and_compare(atria_run, atria, tmp_path, capsys):
     code, output, _ = run_main(["evaluate", labels, atria, "--out", table, *cases], capsys)
     assert code == 0
     assert "left atrium" in output
+    headline, tables = output.splitlines()[-2:]
+    of_what = "for left atrium, mean ± SD over 2 volumes, empty masks strict."
+    assert re.fullmatch(rf"DSC 0\.\d{{3}} ± 0\.\d{{3}} {re.escape(of_what)}", headline)
+    assert tables == f"cases: {table}"
     with (atria_run / "test_cases.csv").open() as one, table.open() as two:
         kept = {row["case_id"]: row for row in csv.DictReader(two)}
         (expected,) = csv.DictReader(one)

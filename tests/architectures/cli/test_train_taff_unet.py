@@ -30,6 +30,16 @@ def test_l1_l2_wrong_words_are_named(words, message, capsys, scar_cohort, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_the_last_lines_of_a_training_are_the_headline_and_its_report(scar_cohort, tmp_path, capsys, monkeypatch):
+    report = tmp_path / "report.md"
+    report.write_text("# t\n\n**DSC 0.612 ± 0.100** for scar, mean ± SD over 2 volumes.\n\n## Scores\n")
+    monkeypatch.setattr("trifuse.architectures.runs.pipeline.train", lambda recipe, out, **_: report)
+    words = ["train", "taff_unet", scar_cohort, "--prior", "gt", "--out", tmp_path]
+    code, output, _ = run_main(words, capsys)
+    assert code == 0
+    assert output.splitlines()[-2:] == ["DSC 0.612 ± 0.100 for scar, mean ± SD over 2 volumes.", f"report: {report}"]
+
+
 @pytest.mark.slow
 def test_an_autoencoder_is_trained_on_a_cohort_and_starts_the_network(scar_cohort, tmp_path, capsys, monkeypatch):
     words = ["train", "ecg", "--cohort", scar_cohort, "--out", tmp_path / "ecg", "--epochs", 2, "--batch-size", 4]

@@ -112,6 +112,21 @@ def test_tiles_of_a_cohort_without_a_spacing_have_none(make_cohort, tmp_path):
     assert collect_tiles(tmp_path, replace(cohort, has_spacing=False), rows)[0].spacing_mm is None
 
 
+def test_the_score_on_a_tile_is_the_scars_where_there_is_one(make_cohort, tmp_path, figures):
+    cohort = make_cohort("a")
+    (before,) = evaluate_cases(tmp_path, cohort, ["a"])
+    rows = [
+        replace(before, class_name=k, scores={**before.scores, "dsc": d}) for k, d in (("wall", 0.9), ("scar", 0.2))
+    ]
+    (tile,) = collect_tiles(tmp_path, replace(cohort, class_names=("background", "scar")), rows)
+    assert (tile.dsc, tile.score_name) == (0.2, "scar DSC")
+    picture = draw_overlays([tile], ("background", "scar"), tmp_path)
+    assert "scar DSC of each case: a 0.200" in picture.alt
+    assert any("scar DSC 0.200" in texts for texts in texts_on(figures[0]))
+    (tile,) = collect_tiles(tmp_path, cohort, [replace(one, class_name=one.class_name.upper()) for one in rows])
+    assert (tile.dsc, tile.score_name) == (pytest.approx(0.55), "DSC")
+
+
 def test_the_slice_shows_as_many_classes_as_possible():
     labels = np.zeros((4, 10, 10), np.uint8)
     labels[0] = 1  # the largest area of all

@@ -23,6 +23,7 @@ from trifuse.architectures.evaluation.report import (
     describe_environment,
     describe_network,
     format_seconds,
+    headline_of,
     write_report,
 )
 from trifuse.architectures.evaluation.scoring import EXTRA, MISSING, OK, Row
@@ -118,6 +119,18 @@ def test_undefined_scores_are_counted_below_the_table(tmp_path):
     assert "Sensitivity of left atrium: 1 of 2 undefined and left out of the mean." in text
     all_undefined = [row("a", math.nan), row("b", math.nan)]
     assert "**DSC -**" in write_report(tmp_path, title="t", evaluations=[volume_evaluation(*all_undefined)]).read_text()
+
+
+def test_the_headline_of_a_cohort_with_a_scar_is_the_scar(tmp_path):
+    scores = {"a": (0.9, 0.2), "b": (0.8, 0.6)}
+    rows = [row(c, d, class_name=k) for c, of in scores.items() for k, d in zip(("wall", "scar"), of, strict=True)]
+    report = write_report(tmp_path, title="t", evaluations=[volume_evaluation(*rows)])
+    headline = report.read_text().split("\n\n")[1]
+    assert headline == (
+        "**DSC 0.400 ± 0.283** for scar, mean ± SD over 2 volumes, empty masks `strict`. The mean of classes is "
+        "0.625 ± 0.106. Best case b 0.600, worst a 0.200."
+    )
+    assert headline_of(report) == headline.replace("**", "").replace("`", "")
 
 
 def test_several_classes(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,6 +171,21 @@ def test_compare_pairs_by_case_whatever_the_order(tmp_path):
     assert len(lines) == 1 + len(STRICT.metrics)
     assert lines[0].startswith("class_name,metric,count")
     assert all(line.endswith(STRICT.label) for line in lines[1:])
+
+
+def test_the_scar_comes_first_and_speaks_for_two_runs(tmp_path):
+    scores = {"blood pool": (0.9, 0.8), "scar": (0.25, 0.5)}
+    tables = [tmp_path / name for name in ("a.csv", "b.csv")]
+    for table, which in zip(tables, (0, 1), strict=True):
+        values = {k: dict.fromkeys(STRICT.metrics, of[which]) for k, of in scores.items()}
+        write_case_table(table, [Row(c, c, k, None, "ok", values[k], STRICT) for c in "xyz" for k in scores])
+    rows = compare_runs(*tables)
+    assert list(dict.fromkeys(one.class_name for one in rows)) == ["scar", "blood pool"]
+    text = format_comparison(rows, "one", "another").splitlines()
+    assert text[:3] == ["A: one", "B: another", "DSC of scar: A 0.250, B 0.500, B - A +0.250"]
+    others = [one for one in rows if one.class_name != "scar"]
+    both = [*others, *(replace(one, class_name="wall") for one in others)]
+    assert not any("DSC of" in line for line in format_comparison(both, "one", "another").splitlines())
 
 
 def test_unmatched_cases_are_an_error_that_lists_them(tmp_path):

@@ -16,7 +16,11 @@ from trifuse.architectures.evaluation.summary import (
     Scored,
     case_by_class_cells,
     format_summary,
-    overall,
+    headline_class,
+    headline_scores,
+    headline_summaries,
+    headline_words,
+    plain,
     side_by_side_cells,
     summarise,
     summarise_runs,
@@ -118,9 +122,41 @@ def test_cases_by_class():
 def test_the_mean_of_classes_is_that_of_their_means_over_cases():
     """With one score undefined the mean over cases of the mean over classes would be another number."""
     rows = [row("a", 0.9), row("a", math.nan, class_name="scar"), row("b", 0.7), row("b", 0.2, class_name="scar")]
-    (dsc,) = (s for s in overall(summarise(rows)) if s.metric == "dsc")
+    (dsc,) = (s for s in summarise(rows) if (s.class_name, s.metric) == (MEAN_OF_CLASSES, "dsc"))
     assert dsc.mean == pytest.approx(((0.9 + 0.7) / 2 + 0.2) / 2)
     assert dsc.mean != pytest.approx((0.9 + (0.7 + 0.2) / 2) / 2)
+
+
+SCARRED = [row("a", 0.9), row("a", 0.3, class_name="scar"), row("b", 0.7), row("b", 0.1, class_name="scar")]
+CHAMBERS = [row("a", 0.9), row("a", 0.3, class_name="wall"), row("b", 0.7), row("b", 0.1, class_name="wall")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "mean", "of_cases"),
+    [
+        (SCARRED, "scar", 0.2, {"a": 0.3, "b": 0.1}),
+        (CHAMBERS, MEAN_OF_CLASSES, 0.5, {"a": 0.6, "b": 0.4}),
+        (CHAMBERS[::2], "atrium", 0.8, {"a": 0.9, "b": 0.7}),
+    ],
+)
+def test_the_scar_speaks_for_a_run_where_there_is_one(rows, name, mean, of_cases):
+    assert headline_class(one.class_name for one in rows) == name
+    (dsc,) = (s for s in headline_summaries(summarise(rows)) if s.metric == "dsc")
+    assert (dsc.class_name, dsc.mean) == (name, pytest.approx(mean))
+    assert headline_scores(rows, "dsc") == pytest.approx(of_cases)
+
+
+def test_the_headline_in_words():
+    assert headline_words(SCARRED) == (
+        "DSC 0.200 ± 0.141",
+        "for scar, mean ± SD over 2 volumes, empty masks `strict`. The mean of classes is 0.500 ± 0.141.",
+    )
+    assert headline_words(CHAMBERS) == (
+        "DSC 0.500 ± 0.141",
+        "for mean of classes, mean ± SD over 2 volumes, empty masks `strict`.",
+    )
+    assert headline_words(CHAMBERS[:1])[1] == "for atrium, from 1 volume, empty masks `strict`."
+    assert plain(r"**DSC 0.1** of a\|b, `strict`") == "DSC 0.1 of a|b, strict"
 
 
 def test_runs_are_summarised_by_their_own_means():

@@ -53,6 +53,18 @@ def test_mean_and_sd_over_runs_under_both_conventions(tmp_path):
         assert (tmp_path / link).is_file(), link
 
 
+def test_runs_with_a_scar_are_told_by_it(tmp_path, monkeypatch):
+    scarred = {number: {"LV": of["LV"], "scar": of["RV"]} for number, of in DSC.items()}
+    monkeypatch.setattr(f"{__name__}.DSC", scarred)
+    text = write_repeats_report(tmp_path, [finished(tmp_path, k) for k in (1, 2)], title="t").read_text()
+    means = [np.mean(scarred[k]["scar"]) for k in (1, 2)]
+    overall = np.std([0.55, 0.75], ddof=1)
+    assert f"**DSC {np.mean(means):.3f} ± {np.std(means, ddof=1):.3f}** for scar, mean ± SD over 2 runs" in text
+    assert f"The mean of classes is 0.650 ± {overall:.3f}." in text
+    assert "DSC of scar (strict)" in text
+    assert f"| run_1 | 2223 | {means[0]:.3f} |" in text
+
+
 def test_the_tables_of_all_runs(tmp_path):
     write_repeats_report(tmp_path, [finished(tmp_path, k) for k in (1, 2)], title="t")
     lines = list(csv.DictReader((tmp_path / "runs.csv").open()))

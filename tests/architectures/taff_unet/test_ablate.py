@@ -15,6 +15,7 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.phantoms.ambiguous import AmbiguousPhantom, read_truth, write_ambiguous_phantom
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.scoring import score_case
+from trifuse.architectures.evaluation.summary import SCAR
 from trifuse.architectures.evaluation.tables import write_case_table
 from trifuse.architectures.runs.ablation import scores_of_runs
 from trifuse.architectures.runs.pipeline import train
@@ -25,7 +26,6 @@ from trifuse.architectures.taff_unet.ablate import CEILING
 from trifuse.architectures.taff_unet.ambiguity_tables import write_ambiguity_tables
 from trifuse.architectures.taff_unet.inputs import ORACLE
 from trifuse.architectures.taff_unet.phantoms import ABLATIONS, Plan
-from trifuse.architectures.taff_unet.report import SCAR
 from trifuse.kernels import DataError
 
 DSC = {"baseline": 0.5, "ap": 0.8, "ecg": 0.5, "ecg_ap": 0.8, "full": 0.9}

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from trifuse.architectures.data.phantoms import ambiguous
+from trifuse.architectures.evaluation.summary import SCAR
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.taff_unet import TaffUNet, demo
 from trifuse.architectures.taff_unet.ablate import TITLES
 from trifuse.architectures.taff_unet.phantoms import DEMOS
-from trifuse.architectures.taff_unet.report import SCAR
 from trifuse.architectures.training.run_folder import OutputFolderError
 
 TINY = {
@@ -44,6 +44,7 @@ def test_demo_goes_the_whole_way(phantom, tmp_path, capsys, monkeypatch):
         assert f"figures/{name}.png" in text
     printed = capsys.readouterr().out
     assert str(report) in printed
+    assert "for scar, " in printed
     assert "audit/test/audit.png" in text
     assert (report.parent / "audit" / "test" / "audit.md").exists()
     assert "with_and_without_time.png" in printed

@@ -140,6 +140,9 @@ def test_an_autoencoder_of_other_beats_is_refused_before_anything_is_trained(sca
 def test_e11_an_oracle_is_called_one_in_the_report(finished):
     report = (finished / "report.md").read_text()
     assert report.startswith("# TAFF-UNet (full, oracle prior) on phantom")
+    scar, *others = (line for line in report.split("##")[0].splitlines() if "DSC" in line)
+    assert re.match(r"\*\*DSC \S+( ± \S+)?\*\* for scar, .*`strict`\. The mean of classes is ", scar)
+    assert others == []
     assert "| Prior | oracle prior: AHA-17 of the reference annotation (an oracle), angles from landmarks |" in report
     assert "### Test cases, per volume (oracle prior)" in report
     assert "## Test cases: predictions beside the truth (oracle prior)" in report
