@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trifuse.architectures.data.volumes.files import path_below
 from trifuse.architectures.storage.text import count, listed, natural_key
 from trifuse.kernels.errors import DataError
 
@@ -139,8 +140,10 @@ def _rows(table: Path) -> list[dict[str, str]]:
 def _record(root: Path, row: Mapping[str, str], rate_hz: int) -> PtbXlRecord | None:
     """Return the record of a line; None if its files are not there."""
     names = [row["filename_hr"], row["filename_lr"]]
-    paths = [root / name for name in (names if rate_hz == 500 else names[::-1])]
-    path = next((path for path in paths if path.with_name(path.name + ".hea").is_file()), None)
+    paths = [path_below(root, name) for name in (names if rate_hz == 500 else names[::-1])]
+    if None in paths:
+        raise ValueError(f"a file that is not below the folder of {TABLE}: {listed(names)}")
+    path = next((path for path in paths if path and path.with_name(path.name + ".hea").is_file()), None)
     fold = int(row["strat_fold"])
     if not 1 <= fold <= 10:
         raise ValueError(f"fold {fold}")

@@ -25,8 +25,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
+from trifuse.architectures.data.volumes.files import can_name_files, path_below
 from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError
 
@@ -124,7 +125,7 @@ class _Line:
     notes: list[str] = field(default_factory=list)
 
     def case(self, root: Path) -> Case | None:
-        """Return the case, None without an image; what cannot be understood is left out and becomes a problem."""
+        """Return the case, None without image or usable name; what cannot be understood is left out and a problem."""
         name = self.cells["case_id"]
         if not _FILE_NAME.fullmatch(name) or name.startswith("."):
             self._refuse("case_id", want="a name that can be a file's")
@@ -135,7 +136,7 @@ class _Line:
         anterior, inferior = self._landmark("rv_ant_x", "rv_ant_y"), self._landmark("rv_inf_x", "rv_inf_y")
         label = self._file(root, "seg_path")
         clinical = Clinical(ecg, rate, days, anterior, inferior)
-        return None if image is None else Case(name, name, image, label, clinical=clinical)
+        return None if image is None or not can_name_files(name) else Case(name, name, image, label, clinical=clinical)
 
     def part(self) -> str:
         """Return the part of the split, empty if none is named."""
@@ -150,11 +151,10 @@ class _Line:
         name = self.cells.get(column, "")
         if not name:
             return None
-        path = PurePosixPath(PureWindowsPath(name).as_posix())
-        if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
+        path = path_below(root, name)
+        if path is None:
             self._refuse(column, want=f"a path below the folder of {TABLE}")
-            return None
-        return root / path
+        return path
 
     def _ecg(self, root: Path) -> tuple[Path | None, float | None, float | None]:
         """Return ECG file, rate and interval."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES
+from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, path_below
 from trifuse.kernels.errors import DataError
 
 DESCRIPTION_FILE = "dataset.json"
@@ -158,10 +158,10 @@ def _read_cases(found: Description, value: Any) -> None:
 
 
 def _inside(found: Description, name: str, path: str) -> Path | None:
-    """Return a listed path, if it stays below the data set's folder."""
+    """Return a listed path, if it stays below the data set's folder, links followed."""
     root = found.path.parent
-    full = root / path
-    if not full.resolve().is_relative_to(root.resolve()):
+    full = path_below(root, path)
+    if full is None or not full.resolve().is_relative_to(root.resolve()):
         found.refuse(f"dataset: {name}", path, "a file below the folder of the data set")
         return None
     return full

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, nifti_files
+from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, can_name_files, nifti_files
 from trifuse.architectures.storage.text import listed, natural_key
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
@@ -67,7 +67,7 @@ def scan_cohort(
     found = _find(root, chosen, values)
     classes = _classes(root, chosen, found, targets, values)
     cases, unmatched = _with_patients(found.cases, options.get("patient_pattern"))
-    problems = [*found.problems, *unmatched, *_collisions(root, cases), *missing_files(cases)]
+    problems = [*found.problems, *unmatched, *_unusable_names(root, cases), *missing_files(cases)]
     cohort = Cohort(
         root,
         chosen.name,
@@ -105,7 +105,7 @@ def open_images(path: Path, **options: Any) -> Cohort:
         if found.images_unclear:
             raise DataError.merge(found.problems)
     cases = sorted((replace(case, label=None) for case in found.cases), key=lambda case: natural_key(case.case_id))
-    if problems := _collisions(path, cases):
+    if problems := _unusable_names(path, cases):
         raise DataError.merge(problems)
     root = path.parent if path.is_file() else path
     classes = ("background", "foreground")
@@ -198,12 +198,18 @@ def _with_patients(cases: Sequence[Case], pattern: str | None) -> tuple[list[Cas
     return named, problems
 
 
-def _collisions(root: Path, cases: Sequence[Case]) -> list[DataError]:
-    """Refuse names that a file system may take for the same: results are stored under them."""
+def _unusable_names(root: Path, cases: Sequence[Case]) -> list[DataError]:
+    """Refuse names, under which results are stored, that no file can have or a file system may take for the same."""
+    want = "a name that a file can have: without / or \\ or line ends, neither . nor .., at most 240 bytes"
+    strange = [
+        DataError(root, "case name", got=repr(name), want=want)
+        for name in (case.case_id for case in cases)
+        if not can_name_files(name)
+    ]
     groups: dict[str, list[str]] = {}
     for case in cases:
         groups.setdefault(unicodedata.normalize("NFC", case.case_id).casefold(), []).append(case.case_id)
-    return [
+    return strange + [
         DataError(
             root, "case names", got=" and ".join(names), want="names that differ by more than upper or lower case"
         )

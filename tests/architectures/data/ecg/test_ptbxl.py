@@ -112,6 +112,12 @@ def test_a_line_that_makes_no_sense(tmp_path, changes):
     refused(tmp_path, "line 2")
 
 
+@pytest.mark.parametrize("name", ["../records500/1", "/etc/passwd", "..\\1", ""])
+def test_a_record_outside_the_folder(tmp_path, name):
+    put_table(tmp_path, [row(1), row(2, filename_hr=name)], there=())
+    refused(tmp_path, "line 3", "a file that is not below the folder of ptbxl_database.csv")
+
+
 def test_a_line_that_was_cut_off(tmp_path):
     put_table(tmp_path, [row(1), row(2)])
     table = tmp_path / "ptbxl_database.csv"

@@ -193,6 +193,7 @@ FAULTS = [
     ({"lge_path": "lge/../../a.nii"}, ["lge_path", "below the folder of cases.csv"]),
     ({"ecg_path": "..\\a.npy"}, ["ecg_path", "below the folder of cases.csv"]),
     ({"ecg_path": "C:\\a.npy"}, ["ecg_path", "below the folder of cases.csv"]),
+    ({"ecg_path": "a\0b.npy"}, ["ecg_path", "below the folder of cases.csv"]),
     ({"case_id": "a"}, ["line 3, case_id", "a name that line 2 does not have"]),
 ]
 

@@ -249,12 +249,23 @@ def test_d29_listings_that_make_no_sense(root, files):
     finds(root, "dataset: expected files by case")
 
 
-@pytest.mark.parametrize("path", ["../a.nii.gz", "/etc/passwd", "imagesTr/../../a.nii.gz", "link/a.nii.gz"])
+@pytest.mark.parametrize(
+    "path", ["../a.nii.gz", "/etc/passwd", "imagesTr/../../a.nii.gz", "link/a.nii.gz", "a\0b.nii.gz"]
+)
 def test_d30_paths_outside_the_data_set(root, tmp_path_factory, path):
     (root / "link").symlink_to(tmp_path_factory.mktemp("outside"))
     for images, label in (([path], "labelsTr/a.nii.gz"), (["imagesTr/a_0000.nii.gz"], path)):
         describe(root, dataset={"a": {"images": images, "label": label}})
         finds(root, f"dataset: a: expected a file below the folder of the data set, got {path}")
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/absolute/escaped", "a\\b", "..", "", "a\0b", "a\nb", 250 * "a"])
+def test_d30_names_that_would_leave_the_folder_of_results(root, name):
+    """A case's results are stored under its name: it has to be one that a file can have."""
+    describe(root, dataset={name: {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}})
+    finds(root, "case name: expected a name that a file can have", f"got {name!r}")
+    with pytest.raises(DataError, match="a name that a file can have"):
+        open_images(root)
 
 
 def test_everything_that_is_wrong_with_the_files(root):
