@@ -14,6 +14,8 @@ from .cohort import Case, Split
 
 Targets = int | Mapping[str, int | Sequence[int]] | Sequence[str]
 
+BACKGROUND, LONE_TARGET = "background", "target"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -51,10 +53,13 @@ def chosen_classes(root: Path, targets: int | Mapping[str, int | Sequence[int]])
     """Turn targets into class names and the class of each label value.
 
     Raises:
-        DataError: there is none, or a value is 0 or named twice.
+        DataError: there is none, one is called the background, or a value is 0 or named twice.
     """
     if isinstance(targets, int):
-        targets = {"target": targets}
+        targets = {LONE_TARGET: targets}
+    if BACKGROUND in targets:
+        want = "names of targets: the background is what no target names"
+        raise DataError(root, "targets", got=listed(targets), want=want)
     label_map: dict[int, int] = {}
     for index, (name, values) in enumerate(targets.items(), start=1):
         for value in [values] if isinstance(values, int) else values:
@@ -63,20 +68,24 @@ def chosen_classes(root: Path, targets: int | Mapping[str, int | Sequence[int]])
             label_map[value] = index
     if not label_map:
         raise DataError(root, "targets", got="none", want="at least one label value")
-    return Classes(("background", *targets), label_map, True)
+    return Classes((BACKGROUND, *targets), label_map, True)
 
 
 def parse_targets(targets: Sequence[str]) -> dict[str, list[int]] | None:
     """Turn ``["lv=3", "wall=1,2"]`` into ``{"lv": [3], "wall": [1, 2]}``; a lone number gets the name "target".
 
     Raises:
-        DataError: a target is not of that form.
+        DataError: a target is not of that form, or two have one name.
     """
     parsed: dict[str, list[int]] = {}
     for target in targets:
         name, _, values = target.rpartition("=")
+        name = name or LONE_TARGET
+        if name in parsed:
+            want = f"one target of each name, such as {name}=1,2 for one of two values, or a=1 and b=2 for two"
+            raise DataError(target, "target", got=f"{name!r} twice, in {listed(targets)}", want=want)
         try:
-            parsed[name or "target"] = [int(value) for value in values.split(",")]
+            parsed[name] = [int(value) for value in values.split(",")]
         except ValueError as error:
             raise DataError(target, "target", want="a label value or NAME=VALUE[,VALUE], such as lv=3") from error
     return parsed or None

@@ -37,7 +37,15 @@ def test_several_targets(tmp_path, put_case):
     np.testing.assert_array_equal(load_case(cohort, cohort.cases[0])[1].voxels, expected)
 
 
-@pytest.mark.parametrize("targets", [0, {}, {"a": 0}, {"a": 1, "b": [2, 1]}, {"a": []}])
+@pytest.mark.parametrize("targets", [["1", "3"], ["lv=1", "lv=3"], ["target=1", "3"]])
+def test_no_target_is_dropped_for_another_of_its_name(tmp_path, put_case, targets):
+    put_case("a")
+    refused(tmp_path, "twice", "one target of each name", targets=targets)
+    one = open_cohort(tmp_path, targets=["1,3"])
+    assert (one.class_names, one.label_map) == (("background", "target"), {1: 1, 3: 1})
+
+
+@pytest.mark.parametrize("targets", [0, {}, {"a": 0}, {"a": 1, "b": [2, 1]}, {"a": []}, {"background": 1, "a": 2}])
 def test_targets_that_make_no_sense(tmp_path, put_case, targets):
     put_case("a")
     refused(tmp_path, "targets", targets=targets)
