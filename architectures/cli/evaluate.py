@@ -37,6 +37,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--voxels", action="store_true", help=help)
     help = "score even if a voxel spacing looks implausible"
     parser.add_argument("--accept-spacing", action="store_true", help=help)
+    help = "predictions hold the label values of the cohort, not class ids"
+    parser.add_argument("--label-values", action="store_true", help=help)
     parser.add_argument("--overwrite", action="store_true", help="replace the CSV file")
 
 
@@ -75,7 +77,12 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
             slices=arguments.slices,
         )
         rows = evaluate_cases(
-            arguments.predictions, cohort, cases, conventions, accept_spacing=arguments.accept_spacing
+            arguments.predictions,
+            cohort,
+            cases,
+            conventions,
+            accept_spacing=arguments.accept_spacing,
+            label_values=arguments.label_values,
         )
         write_case_table(table, rows)
         headlines.append(plain(" ".join(headline_words(rows))))

@@ -14,6 +14,7 @@ from trifuse.architectures.data.layouts.cohort import Case, Cohort
 from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labels
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels import DataError
 
 from .metrics import MM3_PER_ML, Conventions, case_metrics, failure_metrics
@@ -86,6 +87,7 @@ def evaluate_cases(
     conventions: Conventions | None = None,
     *,
     accept_spacing: bool = False,
+    label_values: bool = False,
 ) -> list[Row]:
     """Score ``<case_id>.nii.gz`` of a folder against the labels of a cohort, reading one case at a time.
 
@@ -99,10 +101,11 @@ def evaluate_cases(
         conventions: how to score; by default strict, one score per volume. In a cohort without spacings everything
             is in voxels, whatever they say.
         accept_spacing: score even if the reader found a spacing, or its unit, implausible.
+        label_values: whether predictions hold the cohort's own label values, as its labels do, in place of class ids.
 
     Raises:
-        DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, or a spacing
-            looks implausible; all such problems at once.
+        DataError: no case is asked for, a case is unknown or has no label, a label cannot be read, a spacing looks
+            implausible, or a prediction has values that are no class; all such problems at once.
     """
     conventions = conventions or Conventions()
     if not cohort.has_spacing:
@@ -120,8 +123,16 @@ def evaluate_cases(
             problems.append(error)
             continue
         prediction, status = _read_prediction(prediction_path(pred_dir, case.case_id), truth)
+        if prediction is not None:
+            try:
+                prediction = map_labels(cohort, prediction) if label_values else _of_classes(cohort, prediction)
+            except DataError as error:
+                problems.append(error)
+                continue
         labelled = np.flatnonzero((raw.voxels != 0).any((1, 2)))
-        scored = _score_or_fail(prediction, truth, labelled, cohort.class_names, conventions, case)
+        scored = _score_or_fail(
+            None if prediction is None else prediction.voxels, truth, labelled, cohort.class_names, conventions, case
+        )
         rows += scored if status == OK else [replace(row, status=status) for row in scored]
     if problems:
         raise DataError.merge(problems)
@@ -182,12 +193,26 @@ def _check_spacing(case: Case, volumes: Iterable[Volume | None]) -> None:
         )
 
 
-def _read_prediction(path: Path, truth: Volume) -> tuple[Labels | None, str]:
-    """Return the predicted class ids, or None and what is wrong with them."""
+def _of_classes(cohort: Cohort, prediction: Volume) -> Volume:
+    """Return a prediction, if all its values are classes.
+
+    Raises:
+        DataError: some are not, as in masks of 0 and 255, or where label values were left as they were.
+    """
+    values = np.unique(prediction.voxels)
+    if beyond := values[(values < 0) | (values >= len(cohort.class_names))].tolist():
+        want = "class ids: " + ", ".join(f"{index} {name}" for index, name in enumerate(cohort.class_names))
+        hint = "pass --label-values if predictions hold the label values of the cohort"
+        raise DataError(prediction.path, "values", got=listed(map(str, beyond)), want=want, hint=hint)
+    return prediction
+
+
+def _read_prediction(path: Path, truth: Volume) -> tuple[Volume | None, str]:
+    """Return the prediction, or None and what is wrong with it."""
     if not path.exists():
         return None, MISSING
     try:
-        return read_labels(path, like=truth).voxels, OK
+        return read_labels(path, like=truth), OK
     except DataError as error:
         return None, f"unusable prediction: {error.field}"
 

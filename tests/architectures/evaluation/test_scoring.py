@@ -39,6 +39,34 @@ def test_perfect_predictions_score_one(make_cohort, tmp_path):
     assert all(r.scores["dsc"] == 1 and r.scores["hd95_mm"] == 0 for r in rows)
 
 
+@pytest.mark.parametrize("value", [2, 255, -1])
+def test_values_that_are_no_class_are_refused_and_not_scored_zero(make_cohort, tmp_path, value):
+    """Masks of 0 and 255, or the data set's own label values: each file and value is named, and what to pass."""
+    cohort = make_cohort("a", "b")
+    perfect_predictions(cohort, tmp_path / "p")
+    _, truth = load_case(cohort, cohort.cases[1])
+    write_labels(tmp_path / "p" / "b.nii.gz", truth.voxels.astype(np.int16) * value, truth)
+    with pytest.raises(DataError) as caught:
+        evaluate_cases(tmp_path / "p", cohort, ["a", "b"])
+    assert str(tmp_path / "p" / "b.nii.gz") in str(caught.value)
+    assert f"values: expected class ids: 0 background, 1 foreground, got {value}" in str(caught.value)
+    assert "--label-values" in str(caught.value)
+
+
+def test_predictions_in_the_label_values_of_the_cohort(put_case, tmp_path):
+    """They are mapped as the labels are; a value that no target names is background there, too."""
+    stored = np.zeros((4, 7, 8), np.uint8)
+    stored[1, 2:4, 2:5], stored[1, 4:6, 2:5] = 3, 7
+    put_case("a", labels=stored)
+    cohort = open_cohort(tmp_path, targets={"wall": 7, "lv": 3})
+    (tmp_path / "p").mkdir()
+    shutil.copy(cohort.cases[0].label, tmp_path / "p" / "a.nii.gz")
+    rows = evaluate_cases(tmp_path / "p", cohort, ["a"], label_values=True)
+    assert [(row.class_name, row.scores["dsc"]) for row in rows] == [("wall", 1.0), ("lv", 1.0)]
+    with pytest.raises(DataError, match="got 3, 7"):
+        evaluate_cases(tmp_path / "p", cohort, ["a"])
+
+
 def test_scores_are_those_of_the_arrays_in_mm(make_cohort, tmp_path):
     cohort = make_cohort("a")
     _, truth = load_case(cohort, cohort.cases[0])
