@@ -15,6 +15,7 @@ from trifuse.kernels.ops._context_aware_fusion import mean_projection, pooled_pr
 from .conv_norm_relu import init_convs
 
 SpatialPool = Literal["channel", "local3", "none"]
+ChannelWeights = Literal["normalised", "literal"]
 
 
 class ContextAwareFusion(nn.Module):
@@ -23,7 +24,7 @@ class ContextAwareFusion(nn.Module):
     With X = cat(F1, F2), 2C channels::
 
         U    = pre(X)                                                1x1
-        w_ch = sigmoid(channel(cat(mean of U, maximum of U)))        (B, 2C), over all positions
+        w_ch = sigmoid(channel(cat(N(mean of U), N(max of U))))      (B, 2C), over all positions
         F'   = reduce(w_ch * X)                                      1x1
         T    = spatial_global(F1) + spatial_local(F2)                1x1
         w_sp = sigmoid(spatial(mean of T over its channels))         (B, 1, H, W)
@@ -33,8 +34,15 @@ class ContextAwareFusion(nn.Module):
     `trifuse.kernels.ops._context_aware_fusion`). Under ``backend("reference")`` it is computed as written.
     The average over all positions is taken in float32. Maps of one position are legal.
 
+    N normalises over the channels, and ``channel`` starts at zero: every channel weight is 1/2 at first, and moves with
+    what an image's pooled channels are beside one another. As the equations are written, without N and with random
+    weights, maxima over thousands of positions saturate the sigmoid before training begins, and the weights end as a
+    mask that is the same for every image.
+
     Args:
         dim: channels C of each map.
+        channel_weights: ``"normalised"``, as above; ``"literal"``: as the equations are written, N left out and
+            ``channel`` drawn at random. The parameters are the same.
         spatial_pool: how T becomes the gate's map: ``"channel"``, the mean over channels; ``"local3"``, the mean of
             3x3 neighbours inside the map, all channels kept; ``"none"``, T has one channel and is the gate.
         spatial_kernel: side of the convolution that makes the gate; odd.
@@ -42,7 +50,7 @@ class ContextAwareFusion(nn.Module):
         pre_conv: whether U is a projection of X, or X itself.
 
     Raises:
-        ValueError: an unknown ``spatial_pool``, or an even ``spatial_kernel``.
+        ValueError: unknown ``channel_weights`` or ``spatial_pool``, or an even ``spatial_kernel``.
 
     Source: FIAS, equations 3 to 6. In equation 5 the pooling is over channels, since one over positions would leave no
     map for equation 6.
@@ -55,12 +63,15 @@ class ContextAwareFusion(nn.Module):
         spatial_kernel: int = 7,
         max_pool: bool = True,
         pre_conv: bool = True,
+        channel_weights: str = "normalised",
     ) -> None:
         super().__init__()
+        check_choice("ContextAwareFusion: channel_weights", channel_weights, ChannelWeights)
         check_choice("ContextAwareFusion: spatial_pool", spatial_pool, SpatialPool)
         if spatial_kernel % 2 != 1:
             raise ValueError(f"ContextAwareFusion: spatial_kernel must be odd, got {spatial_kernel}")
         self.dim, self.spatial_pool, self.max_pool = dim, spatial_pool, max_pool
+        self.channel_weights = channel_weights
         gate_only = spatial_pool == "none"
         self.pre = nn.Conv2d(2 * dim, 2 * dim, 1, bias=False) if pre_conv else None
         self.channel = nn.Conv2d((4 if max_pool else 2) * dim, 2 * dim, 1)
@@ -74,8 +85,10 @@ class ContextAwareFusion(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights from He's normal distribution over the fan-out; biases 0, so that gates start near 1/2."""
+        """Draw the weights from He's normal distribution over the fan-out; biases 0, and 0 for normalised channels."""
         init_convs(self, generator)
+        if self.channel_weights == "normalised":
+            nn.init.zeros_(self.channel.weight)
 
     def forward(self, global_features: Tensor, local_features: Tensor) -> Tensor:
         """Fuse two maps.
@@ -98,6 +111,8 @@ class ContextAwareFusion(nn.Module):
         """Return the weights of the 2C channels before the sigmoid: (B, 2C)."""
         weight = None if self.pre is None else self.pre.weight
         pooled = pooled_projection(global_features, local_features, weight, self.max_pool)
+        if self.channel_weights == "normalised":  # means and maxima by themselves: maxima are several times as large
+            pooled = torch.cat([F.layer_norm(part, part.shape[1:]) for part in pooled.split(2 * self.dim, 1)], dim=1)
         return F.linear(pooled.to(self.channel.weight.dtype), self.channel.weight.flatten(1), self.channel.bias)
 
     def spatial_logits(self, global_features: Tensor, local_features: Tensor) -> Tensor:
@@ -120,4 +135,7 @@ class ContextAwareFusion(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, spatial_pool={self.spatial_pool!r}, max_pool={self.max_pool}"
+        return (
+            f"dim={self.dim}, spatial_pool={self.spatial_pool!r}, max_pool={self.max_pool}, "
+            f"channel_weights={self.channel_weights!r}"
+        )

@@ -24,6 +24,12 @@ CASES = OptionGroup(
     (
         RecipeOption("data.split", "--split", 'JSON file with "train", "val" and "test"', {"type": Path}),
         RecipeOption("data.val_cases", "--val-cases", "cases that choose the best epoch", _PATTERNS),
+        RecipeOption(
+            "data.val_patients",
+            "--val-patients",
+            "patients of the training cases to draw for it, where a split has none",
+            {"type": int, "metavar": "N"},
+        ),
         RecipeOption("data.test_cases", "--test-cases", "cases that are never trained on", _PATTERNS),
         RecipeOption("data.preprocessing.image_size", "--image-size", "side that slices are resized to", {"type": int}),
         RecipeOption(

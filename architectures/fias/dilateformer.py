@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from trifuse.kernels import CheckpointError, ShapeError
 from trifuse.kernels.choices import check_choice
 
 from .published_names import DilateFormerConfig, read_renamed
-from .variants import DILATIONS, LOCAL_STAGES, VARIANTS, DilateFormerShape
+from .variants import DILATIONS, LOCAL_STAGES, VARIANTS, DilateFormerShape, check_dilations
 
 REDUCTION = 32  # of the last stage; an image's sides are multiples of it
 _STEM_DIMS = (16, 32, 64)
@@ -135,6 +136,8 @@ class DilateFormer(nn.Module):
         variant: ``"tiny"``, ``"small"``, ``"base"``, ``"nano"`` (for tests and the demo), or a `DilateFormerShape`.
         out_norm: give each of the first three maps a LayerNorm of its own, which the published network lacks; the last
             has the published ``norm`` either way.
+        dilations: of the windows in the first two stages, each for an equal share of the heads; the published ones are
+            1, 2 and 3. Weights have the same shapes, and load, whatever they are.
         drop_path: probability with which the last block's branches are skipped; it grows linearly from 0.
         checkpoint: weights to load: a folder written by `convert_dilateformer`, or a published file. None draws random
             weights.
@@ -142,7 +145,8 @@ class DilateFormer(nn.Module):
         generator: source of the random weights; None means PyTorch's global one.
 
     Raises:
-        ValueError: an unknown variant, or a probability outside [0, 1).
+        ValueError: an unknown variant, dilations that the heads cannot be shared out to, or a probability outside
+            [0, 1).
         CheckpointError: see `load_checkpoint`.
 
     Attributes:
@@ -156,6 +160,7 @@ class DilateFormer(nn.Module):
         variant: str | DilateFormerShape = "tiny",
         *,
         out_norm: bool = True,
+        dilations: Sequence[int] = DILATIONS,
         drop_path: float = 0.1,
         checkpoint: str | os.PathLike[str] | None = None,
         num_classes: int = 0,
@@ -167,11 +172,12 @@ class DilateFormer(nn.Module):
         if not 0.0 <= drop_path < 1.0:
             raise ValueError(f"DilateFormer: expected drop_path in [0, 1), got {drop_path}")
         shape = variant if isinstance(variant, DilateFormerShape) else VARIANTS[variant]
+        check_dilations(shape, dilations)
         self.shape, self.dims = shape, shape.dims
         device = torch.get_default_device()
         with torch.device("meta"):  # so that no weight is drawn twice
             self.patch_embed = PatchEmbedding(shape.embed_dim)
-            self.stages = nn.ModuleList(_stages(shape, drop_path))
+            self.stages = nn.ModuleList(_stages(shape, tuple(dilations), drop_path))
             self.norm = nn.LayerNorm(shape.dims[-1], eps=LAYER_NORM_EPS)
             if out_norm:
                 self.out_norms = nn.ModuleList([nn.LayerNorm(dim, eps=LAYER_NORM_EPS) for dim in shape.dims[:-1]])
@@ -251,12 +257,12 @@ def expected_weights(config: DilateFormerConfig) -> dict[str, Tensor]:
         return DilateFormer(config.variant, out_norm=False).state_dict()
 
 
-def _stages(shape: DilateFormerShape, drop_path: float) -> list[Stage]:
+def _stages(shape: DilateFormerShape, dilations: tuple[int, ...], drop_path: float) -> list[Stage]:
     rates = iter(torch.linspace(0.0, drop_path, sum(shape.depths), device="cpu").tolist())
     stages = []
     for stage, (dim, depth, heads) in enumerate(zip(shape.dims, shape.depths, shape.num_heads, strict=True)):
-        dilations = DILATIONS if stage < LOCAL_STAGES else None
-        blocks = [DilateFormerBlock(dim, heads, dilations, drop_path=next(rates)) for _ in range(depth)]
+        local = dilations if stage < LOCAL_STAGES else None
+        blocks = [DilateFormerBlock(dim, heads, local, drop_path=next(rates)) for _ in range(depth)]
         stages.append(Stage(blocks, PatchMerging(dim) if stage < 3 else nn.Identity()))
     return stages
 

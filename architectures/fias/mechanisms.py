@@ -39,7 +39,9 @@ from .model import Fias
 
 DRAW_SEED = 1
 HALF = 0.5
+DRAW = "Monte Carlo draw"
 _LOGITS = {"channel": "channel_logits", "position": "spatial_logits"}  # the methods that give the fusion's weights
+FIXED_WEIGHTS = {which: f"{which} weights of fusion fixed" for which in _LOGITS}
 
 
 def mechanisms(model: Fias) -> list[Mechanism]:
@@ -76,21 +78,23 @@ def _dilations(model: Fias) -> list[Mechanism]:
         Mechanism(
             f"heads of dilation {dilation}",
             f"the heads that attend at dilation {dilation} give zeros, in every block",
-            partial(_without_heads, group=group),
+            partial(_without_heads, dilation=dilation),
         )
-        for group, dilation in enumerate(dilations)
+        for dilation in dict.fromkeys(dilations)
     ]
     if set(dilations) == {1}:
         return rows
     return [*rows, Mechanism("dilation", "all heads attend to their closest neighbours: dilation 1", _undilated)]
 
 
-def _without_heads(model: Fias, means: Means, group: int) -> Context:
-    def of_group(block: DilatedAttention) -> slice:
+def _without_heads(model: Fias, means: Means, dilation: int) -> Context:
+    def cuts(block: DilatedAttention) -> Iterator[Context]:
         width = block.proj.in_features // len(block.dilations)
-        return slice(group * width, (group + 1) * width)
+        for group, own in enumerate(block.dilations):
+            if own == dilation:
+                yield cut([block.proj], slice(group * width, (group + 1) * width), dim=-1)
 
-    return together(cut([block.proj], of_group(block), dim=-1) for block in _of_kind(model, DilatedAttention))
+    return together(each for block in _of_kind(model, DilatedAttention) for each in cuts(block))
 
 
 def _undilated(model: Fias, means: Means) -> Context:
@@ -103,14 +107,19 @@ def _kernels(model: Fias) -> list[Mechanism]:
     return [
         Mechanism(name, change, unmeasured="no_dmk: the network has none")
         if model.local_encoder is None
-        else Mechanism(name, change, partial(_without_kernel, number=number))
-        for number, side in enumerate(model.config.dmk_kernels)
+        else Mechanism(name, change, partial(_without_kernels, side=side))
+        for side in dict.fromkeys(model.config.dmk_kernels)
         for name in (f"depthwise kernel {side}x{side}",)
     ]
 
 
-def _without_kernel(model: Fias, means: Means, number: int) -> Context:
-    return holding((kernels.convs[number].weight, 0.0) for kernels in _of_kind(model, ParallelKernels))
+def _without_kernels(model: Fias, means: Means, side: int) -> Context:
+    return holding(
+        (conv.weight, 0.0)
+        for kernels in _of_kind(model, ParallelKernels)
+        for conv in kernels.convs
+        if conv.kernel_size == (side, side)
+    )
 
 
 # -------------------------------------------------------------------------------------------- the fusion's weights
@@ -119,7 +128,7 @@ def _without_kernel(model: Fias, means: Means, number: int) -> Context:
 def _fusion_weights(model: Fias) -> list[Mechanism]:
     rows = []
     for which in _LOGITS:
-        half, mean = f"{which} weights of fusion at 1/2", f"{which} weights of fusion fixed"
+        half, mean = f"{which} weights of fusion at 1/2", FIXED_WEIGHTS[which]
         changes = ("every weight is 0.5, at every level", "every weight is its mean over images: a fixed mask")
         if not _of_kind(model, ContextAwareFusion):
             reason = f"no context-aware fusion: fusion={model.config.fusion!r}, no_dmk={model.config.no_dmk!r}"
@@ -135,8 +144,13 @@ def _fusion_weights(model: Fias) -> list[Mechanism]:
     return rows
 
 
+def caf_weights(which: str) -> str:
+    """Return how the names of what is watched of a weight, the ``"channel"`` or ``"position"`` one, begin."""
+    return f"CAF's {which} weights"
+
+
 def _watch_name(which: str, level: int) -> str:
-    return f"{which} weights at 1/{4 * 2**level}"
+    return f"{caf_weights(which)} at 1/{4 * 2**level}"
 
 
 def _watch(which: str, level: int) -> Watch:
@@ -214,8 +228,8 @@ def _decoder_attention(model: Fias) -> list[Mechanism]:
         ]
     change = "a cell is drawn for each slice, as in training; a prediction takes the mean, and draws nothing"
     if not blocks:
-        return [*rows, Mechanism("Monte Carlo draw", change, unmeasured="mixatt=False: nothing is drawn")]
-    return [*rows, Mechanism("Monte Carlo draw", change, _drawn)]
+        return [*rows, Mechanism(DRAW, change, unmeasured="mixatt=False: nothing is drawn")]
+    return [*rows, Mechanism(DRAW, change, _drawn)]
 
 
 def _identity(model: Fias, means: Means, part: str, only: int | None = None) -> Context:

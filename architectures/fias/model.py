@@ -5,6 +5,7 @@ Source: FIAS, feature imbalance-aware medical image segmentation (the paper's Fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
-from trifuse.blocks.context_aware_fusion import SpatialPool
+from trifuse.blocks.context_aware_fusion import ChannelWeights, SpatialPool
 from trifuse.blocks.conv_norm_relu import init_convs
 from trifuse.blocks.depthwise_multi_kernel import KsGroups
 from trifuse.blocks.image_input import check_image
@@ -25,7 +26,7 @@ from trifuse.kernels.errors import ShapeError
 from .decoder import BottleneckKind, FiasDecoder
 from .dilateformer import REDUCTION, DilateFormer
 from .encoder import Adapter, Fusion, InputAdapter, LocalEncoder, make_fusion
-from .variants import VARIANTS, DilateFormerShape
+from .variants import DILATIONS, VARIANTS, DilateFormerShape, check_dilations
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class FiasConfig:
         pad: continue an image whose sides are no multiples of 32 by reflection at the right and at the bottom, and crop
             the logits; else it is refused.
         out_norm: normalise each map of the DilateFormer, not only the last.
+        dilations: of the windows in its first two stages, each for an equal share of the attention heads.
         drop_path: highest probability with which a sample skips a branch of the DilateFormer while training.
         no_dmk: the network without its convolutional encoder: ``"dup"`` fuses the DilateFormer's maps with themselves,
             ``"bypass"`` does without fusion; None keeps the encoder.
@@ -56,6 +58,8 @@ class FiasConfig:
         spatial_kernel: side of the convolution of the spatial weight.
         max_pool: whether the fusion's channel weight sees the maximum beside the mean.
         pre_conv: whether a 1x1 convolution comes before it.
+        channel_weights: whether what that weight sees is ``"normalised"``, its logits starting at zero, or taken as the
+            equations are written (``"literal"``), which saturates it from the start; see `ContextAwareFusion`.
         bottleneck: what the decoder starts from: the coarsest map after a convolution (``"conv"``), as it is
             (``"none"``), or after one at half its size (``"down"``).
         mixatt: whether the decoder's blocks attend; else they are two convolutions each.
@@ -82,6 +86,7 @@ class FiasConfig:
     input_adapter: Adapter = "conv"
     pad: bool = False
     out_norm: bool = True
+    dilations: tuple[int, ...] = DILATIONS
     drop_path: float = 0.1
     no_dmk: Literal["dup", "bypass"] | None = None
     dmk_kernels: tuple[int, ...] = (5, 7)
@@ -92,6 +97,7 @@ class FiasConfig:
     spatial_kernel: int = 7
     max_pool: bool = True
     pre_conv: bool = True
+    channel_weights: ChannelWeights = "normalised"
     bottleneck: BottleneckKind = "conv"
     mixatt: bool = True
     decoder_heads: tuple[int, ...] = (8, 6, 4, 2)
@@ -119,6 +125,7 @@ class FiasConfig:
             raise ValueError(f"dmk_kernels must be odd numbers, at least one, got {self.dmk_kernels}")
         if self.spatial_kernel < 1 or self.spatial_kernel % 2 == 0:
             raise ValueError(f"spatial_kernel must be an odd number, got {self.spatial_kernel}")
+        check_dilations(self.encoder_shape, self.dilations)
         self._check_adapter()
         self._check_draw()
         self._check_heads()
@@ -150,9 +157,19 @@ class FiasConfig:
                 raise ValueError(f"decoder_heads: {heads} heads do not divide the {dim} channels of block {block}")
 
     @property
+    def encoder_shape(self) -> DilateFormerShape:
+        """The DilateFormer, named or not."""
+        return self.variant if isinstance(self.variant, DilateFormerShape) else VARIANTS[self.variant]
+
+    @property
     def dims(self) -> tuple[int, ...]:
         """Channels of the four levels, finest first."""
-        return (self.variant if isinstance(self.variant, DilateFormerShape) else VARIANTS[self.variant]).dims
+        return self.encoder_shape.dims
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Spell out what older versions did: no other dilations, the fusion's equations as they are written."""
+        return {"dilations": [*DILATIONS], "channel_weights": "literal", **values}
 
 
 class Fias(Pretrained, nn.Module):
@@ -179,6 +196,7 @@ class Fias(Pretrained, nn.Module):
         self.global_encoder = DilateFormer(
             config.variant,
             out_norm=config.out_norm,
+            dilations=config.dilations,
             drop_path=config.drop_path,
             checkpoint=config.encoder_checkpoint,
             generator=generator,
@@ -274,7 +292,7 @@ def _local_encoder(config: FiasConfig) -> LocalEncoder:
 
 
 def _caf_options(config: FiasConfig) -> dict[str, Any]:
-    names = ("spatial_pool", "spatial_kernel", "max_pool", "pre_conv")
+    names = ("spatial_pool", "spatial_kernel", "max_pool", "pre_conv", "channel_weights")
     return {name: getattr(config, name) for name in names}
 
 

@@ -18,6 +18,7 @@ from trifuse.architectures.training.recipe import Recipe
 
 from .dilateformer import REDUCTION
 from .model import Fias, FiasConfig
+from .report import describe_mechanisms
 
 CONVENTIONS = ("strict", "transunet")  # the scores that one would want, and those that published tables hold
 
@@ -108,6 +109,7 @@ def report(best: Fias, recipe: FiasRecipe, data: PreparedData) -> dict[str, Any]
             "Encoder": f"DilateFormer {_variant_name(recipe.network)}, {weights}",
             "Loss": f"{recipe.gamma:g} Dice + {1 - recipe.gamma:g} cross-entropy of the heads' sums "
             f"({recipe.subsets}), {reduction}",
+            **describe_mechanisms(best, data, data.split.test or data.cases_of(data.validated_on)),
         },
     }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-DILATIONS = (1, 2, 3)
-LOCAL_STAGES = 2
+DILATIONS = (1, 2, 3)  # of the published networks
+LOCAL_STAGES = 2  # the first ones, whose attention is dilated
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,10 @@ class DilateFormerShape:
     Args:
         embed_dim: channels of the first stage.
         depths: blocks of each of the four stages.
-        num_heads: attention heads of each stage; in the first two a multiple of the three dilations.
+        num_heads: attention heads of each stage.
 
     Raises:
-        ValueError: not four stages, or heads that divide neither the channels nor, where they must, the dilations.
+        ValueError: not four stages, or heads that do not divide the channels.
     """
 
     embed_dim: int
@@ -34,8 +35,6 @@ class DilateFormerShape:
         for stage, (dim, heads) in enumerate(zip(self.dims, self.num_heads, strict=True)):
             if dim % heads:
                 raise ValueError(f"stage {stage + 1}: {dim} channels are no multiple of {heads} heads")
-            if stage < LOCAL_STAGES and heads % len(DILATIONS):
-                raise ValueError(f"stage {stage + 1}: {heads} heads are no multiple of the {len(DILATIONS)} dilations")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -49,3 +48,19 @@ VARIANTS = {
     "small": DilateFormerShape(embed_dim=72, depths=(3, 5, 8, 3)),
     "base": DilateFormerShape(embed_dim=96, depths=(4, 8, 10, 3)),
 }
+
+
+def check_dilations(shape: DilateFormerShape, dilations: Sequence[int]) -> None:
+    """Refuse dilations that the heads of the first two stages cannot be shared out to.
+
+    Raises:
+        ValueError: no dilation, one below 1, or a number of them that does not divide the heads.
+    """
+    if not dilations or min(dilations) < 1:
+        raise ValueError(f"dilations must be whole numbers of at least 1, at least one, got {tuple(dilations)}")
+    for stage, heads in enumerate(shape.num_heads[:LOCAL_STAGES], start=1):
+        if heads % len(dilations):
+            raise ValueError(
+                f"stage {stage}: {heads} heads are no multiple of the {len(dilations)} dilations {tuple(dilations)}; "
+                "each dilation has as many heads as the others"
+            )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.cohort_options import CohortOptions, cohort_arguments
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
-from trifuse.architectures.data.layouts.split import read_split, split_patients, verify_split
+from trifuse.architectures.data.layouts.split import hold_out, read_split, split_patients, verify_split
 from trifuse.architectures.data.samples.augmentation_recipe import AugmentationKind, AugmentationRecipe
 from trifuse.architectures.data.samples.preprocessing import Preprocessing, Slices
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
@@ -34,8 +34,10 @@ class DataRecipe(CohortOptions):
         val_cases: patterns of the cases that validate, and
         test_cases: of those that test; given either, all other cases train and nothing is drawn. A cohort that brings
             a split keeps the part that is not given.
+        val_patients: let so many patients of the training cases validate, drawn by ``split_seed``, where the split has
+            no validation cases, as published ones may not; None takes the split as it is.
         val_from: what the drawn validation tenth is taken of: ``"all"`` patients, or those ``"remaining"`` for it.
-        split_seed: of the drawn split.
+        split_seed: of the drawn split, and of the patients drawn to validate.
         slices: which slices to train on: ``"all"``, those that show a target (``"foreground"``), or those on which
             anything is drawn (``"labelled"``).
         augment: ``"none"``, ``"flip_rot"``, or ``"transunet"``: that of TransUNet; for patches ``"none"`` or
@@ -44,7 +46,8 @@ class DataRecipe(CohortOptions):
         preprocessing: how volumes become the network's inputs, in training and prediction.
 
     Raises:
-        ValueError: an augmentation that patches lack, or that only they have; a strength that it does not have.
+        ValueError: an augmentation that patches lack, or that only they have; a strength that it does not have; no
+            patient to validate.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {
@@ -59,6 +62,7 @@ class DataRecipe(CohortOptions):
     split: str | None = None
     val_cases: tuple[str, ...] = ()
     test_cases: tuple[str, ...] = ()
+    val_patients: int | None = None
     val_from: Literal["all", "remaining"] = "all"
     split_seed: int = 42
     slices: Slices = "all"
@@ -71,11 +75,13 @@ class DataRecipe(CohortOptions):
         which = "patches" if self.preprocessing.patches is not None else "whole slices"
         check_choice(f"augment for {which}", self.augment, fitting)
         self.augmentation.check(self.augment)
+        if self.val_patients is not None and self.val_patients < 1:
+            raise ValueError(f"val_patients must be at least 1, or None for none, got {self.val_patients}")
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Spell out what older versions did: they augmented as each kind does by default."""
-        return {"augmentation": {}, **values}
+        """Spell out what older versions did: augment as each kind does by default, and draw no patients to validate."""
+        return {"augmentation": {}, "val_patients": None, **values}
 
     def with_preprocessing(self, **changes: Any) -> DataRecipe:
         """Return the recipe with other values of some fields of its preprocessing."""
@@ -87,6 +93,10 @@ class DataRecipe(CohortOptions):
 
     def choose_split(self, cohort: Cohort) -> Split:
         """Read, build or draw the split, or take the cohort's own, whichever the recipe says."""
+        split = self._given_split(cohort)
+        return split if self.val_patients is None else hold_out(cohort, split, self.val_patients, self.split_seed)
+
+    def _given_split(self, cohort: Cohort) -> Split:
         if self.split is not None:
             return read_split(Path(self.split), cohort)
         if not self.val_cases and not self.test_cases:

@@ -76,18 +76,21 @@ class SeparateKernels(nn.Module):
 
 
 class ConcatenatedFusion(nn.Module):
-    """Context-aware fusion on the concatenated maps, as equations 3 to 6 are written."""
+    """Context-aware fusion on the concatenated maps, as equations 3 to 6 are written, and as the block normalises."""
 
     def __init__(self, block: ContextAwareFusion) -> None:
         super().__init__()
         self.pre, self.channel, self.reduce = block.pre, block.channel, block.reduce
         self.spatial_global, self.spatial_local, self.spatial = block.spatial_global, block.spatial_local, block.spatial
+        self.normalised = block.channel_weights == "normalised"
 
     def forward(self, global_features: Tensor, local_features: Tensor) -> Tensor:
         joined = torch.cat([global_features, local_features], dim=1)
         mixed = self.pre(joined)
-        pooled = torch.cat([F.adaptive_avg_pool2d(mixed, 1), F.adaptive_max_pool2d(mixed, 1)], dim=1)
-        fused = self.reduce(torch.sigmoid(self.channel(pooled)) * joined)
+        pooled = [F.adaptive_avg_pool2d(mixed, 1), F.adaptive_max_pool2d(mixed, 1)]
+        if self.normalised:
+            pooled = [F.layer_norm(part, part.shape[1:]) for part in pooled]
+        fused = self.reduce(torch.sigmoid(self.channel(torch.cat(pooled, dim=1))) * joined)
         summed = self.spatial_global(global_features) + self.spatial_local(local_features)
         return torch.sigmoid(self.spatial(summed.mean(dim=1, keepdim=True))) * fused
 

@@ -179,7 +179,8 @@ def test_fias_weights_of_fusion_are_what_the_row_says():
         assert len(means) == 4
         with fixed.switch(model, means):
             weights = torch.sigmoid(getattr(fusion, method)(maps[1], maps[1] * 2))
-        torch.testing.assert_close(weights, means[f"{which} weights at 1/8"].expand_as(weights), atol=1e-5, rtol=1e-5)
+        mean = means[f"CAF's {which} weights at 1/8"]
+        torch.testing.assert_close(weights, mean.expand_as(weights), atol=1e-5, rtol=1e-5)
 
 
 def test_fias_fixed_weights_do_not_look_at_the_image():
@@ -205,6 +206,22 @@ def test_fias_heads_and_dilations_and_kernels_have_a_row_each():
     _, maps = model(batch["image"], return_all=True)
     alone = with_switch(model, batch, "heads 1/16 + 1/4 alone")
     torch.testing.assert_close(alone, (maps[0] + maps[2]).detach())
+
+
+def test_fias_equal_dilations_and_kernels_are_one_mechanism():
+    model = fias(dilations=(2, 1, 2), dmk_kernels=(3, 3)).make().eval()
+    names = [each.name for each in table_of(model)]
+    assert [each for each in names if each.startswith("heads of")] == ["heads of dilation 2", "heads of dilation 1"]
+    assert names.count("depthwise kernel 3x3") == 1
+    seen = []
+    with row(model, "heads of dilation 2").switch(model, {}), row(model, "depthwise kernel 3x3").switch(model, {}):
+        kernels = [conv for stage in model.local_encoder.stages for conv in stage.units[0].depthwise.convs]
+        assert not any(conv.weight.any() for conv in kernels)
+        attention = model.global_encoder.stages[0].blocks[0].attn
+        handle = attention.proj.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        predict(model, {"image": torch.randn(1, 1, 32, 32)})
+        handle.remove()
+    assert [not group.any() for group in seen[0].chunk(3, dim=-1)] == [True, False, True]
 
 
 def test_fias_heads_of_a_dilation_are_the_only_ones_that_are_silent():

@@ -23,6 +23,8 @@ OPTIONS = [
     {"pre_conv": False},
     {"max_pool": False, "pre_conv": False},
     {"spatial_kernel": 3},
+    {"channel_weights": "literal"},
+    {"channel_weights": "literal", "max_pool": False, "pre_conv": False},
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 SIZES = [(5, 4), (2, 2), (1, 1), (3, 1)]
@@ -44,14 +46,22 @@ def random_maps(dim=4, size=(5, 4), batch=2, dtype=torch.float64):
     return [torch.randn(batch, dim, *size, generator=seeded(i), dtype=dtype).requires_grad_() for i in (1, 2)]
 
 
+def normalised(pooled):
+    """Mean 0 and variance 1 over the channels of each sample."""
+    centred = pooled - pooled.mean(1, keepdim=True)
+    return centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+
+
 def by_the_equations(block, f1, f2):
     """Equations 3 to 6, step by step, with PyTorch's own layers."""
     x = torch.cat([f1, f2], dim=1)
     u = block.pre(x) if block.pre is not None else x
-    pooled = F.adaptive_avg_pool2d(u, 1)
+    pooled = [F.adaptive_avg_pool2d(u, 1)]
     if block.max_pool:
-        pooled = torch.cat([pooled, F.adaptive_max_pool2d(u, 1)], dim=1)
-    fused = block.reduce(torch.sigmoid(block.channel(pooled)) * x)
+        pooled.append(F.adaptive_max_pool2d(u, 1))
+    if block.channel_weights == "normalised":
+        pooled = [normalised(part) for part in pooled]
+    fused = block.reduce(torch.sigmoid(block.channel(torch.cat(pooled, dim=1))) * x)
     t = block.spatial_global(f1) + block.spatial_local(f2)
     if block.spatial_pool == "channel":
         t = t.mean(dim=1, keepdim=True)
@@ -89,10 +99,11 @@ def test_property_any_size_batch_and_option(data):
     torch.testing.assert_close(block(*maps), by_the_equations(block, *maps), rtol=1e-11, atol=1e-11)
 
 
-def test_parameters_of_the_network():
-    counts = [sum(p.numel() for p in ContextAwareFusion(dim).parameters()) for dim in (72, 144, 288, 576)]
-    assert sum(counts) == 7_052_600
-    shapes = {name: tuple(p.shape) for name, p in ContextAwareFusion(4).named_parameters()}
+@pytest.mark.parametrize("form", ["normalised", "literal"])
+def test_parameters_of_the_network(form):
+    blocks = [ContextAwareFusion(dim, channel_weights=form) for dim in (72, 144, 288, 576)]
+    assert sum(p.numel() for block in blocks for p in block.parameters()) == 7_052_600
+    shapes = {name: tuple(p.shape) for name, p in ContextAwareFusion(4, channel_weights=form).named_parameters()}
     assert shapes == {
         "pre.weight": (8, 8, 1, 1),
         "channel.weight": (8, 16, 1, 1),
@@ -116,8 +127,58 @@ def test_gates_have_their_shapes_and_start_near_one_half(options):
     for gate in (channel, spatial):
         torch.testing.assert_close(gate, torch.full_like(gate, 0.5), atol=2e-3, rtol=0)
     loud = [1e4 * x for x in maps]
+    nn.init.normal_(block.channel.weight, generator=seeded(1))  # which may have started at zero
     for gate in (torch.sigmoid(block.channel_logits(*loud)), torch.sigmoid(block.spatial_logits(*loud))):
         assert 0 <= gate.min() < gate.max() <= 1
+
+
+def features(dim=24, size=(16, 16), batch=4):
+    """Maps as an encoder gives them: one normalised over its channels, one rectified."""
+    f1, f2 = random_maps(dim, size, batch, torch.float32)
+    return F.layer_norm(f1.detach().movedim(1, -1), (dim,)).movedim(-1, 1), f2.detach().relu()
+
+
+def share_at_the_ends(logits):
+    weights = torch.sigmoid(logits)
+    return ((weights < 0.05) | (weights > 0.95)).float().mean().item()
+
+
+def test_normalised_channel_weights_start_at_one_half_and_literal_ones_at_the_ends():
+    """On maps of the size that they have in a network; the weights of positions are unsaturated in either form."""
+    maps, started = features(), {}
+    for form in ("normalised", "literal"):
+        block = started[form] = ContextAwareFusion(24, channel_weights=form)
+        block.reset_parameters(seeded())
+        assert share_at_the_ends(block.spatial_logits(*maps)) < 0.01
+    assert torch.equal(started["normalised"].channel_logits(*maps), torch.zeros(4, 48))
+    assert share_at_the_ends(started["literal"].channel_logits(*maps)) > 0.25
+    for name, parameter in started["normalised"].named_parameters():
+        assert name == "channel.weight" or torch.equal(parameter, started["literal"].get_parameter(name))
+
+
+def test_normalised_channel_weights_do_not_see_how_large_the_maps_are():
+    """Which maxima over many positions are, beside the means: what saturates the literal form."""
+    block, (f1, f2) = random_block(), random_maps(size=(8, 8))
+    loud = block.channel_logits(50 * f1, 50 * f2)
+    torch.testing.assert_close(loud, block.channel_logits(f1, f2), rtol=1e-2, atol=1e-2)
+    literal = random_block(channel_weights="literal")
+    assert (literal.channel_logits(50 * f1, 50 * f2) - literal.channel_logits(f1, f2)).abs().max() > 10
+
+
+def test_normalised_channel_weights_leave_one_half_and_differ_between_images():
+    """A few steps towards a target that asks for another map in every second image."""
+    block, (f1, f2) = ContextAwareFusion(24), features()
+    block.reset_parameters(seeded())
+    optimiser = torch.optim.Adam(block.parameters(), lr=1e-2)
+    target = torch.where((torch.arange(4) % 2 == 0)[:, None, None, None], f1, f2)
+    f1 = f1 + (torch.arange(4) % 2)[:, None, None, None] * torch.linspace(-1, 1, 24)[:, None, None]
+    for _ in range(30):
+        optimiser.zero_grad()
+        F.mse_loss(block(f1, f2), target).backward()
+        optimiser.step()
+    weights = torch.sigmoid(block.channel_logits(f1, f2)).detach()
+    assert weights.std(0).mean() > 0.03
+    assert share_at_the_ends(block.channel_logits(f1, f2)) < 0.1
 
 
 def test_channel_pooling_keeps_height_and_width():
@@ -199,6 +260,8 @@ def test_b5_refuses_maps_that_do_not_fit_naming_the_branch():
 def test_refuses_options_it_does_not_know():
     with pytest.raises(ValueError, match="spatial_pool: expected one of 'channel', 'local3', 'none', got 'global'"):
         ContextAwareFusion(4, spatial_pool="global")
+    with pytest.raises(ValueError, match="channel_weights: expected one of 'normalised', 'literal', got 'as written'"):
+        ContextAwareFusion(4, channel_weights="as written")
     with pytest.raises(ValueError, match="spatial_kernel must be odd, got 4"):
         ContextAwareFusion(4, spatial_kernel=4)
     assert isinstance(ContextAwareFusion(4, "none").spatial_global.bias, nn.Parameter)

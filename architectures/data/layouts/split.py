@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,30 @@ def split_patients(
         tuple(case.case_id for case in cohort.cases if case.patient in set(part)) for part in parts
     )
     return Split(train_ids, val_ids, test_ids)
+
+
+def hold_out(cohort: Cohort, split: Split, patients: int, seed: int = 42) -> Split:
+    """Let some patients of the training cases validate, with all of their images.
+
+    Args:
+        cohort: the cases.
+        split: one without validation cases.
+        patients: how many.
+        seed: of the draw; the order of files on disk has no influence.
+
+    Raises:
+        DataError: the split has validation cases, or nobody would be left to train on.
+    """
+    if split.val:
+        got, hint = f"{len(split.val)} validation cases in the split", "leave out val_patients, or choose another split"
+        raise DataError(cohort.root, "val_patients", got=got, want="a split without any", hint=hint)
+    known = sorted({cohort.case(case_id).patient for case_id in split.train}, key=natural_key)
+    if not 0 < patients < len(known):
+        want = f"1 to {len(known) - 1}, so that some of the {len(known)} training patients are left to train on"
+        raise DataError(cohort.root, "val_patients", got=patients, want=want)
+    held = {known[index] for index in np.random.default_rng(seed).permutation(len(known))[:patients]}
+    val = tuple(case_id for case_id in split.train if cohort.case(case_id).patient in held)
+    return replace(split, train=tuple(case_id for case_id in split.train if case_id not in val), val=val)
 
 
 def verify_split(cohort: Cohort, split: Split) -> Split:

@@ -169,12 +169,20 @@ def test_b7_one_small_image_cannot_be_normalised_in_training():
         ({"embed_dim": 24, "depths": (1, 0, 1, 1)}, "four stages of at least one block"),
         ({"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (3, 3, 3)}, "four stages of at least one block"),
         ({"embed_dim": 20, "depths": (1, 1, 1, 1)}, "stage 1: 20 channels are no multiple of 3 heads"),
-        ({"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (3, 4, 4, 4)}, "4 heads are no multiple of the 3 "),
     ],
 )
 def test_shapes_that_cannot_be_built(shape, message):
     with pytest.raises(ValueError, match=message):
         DilateFormerShape(**shape)
+
+
+def test_dilations_share_the_heads_of_both_stages():
+    """Heads that three dilations cannot share, two can."""
+    shape = DilateFormerShape(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(6, 4, 4, 4))
+    with pytest.raises(ValueError, match="stage 2: 4 heads are no multiple of the 3 dilations"):
+        DilateFormer(shape)
+    encoder = DilateFormer(shape, dilations=(1, 4)).eval()
+    assert encoder(image(1, 3, 32, 32))[0].shape == (1, 24, 8, 8)
 
 
 def test_options_that_make_no_sense():

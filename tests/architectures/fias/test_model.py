@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from trifuse.architectures.fias import Fias, FiasConfig, fias
 from trifuse.architectures.fias.variants import DilateFormerShape
+from trifuse.blocks import ContextAwareFusion
 from trifuse.kernels import CheckpointError, ShapeError, backend
 
 THIN = DilateFormerShape(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3))
@@ -41,6 +42,7 @@ def count(part: torch.nn.Module) -> int:
         ({}, 45_071_917),
         ({"num_classes": 4}, 45_069_382),
         ({"no_dmk": "dup"}, 42_563_113),
+        ({"channel_weights": "literal"}, 45_071_917),
         ({"fusion": "sum"}, 38_019_317),
         ({"mixatt": False}, 43_078_021),
     ],
@@ -230,6 +232,9 @@ OPTIONS = [
     {"spatial_kernel": 3},
     {"max_pool": False},
     {"pre_conv": False},
+    {"channel_weights": "literal"},
+    {"dilations": (1, 4, 2)},
+    {"dilations": (2,)},
     {"bottleneck": "none"},
     {"bottleneck": "down"},
     {"mixatt": False},
@@ -250,6 +255,10 @@ def test_options_train_every_parameter(overrides, tmp_path):
     side = 64 if config.bottleneck == "down" else 32
     x = image(2, config.in_channels, side, side)
     torch.manual_seed(3)
+    with torch.no_grad():
+        for fusion in model.fusions:  # whose channel weights start at zero, and pass no gradient on at the first step
+            if isinstance(fusion, ContextAwareFusion):
+                fusion.channel.weight.normal_(std=0.1)
     maps = model(x)
     assert [tuple(logits.shape) for logits in maps] == [
         (2, config.num_classes, side // step, side // step) for step in (16, 8, 4)
@@ -283,6 +292,28 @@ def test_options_of_training_reach_their_part(overrides):
     ((name, value),) = overrides.items()
     held = {"dropout": dropout.p, "drop_path": last.drop_path}
     assert held.get(name, getattr(mca, name, None)) == pytest.approx(value)
+
+
+def test_options_of_the_encoders_and_the_fusion_reach_their_part():
+    model = thin(dilations=(2, 5, 1), dmk_kernels=(3, 9), channel_weights="literal")
+    local, glob = model.local_encoder.stages, model.global_encoder.stages
+    assert [stage.blocks[0].attn.dilations for stage in glob[:2]] == [(2, 5, 1)] * 2
+    assert [[conv.kernel_size for conv in stage.units[0].depthwise.convs] for stage in local] == [[(3, 3), (9, 9)]] * 4
+    assert [fusion.channel_weights for fusion in model.fusions] == ["literal"] * 4
+    assert [fusion.channel_weights for fusion in thin().fusions] == ["normalised"] * 4
+
+
+def test_other_dilations_take_the_same_weights_and_look_further():
+    near, far = thin(dilations=(1, 1, 1)).eval(), thin(dilations=(1, 1, 5)).eval()
+    far.load_state_dict(near.state_dict())
+    x = image(1, 1, 64, 64)
+    assert not torch.allclose(near(x), far(x), atol=1e-4)
+    with torch.no_grad():
+        for network in (near, far):  # the third dilation's heads silenced, it is not heard
+            for stage in network.global_encoder.stages[:2]:
+                weight = stage.blocks[0].attn.proj.weight
+                weight[:, 2 * weight.shape[1] // 3 :] = 0
+    torch.testing.assert_close(near(x), far(x))
 
 
 def test_bypass_and_duplicate():

@@ -16,18 +16,24 @@ from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.architectures.data.phantoms.abdomen import write_abdomen_phantom
 from trifuse.architectures.data.samples.augmentation_recipe import AugmentationRecipe
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
+from trifuse.architectures.evaluation.audit import audit_network
+from trifuse.architectures.evaluation.audit_report import percent
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.fias.mechanisms import mechanisms
 from trifuse.architectures.fias.model import Fias, FiasConfig
 from trifuse.architectures.fias.paper import ABLATION, ACDC, SYNAPSE, paper_tables
+from trifuse.architectures.fias.report import describe_mechanisms
 from trifuse.architectures.fias.train import FiasRecipe, layout_defaults
 from trifuse.architectures.fias.variants import DilateFormerShape
 from trifuse.architectures.runs.pipeline import train, with_classes
 from trifuse.architectures.runs.predict import load_network
+from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.storage.pretrained import config_to_json
 from trifuse.kernels import CheckpointError, DataError
 
+WEIGHTS = ("channel", "position")
 TINY = DilateFormerShape(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3))
 
 
@@ -118,6 +124,44 @@ def test_a_run_leaves_a_report_under_two_conventions(finished):
     assert conventions == [Conventions("strict").in_voxels(), Conventions("transunet").in_voxels()]
     for name in ("run.json", "split.json", "best/model.safetensors", "figures/test/overlays.png", "test_summary.csv"):
         assert (finished / name).stat().st_size > 0
+
+
+def test_a_report_says_whether_caf_s_weights_differ_between_images_and_what_a_draw_moves(finished, cohort, tmp_path):
+    """What it says is what an audit finds; here of a network with weights so large that it predicts something."""
+    assert all(f"CAF's {which} weights: SD over images" in (finished / "report.md").read_text() for which in WEIGHTS)
+    recipe = tiny_recipe(cohort)
+    data = prepare_data(recipe.data, tmp_path)
+    torch.manual_seed(0)
+    model = Fias(with_classes(recipe, 9).network).eval()
+    with torch.no_grad():
+        for layer in (*model.decoder.heads, *(fusion.channel for fusion in model.fusions)):
+            layer.weight.normal_()
+    facts = describe_mechanisms(model, data, data.split.test)
+    asked = [each for each in mechanisms(model) if "fixed" in each.name or "draw" in each.name]
+    found = audit_network(model, data.cohort, data.split.test, recipe.data.preprocessing, asked)
+    spreads = {spread.name: spread for spread in found.spreads}
+    changed = {finding.mechanism.name: percent(finding.moved[0].share.mean) for finding in found.findings}
+    for which in WEIGHTS:
+        own = [spreads[f"CAF's {which} weights at 1/{4 * 2**level}"] for level in range(4)]
+        said = facts[f"CAF's {which} weights: SD over images"]
+        assert said.startswith(
+            ", ".join(f"{each.sd:.3f}" for each in own) + f", finest level first, over {own[0].images} "
+        )
+        assert (
+            f"fixed at their mean change {changed[f'{which} weights of fusion fixed']} of the voxels of 1 case" in said
+        )
+    assert f"as in training changes {changed['Monte Carlo draw']} of the voxels" in facts["Monte Carlo attention"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"fusion": "sum"}, {"Monte Carlo attention"}), ({"fusion": "sum", "mixatt": False}, set())],
+)
+def test_a_report_is_silent_on_what_a_network_has_not(options, said, cohort, tmp_path):
+    recipe = tiny_recipe(cohort)
+    data = prepare_data(recipe.data, tmp_path)
+    model = Fias(replace(recipe.network, **options)).eval()
+    assert describe_mechanisms(model, data, data.split.test).keys() == said
 
 
 def test_nothing_is_in_mm_where_nobody_knows_the_spacing(finished):

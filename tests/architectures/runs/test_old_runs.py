@@ -52,15 +52,18 @@ RECIPES = {
     "taff_unet": TaffUNetRecipe,
     "ecg": EcgPretrainingRecipe,
 }
-FIRST_FORM = (
-    "--set",
-    "network.projection=broadcast",
-    "--set",
-    "network.gate=after_norm",
-    "--set",
-    "network.gate_time=unseen",
-)
-ASKED_FOR = {"taff_unet/full": FIRST_FORM}  # what was the default, and has to be asked for today
+FIRST_NETWORKS = {  # what older versions did, and is no default today
+    "taff_unet": {"projection": "broadcast", "gate": "after_norm", "gate_time": "unseen"},
+    "fias": {"channel_weights": "literal"},
+}
+ASKED_FOR = {  # so it has to be asked for
+    run: [
+        word
+        for name, value in FIRST_NETWORKS[run.partition("/")[0]].items()
+        for word in ("--set", f"network.{name}={value}")
+    ]
+    for run in ("taff_unet/full", "fias/run")
+}
 SAME_SHARE = 0.999  # of the voxels: another processor rounds in another way
 
 
@@ -219,11 +222,8 @@ def test_an_old_autoencoder_computes_what_it_did(old_runs):
 @pytest.mark.parametrize("network", RECIPES)
 def test_an_old_recipe_of_defaults_is_the_recipe_of_defaults(network):
     values = json.loads((OLD_RUNS / network / "default_recipe.json").read_text())
-    asked_for = (
-        {"projection": "broadcast", "gate": "after_norm", "gate_time": "unseen"} if network == "taff_unet" else {}
-    )
     recipe = RECIPES[network]()
-    expected = replace(recipe, network=replace(recipe.network, **asked_for))
+    expected = replace(recipe, network=replace(recipe.network, **FIRST_NETWORKS.get(network, {})))
     assert config_from_json(RECIPES[network], values, "default_recipe.json") == expected
 
 
@@ -257,6 +257,24 @@ def test_an_old_fusion_is_what_it_was(spatial_mlp, old_runs, tmp_path):
     assert fusion.projection.out_features == fusion.dim * (spatial_mlp or 1) ** 2
     again = config_from_json(TaffUNetConfig, config_to_json(config), "config.json")
     assert again == config
+
+
+def test_an_old_fias_is_what_it_was(old_runs, tmp_path):
+    description = json.loads((old_runs / "fias/run/best/config.json").read_text())
+    assert not {"channel_weights", "dilations"} & description["config"].keys()
+    model = Fias.from_pretrained(old_runs / "fias/run/best")
+    assert (model.config.channel_weights, model.config.dilations) == ("literal", (1, 2, 3))
+    assert {fusion.channel_weights for fusion in model.fusions} == {"literal"}
+    model.save_pretrained(tmp_path)
+    assert Fias.from_pretrained(tmp_path).config == model.config
+
+
+def test_an_old_fias_is_not_resumed_as_another(old_runs, capsys):
+    assert main([*COMMANDS["fias/run"], "--resume"]) == 2
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert [line for line in lines if line.startswith(("config.", "recipe."))] == [
+        "config.network.channel_weights: 'literal' -> 'normalised'"
+    ]
 
 
 def test_an_old_taff_unet_is_not_resumed_as_another(old_runs, capsys):

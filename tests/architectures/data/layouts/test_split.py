@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trifuse.architectures.data.layouts.cohort import Case, Cohort, Split
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
-from trifuse.architectures.data.layouts.split import read_split, split_patients, verify_split, write_split
+from trifuse.architectures.data.layouts.split import hold_out, read_split, split_patients, verify_split, write_split
 from trifuse.kernels.errors import DataError
 
 
@@ -83,6 +83,39 @@ def test_fractions_that_make_no_sense(fractions):
 def test_too_few_patients():
     with pytest.raises(DataError, match=r"2 patients, of which 1 would validate and 1 test"):
         split_patients(cohort_of("aabb"))
+
+
+# -------------------------------------------------------------------------------- training patients that validate
+
+
+def test_held_out_patients_validate_with_all_of_their_images_and_train_no_more():
+    cohort = cohort_of("aabbccddeef")
+    whole = Split(tuple(f"c{n}" for n in range(10)), (), ("c10",))
+    split = hold_out(cohort, whole, 2, seed=3)
+    assert (len(split.train), len(split.val), split.test) == (6, 4, ("c10",))
+    assert sorted((*split.train, *split.val)) == sorted(whole.train)
+    assert not {cohort.case(n).patient for n in split.train} & {cohort.case(n).patient for n in split.val}
+    assert len({hold_out(cohort, whole, 2, seed=seed).val for seed in range(8)}) > 2
+
+
+def test_held_out_patients_do_not_depend_on_the_order_of_cases_and_versions():
+    cohort, train = cohort_of([f"p{n}" for n in range(18)]), tuple(f"c{n}" for n in range(18))
+    assert hold_out(cohort, Split(train, (), ()), 2).val == ("c16", "c17")
+    turned = hold_out(replace(cohort, cases=cohort.cases[::-1]), Split(train[::-1], (), ()), 2)
+    assert set(turned.val) == {"c16", "c17"}
+
+
+@pytest.mark.parametrize(
+    ("split", "patients", "message"),
+    [
+        (Split(("c0",), ("c1",), ("c2",)), 1, "1 validation cases in the split.*leave out val_patients"),
+        (Split(("c0", "c1"), (), ("c2",)), 2, "1 to 1, so that some of the 2 training patients are left to train on"),
+        (Split(("c0", "c1"), (), ("c2",)), 0, "val_patients"),
+    ],
+)
+def test_patients_that_cannot_be_held_out(split, patients, message):
+    with pytest.raises(DataError, match=message):
+        hold_out(cohort_of("abc"), split, patients)
 
 
 # ------------------------------------------------------------------------------------------ on real files

@@ -195,6 +195,14 @@ def test_recipe_takes_the_split_of_the_cohort_unless_told(tmp_path, put_synapse)
     assert (split.train, split.val, split.test) == (("a", "c"), ("b",), ("d",))
     split = DataRecipe(str(tmp_path), label_space="transunet9", test_cases=("a",)).choose_split(cohort)
     assert (split.train, split.val, split.test) == (("b", "c", "d"), (), ("a",))
+    split = DataRecipe(str(tmp_path), label_space="transunet9", val_patients=2).choose_split(cohort)
+    assert (len(split.train), len(split.val), split.test) == (1, 2, ("d",))
+    assert sorted((*split.train, *split.val)) == ["a", "b", "c"]
+
+
+def test_patients_to_validate_are_at_least_one():
+    with pytest.raises(ValueError, match="val_patients must be at least 1, or None for none, got 0"):
+        DataRecipe(val_patients=0)
 
 
 def test_d28_the_same_slices_in_two_parts(tmp_path, put_synapse):
