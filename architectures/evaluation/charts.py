@@ -37,15 +37,19 @@ LINE_STYLES = ("-", "--", "-.", ":")
 GRID = "#E3E3E3"
 MARKED_EPOCHS = 40  # curves of up to this many epochs get a marker at each
 SCORE_WORDS = ("dice", "dsc", "iou", "precision", "sensitivity")
+_SCORE_TITLES = {False: "Validation score", True: "Score on the training cases"}
 BLOCK_COLUMN = "weight_block_"
 
 
-def draw_training_curves(log_csv: Path, out: Path, best: BestEpoch | None = None) -> Picture:
+def draw_training_curves(
+    log_csv: Path, out: Path, best: BestEpoch | None = None, *, trained_on: bool = False
+) -> Picture:
     """Draw losses, validation scores and the learning rate of ``log.csv`` over epochs into ``out/curves.png``.
 
     Args:
         log_csv: the log.
         out: folder to write into.
+        trained_on: whether the scores are those of the training cases, because no case validates.
         best: the epoch to mark; None marks the highest value of the first score.
 
     Raises:
@@ -53,9 +57,10 @@ def draw_training_curves(log_csv: Path, out: Path, best: BestEpoch | None = None
     """
     log = _columns(log_csv)
     epochs = log.pop("epoch")
+    scored = _SCORE_TITLES[trained_on]
     panels = [
         ("Loss", {name: y for name, y in log.items() if "loss" in name}),
-        ("Validation score", {name: y for name, y in log.items() if any(word in name for word in SCORE_WORDS)}),
+        (scored, {name: y for name, y in log.items() if any(word in name for word in SCORE_WORDS)}),
         ("Learning rate", {name: y for name, y in log.items() if name.startswith("lr")}),
     ]
     panels = [(title, curves) for title, curves in panels if curves]
@@ -66,7 +71,7 @@ def draw_training_curves(log_csv: Path, out: Path, best: BestEpoch | None = None
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, curves) in zip(axes, panels, strict=True):
         _draw_curves(axis, title, epochs, curves)
-        if title == "Validation score":
+        if title == scored:
             _mark_best(axis, epochs, curves, best)
     alt = f"Training curves over {count(len(epochs), 'epoch')}: " + "; ".join(
         _curve_sentence(title, epochs, name, y) for title, curves in panels for name, y in list(curves.items())[:2]
@@ -209,7 +214,7 @@ def _curve_sentence(title: str, epochs: NDArray, name: str, y: NDArray) -> str:
     seen = np.flatnonzero(np.isfinite(y))
     if not seen.size:
         return f"{_words(name)} has no values"
-    if title == "Validation score":
+    if title in _SCORE_TITLES.values():
         best = int(np.nanargmax(y))
         return f"{_words(name)} is best, {y[best]:.3f}, at epoch {epochs[best]:g}"
     return f"{_words(name)} goes from {y[seen[0]]:.3g} to {y[seen[-1]]:.3g}"

@@ -76,7 +76,7 @@ def train(
         brought = side_inputs and side_inputs(recipe, *open_split(recipe.data, out), out)
         with world.raise_on_any_rank():
             data = prepare_data(recipe.data, out, side_inputs=brought)
-            recipe = with_classes(recipe, len(data.cohort.class_names), sigmoid=experiment.sigmoid)
+            recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)
             model = network(recipe.network)
         fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
     if not world.is_main:
@@ -101,13 +101,13 @@ def fit_network(model: Any, recipe: Any, data: PreparedData, out: Path, **option
 
     Args:
         model: the network.
-        recipe: of the run; how its data were prepared is taken from ``data``.
+        recipe: of the run; see `filled_in`.
         data: the samples.
         out: the run's folder.
         options: ``resume``, ``force_resume`` and ``tensorboard``, see `fit`.
     """
     experiment = experiment_of(recipe)
-    recipe = replace(recipe, data=data.recipe)
+    recipe = filled_in(recipe, data)
     arguments = {
         "train_set": data.train_set,
         "validate": data.validation(recipe.training.batch_size),
@@ -116,6 +116,12 @@ def fit_network(model: Any, recipe: Any, data: PreparedData, out: Path, **option
     }
     arguments["run_config"] = {"architecture": experiment.name, **describe_run(recipe), **arguments["run_config"]}
     return fit(model, recipe=recipe.training, out=out, config_type=type(recipe), **arguments, **options)
+
+
+def filled_in(recipe: Any, data: PreparedData) -> Any:
+    """Return a recipe with what it leaves to the data: how samples were prepared, and what chooses the best epoch."""
+    training = recipe.training.settled(validates=bool(data.split.val))
+    return replace(recipe, data=data.recipe, training=training)
 
 
 def with_classes(recipe: Any, classes: int, *, sigmoid: bool = False) -> Any:

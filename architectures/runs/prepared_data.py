@@ -31,7 +31,7 @@ class PreparedData:
         cohort: the cohort.
         split: which cases train, validate and test.
         train_set: samples to train on.
-        val_set: samples that choose the best epoch.
+        val_set: samples that are scored after every epoch.
         recipe: how they were prepared; what it left to the cohort is filled in.
         side_inputs: what the cases bring beside their images; None where they bring nothing.
     """
@@ -45,7 +45,7 @@ class PreparedData:
 
     @property
     def validated_on(self) -> Part:
-        """Where the best epoch is chosen: on the validation cases, or on the training cases where there are none."""
+        """What is scored after every epoch: the validation cases, or the training cases where there are none."""
         return "val" if self.split.val else "train"
 
     def validation(self, batch_size: int) -> SliceValidation:

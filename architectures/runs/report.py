@@ -60,7 +60,7 @@ def report_run(
         data: what it was trained on.
         title: of the report.
         parts: of the split to score, the headline first; a part without cases is left out, and where none is left
-            the cases that chose the best epoch are scored.
+            those that were scored after every epoch are.
         command: the command line that does the run again.
         conventions: of empty masks and distances; several are shown side by side, the first gives the headline.
         per_slice: also score each slice by itself.
@@ -81,7 +81,7 @@ def report_run(
         heading = _marked(f"{_PART_TITLES[part]}: predictions beside the truth", mark)
         overlays.append(draw_overlays(tiles, data.cohort.class_names, figures / part, title=heading))
     log = out / LOG_FILE
-    curves = draw_training_curves(log, figures, BestEpoch.read(out / BEST_FOLDER))
+    curves = draw_training_curves(log, figures, BestEpoch.read(out / BEST_FOLDER), trained_on=not data.split.val)
     return write_report(
         out,
         title=title,
@@ -98,12 +98,13 @@ def report_run(
 def _facts(out: Path, model: nn.Module, data: PreparedData, own: Mapping[str, str]) -> dict[str, str]:
     """Return what a report states about a run: its data, its network, its training, its ``own`` facts, where it ran."""
     epochs = read_log(out / LOG_FILE)
+    chosen = BestEpoch.read(out / BEST_FOLDER).words(f"the {data.validated_on} cases", len(epochs))
     return {
         **describe_data(data.cohort, {part: data.cases_of(part) for part in get_args(Part)}),
         "Slices": _describe_slices(data.train_set, data.recipe),
         "Augmentation": data.recipe.augmentation.describe(data.recipe.augment),
         **describe_network(model),
-        "Chosen": BestEpoch.read(out / BEST_FOLDER).words(f"the {data.validated_on} cases", len(epochs)),
+        "Chosen": chosen if data.split.val else f"{chosen}; no case validates",
         "Training time": format_seconds(sum(row["seconds"] for row in epochs)),
         **own,
         **describe_environment(next(model.parameters()).device),

@@ -95,7 +95,7 @@ def fit(
             method ``start_epoch``, that is called with the epoch, counted from 0, when one begins or is resumed.
         train_set: ``train_set[(seed, epoch, index)]`` is a dictionary of tensors and strings, the same one for the
             same key; ``len(train_set)`` says how many.
-        recipe: how to train.
+        recipe: how to train; a best epoch that is left open is that of the highest Dice.
         out: folder for ``run.json``, ``log.csv``, ``sessions.jsonl``, ``best/`` (evaluation weights), ``last/``
             (what resuming needs) and, if a step is not finite, ``crash/``.
         loss: ``loss(outputs, batch, reduce)`` is the mean over the samples of all ranks; ``reduce`` sums a tensor over
@@ -120,7 +120,7 @@ def fit(
         CheckpointError: nothing can be saved, or what was saved is damaged.
         DataError: a sample could not be loaded.
     """
-    out = Path(out)
+    out, recipe = Path(out), recipe.settled()
     with ExitStack() as stack:
         world = stack.enter_context(open_world(recipe.device))
         progress = Progress(world.is_main)

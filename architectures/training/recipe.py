@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN
@@ -15,6 +15,8 @@ from trifuse.kernels.choices import choice_problems
 Optimizer = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["warmup_cosine", "poly", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
+
+DICE = f"{SCORE_COLUMN}dice"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Recipe:
         grad_clip: largest gradient norm of a parameter group; None for no limit.
         best_epoch_by: what chooses the epoch whose weights are kept as best: the highest value of a validation score,
             named as its column in ``log.csv`` (``"val_dice"``, or ``"val_dice_<class>"`` where there are several
-            classes), or that it is the ``"last"``.
+            classes), or that it is the ``"last"``. None leaves it to the data, see `settled`.
         best_epoch_smoothing: choose by that score's moving average over epochs, of which this share is that of the
             epoch before (nnU-Net: 0.9); None for the score itself. The last epoch is the last either way.
         seed: of the sample order, the augmentation and dropout.
@@ -64,7 +66,7 @@ class Recipe:
     accumulate: int = 1
     ema_decay: float | None = None
     grad_clip: float | None = None
-    best_epoch_by: str = "val_dice"
+    best_epoch_by: str | None = None
     best_epoch_smoothing: float | None = None
     seed: int = 42
     workers: int = 0
@@ -86,14 +88,21 @@ class Recipe:
 
     @property
     def best_metric(self) -> str:
-        """What chooses the best epoch, as `BestEpoch` names it."""
+        """What chooses the best epoch, as `BestEpoch` names it, of a recipe that is `settled`."""
+        assert self.best_epoch_by is not None
         score = self.best_epoch_by.removeprefix(SCORE_COLUMN)
         return score if score == LAST or self.best_epoch_smoothing is None else f"{score}{SMOOTHED}"
 
+    def settled(self, *, validates: bool = True) -> Recipe:
+        """Return the recipe with what chooses the best epoch filled in: Dice, or, where no case validates, the end."""
+        if self.best_epoch_by is not None:
+            return self
+        return replace(self, best_epoch_by=DICE if validates else LAST)
+
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Spell out what older versions did: the Dice of each epoch chose the best one."""
-        return {"best_epoch_by": "val_dice", "best_epoch_smoothing": None, **values}
+        """Spell out what older versions did: Dice chose the best epoch, on training cases where none validated."""
+        return {"best_epoch_by": DICE, "best_epoch_smoothing": None, **values}
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -125,8 +134,8 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "ema_decay": _SHARE,
     "grad_clip": ("None or a number > 0", lambda value: value is None or (_is_number(value) and value > 0)),
     "best_epoch_by": (
-        "'last', or the column of a score in log.csv, such as 'val_dice'",
-        lambda value: isinstance(value, str) and re.fullmatch(r"last|val_.+", value) is not None,
+        "None, 'last', or the column of a score in log.csv, such as 'val_dice'",
+        lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"last|val_.+", value) is not None),
     ),
     "best_epoch_smoothing": _SHARE,
     "seed": ("a whole number >= 0", lambda value: _is_whole(value, 0)),

@@ -30,6 +30,7 @@ from trifuse.architectures.runs.pipeline import train, with_classes
 from trifuse.architectures.runs.predict import load_network
 from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.repeats import train_repeats
+from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.architectures.storage.pretrained import config_to_json
 from trifuse.kernels import CheckpointError, DataError
 
@@ -162,6 +163,39 @@ def test_a_report_is_silent_on_what_a_network_has_not(options, said, cohort, tmp
     data = prepare_data(recipe.data, tmp_path)
     model = Fias(replace(recipe.network, **options)).eval()
     assert describe_mechanisms(model, data, data.split.test).keys() == said
+
+
+def chosen(run: Path) -> tuple[str, str, str]:
+    """Return what chose the epoch: as the run describes it, as its weights do, and in the report's words."""
+    (line,) = (line for line in (run / "report.md").read_text().splitlines() if line.startswith("| Chosen |"))
+    described = json.loads((run / "run.json").read_text())["recipe"]["best_epoch_by"]
+    return described, BestEpoch.read(run / "best").metric, line
+
+
+def test_no_training_case_chooses_the_epoch_of_the_published_split(finished):
+    assert json.loads((finished / "split.json").read_text())["val"] == []
+    line = "| Chosen | epoch 1 of 1, the last one, whatever its scores; no case validates |"
+    assert chosen(finished) == ("last", "last", line)
+
+
+@pytest.mark.parametrize(
+    ("data", "training", "by", "line"),
+    [
+        ({"val_patients": 1}, {}, "dice", "by Dice on the val cases |"),
+        ({}, {"best_epoch_by": "val_dice"}, "dice", "by Dice on the train cases; no case validates |"),
+    ],
+    ids=["held out", "asked for"],
+)
+def test_held_out_patients_choose_the_epoch_and_training_cases_where_that_is_asked_for(
+    data, training, by, line, cohort, tmp_path
+):
+    recipe = tiny_recipe(cohort, **training)
+    train(replace(recipe, data=replace(recipe.data, **data)), tmp_path / "run")
+    described, metric, words = chosen(tmp_path / "run")
+    assert (described, metric) == (f"val_{by}", by)
+    assert words.endswith(line)
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert (len(split["train"]), len(split["val"])) == ((1, 1) if data else (2, 0))
 
 
 def test_nothing_is_in_mm_where_nobody_knows_the_spacing(finished):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,20 @@ def test_a_recipe_that_knew_no_choice_loads_as_what_it_was():
     del values["best_epoch_by"], values["best_epoch_smoothing"]
     recipe = config_from_json(Recipe, values, "run.json")
     assert (recipe.best_epoch_by, recipe.best_epoch_smoothing) == ("val_dice", None)
+
+
+def test_who_leaves_it_to_the_data_has_dice_where_cases_validate_and_the_last_epoch_where_none_do(tmp_path):
+    recipe = Recipe(epochs=1, batch_size=1, lr=1.0)
+    assert recipe.best_epoch_by is None
+    assert (recipe.settled(validates=True).best_epoch_by, recipe.settled(validates=False).best_epoch_by) == (
+        "val_dice",
+        "last",
+    )
+    for given in ("last", "val_dice", "val_dice_scar"):
+        asked = replace(recipe, best_epoch_by=given)
+        assert asked.settled(validates=True) == asked.settled(validates=False) == asked
+    chosen(tmp_path)  # `fit` has scores, and nobody to ask where they come from
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["best_epoch_by"] == "val_dice"
 
 
 @pytest.mark.parametrize(
