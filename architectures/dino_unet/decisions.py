@@ -41,7 +41,7 @@ _TRAINING = shared.silent_but(
     Decision("Weight decay of theta", "yes, as of all", "theta_decay", (True,), applies=_learned),
     Decision("Loss", NOT_SAID, shared.LOSS, by="nnU-Net", answer=shared.how_dice_and_ce_add),
     Decision("Dice over the whole batch", NOT_SAID, "batch_dice", by="nnU-Net"),
-    Decision("Best epoch by", "validation, no metric", "training.best_epoch_by", by=OURS),
+    Decision("Best epoch by", "validation, no metric", "training.best_epoch_by", by=OURS, answer=shared.best_epoch_by),
     Decision(
         "Best epoch on",
         "validation",

@@ -8,8 +8,6 @@ from trifuse.architectures.runs import shared_decisions as shared
 from trifuse.architectures.runs.decisions import NOT_SAID, OURS, Decision, shown
 from trifuse.architectures.runs.prepared_data import PreparedData
 
-from .variants import DILATIONS
-
 _MIST, _SVANET, _DILATEFORMER, _TRANSUNET = "MIST", "SvANet", "DilateFormer", "TransUNet"
 
 
@@ -87,7 +85,7 @@ _DATA = (
 _NETWORK = (
     Decision("DilateFormer", "depths 2, 2, 6, 2: tiny", "network.variant", ("tiny",), answer=_variant),
     Decision("Its weights", "pretrained", "network.encoder_checkpoint", ("pretrained",), answer=_encoder_weights),
-    Decision("Its dilations", NOT_SAID, (), by=_DILATEFORMER, answer=lambda recipe, data: DILATIONS),
+    Decision("Its dilations", NOT_SAID, "network.dilations", by=_DILATEFORMER),
     Decision("Its maps are normalised", NOT_SAID, "network.out_norm", by=OURS),
     Decision("Its drop-path", NOT_SAID, "network.drop_path", by=_DILATEFORMER),
     Decision("DMK encoder", "yes", "network.no_dmk", (True,), answer=_dmk),
@@ -96,6 +94,14 @@ _NETWORK = (
     Decision("DMK's blocks per size", NOT_SAID, "network.dmk_depth", by=OURS, applies=_has_dmk),
     Decision("Fusion of the encoders", "CAF", "network.fusion", ("caf",)),
     Decision("CAF: convolution before pooling", "yes, of no size", "network.pre_conv", (True,), OURS, applies=_has_caf),
+    Decision(
+        "CAF: pooled channels are",
+        "taken as they are (Eq. 3)",
+        "network.channel_weights",
+        ("literal",),
+        OURS,
+        applies=_has_caf,
+    ),
     Decision("CAF: weight sees the maximum", "yes (Eq. 3)", "network.max_pool", (True,), applies=_has_caf),
     Decision(
         "CAF: Eq. 5 pools over",

@@ -19,7 +19,7 @@ _TRAINING = shared.silent_but(
     Decision("Batch size", "as planned, 12", "training.batch_size", (12,)),
     Decision("Loss, at each resolution", _LOSS, shared.LOSS, (_LOSS,), answer=shared.how_dice_and_ce_add),
     Decision("Dice over the whole batch", "yes, in 2D", "batch_dice", (True,)),
-    Decision("Best epoch by", "Dice", "training.best_epoch_by", ("val_dice",)),
+    Decision("Best epoch by", "Dice", "training.best_epoch_by", ("val_dice",), answer=shared.best_epoch_by),
     Decision(
         "Smoothing of that score",
         f"{VAL_DICE_EMA:g}",

@@ -75,7 +75,7 @@ class Decision:
         """Return what a run differs from in this: the ``"paper"``, where that settles it, and the ``"default"``."""
         answer, default = self.answered(recipe, data), type(recipe)()
         agrees = answer in self.agrees
-        is_changed = self.values(recipe) != self.values(default) and answer != self.answered(default)
+        is_changed = self.values(recipe) != self.values(default) and answer != self.answered(default, data)
         return ["paper"] * (self.is_settled and not agrees) + ["default"] * (
             is_changed and (self.is_said or not agrees)
         )

@@ -8,6 +8,7 @@ from typing import Any
 from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
 from trifuse.architectures.data.samples.augmentation_recipe import AugmentationRecipe
 from trifuse.architectures.storage.best_epoch import LAST
+from trifuse.architectures.storage.text import count
 
 from .decisions import NOT_SAID, OURS, Decision, shown
 from .prepared_data import PreparedData
@@ -58,11 +59,13 @@ def takes_whole_slices(recipe: Any) -> bool:
 
 def how_it_is_split(recipe: Any, data: PreparedData | None) -> str:
     """Return where a run's split comes from."""
+    held_out = recipe.data.val_patients
+    split = DRAWN_SPLIT if recipe.data.val_from == "all" else DRAWN_SPLIT.replace("10 %", "10 % of the rest")
     if recipe.data.split is not None or recipe.data.val_cases or recipe.data.test_cases:
-        return GIVEN_SPLIT
-    if data is not None and data.cohort.split is not None:
-        return OWN_SPLIT
-    return DRAWN_SPLIT if recipe.data.val_from == "all" else DRAWN_SPLIT.replace("10 %", "10 % of the rest")
+        split = GIVEN_SPLIT
+    elif data is not None and data.cohort.split is not None:
+        split = OWN_SPLIT
+    return split if held_out is None else f"{split}; {count(held_out, 'training patient')} held out to validate"
 
 
 def how_slices_are_seen(recipe: Any, data: PreparedData | None) -> str:
@@ -96,6 +99,11 @@ def how_dice_and_ce_add(recipe: Any, data: PreparedData | None) -> str:
     return f"Dice + cross-entropy, {recipe.lambda_dice:g} to {recipe.lambda_ce:g}"
 
 
+def best_epoch_by(recipe: Any, data: PreparedData | None) -> str | None:
+    """Return what chooses the best epoch of a run; where its recipe leaves that open, validation cases decide."""
+    return recipe.training.settled(validates=data is None or data.validated_on == "val").best_epoch_by
+
+
 def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
     """Return which cases choose the best epoch of a run."""
     return "validation" if data is None or data.validated_on == "val" else "training: none validate"
@@ -104,7 +112,7 @@ def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
 LOSS = ("lambda_dice", "lambda_ce")
 INTENSITY = tuple(f"data.preprocessing.{name}" for name in ("intensity", "window", "percentiles"))
 DEFAULT_STRENGTHS = "as by default"
-SPLIT = ("data.split", "data.val_cases", "data.test_cases", "data.val_from")
+SPLIT = ("data.split", "data.val_cases", "data.test_cases", "data.val_from", "data.val_patients")
 SEEDS = ("training.seed", "network.init_seed", "data.split_seed")
 
 SILENT = (
@@ -113,7 +121,7 @@ SILENT = (
     Decision("Warm-up, epochs", NOT_SAID, "training.warmup_epochs", by=OURS, applies=warms_up),
     Decision("Last learning rate", NOT_SAID, "training.min_lr", by=OURS, applies=warms_up),
     Decision("Largest gradient norm", NOT_SAID, "training.grad_clip", by=OURS),
-    Decision("Best epoch by", NOT_SAID, "training.best_epoch_by", by=OURS),
+    Decision("Best epoch by", NOT_SAID, "training.best_epoch_by", by=OURS, answer=best_epoch_by),
     Decision("Smoothing of that score", NOT_SAID, "training.best_epoch_smoothing", by=OURS, applies=chooses_by_score),
     Decision("Best epoch on", NOT_SAID, (), by=OURS, answer=cases_that_choose, applies=chooses_by_score),
     Decision("Moving average of weights", NOT_SAID, "training.ema_decay", by=OURS),

@@ -88,7 +88,7 @@ _TRAINING = shared.silent_but(
         OURS,
         applies=_takes_ecg,
     ),
-    Decision("Best epoch by", NOT_SAID, "training.best_epoch_by", by=_NNUNET),
+    Decision("Best epoch by", NOT_SAID, "training.best_epoch_by", by=_NNUNET, answer=shared.best_epoch_by),
     Decision(
         "Smoothing of that score",
         NOT_SAID,

@@ -193,6 +193,9 @@ def test_what_set_changes_shows_in_its_row_and_in_no_other(known):
         ("fias", ["network.gate=none"], "Gate in Monte Carlo attention", "none", "default"),
         ("fias", ["training.epochs=400"], "Epochs", "400", ""),
         ("fias", ["gamma=0.25"], "Loss", "0.25 Dice + 0.75 cross-entropy", "**paper**, default"),
+        ("fias", [], "CAF: pooled channels are", "normalised", "**paper**"),
+        ("fias", ["network.channel_weights=literal"], "CAF: pooled channels are", "literal", "default"),
+        ("fias", ["network.dilations=[1,1,2]"], "Its dilations", "1, 1, 2", "default"),
         ("fias", ["network.no_dmk=dup"], "DMK encoder", "no: dup", "**paper**, default"),
         (
             "fias",
@@ -277,9 +280,16 @@ def test_the_data_of_a_run_say_where_its_split_came_from_and_what_chose_the_best
     assert drawn["Best epoch on"][1:3] == ["validation", ""]
     own = data(Split(("a",), (), ("b",)), "train")
     assert rows("fias", data=own)["Split"][1:3] == ["the cohort's own", ""]
-    assert rows("fias", data=own)["Best epoch on"][1] == "training: none validate"
+    assert rows("fias", data=own)["Best epoch by"][1:3] == ["last", ""]
+    asked = rows("fias", "training.best_epoch_by=val_dice", data=own)
+    assert asked["Best epoch by"][1:3] == ["val_dice", "default"]
+    assert asked["Best epoch on"][1] == "training: none validate"
+    assert rows("fias", data=data(None, "val"))["Best epoch by"][1:3] == ["val_dice", ""]
+    held_out = rows("fias", "data.val_patients=2", data=own)["Split"]
+    assert held_out[1:3] == ["the cohort's own; 2 training patients held out to validate", "**paper**, default"]
     assert rows("dino_unet", data=own)["Split"][2] == "**paper**"
-    assert rows("dino_unet", data=own)["Best epoch on"][2] == "**paper**"
+    by_dice = rows("dino_unet", "training.best_epoch_by=val_dice", data=own)
+    assert by_dice["Best epoch on"][2] == "**paper**"
     assert rows("fias", 'data.test_cases=["b"]', data=own)["Split"][1] == "given"
 
 
@@ -326,7 +336,7 @@ def test_values_are_written_as_a_reader_would(value, text):
 
 def test_fields_of_one_section_are_named_once():
     cells = rows("plain_unet")
-    assert cells["Split"][3] == "`data.split`, `val_cases`, `test_cases`, `val_from`"
+    assert cells["Split"][3] == "`data.split`, `val_cases`, `test_cases`, `val_from`, `val_patients`"
     assert cells["Channels of an image"][3] == "`data.preprocessing.channels`, `network.in_channels`"
     assert cells["Loss, at each resolution"][3] == "`lambda_dice`, `lambda_ce`"
     assert cells["Slices are seen"][3] == ""
