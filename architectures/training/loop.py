@@ -262,9 +262,9 @@ class _Run:
     def _measure(self) -> dict[str, float]:
         """Return the validation scores by column of the log."""
         metrics = {f"{SCORE_COLUMN}{name}": float(value) for name, value in self.validate(self.model).items()}
-        if self.recipe.best_epoch_by not in (LAST, *metrics):
+        if self.recipe.chosen_by not in (LAST, *metrics):
             raise TrifuseError(
-                f"validation has no {self.recipe.best_epoch_by!r} to choose the best epoch by; set "
+                f"validation has no {self.recipe.chosen_by!r} to choose the best epoch by; set "
                 f"training.best_epoch_by to {LAST!r} or to what it has: {', '.join(metrics)}"
             )
         return metrics
@@ -275,7 +275,7 @@ class _Run:
         if metric == LAST:
             self._keep_as_best(BestEpoch(state.epoch + 1, metric, None))
             return
-        score = metrics[self.recipe.best_epoch_by]
+        score = metrics[self.recipe.chosen_by]
         if share is not None:
             if not math.isnan(score):
                 before = score if state.smoothed_score is None else state.smoothed_score
@@ -297,7 +297,7 @@ class _Run:
                 self.checkpoints.save_first(self._fill_last)
                 with evaluation_mode(self.model, self.average):
                     metrics = self._measure()
-                by = self.recipe.best_epoch_by
+                by = self.recipe.chosen_by
                 if math.isnan(metrics.get(by, 0.0)):
                     raise TrifuseError(f"validation gives NaN for {by!r}; is the validation set empty?")
                 scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -87,10 +87,15 @@ class Recipe:
             raise ValueError("recipe: " + "\n        ".join(problems))
 
     @property
+    def chosen_by(self) -> str:
+        """What chooses the best epoch, of a recipe that is `settled`: a column of the log, or `LAST`."""
+        assert self.best_epoch_by is not None
+        return self.best_epoch_by
+
+    @property
     def best_metric(self) -> str:
         """What chooses the best epoch, as `BestEpoch` names it, of a recipe that is `settled`."""
-        assert self.best_epoch_by is not None
-        score = self.best_epoch_by.removeprefix(SCORE_COLUMN)
+        score = self.chosen_by.removeprefix(SCORE_COLUMN)
         return score if score == LAST or self.best_epoch_smoothing is None else f"{score}{SMOOTHED}"
 
     def settled(self, *, validates: bool = True) -> Recipe:
