@@ -281,6 +281,8 @@ def test_the_data_of_a_run_say_where_its_split_came_from_and_what_chose_the_best
     own = data(Split(("a",), (), ("b",)), "train")
     assert rows("fias", data=own)["Split"][1:3] == ["the cohort's own", ""]
     assert rows("fias", data=own)["Best epoch by"][1:3] == ["last", ""]
+    by_itself = rows("fias", "training.best_epoch_by=last", data=own)["Best epoch by"]
+    assert by_itself[1:3] == ["last", ""]  # which on these data is the default
     asked = rows("fias", "training.best_epoch_by=val_dice", data=own)
     assert asked["Best epoch by"][1:3] == ["val_dice", "default"]
     assert asked["Best epoch on"][1] == "training: none validate"
