@@ -34,10 +34,10 @@ class ContextAwareFusion(nn.Module):
     `trifuse.kernels.ops._context_aware_fusion`). Under ``backend("reference")`` it is computed as written.
     The average over all positions is taken in float32. Maps of one position are legal.
 
-    N normalises over the channels, and ``channel`` starts at zero: every channel weight is 1/2 at first, and moves with
-    what an image's pooled channels are beside one another. As the equations are written, without N and with random
-    weights, maxima over thousands of positions saturate the sigmoid before training begins, and the weights end as a
-    mask that is the same for every image.
+    N centres a vector over its channels and brings it to length one, and ``channel`` starts at zero: every channel
+    weight is 1/2 at first, and then depends on what an image's pooled channels are beside one another. As the equations
+    are written, without N and with random weights, maxima over thousands of positions saturate the sigmoid before
+    training begins, and the weights end as a mask that is the same for every image.
 
     Args:
         dim: channels C of each map.
@@ -112,7 +112,7 @@ class ContextAwareFusion(nn.Module):
         weight = None if self.pre is None else self.pre.weight
         pooled = pooled_projection(global_features, local_features, weight, self.max_pool)
         if self.channel_weights == "normalised":  # means and maxima by themselves: maxima are several times as large
-            pooled = torch.cat([F.layer_norm(part, part.shape[1:]) for part in pooled.split(2 * self.dim, 1)], dim=1)
+            pooled = torch.cat([_of_length_one(part) for part in pooled.split(2 * self.dim, dim=1)], dim=1)
         return F.linear(pooled.to(self.channel.weight.dtype), self.channel.weight.flatten(1), self.channel.bias)
 
     def spatial_logits(self, global_features: Tensor, local_features: Tensor) -> Tensor:
@@ -139,3 +139,8 @@ class ContextAwareFusion(nn.Module):
             f"dim={self.dim}, spatial_pool={self.spatial_pool!r}, max_pool={self.max_pool}, "
             f"channel_weights={self.channel_weights!r}"
         )
+
+
+def _of_length_one(pooled: Tensor) -> Tensor:
+    """Centre vectors (B, N) and divide them by their length: gradient descent moves logits alike, whatever N is."""
+    return F.layer_norm(pooled, pooled.shape[1:]) * pooled.shape[1] ** -0.5

@@ -89,7 +89,7 @@ class ConcatenatedFusion(nn.Module):
         mixed = self.pre(joined)
         pooled = [F.adaptive_avg_pool2d(mixed, 1), F.adaptive_max_pool2d(mixed, 1)]
         if self.normalised:
-            pooled = [F.layer_norm(part, part.shape[1:]) for part in pooled]
+            pooled = [F.layer_norm(part, part.shape[1:]) / part.shape[1] ** 0.5 for part in pooled]
         fused = self.reduce(torch.sigmoid(self.channel(torch.cat(pooled, dim=1))) * joined)
         summed = self.spatial_global(global_features) + self.spatial_local(local_features)
         return torch.sigmoid(self.spatial(summed.mean(dim=1, keepdim=True))) * fused

@@ -47,9 +47,9 @@ def random_maps(dim=4, size=(5, 4), batch=2, dtype=torch.float64):
 
 
 def normalised(pooled):
-    """Mean 0 and variance 1 over the channels of each sample."""
+    """Mean 0 and length 1 over the channels of each sample."""
     centred = pooled - pooled.mean(1, keepdim=True)
-    return centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    return centred / (centred.square().sum(1, keepdim=True) + 1e-5 * pooled.shape[1]).sqrt()
 
 
 def by_the_equations(block, f1, f2):
@@ -163,6 +163,22 @@ def test_normalised_channel_weights_do_not_see_how_large_the_maps_are():
     torch.testing.assert_close(loud, block.channel_logits(f1, f2), rtol=1e-2, atol=1e-2)
     literal = random_block(channel_weights="literal")
     assert (literal.channel_logits(50 * f1, 50 * f2) - literal.channel_logits(f1, f2)).abs().max() > 10
+
+
+@pytest.mark.parametrize("dim", [8, 128])
+def test_a_step_moves_normalised_channel_logits_a_little_at_every_width(dim):
+    """Adam moves each weight by its rate: logits by that times the sum of what they see, which would be the mask's."""
+    moved = {}
+    for form in ("normalised", "literal"):
+        block = ContextAwareFusion(dim, channel_weights=form)
+        block.reset_parameters(seeded())
+        before = block.channel_logits(*features(dim)).detach()
+        optimiser = torch.optim.Adam(block.parameters(), lr=5e-3)
+        block.channel_logits(*features(dim)).sum().backward()
+        optimiser.step()
+        moved[form] = (block.channel_logits(*features(dim)) - before).abs().mean().item()
+    assert 0.02 < moved["normalised"] < 0.2
+    assert moved["literal"] > 5 * moved["normalised"]
 
 
 def test_channel_pooling_keeps_height_and_width():
