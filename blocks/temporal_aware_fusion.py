@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from trifuse.kernels import DataError, ShapeError, segment_film_gate, temporal_film_gate
 from trifuse.kernels.choices import check_choice
-from trifuse.kernels.library import values_at_hand
+from trifuse.kernels.library import check_dtype, values_at_hand
+from trifuse.kernels.ops.segment_film_gate import MOST_SEGMENTS
 
 from .float32_linear import Float32Linear, TimeApartGate, ZeroInitMlp, without_autocast
 from .plain_unet import NEGATIVE_SLOPE
@@ -74,8 +75,8 @@ class TemporalAwareFusion(nn.Module):
         film_width: of the film.
 
     Raises:
-        ValueError: an unknown projection, ``gate_time`` without ``time``, a grid without positions, or a network
-            without hidden units.
+        ValueError: an unknown projection, ``gate_time`` without ``time``, a size below 1, more than 255 segments, or
+            ``max_days`` that are not positive and finite.
 
     Source: temporal-aware feature fusion of TAFF-UNet, which calls e a map and does not say how the code becomes one;
     FiLM is Perez et al., 2018.
@@ -104,9 +105,15 @@ class TemporalAwareFusion(nn.Module):
         check_choice("TemporalAwareFusion: gate_time", gate_time, GateTime)
         if gate_time != "unseen" and not time:
             raise ValueError(f"TemporalAwareFusion: gate_time={gate_time!r} needs time=True, got time=False")
-        for name, value in (("grid_side", grid_side), ("gate_width", gate_width), ("film_width", film_width)):
+        sizes = {"dim": dim, "ecg_dim": ecg_dim, "grid_side": grid_side, "num_segments": num_segments}
+        for name, value in {**sizes, "gate_width": gate_width, "film_width": film_width}.items():
             if value < 1:
                 raise ValueError(f"TemporalAwareFusion: {name} must be at least 1, got {value}")
+        if num_segments > MOST_SEGMENTS:
+            raise ValueError(
+                f"TemporalAwareFusion: num_segments must be at most {MOST_SEGMENTS}, which labels of a byte can name, "
+                f"got {num_segments}"
+            )
         self.dim, self.ecg_dim, self.grid_side, self.num_segments = dim, ecg_dim, grid_side, num_segments
         self.form, self.rectify, self.normalise_code = projection, rectify, normalise_code
         self.zero_init_proj, self.gate_time = zero_init_proj, gate_time
@@ -166,13 +173,15 @@ class TemporalAwareFusion(nn.Module):
 
         Raises:
             ShapeError: an argument has another shape.
-            TypeError: ``has_ecg`` is not of bools, or labels are not of uint8.
+            TypeError: features are no floating point maps, ``has_ecg`` is not of bools, or labels are not of uint8.
             ValueError: no interval where time counts, or no segments where they are needed.
-            DataError: a label that is none; labels on a GPU are not looked at.
+            DataError: a label that is none, or a ``transform`` that is not finite, of a sample with an ECG; neither
+                is looked at on a GPU.
         """
         self._check(features, ecg_code, has_ecg, image_means, transform)
         self._check_segments(features, segments)
         present = self._present(features.shape[0], has_ecg, features.device)
+        transform = self._seen_transform(transform, present)
         code = self._seen_code(ecg_code, present)
         image = features.mean((2, 3), dtype=code.dtype) if image_means is None else image_means.to(code.dtype)
         seen = [image, code]
@@ -216,6 +225,16 @@ class TemporalAwareFusion(nn.Module):
         code = torch.where(present, ecg_code.to(dtype), 0.0)
         return F.layer_norm(code, (self.ecg_dim,)) if self.normalise_code else code
 
+    def _seen_transform(self, transform: Tensor | None, present: Tensor) -> Tensor | None:
+        """Return the transforms of samples with an ECG: to sample where no number says, torch reads any memory."""
+        if transform is None or self.form != "grid":
+            return None
+        transform = torch.where(present[:, :, None], transform, 0.0)
+        if values_at_hand((transform,)) and not transform.isfinite().all():
+            want, hint = "finite numbers", "[[1, 0, 0], [0, 1, 0]] says that an image was neither mirrored nor turned"
+            raise DataError("TemporalAwareFusion: transform", got="NaN or infinity", want=want, hint=hint)
+        return transform
+
     def _fuse(
         self,
         features: Tensor,
@@ -245,6 +264,8 @@ class TemporalAwareFusion(nn.Module):
 
     def _on_grid(self, projected: Tensor, features: Tensor, transform: Tensor | None) -> Tensor:
         grid = projected.unflatten(1, (self.dim, self.grid_side, self.grid_side))
+        if features.numel() == 0:  # which neither way of sampling takes
+            return grid.new_zeros(features.shape)
         if transform is None:
             return F.interpolate(grid, features.shape[2:], mode="bilinear", align_corners=False)
         places = F.affine_grid(transform.to(grid.dtype), list(features.shape), align_corners=False)
@@ -273,6 +294,7 @@ class TemporalAwareFusion(nn.Module):
                 f"TemporalAwareFusion: features has shape {tuple(features.shape)}; expected (B, {self.dim}, H, W); "
                 "bring channels-last data there with x.permute(0, 3, 1, 2)"
             )
+        check_dtype("TemporalAwareFusion", "features", features)
         batch = features.shape[0]
         if has_ecg is not None and has_ecg.dtype != torch.bool:
             raise TypeError(f"TemporalAwareFusion: has_ecg is {has_ecg.dtype}; expected torch.bool; use .bool()")

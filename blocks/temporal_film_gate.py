@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +28,16 @@ class TemporalFiLMGate(nn.Module):
         hidden: width between the two layers.
         max_days: days from which on all intervals count as equally long.
 
+    Raises:
+        ValueError: ``max_days`` that are not positive and finite.
+
     Source: temporal-aware feature fusion of TAFF-UNet; FiLM is Perez et al., 2018.
     """
 
     def __init__(self, dim: int, hidden: int = 64, max_days: float = 90) -> None:
         super().__init__()
+        if not 0 < max_days < math.inf:
+            raise ValueError(f"TemporalFiLMGate: max_days must be positive and finite, got {max_days}")
         self.dim, self.max_days = dim, max_days
         self.mlp = ZeroInitMlp(1, hidden, 2 * dim)
 

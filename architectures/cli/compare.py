@@ -45,9 +45,11 @@ def _draw(arguments: argparse.Namespace) -> None:
     from trifuse.architectures.runs.interval_comparison import compare_by_interval
     from trifuse.architectures.runs.overlay import compare_overlay
 
+    option = "--overlay" if arguments.overlay else "--by interval"
     if arguments.out is None:
-        option = "--overlay" if arguments.overlay else "--by interval"
         raise UsageError(f"{option} draws a picture: say with --out which folder it goes to")
+    if files := [str(run) for run in arguments.runs if run.is_file()]:
+        raise UsageError(f"{option} looks at the cases of a run: expected folders of runs, got {', '.join(files)}")
     if arguments.by:
         picture, table = compare_by_interval(arguments.runs, arguments.out)
         print(f"{table}\n\npicture: {picture.png}")

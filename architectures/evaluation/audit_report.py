@@ -28,7 +28,7 @@ def write_audit(
     """Write ``audit.md``, its chart, and the CSV files of all numbers into a folder; return the chart.
 
     Args:
-        out: the folder; made where there is none.
+        out: the folder; made where there is none. Files of an earlier audit are replaced.
         audit: what was found.
         title: first line of the page.
         facts: how it was made.
@@ -38,6 +38,7 @@ def write_audit(
     picture = draw_audit(audit, out)
     cases, watched = out / "audit_cases.csv", out / "audit_watched.csv"
     _write_cases(cases, audit)
+    watched.unlink(missing_ok=True)  # of an earlier audit; all other files are written anew
     parts = [f"# {title}", headline(audit), *picture_parts(picture, out)]
     parts += ["## Mechanism by mechanism", _explained(audit), markdown_table(*finding_cells(audit))]
     if any(len(finding.moved) > 1 for finding in audit.findings):

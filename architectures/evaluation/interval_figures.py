@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from .picture import BLUE, FAINT, INK, LARGE, NORMAL, ORANGE, SMALL, Picture, ne
 from .tables import number
 
 INTERVAL_EDGES_DAYS = (0.0, 7.0, 14.0, 21.0, 30.0, 60.0, 90.0)
-"""Edges of the bins; each holds its first day and not its last, but for the last bin, which holds both."""
+"""Edges of the bins; each holds its first day and not its last, but for the last bin, which holds both. Where there are
+longer intervals, a further bin holds these."""
 
 _COLOURS, _HATCHES = (BLUE, ORANGE), ("", "//")
 _GRID = "#E3E3E3"
@@ -27,7 +29,7 @@ class IntervalBin:
     """Cases whose interval lies in one bin.
 
     Attributes:
-        first_days, last_days: its edges.
+        first_days, last_days: its edges; the last one is infinite for intervals beyond all edges.
         closed: whether the last edge belongs to it.
         case_ids: its cases.
     """
@@ -39,7 +41,9 @@ class IntervalBin:
 
     @property
     def name(self) -> str:
-        """The bin in days, such as ``[7, 14)``."""
+        """The bin in days, such as ``[7, 14)``, or ``> 90``."""
+        if math.isinf(self.last_days):
+            return f"> {self.first_days:g}"
         return f"[{self.first_days:g}, {self.last_days:g}{']' if self.closed else ')'}"
 
 
@@ -63,19 +67,22 @@ def interval_bins(
         edges_days: rising edges of the bins.
 
     Raises:
-        DataError: an interval lies in no bin; the message names the cases.
+        DataError: an interval lies before the first edge, or is NaN; the message names the cases.
     """
     edges = np.asarray(edges_days, np.float64)
-    strangers = {case_id: days for case_id, days in interval_days.items() if not edges[0] <= days <= edges[-1]}
+    strangers = {case_id: days for case_id, days in interval_days.items() if not days >= edges[0]}
     if strangers:
         got = ", ".join(f"{days:g} for {case_id}" for case_id, days in strangers.items())
-        raise DataError("interval figure", "days", got=got, want=f"{edges[0]:g} to {edges[-1]:g}")
+        raise DataError("interval figure", "days", got=got, want=f"{edges[0]:g} or more")
     last = len(edges) - 2
-    chosen = {case_id: min(int((edges <= days).sum()) - 1, last) for case_id, days in interval_days.items()}
-    return [
+    beyond = tuple(case_id for case_id, days in interval_days.items() if days > edges[-1])
+    within = {case_id: days for case_id, days in interval_days.items() if case_id not in beyond}
+    chosen = {case_id: min(int((edges <= days).sum()) - 1, last) for case_id, days in within.items()}
+    bins = [
         IntervalBin(first, end, index == last, tuple(case_id for case_id, at in chosen.items() if at == index))
         for index, (first, end) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     ]
+    return [*bins, *([IntervalBin(float(edges[-1]), math.inf, False, beyond)] if beyond else [])]
 
 
 def draw_interval_bars(
@@ -98,7 +105,7 @@ def draw_interval_bars(
         name: of the files, without suffix.
 
     Raises:
-        DataError: there is no case, an interval lies in no bin, or a model lacks a case's score.
+        DataError: there is no case, an interval that `interval_bins` refuses, or a model lacks a case's score.
         ValueError: more than two models.
     """
     if not 1 <= len(scores) <= len(_COLOURS):

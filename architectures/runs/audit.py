@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +60,7 @@ def audit_run(
         threshold, hd95, batch_size: see `audit_network`.
         device: see `choose_device`.
         out: folder to write into; None takes ``audit/<part>`` in the run.
-        overwrite: replace what an earlier audit left there.
+        overwrite: replace the files that an earlier audit left there; what else is there stays.
         command: the command line that does it again.
 
     Raises:
@@ -100,8 +99,6 @@ def audit_run(
         hd95=hd95,
         batch_size=batch_size,
     )
-    if out.exists():
-        shutil.rmtree(out)  # of an earlier audit, see `_refuse_taken`
     facts = {
         "Run": run.resolve().name,
         "Cases": f"{count(len(cases), f'{part} case')}: {listed(cases)}",

@@ -9,6 +9,7 @@ values are read: from saved files, from a recipe's TOML file, and from ``--set``
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
                 continue
     if hint is float and type(value) is int:
         return float(value)
+    if hint is float and type(value) is float and not math.isfinite(value):  # which JSON has no word for
+        raise CheckpointError(f"{where}: expected a finite number, got {value}")
     if origin is None and type(value) is hint:
         return value
     raise CheckpointError(f"{where}: expected {_described(hint)}, got {value!r}")

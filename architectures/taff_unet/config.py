@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -94,8 +95,8 @@ class TaffUNetConfig:
         for name, least in {"num_classes": 2, "image_size": 8, **dict.fromkeys(_AT_LEAST_ONE, 1)}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.max_days > 0:
-            raise ValueError(f"max_days must be positive, got {self.max_days}")
+        if not 0 < self.max_days < math.inf:
+            raise ValueError(f"max_days must be positive and finite, got {self.max_days}")
         if self.gate_time not in (None, "unseen") and not self.takes_time:
             raise ValueError(
                 f"gate_time={self.gate_time!r} needs a setting with time, such as 'full', got {self.setting!r}"

@@ -233,6 +233,9 @@ class TaffUNet(Pretrained, nn.Module):
         for name, value in (("ecg", ecg), ("has_ecg", has_ecg)):
             if value is not None and (value.ndim == 0 or value.shape[0] != image.shape[0]):
                 raise ShapeError(f"TaffUNet: expected {name} of {image.shape[0]} samples, got {tuple(value.shape)}")
+        if has_ecg is not None and has_ecg.numel() != image.shape[0]:
+            got = tuple(has_ecg.shape)
+            raise ShapeError(f"TaffUNet: expected has_ecg of shape ({image.shape[0]},), one for each sample, got {got}")
         number = int(has_ecg.sum()) if has_ecg is not None and values_at_hand((has_ecg,)) else None
         if ecg is None and number:
             raise ValueError("TaffUNet: has_ecg names samples with an ECG, but there is no ecg; pass it")

@@ -57,10 +57,18 @@ class Plan:
         return sum(self.parts)
 
     def of_cases(self, cases: int | None) -> Plan:
-        """Return the plan with so many cases, its parts in proportion; None leaves them as they are."""
+        """Return the plan with so many cases, its parts in proportion; None leaves them as they are.
+
+        Raises:
+            DataError: none of so few is left to test on.
+        """
         if cases is None:
             return self
         val, test = (round(cases * part / self.cases) for part in self.parts[1:])
+        if test < 1:
+            least = self.cases // (2 * self.parts[2]) + 1
+            hint = f"ask for {least} or more"
+            raise DataError("phantom", "test cases", got=f"none of {cases}", want="at least one", hint=hint)
         return replace(self, parts=(cases - val - test, val, test))
 
     def write(self, folder: Path, seed: int = 0, *, keep: bool = False) -> Path:
@@ -72,16 +80,20 @@ class Plan:
             keep: leave a cohort alone that is there already.
 
         Raises:
-            DataError: one that is to be kept has another number of cases.
+            DataError: one that is to be kept is of another kind, or has another number of cases.
         """
         from trifuse.architectures.data.layouts.lge_ecg import TABLE
-        from trifuse.architectures.data.phantoms.ambiguous import AmbiguousPhantom, write_ambiguous_phantom
+        from trifuse.architectures.data.phantoms.ambiguous import TRUTH, AmbiguousPhantom, write_ambiguous_phantom
         from trifuse.architectures.data.phantoms.scar import write_scar_phantom
 
         cohort, (train, val, test) = folder / COHORT_FOLDER, self.parts
         size = (self.image_size, self.image_size, self.slices)
         if keep and (cohort / TABLE).exists():  # it is written last
             found = len((cohort / TABLE).read_text(encoding="utf-8").splitlines()) - 1
+            kind: Phantom = "ambiguous" if (cohort / TRUTH).exists() else "easy"
+            if kind != self.phantom:
+                hint = "choose another folder, or ask for that one"
+                raise DataError(cohort, "phantom", got=kind, want=f"{self.phantom}, as asked for", hint=hint)
             if found != self.cases:
                 hint = "choose another folder, or ask for as many cases"
                 raise DataError(cohort, "cases", got=found, want=f"{self.cases}, as asked for", hint=hint)

@@ -50,8 +50,8 @@ class TaffUNetRecipe:
     The first pass of a predicted prior has the plain U-Net's own loss.
 
     Raises:
-        ValueError: data that do not fit the network, or a weight of the loss that is negative; or those of the
-            segmentation are all zero.
+        ValueError: data that do not fit the network, or a weight or the warm-up of the loss that is negative; or the
+            weights of the segmentation are all zero.
     """
 
     data: DataRecipe = field(default_factory=nnunet_data)
@@ -72,6 +72,7 @@ class TaffUNetRecipe:
 
     def __post_init__(self) -> None:
         check_weights(lambda_dice=self.lambda_dice, lambda_ce=self.lambda_ce)
+        _loss(self)  # which checks the other weights
         if self.data.preprocessing.patches is None:
             raise ValueError("data.preprocessing.patches: this network is trained on patches; do not set it to null")
         if self.data.preprocessing.channels != 1:

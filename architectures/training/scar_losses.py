@@ -5,6 +5,7 @@ As every loss here, each adds up its sums over samples and ranks (``reduce``) be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -116,7 +117,7 @@ class ScarLoss:
         epoch: where training is, counted from 0; `fit` sets it.
 
     Raises:
-        ValueError: a negative weight or warm-up, or an unknown sign.
+        ValueError: a negative or infinite weight or warm-up, or an unknown sign.
     """
 
     segmentation: SegmentationLoss = field(default_factory=SegmentationLoss)
@@ -129,8 +130,8 @@ class ScarLoss:
 
     def __post_init__(self) -> None:
         for name in ("lambda_ecg", "warmup_epochs", "lambda_entropy"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite, and must not be negative, got {getattr(self, name)}")
         check_choices(self)
 
     def words(self, *, with_ecg: bool) -> str:

@@ -329,12 +329,59 @@ def test_refuses_what_does_not_fit(changed, error, message):
             TemporalAwareFusion(4, 6, projection="segments_full")(**{**arguments, **changed})
 
 
+@every_option
+def test_refuses_maps_of_whole_numbers(options):
+    block, (_, code, days) = random_block(dtype=torch.float32, **options), random_arguments(dtype=torch.float32)
+    features = torch.ones(3, 4, 5, 3, dtype=torch.int32)
+    with pytest.raises(TypeError, match=r"features is torch\.int32; expected one of float32"):
+        run(block, features, code, days)
+
+
+def grid_block():
+    return random_block(dtype=torch.float32, projection="grid"), random_arguments(dtype=torch.float32)
+
+
+def test_b9_where_an_image_without_an_ecg_lay_does_not_count():
+    block, (features, code, days) = grid_block()
+    transform = torch.eye(2, 3).repeat(3, 1, 1)
+    has_ecg = torch.tensor([True, False, True])
+    expected, _ = block(features, code, days, has_ecg, transform=transform)
+    transform[1] = NAN
+    found, _ = block(features, code, days, has_ecg, transform=transform)
+    assert torch.equal(found, expected)
+
+
+def test_a_grid_is_not_sampled_where_no_number_says():
+    """Backward through such a sample reads memory that is not its own."""
+    block, (features, code, days) = grid_block()
+    with pytest.raises(DataError, match=r"transform: expected finite numbers, got NaN or infinity; \[\[1, 0, 0\]"):
+        block(features, code, days, transform=torch.full((3, 2, 3), NAN))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("keep", [(slice(0),), (..., slice(0))], ids=["no sample", "no column"])
+def test_a_grid_takes_maps_without_a_position(moved, keep):
+    block, (features, code, days) = grid_block()
+    features = features[keep]
+    batch = len(features)
+    transform = torch.eye(2, 3).repeat(batch, 1, 1) if moved else None
+    fused, weights = block(features, code[:batch], days[:batch], transform=transform)
+    assert fused.shape == features.shape
+    assert weights.shape == (batch, 2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"time": False, "gate_time": "apart"}, "gate_time='apart' needs time=True"),
         ({"gate_time": "beside"}, "gate_time: expected one of 'apart', 'joined', 'unseen'"),
         ({"projection": "grid", "grid_side": 0}, "grid_side must be at least 1, got 0"),
+        ({"ecg_dim": 0}, "ecg_dim must be at least 1, got 0"),
+        ({"num_segments": 0}, "num_segments must be at least 1, got 0"),
+        ({"projection": "segments_full", "num_segments": 256}, "num_segments must be at most 255.*got 256"),
+        ({"max_days": 0}, "max_days must be positive and finite, got 0"),
+        ({"max_days": float("inf")}, "max_days must be positive and finite, got inf"),
+        ({"max_days": NAN}, "max_days must be positive and finite, got nan"),
         ({"gate_width": 0}, "gate_width must be at least 1, got 0"),
         ({"film_width": 0}, "film_width must be at least 1, got 0"),
         ({"projection": "spread"}, "projection: expected one of 'segments', 'segments_full', 'grid', 'broadcast'"),

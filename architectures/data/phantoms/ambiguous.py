@@ -68,7 +68,7 @@ class AmbiguousPhantom:
         seed: decides everything.
 
     Raises:
-        ValueError: no case to train on, a negative number, or shares that are none.
+        ValueError: no case to train on, a negative number or seed, or shares that are none.
     """
 
     train: int = 220
@@ -84,7 +84,9 @@ class AmbiguousPhantom:
         if self.train < 1 or min(self.val, self.test, self.beats) < 0:
             got = f"{self.train}, {self.val}, {self.test} and {self.beats}"
             raise ValueError(f"expected a case to train on, and no negative number of cases or beats, got {got}")
-        if min(self.missing, self.wrong) < 0 or self.missing + self.wrong > 1:
+        if self.seed < 0:
+            raise ValueError(f"expected a seed of 0 or more, got {self.seed}")
+        if not (self.missing >= 0 and self.wrong >= 0 and self.missing + self.wrong <= 1):  # nor NaN
             raise ValueError(
                 f"missing and wrong are shares of the cases, together at most 1, got {self.missing} and {self.wrong}"
             )

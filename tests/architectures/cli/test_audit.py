@@ -46,7 +46,11 @@ def test_an_audit_lies_in_the_run_and_is_replaced_on_demand_alone(balanced_run, 
     code, _, errors = run_main(["audit", balanced_run, "--hd95"], capsys)
     assert (code, page.read_bytes()) == (2, before)
     assert "expected a new or an empty folder, got an earlier audit; pass --overwrite to replace it" in errors
+    for name in ("audit_watched.csv", "my_notes.txt"):
+        (page.parent / name).write_text("of an audit before, or of somebody else")
     assert run_main(["audit", balanced_run, "--hd95", "--overwrite"], capsys)[0] == 0
+    assert not (page.parent / "audit_watched.csv").exists(), "this network has nothing to watch"
+    assert (page.parent / "my_notes.txt").exists(), "no audit wrote it"
     assert "HD95, mm, change" in page.read_text()
 
 

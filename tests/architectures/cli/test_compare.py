@@ -75,6 +75,10 @@ def test_a_picture_by_days_needs_a_folder_and_two_runs(plain_run, tmp_path, caps
     for wrong, message in (
         (["--by", "interval", plain_run, plain_run], "--by interval draws a picture: say with --out which folder"),
         (["--by", "interval", plain_run, plain_run, plain_run, "--out", tmp_path], "expected two runs to compare"),
+        (
+            ["--by", "interval", plain_run / "test_cases.csv", plain_run, "--out", tmp_path],
+            f"--by interval looks at the cases of a run: expected folders of runs, got {plain_run / 'test_cases.csv'}",
+        ),
         (["--by", "intervals", plain_run, plain_run], "did you mean interval?"),
         (["--by", "interval", "--overlay", plain_run, plain_run], "not allowed with argument"),
     ):

@@ -47,6 +47,16 @@ def test_every_interval_lies_in_exactly_one_bin(days):
             assert each.first_days <= day < each.last_days or (day == each.last_days == INTERVAL_EDGES_DAYS[-1])
 
 
+def test_longer_intervals_have_a_bin_of_their_own(tmp_path):
+    days = {"a": 90.0, "b": 91.0, "c": 5.0, "d": 400.0}
+    *_, last, beyond = interval_bins(days)
+    assert (last.name, last.case_ids) == ("[60, 90]", ("a",))
+    assert (beyond.name, beyond.case_ids) == ("> 90", ("b", "d"))
+    picture = draw_interval_bars(days, {"m": {"a": 0.1, "b": 0.4, "c": 0.7, "d": 0.6}}, tmp_path)
+    assert (rows(picture)[-1]["days"], float(rows(picture)[-1]["mean"])) == ("> 90", pytest.approx(0.5))
+    assert "> 90 0.500 m (n = 2)" in picture.alt
+
+
 def test_bars(tmp_path):
     picture = draw_interval_bars(DAYS, {"with time": WITH, "without time": WITHOUT}, tmp_path)
     assert picture.png == tmp_path / "interval_bars.png"
@@ -76,7 +86,6 @@ def test_bars_are_as_high_as_their_means(tmp_path):
     ("days", "scores", "said"),
     [
         ({}, {"m": {}}, "none with an ECG"),
-        ({"a": 91.0}, {"m": {"a": 0.5}}, "91 for a"),
         ({"a": -1.0}, {"m": {"a": 0.5}}, "-1 for a"),
         ({"a": float("nan")}, {"m": {"a": 0.5}}, "nan for a"),
         ({"a": 1.0, "b": 2.0}, {"m": {"a": 0.5}}, "scores of m.*none of b"),

@@ -192,6 +192,28 @@ def test_a_killed_ablation_goes_on_with_the_next_cell(ablated, trained, ambiguou
         ablated(tmp_path, seeds=1, cases=40)
 
 
+def test_a_phantom_of_the_other_kind_is_not_taken_for_one_s_own(ambiguous_cohort, tmp_path):
+    """As many cases as asked for, but others: a table of them would be called by the wrong name."""
+    folder = tmp_path / "phantom"
+    shutil.copytree(ambiguous_cohort / "phantom", folder)
+    cases = len(open_cohort(folder).cases)
+    asked = Plan(parts=(cases - 2, 1, 1))
+    with pytest.raises(DataError, match="phantom: expected easy, as asked for, got ambiguous; choose another folder"):
+        asked.write(tmp_path, keep=True)
+    assert replace(asked, phantom="ambiguous").write(tmp_path, keep=True) == folder
+    (folder / "truth.csv").unlink()
+    with pytest.raises(DataError, match="phantom: expected ambiguous, as asked for, got easy"):
+        replace(asked, phantom="ambiguous").write(tmp_path, keep=True)
+
+
+def test_a_phantom_without_a_test_case_is_refused_before_anything_is_trained():
+    for phantom, least in (("easy", 2), ("ambiguous", 3)):
+        message = f"test cases: expected at least one, got none of {least - 1}; ask for {least} or more"
+        with pytest.raises(DataError, match=message):
+            ABLATIONS[phantom].of_cases(least - 1)
+        assert ABLATIONS[phantom].of_cases(least).parts[2] == 1
+
+
 def test_a_cohort_of_one_s_own_has_no_truth(tmp_path, scar_cohort):
     with pytest.raises(RecipeError, match="expected no phantom beside it, got 'ambiguous'"):
         ablation.ablate(tmp_path, phantom="ambiguous", cohort=scar_cohort)

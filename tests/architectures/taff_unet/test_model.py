@@ -337,7 +337,8 @@ def test_it_starts_from_a_trained_autoencoder(tmp_path):
         ({"image_size": 16}, "fusion_stage must be one of 0 to 2, .*16 pixels, got 3"),
         ({"fusion_stage": 7}, "fusion_stage must be one of 0 to 6"),
         ({"fusion_stage": 6, "skip": "original"}, "would leave the fused map unused"),
-        ({"max_days": 0}, "max_days must be positive"),
+        ({"max_days": 0}, "max_days must be positive and finite, got 0"),
+        ({"max_days": float("inf")}, "max_days must be positive and finite, got inf"),
         ({"projection": "grid", "grid_side": 0}, "grid_side must be at least 1, or None, got 0"),
         ({"grid_side": 4}, "grid_side is for projection='grid', got 4 with 'segments'; leave it out"),
         (
@@ -372,6 +373,12 @@ def test_configuration_rejects(changes, message):
         ("full", {"ecg": torch.zeros(2, 12, 64)}, ShapeError, "expected ecg of 3 samples"),
         ("full", {"ecg": torch.zeros(3, 12, 60)}, ShapeError, r"expected beats of shape \(B, 12, 64\).*pad them with"),
         ("full", {"has_ecg": torch.tensor([True])}, ShapeError, "expected has_ecg of 3 samples"),
+        (
+            "full",
+            {"has_ecg": torch.ones(3, 2, dtype=torch.bool)},
+            ShapeError,
+            r"expected has_ecg of shape \(3,\), one for each sample, got \(3, 2\)",
+        ),
         ("full", {"ecg": None, "has_ecg": torch.tensor([False, True, False])}, ValueError, "there is no ecg; pass it"),
         ("full", {"interval": torch.zeros(2)}, ShapeError, "interval"),
         ("grid", {}, ValueError, r"projection='grid' needs transform, how each image was mirrored and turned"),

@@ -202,9 +202,10 @@ def test_the_loss_of_two_ranks_is_that_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lambda_ecg": -1.0}, "lambda_ecg must not be negative"),
-        ({"warmup_epochs": -1.0}, "warmup_epochs must not be negative"),
-        ({"lambda_entropy": float("nan")}, "lambda_entropy must not be negative"),
+        ({"lambda_ecg": -1.0}, r"lambda_ecg must be finite, and must not be negative, got -1\.0"),
+        ({"lambda_ecg": float("inf")}, "lambda_ecg must be finite, and must not be negative, got inf"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs must be finite, and must not be negative"),
+        ({"lambda_entropy": float("nan")}, "lambda_entropy must be finite, and must not be negative, got nan"),
         ({"entropy_sign": "minimise"}, "entropy_sign: expected one of 'maximise', 'literal', got 'minimise'"),
     ],
 )

@@ -315,6 +315,9 @@ def test_a_case_is_quickly_made_and_there_are_enough():
         ({"beats": -1}, "no negative number"),
         ({"missing": 0.8, "wrong": 0.3}, "together at most 1, got 0.8 and 0.3"),
         ({"wrong": -0.1}, "are shares"),
+        ({"missing": float("nan")}, "are shares.*got nan and 0.05"),
+        ({"wrong": float("nan")}, "are shares.*got 0.1 and nan"),
+        ({"seed": -1}, "expected a seed of 0 or more, got -1"),
     ],
 )
 def test_wishes_that_make_no_sense(values, message):
