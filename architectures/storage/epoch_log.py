@@ -1,6 +1,7 @@
 """log.csv: one row per epoch, written while a run trains, and read for its reports.
 
-Its columns never change, and every epoch stands there once, however often the run was cut short.
+Every epoch stands there once, however often the run was cut short. Columns never change, unless a run is made to go on
+with another recipe: those that come are then empty for the epochs before, and those that go for the epochs after.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ class EpochLog:
         epochs_done: rows of later epochs, and a half-written last line, come from a run that was killed before its
             checkpoint; they are removed, since those epochs are run again.
         tensorboard: folder for TensorBoard files; None for none.
+        widen: let rows that are added have other columns than those before.
 
     Raises:
         MissingExtra: TensorBoard is asked for but not installed.
     """
 
-    def __init__(self, path: Path, epochs_done: int, tensorboard: Path | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path, epochs_done: int, tensorboard: Path | None = None, *, widen: bool = False) -> None:
+        self._path, self._widen = path, widen
         self._columns = _keep_rows(path, epochs_done)
         self._size = path.stat().st_size if self._columns else 0
         self._waiting: list[bytes] = []
@@ -59,12 +61,28 @@ class EpochLog:
         if self._columns is None:
             self._columns = list(row)
             self._waiting.append(_line(self._columns))
+        if self._widen:
+            if not self._waiting:
+                self._add_columns(row)
+            row = {**dict.fromkeys(self._columns, math.nan), **row}
         if list(row) != self._columns:
             raise DataError(self._path, "columns", got=list(row), want=self._columns)
         self._waiting.append(_line([repr(value) for value in row.values()]))
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(name, value, row["epoch"])
+
+    def _add_columns(self, row: Mapping[str, float | int]) -> None:
+        """Put the columns that only a new row has behind those that are there, with empty cells."""
+        assert self._columns is not None
+        new = [name for name in row if name not in self._columns]
+        if not new:
+            return
+        self._columns += new
+        _, *before = self._path.read_text().splitlines()
+        text = _line(self._columns).decode() + "".join(f"{line}{',' * len(new)}\n" for line in before)
+        write_text(self._path, text)
+        self._size = self._path.stat().st_size
 
     def write(self) -> None:
         """Bring all rows to the disk; after a failure, such as a full disk, the next call tries again.

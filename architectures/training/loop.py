@@ -138,7 +138,7 @@ def fit(
             run = _Run(model, train_set, recipe, out, world, progress, loss, forward, param_groups, base)
             run.validate, run.describe = validate, describe or (lambda model: {})
             if world.is_main:
-                run.log = stack.enter_context(run.open_log(out, tensorboard))
+                run.log = stack.enter_context(run.open_log(out, tensorboard, force_resume))
         gpus = [world.device] if world.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(gpus))  # the caller's random state stays as it was
         return run.train(stack.enter_context(StopSignals()))
@@ -199,12 +199,13 @@ class _Run:
         )
         self.state = self._load() if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
 
-    def open_log(self, out: Path, tensorboard: bool) -> EpochLog:
+    def open_log(self, out: Path, tensorboard: bool, widen: bool) -> EpochLog:
         """Note in the output folder where and from which step the run goes on, and open its log of epochs."""
         options = {name: getattr(self.recipe, name) for name in FREE_TO_CHANGE}
         runs_on, steps_done = str(self.world.device), self.state.global_step
         append_session(out, steps_done=steps_done, ranks=self.world.size, **options, runs_on=runs_on)
-        return EpochLog(out / "log.csv", self.state.epoch, out / "tensorboard" if tensorboard else None)
+        board = out / "tensorboard" if tensorboard else None
+        return EpochLog(out / "log.csv", self.state.epoch, board, widen=widen)
 
     def train(self, stop: StopSignals) -> FitResult:
         """Run the epochs that are left."""

@@ -87,6 +87,20 @@ def test_other_columns_are_refused(tmp_path):
         log.append({"epoch": 2, "loss": 0.0})
 
 
+def test_a_log_is_widened_where_the_recipe_has_changed(tmp_path):
+    path = tmp_path / "log.csv"
+    append(path, 0, 2)
+    with EpochLog(path, 2, widen=True) as log:
+        for epoch in (3, 4):
+            log.append({"epoch": epoch, "loss": 0.3, "lr_new": 1e-3})
+            log.write()
+    lines = path.read_text().splitlines()
+    assert lines == ["epoch,loss,val_dice,lr_new", "1,0.1,1e-09,", "2,0.2,nan,", "3,0.3,nan,0.001", "4,0.3,nan,0.001"]
+    append_again = {"epoch": 5, "loss": 0.1, "val_dice": 0.5}
+    with EpochLog(path, 4) as log, pytest.raises(DataError, match=r"columns: expected .*'lr_new'"):
+        log.append(append_again)
+
+
 def test_tensorboard_is_asked_for_by_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtra, match=r"pip install 'trifuse\[tb\]'"):

@@ -82,6 +82,14 @@ def test_scores_of_two_kinds_are_not_compared(tmp_path, capsys):
     assert "from here on dice_scar decides" in capsys.readouterr().out
 
 
+def test_a_moving_average_comes_and_goes_where_it_is_forced(tmp_path):
+    chosen(tmp_path, epochs=1)
+    assert chosen(tmp_path, epochs=2, best_epoch_smoothing=0.5, force_resume=True).metric == "dice_smoothed"
+    assert chosen(tmp_path, epochs=3, best_epoch_by="last", force_resume=True) == BestEpoch(3, "last", None)
+    smoothed = [row["val_dice_smoothed"] for row in read_log(tmp_path / "log.csv")]
+    assert smoothed == pytest.approx([NAN, 0.6, NAN], nan_ok=True)
+
+
 def test_a_run_that_knew_no_choice_is_resumed_as_what_it_was(tmp_path):
     chosen(tmp_path, epochs=2)
     description = json.loads((tmp_path / "run.json").read_text())
