@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from trifuse.architectures.evaluation import overlays
+from trifuse.architectures.evaluation import charts, overlays
 from trifuse.architectures.evaluation.charts import draw_block_weights, draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.overlays import CLASS_COLOURS, Tile, collect_tiles, draw_overlays
 from trifuse.architectures.evaluation.picture import BLUE, SKY, VERMILION
 from trifuse.architectures.evaluation.scoring import Row, evaluate_cases
+from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.kernels import DataError, MissingExtra
 
 STRICT = Conventions()
@@ -73,6 +74,22 @@ def test_curves(tmp_path):
     assert "6 epochs" in picture.alt
     assert "loss goes from 2 to 0.333" in picture.alt
     assert "val dice is best, 0.700, at epoch 4" in picture.alt
+
+
+@pytest.mark.parametrize(
+    ("best", "label"),
+    [
+        (None, "Epoch (best: 4, val dice 0.700)"),
+        (BestEpoch(3, "iou", 0.4), "Epoch (best: 3, val iou 0.400)"),
+        (BestEpoch(6, "last", None), "Epoch (last: 6, val dice 0.700)"),
+        (BestEpoch(2, "gone", 0.5), "Epoch (best: 2, val dice 0.600)"),
+    ],
+)
+def test_curves_mark_the_epoch_that_was_kept(tmp_path, monkeypatch, best, label):
+    figures = []
+    monkeypatch.setattr(charts, "save_picture", lambda figure, *rest: figures.append(figure))
+    draw_training_curves(write_log(tmp_path / "log.csv"), tmp_path, best)
+    assert [axis.get_xlabel() for axis in figures[0].axes][1] == label
 
 
 @pytest.mark.parametrize("columns", [("loss",), ("val_dice",), ("lr",)])
