@@ -72,16 +72,16 @@ _DATA = (
 _NETWORK = (
     Decision("Encoder", "base, large or giant", "network.variant", ("base", "large", "giant"), answer=_variant),
     Decision(
-        "Its weights",
+        "Encoder: weights",
         "DINOv2, frozen",
         "network.encoder_checkpoint",
         ("pretrained",),
         answer=_encoder_weights,
     ),
-    Decision("Type of its weights", NOT_SAID, "network.encoder_dtype", by=OURS),
-    Decision("Its register tokens", NOT_SAID, "network.num_registers", by=_DINOV2),
-    Decision("Its positions resampled by", NOT_SAID, "network.pos_mode", by=_DINOV2),
-    Decision("Its blocks are normalised", NOT_SAID, "network.norm_blocks", by=_DINOV2),
+    Decision("Encoder: type of weights", NOT_SAID, "network.encoder_dtype", by=OURS),
+    Decision("Encoder: register tokens", NOT_SAID, "network.num_registers", by=_DINOV2),
+    Decision("Encoder: positions resized by", NOT_SAID, "network.pos_mode", by=_DINOV2),
+    Decision("Encoder: blocks normalised", NOT_SAID, "network.norm_blocks", by=_DINOV2),
     Decision(
         "Blocks that become skips",
         "those of most weight",

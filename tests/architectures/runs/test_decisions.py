@@ -165,8 +165,8 @@ def test_what_set_changes_shows_in_its_row_and_in_no_other(known):
 @pytest.mark.parametrize(
     ("name", "settings", "question", "answer", "differs"),
     [
-        ("dino_unet", ["network.encoder_checkpoint=dinov2"], "Its weights", "pretrained", "default"),
-        ("dino_unet", [], "Its weights", "random", "**paper**"),
+        ("dino_unet", ["network.encoder_checkpoint=dinov2"], "Encoder: weights", "pretrained", "default"),
+        ("dino_unet", [], "Encoder: weights", "random", "**paper**"),
         ("dino_unet", ["network.variant=base"], "Encoder", "base", "default"),
         (
             "dino_unet",
@@ -211,12 +211,12 @@ def test_what_set_changes_shows_in_its_row_and_in_no_other(known):
             "depths 1, 1, 1, 1, width 24",
             "**paper**, default",
         ),
-        ("taff_unet", [], "Prior: from", "to be chosen", ""),
-        ("taff_unet", ["prior.source=gt"], "Prior: from", "reference annotation", "default"),
+        ("taff_unet", [], "Prior: comes from", "to be chosen", ""),
+        ("taff_unet", ["prior.source=gt"], "Prior: comes from", "reference annotation", ""),
         ("taff_unet", ["network.projection=segments"], "ECG becomes a map by", "segments", ""),
         ("taff_unet", ["network.projection=broadcast"], "ECG becomes a map by", "broadcast", "**paper**, default"),
         ("taff_unet", ["network.detach_z=true"], "Segmentation trains the ECG", "no", "default"),
-        ("taff_unet", ["entropy_sign=literal"], "Sign of the entropy", "literal", "default"),
+        ("taff_unet", ["entropy_sign=literal"], "Gate: sign of the entropy", "literal", "default"),
         ("taff_unet", ["data.max_interval_days=30"], "Longest interval, days", "30", "**paper**, default"),
         ("plain_unet", ["network.num_stages=4"], "Stages", "4", "default"),
         (
@@ -266,8 +266,8 @@ def test_a_question_that_does_not_come_up_has_no_row():
     assert "SGD's momentum" in rows("plain_unet")
     assert "Adam's betas" not in rows("plain_unet")
     assert "Adam's betas" in rows("plain_unet", "training.optimizer=adamw", "training.schedule=constant")
-    assert "Sign of the entropy" not in rows("taff_unet", "network.setting=ap")
-    assert "Gate sees the time" not in rows("taff_unet", "network.setting=ecg_ap")
+    assert "Gate: sign of the entropy" not in rows("taff_unet", "network.setting=ap")
+    assert "Gate: sees the time" not in rows("taff_unet", "network.setting=ecg_ap")
     assert "Patches per epoch" not in rows("dino_unet")
 
 

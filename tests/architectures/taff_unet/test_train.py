@@ -164,15 +164,15 @@ def test_e11_an_oracle_is_called_one_in_the_report(finished):
 
 def test_a_report_says_what_the_run_settled(finished):
     decided = decisions_of_report((finished / "report.md").read_text())
-    assert decided["Prior: from"] == [
+    assert decided["Prior: comes from"] == [
         "not said (yours to make)",
         "reference annotation",
-        "default",
+        "",
         "`prior.source`, `labels`",
     ]
     assert decided["Pixels of patches, mm"][1:3] == ["median of the training cases", ""]
     assert decided["Split"][1:3] == ["the cohort's own", ""]
-    assert decided["Sign of the entropy"][1:3] == ["maximise", "**paper**"]
+    assert decided["Gate: sign of the entropy"][1:3] == ["maximise", "**paper**"]
     assert decided["Batch size"][1:3] == ["4", "default"]
 
 
