@@ -7,6 +7,7 @@ from typing import Any
 from trifuse.architectures.runs import shared_decisions as shared
 from trifuse.architectures.runs.decisions import NOT_SAID, OURS, Decision
 from trifuse.architectures.runs.prepared_data import PreparedData
+from trifuse.blocks.weighted_block_fusion import INIT_STD
 
 _DINOV2 = "DINOv2"
 
@@ -88,6 +89,14 @@ _NETWORK = (
         "network.blocks",
         ("learned",),
         answer=lambda recipe, data: "learned" if recipe.network.learned else recipe.network.blocks,
+    ),
+    Decision(
+        "Theta at the start",
+        "small random numbers",
+        (),
+        by=OURS,
+        answer=lambda recipe, data: f"normal, SD {INIT_STD:g}",
+        applies=_learned,
     ),
     Decision("How many blocks", "k; fixed sets have 4", "network.top_k", by=OURS),
     Decision("Blocks go to stages by", NOT_SAID, "network.order", by=OURS, applies=_learned),

@@ -134,9 +134,7 @@ _PRIOR = (
     ),
     Decision("Prior: folds of first pass", NOT_SAID, "prior.folds", by=OURS, applies=_predicts_prior),
     Decision("Prior: epochs of first pass", NOT_SAID, "prior.first_pass_epochs", by=OURS, applies=_predicts_prior),
-    Decision(
-        "Prior: angles start at", "landmarks", ("prior.reference", "prior.angle_deg"), by=OURS, applies=_takes_prior
-    ),
+    Decision("Prior: angles start at", NOT_SAID, ("prior.reference", "prior.angle_deg"), by=OURS, applies=_takes_prior),
     Decision("Prior: centre of", NOT_SAID, "prior.centre", by=OURS, applies=_takes_prior),
     Decision("Prior: always an apex", NOT_SAID, "prior.force_last", by=OURS, applies=_takes_prior),
     Decision("Prior: table of arteries", NOT_SAID, "prior.arteries", by=OURS, applies=_takes_prior),
@@ -147,7 +145,7 @@ _NETWORK = (
     Decision("Channels of the first stage", NOT_SAID, "network.base_dim", by=_NNUNET),
     Decision("Most channels of a stage", NOT_SAID, "network.max_dim", by=_NNUNET),
     Decision("Stage of the fusion, from 0", "mid-level", "network.fusion_stage", by=OURS, applies=_takes_ecg),
-    Decision("Skip of that stage", "fused", "network.skip", ("fused",), applies=_takes_ecg),
+    Decision("Skip of that stage", "fused map, to both paths", "network.skip", ("fused",), OURS, applies=_takes_ecg),
     Decision(
         "ECG becomes a map by",
         "a projection to a map",

@@ -269,6 +269,8 @@ def test_a_question_that_does_not_come_up_has_no_row():
     assert "Gate: sign of the entropy" not in rows("taff_unet", "network.setting=ap")
     assert "Gate: sees the time" not in rows("taff_unet", "network.setting=ecg_ap")
     assert "Patches per epoch" not in rows("dino_unet")
+    assert rows("dino_unet")["Theta at the start"] == ["small random numbers (trifuse)", "normal, SD 0.01", "", ""]
+    assert "Theta at the start" not in rows("dino_unet", "network.blocks=last4")
 
 
 def test_the_data_of_a_run_say_where_its_split_came_from_and_what_chose_the_best_epoch():
