@@ -70,6 +70,7 @@ def train(
     experiment.load(experiment.check, lambda recipe: None)(recipe)
     network = experiment.load(experiment.network)
     side_inputs = experiment.load(experiment.training_inputs)
+    data_as_given = recipe.data
     with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
         with world.raise_on_any_rank():  # the others wait until the first rank has claimed the folder
             claim_run_folder(out, resume=resume or force_resume, overwrite=overwrite)
@@ -89,7 +90,7 @@ def train(
         title=experiment.load(experiment.title)(recipe),
         parts=parts,
         command=command,
-        decisions=decision_parts(experiment.load(experiment.decisions, ()), recipe, data),
+        decisions=decision_parts(experiment.load(experiment.decisions, ()), replace(recipe, data=data_as_given), data),
         paper_tables=experiment.load(experiment.paper_tables, lambda targets: ())(len(data.cohort.class_names) - 1),
         paper=experiment.load(experiment.paper, ""),
         **experiment.load(experiment.report, lambda best, recipe, data: {})(best, recipe, data),
