@@ -14,11 +14,8 @@ from typing import Any
 from trifuse.architectures.runs.ablation import Scores, train_each, write_ablation
 from trifuse.architectures.runs.pipeline import train
 
-from .demo import demo_recipe, write_demo_cohort
-from .variants import EncoderShape
+from .demo import ENCODER, demo_recipe, write_demo_cohort
 
-# Eight blocks, so that the paper's fixed list 7, 5, 3, 1 exists.
-ENCODER = EncoderShape(embed_dim=64, depth=8, num_heads=2, native_grid=16)
 BLOCKS: dict[str, Any] = {"learned": None, "last4": "last4", "fixed:[7,5,3,1]": (7, 5, 3, 1)}  # by the row's name
 ROWS = [(selection, integration) for selection in BLOCKS for integration in (True, False)]
 
@@ -36,7 +33,7 @@ def ablate(out: Path, *, seeds: int = 3, epochs: int = 14, cases: int = 16, comm
     cohort, split = write_demo_cohort(out, cases=cases)
     rows: dict[tuple[str, ...], Scores] = {}
     for selection, integration in ROWS:
-        row: dict[str, Any] = {"variant": ENCODER, "blocks": BLOCKS[selection], "spatial_integration": integration}
+        row: dict[str, Any] = {"blocks": BLOCKS[selection], "spatial_integration": integration}
         plain = [demo_recipe(cohort, split, epochs=epochs, seed=seed) for seed in range(seeds)]
         recipes = [replace(recipe, network=replace(recipe.network, **row)) for recipe in plain]
         name = f"{_slug(selection)}-{'image' if integration else 'no-image'}"

@@ -13,15 +13,19 @@ from trifuse.architectures.training.recipe import Recipe
 
 from .model import TINY_DECODER, DinoUNetConfig
 from .train import DinoUNetRecipe
+from .variants import EncoderShape
 
 CASES = 16
+
+# Eight blocks, of which four are selected; and enough for the paper's fixed list 7, 5, 3, 1.
+ENCODER = EncoderShape(embed_dim=64, depth=8, num_heads=2, native_grid=16)
 
 
 def demo_recipe(cohort: Path, split: Path, *, epochs: int = 14, seed: int = 0) -> DinoUNetRecipe:
     """Return a recipe small enough for a CPU: a tiny encoder with random weights, slices of 112 pixels."""
     return DinoUNetRecipe(
         data=DataRecipe(root=str(cohort), split=str(split), preprocessing=Preprocessing(image_size=112)),
-        network=DinoUNetConfig(variant="tiny", init_seed=seed, **TINY_DECODER),
+        network=DinoUNetConfig(variant=ENCODER, init_seed=seed, **TINY_DECODER),
         training=Recipe(
             epochs=epochs, batch_size=8, lr=4e-3, weight_decay=1e-4, betas=(0.9, 0.95), warmup_epochs=1, seed=seed
         ),
