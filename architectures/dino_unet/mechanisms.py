@@ -10,6 +10,7 @@ from torch import Tensor
 from trifuse.architectures.evaluation.mechanisms import Context, Means, Mechanism, holding, zeroed
 from trifuse.architectures.storage.text import listed
 
+from .block_weights import from_uniform
 from .model import DinoUNet
 
 
@@ -34,8 +35,7 @@ def _weights(model: DinoUNet) -> Mechanism:
     name = "learned weights of blocks"
     if not model.config.learned:
         return Mechanism(name, "uniform weights", unmeasured="the blocks are fixed and have no weights")
-    weights = model.fusion.weights.detach()
-    away = float((weights * len(weights) - 1).abs().max())
+    away = from_uniform(model.fusion.weights.detach())
     change = f"theta is set to zero: uniform weights, the same blocks; learned ones lie within {away:.1%} of uniform"
     return Mechanism(name, change.replace("%", " %"), _uniform)
 

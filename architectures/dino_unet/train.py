@@ -15,6 +15,7 @@ from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.runs.run_description import FREE_TO_CHANGE
+from trifuse.architectures.storage.epoch_log import read_start
 from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, read_description, recorded_digest
 from trifuse.architectures.training.feature_cache import FeatureCache
 from trifuse.architectures.training.loop import forward_image
@@ -23,6 +24,7 @@ from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.training_state import FrozenBase
 from trifuse.architectures.training.validation import SliceValidation
 
+from .block_weights import block_weights, describe_block_weights
 from .model import DinoUNet, DinoUNetConfig
 
 
@@ -116,13 +118,6 @@ def parameter_groups(model: Any, recipe: DinoUNetRecipe) -> list[dict[str, Any]]
     return [{"name": "decoder", "params": list(model.decoder.parameters())}, *([theta] if logits else [])]
 
 
-def block_weights(model: Any) -> dict[str, float]:
-    """Return the softmax weight of every block, by log column; nothing where the blocks are fixed."""
-    if not model.config.learned:
-        return {}
-    return {f"weight_block_{index}": float(weight) for index, weight in enumerate(model.fusion.weights)}
-
-
 def _frozen_base(checkpoint: str | None) -> FrozenBase | None:
     """Name the file of the encoder's weights, which then need not lie in every training checkpoint."""
     if checkpoint is None:
@@ -131,25 +126,27 @@ def _frozen_base(checkpoint: str | None) -> FrozenBase | None:
     return FrozenBase("encoder.", str(folder / WEIGHTS_FILE), recorded_digest(read_description(folder), folder))
 
 
-def report(best: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData) -> dict[str, Any]:
+def report(best: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
     """Return what only this network has to report, as arguments of `report_run`."""
     return {
         "per_slice": True,
-        "facts": _describe_encoder(best, recipe.network.encoder_checkpoint),
+        "facts": {
+            **_describe_encoder(best, recipe.network.encoder_checkpoint),
+            **describe_block_weights(best, read_start(out)),
+        },
         "draw": lambda log, scored, folder: _draw_blocks(best, log, folder),
     }
 
 
 def _describe_encoder(model: DinoUNet, checkpoint: str | None) -> dict[str, str]:
     weights = "random weights" if checkpoint is None else f"weights of {Path(checkpoint).name}"
-    return {
-        "Encoder": f"{_variant_name(model.config)}, {weights}, frozen",
-        "Blocks, coarsest stage first": ", ".join(map(str, model.fusion.selected)),
-    }
+    return {"Encoder": f"{_variant_name(model.config)}, {weights}, frozen"}
 
 
 def _draw_blocks(model: DinoUNet, log: Path, folder: Path) -> list[Picture]:
-    return [draw_block_weights(log, folder, selected=model.fusion.selected)] if model.config.learned else []
+    if not model.config.learned:
+        return []
+    return [draw_block_weights(log, folder, selected=model.fusion.selected, start=read_start(log.parent))]
 
 
 def title(recipe: DinoUNetRecipe) -> str:

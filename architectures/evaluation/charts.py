@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,16 @@ def draw_training_curves(
     return save_picture(figure, out, "curves", "Training curves", alt + ".", header, lines)
 
 
-def draw_block_weights(log_csv: Path, out: Path, *, selected: Sequence[int] = ()) -> Picture:
+def draw_block_weights(
+    log_csv: Path, out: Path, *, selected: Sequence[int] = (), start: Mapping[str, float] | None = None
+) -> Picture:
     """Draw the softmax weight of every encoder block over epochs into ``out/block_weights.png``.
 
     Args:
         log_csv: log with columns ``weight_block_0`` to ``weight_block_<N-1>``.
         out: folder to write into.
         selected: the blocks that feed the decoder, first stage first; marked in the picture.
+        start: the same columns before training, shown as epoch 0; None where they are not known.
 
     Raises:
         DataError: the log is missing, has no rows, or no column of block weights.
@@ -97,18 +100,21 @@ def draw_block_weights(log_csv: Path, out: Path, *, selected: Sequence[int] = ()
     weights = np.array([log[f"{BLOCK_COLUMN}{i}"] for i in range(len(log)) if f"{BLOCK_COLUMN}{i}" in log])
     if not weights.size:
         raise DataError(log_csv, "columns", got=", ".join(log), want=f"{BLOCK_COLUMN}0, {BLOCK_COLUMN}1 ...")
-    count = len(weights)
+    count, trained, epochs = len(weights), weights.shape[1], log["epoch"]
+    if start:
+        first = np.array([start[f"{BLOCK_COLUMN}{i}"] for i in range(count)])
+        epochs, weights = np.append(0.0, epochs), np.column_stack([first, weights])
     figure = new_figure(9.0, max(2.8, 0.17 * count + 1.2))
     over_time, final = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.5, 1)})
-    _draw_weight_map(figure, over_time, log["epoch"], weights)
+    _draw_weight_map(figure, over_time, epochs, weights)
     _draw_final_weights(final, weights[:, -1], selected)
     stages = {block: stage for stage, block in enumerate(selected, start=1)}
-    header = ["block", "stage", *(f"epoch_{epoch:g}" for epoch in log["epoch"])]
+    header = ["block", "stage", *(f"epoch_{epoch:g}" for epoch in epochs)]
     lines = ([i, stages.get(i, ""), *(number(w) for w in weights[i])] for i in range(count))
     top = int(weights[:, -1].argmax())
     chosen = f" Blocks {', '.join(map(str, selected))} feed decoder stages 1 to {len(selected)}." if selected else ""
     alt = (
-        f"Weights of {count} encoder blocks over {weights.shape[1]} epochs; after the last, block {top} weighs most, "
+        f"Weights of {count} encoder blocks over {trained} epochs; after the last, block {top} weighs most, "
         f"{weights[top, -1]:.4f} against {1 / count:.4f} for equal weights.{chosen}"
     )
     return save_picture(figure, out, "block_weights", "Weights of the encoder blocks", alt, header, lines)

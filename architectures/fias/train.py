@@ -98,7 +98,7 @@ def fit_options(model: Fias, recipe: FiasRecipe, data: PreparedData, out: Path) 
     return {"loss": MutationLoss(recipe.gamma, recipe.subsets, recipe.reduction)}
 
 
-def report(best: Fias, recipe: FiasRecipe, data: PreparedData) -> dict[str, Any]:
+def report(best: Fias, recipe: FiasRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
     """Return what only this network has to report, as arguments of `report_run`."""
     checkpoint = recipe.network.encoder_checkpoint
     weights = "random weights" if checkpoint is None else f"weights of {Path(checkpoint).name}"

@@ -64,7 +64,7 @@ def _loss(recipe: PlainUNetRecipe) -> SegmentationLoss:
     return SegmentationLoss(batch_dice=recipe.batch_dice, w_dice=recipe.lambda_dice, w_ce=recipe.lambda_ce)
 
 
-def report(best: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData) -> dict[str, Any]:
+def report(best: PlainUNet, recipe: PlainUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
     """Return what only this network has to report, as arguments of `report_run`."""
     return {
         "facts": {

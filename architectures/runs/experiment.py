@@ -114,8 +114,8 @@ class Experiment:
         fit: reference of ``fit(model, recipe, data, out)``, which returns the arguments of
             `trifuse.architectures.training.loop.fit` that are this network's own: ``loss`` at least.
         title: reference of ``title(recipe)``, the first line of a report.
-        report: reference of ``report(best, recipe, data)``, which returns the arguments of `report_run` that are this
-            network's own; empty where there are none.
+        report: reference of ``report(best, recipe, data, out)``, which returns the arguments of `report_run` that are
+            this network's own; ``out`` is the folder of the run. Empty where there are none.
         paper: reference of how to cite the publication.
         paper_tables: reference of ``paper_tables(targets)``, what it reports for a cohort of as many targets.
         decisions: reference of what a run has to settle, a sequence of `trifuse.architectures.runs.decisions.Decision`:

@@ -93,7 +93,7 @@ def train(
         decisions=decision_parts(experiment.load(experiment.decisions, ()), replace(recipe, data=data_as_given), data),
         paper_tables=experiment.load(experiment.paper_tables, lambda targets: ())(len(data.cohort.class_names) - 1),
         paper=experiment.load(experiment.paper, ""),
-        **experiment.load(experiment.report, lambda best, recipe, data: {})(best, recipe, data),
+        **experiment.load(experiment.report, lambda best, recipe, data, out: {})(best, recipe, data, out),
     )
 
 

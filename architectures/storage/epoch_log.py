@@ -2,12 +2,14 @@
 
 Every epoch stands there once, however often the run was cut short. Columns never change, unless a run is made to go on
 with another recipe: those that come are then empty for the epochs before, and those that go for the epochs after.
+What the network was before its first step lies beside it in start.json, by the names of the columns.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,8 +19,9 @@ from typing import Any, Self
 
 from trifuse.kernels.errors import DataError, MissingExtra
 
-from .atomic_files import write_text
+from .atomic_files import write_json, write_text
 
+START_FILE = "start.json"
 SMOOTHED = "_smoothed"  # ends the name of a score's moving average over epochs
 
 
@@ -118,6 +121,17 @@ def read_log(path: Path) -> list[dict[str, float]]:
         got = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
         raise DataError(path, "log", got=got, want="a column called epoch and at least one row")
     return [{name: _value(row.get(name)) for name in rows[0] if name} for row in rows]
+
+
+def write_start(folder: Path, row: Mapping[str, float]) -> None:
+    """Write what is known of a network before its first step, by column of the log; what is not finite is left out."""
+    write_json(folder / START_FILE, {name: value for name, value in row.items() if math.isfinite(value)})
+
+
+def read_start(folder: Path) -> dict[str, float]:
+    """Return what `write_start` wrote; nothing for a run of an older version, which wrote none."""
+    path = folder / START_FILE
+    return json.loads(path.read_bytes()) if path.exists() else {}
 
 
 def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:

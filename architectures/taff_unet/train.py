@@ -171,7 +171,7 @@ def training_side_inputs(recipe: TaffUNetRecipe, cohort: Cohort, split: Split, o
     return case_side_inputs(cohort, used, recipe.network, recipe.prior, recipe.ecg, labels=labels)
 
 
-def report(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData) -> dict[str, Any]:
+def report(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:
     """Return what only this network has to report, as arguments of `report_run`."""
     network = recipe.network
     shown = cases_with_ecg(best, data, data.split.test or data.cases_of(data.validated_on))

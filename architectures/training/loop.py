@@ -16,7 +16,7 @@ from torch import nn
 
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
 from trifuse.architectures.storage.config_json import upgraded_json
-from trifuse.architectures.storage.epoch_log import EpochLog
+from trifuse.architectures.storage.epoch_log import EpochLog, write_start
 from trifuse.kernels.errors import TrifuseError
 
 from .batches import Batches
@@ -96,8 +96,8 @@ def fit(
         train_set: ``train_set[(seed, epoch, index)]`` is a dictionary of tensors and strings, the same one for the
             same key; ``len(train_set)`` says how many.
         recipe: how to train; a best epoch that is left open is that of the highest Dice.
-        out: folder for ``run.json``, ``log.csv``, ``sessions.jsonl``, ``best/`` (evaluation weights), ``last/``
-            (what resuming needs) and, if a step is not finite, ``crash/``.
+        out: folder for ``run.json``, ``start.json``, ``log.csv``, ``sessions.jsonl``, ``best/`` (evaluation weights),
+            ``last/`` (what resuming needs) and, if a step is not finite, ``crash/``.
         loss: ``loss(outputs, batch, reduce)`` is the mean over the samples of all ranks; ``reduce`` sums a tensor over
             ranks, and ``batch["sample_weight"]`` of shape (B,) is zero for samples that must not count. A method
             ``start_epoch`` is called as the model's is.
@@ -108,7 +108,7 @@ def fit(
         config_type: the dataclass whose fields ``run_config`` has, if any: it knows their names in older versions.
         forward: computes the outputs from a batch.
         param_groups: the groups, or a function that makes them from the model; see `parameter_groups`.
-        describe: more numbers about the network for each row of the log.
+        describe: more numbers about the network for ``start.json`` and each row of the log.
         base: names the file of the frozen weights, which are then left out of ``last/``.
         resume, force_resume: continue the run in ``out``, if there is one; force it where recipe or data have changed.
         tensorboard: also write TensorBoard files.
@@ -180,7 +180,7 @@ class _Run:
         base: FrozenBase | None,
     ) -> None:
         self.model, self.recipe, self.world, self.progress, self.base = model, recipe, world, progress, base
-        self.checkpoints = CheckpointManager(out, progress.say)
+        self.out, self.checkpoints = out, CheckpointManager(out, progress.say)
         if base is not None:
             check_base(model, base)
         self.groups = make_groups(model, recipe, param_groups)
@@ -298,6 +298,7 @@ class _Run:
                 self.checkpoints.save_first(self._fill_last)
                 with evaluation_mode(self.model, self.average):
                     metrics = self._measure()
+                    write_start(self.out, {**metrics, **self.describe(self.model)})
                 by = self.recipe.chosen_by
                 if math.isnan(metrics.get(by, 0.0)):
                     raise TrifuseError(f"validation gives NaN for {by!r}; is the validation set empty?")

@@ -132,7 +132,7 @@ def bits(out: Path) -> dict[str, bytes]:
     log = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(out / "log.csv")]
     best = ("best/model.safetensors", "best/score.json")
     last = ("last/model.safetensors", "last/training_state.safetensors", "last/training_state.json")
-    names = best + last
+    names = ("start.json", *best, *last)
     return {name: (out / name).read_bytes() for name in names} | {"log": repr(log).encode()}
 
 

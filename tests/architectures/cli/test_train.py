@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -27,8 +28,11 @@ def test_one_command_leads_from_a_cohort_to_a_report(atria_run):
     assert "DSC" in report
     assert "Empty masks `strict`" in report
     assert "| Augmentation | none |" in report
+    assert re.search(
+        r"\| Weights of the blocks \| within \S+ % of uniform, moved by at most \S+ % of it; all blocks", report
+    )
     assert "Paper-reported" in report
-    for name in ("run.json", "log.csv", "split.json", "best/model.safetensors", "last/model.safetensors",
+    for name in ("run.json", "start.json", "log.csv", "split.json", "best/model.safetensors", "last/model.safetensors",
                  "test_cases.csv", "test_slices_cases.csv", "figures/curves.png", "figures/block_weights.png",
                  "figures/test/overlays.png"):  # fmt: skip
         assert (atria_run / name).stat().st_size > 0, name

@@ -138,6 +138,16 @@ def test_block_weights(tmp_path):
     assert "Blocks 11, 7, 3, 0 feed decoder stages 1 to 4" in picture.alt
 
 
+def test_block_weights_begin_at_their_start(tmp_path):
+    log = write_log(tmp_path / "log.csv", blocks=4)
+    start = {f"weight_block_{index}": weight for index, weight in enumerate((0.4, 0.3, 0.2, 0.1))}
+    picture = draw_block_weights(log, tmp_path, start={**start, "val_dice": 0.5})
+    lines = read_csv(picture.csv)
+    assert [line["epoch_0"] for line in lines] == ["0.4", "0.3", "0.2", "0.1"]
+    assert list(lines[0])[2:4] == ["epoch_0", "epoch_1"]
+    assert "over 6 epochs; after the last" in picture.alt
+
+
 @pytest.mark.parametrize(("blocks", "epochs"), [(1, 1), (4, 1), (40, 3)])
 def test_block_weights_of_any_size(tmp_path, blocks, epochs):
     log = write_log(tmp_path / "log.csv", blocks=blocks, epochs=epochs)

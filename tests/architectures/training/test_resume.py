@@ -7,9 +7,9 @@ import signal
 
 import pytest
 from children import Child
-from tiny_run import EVERYTHING, StopAt, TinyNet, bits, run
+from tiny_run import EVERYTHING, StopAt, TinyConfig, TinyNet, bits, run
 
-from trifuse.architectures.storage.epoch_log import read_log
+from trifuse.architectures.storage.epoch_log import read_log, read_start
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.architectures.training.signals import Interrupted
 
@@ -52,6 +52,27 @@ def test_t5_second_signal_ends_at_once(tmp_path):
 def test_t5_an_echo_under_torchrun_is_not_a_second_signal(tmp_path):
     child = Child(lambda: run(tmp_path, forward=StopAt(2, signal.SIGTERM, times=2)), TORCHELASTIC_RUN_ID="1")
     assert child.wait() == 75
+
+
+def test_what_a_network_was_before_its_first_step_is_kept(tmp_path):
+    """By column of the log, without what is no number; the run that goes on leaves it as it is."""
+
+    def describe(model):
+        return {"weight": float(model.body.weight.detach().sum()), "empty": float("nan")}
+
+    options = {**EVERYTHING, "describe": describe}
+    with pytest.raises(Interrupted):
+        run(tmp_path, **options, forward=StopAt(5))
+    start = read_start(tmp_path)
+    assert start.keys() == {"val_dice", "weight"}
+    assert start["weight"] == describe(TinyNet(TinyConfig(norm="batch", dropout=0.2)))["weight"]
+    run(tmp_path, **options, resume=True)
+    assert read_start(tmp_path) == start
+    assert {row["weight"] for row in read_log(tmp_path / "log.csv")}.isdisjoint({start["weight"]})
+
+
+def test_a_run_of_an_older_version_does_not_say_how_it_started(tmp_path):
+    assert read_start(tmp_path) == {}
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
