@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trifuse.architectures.data.volumes.files import path_below
+from trifuse.architectures.storage.file_names import path_below
 from trifuse.architectures.storage.text import count, listed, natural_key
 from trifuse.kernels.errors import DataError
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from trifuse.architectures.data.volumes.files import can_name_files, path_below
+from trifuse.architectures.storage.file_names import can_name_files, path_below
 from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, path_below
+from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES
+from trifuse.architectures.storage.file_names import path_below
 from trifuse.kernels.errors import DataError
 
 DESCRIPTION_FILE = "dataset.json"

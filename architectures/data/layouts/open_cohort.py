@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, can_name_files, nifti_files
+from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, nifti_files
+from trifuse.architectures.storage.file_names import can_name_files
 from trifuse.architectures.storage.text import listed, natural_key
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
