@@ -31,15 +31,19 @@ def test_every_row_is_trained_once_and_tabulated(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "train", train)
     monkeypatch.setattr("trifuse.architectures.runs.ablation.read_case_table", read)
     table = ablation.ablate(tmp_path, seeds=2, epochs=3, cases=4, command=["trifuse", "ablate", "fias"])
-    assert [recipe.training.seed for recipe in recipes] == [0, 1] * 4
-    assert [recipe.network.init_seed for recipe in recipes] == [0, 1] * 4
+    assert [recipe.training.seed for recipe in recipes] == [0, 1] * 5
+    assert [recipe.network.init_seed for recipe in recipes] == [0, 1] * 5
     assert {recipe.training.epochs for recipe in recipes} == {3}
     built = [(n.local_encoder is not None, n.config.fusion, n.config.mixatt) for n in networks[::2]]
-    assert built == [(False, "caf", True), (True, "sum", True), (True, "caf", False), (True, "caf", True)]
+    last = (True, "caf", True)
+    assert built == [(False, "caf", True), (True, "sum", True), (True, "caf", False), last, last]
+    assert [n.config.channel_weights for n in networks[::2]] == ["normalised"] * 4 + ["literal"]
+    assert (tmp_path / "dmk-yes-fusion-caf-as-written-mixatt-yes-seed1").is_dir()
 
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     rows = [(line["DMK"], line["fusion"], line["MixAtt"]) for line in lines]
-    assert rows == [("no", "CAF", "yes"), ("yes", "sum", "yes"), ("yes", "CAF", "no"), ("yes", "CAF", "yes")]
+    assert rows[:4] == [("no", "CAF", "yes"), ("yes", "sum", "yes"), ("yes", "CAF", "no"), ("yes", "CAF", "yes")]
+    assert rows[4:] == [("yes", "CAF as written", "yes")]
     assert {(line["mean DSC"], line["SD of DSC"]) for line in lines} == {("0.550", "0.071")}
     assert {(line["mean HD95 (voxels)"], line["SD of HD95"]) for line in lines} == {("5.000", "1.414")}
     text = table.read_text()
@@ -47,4 +51,4 @@ def test_every_row_is_trained_once_and_tabulated(tmp_path, monkeypatch):
     assert text.endswith("\n`trifuse ablate fias`\n")
 
     ablation.ablate(tmp_path, seeds=2, epochs=3, cases=4)
-    assert len(recipes) == 8
+    assert len(recipes) == 10
