@@ -79,7 +79,8 @@ def draw_training_curves(
     header = ["epoch", *(name for _, curves in panels for name in curves)]
     columns = [epochs, *(y for _, curves in panels for y in curves.values())]
     lines = ([number(value) for value in line] for line in zip(*columns, strict=True))
-    return save_picture(figure, out, "curves", "Training curves", alt + ".", header, lines)
+    alt += ". No case validates: the scores are those of the training cases." if trained_on else "."
+    return save_picture(figure, out, "curves", "Training curves", alt, header, lines)
 
 
 def draw_block_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from trifuse.architectures.evaluation.tables import case_tables, number, read_ca
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.text import count
+
+from .folder import SPLIT_FILE
 
 RUNS_TABLE = "runs.csv"
 
@@ -79,7 +82,8 @@ def write_repeats_report(
     write_summary_table(out / "summary.csv", summaries)
     _write_runs_table(out / RUNS_TABLE, runs, scored)
     parts.append(f"Tables: [{RUNS_TABLE}]({RUNS_TABLE}), [summary.csv](summary.csv)")
-    curves = draw_training_curves(_joined_log(out / "log.csv", runs), out / "figures")
+    log, trained_on = _joined_log(out / "log.csv", runs), not all(map(_validates, runs))
+    curves = draw_training_curves(log, out / "figures", trained_on=trained_on)
     parts += [*picture_parts(curves, out), *provenance_parts(facts or {}, command), *paper_parts(paper_tables, paper)]
     write_text(out / REPORT, "\n\n".join(part for part in parts if part) + "\n")
     return out / REPORT
@@ -120,6 +124,12 @@ def _write_runs_table(path: Path, runs: Sequence[RepeatedRun], scored: Sequence[
         for s in summarise(rows)
     )
     write_csv(path, ["run", "seed", "class_name", "metric", "mean", "count", "undefined", "conventions"], lines)
+
+
+def _validates(run: RepeatedRun) -> bool:
+    """Whether cases validated in a run; who cannot know that assumes so."""
+    split = run.folder / SPLIT_FILE
+    return not split.exists() or bool(json.loads(split.read_bytes())["val"])
 
 
 def _joined_log(path: Path, runs: Sequence[RepeatedRun]) -> Path:

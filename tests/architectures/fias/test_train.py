@@ -176,6 +176,7 @@ def test_no_training_case_chooses_the_epoch_of_the_published_split(finished):
     assert json.loads((finished / "split.json").read_text())["val"] == []
     line = "| Chosen | epoch 1 of 1, the last one, whatever its scores; no case validates |"
     assert chosen(finished) == ("last", "last", line)
+    assert "the scores are those of the training cases" in (finished / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,8 @@ def test_held_out_patients_choose_the_epoch_and_training_cases_where_that_is_ask
     described, metric, words = chosen(tmp_path / "run")
     assert (described, metric) == (f"val_{by}", by)
     assert words.endswith(line)
+    said = "the scores are those of the training cases" in (tmp_path / "run" / "report.md").read_text()
+    assert said == (not data)
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert (len(split["train"]), len(split["val"])) == ((1, 1) if data else (2, 0))
 

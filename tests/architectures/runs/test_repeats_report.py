@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_mean_and_sd_over_runs_under_both_conventions(tmp_path):
     assert text.index("not measured here") > text.index("run_2")
     for link in re.findall(r"\]\(([^)]*)\)", text):
         assert (tmp_path / link).is_file(), link
+
+
+@pytest.mark.parametrize(("validate", "said"), [(["c"], False), ([], True)])
+def test_curves_of_runs_without_validation_cases_are_of_the_training_cases(tmp_path, validate, said):
+    runs = [finished(tmp_path, k) for k in (1, 2)]
+    for run in runs:
+        (run.folder / "split.json").write_text(json.dumps({"train": ["a"], "val": validate, "test": ["b"]}))
+    text = write_repeats_report(tmp_path, runs, title="t").read_text()
+    assert ("No case validates: the scores are those of the training cases." in text) == said
 
 
 def test_runs_with_a_scar_are_told_by_it(tmp_path, monkeypatch):
