@@ -27,7 +27,9 @@ from trifuse.architectures.evaluation.mechanisms import (
     Mechanism,
     Watch,
     answering,
+    cut,
     exchanged,
+    together,
     with_constants,
     zeroed,
 )
@@ -170,8 +172,12 @@ def _watch_gate(model: TaffUNet, keep: Callable[[Tensor], object]) -> Context:
 
 def _without_time(model: TaffUNet, means: Means) -> Context:
     fusion = _fusion(model)
-    gate = [fusion.gate.time] if fusion.gate_time == "apart" else []
-    return zeroed([fusion.film.mlp, *gate])  # gamma = beta = 0, and both logits
+    film = zeroed([fusion.film.mlp])  # gamma = beta = 0
+    gates: Mapping[str, Callable[[], Context]] = {
+        "apart": lambda: zeroed([fusion.gate.time]),  # both logits
+        "joined": lambda: cut([fusion.gate], slice(-1, None)),  # the last number that it sees
+    }
+    return together([film, gates[fusion.gate_time]()] if fusion.gate_time in gates else [film])
 
 
 _PRIOR = (

@@ -94,7 +94,7 @@ def test_labels_are_fitted_by_the_nearest():
     assert fitted(labels, (1, 1, 2)).tolist() == [[[5, 7]]]
 
 
-@pytest.mark.parametrize("gate_time", ["apart", "unseen"])
+@pytest.mark.parametrize("gate_time", ["apart", "joined", "unseen"])
 def test_without_time_the_days_make_no_difference(gate_time):
     """Neither by the modulation nor by the gate; the ECG itself still counts."""
     config = TaffUNetConfig("full", image_size=32, base_dim=2, fusion_stage=1, gate_time=gate_time)
