@@ -358,6 +358,20 @@ def test_a_grid_is_not_sampled_where_no_number_says():
         block(features, code, days, transform=torch.full((3, 2, 3), NAN))
 
 
+def test_a_turned_grid_goes_on_beyond_its_border():
+    block, (_, code, days) = grid_block()
+    torch.nn.init.zeros_(block.projection.weight)
+    torch.nn.init.ones_(block.projection.bias)
+    turned = torch.tensor([[0.7, -0.7, 0.0], [0.7, 0.7, 0.0]]).repeat(3, 1, 1)
+    fused, _ = block(torch.zeros(3, 4, 8, 8), code, days, transform=turned)
+    torch.testing.assert_close(fused, fused[..., 4:5, 4:5].expand_as(fused))
+
+
+def test_the_direction_starts_as_zero_where_the_projection_does():
+    assert not TemporalAwareFusion(4, 6, zero_init_proj=True).direction.any()
+    assert TemporalAwareFusion(4, 6).direction.all()
+
+
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("keep", [(slice(0),), (..., slice(0))], ids=["no sample", "no column"])
 def test_a_grid_takes_maps_without_a_position(moved, keep):

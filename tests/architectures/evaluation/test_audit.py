@@ -15,7 +15,7 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
-from trifuse.architectures.evaluation.audit import ALL_CLASSES, audit_network
+from trifuse.architectures.evaluation.audit import ALL_CLASSES, Effect, _moved, audit_network
 from trifuse.architectures.evaluation.audit_report import format_audit, percent, write_audit
 from trifuse.architectures.evaluation.mechanisms import (
     Mechanism,
@@ -289,3 +289,26 @@ def test_page_chart_and_tables_hold_the_same_numbers(cohort, tmp_path):
         each.changed[ALL_CLASSES] for each in found.effects
     )
     assert "lost 0 %, dead" in picture.alt
+
+
+def moved_of(shares, voxels, patients):
+    """Return what a mechanism moves of cases with so many voxels, of these patients."""
+    effects = [
+        Effect("m", str(at), patient, {"one": of}, {"one": round(share * of)}, {"one": {"dsc": share}})
+        for at, (share, of, patient) in enumerate(zip(shares, voxels, patients, strict=True))
+    ]
+    return _moved("one", effects)
+
+
+def test_intervals_of_shares_weigh_cases_by_their_voxels():
+    """One small case of twenty changes wholly: of all voxels hardly any, however patients are drawn."""
+    share = moved_of([1.0, *[0.0] * 19], [1, *[1000] * 19], map(str, range(20))).share
+    assert share.mean == pytest.approx(1 / 19_001)
+    assert share.high < 0.001
+
+
+def test_intervals_resample_patients_and_not_cases():
+    values = [0.1, 0.9, 0.2, 0.8]
+    paired, single = (moved_of(values, [100] * 4, patients) for patients in ("aabb", "abcd"))
+    for narrow, wide in ((paired.share, single.share), (paired.scores["dsc"], single.scores["dsc"])):
+        assert narrow.high - narrow.low < 0.01 < wide.high - wide.low

@@ -115,3 +115,19 @@ def test_without_time_the_days_make_no_difference(gate_time):
     with without_time(model, {}):
         assert torch.equal(logits(ecg, young), logits(ecg, old))
         assert not torch.allclose(logits(ecg, young), logits(None, young))
+
+
+def test_the_gate_is_held_at_the_weight_of_the_ecg():
+    """And watched over the samples that have one: their weights are no zeros."""
+    model = TaffUNet(TaffUNetConfig("ecg", image_size=32, base_dim=2, fusion_stage=1)).eval()
+    rows = {each.name: each for each in mechanisms(model)}
+    image, ecg, has_ecg = torch.randn(2, 1, 32, 32), torch.randn(2, 12, 608), torch.tensor([True, False])
+    kept = []
+    (watch,) = rows["gate fixed"].watches
+    with torch.inference_mode():
+        with watch.record(model, kept.append):
+            own = model.run(image, ecg=ecg, has_ecg=has_ecg).gate
+        with rows["gate fixed"].switch(model, {watch.name: torch.tensor(0.2)}):
+            held = model.run(image, ecg=ecg, has_ecg=has_ecg).gate
+    assert [values.tolist() for values in kept] == [own[:1, 1].tolist()]
+    torch.testing.assert_close(held, torch.tensor([[0.8, 0.2], [0.0, 0.0]]))

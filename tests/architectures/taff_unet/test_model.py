@@ -200,6 +200,14 @@ def test_detach_z_keeps_the_segmentation_out_of_the_ecg_s_encoder(detach):
     assert model.fusion.projection.weight.grad is not None
 
 
+@pytest.mark.parametrize("gate", ["before_norm", "after_norm"])
+def test_the_gate_is_given_means_from_before_the_norm_where_it_is_to_see_them(gate):
+    model, seen = small(gate=gate).eval(), []
+    model.fusion.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
+    model(images(), **inputs("full"))
+    assert (seen[0]["image_means"] is None) == (gate == "after_norm")
+
+
 def test_attention_of_the_ecg():
     model, ecg = small("ecg").eval(), inputs("ecg")["ecg"]
     assert torch.equal(model.attention(ecg).lead, model.ecg.attention(ecg).lead)

@@ -228,6 +228,8 @@ def test_shares_and_days_are_as_asked(missing, wrong):
     assert (kinds[MISSING], kinds[WRONG]) == (round(120 * missing), round(120 * wrong))
     bins = [sum(low <= case.interval_days <= high for case in cases) for low, high in INTERVAL_BINS_DAYS]
     assert bins == [20] * 6
+    places = [next(at for at, bin in enumerate(INTERVAL_BINS_DAYS) if case.interval_days <= bin[1]) for case in cases]
+    assert places[:60] != places[60:], "the order is another one in each block"
     days = {kind: [case.interval_days for case in cases if case.ecg == kind] for kind in kinds}
     assert all(np.ptp(of) > 30 for of in days.values()), "neither missing nor wrong ones are of one age"
 
