@@ -90,7 +90,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if hint is float and type(value) is float and not math.isfinite(value):  # which JSON has no word for
-        raise CheckpointError(f"{where}: expected a finite number, got {value}")
+        raise CheckpointError(f"{where}: expected {_described(hint)}, got {value}")
     if origin is None and type(value) is hint:
         return value
     raise CheckpointError(f"{where}: expected {_described(hint)}, got {value!r}")
@@ -103,6 +103,8 @@ def _described(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_described, arguments))
+    if hint is float:
+        return "a finite number"
     if origin is tuple:
         items = arguments[:1] if arguments[-1] is Ellipsis else arguments
         return f"a list of {', '.join(map(_described, items))}"

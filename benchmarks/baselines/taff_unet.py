@@ -26,7 +26,7 @@ class SpreadFusion(nn.Module):
 
     def __init__(self, block: TemporalAwareFusion) -> None:
         super().__init__()
-        assert block.form == "segments", "written for the projection per segment, of rank one"
+        assert (block.form, block.gate_time) == ("segments", "apart"), "written for rank one, and time in the gate"
         self.projection, self.gate, self.film = block.projection, block.gate, block.film
         self.scores, self.direction = block.scores, block.direction
 
@@ -43,9 +43,10 @@ class SpreadFusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         assert has_ecg is None, "written for batches in which everybody has an ECG"
         code = F.layer_norm(code, code.shape[1:])
-        weights = torch.softmax(self.gate(torch.cat([image_means, code], dim=1)), dim=1)
+        t = (interval / self.film.max_days).clamp(0, 1).view(-1, 1)
+        weights = torch.softmax(self.gate.others(torch.cat([image_means, code], dim=1)) + self.gate.time(t), dim=1)
         w_mri, w_ecg = weights[:, :, None, None, None].unbind(1)
-        gamma, beta = self.film.mlp((interval / self.film.max_days).clamp(0, 1).view(-1, 1)).chunk(2, dim=1)
+        gamma, beta = self.film.mlp(t).chunk(2, dim=1)
         scores = self.scores(code)
         masks = F.one_hot(segments.long(), scores.shape[1] + 1).permute(0, 3, 1, 2)[:, 1:].to(scores.dtype)
         field = (masks * scores[:, :, None, None]).sum(1, keepdim=True)

@@ -92,6 +92,9 @@ def _affine(features: Tensor, a: Tensor, b: Tensor, d: Tensor, t: Tensor) -> Ten
     return (features.to(a.dtype) * a + (b + d * t[:, None])).to(features.dtype)
 
 
+_PIECES, _SHORT_ROW = 16, 64
+
+
 class _SegmentAffine(torch.autograd.Function):
     """The CPU path: the affine map as the temporal gate has it, and a product of matrices, D t, added in place.
 
@@ -113,9 +116,19 @@ class _SegmentAffine(torch.autograd.Function):
         grads = channel_affine_gradients(grad, features, a, needed)
         rows = grad.flatten(2).to(a.dtype) if needs_d or needs_t else grad
         with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
-            of_d = torch.bmm(rows, t.flatten(1)[:, :, None])[:, :, 0] if needs_d else None
+            of_d = _sums_of_products(rows, t.flatten(1)) if needs_d else None
             of_t = torch.bmm(d[:, None], rows).view(t.shape) if needs_t else None
         return *grads, of_d, of_t
+
+
+def _sums_of_products(rows: Tensor, t: Tensor) -> Tensor:
+    """Return the sums over positions of rows (B, C, N) times t (B, N), (B, C).
+
+    Some processors' products of matrices add up a row from end to end: shorter pieces of it round off less.
+    """
+    length = max(_SHORT_ROW, -(-t.shape[1] // _PIECES))
+    pieces = zip(rows.split(length, 2), t.split(length, 1), strict=True)
+    return torch.stack([torch.bmm(row, each[:, :, None])[:, :, 0] for row, each in pieces]).sum(0)
 
 
 def _scores_by_lookup(segments: Tensor, scores: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def parameters(module):
 )
 def test_parameters_of_the_projections(projection, number):
     with torch.device("meta"):
-        block = TemporalAwareFusion(256, projection=projection)
+        block = TemporalAwareFusion(256, projection=projection, gate_time="unseen")
     direction = 0 if block.direction is None else block.direction.numel()
     assert direction + sum(parameters(part) for part in (block.projection, block.scores) if part is not None) == number
     assert parameters(block) == number + 20_674 + 33_408  # whatever is projected, gate and film are the published ones

@@ -207,7 +207,9 @@ def endless():
 @case
 def interrupted():
     import _thread
+    import signal
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has ignored in the background
     threading.Timer(0.5, _thread.interrupt_main).start()
     start = time.perf_counter()
     try:

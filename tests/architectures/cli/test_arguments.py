@@ -37,7 +37,7 @@ def test_l1_no_word_is_suggested_that_was_not_meant(words, message, capsys):
         (["train", "dino_unet", "cohort", "--out", "x", "--set", "trainig.lr=1"], "did you mean 'training'?"),
         (["train", "dino_unet", "cohort", "--out", "x", "--set", "training.lr"], "expected FIELD=VALUE"),
         (["train", "dino_unet", "cohort", "--out", "x", "--lr", "-1"], "lr = -1.0; allowed: a number > 0"),
-        (["train", "dino_unet", "cohort", "--out", "x", "--lr", "nan"], "lr = nan; allowed: a number > 0"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--lr", "nan"], "'lr': expected a finite number, got nan"),
         (["train", "dino_unet", "cohort", "--out", "x", "--set", "network.norm=layer"], "'norm': expected one of"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -58,7 +58,7 @@ def test_a_whole_number_is_a_float():
     [
         ({"nmae": "x"}, r"unknown field 'nmae' of Outer"),
         ({"sizs": "x"}, r"unknown field 'sizs' of Outer  \(nearest: sizes\).*schema version 1"),
-        ({"rate": "fast"}, "field 'rate': expected float, got 'fast'"),
+        ({"rate": "fast"}, "field 'rate': expected a finite number, got 'fast'"),
         ({"rate": float("nan")}, "field 'rate': expected a finite number, got nan"),
         ({"rate": float("-inf")}, "field 'rate': expected a finite number, got -inf"),
         ({"flag": 1}, "field 'flag': expected bool, got 1"),

@@ -37,7 +37,8 @@ def test_network_as_written_is_ours(kind, config):
     network = kind(config).double()
     generator = torch.Generator().manual_seed(1)
     if kind is TaffUNet:  # or time and gate would be where they start, at zero
-        for part in (network.fusion.gate, network.fusion.film.mlp):
+        gate = network.fusion.gate
+        for part in (gate.others, gate.time, network.fusion.film.mlp):
             torch.nn.init.normal_(part.second.weight, std=0.3, generator=generator)
     written = AsWritten(network)
     kinds = {type(module).__name__ for module in written.modules()}

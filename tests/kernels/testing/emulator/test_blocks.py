@@ -34,7 +34,7 @@ REFUSED = {
     "fake_tensor": ("UnsupportedInstruction", "copy_kernel: expected x to be a CPU tensor with memory"),
     "endless": ("KernelFaults", "endless: endless_kernel"),
     "interrupted": ("RuntimeError", "interrupted"),
-    "device_print": ("UnsupportedInstruction", "virtual_gpu_blocks.py:223; leave tl.device_print out there"),
+    "device_print": ("UnsupportedInstruction", "virtual_gpu_blocks.py:225; leave tl.device_print out there"),
     "device_assert": ("UnsupportedInstruction", "leave tl.device_assert out there"),
     "noinline": ("UnsupportedInstruction", "it calls a function: noinline=True or tl.device_assert"),
 }
