@@ -1,4 +1,4 @@
-"""The published sizes of DINOv2, and one small enough for tests and the demo."""
+"""The published sizes of DINOv2, and one small enough for tests."""
 
 from __future__ import annotations
 
