@@ -1,4 +1,4 @@
-"""How an ECG's code becomes a map: by segment, on a grid, everywhere alike; what a norm behind it leaves of it."""
+"""How an ECG's code becomes a map: by segment, on a grid, everywhere alike; what a norm leaves of it, and a gate makes of its age."""
 
 from __future__ import annotations
 
@@ -165,3 +165,27 @@ def test_labels_are_those_of_most_of_a_position():
     assert torch.equal(segment_labels(masks, (4, 8)), (masks * numbers).sum(1).to(torch.uint8))
     with pytest.raises(ShapeError, match=r"masks has shape \(5, 4, 8\); expected \(B, S, H, W\)"):
         segment_labels(masks[0], (2, 2))
+
+
+@pytest.mark.parametrize(("gate_time", "learns"), [("apart", True), ("joined", False)])
+def test_an_old_ecg_can_weigh_less_after_a_few_steps(gate_time, learns):
+    """Where that is all that is asked of it; among the other numbers the days hardly count."""
+    generator = torch.Generator().manual_seed(0)
+    block = TemporalAwareFusion(16, gate_time=gate_time)
+    block.reset_parameters(generator)
+    optimiser = torch.optim.Adam(block.gate.parameters(), lr=4e-3)
+
+    def weigh(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        maps, codes = (torch.randn(batch, *shape, generator=generator) for shape in ((16, 4, 4), (64,)))
+        days = 90 * torch.rand(batch, generator=generator)
+        segments = torch.zeros(batch, 4, 4, dtype=torch.uint8)
+        return block(maps, codes, days, segments=segments)[1][:, 1], days
+
+    for _ in range(60):
+        optimiser.zero_grad()
+        weights, days = weigh(16)
+        (weights * (days - 45) / 45).mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        correlation = torch.corrcoef(torch.stack(weigh(256)))[0, 1]
+    assert (correlation < -0.9) == learns

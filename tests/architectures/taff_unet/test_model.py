@@ -62,9 +62,6 @@ def count(part: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in part.parameters())
 
 
-# --------------------------------------------------------------------------------------------------------- sizes
-
-
 @pytest.mark.parametrize(("setting", "parameters"), PAPER.items())
 def test_parameter_counts(setting, parameters):
     with torch.device("meta"):
@@ -381,12 +378,7 @@ def test_configuration_rejects(changes, message):
         ("full", {"ecg": torch.zeros(2, 12, 64)}, ShapeError, "expected ecg of 3 samples"),
         ("full", {"ecg": torch.zeros(3, 12, 60)}, ShapeError, r"expected beats of shape \(B, 12, 64\).*pad them with"),
         ("full", {"has_ecg": torch.tensor([True])}, ShapeError, "expected has_ecg of 3 samples"),
-        (
-            "full",
-            {"has_ecg": torch.ones(3, 2, dtype=torch.bool)},
-            ShapeError,
-            r"expected has_ecg of shape \(3,\), one for each sample, got \(3, 2\)",
-        ),
+        ("full", {"has_ecg": torch.ones(3, 2) > 0}, ShapeError, r"has_ecg of shape \(3,\), .*, got \(3, 2\)"),
         ("full", {"ecg": None, "has_ecg": torch.tensor([False, True, False])}, ValueError, "there is no ecg; pass it"),
         ("full", {"interval": torch.zeros(2)}, ShapeError, "interval"),
         ("grid", {}, ValueError, r"projection='grid' needs transform, how each image was mirrored and turned"),
