@@ -1,4 +1,4 @@
-"""How an ECG's code becomes a map: by segment, on a grid, everywhere alike; what a norm leaves of it, and a gate makes of its age."""
+"""How an ECG becomes a map: by segment, on a grid, everywhere alike; what a norm leaves of it, a gate of its age."""
 
 from __future__ import annotations
 
