@@ -189,3 +189,23 @@ def test_an_old_ecg_can_weigh_less_after_a_few_steps(gate_time, learns):
     with torch.no_grad():
         correlation = torch.corrcoef(torch.stack(weigh(256)))[0, 1]
     assert (correlation < -0.9) == learns
+
+
+def test_soft_masks_are_not_rounded_to_the_type_of_the_maps():
+    """A share of 0.501 is 0.5 in bfloat16: here the difference is all that the ECG has to say."""
+    block = TemporalAwareFusion(4, 6, num_segments=SEGMENTS)
+    with torch.no_grad():
+        for parameter, value in (
+            (block.projection.weight, 0.0),
+            (block.projection.bias, -500.0),
+            (block.scores.weight, 0.0),
+            (block.scores.bias, 1000.0),
+            (block.direction, 1.0),
+        ):
+            parameter.fill_(value)
+    masks = torch.zeros(1, SEGMENTS, 2, 2)
+    masks[:, 1] = 0.501
+    maps = torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16)
+    fused, weights = block(maps, torch.randn(1, 6), 0.0, segments=masks)
+    assert weights.tolist() == [[0.5, 0.5]]
+    torch.testing.assert_close(fused, torch.full_like(maps, 0.5 * (0.501 * 1000 - 500)))
