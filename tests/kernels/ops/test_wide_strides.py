@@ -1,6 +1,6 @@
 """K17: every argument and incoming gradient of every operator may lie far apart along every one of its axes.
 
-A child process lays all tensors of a call into a sparse file, far apart along one axis at a time. Products of an index
+A forked child lays all tensors of a call into a sparse file, far apart along one axis at a time. Products of an index
 and a stride in 32 bits leave the file, and end the child, or read another place. Strides beyond 2^31 are 64 bits wide
 by themselves, so another stride fits into 32 bits, but its double does not. The interpreter multiplies in the types
 that compiled kernels multiply in, and wraps as they do.
@@ -9,17 +9,13 @@ that compiled kernels multiply in, and wraps as they do.
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import Child
 from operator_calls import OF_TWO_LAYOUTS, OPERATORS, Call, calls_of
-from quick_interpreter import quick_interpreter
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -29,7 +25,6 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU mac
 FILE_BYTES = 1 << 39  # none of them on a disk until they are written
 SHAPES = ((3, 4, 1, 1), (1, 4, 3, 1), (1, 4, 1, 3))  # four channels are 16 bytes, which kernels load at once
 FAR = (5 << 28, 5 << 29)  # a stride of 32 bits whose double has more, and one that has more itself
-SUPPORT = Path(__file__).resolve().parents[2] / "support"
 
 
 def wide(tensor: Tensor, axis: int, stride: int, memory: Tensor) -> Tensor:
@@ -83,11 +78,8 @@ def check(op: str) -> None:
 
 @interpreted
 @pytest.mark.parametrize("op", OPERATORS)
-def test_k17_every_argument_far_apart_along_every_axis(op):
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), *filter(None, [environment.get("PYTHONPATH")])])
-    child = subprocess.run([sys.executable, __file__, op], env=environment, capture_output=True, text=True, timeout=280)
-    assert child.returncode == 0, child.stdout[-200:] + child.stderr
+def test_k17_every_argument_far_apart_along_every_axis(op, low_tiles):
+    assert Child(lambda: check(op)).wait(280) == 0
 
 
 @interpreted
@@ -113,8 +105,3 @@ def test_k17_cells_of_a_coarse_gradient_are_numbered_in_64_bits(monkeypatch):
         constants = {"K": 1, "STEPS": 1, "REACH_DOWN": 1, "REACH_ACROSS": 1, "TILE": sums.TILE}
         sums.launching.launch(sums._fold_rows_kernel, (1,), partial, grad, *sizes, **constants)
         assert grad[cell] == 3.0
-
-
-if __name__ == "__main__":
-    with quick_interpreter():
-        check(sys.argv[1])

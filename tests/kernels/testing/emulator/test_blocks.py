@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from compiled_children import SUPPORT, run_without_interpreter
+from ready_python import SUPPORT, run_with_compiler
 
 pytest.importorskip("triton", reason="the virtual GPU runs what triton compiles")
 
@@ -42,7 +42,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict:
-    child = run_without_interpreter(SUPPORT / "virtual_gpu_blocks.py")
+    child = run_with_compiler(SUPPORT / "virtual_gpu_blocks.py")
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)
 
@@ -76,7 +76,7 @@ def test(virtual_gpu, what):
 
 def test_the_fixture_asks_for_launches_only_of_a_test_that_passes(tmp_path):
     (tmp_path / "test_it.py").write_text(FIXTURE, encoding="utf-8")
-    child = run_without_interpreter("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py", folder=tmp_path)
+    child = run_with_compiler("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py", folder=tmp_path)
     assert "1 failed, 1 passed, 1 skipped, 1 error" in child.stdout, child.stdout
     assert "NoKernelRan" in child.stdout
 
@@ -84,7 +84,7 @@ def test_the_fixture_asks_for_launches_only_of_a_test_that_passes(tmp_path):
 def test_a_cache_that_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     script = SUPPORT / "virtual_gpu_blocks.py"
-    child = run_without_interpreter(script, "without_a_launch", TRITON_CACHE_DIR=str(tmp_path / "file"))
+    child = run_with_compiler(script, "without_a_launch", TRITON_CACHE_DIR=str(tmp_path / "file"))
     assert "expected a folder for Triton's cache that can be written to" in child.stdout, child.stderr
 
 
@@ -112,7 +112,7 @@ assert builds()[0] == 2
 
 
 def test_a_damaged_machine_in_the_cache_is_built_again(tmp_path):
-    child = run_without_interpreter("-c", DAMAGE, tmp_path)
+    child = run_with_compiler("-c", DAMAGE, tmp_path)
     assert child.returncode == 0, child.stderr
     said = [line for line in child.stderr.splitlines() if line.startswith("trifuse builds the virtual GPU")]
     assert len(said) == 2, child.stderr

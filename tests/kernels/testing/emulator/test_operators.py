@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from compiled_children import SUPPORT, run_without_interpreter
+from ready_python import SUPPORT, run_with_compiler
 from virtual_gpu_cases import operators_with_kernels, selected
 
 from trifuse.kernels.tested_versions import VIRTUAL_GPU, read_verdicts
@@ -31,7 +31,7 @@ def test_every_operator_has_a_small_call():
 
 
 def test_small_calls_are_right_as_compiled():
-    child = run_without_interpreter(SUPPORT / "virtual_gpu_cases.py", *SMALL)
+    child = run_with_compiler(SUPPORT / "virtual_gpu_cases.py", *SMALL)
     assert child.returncode == 0, child.stdout + child.stderr
     lines = child.stdout.splitlines()
     assert [line.rpartition(":")[0] for line in lines] == list(SMALL)

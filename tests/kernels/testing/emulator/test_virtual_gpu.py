@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from compiled_children import ROOT, SUPPORT, run_without_interpreter
+from ready_python import ROOT, SUPPORT, run_with_compiler
 
 from trifuse.kernels import BackendError, testing
 from trifuse.kernels.testing.emulator.ptx import Place
@@ -38,7 +38,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    child = run_without_interpreter(SUPPORT / "faulty_kernels.py")
+    child = run_with_compiler(SUPPORT / "faulty_kernels.py")
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)
 
@@ -109,7 +109,7 @@ def test_without_a_compiler_the_error_says_what_to_install(tmp_path):
     script.write_text(
         "from trifuse.kernels.testing import virtual_gpu\nwith virtual_gpu():\n    pass\n", encoding="utf-8"
     )
-    child = run_without_interpreter(script, CC=str(tmp_path / "no-compiler"), TRITON_CACHE_DIR=str(tmp_path))
+    child = run_with_compiler(script, CC=str(tmp_path / "no-compiler"), TRITON_CACHE_DIR=str(tmp_path))
     assert child.returncode == 1
     assert "BackendError: virtual_gpu builds its machine with a C++ compiler" in child.stderr
     assert "apt-get install g++" in child.stderr
@@ -122,10 +122,10 @@ EXAMPLE = re.search(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOT
 def test_the_page_s_example_runs_and_its_fault_is_found_as_shown(tmp_path):
     script = tmp_path / "check_add.py"
     script.write_text(EXAMPLE, encoding="utf-8")
-    child = run_without_interpreter(script, folder=tmp_path)
+    child = run_with_compiler(script, folder=tmp_path)
     assert child.returncode == 0, child.stderr
     script.write_text(EXAMPLE.replace("total, mask=at < n)", "total)"), encoding="utf-8")
-    child = run_without_interpreter(script, folder=tmp_path)
+    child = run_with_compiler(script, folder=tmp_path)
     assert child.returncode == 1
     shown = re.search(r"^```text\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)[1]
     assert " ".join(shown.split()) in " ".join(child.stderr.replace(f"{tmp_path}/", "").split())
@@ -143,7 +143,7 @@ def test_the_fixture_runs_a_block_around_a_test(tmp_path):
     for n, outcome in ((1000, "1 passed"), (1024, "1 passed, 1 error")):
         file.write_text(kernel + test.format(n=n), encoding="utf-8")
         command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", file)
-        child = run_without_interpreter(*command, folder=tmp_path, COLUMNS="400")
+        child = run_with_compiler(*command, folder=tmp_path, COLUMNS="400")
         assert outcome in child.stdout, child.stdout + child.stderr
     (summary,) = (line for line in child.stdout.splitlines() if line.startswith("ERROR "))
     assert "trifuse.kernels.testing.KernelFaults: 1 fault in compiled kernels: out of bounds: add_kernel" in summary
