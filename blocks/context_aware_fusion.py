@@ -13,6 +13,7 @@ from trifuse.kernels.choices import check_choice
 from trifuse.kernels.ops._context_aware_fusion import mean_projection, pooled_projection, recalibrated_sum
 
 from .conv_norm_relu import init_convs
+from .normalization import RunningNorm
 
 SpatialPool = Literal["channel", "local3", "none"]
 ChannelWeights = Literal["normalised", "literal"]
@@ -24,7 +25,7 @@ class ContextAwareFusion(nn.Module):
     With X = cat(F1, F2), 2C channels::
 
         U    = pre(X)                                                1x1
-        w_ch = sigmoid(channel(cat(N(mean of U), N(max of U))))      (B, 2C), over all positions
+        w_ch = sigmoid(channel(N(cat(mean of U, maximum of U))))     (B, 2C), over all positions
         F'   = reduce(w_ch * X)                                      1x1
         T    = spatial_global(F1) + spatial_local(F2)                1x1
         w_sp = sigmoid(spatial(mean of T over its channels))         (B, 1, H, W)
@@ -34,10 +35,10 @@ class ContextAwareFusion(nn.Module):
     `trifuse.kernels.ops._context_aware_fusion`). Under ``backend("reference")`` it is computed as written.
     The average over all positions is taken in float32. Maps of one position are legal.
 
-    N centres a vector over its channels and brings it to length one, and ``channel`` starts at zero: every channel
-    weight is 1/2 at first, and then depends on what an image's pooled channels are beside one another. As the equations
-    are written, without N and with random weights, maxima over thousands of positions saturate the sigmoid before
-    training begins, and the weights end as a mask that is the same for every image.
+    N normalises over the images of training (`RunningNorm`), and ``channel`` starts at zero: every channel weight is
+    1/2 at first, and then depends on how an image's pooled channels differ from other images'. As the equations are
+    written, without N and with random weights, maxima over thousands of positions saturate the sigmoid before training
+    begins, and the weights end as a mask that is the same for every image.
 
     Args:
         dim: channels C of each map.
@@ -74,7 +75,9 @@ class ContextAwareFusion(nn.Module):
         self.channel_weights = channel_weights
         gate_only = spatial_pool == "none"
         self.pre = nn.Conv2d(2 * dim, 2 * dim, 1, bias=False) if pre_conv else None
-        self.channel = nn.Conv2d((4 if max_pool else 2) * dim, 2 * dim, 1)
+        pooled = (4 if max_pool else 2) * dim
+        self.norm = RunningNorm(pooled) if channel_weights == "normalised" else None
+        self.channel = nn.Conv2d(pooled, 2 * dim, 1)
         self.reduce = nn.Conv2d(2 * dim, dim, 1, bias=False)
         self.spatial_global = nn.Conv2d(dim, 1 if gate_only else dim, 1, bias=gate_only)
         self.spatial_local = nn.Conv2d(dim, 1 if gate_only else dim, 1, bias=False)
@@ -87,7 +90,8 @@ class ContextAwareFusion(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights from He's normal distribution over the fan-out; biases 0, and 0 for normalised channels."""
         init_convs(self, generator)
-        if self.channel_weights == "normalised":
+        if self.norm is not None:
+            self.norm.reset_statistics()
             nn.init.zeros_(self.channel.weight)
 
     def forward(self, global_features: Tensor, local_features: Tensor) -> Tensor:
@@ -111,8 +115,8 @@ class ContextAwareFusion(nn.Module):
         """Return the weights of the 2C channels before the sigmoid: (B, 2C)."""
         weight = None if self.pre is None else self.pre.weight
         pooled = pooled_projection(global_features, local_features, weight, self.max_pool)
-        if self.channel_weights == "normalised":  # means and maxima by themselves: maxima are several times as large
-            pooled = torch.cat([_of_length_one(part) for part in pooled.split(2 * self.dim, dim=1)], dim=1)
+        if self.norm is not None:
+            pooled = self.norm(pooled)
         return F.linear(pooled.to(self.channel.weight.dtype), self.channel.weight.flatten(1), self.channel.bias)
 
     def spatial_logits(self, global_features: Tensor, local_features: Tensor) -> Tensor:
@@ -139,8 +143,3 @@ class ContextAwareFusion(nn.Module):
             f"dim={self.dim}, spatial_pool={self.spatial_pool!r}, max_pool={self.max_pool}, "
             f"channel_weights={self.channel_weights!r}"
         )
-
-
-def _of_length_one(pooled: Tensor) -> Tensor:
-    """Centre vectors (B, N) and divide them by their length: gradient descent moves logits alike, whatever N is."""
-    return F.layer_norm(pooled, pooled.shape[1:]) * pooled.shape[1] ** -0.5

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.torch_internals import inside_backward
 
 Norm = Literal["batch", "instance", "group"]
 _MOST_GROUPS = 8
@@ -62,6 +63,55 @@ class BatchNormOfPresent(nn.BatchNorm2d):
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             running.lerp_(value.to(running.dtype), share.to(running.dtype))
         self.num_batches_tracked.add_(anybody)
+
+
+class RunningNorm(nn.Module):
+    """Normalise vectors by what they were over the images of training: (B, N) -> (B, N).
+
+    Each number loses its mean over images and is divided by its deviation over images and by the root of N, which makes
+    vectors of about length one. What is the same for every image is gone, so that a layer behind it sees what differs.
+    Both are running statistics, in training too, where they take in the batch first: batches may be as small as one
+    image. No gradient flows through them.
+
+    Args:
+        dim: numbers N of a vector.
+        momentum: least share that a batch has in the statistics; the n-th one has 1/n until then.
+        eps: added to the variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, dim: int, momentum: float = 0.05, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.dim, self.momentum, self.eps = dim, momentum, eps
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def reset_statistics(self) -> None:
+        """Forget all images."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1.0)
+        self.num_batches_tracked.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not inside_backward():  # where activation checkpointing repeats a pass
+            self._take_in(x.detach())
+        scale = torch.rsqrt(self.running_var + self.eps) * self.dim**-0.5
+        return (x - self.running_mean) * scale
+
+    @torch.no_grad()
+    def _take_in(self, x: Tensor) -> None:
+        self.num_batches_tracked += 1
+        share = (1 / self.num_batches_tracked).clamp(min=self.momentum)
+        x = x.to(self.running_mean.dtype)
+        before = self.running_mean.clone()
+        self.running_mean.lerp_(x.mean(0), share.to(x.dtype))
+        spread = ((x - before) * (x - self.running_mean)).mean(0)  # as Welford's: never negative
+        self.running_var.lerp_(spread, share.to(x.dtype))
 
 
 class InstanceNorm(nn.InstanceNorm2d):

@@ -72,8 +72,8 @@ def constant_when_compiled(function: Answering) -> Answering:
 
 
 def inside_backward() -> bool:
-    """Return whether a backward pass is running, as when checkpointing repeats a forward pass."""
-    return torch._C._current_graph_task_id() != -1
+    """Return whether a backward pass is running, as when checkpointing repeats a forward pass; never for a compiler."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def allocations(profile: Any) -> Iterator[tuple[int, int]]:

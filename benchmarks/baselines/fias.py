@@ -82,15 +82,15 @@ class ConcatenatedFusion(nn.Module):
         super().__init__()
         self.pre, self.channel, self.reduce = block.pre, block.channel, block.reduce
         self.spatial_global, self.spatial_local, self.spatial = block.spatial_global, block.spatial_local, block.spatial
-        self.normalised = block.channel_weights == "normalised"
+        self.norm = block.norm
 
     def forward(self, global_features: Tensor, local_features: Tensor) -> Tensor:
         joined = torch.cat([global_features, local_features], dim=1)
         mixed = self.pre(joined)
-        pooled = [F.adaptive_avg_pool2d(mixed, 1), F.adaptive_max_pool2d(mixed, 1)]
-        if self.normalised:
-            pooled = [F.layer_norm(part, part.shape[1:]) / part.shape[1] ** 0.5 for part in pooled]
-        fused = self.reduce(torch.sigmoid(self.channel(torch.cat(pooled, dim=1))) * joined)
+        pooled = torch.cat([F.adaptive_avg_pool2d(mixed, 1), F.adaptive_max_pool2d(mixed, 1)], dim=1)
+        if self.norm is not None:
+            pooled = self.norm(pooled.flatten(1))[:, :, None, None]
+        fused = self.reduce(torch.sigmoid(self.channel(pooled)) * joined)
         summed = self.spatial_global(global_features) + self.spatial_local(local_features)
         return torch.sigmoid(self.spatial(summed.mean(dim=1, keepdim=True))) * fused
 

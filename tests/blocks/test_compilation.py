@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from trifuse import blocks
 from trifuse.blocks.ecg_attention import EcgDualAttention
-from trifuse.blocks.normalization import BatchNormOfPresent
+from trifuse.blocks.normalization import BatchNormOfPresent, RunningNorm
 from trifuse.kernels import backend
 
 
@@ -69,6 +69,7 @@ BLOCKS = {
     "MonteCarloAttention by sample": Block(lambda: blocks.MonteCarloAttention(4, draw="sample"), maps(4), fused=True),
     "PlainUNetDecoder": Block(lambda: blocks.PlainUNetDecoder((4, 6), 3), pyramid),
     "PlainUNetEncoder": Block(lambda: blocks.PlainUNetEncoder(1, (4, 6)), maps(1, 8)),
+    "RunningNorm": Block(lambda: RunningNorm(4), lambda n: (drawn(n, 4),)),
     "SwiGLU": Block(lambda: blocks.SwiGLU(6, 8), lambda n: (drawn(n, 5, 6),)),
     "TemporalAwareFusion": Block(lambda: blocks.TemporalAwareFusion(4, ecg_dim=3), with_some_ecgs, fused=True),
     "TemporalAwareFusion by one value": Block(
