@@ -29,6 +29,8 @@ from trifuse.kernels.torch_internals import below_autograd
 OP = "weighted_block_fusion"
 # A chunk of the output, or of the incoming gradient, stays in a core's cache while all N maps pass by.
 CHUNK_ELEMENTS = 1 << 18
+# Where so few numbers are added up, doing so in float64 costs nothing that can be measured.
+FEW_ELEMENTS = 1 << 12
 
 
 def weighted_block_fusion_reference(features: Sequence[Tensor] | Tensor, logits: Tensor) -> Tensor:
@@ -70,8 +72,11 @@ def _chunked_sum(features: Sequence[Tensor], logits: Tensor) -> Tensor:
 
 
 def _logits_gradient(grad: Tensor, features: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """Return the gradient of the logits (N,) on a CPU: dot products by chunk, added up in Python's float64."""
-    compute_dtype = torch.promote_types(grad.dtype, torch.float32)
+    """Return the gradient of the logits (N,) on a CPU: dot products by chunk, added up in Python's float64.
+
+    It is a difference of sums that may be large beside it: small maps show every rounding, and are multiplied in float64.
+    """
+    compute_dtype = torch.promote_types(grad.dtype, torch.float64 if grad.numel() <= FEW_ELEMENTS else torch.float32)
     dots = [0.0] * len(features)
     for chunk, *parts in _chunks([grad, *features]):
         chunk = chunk.reshape(-1).to(compute_dtype)

@@ -104,6 +104,16 @@ def test_property_any_shape_layout_type_and_gradients(name, data):
     check(name, maps, logits)
 
 
+def test_logit_gradients_of_small_maps_lose_nothing_to_cancellation():
+    for seed in range(100):
+        maps, logits = random_arguments(2, 1, 7, 6, seed=seed)
+        (grad,), _ = random_arguments(1, 1, 7, 6, maps_grad=False, seed=seed + 100)
+        wide = [x.detach().double().requires_grad_() for x in (*maps, logits)]
+        (found,) = torch.autograd.grad(weighted_block_fusion(maps, logits), logits, grad)
+        (exact,) = torch.autograd.grad(weighted_block_fusion_reference(wide[:-1], wide[-1]), wide[-1], grad.double())
+        torch.testing.assert_close(found.double(), exact, atol=0, rtol=3e-7)
+
+
 @given(tensors(st.tuples(st.integers(1, 5), st.just(2), st.just(3), st.just(4))), st.floats(-50, 50))
 def test_property_shift_invariance_and_gradients_that_sum_to_zero(stacked, shift):
     logits = torch.linspace(-1, 1, len(stacked), requires_grad=True)
