@@ -74,7 +74,7 @@ def _chunked_sum(features: Sequence[Tensor], logits: Tensor) -> Tensor:
 def _logits_gradient(grad: Tensor, features: Sequence[Tensor], logits: Tensor) -> Tensor:
     """Return the gradient of the logits (N,) on a CPU: dot products by chunk, added up in Python's float64.
 
-    It is a difference of sums that may be large beside it: small maps show every rounding, and are multiplied in float64.
+    It is a difference of sums that may be far larger: small maps, which show every rounding, are multiplied in float64.
     """
     compute_dtype = torch.promote_types(grad.dtype, torch.float64 if grad.numel() <= FEW_ELEMENTS else torch.float32)
     dots = [0.0] * len(features)
