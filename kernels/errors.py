@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
+from typing import Any
 
 
 class TrifuseError(Exception):
     """Base of every error that trifuse raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross to another process as kind and words: not all that an error was made of can."""
+        return copyreg.__newobj__, (type(self), str(self))  # type: ignore[attr-defined]
 
 
 class ShapeError(TrifuseError, ValueError):

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from trifuse.kernels.errors import DataError, TrifuseError
 
 from .distributed import World
+from .loader_workers import Key, KeyedSamples, WorkerWatch, collated
 from .recipe import Recipe
-
-Key = tuple[int, int, int]
-"""Seed, epoch and index: all that a sample depends on."""
 
 _LONGEST_LOAD_S = 600.0
 
@@ -94,9 +92,12 @@ class Batches:
         self.steps_per_epoch = steps_per_epoch(self.samples, recipe)
         self._recipe, self._world = recipe, world
         self._keys: list[list[Key]] = []
+        samples = KeyedSamples(dataset, recipe.workers)
+        self.workers = WorkerWatch(samples, recipe.seed)
         self._loader = DataLoader(
-            _KeyedSamples(dataset),
+            samples,
             batch_sampler=_Reread(self),
+            collate_fn=collated,
             num_workers=recipe.workers,
             persistent_workers=recipe.workers > 0,
             timeout=_LONGEST_LOAD_S if recipe.workers else 0,
@@ -115,23 +116,27 @@ class Batches:
 
         Raises:
             DataError: a sample could not be loaded; names it.
+            WorkerLost: a process that loads samples died while one was waited for; names its sample.
         """
         plan = plan_epoch(self.samples, self._recipe, epoch, self._world.rank, self._world.size)[first_step:]
         self._keys = [list(micro_batch.keys) for step in plan for micro_batch in step]
-        loaded = iter(self._loader)
+        loaded = self.workers.started(lambda: iter(self._loader))
         for step in plan:
             yield [(micro_batch, self._load(loaded, micro_batch)) for micro_batch in step]
 
-    def _load(self, loaded: Iterator[dict[str, Any]], micro_batch: MicroBatch) -> dict[str, Any]:
+    def _load(self, loaded: Iterator[Any], micro_batch: MicroBatch) -> dict[str, Any]:
         try:
-            batch = next(loaded)
-        except RuntimeError as error:  # a worker was killed, or has not answered for too long
+            with self.workers.named_losses():
+                batch = next(loaded)
+        except RuntimeError as error:  # no worker has answered for too long
             raise DataError(
                 f"samples {[index for _, _, index in micro_batch.keys]}",
                 "could not be loaded",
                 got=error,
                 hint="workers=0 loads them in this process and shows where it happens",
             ) from error
+        if isinstance(batch, TrifuseError):
+            raise batch
         batch["sample_weight"] = torch.full((len(micro_batch.keys),), float(micro_batch.is_real))
         return on_device(batch, self._world.device)
 
@@ -147,18 +152,3 @@ class _Reread:
 
     def __len__(self) -> int:
         return len(self._batches._keys)
-
-
-class _KeyedSamples(Dataset[Any]):
-    """A data set whose errors say which sample they are about."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, key: Key) -> Any:
-        try:
-            return self._dataset[key]
-        except TrifuseError:
-            raise
-        except Exception as error:
-            raise DataError(f"sample {key[2]} of epoch {key[1]}", type(error).__name__, got=error) from error

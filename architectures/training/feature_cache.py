@@ -95,6 +95,10 @@ class FeatureCache(Dataset[dict[str, Any]]):
         tensors = read_safetensors(path)
         return sample | {"features": [tensors[_name(block)].to(self._returned_dtype) for block in self._blocks]}
 
+    def name_of(self, key: Any) -> str:
+        """Say what a sample shows, as its data set does."""
+        return self._dataset.name_of(key)
+
     def _fill(self, model: Any, world: World) -> None:
         """Compute this rank's part of what is missing."""
         mine = range(world.rank, len(self._dataset), world.size)

@@ -17,12 +17,13 @@ from torch import nn
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import EpochLog, write_start
-from trifuse.kernels.errors import TrifuseError
+from trifuse.kernels.errors import DataError, TrifuseError
 
 from .batches import Batches
 from .checkpoint import CheckpointManager
 from .distributed import World, open_world
 from .ema import WeightAverage, evaluation_mode
+from .loader_workers import WorkerLost
 from .parameter_groups import GroupSpecification, make_groups
 from .progress import Progress
 from .recipe import Recipe
@@ -118,7 +119,8 @@ def fit(
         NumericError: a loss or gradient is not finite; ``last/`` holds the last checkpoint before that.
         OutputFolderError: ``out`` holds another run, or another process writes to it.
         CheckpointError: nothing can be saved, or what was saved is damaged.
-        DataError: a sample could not be loaded.
+        DataError: a sample could not be loaded; says which, and where the last checkpoint stands.
+        WorkerLost: likewise, and a process that loads samples died.
     """
     out, recipe = Path(out), recipe.settled()
     with ExitStack() as stack:
@@ -136,6 +138,7 @@ def fit(
         world.broadcast(model.state_dict().values())
         with world.raise_on_any_rank():
             run = _Run(model, train_set, recipe, out, world, progress, loss, forward, param_groups, base)
+            stack.callback(run.batches.workers.close)
             run.validate, run.describe = validate, describe or (lambda model: {})
             if world.is_main:
                 run.log = stack.enter_context(run.open_log(out, tensorboard, force_resume))
@@ -198,6 +201,7 @@ class _Run:
             crash_folder=out / "crash",
         )
         self.state = self._load() if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
+        self._saved_step = self.state.global_step
 
     def open_log(self, out: Path, tensorboard: bool, widen: bool) -> EpochLog:
         """Note in the output folder where and from which step the run goes on, and open its log of epochs."""
@@ -211,12 +215,21 @@ class _Run:
         """Run the epochs that are left."""
         if self.state.global_step == 0:
             self._check_that_it_can_end_well()
+        try:
+            with self.batches.workers.named_losses():
+                self._train_epochs(stop)
+        except (DataError, WorkerLost) as error:
+            self.progress.end()
+            where = f"{self.checkpoints.last.path} holds step {self._saved_step} of the run"
+            raise type(error)(f"{error}; {where}: --resume goes on from there") from error
+        return self._result()
+
+    def _train_epochs(self, stop: StopSignals) -> None:
         while self.state.epoch < self.recipe.epochs:
             self._train_epoch(stop)
             self._end_epoch()
             if self.state.epoch < self.recipe.epochs and self.world.any(stop.requested is not None):
                 self._interrupt(stop)
-        return self._result()
 
     def _train_epoch(self, stop: StopSignals) -> None:
         state, steps = self.state, self.batches.steps_per_epoch
@@ -315,8 +328,8 @@ class _Run:
 
     def _save_last(self) -> None:
         self.world.broadcast(self.model.buffers())
-        if self.world.is_main:
-            self.checkpoints.save(self.checkpoints.last, self._fill_last)
+        if self.world.is_main and self.checkpoints.save(self.checkpoints.last, self._fill_last):
+            self._saved_step = self.state.global_step
 
     def _fill_last(self, folder: Path) -> None:
         self.log.write()  # first: a row that is missing on the disk belongs to an epoch that is run again

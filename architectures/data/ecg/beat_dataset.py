@@ -137,6 +137,10 @@ class BeatDataset(Dataset[dict[str, Any]]):
             ecg = target * self._kept_leads(beat, generator)[:, None]
         return {"ecg": ecg, "target": target, "usable": beat.usable, "record": beat.record, "index": index}
 
+    def name_of(self, key: tuple[int, int, int]) -> str:
+        """Say whose beat a sample is."""
+        return f"record {self.beats[key[2]].record}"
+
     def _mixed(self, beat: NetworkBeat, generator: torch.Generator) -> Tensor:
         """Draw another beat, its share, and mix."""
         other = self.beats[int(torch.randint(len(self.beats), (), generator=generator))]

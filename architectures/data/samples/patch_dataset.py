@@ -107,6 +107,11 @@ class PatchDataset(Dataset[dict[str, Any]]):
         around = self._cases.cut(number, position, (corner[0] - margin, corner[1] - margin), side)
         return self._cases.sample(number, position, key[2], *self._augment(*around, generator, self._patch_size))
 
+    def name_of(self, key: tuple[int, int, int]) -> str:
+        """Say what a sample shows, without loading its patch."""
+        number, *_ = self._place(generator_of(*key))
+        return f"a patch of case {self.case_ids[number]}"
+
     def require_every_class(self) -> None:
         """Raise if a class is on none of the slices: a network cannot learn what it is never shown.
 

@@ -92,6 +92,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "index": index,
         }
 
+    def name_of(self, key: tuple[int, int, int]) -> str:
+        """Say what a sample shows, without loading it."""
+        case_number, position = self._index[key[2]]
+        return f"slice {position} of case {self.case_ids[case_number]}"
+
     def require_every_class(self) -> None:
         """Raise if a class is on none of the slices: a network cannot learn what it is never shown.
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from command import ABDOMEN_TRAINING, ATRIA_TRAINING
 
 from trifuse.architectures.cli.main import main
+from trifuse.architectures.training.step import TrainingStep
 
 
 def test_t5_sigterm_while_training_exits_with_75_and_resumes(atria, tmp_path):
@@ -30,6 +34,30 @@ def test_t5_sigterm_while_training_exits_with_75_and_resumes(atria, tmp_path):
     assert "resume to continue" in rest
     steps = json.loads((out / "last" / "training_state.json").read_text())
     assert steps
+
+
+def test_t8_a_killed_loader_exits_with_75_and_the_run_resumes(atria, tmp_path, monkeypatch, capfd):
+    out = tmp_path / "run"
+    words = ["train", "dino_unet", str(atria), "--out", str(out), "--split", str(atria / "split.json"), *ATRIA_TRAINING]
+    words += ["--epochs", "2", "--workers", "1"]
+    step = TrainingStep.__call__
+
+    def killing(self, micro_batches, number):
+        if number == 2:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            time.sleep(10)  # PyTorch says so here, in the middle of a step
+        return step(self, micro_batches, number)
+
+    monkeypatch.setattr(TrainingStep, "__call__", killing)
+    assert main(words) == 75
+    said = capfd.readouterr().err
+    assert "was killed by SIGKILL, at sample" in said
+    assert f"{out / 'last'} holds step" in said
+    assert "--resume goes on from there" in said
+    assert "Traceback" not in said
+    assert not multiprocessing.active_children(), "no worker is left behind"
+    monkeypatch.undo()
+    assert main([*words, "--resume"]) == 0
 
 
 def test_two_processes_take_the_steps_of_one(atria, tmp_path):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import time
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import Squares, recipe
 
-from trifuse.architectures.training import batches
 from trifuse.architectures.training.batches import Batches, keyed_seed, plan_epoch, steps_per_epoch
 from trifuse.architectures.training.distributed import World
-from trifuse.kernels.errors import DataError
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -70,42 +65,3 @@ def test_loading_leaves_the_global_random_state_alone():
     before = torch.random.get_rng_state()
     list(Batches(Squares(4), recipe(), ALONE).epoch(0))
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-class Broken:
-    """A data set in which one sample is bad in one of several ways."""
-
-    def __init__(self, how: str) -> None:
-        self.how = how
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, key):
-        if key[2] == 2 and self.how == "raises":
-            raise OSError("no such file")
-        if key[2] == 2 and self.how == "is refused":
-            raise DataError("case_2", "spacing", got=0)
-        if key[2] == 2 and self.how == "kills its worker":
-            os._exit(9)
-        if key[2] == 2 and self.how == "hangs":
-            time.sleep(60)
-        return {"image": torch.zeros(1)}
-
-
-@pytest.mark.parametrize(
-    ("how", "workers", "message"),
-    [
-        ("raises", 0, "sample 2 of epoch 0: OSError: got no such file"),
-        ("raises", 1, "sample 2 of epoch 0: OSError: got no such file"),
-        ("is refused", 0, "case_2: spacing: got 0"),
-        ("is refused", 1, "case_2: spacing: got 0"),
-        ("kills its worker", 1, r"samples \[2\]: could not be loaded.*exited unexpectedly"),
-        ("hangs", 1, r"samples \[2\]: could not be loaded.*timed out"),
-    ],
-)
-def test_t8_a_bad_sample_is_named(how, workers, message, monkeypatch):
-    monkeypatch.setattr(batches, "_LONGEST_LOAD_S", 1.0)
-    loader = Batches(Broken(how), recipe(batch_size=1, workers=workers), ALONE)
-    with pytest.raises(DataError, match=message):
-        list(loader.epoch(0))

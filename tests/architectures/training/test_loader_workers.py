@@ -1,0 +1,108 @@
+"""Workers that fail, hang or are killed: the sample is named, and the run goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+
+import pytest
+import torch
+from tiny_run import Squares, bits, recipe, run
+
+from trifuse.architectures.training import batches
+from trifuse.architectures.training.batches import Batches
+from trifuse.architectures.training.distributed import World
+from trifuse.architectures.training.loader_workers import WorkerLost
+from trifuse.kernels.errors import CheckpointError, DataError, MissingExtra
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+class Broken:
+    """A data set in which one sample is bad in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, key):
+        if key[2] == 2 and self.how == "raises":
+            raise OSError("no such file")
+        if key[2] == 2 and self.how == "is refused":
+            raise DataError("case_2", "spacing", got=OSError())
+        if key[2] == 2 and self.how == "ends its worker":
+            os._exit(9)
+        if key[2] == 2 and self.how == "kills its worker":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if key[2] == 2 and self.how == "hangs":
+            time.sleep(60)
+        return {"image": torch.zeros(1)}
+
+    def name_of(self, key):
+        return f"case_{key[2]}"
+
+
+@pytest.mark.parametrize(
+    ("how", "workers", "message"),
+    [
+        ("raises", 0, r"^sample 2 of epoch 0 \(case_2\): OSError: got no such file$"),
+        ("raises", 1, r"^sample 2 of epoch 0 \(case_2\): OSError: got no such file$"),
+        ("is refused", 0, "^case_2: spacing: got $"),
+        ("is refused", 1, "^case_2: spacing: got $"),
+        ("ends its worker", 1, r"loader process \d+ ended with exit code 9, at sample 2 of epoch 0 \(case_2\); "),
+        (
+            "kills its worker",
+            1,
+            r"loader process \d+ was killed by SIGKILL, at sample 2 of epoch 0 \(case_2\); .*memory",
+        ),
+        ("hangs", 1, r"samples \[2\]: could not be loaded.*timed out"),
+    ],
+)
+def test_t8_a_bad_sample_is_named(how, workers, message, monkeypatch):
+    monkeypatch.setattr(batches, "_LONGEST_LOAD_S", 1.0)
+    loader = Batches(Broken(how), recipe(batch_size=1, workers=workers), ALONE)
+    with pytest.raises(WorkerLost if "its worker" in how else DataError, match=message):
+        list(loader.epoch(0))
+
+
+def test_t8_a_worker_killed_within_a_step_costs_what_came_after_the_last_checkpoint(tmp_path):
+    options = {"workers": 2, "epochs": 2, "length": 12, "checkpoint_every_steps": 1, "batch_size": 2}
+    run(tmp_path / "whole", **options)
+    steps = iter(range(100))
+
+    def killing(model, batch):
+        if next(steps) == 3:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            time.sleep(10)
+        return model(batch["image"])
+
+    with pytest.raises(WorkerLost, match=r"SIGKILL, at sample .*last holds step 3 of the run: --resume goes on"):
+        run(tmp_path / "killed", forward=killing, **options)
+    run(tmp_path / "killed", resume=True, **options)
+    assert bits(tmp_path / "killed") == bits(tmp_path / "whole")
+
+
+def test_t8_a_refused_sample_says_where_the_run_goes_on(tmp_path):
+    class Vanishing(Squares):
+        def __getitem__(self, key):
+            if key[1] == 1:
+                raise DataError("case_7", "file", got="nothing there")
+            return super().__getitem__(key)
+
+    with pytest.raises(DataError, match=r"^case_7: file: got nothing there; .*last holds step 3 of the run: --resume"):
+        run(tmp_path, data=Vanishing(10), workers=1)
+
+
+def test_errors_cross_processes_as_kind_and_words():
+    for error in (
+        DataError("case", "field", got=OSError("x"), want=lambda: 0),
+        CheckpointError("y"),
+        MissingExtra("scipy", "med", "a report"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy)) == (type(error), str(error))
