@@ -137,10 +137,6 @@ class BeatDataset(Dataset[dict[str, Any]]):
             ecg = target * self._kept_leads(beat, generator)[:, None]
         return {"ecg": ecg, "target": target, "usable": beat.usable, "record": beat.record, "index": index}
 
-    def name_of(self, key: tuple[int, int, int]) -> str:
-        """Say whose beat a sample is."""
-        return f"record {self.beats[key[2]].record}"
-
     def _mixed(self, beat: NetworkBeat, generator: torch.Generator) -> Tensor:
         """Draw another beat, its share, and mix."""
         other = self.beats[int(torch.randint(len(self.beats), (), generator=generator))]
@@ -161,6 +157,10 @@ class BeatDataset(Dataset[dict[str, Any]]):
         draw = torch.rand(len(beat.usable), generator=generator)
         draw[~beat.usable] = 0.0
         return (draw >= self.lead_masking) | (draw == draw.max())
+
+    def name_of(self, key: tuple[int, int, int]) -> str:
+        """Say whose beat a sample is."""
+        return f"record {self.beats[key[2]].record}"
 
 
 def _generator(*key: int) -> torch.Generator:
