@@ -126,6 +126,10 @@ class BeatDataset(Dataset[dict[str, Any]]):
         """Return the number of beats."""
         return len(self.beats)
 
+    def name_of(self, key: tuple[int, int, int]) -> str:
+        """Say whose beat a sample is."""
+        return f"record {self.beats[key[2]].record}"
+
     def __getitem__(self, key: int | tuple[int, int, int]) -> dict[str, Any]:
         """Return the sample of that index; with ``(seed, epoch, index)`` mixed and masked."""
         index = key[2] if isinstance(key, tuple) else key
@@ -157,10 +161,6 @@ class BeatDataset(Dataset[dict[str, Any]]):
         draw = torch.rand(len(beat.usable), generator=generator)
         draw[~beat.usable] = 0.0
         return (draw >= self.lead_masking) | (draw == draw.max())
-
-    def name_of(self, key: tuple[int, int, int]) -> str:
-        """Say whose beat a sample is."""
-        return f"record {self.beats[key[2]].record}"
 
 
 def _generator(*key: int) -> torch.Generator:
