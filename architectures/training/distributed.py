@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before any group: its functions keep the one they find for good, with its threads
 from torch import Tensor, nn
 
 from trifuse.kernels.errors import BackendError, TrifuseError

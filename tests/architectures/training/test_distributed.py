@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from children import run_ranks
+from ready_python import run_python
 from safetensors.torch import load_file
 from tiny_run import StopAt, TinyConfig, TinyNet, run
 
@@ -170,6 +171,24 @@ def test_sum_is_differentiable():
                 assert again == world
 
     assert run_ranks(work) == [0, 0]
+
+
+NO_THREAD_IS_LEFT = """
+from pathlib import Path
+from trifuse.architectures.training.distributed import dist
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+import torch.distributed.nn.functional  # as compilation does
+dist.destroy_process_group()
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+def test_no_thread_of_a_world_is_left_to_run_into_the_end_of_the_process():
+    """What is imported while ranks are joined, as for compilation, must not hold them: the process might abort."""
+    ended = run_python("-c", NO_THREAD_IS_LEFT)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_one_rank_alone_exchanges_nothing():
