@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all versions lint mutants bench rehearsal kernels virtual-gpu clean
+.PHONY: demo test test-all versions lint mutants faults bench rehearsal kernels virtual-gpu clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -33,6 +33,10 @@ lint: $(VENV)/.lint-ready
 
 mutants: $(VENV)/.test-ready
 	$(BIN)/python tests/mutants/run.py
+
+# The table of faults, from the tests that carry their ids.
+faults:
+	$(PYTHON) tests/support/fault_table.py
 
 bench: $(VENV)/.test-ready
 	$(BIN)/python -m trifuse.benchmarks.reporting.report --out benchmarks/results
