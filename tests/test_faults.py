@@ -6,7 +6,7 @@ import ast
 from collections import Counter
 
 import pytest
-from fault_table import PAGE, ids_of, page, rows, files_by_id
+from fault_table import PAGE, files_by_id, ids_of, page, rows
 
 ROWS = rows()
 
