@@ -5,10 +5,13 @@
 ``.npy`` one array (12, T) or (T, 12), millivolts at 500 Hz unless the caller says otherwise
 ``.npz`` ``signal`` or ``ecg`` as in ``.npy``; ``rate``, ``leads`` and ``units`` if the file knows them
 ``.csv`` a line of lead names, perhaps with their unit (``I_mV``) and a column ``time_s``, then a line per sample;
-         empty cells were not recorded
+         between commas, or between semicolons or tabs, and then perhaps with decimal commas; empty cells were not
+         recorded
 ======== =======================================================================================================
 
-Nothing in a file is executed, and what a library cannot read becomes one sentence with the file's name.
+Nothing in a file is executed, and what a library cannot read becomes one sentence with the file's name. A
+sampling rate that nobody says is taken for granted, with a note; a unit is not, for amplitudes are an ECG's in one unit
+alone.
 """
 
 from __future__ import annotations
@@ -25,23 +28,31 @@ from typing import Any
 
 import numpy as np
 
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError, MissingExtra
 
-from .signal import LEADS, RATE_HZ, EcgRecord, arrange_leads
+from .signal import LEADS, RATE_HZ, EcgRecord, arrange_leads, lead_row
+from .wfdb_header import WfdbHeader, WfdbSignal, read_header
 
 SUFFIXES = (".hea", ".npy", ".npz", ".csv")
 _UNITS = re.compile(r"[\s_(\[]+([mµμun]?V)[)\]]?$")  # I_mV, I (mV)
 _TIME_COLUMNS = ("time", "time_s", "t", "seconds")
+_WFDB_RATE_HZ = 250.0  # of a header that says none, by the definition of the format
 
 
 @dataclass(frozen=True, eq=False)
 class _Content:
-    """What a file says: samples (C, T), and names, rate and units if it knows them."""
+    """What a file says: samples (C, T), names, rate and units where it knows them, and what is odd about it.
+
+    ``usual_rate_hz`` is what a file of its kind means that says no rate.
+    """
 
     samples: np.ndarray
     names: Sequence[str] | None = None
     rate_hz: float | None = None
     units: Sequence[str] | None = None
+    notes: Sequence[str] = ()
+    usual_rate_hz: float = RATE_HZ
 
 
 def read_ecg(
@@ -57,7 +68,7 @@ def read_ecg(
 
     Args:
         path: of the file; a WFDB record may be named without suffix.
-        rate_hz: samples per second of a file that does not say; 500 without it.
+        rate_hz: samples per second of a file that does not say; 500 without it, and 250 of a WFDB record.
         units: of a file that does not say: mV, uV, nV or V; mV without it.
         lead_names: of a file that does not say; the usual order without them.
         derive: compute III, aVR, aVL and aVF that are missing from I and II.
@@ -72,14 +83,12 @@ def read_ecg(
     path = Path(path)
     with _named_errors(path):
         content = _read(path)
-    notes = []
-    if content.rate_hz is not None and rate_hz is not None and abs(content.rate_hz - rate_hz) > 1e-3 * rate_hz:
-        hint = "leave rate_hz out, or correct the file"
-        raise DataError(path, "rate_hz", got=f"{rate_hz:g} Hz", want=f"{content.rate_hz:g} Hz, as it says", hint=hint)
+    _refuse_contradictions(path, content, rate_hz, units, lead_names)
     rate = rate_hz if content.rate_hz is None else content.rate_hz
+    notes = list(content.notes)
     if rate is None:
-        rate = RATE_HZ
-        notes.append(f"no sampling rate is given: taken for {RATE_HZ} Hz")
+        rate = content.usual_rate_hz
+        notes.append(f"no sampling rate is given: taken for {rate:g} Hz")
     return arrange_leads(
         content.samples,
         _names(path, content, lead_names),
@@ -90,6 +99,22 @@ def read_ecg(
         simultaneous=simultaneous,
         notes=notes,
     )
+
+
+def _refuse_contradictions(
+    path: Path, content: _Content, rate_hz: float | None, units: str | None, lead_names: Sequence[str] | None
+) -> None:
+    """Refuse a caller who says otherwise than the file."""
+    differing: list[tuple[str, str, str]] = []
+    if rate_hz is not None and content.rate_hz is not None and not abs(content.rate_hz - rate_hz) <= 1e-3 * rate_hz:
+        differing.append(("rate_hz", f"{rate_hz:g} Hz", f"{content.rate_hz:g} Hz"))
+    if units is not None and content.units is not None and {unit.lower() for unit in content.units} != {units.lower()}:
+        differing.append(("units", units, listed(dict.fromkeys(content.units))))
+    if lead_names is not None and content.names is not None and list(content.names) != list(lead_names):
+        differing.append(("lead_names", listed(lead_names), listed(content.names)))
+    for name, got, want in differing:
+        hint = f"leave {name} out, or correct the file"
+        raise DataError(path, name, got=got, want=f"{want}, as it says", hint=hint)
 
 
 def _names(path: Path, content: _Content, lead_names: Sequence[str] | None) -> Sequence[str]:
@@ -138,34 +163,72 @@ def _channels_first(path: Path, array: np.ndarray) -> np.ndarray:
 def _read_npz(path: Path) -> _Content:
     with np.load(path, allow_pickle=False) as archive:
         key = next((key for key in ("signal", "ecg") if key in archive), None)
-        if key is None:
-            got = f"arrays {', '.join(sorted(archive)) or 'none'}"
-            raise DataError(path, "content", got=got, want="an array named 'signal' or 'ecg'")
+        if key is None or len(set(archive.files)) < len(archive.files):
+            got = f"arrays {', '.join(sorted(archive.files)) or 'none'}"
+            raise DataError(path, "content", got=got, want="an array named 'signal' or 'ecg', and each name once")
         samples = _channels_first(path, archive[key])
-        names = [str(name) for name in archive["leads"]] if "leads" in archive else None
-        rate = float(archive["rate"]) if "rate" in archive else None
-        units = [str(archive["units"])] * len(samples) if "units" in archive else None
-    return _Content(samples, names, rate, units)
+        names, units = (_texts(archive[key]) if key in archive else None for key in ("leads", "units"))
+        rates = np.unique(archive["rate"]).tolist() if "rate" in archive else []
+    if len(rates) > 1:
+        raise DataError(path, "rate", got=listed(rates), want="one rate, of all leads")
+    if units is not None and len(units) == 1:
+        units *= len(samples)
+    if units is not None and len(units) != len(samples):
+        raise DataError(path, "units", got=listed(units), want=f"one for all, or {len(samples)}, one for each channel")
+    return _Content(samples, names, float(rates[0]) if rates else None, units)
+
+
+def _texts(array: np.ndarray) -> list[str]:
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in np.atleast_1d(array).ravel().tolist()]
 
 
 def _read_csv(path: Path) -> _Content:
-    text = path.read_text(encoding="utf-8-sig")
-    delimiter = ";" if ";" in text.partition("\n")[0] else ","
-    header, *lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter) if line]
-    table = np.array([[float(cell) if cell.strip() else np.nan for cell in line] for line in lines], np.float64)
-    columns = dict(zip((name.strip() for name in header), table.T, strict=True))
-    time = next((columns.pop(name) for name in list(columns) if name.lower() in _TIME_COLUMNS), None)
+    header, table, notes = _table(path, path.read_text(encoding="utf-8-sig"))
+    columns = dict(zip(header, table.T, strict=True))
+    time = next((columns.pop(name) for name in header if name.lower() in _TIME_COLUMNS), None)
     rate = None if time is None else _rate_of(path, time)
     named = [(name, _UNITS.search(name)) for name in columns]
-    names = [name[: units.start()] if units else name for name, units in named]
-    units = [units[1] for _, units in named if units]
-    return _Content(np.stack(list(columns.values())), names, rate, units if len(units) == len(names) else None)
+    names = [name[: unit.start()] if unit else name for name, unit in named]
+    units = {name: unit[1] if unit else "" for name, (_, unit) in zip(names, named, strict=True)}
+    bare = [name for name in names if lead_row(name) is not None and not units[name]]
+    if bare and any(units.values()):
+        raise DataError(path, "units", got=f"none of {listed(bare)}", want="a unit in every lead's name, or in none")
+    known = [units[name] or "mV" for name in names] if any(units.values()) else None  # of a stranger none is needed
+    return _Content(np.stack(list(columns.values())), names, rate, known, notes)
+
+
+def _table(path: Path, text: str) -> tuple[list[str], np.ndarray, list[str]]:
+    """Return the names of a CSV file's columns, its numbers, a row per line, and a note where commas are decimal."""
+    delimiter = next((mark for mark in ";\t" if mark in text.partition("\n")[0]), ",")
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    header, *lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))] or [(1, [])]
+    names = [name.strip() for name in header[1]]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(path, "columns", got=f"{listed(double)} more than once", want="each column once")
+    for number, cells in lines:
+        if len(cells) != len(names):
+            hint = "with decimal commas, separate columns by semicolons" if delimiter == "," else ""
+            want = f"{len(names)}, as in the first line"
+            raise DataError(path, f"line {number}", got=f"{len(cells)} cells", want=want, hint=hint)
+    cells = [cell for _, line in lines for cell in line]
+    commas = any("," in cell for cell in cells)
+    if commas and any("." in cell for cell in cells):
+        raise DataError(path, "numbers", got="points and commas", want="one of them, before the decimals")
+    numbers = []
+    for number, line in lines:
+        try:
+            numbers.append([float(cell.replace(",", ".")) if cell.strip() else np.nan for cell in line])
+        except ValueError as error:
+            raise DataError(path, f"line {number}", got=error, want="numbers, or nothing") from error
+    if not numbers:
+        raise DataError(path, "content", got="no line of numbers", want="a line of names, then a line per sample")
+    return names, np.array(numbers, np.float64), ["commas are taken for decimal points"] if commas else []
 
 
 def _rate_of(path: Path, time_s: np.ndarray) -> float:
     steps = np.diff(time_s)
-    step = float(np.median(steps))
-    if not step > 0 or np.abs(steps - step).max() > step / 2:
+    step = float(time_s[-1] - time_s[0]) / max(len(steps), 1)  # of all: single ones are rounded
+    if not step > 0 or not np.abs(steps - step).max() <= step / 2:
         raise DataError(path, "time", got="steps that differ", want="seconds that rise evenly")
     return round(1 / step, 3)
 
@@ -177,22 +240,59 @@ def _read_wfdb(path: Path) -> _Content:
         got = "a file of another kind" if path.is_file() else "a folder" if path.is_dir() else "nothing there"
         raise DataError(path, "file", got=got, want=f"a WFDB record with {header.name}, or .npy, .npz, .csv")
     wfdb = _load_wfdb(f"reading {header.name}")
+    said = read_header(header)
+    named = all(signal.name for signal in said.signals)
+    used = [channel for channel, each in enumerate(said.signals) if not named or lead_row(str(each.name)) is not None]
+    used = used or list(range(len(said.signals)))
+    leads = [said.signals[channel] for channel in used]
+    _refuse_what_is_no_lead(header, leads)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         record = wfdb.rdrecord(str(stem), physical=False, smooth_frames=False)
-        _refuse_damage(stem, record)
-        samples = np.stack(record.dac(expanded=True))
-    names = None if None in record.sig_name else record.sig_name
-    return _Content(samples, names, float(record.fs * record.samps_per_frame[0]), record.units)
+        _refuse_damage(stem, record, said)
+        samples = record.dac(expanded=True)
+    notes = []
+    if strangers := [str(signal.name) for signal in said.signals if signal not in leads]:
+        notes.append(f"ignored {', '.join(strangers)}: not among the 12 leads")
+    if any(lead.checksum is None for lead in leads):
+        notes.append("its header has no checksums: damage to the samples would go unseen")
+    units = [lead.unit for lead in leads]
+    return _Content(
+        np.stack([samples[channel] for channel in used]),
+        [str(lead.name) for lead in leads] if named else None,
+        None if said.rate_hz is None else said.rate_hz * leads[0].samples_per_frame,
+        None if not any(units) else [unit or "mV" for unit in units],
+        notes,
+        usual_rate_hz=_WFDB_RATE_HZ * leads[0].samples_per_frame,
+    )
 
 
-def _refuse_damage(stem: Path, record: Any) -> None:
+def _refuse_what_is_no_lead(header: Path, leads: Sequence[WfdbSignal]) -> None:
+    """Refuse leads that are not calibrated, that say no unit where others do, or that have rates of their own."""
+    label = {number: str(lead.name or f"signal {number}") for number, lead in enumerate(leads, start=1)}
+    problems = []
+    if bare := [label[number] for number, lead in enumerate(leads, start=1) if lead.gain is None]:
+        hint = "nothing says how many counts are a millivolt: write the converter's gain into their lines"
+        got = f"none, or 0, of {listed(bare)}"
+        problems.append(DataError(header, "gain", got=got, want="counts per unit, such as 1000/mV", hint=hint))
+    lacking = [label[number] for number, lead in enumerate(leads, start=1) if not lead.unit]
+    if lacking and len(lacking) < len(leads):
+        problems.append(DataError(header, "units", got=f"none of {listed(lacking)}", want="one of each lead, or none"))
+    if len({lead.samples_per_frame for lead in leads}) > 1:
+        got = listed(f"{label[number]} {lead.samples_per_frame}" for number, lead in enumerate(leads, start=1))
+        hint = "resample the leads to one rate"
+        problems.append(DataError(header, "samples per frame", got=got, want="the same of all leads", hint=hint))
+    if problems:
+        raise DataError.merge(problems)
+
+
+def _refuse_damage(stem: Path, record: Any, said: WfdbHeader) -> None:
     """Refuse a record whose samples are not those that its header summed up, which wfdb does not check."""
     sums = record.calc_checksum(expanded=True)
     wrong = [
-        name
-        for name, stated, found in zip(record.sig_name, record.checksum, sums, strict=True)
-        if stated is not None and (stated - found) % 65536
+        signal.name or f"signal {number}"
+        for number, (signal, found) in enumerate(zip(said.signals, sums, strict=True), start=1)
+        if signal.checksum is not None and (signal.checksum - found) % 65536
     ]
     if wrong:
         raise DataError(

@@ -23,6 +23,9 @@ LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V
 RATE_HZ = 500
 """Samples per second that the networks work with."""
 
+RATES_HZ = (80.0, 20_000.0)
+"""Below the first, a QRS complex is not seen; above the second, nobody records an ECG."""
+
 _MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "nv": 1e-6, "v": 1e3}
 _FROM_I_AND_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 _PREFIX = re.compile(r"^(mdc[_ ]ecg[_ ])?((lead|ecg|ableitung)[\s_.:-]*)?")
@@ -86,11 +89,10 @@ def arrange_leads(
         notes: what is known already.
 
     Raises:
-        DataError: leads are missing or named twice, the unit is unknown or cannot be true, no lead is usable, or the
-            limb leads contradict each other.
+        DataError: the rate is none of an ECG, leads are missing or named twice, the unit is unknown or cannot be true,
+            no lead is usable, or the limb leads contradict each other.
     """
-    if not rate_hz > 0 or not np.isfinite(rate_hz):
-        raise DataError(name, "rate_hz", got=rate_hz, want="samples per second, above 0")
+    refuse_wrong_rate(rate_hz, name)
     rows, known = _rows_of(names, name)
     said = list(notes)
     if strangers := [text for text in names if lead_row(text) is None]:
@@ -132,6 +134,24 @@ def at_rate(record: EcgRecord, rate_hz: float = RATE_HZ) -> EcgRecord:
         signal[row, start : start + values.size] = values[: signal.shape[1] - start]
     note = f"resampled from {record.rate_hz:g} to {rate_hz:g} Hz"
     return replace(record, signal_mv=signal, rate_hz=float(rate_hz), notes=(*record.notes, note))
+
+
+def refuse_wrong_rate(rate_hz: float, name: str) -> None:
+    """Refuse a sampling rate that no ECG has, and name the units in which the number would be one.
+
+    Raises:
+        DataError: it is not between the two `RATES_HZ`.
+    """
+    low, high = RATES_HZ
+    if low <= rate_hz <= high:
+        return
+    by_unit = {"kHz": rate_hz * 1e3, "mHz": rate_hz / 1e3}
+    if rate_hz > 0:
+        by_unit |= {"seconds per sample": 1 / rate_hz, "milliseconds per sample": 1e3 / rate_hz}
+    probable = [f"{hz:g} Hz if it is in {unit}" for unit, hz in by_unit.items() if 100 <= hz <= 10_000]
+    hint = " or ".join(probable) or "whoever recorded it knows its rate"
+    want = f"samples per second, {low:g} to {high:g}"
+    raise DataError(name, "rate_hz", got=f"{rate_hz:g}", want=want, hint=hint)
 
 
 def refuse_wrong_units(signal_mv: np.ndarray, name: str) -> None:

@@ -252,9 +252,24 @@ def test_paper_is_recognised(rhythm):
     np.testing.assert_array_equal(record.signal_mv, shown)
 
 
-@pytest.mark.parametrize("rate", [0, -500, np.nan, np.inf])
-def test_e2_a_rate_that_is_none(rate):
-    refused("rate_hz", "above 0", rate_hz=rate)
+@pytest.mark.parametrize(
+    ("rate", "probable"),
+    [
+        (0.5, "500 Hz if it is in kHz or 2000 Hz if it is in milliseconds per sample"),
+        (0.002, "500 Hz if it is in seconds per sample"),
+        (2, "500 Hz if it is in milliseconds per sample"),
+        (1, "1000 Hz if it is in kHz or 1000 Hz if it is in milliseconds per sample"),
+        (500_000, "500 Hz if it is in mHz"),
+        *((rate, "whoever recorded it knows its rate") for rate in (20, 50, 79.9, 0, -500, 1e300, np.nan, np.inf)),
+    ],
+)
+def test_e2_a_rate_that_no_ecg_has(rate, probable):
+    refused("rate_hz", "samples per second, 80 to 20000", probable, rate_hz=rate)
+
+
+@pytest.mark.parametrize("rate", [80, 20_000])
+def test_e2_the_rates_at_the_edge(rate):
+    assert arranged(made_ecg(seconds=2, rate_hz=rate), rate_hz=rate).rate_hz == rate
 
 
 @pytest.mark.parametrize("rate", [100, 250, 360, 1000])

@@ -1,0 +1,241 @@
+"""What an ECG's file says, does not say, or says in a form that it must not have: never a library's default."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pytest
+import wfdb
+from made_ecg import made_ecg
+
+from trifuse.architectures.data.ecg.files import read_ecg
+from trifuse.architectures.data.ecg.signal import LEADS
+from trifuse.kernels import DataError
+
+SIGNAL = made_ecg(2)
+COUNTS = np.round(SIGNAL.T * 1000).astype(np.int64)
+HELD = COUNTS.T / 1000
+
+
+@pytest.fixture
+def record(tmp_path):
+    """A WFDB record of 12 leads, 1000 counts to the millivolt; ``record(old, new)`` replaces text of its header."""
+    wfdb.wrsamp(
+        "rec",
+        fs=500,
+        units=["mV"] * 12,
+        sig_name=list(LEADS),
+        d_signal=COUNTS,
+        fmt=["16"] * 12,
+        adc_gain=[1000.0] * 12,
+        baseline=[0] * 12,
+        write_dir=str(tmp_path),
+    )
+
+    def change(*pairs, times=-1):
+        header = tmp_path / "rec.hea"
+        text = header.read_text()
+        for old, new in pairs:
+            assert old in text
+            text = text.replace(old, new, times)
+        header.write_text(text, newline="")
+        return tmp_path / "rec"
+
+    return change
+
+
+def refused(path, *words, **options):
+    with pytest.raises(DataError) as caught:
+        read_ecg(path, **options)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ WFDB
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        ("0.5", ("500 Hz if it is in kHz",)),
+        ("2", ("500 Hz if it is in milliseconds per sample",)),
+        ("50", ("80 to 20000",)),
+        ("1e300", ("80 to 20000",)),
+        ("nan", ("rec.hea", "rate", "got nan")),
+        ("inf", ("rec.hea", "got inf")),
+        ("500,5", ("rec.hea", "got 500,5")),
+        ("500Hz", ("rec.hea", "got 500Hz")),
+    ],
+)
+def test_e2_a_wfdb_rate_is_read_as_it_is_written(record, rate, words):
+    refused(record((" 500 ", f" {rate} ")), *words)
+
+
+@pytest.mark.parametrize("rate", ["500", "500.0", "5e2", "500/250", "500/250.5(-7)"])
+def test_e2_forms_of_a_wfdb_rate(record, rate):
+    assert read_ecg(record((" 500 ", f" {rate} "))).rate_hz == 500
+
+
+def test_e2_a_wfdb_header_without_a_rate(record):
+    path = record((" 500 1000", ""))
+    found = read_ecg(path)
+    assert (found.rate_hz, found.notes) == (250, ("no sampling rate is given: taken for 250 Hz",))
+    assert (read_ecg(path, rate_hz=500).rate_hz, read_ecg(path, rate_hz=500).notes) == (500, ())
+
+
+@pytest.mark.parametrize("gain", ["0(0)/mV", "0", "0.0/mV"])
+def test_e3_a_gain_of_zero_is_none(record, gain):
+    refused(record(("1000.0(0)/mV", gain)), "rec.hea", "gain", f"of {', '.join(LEADS[:3])}", "millivolt")
+
+
+def test_e3_a_gain_that_is_left_out(record):
+    path = record()
+    first, *lines = path.with_suffix(".hea").read_text().splitlines()
+    path.with_suffix(".hea").write_text("\n".join([first, *(" ".join(line.split()[:2]) for line in lines)]))
+    refused(path, "gain", "signal 1, signal 2")
+
+
+@pytest.mark.parametrize("gain", ["1000,0(0)/mV", "nan/mV", "x", "1000(0.5)/mV"])
+def test_e3_a_gain_in_another_form(record, gain):
+    refused(record(("1000.0(0)/mV", gain)), "signal 12: expected counts per unit", gain)
+
+
+def test_e3_a_line_without_its_gain_is_not_shifted(record):
+    refused(record((" 1000.0(0)/mV 16 0", " 16 0")), "whole numbers between gain and name")
+
+
+def test_e3_units_that_only_some_leads_have(record):
+    refused(record(("1000.0(0)/mV", "1000.0(0)"), times=1), "units: expected one of each lead, or none, got none of I")
+    np.testing.assert_allclose(read_ecg(record(("/mV", ""))).signal_mv, HELD)
+
+
+def test_rates_of_single_signals(record, tmp_path):
+    path = record()
+    first, *lines = path.with_suffix(".hea").read_text().splitlines()
+    frames = np.concatenate([COUNTS.reshape(500, 2, 12).transpose(0, 2, 1).reshape(500, 24), np.zeros((500, 1))], 1)
+    frames.astype("<i2").tofile(tmp_path / "rec.dat")
+    header = [first.replace("12 500 1000", "13 250 500"), *(line.replace(" 16 1000", " 16x2 1000") for line in lines)]
+    path.with_suffix(".hea").write_text("\n".join([*header, "rec.dat 16 0/L 16 0 0 0 0 RESP"]))
+    found = read_ecg(path)
+    np.testing.assert_allclose(found.signal_mv, HELD)
+    assert (found.rate_hz, found.notes) == (500, ("ignored RESP: not among the 12 leads",))
+    header[1:3] = [line.replace("16x2", "16x3") for line in header[1:2]] + [header[2].replace("16x2", "16")]
+    path.with_suffix(".hea").write_text("\n".join([*header, "rec.dat 16 0/L 16 0 0 0 0 RESP"]))
+    refused(path, "samples per frame", "the same of all leads", "I 3, II 1, III 2")
+
+
+def test_e8_checksums_that_are_left_out_are_said(record):
+    path = record()
+    first, *lines = path.with_suffix(".hea").read_text().splitlines()
+    path.with_suffix(".hea").write_text("\n".join([first, *(" ".join(line.split()[:5]) for line in lines)]))
+    assert read_ecg(path).notes == ("its header has no checksums: damage to the samples would go unseen",)
+
+
+def test_all_faults_of_a_header_at_once(record):
+    path = record(
+        (" 500 ", " nan "),
+        (
+            " 16 1000.0(0)/mV",
+            " 16 x",
+        ),
+    )
+    refused(path, "13 problems", "rate", "signal 1:", "signal 12:")
+    assert read_ecg(record((" nan ", " 500 "), (" 16 x", " 16 1000/mV"), ("\n", "\r\n"))).rate_hz == 500
+
+
+@pytest.mark.parametrize(("old", "new"), [("rec 12", "rec/2 12"), ("rec 12", "rec 11"), ("rec 12 500 1000", "rec")])
+def test_a_header_of_other_signals(record, old, new):
+    refused(record((old, new)), "rec.hea")
+
+
+# ------------------------------------------------------------------------------------------------- CSV
+
+
+def put_csv(path, columns, names=LEADS, separator=",", form=repr):
+    lines = [separator.join(names), *(separator.join(form(float(v)) for v in line) for line in np.array(columns).T)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def with_commas(value):
+    return f"{value:.6f}".replace(".", ",")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_with_decimal_commas(tmp_path, separator):
+    path = put_csv(tmp_path / "a.csv", SIGNAL, separator=separator, form=with_commas)
+    found = read_ecg(path, rate_hz=500)
+    np.testing.assert_allclose(found.signal_mv, SIGNAL, atol=1e-6)
+    assert found.notes == ("commas are taken for decimal points",)
+    assert read_ecg(put_csv(path, SIGNAL, separator=separator), rate_hz=500).notes == ()
+
+
+def test_csv_whose_commas_may_separate_thousands(tmp_path):
+    path = put_csv(tmp_path / "a.csv", SIGNAL * 1e6, separator=";", form=lambda value: f"{value:,.1f}")
+    refused(path, "points and commas", rate_hz=500)
+
+
+def test_csv_with_decimal_commas_between_commas(tmp_path):
+    refused(put_csv(tmp_path / "a.csv", SIGNAL, form=with_commas), "line 2", "24 cells", "by semicolons")
+
+
+def test_csv_with_a_column_twice(tmp_path):
+    names = ["I", *LEADS]
+    refused(put_csv(tmp_path / "a.csv", SIGNAL[[0, *range(12)]], names), "I more than once")
+
+
+def test_csv_with_units_of_some_leads(tmp_path):
+    names = [*(f"{lead}_uV" for lead in LEADS[:6]), *LEADS[6:]]
+    refused(put_csv(tmp_path / "a.csv", SIGNAL, names), "units", "none of V1, V2")
+    names = [*(f"{lead}_uV" for lead in LEADS), "pulse"]
+    path = put_csv(tmp_path / "a.csv", [*SIGNAL * 1000, SIGNAL[0]], names)
+    np.testing.assert_allclose(read_ecg(path, rate_hz=500).signal_mv, SIGNAL)
+
+
+def test_csv_with_a_time_that_is_rounded(tmp_path):
+    signal = made_ecg(2, rate_hz=360)
+    path = put_csv(tmp_path / "a.csv", [np.round(np.arange(720) / 360, 3), *signal], ["time", *LEADS])
+    assert read_ecg(path).rate_hz == pytest.approx(360, rel=1e-3)
+
+
+def test_e2_csv_with_a_time_in_milliseconds(tmp_path):
+    path = put_csv(tmp_path / "a.csv", [np.arange(1000) * 2.0, *SIGNAL], ["time", *LEADS])
+    refused(path, "500 Hz if it is in kHz")
+
+
+def test_csv_says_in_which_line_no_number_is(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(",".join(LEADS) + "\n" + ",".join(["1"] * 12) + "\n\n" + ",".join(["1"] * 11 + ["x"]) + "\n")
+    refused(path, "line 4", "'x'")
+    path.write_text(",".join(LEADS) + "\n")
+    refused(path, "no line of numbers")
+
+
+# --------------------------------------------------------------------------- NumPy, and what callers say
+
+
+def test_npz_with_rates_and_units_of_each_lead(tmp_path):
+    scale = np.where(np.arange(12) < 6, 1.0, 1000.0)[:, None]
+    units = ["mV"] * 6 + ["uV"] * 6
+    np.savez(tmp_path / "a.npz", ecg=SIGNAL * scale, rate=[500] * 12, units=units, leads=np.array(LEADS, "S"))
+    np.testing.assert_allclose(read_ecg(tmp_path / "a.npz").signal_mv, SIGNAL)
+    np.savez(tmp_path / "b.npz", ecg=SIGNAL, rate=[500] * 6 + [250] * 6)
+    refused(tmp_path / "b.npz", "rate", "250", "500", "of all leads")
+    np.savez(tmp_path / "c.npz", ecg=SIGNAL, rate=500, units=units[:5])
+    refused(tmp_path / "c.npz", "units", "12, one for each channel")
+
+
+def test_npz_with_an_array_twice(tmp_path):
+    np.savez(tmp_path / "a.npz", ecg=SIGNAL)
+    np.save(tmp_path / "b.npy", SIGNAL * 2)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.write(tmp_path / "b.npy", "ecg.npy")
+    refused(tmp_path / "a.npz", "arrays ecg, ecg", "each name once")
+
+
+@pytest.mark.parametrize("said", [{"units": "uV"}, {"lead_names": LEADS[::-1]}, {"rate_hz": 250}, {"rate_hz": np.nan}])
+def test_a_caller_who_says_otherwise_than_the_file(tmp_path, said):
+    np.savez(tmp_path / "a.npz", ecg=SIGNAL, rate=500, units="mV", leads=LEADS)
+    refused(tmp_path / "a.npz", *said, "as it says", **said)
+    assert read_ecg(tmp_path / "a.npz", rate_hz=500, units="mV", lead_names=LEADS).rate_hz == 500
