@@ -14,6 +14,7 @@ from trifuse.kernels.ops._context_aware_fusion import mean_projection, pooled_pr
 
 from .conv_norm_relu import init_convs
 from .normalization import RunningNorm
+from .plain_layers import dtype_of, is_plain, pointwise
 
 SpatialPool = Literal["channel", "local3", "none"]
 ChannelWeights = Literal["normalised", "literal"]
@@ -32,7 +33,8 @@ class ContextAwareFusion(nn.Module):
         out  = w_sp * F'
 
     The result is the same as these lines give, in fewer passes: neither X nor T is made, and X is never scaled (see
-    `trifuse.kernels.ops._context_aware_fusion`). Under ``backend("reference")`` it is computed as written.
+    `trifuse.kernels.ops._context_aware_fusion`). Under ``backend("reference")`` it is computed as written, and so is what
+    a layer does that is not plain any more (see `is_plain`).
     The average over all positions is taken in float32. Maps of one position are legal.
 
     N normalises over the images of training (`RunningNorm`), and ``channel`` starts at zero: every channel weight is
@@ -108,27 +110,39 @@ class ContextAwareFusion(nn.Module):
                 f"{tuple(global_features.shape)}, the shape of global_features; bring both branches to one size first"
             )
         scale = torch.sigmoid(self.channel_logits(global_features, local_features))
-        fused = recalibrated_sum(global_features, local_features, self.reduce.weight, scale)
+        fused = self._recalibrated(global_features, local_features, scale)
         return spatial_gate(fused, self.spatial_logits(global_features, local_features))
+
+    def _recalibrated(self, global_features: Tensor, local_features: Tensor, scale: Tensor) -> Tensor:
+        if is_plain(self.reduce):
+            return recalibrated_sum(global_features, local_features, self.reduce.weight, scale)
+        joined = torch.cat([global_features, local_features], dim=1)
+        return self.reduce(joined * scale.to(joined.dtype)[:, :, None, None])
 
     def channel_logits(self, global_features: Tensor, local_features: Tensor) -> Tensor:
         """Return the weights of the 2C channels before the sigmoid: (B, 2C)."""
-        weight = None if self.pre is None else self.pre.weight
-        pooled = pooled_projection(global_features, local_features, weight, self.max_pool)
+        maps, weight = (global_features, local_features), None
+        if self.pre is not None and is_plain(self.pre):
+            weight = self.pre.weight
+        elif self.pre is not None:
+            maps = self.pre(torch.cat(maps, dim=1)).chunk(2, dim=1)
+        pooled = pooled_projection(*maps, weight, self.max_pool)
         if self.norm is not None:
             pooled = self.norm(pooled)
-        return F.linear(pooled.to(self.channel.weight.dtype), self.channel.weight.flatten(1), self.channel.bias)
+        return pointwise(self.channel, pooled.to(dtype_of(self.channel)))
 
     def spatial_logits(self, global_features: Tensor, local_features: Tensor) -> Tensor:
         """Return the weights of the positions before the sigmoid: (B, 1, H, W)."""
-        if self.spatial_pool == "local3":
-            total = self.spatial_global(global_features) + self.spatial_local(local_features)
-            gate = F.avg_pool2d(total, 3, stride=1, padding=1, count_include_pad=False)
-        else:
+        if self.spatial_pool != "local3" and is_plain(self.spatial_global, self.spatial_local):
             weights = self.spatial_global.weight, self.spatial_local.weight
             gate = mean_projection(global_features, local_features, *weights)
-        if self.spatial_global.bias is not None:
-            gate = gate + self.spatial_global.bias
+            gate = gate if self.spatial_global.bias is None else gate + self.spatial_global.bias
+        else:
+            total = self.spatial_global(global_features) + self.spatial_local(local_features)
+            if self.spatial_pool == "local3":
+                gate = F.avg_pool2d(total, 3, stride=1, padding=1, count_include_pad=False)
+            else:
+                gate = total.mean(1, keepdim=True)
         return gate if self.spatial is None else self.spatial(gate)
 
     def _check(self, name: str, features: Tensor) -> None:

@@ -13,6 +13,7 @@ from trifuse.kernels import ShapeError, depthwise_multi_kernel
 from trifuse.kernels.choices import check_choice
 
 from .conv_norm_relu import ConvNormReLU, init_convs
+from .plain_layers import is_plain
 
 KsGroups = Literal["dense", "depthwise"]
 
@@ -81,7 +82,7 @@ class ParallelKernels(nn.Module):
     """Add to a map (B, C, H, W) its convolutions with depthwise kernels of several sizes, without bias.
 
     Attributes:
-        convs: they hold the weights; their convolutions are computed together.
+        convs: they hold the weights; their convolutions are computed together while all are plain, see `is_plain`.
     """
 
     def __init__(self, dim: int, kernels: Sequence[int]) -> None:
@@ -89,7 +90,9 @@ class ParallelKernels(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False) for k in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_multi_kernel(x, [cast(nn.Conv2d, conv).weight for conv in self.convs])
+        if is_plain(*self.convs):
+            return depthwise_multi_kernel(x, [cast(nn.Conv2d, conv).weight for conv in self.convs])
+        return x + sum(conv(x) for conv in self.convs)
 
 
 def _unit(in_dim: int, dim: int, stride: int, kernels: Sequence[int], groups: int, norm: str) -> nn.Sequential:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, dilated_attention_weights
 from trifuse.kernels.ops._dilated_windows import check_windows
 from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
 
 from .memory_efficient_attention import init_linear
+from .plain_layers import pointwise
 
 
 class DilatedAttention(nn.Module):
@@ -48,7 +48,7 @@ class DilatedAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_windows(type(self).__name__, dim, num_heads, kernel_size, dilations, border)
-        self.num_heads, self.kernel_size, self.dilations = num_heads, kernel_size, tuple(dilations)
+        self.dim, self.num_heads, self.kernel_size, self.dilations = dim, num_heads, kernel_size, tuple(dilations)
         self.scale, self.border = scale, border
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -72,12 +72,12 @@ class DilatedAttention(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         """Apply the 1x1 convolution as what it is in this layout, a linear map of the channels."""
-        if x.dim() != 4 or x.shape[-1] != self.proj.in_features:
+        if x.dim() != 4 or x.shape[-1] != self.dim:
             raise ShapeError(
-                f"DilatedAttention: expected a map (B, H, W, {self.proj.in_features}), got {tuple(x.shape)}; "
+                f"DilatedAttention: expected a map (B, H, W, {self.dim}), got {tuple(x.shape)}; "
                 "bring a channels-first map to this layout with x.permute(0, 2, 3, 1)"
             )
-        return F.linear(x, self.qkv.weight.flatten(1), self.qkv.bias)
+        return pointwise(self.qkv, x)
 
     def _windows(self) -> dict:
         return {

@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trifuse.kernels import ShapeError, TrifuseError, channel_gate, monte_carlo_pool
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.torch_internals import inside_backward
 
 from .conv_norm_relu import init_convs
+from .plain_layers import pointwise
 
 Gate = Literal["se", "none"]
 Draw = Literal["batch", "sample"]
@@ -103,8 +103,7 @@ class MonteCarloAttention(nn.Module):
             descriptor = monte_carlo_pool(x, scale=scale, cell=cell, permutation=permutation)
         if self.gate == "none":
             return x * descriptor[:, :, None, None]
-        hidden = torch.relu(F.linear(descriptor, self.squeeze.weight.flatten(1), self.squeeze.bias))
-        return channel_gate(x, F.linear(hidden, self.excite.weight.flatten(1), self.excite.bias))
+        return channel_gate(x, pointwise(self.excite, torch.relu(pointwise(self.squeeze, descriptor))))
 
     def draw_cell(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Draw what forward draws for maps x in training: arguments of `trifuse.kernels.monte_carlo_pool`.

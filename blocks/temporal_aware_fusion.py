@@ -14,6 +14,7 @@ from trifuse.kernels.library import check_dtype, values_at_hand
 from trifuse.kernels.ops.segment_film_gate import MOST_SEGMENTS
 
 from .float32_linear import Float32Linear, TimeApartGate, ZeroInitMlp, without_autocast
+from .plain_layers import dtype_of
 from .plain_unet import NEGATIVE_SLOPE
 from .temporal_film_gate import TemporalFiLMGate
 
@@ -220,7 +221,7 @@ class TemporalAwareFusion(nn.Module):
 
     def _seen_code(self, ecg_code: Tensor, present: Tensor) -> Tensor:
         """Return z, and zeros where there is no ECG."""
-        dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
+        dtype = torch.promote_types(dtype_of(self.projection), torch.float32)
         # Chosen before and after every network: 0 * NaN is NaN, in a gradient as well.
         code = torch.where(present, ecg_code.to(dtype), 0.0)
         return F.layer_norm(code, (self.ecg_dim,)) if self.normalise_code else code

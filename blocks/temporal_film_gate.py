@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trifuse.kernels import ShapeError, temporal_film_gate
 
 from .float32_linear import ZeroInitMlp
+from .plain_layers import dtype_of
 
 
 class TemporalFiLMGate(nn.Module):
@@ -66,7 +67,7 @@ class TemporalFiLMGate(nn.Module):
 
     def scaled(self, interval: Tensor | float, features: Tensor) -> Tensor:
         """Return intervals in days as t in [0, 1]: (B, 1), in float32 or wider, where the maps are."""
-        dtype = torch.promote_types(self.mlp.first.weight.dtype, torch.float32)
+        dtype = torch.promote_types(dtype_of(self.mlp.first), torch.float32)
         device, batch = features.device, features.shape[0]
         if isinstance(interval, int | float):  # filled in where the maps are: nothing is copied there
             days = torch.full((), interval, dtype=dtype, device=device)

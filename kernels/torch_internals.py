@@ -22,6 +22,7 @@ Private name                        What it does                                
 ``_disable_current_modes``          hides operators from all of these, the caller's   nothing
                                     included
 ``_op_dk``, ``DispatchKey``         calls one operator's kernel for a CPU             nothing
+``_forward_hooks`` and the like     tell whether a module has hooks                   nothing
 ==================================  ================================================  ================================
 """
 
@@ -93,3 +94,13 @@ def allocations(profile: Any) -> Iterator[tuple[int, int]]:
 def call_cpu_kernel(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Call what an operator (``torch.ops.<namespace>.<name>.default``) registered for CPU tensors, and only that."""
     return operator._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Return whether a call of a module runs hooks of its own beside its forward.
+
+    Hooks of all modules at once do not count: PyTorch means them for profiling, which is to see what runs without them.
+    """
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )

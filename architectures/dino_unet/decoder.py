@@ -14,6 +14,7 @@ from trifuse.blocks.conv_norm_relu import init_convs
 from trifuse.blocks.image_branch import ImageBranch, resize_bilinear
 from trifuse.blocks.image_input import convolution_layout
 from trifuse.blocks.normalization import make_norm
+from trifuse.blocks.plain_layers import dtype_of
 from trifuse.blocks.unet_decoder import UNetDecoderStage
 from trifuse.kernels.errors import ShapeError
 
@@ -140,7 +141,7 @@ class DinoUNetDecoder(nn.Module):
         parts = []
         if self.proj_last is not None:
             assert last is not None
-            parts.append(self.proj_last(last.to(self.proj_last.weight.dtype)))
+            parts.append(self.proj_last(last.to(dtype_of(self.proj_last))))
         if self.proj_fused is not None:
             assert fused is not None
             parts.append(fused)
@@ -160,7 +161,7 @@ class SkipConvolution(nn.Module):
         self.norm = make_norm(norm, dim)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], scale: Tensor | None) -> Tensor:
-        x = torch.relu(self.norm(_as_map(self.proj(tokens.to(self.proj.weight.dtype)), grid)))
+        x = torch.relu(self.norm(_as_map(self.proj(tokens.to(dtype_of(self.proj))), grid)))
         return x if scale is None else x * scale.to(x.dtype)
 
 

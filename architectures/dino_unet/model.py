@@ -20,6 +20,7 @@ from trifuse.blocks.block_selection import Order, SelectedMaps, described, fixed
 from trifuse.blocks.image_branch import resize_bilinear
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.normalization import Norm
+from trifuse.blocks.plain_layers import dtype_of, is_plain
 from trifuse.blocks.weighted_block_fusion import WeightedBlockFusion
 from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.errors import ShapeError
@@ -226,7 +227,7 @@ class DinoUNet(Pretrained, nn.Module):
             ShapeError: not a batch of images, not the declared channels, or sides that ``size_policy`` refuses.
         """
         x = self.prepare(image)
-        if self.config.stream_fusion:
+        if self.config.stream_fusion and self._fused_projection_is_plain():
             logits = self._forward_streaming(x)
         else:
             encoded = self.encoder(x, self.required_blocks())
@@ -253,7 +254,7 @@ class DinoUNet(Pretrained, nn.Module):
         fused = None
         if self.decoder.proj_fused is not None:
             fused = self.fusion(features)
-            fused = self.decoder.proj_fused(fused.to(self.decoder.proj_fused.weight.dtype))
+            fused = self.decoder.proj_fused(fused.to(dtype_of(self.decoder.proj_fused)))
         picked = self.fusion.selected_maps()
         maps = dict(picked.collect_from(zip(blocks, features, strict=True)))
         return self._decode(maps[self.encoder.depth - 1], picked, fused, grid, image)
@@ -287,6 +288,10 @@ class DinoUNet(Pretrained, nn.Module):
         if self.config.size_policy == "resize":
             return resize_bilinear(logits, (height, width))
         return logits[..., :height, :width]  # padded at the right and at the bottom
+
+    def _fused_projection_is_plain(self) -> bool:
+        """Streaming projects maps by the weight alone; what is more than its weight sees the fused map as a whole."""
+        return self.decoder.proj_fused is None or is_plain(self.decoder.proj_fused)
 
     def _forward_streaming(self, x: Tensor) -> Tensor:
         picked = self.fusion.selected_maps()

@@ -26,15 +26,25 @@ def first_non_finite(model: nn.Module, batch: Mapping[str, Any], forward: Callab
     for name, parameter in model.named_parameters():
         if not _is_finite(parameter):
             return f"the parameter {name!r}"
+    modules = dict(model.named_modules())
+    # A hook has a block call its layers, so that they are seen; with hooks on what holds layers alone it runs as it did.
+    for watched in (modules, {name: module for name, module in modules.items() if any(module.children())}):
+        found = _watch(watched, forward)
+        if found:
+            return found[0]
+    return "the loss or its gradient; every output of the network is finite"
+
+
+def _watch(modules: Mapping[str, nn.Module], forward: Callable[[], object]) -> list[str]:
     found: list[str] = []
-    handles = [module.register_forward_hook(_Watch(name, found)) for name, module in model.named_modules()]
+    handles = [module.register_forward_hook(_Watch(name, found)) for name, module in modules.items()]
     try:
         with torch.no_grad():
             forward()
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "the loss or its gradient; every output of the network is finite"
+    return found
 
 
 def write_crash_report(folder: Path, report: Mapping[str, Any]) -> Path:

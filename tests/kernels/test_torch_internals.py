@@ -133,3 +133,21 @@ def test_every_allocation_and_release_is_told():
         del x
     changes = sorted(torch_internals.allocations(profile))
     assert [size for _, size in changes] == [12000, -12000]
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_pre_hook",
+        "register_forward_hook",
+        "register_full_backward_pre_hook",
+        "register_full_backward_hook",
+    ],
+)
+def test_hooks_of_a_module_are_told(register):
+    module = torch.nn.Linear(2, 2)
+    assert not torch_internals.has_hooks(module)
+    handle = getattr(module, register)(lambda *_: None)
+    assert torch_internals.has_hooks(module)
+    handle.remove()
+    assert not torch_internals.has_hooks(module)

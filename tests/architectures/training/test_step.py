@@ -14,6 +14,7 @@ from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.training.batches import plan_epoch
 from trifuse.architectures.training.signals import Interrupted
 from trifuse.kernels.errors import NumericError
+from trifuse.kernels.torch_internals import has_hooks
 
 
 def test_two_steps_are_the_textbook_steps(tmp_path):
@@ -73,6 +74,19 @@ def test_t6_the_first_module_that_is_not_finite_is_named(tmp_path):
     model = TinyNet()
     model.norm = nn.Sequential(nn.Identity(), _Burst())
     with pytest.raises(NumericError, match=r"first seen in the output of module 'norm\.1' \(_Burst\)"):
+        run(tmp_path, model=model)
+
+
+def test_t6_the_search_runs_fused_blocks_as_they_ran(tmp_path):
+    """A block that a hook has call its layers may stay finite where it was not before."""
+
+    class Fused(nn.Sequential):
+        def forward(self, x):
+            return self[0](x) if has_hooks(self[0]) else x + torch.inf
+
+    model = TinyNet()
+    model.norm = Fused(nn.Identity())
+    with pytest.raises(NumericError, match=r"first seen in the output of module 'norm' \(Fused\)"):
         run(tmp_path, model=model)
 
 

@@ -1,0 +1,131 @@
+"""Whatever is done to a convolution or a linear layer of a block acts, although fused paths read weights directly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from changed_layers import CHANGES, SILENT, Adapter, layers_of, rounded
+from compiling import assert_compiles
+from tiny_blocks import BLOCKS, in_float64
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from trifuse.blocks import ContextAwareFusion
+from trifuse.blocks.plain_layers import dtype_of, is_plain
+
+WITH_LAYERS = [name for name, block in BLOCKS.items() if any(layers_of(block.make()))]
+FUSED = [name for name in WITH_LAYERS if BLOCKS[name].fused]
+FUSIONS = {
+    f"ContextAwareFusion {options}": lambda options=options: ContextAwareFusion(4, **options)
+    for options in ({"spatial_pool": "none"}, {"spatial_pool": "local3"}, {"max_pool": False})
+}
+MAKERS = {name: BLOCKS[name].make for name in WITH_LAYERS} | FUSIONS
+
+
+def made(name: str) -> tuple[nn.Module, tuple]:
+    """A block whose layers all count, in float64, and its input."""
+    torch.manual_seed(0)
+    block = MAKERS[name]().double()
+    with torch.no_grad():  # a last layer of zeros hides what is before it
+        for parameter in block.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return block, in_float64(BLOCKS[name.split(" {")[0]].inputs(2))
+
+
+def result_of(block: nn.Module, given: tuple) -> Tensor:
+    """All that a block returns, with the draws of one seed, as one vector."""
+    torch.manual_seed(4)
+    return torch.cat([x.flatten() for x in tree_leaves(block(*given)) if isinstance(x, Tensor)])
+
+
+def loss_of(block: nn.Module, given: tuple) -> Tensor:
+    result = result_of(block, given)
+    return (result * torch.linspace(-1, 2, len(result)).to(result)).sum()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_done_to_every_layer_acts_and_trains(name, change):
+    block, given = made(name)
+    before = result_of(block.eval(), given)
+    learned = {path: CHANGES[change](parent, layer) for path, parent, layer in layers_of(block)}
+    torch.testing.assert_close(result_of(block, given), before) if change in SILENT else None
+    assert change in SILENT or not torch.allclose(result_of(block, given), before)
+
+    block.train()
+    optimiser = torch.optim.SGD(block.parameters(), 0.01)
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss_of(block, given).backward()
+        without = [path for path, parameter in learned.items() if parameter.grad is None or not parameter.grad.any()]
+        assert not without
+        optimiser.step()
+
+
+@pytest.mark.parametrize("name", [*FUSED, *FUSIONS])
+def test_a_block_computes_the_same_by_calling_any_of_its_layers(name):
+    """Each in turn alone: values and every gradient are those of the fused path."""
+    block, given = made(name)
+    loss_of(block, given).backward()
+    expected = {path: parameter.grad.clone() for path, parameter in block.named_parameters()}
+    result = result_of(block, given)
+    for path, parent, layer in list(layers_of(block)):
+        plain = getattr(parent, layer)
+        setattr(parent, layer, Adapter(plain, size=0.0))
+        torch.testing.assert_close(result_of(block, given), result, msg=lambda text, path=path: f"{path}: {text}")
+        block.zero_grad()
+        loss_of(block, given).backward()
+        setattr(parent, layer, plain)
+        for of, parameter in block.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[of], msg=lambda text, p=path: f"{p} called: {text}")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_layers_without_parameters_are_called(name):
+    block, given = (x.float() if isinstance(x, nn.Module) else x for x in made(name))
+    given = BLOCKS[name.split(" {")[0]].inputs(2)
+    before = result_of(block.eval(), given)
+    for _, parent, layer in list(layers_of(block)):
+        rounded(parent, layer)
+    assert not torch.allclose(result_of(block, given), before)
+
+
+READING = ["ContextAwareFusion", "DepthwiseMultiKernel", "DilatedAttention", "MonteCarloAttention"]
+"""The blocks that read weights of their layers."""
+
+
+@pytest.mark.parametrize("name", READING)
+def test_with_adapters_it_is_one_graph_still(name):
+    block, given = made(name)
+    for _, parent, layer in list(layers_of(block)):
+        setattr(parent, layer, Adapter(getattr(parent, layer)))
+    assert_compiles(block.eval(), lambda block, given: block(*given), [given], graphs=1, backend="eager")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_layer_is_not_plain_and_is_again_without_the_change(change):
+    parent = nn.Sequential(nn.Linear(3, 2).bfloat16())
+    assert is_plain(parent[0])
+    CHANGES[change](parent, "0")
+    assert not is_plain(parent[0])
+    assert dtype_of(parent[0]) is torch.bfloat16
+
+
+def test_a_removed_hook_leaves_a_layer_plain():
+    layer = nn.Conv2d(3, 2, 1)
+    handle = layer.register_full_backward_hook(lambda *_: None)
+    assert not is_plain(layer)
+    handle.remove()
+    assert is_plain(layer)
+
+
+def test_a_weight_that_computes_in_its_own_way_is_not_plain():
+    """Quantisation may leave the layer and replace its weight by a tensor of another class."""
+
+    class Quantised(Tensor):
+        def __tensor_flatten__(self):
+            return [], None
+
+    layer = nn.Linear(3, 2)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    assert not is_plain(layer)
