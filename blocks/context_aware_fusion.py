@@ -33,8 +33,8 @@ class ContextAwareFusion(nn.Module):
         out  = w_sp * F'
 
     The result is the same as these lines give, in fewer passes: neither X nor T is made, and X is never scaled (see
-    `trifuse.kernels.ops._context_aware_fusion`). Under ``backend("reference")`` it is computed as written, and so is what
-    a layer does that is not plain any more (see `is_plain`).
+    `trifuse.kernels.ops._context_aware_fusion`). Under ``backend("reference")`` it is computed as written, and so is
+    each line whose layer is not plain any more (see `is_plain`).
     The average over all positions is taken in float32. Maps of one position are legal.
 
     N normalises over the images of training (`RunningNorm`), and ``channel`` starts at zero: every channel weight is

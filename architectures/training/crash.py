@@ -27,7 +27,7 @@ def first_non_finite(model: nn.Module, batch: Mapping[str, Any], forward: Callab
         if not _is_finite(parameter):
             return f"the parameter {name!r}"
     modules = dict(model.named_modules())
-    # A hook has a block call its layers, so that they are seen; with hooks on what holds layers alone it runs as it did.
+    # A hook on a layer has a fused block call it, so that it is seen; with no hooks on layers blocks run as they did.
     for watched in (modules, {name: module for name, module in modules.items() if any(module.children())}):
         found = _watch(watched, forward)
         if found:

@@ -12,7 +12,6 @@ from torch import nn
 from trifuse import blocks
 from trifuse.kernels import backend
 
-
 FUSED = [name for name, block in BLOCKS.items() if block.fused]
 
 

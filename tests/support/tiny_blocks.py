@@ -38,7 +38,7 @@ def with_some_ecgs(samples: int) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
-class TinyBlock:
+class Tiny:
     """How to make a block, and what it is called with for a number of samples."""
 
     make: Callable[[], nn.Module]
@@ -47,43 +47,39 @@ class TinyBlock:
 
 
 BLOCKS = {
-    "BatchNormOfPresent": TinyBlock(lambda: BatchNormOfPresent(4), lambda n: (drawn(n, 4, 3, 2), torch.arange(n) > 0)),
-    "ContextAwareFusion": TinyBlock(
-        lambda: blocks.ContextAwareFusion(4), lambda n: maps(4)(n) + maps(4)(n), fused=True
-    ),
-    "ConvNormReLU": TinyBlock(lambda: blocks.ConvNormReLU(3, 4), maps(3)),
-    "DepthwiseMultiKernel": TinyBlock(lambda: blocks.DepthwiseMultiKernel(3, 4), maps(3, 8), fused=True),
-    "DilatedAttention": TinyBlock(
+    "BatchNormOfPresent": Tiny(lambda: BatchNormOfPresent(4), lambda n: (drawn(n, 4, 3, 2), torch.arange(n) > 0)),
+    "ContextAwareFusion": Tiny(lambda: blocks.ContextAwareFusion(4), lambda n: maps(4)(n) + maps(4)(n), fused=True),
+    "ConvNormReLU": Tiny(lambda: blocks.ConvNormReLU(3, 4), maps(3)),
+    "DepthwiseMultiKernel": Tiny(lambda: blocks.DepthwiseMultiKernel(3, 4), maps(3, 8), fused=True),
+    "DilatedAttention": Tiny(
         lambda: blocks.DilatedAttention(4, 2, dilations=(1, 2)), lambda n: (drawn(n, 5, 4, 4),), fused=True
     ),
-    "EcgDualAttention": TinyBlock(lambda: EcgDualAttention(8, 3, leads=2), lambda n: (drawn(n, 8, 2, 3),)),
-    "ImageBranch": TinyBlock(lambda: blocks.ImageBranch(4), lambda n: (*maps(3)(n), (9, 9))),
-    "LayerScale": TinyBlock(lambda: blocks.LayerScale(6), lambda n: (drawn(n, 5, 6), drawn(n, 5, 6))),
-    "MemoryEfficientAttention": TinyBlock(lambda: blocks.MemoryEfficientAttention(8, 2), lambda n: (drawn(n, 5, 8),)),
-    "MixingAttention": TinyBlock(
+    "EcgDualAttention": Tiny(lambda: EcgDualAttention(8, 3, leads=2), lambda n: (drawn(n, 8, 2, 3),)),
+    "ImageBranch": Tiny(lambda: blocks.ImageBranch(4), lambda n: (*maps(3)(n), (9, 9))),
+    "LayerScale": Tiny(lambda: blocks.LayerScale(6), lambda n: (drawn(n, 5, 6), drawn(n, 5, 6))),
+    "MemoryEfficientAttention": Tiny(lambda: blocks.MemoryEfficientAttention(8, 2), lambda n: (drawn(n, 5, 8),)),
+    "MixingAttention": Tiny(
         lambda: blocks.MixingAttention(8, 2, in_dim=4), lambda n: (drawn(n, 4, 3, 3), drawn(n, 8, 6, 6))
     ),
-    "Mlp": TinyBlock(lambda: blocks.Mlp(6, 8), lambda n: (drawn(n, 5, 6),)),
-    "MonteCarloAttention": TinyBlock(lambda: blocks.MonteCarloAttention(4), maps(4), fused=True),
-    "MonteCarloAttention by sample": TinyBlock(
-        lambda: blocks.MonteCarloAttention(4, draw="sample"), maps(4), fused=True
-    ),
-    "PlainUNetDecoder": TinyBlock(lambda: blocks.PlainUNetDecoder((4, 6), 3), pyramid),
-    "PlainUNetEncoder": TinyBlock(lambda: blocks.PlainUNetEncoder(1, (4, 6)), maps(1, 8)),
-    "RunningNorm": TinyBlock(lambda: RunningNorm(4), lambda n: (drawn(n, 4),)),
-    "SwiGLU": TinyBlock(lambda: blocks.SwiGLU(6, 8), lambda n: (drawn(n, 5, 6),)),
-    "TemporalAwareFusion": TinyBlock(lambda: blocks.TemporalAwareFusion(4, ecg_dim=3), with_some_ecgs, fused=True),
-    "TemporalAwareFusion by one value": TinyBlock(
+    "Mlp": Tiny(lambda: blocks.Mlp(6, 8), lambda n: (drawn(n, 5, 6),)),
+    "MonteCarloAttention": Tiny(lambda: blocks.MonteCarloAttention(4), maps(4), fused=True),
+    "MonteCarloAttention by sample": Tiny(lambda: blocks.MonteCarloAttention(4, draw="sample"), maps(4), fused=True),
+    "PlainUNetDecoder": Tiny(lambda: blocks.PlainUNetDecoder((4, 6), 3), pyramid),
+    "PlainUNetEncoder": Tiny(lambda: blocks.PlainUNetEncoder(1, (4, 6)), maps(1, 8)),
+    "RunningNorm": Tiny(lambda: RunningNorm(4), lambda n: (drawn(n, 4),)),
+    "SwiGLU": Tiny(lambda: blocks.SwiGLU(6, 8), lambda n: (drawn(n, 5, 6),)),
+    "TemporalAwareFusion": Tiny(lambda: blocks.TemporalAwareFusion(4, ecg_dim=3), with_some_ecgs, fused=True),
+    "TemporalAwareFusion by one value": Tiny(
         lambda: blocks.TemporalAwareFusion(4, ecg_dim=3, projection="broadcast", rectify=True),
         with_some_ecgs,
         fused=True,
     ),
-    "TemporalFiLMGate": TinyBlock(lambda: blocks.TemporalFiLMGate(4), film, fused=True),
-    "TransformerBlock": TinyBlock(lambda: blocks.TransformerBlock(8, 2), lambda n: (drawn(n, 5, 8),)),
-    "UNetDecoderStage": TinyBlock(
+    "TemporalFiLMGate": Tiny(lambda: blocks.TemporalFiLMGate(4), film, fused=True),
+    "TransformerBlock": Tiny(lambda: blocks.TransformerBlock(8, 2), lambda n: (drawn(n, 5, 8),)),
+    "UNetDecoderStage": Tiny(
         lambda: blocks.UNetDecoderStage(4, 3, side_dims=[2]), lambda n: (drawn(n, 4, 3, 3), [drawn(n, 2, 6, 6)])
     ),
-    "WeightedBlockFusion": TinyBlock(
+    "WeightedBlockFusion": Tiny(
         lambda: blocks.WeightedBlockFusion(3, 1), lambda n: ([drawn(n, 5, 4) + i for i in range(3)],), fused=True
     ),
 }
