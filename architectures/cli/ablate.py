@@ -8,6 +8,7 @@ from typing import Any
 
 from trifuse.architectures.runs.options import positive
 from trifuse.architectures.runs.registry import experiments
+from trifuse.architectures.storage.text import read_text
 
 from .arguments import add_command, add_commands, given_values
 
@@ -44,5 +45,5 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         **further,
         command=argv,
     )
-    print(table.read_text())
+    print(read_text(table))
     print(f"table: {table}")

@@ -26,6 +26,7 @@ from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
+from trifuse.architectures.storage.text import read_parsed
 from trifuse.kernels import CheckpointError, DataError, NumericError, upsample_argmax
 
 from .inference import evaluating, refuse_non_finite
@@ -246,7 +247,7 @@ def _differences(
 def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what a folder's predictions were made with, in names of today, and the digests of their side inputs."""
     try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        values = dict(read_parsed(path, json.loads))
         digests = values.pop(_EXTRAS, {})
         return config_from_json(_MadeBy, values, path).to_json(), digests
     except (ValueError, TypeError, CheckpointError):

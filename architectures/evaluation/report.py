@@ -19,7 +19,7 @@ from torch import nn
 
 from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.storage.atomic_files import sha256_of, write_text
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.storage.text import count, read_text
 from trifuse.kernels import MissingExtra
 
 from .picture import Picture
@@ -127,13 +127,13 @@ def write_report(
 
 def headline_of(report: Path) -> str:
     """Return the headline of a report without its marks, for a terminal."""
-    _, headline, *_ = report.read_text(encoding="utf-8").split("\n\n")
+    _, headline, *_ = read_text(report).split("\n\n")
     return plain(headline)
 
 
 def add_picture(report: Path, picture: Picture) -> None:
     """Show one more picture in a report, before its scores; it lies in the report's folder or below."""
-    text = report.read_text(encoding="utf-8")
+    text = read_text(report)
     shown = "\n\n".join(picture_parts(picture, report.parent))
     write_text(report, text.replace("\n## Scores\n", f"\n{shown}\n\n## Scores\n", 1))
 

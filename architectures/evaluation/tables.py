@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from trifuse.architectures.storage.atomic_files import write_text
+from trifuse.architectures.storage.text import read_table
 from trifuse.kernels import DataError
 
 from .metrics import EMPTY_MASK_SCORES, Conventions
@@ -46,9 +47,8 @@ def read_case_table(path: Path) -> list[Row]:
         DataError: the file is missing, empty, no such table, mixes conventions, or holds a cell that is no number.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            lines = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        _, lines = read_table(path)
+    except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or error
         raise DataError(
             path, "case table", got=got, want="a CSV table written by evaluate, or a run's folder"

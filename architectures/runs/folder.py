@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.storage.config_json import config_from_json
+from trifuse.architectures.storage.text import read_parsed
 from trifuse.architectures.training.run_folder import LOCK_FILE, OutputFolderError
 from trifuse.kernels import CheckpointError
 
@@ -85,7 +86,7 @@ def run_section(run: Path, section: str, kind: type) -> Any:
     """
     path = run / RUN_FILE
     try:
-        values = json.loads(path.read_bytes())["config"][section]
+        values = read_parsed(path, json.loads)["config"][section]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: expected the description of a run of trifuse, found {error!r}") from error
     return config_from_json(kind, values, path)

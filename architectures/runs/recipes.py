@@ -17,6 +17,7 @@ from trifuse.architectures.data.layouts.split import hold_out, read_split, split
 from trifuse.architectures.data.samples.augmentation_recipe import AugmentationKind, AugmentationRecipe
 from trifuse.architectures.data.samples.preprocessing import Preprocessing, Slices
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
+from trifuse.architectures.storage.text import read_parsed
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 from trifuse.kernels.choices import check_choice, nearest
 
@@ -147,7 +148,7 @@ def recipe_from(
     sources = list((defaults or {}).items())
     if file is not None:
         try:
-            named = _dotted(tomllib.loads(Path(file).read_text(encoding="utf-8")))
+            named = _dotted(read_parsed(Path(file), tomllib.loads))
             sources += sorted(named, key=lambda pair: current_name(kind, pair[0]) == pair[0])  # the new name counts
         except OSError as error:
             raise RecipeError(f"{file}: expected a TOML file, got {error.strerror}") from error
@@ -186,7 +187,7 @@ def _as_value(value: Any) -> Any:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

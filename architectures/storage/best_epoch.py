@@ -9,6 +9,7 @@ from typing import Self
 
 from .atomic_files import write_json
 from .epoch_log import SMOOTHED
+from .text import read_parsed
 
 LAST = "last"  # what chooses the best epoch where no score does: that it is the last
 SCORE_FILE = "score.json"
@@ -34,7 +35,7 @@ class BestEpoch:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read it from the folder of the weights."""
-        return cls(**json.loads((folder / SCORE_FILE).read_bytes()))
+        return cls(**read_parsed(folder / SCORE_FILE, json.loads))
 
     def write(self, folder: Path) -> None:
         """Write it beside the weights."""

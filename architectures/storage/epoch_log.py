@@ -20,6 +20,7 @@ from typing import Any, Self
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .atomic_files import write_json, write_text
+from .text import read_parsed, read_table, read_text
 
 START_FILE = "start.json"
 SMOOTHED = "_smoothed"  # ends the name of a score's moving average over epochs
@@ -82,7 +83,7 @@ class EpochLog:
         if not new:
             return
         self._columns += new
-        _, *before = self._path.read_text().splitlines()
+        _, *before = read_text(self._path).splitlines()
         text = _line(self._columns).decode() + "".join(f"{line}{',' * len(new)}\n" for line in before)
         write_text(self._path, text)
         self._size = self._path.stat().st_size
@@ -113,10 +114,10 @@ def read_log(path: Path) -> list[dict[str, float]]:
         DataError: the log is missing, has no rows, or no column called epoch.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise DataError(path, "log", got=error.strerror, want="the CSV log of a training run") from None
+        _, rows = read_table(path)
+    except (OSError, ValueError) as error:
+        got = getattr(error, "strerror", None) or error
+        raise DataError(path, "log", got=got, want="the CSV log of a training run") from None
     if not rows or "epoch" not in rows[0]:
         got = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
         raise DataError(path, "log", got=got, want="a column called epoch and at least one row")
@@ -131,14 +132,14 @@ def write_start(folder: Path, row: Mapping[str, float]) -> None:
 def read_start(folder: Path) -> dict[str, float]:
     """Return what `write_start` wrote; nothing for a run of an older version, which wrote none."""
     path = folder / START_FILE
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    return read_parsed(path, json.loads) if path.exists() else {}
 
 
 def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
     """Cut the file down to its header and the first epochs, and return the columns."""
     if not path.exists():
         return None
-    lines = path.read_text().splitlines(keepends=True)
+    lines = read_text(path).splitlines(keepends=True)
     if not lines or not lines[0].endswith("\n"):
         path.unlink()
         return None

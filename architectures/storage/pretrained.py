@@ -20,6 +20,7 @@ from trifuse.kernels.errors import CheckpointError
 from .atomic_files import describe_content, sha256_of, write_json
 from .config_json import SCHEMA_VERSION, config_from_json, config_to_json, nearest_note
 from .safetensors_file import read_safetensors, write_safetensors
+from .text import read_parsed
 
 __all__ = [
     "CONFIG_FILE",
@@ -163,8 +164,8 @@ def read_description(folder: Path, architecture: str | None = None) -> dict[str,
         missing = path if folder.is_dir() else folder
         raise CheckpointError(f"{missing}: not found; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
-        description = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        description = read_parsed(path, json.loads)
+    except ValueError as error:
         raise CheckpointError(f"{path}: expected JSON, found {describe_content(path)} ({error})") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise CheckpointError(f'{path}: expected a configuration written by trifuse, with "format": "{FORMAT}"')

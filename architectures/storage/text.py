@@ -1,9 +1,67 @@
-"""Words for people: singular or plural, lists that are not too long, names in the order that people expect."""
+"""Text that people and their programs wrote, and words for people: numbers of things, lists, names in order."""
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_MOST_NESTED = 50
+
+
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """Return the text of a file, without the byte order mark that Notepad, Excel and PowerShell put before it.
+
+    It is UTF-8, or the UTF-16 that its mark says; line ends are as they are stored.
+
+    Args:
+        path: of the file.
+        errors: what becomes of bytes that are no text, see ``bytes.decode``.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: it is no text.
+    """
+    content = Path(path).read_bytes()
+    mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
+    return content[len(mark) :].decode(encoding, errors)
+
+
+def read_parsed(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Return what ``parse``, such as ``json.loads`` or ``tomllib.loads``, makes of a file's text.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no text of that format, or lists and objects in it are nested too deep.
+    """
+    try:
+        value = parse(read_text(path))
+    except RecursionError:
+        value = None
+    else:
+        if not _deeper_than(_MOST_NESTED, value):
+            return value
+    raise ValueError(f"lists or objects nested more than {_MOST_NESTED} deep")
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns of a CSV file, and the cells of each line by column.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no text, or no CSV.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    return list(reader.fieldnames or ()), rows
 
 
 def count(n: int, word: str) -> str:
@@ -11,13 +69,31 @@ def count(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a key that sorts ``case_2`` before ``case_10``."""
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
+    return tuple((0, len(digits), digits) if digits else (1, 0, part) for part in parts for digits in [_digits(part)])
 
 
-def listed(names: Iterable[object], most: int = 12) -> str:
-    """Join names for a message, not too many of them."""
+def listed(names: Iterable[object], most: int = 10) -> str:
+    """Join names for a message: ten of them, and how many more there are."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    """Tell whether lists and objects are nested deeper than that, without going down into them one by one."""
+    inner = [value]
+    for _ in range(levels):
+        inner = [
+            one
+            for part in inner
+            if isinstance(part, dict | list)
+            for one in (part.values() if isinstance(part, dict) else part)
+        ]
+    return any(isinstance(part, dict | list) for part in inner)
+
+
+def _digits(part: str) -> str:
+    """Return a number, however long, without leading zeros; empty if the part is none."""
+    return (part.lstrip("0") or "0") if part.isdecimal() else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS, ARTERY_SEGMENTS
-from trifuse.architectures.storage.text import count, listed
+from trifuse.architectures.storage.text import count, listed, read_table
 from trifuse.blocks.temporal_aware_fusion import Projection
 from trifuse.kernels import DataError, MissingExtra
 
@@ -181,9 +180,8 @@ def read_arteries(table: Path) -> dict[str, str]:
         DataError: it cannot be read, lacks a column, or names another artery than LAD, RCA or LCX.
     """
     try:
-        with open(table, encoding="utf-8", newline="") as lines:
-            found = {line["case_id"]: line["artery"] for line in csv.DictReader(lines)}
-    except (OSError, UnicodeDecodeError, KeyError) as error:
+        found = {line["case_id"]: line["artery"] for line in read_table(table)[1]}
+    except (OSError, ValueError, KeyError) as error:
         want = "a CSV file with the columns case_id and artery"
         raise DataError(table, "arteries", got=getattr(error, "strerror", None) or error, want=want) from error
     for case_id, artery in found.items():

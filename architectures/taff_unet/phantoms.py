@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trifuse.architectures.storage.text import read_text
 from trifuse.kernels import DataError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Plan:
         cohort, (train, val, test) = folder / COHORT_FOLDER, self.parts
         size = (self.image_size, self.image_size, self.slices)
         if keep and (cohort / TABLE).exists():  # it is written last
-            found = len((cohort / TABLE).read_text(encoding="utf-8").splitlines()) - 1
+            found = len(read_text(cohort / TABLE).splitlines()) - 1
             kind: Phantom = "ambiguous" if (cohort / TRUTH).exists() else "easy"
             if kind != self.phantom:
                 hint = "choose another folder, or ask for that one"

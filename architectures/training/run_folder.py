@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
+from trifuse.architectures.storage.text import read_parsed
 from trifuse.kernels.errors import TrifuseError
 
 LOCK_FILE = ".lock"
@@ -80,7 +81,10 @@ def open_run(
         return []
     if not (resume or force):
         raise OutputFolderError(f"{out} already holds a run; resume it, or choose another folder")
-    old = upgrade(json.loads(path.read_text()))
+    try:
+        old = upgrade(dict(read_parsed(path, json.loads)))
+    except (ValueError, TypeError) as error:
+        raise OutputFolderError(f"{path}: expected the description of a run of trifuse, got {error}") from error
     if "repeated" in {*old} ^ {*new}:
         kinds = ("repeated runs", "a single run") if "repeated" in old else ("a single run", "repeated runs")
         raise OutputFolderError(f"{out} holds {kinds[0]}, and cannot hold {kinds[1]} as well; choose another folder")

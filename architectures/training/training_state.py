@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trifuse.architectures.storage.atomic_files import sha256_of, write_json
 from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, load_strict, read_safetensors, write_safetensors
+from trifuse.architectures.storage.text import read_parsed
 from trifuse.kernels.errors import CheckpointError
 
 from .ema import WeightAverage
@@ -180,7 +181,7 @@ def load_training_state(
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / _STATE_JSON_FILE
     try:
-        description = json.loads(path.read_bytes())
+        description = read_parsed(path, json.loads)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; the folder holds no training state") from error
     except ValueError as error:

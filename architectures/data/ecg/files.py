@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from trifuse.architectures.storage.text import listed
+from trifuse.architectures.storage.text import listed, read_text
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .signal import LEADS, RATE_HZ, EcgRecord, arrange_leads, lead_row
@@ -183,7 +183,7 @@ def _texts(array: np.ndarray) -> list[str]:
 
 
 def _read_csv(path: Path) -> _Content:
-    header, table, notes = _table(path, path.read_text(encoding="utf-8-sig"))
+    header, table, notes = _table(path, read_text(path))
     columns = dict(zip(header, table.T, strict=True))
     time = next((columns.pop(name) for name in header if name.lower() in _TIME_COLUMNS), None)
     rate = None if time is None else _rate_of(path, time)

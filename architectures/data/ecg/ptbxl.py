@@ -14,7 +14,6 @@ Source: Wagner et al., "PTB-XL, a large publicly available electrocardiography d
 from __future__ import annotations
 
 import ast
-import csv
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from trifuse.architectures.storage.file_names import path_below
-from trifuse.architectures.storage.text import count, listed, natural_key
+from trifuse.architectures.storage.text import count, listed, natural_key, read_table
 from trifuse.kernels.errors import DataError
 
 from .files import SUFFIXES
@@ -126,13 +125,11 @@ def _is_ecg(path: Path) -> bool:
 
 def _rows(table: Path) -> list[dict[str, str]]:
     try:
-        with open(table, encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        columns, rows = read_table(table)
+    except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or str(error)
         raise DataError(table, "table", got=got, want="PTB-XL's table of records") from error
-    if lacking := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
+    if lacking := [column for column in _COLUMNS if column not in columns]:
         raise DataError(table, "columns", got=f"no {', '.join(lacking)}", want=", ".join(_COLUMNS))
     return rows
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from trifuse.architectures.storage.text import read_text
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case
@@ -61,7 +62,7 @@ def read_phases(folder: Path) -> dict[str, int]:
     """
     path = folder / INFO_FILE
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(path, errors="replace").splitlines()
     except OSError as error:
         raise DataError(path, "file", got=error.strerror, want=f"the phases of patient {folder.name}") from error
     stated = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 
 from trifuse.architectures.storage.file_names import can_name_files, path_below
-from trifuse.architectures.storage.text import listed
+from trifuse.architectures.storage.text import listed, read_text
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Clinical, Split
@@ -95,7 +95,7 @@ def scan_scar_cohort(root: Path, max_interval_days: float | None = None) -> Foun
 def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the names of the columns, and number and cells of the lines that are not blank."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except OSError as error:
         raise DataError(path, "file", got=error.strerror, want="a table of cases") from error
     except UnicodeDecodeError as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES
 from trifuse.architectures.storage.file_names import path_below
+from trifuse.architectures.storage.text import read_parsed
 from trifuse.kernels.errors import DataError
 
 DESCRIPTION_FILE = "dataset.json"
@@ -64,7 +66,7 @@ def read_description(root: Path) -> Description:
     path = root / DESCRIPTION_FILE
     found = Description(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _object(pairs, found))
+        values = read_parsed(path, partial(json.loads, object_pairs_hook=lambda pairs: _object(pairs, found)))
     except OSError as error:
         raise DataError(path, "file", got=error.strerror, want="the description of an nnU-Net data set") from error
     except ValueError as error:

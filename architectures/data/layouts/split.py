@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from trifuse.architectures.storage.atomic_files import sha256_of, write_json
-from trifuse.architectures.storage.text import natural_key
+from trifuse.architectures.storage.text import natural_key, read_parsed
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Cohort, Split
@@ -119,7 +119,7 @@ def read_split(path: Path, cohort: Cohort) -> Split:
         DataError: the file is unreadable, or ``verify_split`` finds something.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = read_parsed(Path(path), json.loads)
     except OSError as error:
         raise DataError(path, "file", got=error.strerror, want="a split written by trifuse, or by hand") from error
     except ValueError as error:

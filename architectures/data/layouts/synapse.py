@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from trifuse.architectures.data.volumes.files import Arrays
-from trifuse.architectures.storage.text import listed, natural_key
+from trifuse.architectures.storage.text import listed, natural_key, read_text
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Split
@@ -108,7 +108,10 @@ def _chosen(folder: Path, suffix: str, chosen: Path, problems: list[DataError]) 
     }
     if not chosen.is_file():
         return found
-    names = [line.strip() for line in chosen.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in read_text(chosen).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(chosen, "file", got=error, want="a list of names, one in each line") from error
     want = f"a file {folder.name}/<name>{suffix}"
     if strangers := sorted({name for name in names if name not in found}, key=natural_key):
         problems.append(DataError(chosen, "names", got=f"no file for {listed(strangers)}", want=want))

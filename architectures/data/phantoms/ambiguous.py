@@ -18,7 +18,6 @@ Everything is decided by the seed.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 from trifuse.architectures.data.layouts.split import Split
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS, ARTERY_SEGMENTS
+from trifuse.architectures.storage.text import read_table
 
 from .ecg import RATE_HZ, SyntheticEcg, synthetic_ecg
 from .heart_anatomy import MYOCARDIUM, TERRITORY_DEGREES, Bright, Heart
@@ -150,8 +150,7 @@ def write_beats(folder: Path, beats: int, seed: int = 0) -> None:
 
 def read_truth(root: Path) -> dict[str, dict[str, str]]:
     """Return how each case of a written cohort was made: the cells of `TRUTH` by case and column."""
-    with open(Path(root) / TRUTH, encoding="utf-8", newline="") as lines:
-        return {line["case_id"]: line for line in csv.DictReader(lines)}
+    return {line["case_id"]: line for line in read_table(Path(root) / TRUTH)[1]}
 
 
 def ambiguous_case(phantom: AmbiguousPhantom, number: int) -> AmbiguousCase:

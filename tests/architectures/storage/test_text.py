@@ -1,0 +1,71 @@
+"""Text that other programs wrote is read as they meant it, and what is nested or numbered past all sense is refused."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from trifuse.architectures.storage.text import listed, natural_key, read_parsed, read_table, read_text
+
+SOURCES = Path(__file__).resolve().parents[3] / "architectures"
+MARKED = [
+    pytest.param(lambda text: codecs.BOM_UTF8 + text.encode(), id="utf-8"),
+    pytest.param(lambda text: codecs.BOM_UTF16_LE + text.encode("utf-16-le"), id="utf-16-le"),
+    pytest.param(lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"), id="utf-16-be"),
+]
+
+
+@pytest.mark.parametrize("encoded", MARKED)
+def test_a_byte_order_mark_is_no_text(encoded, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(encoded("ä,b\r\n1,2\r\n"))
+    assert read_text(file) == "ä,b\r\n1,2\r\n"
+    assert read_table(file) == (["ä", "b"], [{"ä": "1", "b": "2"}])
+    file.write_bytes(encoded('{"ä": [1]}'))
+    assert read_parsed(file, json.loads) == {"ä": [1]}
+    file.write_bytes(encoded('a = "ä"\r\n'))
+    assert read_parsed(file, tomllib.loads) == {"a": "ä"}
+
+
+def test_every_text_is_read_by_one_function():
+    """Whatever reads a file in another way forgets the byte order mark that somebody's editor puts there."""
+    other_ways = re.compile(r"\.read_text\(|json\.loads?\((?!text|json|metadata)|tomllib\.load\(|open\([^)]*encoding")
+    found = {
+        f"{path.relative_to(SOURCES)}: {line.strip()}"
+        for path in SOURCES.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if other_ways.search(line)
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("levels", [60, 900, 200_000])
+def test_l3_what_is_nested_too_deep_is_refused(levels, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("[" * levels + "]" * levels)
+    with pytest.raises(ValueError, match="nested more than 50 deep"):
+        read_parsed(file, json.loads)
+    file.write_text(".".join("a" * min(levels, 5000)) + " = 1")
+    with pytest.raises(ValueError, match="nested more than 50 deep"):
+        read_parsed(file, tomllib.loads)
+
+
+def test_what_is_nested_as_deep_as_allowed_is_read(tmp_path):
+    (tmp_path / "file").write_text("[" * 50 + "1" + "]" * 50)
+    assert read_parsed(tmp_path / "file", json.loads)
+
+
+def test_numbers_in_names_may_be_of_any_length():
+    longest, longer = f"case_1{'0' * 5000}", f"case_{'9' * 5000}"
+    assert sorted([longest, "case_10", longer, "case_2"], key=natural_key) == ["case_2", "case_10", longer, longest]
+    assert natural_key("a007") == natural_key("a7")
+
+
+def test_a_list_of_more_than_ten_is_cut_and_counted():
+    assert listed(range(10)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert listed(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
