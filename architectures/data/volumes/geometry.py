@@ -33,6 +33,7 @@ class Geometry:
         axes: the native axis that is shown as slices, rows and columns.
         flips: whether slices, rows and columns run against their native axis.
         header: the geometry fields of the file's header, and nothing else of it.
+        dimensions: as many as the file has: 2 of an image that is one slice of no thickness, else 3.
     """
 
     shape: tuple[int, int, int]
@@ -40,6 +41,7 @@ class Geometry:
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     header: Any = field(repr=False)
+    dimensions: int = 3
 
     def to_display(self, native: np.ndarray) -> np.ndarray:
         """Return the view (D, H, W) of an array in native axis order."""

@@ -7,7 +7,8 @@ through) and never beyond the size that the header promises.
 Inside, a volume is a (D, H, W) array: the slice axis first (the axis with the coarsest spacing), then rows and columns
 as a radiologist sees them (axial: row 0 anterior, column 0 the patient's right). Only axes are swapped and flipped,
 nothing is resampled, so that writing restores the native grid exactly: affine, codes, units and ``pixdim`` come out
-as they came in. Free text of the header (descriptions, names) is not carried over.
+as they came in, or mended where other programs could not read them, and a 2-D image stays one. Free text of the header
+(descriptions, names) is not carried over.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from trifuse.kernels.errors import DataError
 from .files import NIFTI_SUFFIXES, NonFinite
 from .geometry import Geometry, axis_lengths, display_axes
 from .gzip_stream import gunzip
-from .nifti_header import GEOMETRY_FIELDS, geometry_notes, layout, mm_per_unit, promised_bytes, scaling
+from .nifti_header import GEOMETRY_FIELDS, geometry_notes, layout, mended, mm_per_unit, promised_bytes, scaling
 from .volume import Note, Volume, match_grids
 from .voxel_values import rounded_labels, smallest_label_type, three_dimensional, without_nonfinite
 
@@ -215,6 +216,7 @@ def _parse_header(path: Path, block: bytes | bytearray) -> Any:
 
 def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Geometry, tuple[Note, ...]]:
     """Read where the volume lies, and choose how to show it."""
+    header, mends = mended(header)
     pixdim = np.array(header["pixdim"][1:4], np.float64)
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
         raise DataError(path, "pixdim", got=pixdim.tolist(), want="three positive numbers")
@@ -228,9 +230,10 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Geometry
     kept = type(header)()
     for key in GEOMETRY_FIELDS:
         kept[key] = header[key]
-    geometry = Geometry((shape[0], shape[1], shape[2]), affine, axes, flips, kept)
+    dimensions = min(int(header["dim"][0]), 3)
+    geometry = Geometry((shape[0], shape[1], shape[2]), affine, axes, flips, kept, dimensions)
     qform = _qform(header) if header["sform_code"] > 0 and header["qform_code"] > 0 else None
-    return geometry, geometry_notes(header, name, affine, lengths, shape, qform)
+    return geometry, mends + geometry_notes(header, name, affine, lengths, shape, qform)
 
 
 def _qform(header: Any) -> np.ndarray:
@@ -257,7 +260,7 @@ def _write(path: Path, shown: np.ndarray, geometry: Geometry) -> None:
         raise DataError(path, "name", got=path.name, want=f"a name that ends in {' or '.join(NIFTI_SUFFIXES)}")
     native = geometry.to_native(shown)
     header = type(geometry.header)()
-    header.set_data_shape(native.shape)
+    header.set_data_shape(native.shape[: geometry.dimensions])
     header.set_data_dtype(native.dtype)
     for key in GEOMETRY_FIELDS:
         header[key] = geometry.header[key]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from trifuse.kernels.errors import DataError
 
@@ -22,6 +23,9 @@ GEOMETRY_FIELDS = (
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
 """The fields that say where the voxels lie. They are kept as they are, and nothing else of a header is."""
+
+_ROUNDING = 1e-5
+"""A quaternion in float32 whose square is longer than 1 by no more than this was rounded, not damaged."""
 
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
 _PLAUSIBLE_SPACING_MM = (0.01, 100.0)
@@ -78,6 +82,53 @@ def scaling(path: Path, header: Any) -> tuple[float, float]:
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise DataError(path, "scl_slope and scl_inter", got=f"{slope} and {intercept}", want="finite numbers")
     return slope, intercept
+
+
+def mended(header: Any) -> tuple[Any, tuple[Note, ...]]:
+    """Return a copy of a header in which what other programs leave behind is put right, and a note of each mend.
+
+    Only what has one meaning is mended: an sform without a number beside a qform is none; a quaternion that rounding
+    made longer than 1 is scaled; an edge without length beside an sform has that of the sform, and the axis that a
+    two-dimensional image lacks has length 1.
+    """
+    header, notes = header.copy(), []
+    if header["sform_code"] > 0 and header["qform_code"] > 0 and not _sform_axes(header).any():
+        header["sform_code"] = 0
+        notes.append(Note("sform", "set, but without a number: the qform counts"))
+    if header["qform_code"] > 0 and _mend_quaternion(header):
+        notes.append(Note("qform", "the quaternion is longer than 1 by rounding: scaled to 1"))
+    if header["dim"][0] == 2 and header["sform_code"] > 0 and not _sform_axes(header)[:, 2].any():
+        across = np.cross(*_sform_axes(header)[:, :2].T)
+        for name, length in zip(("srow_x", "srow_y", "srow_z"), across / (np.linalg.norm(across) or 1), strict=True):
+            header[name][2] = length
+        notes.append(Note("sform", "the axis that a 2-D image lacks has no length: 1 taken"))
+    sides = np.linalg.norm(_sform_axes(header), axis=0) if header["sform_code"] > 0 else np.zeros(3)
+    if header["dim"][0] == 2 and not sides[2]:
+        sides[2] = 1
+    empty = (header["pixdim"][1:4] == 0) & (sides > 0)
+    if empty.any():
+        header["pixdim"][1:4][empty] = sides[empty]
+        counts = "the sform counts" if header["sform_code"] > 0 else "1 taken for the axis that a 2-D image lacks"
+        notes.append(Note("pixdim", f"an edge without length: {counts}"))
+    return header, tuple(notes)
+
+
+def _sform_axes(header: Any) -> np.ndarray:
+    return np.array([header[name][:3] for name in ("srow_x", "srow_y", "srow_z")], np.float64)
+
+
+def _mend_quaternion(header: Any) -> bool:
+    """Scale a quaternion that nibabel refuses to length 1 if it is too long by rounding alone; tell whether it was."""
+    try:
+        header.get_qform_quaternion()
+    except (ValueError, HeaderDataError):
+        names = ("quatern_b", "quatern_c", "quatern_d")
+        length = math.sqrt(sum(float(header[name]) ** 2 for name in names))
+        if 1 < length**2 < 1 + _ROUNDING:
+            for name in names:
+                header[name] = header[name] / length
+            return True
+    return False
 
 
 def mm_per_unit(header: Any) -> float:

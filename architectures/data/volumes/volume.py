@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ def match_grids(path: Path, geometry: Geometry, like: Volume) -> tuple[Geometry,
         geometry.shape == image.shape
         and grid_distance_vox(image.affine, geometry.affine, image.shape) <= GRID_LIMIT_VOX
     ):
-        geometry = Geometry(geometry.shape, geometry.affine, image.axes, image.flips, geometry.header)
+        geometry = replace(geometry, axes=image.axes, flips=image.flips)
     if geometry.display_shape != image.display_shape:
         raise DataError(
             path,
