@@ -104,9 +104,10 @@ def _tables(arguments: argparse.Namespace) -> dict[str, Path]:
 
 def _require_predictions(folder: Path, cases: Sequence[str]) -> None:
     """Refuse a folder without a single prediction: it is another one that was meant."""
+    from trifuse.architectures.evaluation.scoring import prediction_path
     from trifuse.kernels import DataError
 
-    if not any((folder / f"{case}.nii.gz").exists() for case in cases):
+    if not any(prediction_path(folder, case).exists() for case in cases):
         within = sorted({str(path.parent) for path in folder.glob("predictions/*/*.nii.gz")})
         hint = f"those of this run lie in {' and '.join(within)}" if within else ""
         want = f"<case>.nii.gz for at least one of {count(len(cases), 'case')}, such as {cases[0]}.nii.gz"

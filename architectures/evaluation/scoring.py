@@ -14,6 +14,7 @@ from trifuse.architectures.data.layouts.cohort import Case, Cohort
 from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labels
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
+from trifuse.architectures.storage.file_names import as_stored, composed
 from trifuse.architectures.storage.text import listed
 from trifuse.kernels import DataError
 
@@ -159,7 +160,7 @@ def find_cases(cohort: Cohort, case_ids: Sequence[str]) -> list[Case]:
 
 def prediction_path(folder: Path, case_id: str) -> Path:
     """Return where the prediction of a case lies."""
-    return Path(folder) / f"{case_id}.nii.gz"
+    return as_stored(Path(folder), f"{case_id}.nii.gz")
 
 
 def _units(p: NDArray, t: NDArray, scored: Sequence[int] | NDArray, aggregation: str) -> Iterator[tuple]:
@@ -246,5 +247,5 @@ def _score_or_fail(
 
 def _extra_predictions(pred_dir: Path, cohort: Cohort) -> list[str]:
     known = {case.case_id for case in cohort.cases}
-    stems = (path.name.removesuffix(".nii.gz") for path in Path(pred_dir).glob("*.nii.gz"))
+    stems = (composed(path.name.removesuffix(".nii.gz")) for path in Path(pred_dir).glob("*.nii.gz"))
     return sorted(stem for stem in stems if stem not in known and not stem.startswith("."))

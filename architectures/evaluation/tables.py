@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from trifuse.architectures.storage.atomic_files import write_text
+from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.text import read_table
 from trifuse.kernels import DataError
 
@@ -116,4 +117,12 @@ def _parse(path: Path, line_number: int, line: dict[str, str], conventions: Conv
         raise DataError(
             path, f"line {line_number}", got=error, want="numbers with a decimal dot", hint="write it again"
         ) from None
-    return Row(line["case_id"], line["patient"], line["class_name"], index, line["status"], scores, conventions)
+    return Row(
+        composed(line["case_id"]),
+        composed(line["patient"]),
+        line["class_name"],
+        index,
+        line["status"],
+        scores,
+        conventions,
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
 
@@ -17,7 +17,8 @@ from trifuse.architectures.data.layouts.split import hold_out, read_split, split
 from trifuse.architectures.data.samples.augmentation_recipe import AugmentationKind, AugmentationRecipe
 from trifuse.architectures.data.samples.preprocessing import Preprocessing, Slices
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
-from trifuse.architectures.storage.text import read_parsed
+from trifuse.architectures.storage.file_names import composed
+from trifuse.architectures.storage.text import listed, read_parsed
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 from trifuse.kernels.choices import check_choice, nearest
 
@@ -118,10 +119,14 @@ def matching_cases(cohort: Cohort, names: Sequence[str], patterns: Sequence[str]
     Raises:
         DataError: a pattern matches none.
     """
-    for pattern in patterns:
-        if not any(fnmatch(name, pattern) for name in names):
-            raise DataError(cohort.root, "cases", got=f"0 cases that match {pattern!r}", want=f"some of {list(names)}")
-    return tuple(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+    known, chosen = dict.fromkeys(names), set()
+    for pattern in map(composed, patterns):
+        matching = [pattern] if pattern in known else fnmatch.filter(names, pattern)  # a name may have brackets
+        if not matching:
+            want = f"some of {listed(map(repr, names))}"
+            raise DataError(cohort.root, "cases", got=f"0 cases that match {pattern!r}", want=want)
+        chosen.update(matching)
+    return tuple(name for name in names if name in chosen)
 
 
 class RecipeError(TrifuseError):

@@ -1,13 +1,28 @@
 """Names that files give to other files: they come from anywhere, and must not lead anywhere.
 
-Every name of a file or of a case that is read from a table, a list or a description goes through one of these.
+Every name of a file or of a case that is read from a table, a list or a description goes through one of these. The same
+name may be stored in two ways: an accented letter as one sign, as keyboards write it (NFC), or as letter and accent, as
+macOS unpacks it (NFD). Cases go by the composed form; files are found in either.
 """
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 _LONGEST_NAME = 240  # in bytes: most file systems take 255, the ending included
+
+
+def composed(name: str) -> str:
+    """Return a name with every accented letter as one sign (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def as_stored(folder: Path, name: str) -> Path:
+    """Return the path of a file that is called so in either form of its accents; as it is named if there is none."""
+    forms = [] if name.isascii() else [name, composed(name), unicodedata.normalize("NFD", name)]
+    return next((folder / form for form in forms if os.path.exists(folder / form)), folder / name)
 
 
 def path_below(root: Path, name: str) -> Path | None:
@@ -18,7 +33,7 @@ def path_below(root: Path, name: str) -> Path | None:
     path = PurePosixPath(PureWindowsPath(name).as_posix())
     if not path.parts or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
         return None
-    return root / path
+    return as_stored(root, str(path))
 
 
 def can_name_files(name: str) -> bool:

@@ -19,6 +19,7 @@ from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.runs.recipes import RecipeError
+from trifuse.architectures.storage.file_names import as_stored, composed
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS, ARTERY_SEGMENTS
 from trifuse.architectures.storage.text import count, listed, read_table
@@ -159,7 +160,7 @@ def case_side_inputs(
 def _segments(case: Case, prior: PriorRecipe, folder: Path | None, notes: list[str]) -> NDArray[np.uint8]:
     """Divide a case's wall into the segments: none, and a note, where a first pass found no wall to divide."""
     image = load_image(case)
-    path = case.label if folder is None else folder / f"{case.case_id}.nii.gz"
+    path = case.label if folder is None else as_stored(folder, f"{case.case_id}.nii.gz")
     if path is None:
         raise DataError(case.case_id, "prior", got="no label map", want="one, or prior.labels with one for the case")
     labels = read_labels(path, like=image).voxels
@@ -180,7 +181,7 @@ def read_arteries(table: Path) -> dict[str, str]:
         DataError: it cannot be read, lacks a column, or names another artery than LAD, RCA or LCX.
     """
     try:
-        found = {line["case_id"]: line["artery"] for line in read_table(table)[1]}
+        found = {composed(line["case_id"]): line["artery"] for line in read_table(table)[1]}
     except (OSError, ValueError, KeyError) as error:
         want = "a CSV file with the columns case_id and artery"
         raise DataError(table, "arteries", got=getattr(error, "strerror", None) or error, want=want) from error

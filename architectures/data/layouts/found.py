@@ -91,6 +91,18 @@ def parse_targets(targets: Sequence[str]) -> dict[str, list[int]] | None:
     return parsed or None
 
 
+def by_name(files: Iterable[tuple[str, Path]], problems: list[DataError]) -> dict[str, Path]:
+    """Return files by their names; a name that two of them have, their suffixes or accents apart, is a problem."""
+    named: dict[str, Path] = {}
+    for name, path in files:
+        first = named.setdefault(name, path)
+        if first is not path:
+            hint = "they differ in suffix or in how accents are stored (NFC, NFD): remove one"
+            got = f"{first.name} and {path.name}"
+            problems.append(DataError(path.parent, f"name {name!r}", got=got, want="one file", hint=hint))
+    return named
+
+
 def grouped_slices(
     slices: Iterable[tuple[str, int, Path]], problems: list[DataError], notes: list[str]
 ) -> dict[str, tuple[Path, ...]]:

@@ -11,17 +11,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from trifuse.architectures.data.volumes.files import nifti_named
+
 from .cohort import Case
 from .found import Classes, Found
 from .layout import Layout
 
-_IMAGE, _LABEL = "enhanced.nii.gz", "atriumSegImgMO.nii.gz"
+_IMAGE, _LABEL = "enhanced", "atriumSegImgMO"
 _FOLDER = re.compile(r"train_(\d+)")
 
 
 def scan_lascarqs(root: Path) -> Found:
     """Find the patients' folders."""
-    return Found([Case(path.name, path.name, path / _IMAGE, path / _LABEL) for path in _patient_folders(root)])
+    return Found(
+        [
+            Case(path.name, path.name, nifti_named(path, _IMAGE), nifti_named(path, _LABEL))
+            for path in _patient_folders(root)
+        ]
+    )
 
 
 def _patient_folders(root: Path) -> list[Path]:
@@ -32,10 +39,10 @@ def _patient_folders(root: Path) -> list[Path]:
 LAYOUT = Layout(
     name="lascarqs",
     summary="LAScarQS 2022, task 1: LGE volumes of the left atrium",
-    signs=f"train_data/train_<n>/{_IMAGE}",
+    signs=f"train_data/train_<n>/{_IMAGE}.nii.gz",
     detect=lambda root: bool(_patient_folders(root)),
     scan=lambda root, values: scan_lascarqs(root),
-    lacking=f"train_data/train_<n>/{_IMAGE}",
+    lacking=f"train_data/train_<n>/{_IMAGE}.nii.gz",
     classes=lambda root, values: Classes(("background", "left atrium"), None, False),
     takes_targets=False,
 )

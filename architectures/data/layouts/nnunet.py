@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from trifuse.architectures.data.volumes.files import IMAGE_SUFFIXES
+from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.text import count, listed, natural_key
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Cohort, Split
-from .found import Classes, Found
+from .found import Classes, Found, by_name
 from .layout import Export, Layout, Option
 from .nnunet_json import DESCRIPTION_FILE, Description, read_description
 
@@ -81,13 +83,13 @@ def _files(root: Path, described: Description, folder: str) -> dict[str, _Files]
     """Pair the files of an image folder with those of its labels, by their names."""
     labels_folder = root / folder.replace("images", "labels")
     images: dict[str, dict[int, Path]] = {}
-    for name, path in _names(root / folder, described):
+    for name, path in by_name(_names(root / folder, described), described.problems).items():
         if match := _IMAGE_NAME.fullmatch(name):
             images.setdefault(match.group(1), {})[int(match.group(2))] = path
         else:
             want = f"<case>_0000{described.file_ending}"
             described.problems.append(DataError(path, "file name", got=path.name, want=want))
-    labels = dict(_names(labels_folder, described))
+    labels = by_name(_names(labels_folder, described), described.problems)
     for name in sorted(set(labels) - set(images), key=natural_key):
         want = f"{folder}/{name}_0000{described.file_ending}"
         described.problems.append(DataError(labels[name], "label", got="no image of that name", want=want))
@@ -96,23 +98,33 @@ def _files(root: Path, described: Description, folder: str) -> dict[str, _Files]
         described.notes += [f"{folder}: no labels for {listed(left)}: not part of the cohort"] if left else []
         images = {name: files for name, files in images.items() if name in labels}
     ending = described.file_ending
-    return {name: _Files(files, labels_folder / f"{name}{ending}") for name, files in images.items()}
+    return {name: _Files(files, labels.get(name, labels_folder / f"{name}{ending}")) for name, files in images.items()}
 
 
 def _names(folder: Path, described: Description) -> list[tuple[str, Path]]:
-    """List the files of a folder with the right ending; the others are faults, unless they are hidden."""
+    """List the files of a folder with the right ending.
+
+    Images of another ending are faults; what no ending of an image tells, such as sidecars and what systems leave
+    behind, is left out with a note, and hidden files without one.
+    """
     if not folder.is_dir():
         described.problems.append(DataError(folder, "folder", got="nothing there", want="a folder of files"))
         return []
-    named = []
+    named, strangers = [], []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):  # what macOS leaves beside files has their endings, too
             continue
         if path.name.endswith(described.file_ending):
-            named.append((path.name.removesuffix(described.file_ending), path))
+            named.append((composed(path.name.removesuffix(described.file_ending)), path))
+        elif not path.name.lower().endswith(IMAGE_SUFFIXES):
+            strangers.append(path.name)
         else:
             want = f"{described.file_ending}, by {DESCRIPTION_FILE}"
             described.problems.append(DataError(path, "file ending", got=path.name, want=want))
+    if strangers:
+        described.notes.append(
+            f"{folder.name}: {count(len(strangers), 'file')} left out that no image is: {listed(strangers)}"
+        )
     return named
 
 

@@ -7,20 +7,19 @@ there.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, nifti_files
-from trifuse.architectures.storage.file_names import can_name_files
-from trifuse.architectures.storage.text import listed, natural_key
+from trifuse.architectures.storage.file_names import can_name_files, composed
+from trifuse.architectures.storage.text import count, listed, natural_key
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
 from . import LAYOUTS
-from .cohort import Case, Cohort, missing_files
+from .cohort import Case, Cohort, Split, missing_files
 from .cohort_options import AUTO, COHORT_OPTIONS
 from .found import Classes, Found, Targets, chosen_classes, parse_targets
 from .layout import Layout
@@ -164,7 +163,13 @@ def _find(root: Path, layout: Layout, values: Mapping[str, Any]) -> Found:
     if not found.cases:
         nothing = DataError(root, "cases", got="0 cases", want=layout.lacking)
         raise DataError.merge([*found.problems, nothing])
-    return replace(found, cases=sorted(found.cases, key=lambda case: natural_key(case.case_id)))
+    names = [{each.case_id, *(file.name for file in each.files)} for each in found.cases]
+    cases = [replace(each, case_id=composed(each.case_id), patient=composed(each.patient)) for each in found.cases]
+    notes = found.notes
+    if apart := sum(any(name != composed(name) for name in of_case) for of_case in names):
+        notes += (f"{count(apart, 'case')} with accents stored apart from their letters (NFD): taken as typed (NFC)",)
+    split = found.split and Split(*(tuple(map(composed, ids)) for ids in astuple(found.split)))
+    return replace(found, cases=sorted(cases, key=lambda case: natural_key(case.case_id)), split=split, notes=notes)
 
 
 def _classes(root: Path, layout: Layout, found: Found, targets: Targets | None, values: Mapping[str, Any]) -> Classes:
@@ -209,10 +214,13 @@ def _unusable_names(root: Path, cases: Sequence[Case]) -> list[DataError]:
     ]
     groups: dict[str, list[str]] = {}
     for case in cases:
-        groups.setdefault(unicodedata.normalize("NFC", case.case_id).casefold(), []).append(case.case_id)
+        groups.setdefault(composed(case.case_id).casefold(), []).append(case.case_id)
     return strange + [
         DataError(
-            root, "case names", got=" and ".join(names), want="names that differ by more than upper or lower case"
+            root,
+            "case names",
+            got=" and ".join(names),
+            want="names that differ by more than case, or by how accents are stored",
         )
         for names in groups.values()
         if len(names) > 1

@@ -13,7 +13,7 @@ from trifuse.architectures.storage.text import natural_key
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case
-from .found import Found
+from .found import Found, by_name
 from .layout import Layout
 
 _FIRST_CHANNEL = "_0000"
@@ -22,14 +22,15 @@ _FIRST_CHANNEL = "_0000"
 def scan_plain(root: Path) -> Found:
     """Pair images and labels by their names; labels without an image are a problem."""
     images, labels = root / "images", root / "labels"
-    label_files = dict(nifti_files(labels)) if labels.is_dir() else {}
+    problems: list[DataError] = []
+    label_files = by_name(nifti_files(labels) if labels.is_dir() else (), problems)
     cases = []
-    for name, path in nifti_files(images) if images.is_dir() else ():
+    for name, path in by_name(nifti_files(images) if images.is_dir() else (), problems).items():
         case_id = name if name in label_files else name.removesuffix(_FIRST_CHANNEL)
         label = label_files.get(case_id, labels / f"{case_id}.nii.gz") if labels.is_dir() else None
         cases.append(Case(case_id, case_id, path, label))
     strangers = sorted(set(label_files) - {case.case_id for case in cases}, key=natural_key) if cases else []
-    problems = [
+    problems += [
         DataError(label_files[name], "label", got="no image of that name", want=f"images/{name}.nii.gz")
         for name in strangers
     ]

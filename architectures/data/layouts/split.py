@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from trifuse.architectures.storage.atomic_files import sha256_of, write_json
+from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.text import natural_key, read_parsed
 from trifuse.kernels.errors import DataError
 
@@ -131,7 +132,7 @@ def read_split(path: Path, cohort: Cohort) -> Split:
     for part, ids in value.items():
         if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
             raise DataError(path, part, got=ids, want="a list of case ids")
-    return verify_split(cohort, Split(**{part: tuple(ids) for part, ids in value.items()}))
+    return verify_split(cohort, Split(**{part: tuple(map(composed, ids)) for part, ids in value.items()}))
 
 
 def _whole(fraction: float, count: int) -> int:

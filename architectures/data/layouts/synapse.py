@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from trifuse.architectures.data.volumes.files import Arrays
+from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.text import listed, natural_key, read_text
 from trifuse.kernels.errors import DataError
 
@@ -102,14 +103,14 @@ def _from_btcv(merit: dict[int, int]) -> dict[int, int]:
 def _chosen(folder: Path, suffix: str, chosen: Path, problems: list[DataError]) -> dict[str, Path]:
     """Return the files of a folder by name: those of the list if there is one, else all."""
     found = {
-        path.name.removesuffix(suffix): path
+        composed(path.name.removesuffix(suffix)): path
         for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
         if path.name.endswith(suffix) and not path.name.startswith(".")
     }
     if not chosen.is_file():
         return found
     try:
-        names = [line.strip() for line in read_text(chosen).splitlines() if line.strip()]
+        names = [composed(line.strip()) for line in read_text(chosen).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(chosen, "file", got=error, want="a list of names, one in each line") from error
     want = f"a file {folder.name}/<name>{suffix}"

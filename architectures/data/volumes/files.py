@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trifuse.architectures.storage.file_names import as_stored, composed
+
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+IMAGE_SUFFIXES = (
+    *(*NIFTI_SUFFIXES, ".gz", ".hdr", ".img", ".mha", ".mhd", ".mgz", ".nrrd", ".nhdr", ".dcm", ".npy", ".npz", ".h5"),
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"),
+)
+"""Endings of files that may be images, be they read or not; what has another lies beside images: sidecars, lists."""
 
 NonFinite = Literal["error", "zero", "median"]
 """What to do with NaN and infinite voxels: refuse the file, or put zero or the median of the others in their place."""
@@ -31,8 +38,19 @@ class Arrays:
 
 
 def nifti_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name without suffix and path of the NIfTI files of a folder, sorted; hidden files are left out."""
+    """Yield name without suffix, accents composed, and path of a folder's NIfTI files, sorted, without hidden ones."""
     for path in sorted(folder.iterdir()):
         suffix = next((suffix for suffix in NIFTI_SUFFIXES if path.name.lower().endswith(suffix)), None)
         if suffix and not path.name.startswith("."):
-            yield path.name[: -len(suffix)], path
+            yield composed(path.name[: -len(suffix)]), path
+
+
+def nifti_named(folder: Path, name: str) -> Path:
+    """Return the path of the NIfTI file of that name, whichever its suffix; compressed where there is none.
+
+    It may be alone in a folder of that name, as some programs unpack a compressed file.
+    """
+    paths = [as_stored(folder, f"{name}{suffix}") for suffix in NIFTI_SUFFIXES]
+    unpacked = [file for path in paths if path.is_dir() for _, file in nifti_files(path)]
+    found = [path for path in paths if path.is_file()] or (unpacked if len(unpacked) == 1 else paths)
+    return found[0]

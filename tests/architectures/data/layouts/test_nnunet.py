@@ -273,12 +273,12 @@ def test_everything_that_is_wrong_with_the_files(root):
     (labels / "a.nii.gz").unlink()
     put_label(labels / "stranger.nii.gz")
     (images / "b_0000.nii").write_bytes(b"")
-    (labels / "notes.txt").write_text("")
+    (labels / "notes.mha").write_text("")
     (images / "c_000.nii.gz").write_bytes(b"")
     put_image(images / "b_0001.nii.gz", 5)
     words = ["labelsTr/a.nii.gz: label of case a: expected a file, got nothing there"]
     words += ["stranger.nii.gz: label: expected imagesTr/stranger_0000.nii.gz, got no image of that name"]
-    words += ["b_0000.nii: file ending: expected .nii.gz, by dataset.json", "notes.txt: file ending"]
+    words += ["b_0000.nii: file ending: expected .nii.gz, by dataset.json", "notes.mha: file ending"]
     words += [
         "c_000.nii.gz: file name: expected <case>_0000.nii.gz",
         "channels of case b: expected 0000, got 0000, 0001",

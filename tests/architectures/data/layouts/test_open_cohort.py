@@ -89,13 +89,13 @@ def test_d27_names(tmp_path, put_case):
     assert [case.case_id for case in open_cohort(tmp_path).cases] == ["Fall 1", "Müller.x", "漢字"]
     put_case("fall 1")
     put_case("Mu\u0308ller.x")
-    refused(tmp_path, "2 problems", "Fall 1 and fall 1", "case names")
+    refused(tmp_path, "3 problems", "Fall 1 and fall 1", "images: name 'Müller.x'", "labels: name 'Müller.x'")
 
 
 def test_d27_duplicates(tmp_path, put_case):
     put_case("a")
     put_case("a", suffix=".nii")
-    refused(tmp_path, "a and a")
+    refused(tmp_path, "images: name 'a'", "labels: name 'a'", "a.nii and a.nii.gz")
 
 
 # ----------------------------------------------------------------------------------- images to segment
