@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from trifuse.kernels.errors import DataError
 
@@ -121,7 +120,7 @@ def _mend_quaternion(header: Any) -> bool:
     """Scale a quaternion that nibabel refuses to length 1 if it is too long by rounding alone; tell whether it was."""
     try:
         header.get_qform_quaternion()
-    except (ValueError, HeaderDataError):
+    except ValueError:
         names = ("quatern_b", "quatern_c", "quatern_d")
         length = math.sqrt(sum(float(header[name]) ** 2 for name in names))
         if 1 < length**2 < 1 + _ROUNDING:
