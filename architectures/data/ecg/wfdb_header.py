@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from trifuse.architectures.storage.text import read_text
 from trifuse.kernels.errors import DataError
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -52,7 +53,7 @@ def read_header(path: Path) -> WfdbHeader:
         DataError: a field is not what stands in its place, the record has several segments, or its lines are not as
             many as its signals; all problems of the header at once.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_text(path, errors="replace")
     lines = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines or len(lines[0]) < 2 or not lines[0][1].isdecimal():
         raise DataError(path, "first line", got=" ".join(lines[0]) if lines else "nothing", want="name and signals")
