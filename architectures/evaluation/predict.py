@@ -26,7 +26,7 @@ from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
-from trifuse.architectures.storage.text import read_parsed
+from trifuse.architectures.storage.text import count, listed, read_parsed
 from trifuse.kernels import CheckpointError, DataError, NumericError, upsample_argmax
 
 from .inference import evaluating, refuse_non_finite
@@ -34,7 +34,7 @@ from .scoring import find_cases, prediction_path
 from .sliding_window import sliding_window_inference
 
 MANIFEST = "predictions.json"
-_EXTRAS = "extras_sha256"  # of each case, in the manifest
+_EXTRAS, _IMAGES = "extras_sha256", "images_sha256"  # of each case, in the manifest
 
 
 def predict_volume(
@@ -111,8 +111,9 @@ def predict_cases(
 ) -> list[Path]:
     """Predict cases of a cohort into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
 
-    A case that is already there is not done again, so a run that was stopped or met a broken file goes on where it
-    was. A broken case does not stop the others: it is reported at the end.
+    A label map that is there already, and was made of the same image, is kept, so a run that was stopped or met a
+    broken file goes on where it was; one of another image is made anew. A note on stderr says which are which. A
+    broken case does not stop the others: it is reported at the end.
 
     Args:
         model, batch_size, device: see `predict_volume`.
@@ -138,16 +139,17 @@ def predict_cases(
         case.case_id: None if side_inputs is None else side_inputs_of(side_inputs, case.case_id) for case in cases
     }
     made_by = _MadeBy(digest_of_tensors(model.state_dict()), preprocessing)
-    _open_predictions(out, made_by, {name: None if one is None else one.digest() for name, one in brought.items()})
+    folder = _Folder(out, made_by, {case.case_id: _image_of(case, preprocessing) for case in cases})
+    folder.open({name: None if one is None else one.digest() for name, one in brought.items()})
     problems = []
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
-        path = prediction_path(out, case.case_id)
-        if path.exists():
+        if case.case_id in folder.kept:
             continue
         try:
             volume = load_image(case, nonfinite=preprocessing.nonfinite)
             labels = predict_labels(model, volume, preprocessing, brought[case.case_id], batch_size, device)
-            write_labels(path, labels, like=volume)
+            write_labels(prediction_path(out, case.case_id), labels, like=volume)
+            folder.add(case.case_id)
         except (DataError, NumericError) as error:
             problems.append(DataError(case.case_id, "not predicted", got=error))
     if problems:
@@ -205,31 +207,91 @@ class _MadeBy:
         return values
 
 
-def _open_predictions(out: Path, made_by: _MadeBy, side_inputs: Mapping[str, str | None]) -> None:
-    """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left.
+def _image_of(case: Case, preprocessing: Preprocessing) -> str:
+    """Name what a case's label map is made of: the digest of its image, and what became of voxels without a number.
 
-    Of the side inputs, those of every case that is there already must be the same.
+    Of an image whose voxels are all numbers that says nothing, and such it is where others are refused.
     """
-    if out.exists() and not out.is_dir():
-        raise DataError(out, "output folder", got="a file", want="a folder, new or of the same model's predictions")
-    out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
-    manifest = out / MANIFEST
-    before: dict[str, str] = {}
-    made = made_by.to_json()
-    if manifest.exists():
-        found, before = _read_manifest(manifest)
-        if differences := {name: (old, new) for name, old, new in _differences(found, made)}:
-            got, want = ({name: pair[which] for name, pair in differences.items()} for which in (0, 1))
-            raise DataError(manifest, "made by", got=got, want=want, hint="choose another output folder")
+    try:
+        digest = case.image_digest()
+    except OSError:
+        return ""  # reading it will say why
+    return digest if preprocessing.nonfinite == "error" else f"{digest} {preprocessing.nonfinite}"
+
+
+class _Folder:
+    """A folder of label maps, and the manifest that says what each was made of.
+
+    Args:
+        out: the folder.
+        made_by: the network that is to make them.
+        images: what each case is made of now, see `_image_of`.
+
+    Attributes:
+        kept: the cases whose label maps are there, of the same images.
+        outdated: those whose label maps are there, but of other images, or of images that are not recorded.
+    """
+
+    def __init__(self, out: Path, made_by: _MadeBy, images: Mapping[str, str]) -> None:
+        self._out, self._manifest, self._made, self._images = out, out / MANIFEST, made_by.to_json(), images
+        self.kept: set[str] = set()
+        self.outdated: list[str] = []
+
+    def open(self, side_inputs: Mapping[str, str | None]) -> None:
+        """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left.
+
+        Of the side inputs, those of every case that is kept must be the same.
+        """
+        out, manifest = self._out, self._manifest
+        if out.exists() and not out.is_dir():
+            raise DataError(out, "output folder", got="a file", want="a folder, new or of the same model's predictions")
+        out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
+        before: dict[str, str] = {}
+        self._recorded: dict[str, str] = {}
+        if manifest.exists():
+            found, before, self._recorded = _read_manifest(manifest)
+            if differences := {name: (old, new) for name, old, new in _differences(found, self._made)}:
+                got, want = ({name: pair[which] for name, pair in differences.items()} for which in (0, 1))
+                raise DataError(manifest, "made by", got=got, want=want, hint="choose another output folder")
+        elif any(out.glob("*.nii.gz")):
+            raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
         there = [case_id for case_id in side_inputs if prediction_path(out, case_id).exists()]
-        if changed := [case_id for case_id in there if before.get(case_id) != side_inputs[case_id]]:
-            other = f"another prior or ECG of {', '.join(changed)}"
+        self.kept = {case_id for case_id in there if self._is_of_its_image(case_id)}
+        self.outdated = [case_id for case_id in there if case_id not in self.kept]
+        changed = [case_id for case_id in there if before.get(case_id) != side_inputs[case_id]]
+        if changed := [case_id for case_id in changed if case_id in self.kept]:
+            other = f"another prior or ECG of {listed(changed)}"
             raise DataError(manifest, "made by", got=other, want="the same ones", hint="choose another output folder")
-    elif any(out.glob("*.nii.gz")):
-        raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
-    after = {**before, **{case_id: digest for case_id, digest in side_inputs.items() if digest is not None}}
-    write_json(manifest, {**made, **({_EXTRAS: after} if after else {})})
+        self._extras = {**before, **{name: digest for name, digest in side_inputs.items() if digest is not None}}
+        for case_id in self._images.keys() - self.kept:
+            self._recorded[case_id] = self._images[case_id]
+        for case_id in self.outdated:  # until it is made anew
+            del self._recorded[case_id]
+        self._write()
+        self._say()
+
+    def add(self, case_id: str) -> None:
+        """Record what a new label map is made of."""
+        if case_id in self.outdated:
+            self._recorded[case_id] = self._images[case_id]
+            self._write()
+
+    def _is_of_its_image(self, case_id: str) -> bool:
+        made_of, image = self._recorded.get(case_id), self._images[case_id]
+        return bool(image) and made_of in (image, image.partition(" ")[0])
+
+    def _write(self) -> None:
+        further = {_EXTRAS: self._extras, _IMAGES: self._recorded}
+        write_json(self._manifest, {**self._made, **{name: digests for name, digests in further.items() if digests}})
+
+    def _say(self) -> None:
+        said = [f"{count(len(self.kept), 'label map')} kept, of the same images"] if self.kept else []
+        if self.outdated:
+            of = "their images have changed, or nothing says which they were"
+            said.append(f"{count(len(self.outdated), 'label map')} made anew, because {of}: {listed(self.outdated)}")
+        if said:
+            print(f"note: {self._out}: {'; '.join(said)}", file=sys.stderr)
 
 
 def _differences(
@@ -244,11 +306,11 @@ def _differences(
             yield f"{section}{name}", other, value
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what a folder's predictions were made with, in names of today, and the digests of their side inputs."""
+def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Return what a folder's predictions were made with, in names of today, and digests of side inputs and images."""
     try:
         values = dict(read_parsed(path, json.loads))
-        digests = values.pop(_EXTRAS, {})
-        return config_from_json(_MadeBy, values, path).to_json(), digests
+        extras, images = (dict(values.pop(name, {})) for name in (_EXTRAS, _IMAGES))
+        return config_from_json(_MadeBy, values, path).to_json(), extras, images
     except (ValueError, TypeError, CheckpointError):
         raise DataError(path, "made by", got="a damaged file", want="what trifuse predict wrote") from None

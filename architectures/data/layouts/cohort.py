@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from trifuse.architectures.data.volumes.files import Arrays
+from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError
 
@@ -63,6 +65,15 @@ class Case:
         labels = () if self.label is None else (self.label,)
         ecg = () if self.clinical is None or self.clinical.ecg is None else (self.clinical.ecg,)
         return tuple(dict.fromkeys((*self.image_files, *self.other_channels, *labels, *ecg)))
+
+    def image_digest(self) -> str:
+        """Digest all files of the image; of one file it is the file's own. Single slices may well be of equal bytes.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        digests = [sha256_of(path) for path in self.image_files]
+        return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from trifuse.architectures.storage.atomic_files import sha256_of, write_json
+from trifuse.architectures.storage.atomic_files import write_json
 from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.text import natural_key, read_parsed
 from trifuse.kernels.errors import DataError
 
-from .cohort import Case, Cohort, Split
+from .cohort import Cohort, Split
 
 
 def split_patients(
@@ -140,19 +139,13 @@ def _whole(fraction: float, count: int) -> int:
     return max(int(fraction * count + 0.5), 1) if fraction > 0 else 0
 
 
-def _digest_image(case: Case) -> str:
-    """Digest all files of the image: single slices may well be equal, of nothing but air."""
-    digests = [sha256_of(path) for path in case.image_files]
-    return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
-
-
 def _leaks(cohort: Cohort, parts: dict[str, tuple[str, ...]]) -> list[DataError]:
     """Find patients, and image files with the same bytes, that stand in two parts."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     problems = []
     for part, ids in parts.items():
         for case in map(cohort.case, ids):
-            for key in (("patient", case.patient), ("image", _digest_image(case))):
+            for key in (("patient", case.patient), ("image", case.image_digest())):
                 first_part, first_id = seen.setdefault(key, (part, case.case_id))
                 if first_part != part:
                     got = f"{first_id} in {first_part} and {case.case_id} in {part}"

@@ -360,6 +360,9 @@ def test_predictions_with_another_prior_are_not_taken_for_the_same_ones(make_coh
     (out / "b.nii.gz").unlink()
     predict(["b"], other)
     assert not read_image(out / "b.nii.gz").voxels.any()
+    make_cohort("a", depth=5)  # another image, and the prior that is predicted from it
+    predict(["a"], {"a": SideInputs(np.zeros(read_image(cohort.cases[0].image).voxels.shape, np.uint8))})
+    assert not read_image(out / "a.nii.gz").voxels.any()
 
 
 def test_a_digest_sees_prior_and_constants():
