@@ -69,6 +69,15 @@ TRAINING = OptionGroup(
             "training.precision", "--precision", "of the forward pass (fp32)", {"choices": ("fp32", "bf16", "fp16")}
         ),
         RecipeOption("training.accumulate", "--accumulate", "micro-batches per step (1)", {"type": int}),
+        RecipeOption(
+            "training.init", "--init", "folder of a run, or of its network, whose weights to start from", {"type": Path}
+        ),
+        RecipeOption(
+            "training.reset_head",
+            "--reset-head",
+            "but draw those of the head anew, as for other classes",
+            {"action": "store_true", "default": None},
+        ),
         RecipeOption("training.seed", "--seed", "of the order of samples and of augmentation", {"type": int}),
         RecipeOption("training.workers", "--workers", "processes that load slices (0)", {"type": int}),
         RecipeOption("training.device", "--device", "auto, cpu, cuda or cuda:<index> (auto)"),

@@ -78,6 +78,11 @@ def run_of(folder: Path) -> Path | None:
     return None
 
 
+def network_folder(folder: Path) -> Path:
+    """Return where the network of a run lies, or the folder itself where that is no run's."""
+    return folder / BEST_FOLDER if run_of(folder) == folder else folder
+
+
 def run_section(run: Path, section: str, kind: type) -> Any:
     """Return a section of what a run's ``run.json`` says about it, such as its ``"data"``, as the dataclass it was.
 

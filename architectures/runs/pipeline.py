@@ -13,7 +13,7 @@ from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.kernels import DataError
 
 from .decisions import decision_parts
-from .folder import BEST_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, claim_run_folder
+from .folder import BEST_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, claim_run_folder, network_folder
 from .prepared_data import Part, PreparedData, open_split, prepare_data
 from .registry import experiment_of
 from .report import report_run
@@ -79,6 +79,8 @@ def train(
             data = prepare_data(recipe.data, out, side_inputs=brought)
             recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)
             model = network(recipe.network)
+            if recipe.training.init is not None:
+                model.start_from(network_folder(Path(recipe.training.init)), reset_head=recipe.training.reset_head)
         fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
     if not world.is_main:
         return None

@@ -17,7 +17,7 @@ from trifuse.architectures.storage.pretrained import read_description
 from trifuse.architectures.training.distributed import choose_device
 from trifuse.kernels import CheckpointError, DataError
 
-from .folder import BEST_FOLDER, run_of, run_section
+from .folder import network_folder, run_of, run_section
 from .recipes import DataRecipe, RecipeError
 from .registry import NETWORKS, experiment
 
@@ -31,8 +31,7 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     Raises:
         CheckpointError: the folder holds no network written by trifuse, or a damaged one.
     """
-    run = run_of(folder)
-    weights = folder / BEST_FOLDER if run == folder else folder
+    run, weights = run_of(folder), network_folder(folder)
     architecture = read_description(weights)["architecture"]
     if architecture not in NETWORKS:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(NETWORKS)}")

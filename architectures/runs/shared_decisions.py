@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
@@ -109,10 +110,18 @@ def cases_that_choose(recipe: Any, data: PreparedData | None) -> str:
     return "validation" if data is None or data.validated_on == "val" else "training: none validate"
 
 
+def where_it_starts(recipe: Any, data: PreparedData | None) -> str:
+    """Return which weights a run starts from."""
+    if recipe.training.init is None:
+        return "drawn"
+    return f"{Path(recipe.training.init).name}'s{', with another head' if recipe.training.reset_head else ''}"
+
+
 LOSS = ("lambda_dice", "lambda_ce")
 INTENSITY = tuple(f"data.preprocessing.{name}" for name in ("intensity", "window", "percentiles"))
 DEFAULT_STRENGTHS = "as by default"
 SPLIT = ("data.split", "data.val_cases", "data.test_cases", "data.val_from", "data.val_patients")
+START = ("training.init", "training.reset_head")
 SEEDS = ("training.seed", "network.init_seed", "data.split_seed")
 
 SILENT = (
@@ -127,6 +136,7 @@ SILENT = (
     Decision("Moving average of weights", NOT_SAID, "training.ema_decay", by=OURS),
     Decision("Micro-batches per step", NOT_SAID, "training.accumulate", by=OURS),
     Decision("Precision", NOT_SAID, "training.precision", by=OURS),
+    Decision("Starts from weights", NOT_SAID, START, by=OURS, answer=where_it_starts),
     Decision("Seeds", NOT_SAID, SEEDS, by=OURS),
     Decision("NaN and infinite voxels", NOT_SAID, "data.preprocessing.nonfinite", by=OURS),
 )

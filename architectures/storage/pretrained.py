@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +21,7 @@ from trifuse.kernels.errors import CheckpointError
 from .atomic_files import describe_content, sha256_of, write_json
 from .config_json import SCHEMA_VERSION, config_from_json, config_to_json, nearest_note
 from .safetensors_file import read_safetensors, write_safetensors
-from .text import read_parsed
+from .text import count, read_parsed
 
 __all__ = [
     "CONFIG_FILE",
@@ -50,16 +51,21 @@ def weights_generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
 
 
-def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, same_types: bool = False) -> None:
     """Load tensors into a module, only if every name, every shape and every value is in order.
+
+    Tensors are converted to the module's types and device. A `UserWarning` says which were stored in another type than
+    PyTorch's default; a module that was asked for in one of its own converts without a word.
 
     Args:
         module: is left unchanged when anything is wrong. One on the meta device takes the tensors as they are.
-        tensors: one tensor for each entry of ``module.state_dict()``; converted to the module's type and device.
+        tensors: one tensor for each entry of ``module.state_dict()``.
         path: where the tensors came from, for the message.
+        same_types: refuse tensors of other types than the module's.
 
     Raises:
-        CheckpointError: a table of all missing, unexpected, misshapen and non-finite tensors.
+        CheckpointError: a table of all missing, unexpected, misshapen and non-finite tensors, and of those refused for
+            their type.
     """
     wanted = module.state_dict()
     missing = [name for name in wanted if name not in tensors]
@@ -67,6 +73,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     common = [name for name in wanted if name in tensors]
     misshapen = [name for name in common if tensors[name].shape != wanted[name].shape]
     non_finite = [name for name in common if not bool(tensors[name].isfinite().all())]
+    retyped = [name for name in common if tensors[name].dtype != wanted[name].dtype]
     sections = [
         ("missing", (f"{name}{nearest_note(name, unexpected)}" for name in missing), len(missing)),
         ("unexpected", (f"{name}{nearest_note(name, missing)}" for name in unexpected), len(unexpected)),
@@ -76,18 +83,27 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
             len(misshapen),
         ),
         ("not finite (NaN or infinity)", iter(non_finite), len(non_finite)),
+        (
+            "of another type",
+            (f"{name}: expected {wanted[name].dtype}, got {tensors[name].dtype}" for name in retyped),
+            len(retyped) if same_types else 0,
+        ),
     ]
-    problems = "".join(_section(title, rows, count) for title, rows, count in sections if count)
+    problems = "".join(_section(title, rows, number) for title, rows, number in sections if number)
     if problems:
         raise CheckpointError(f"{path} does not fit {type(module).__name__}:{problems}")
+    if converted := [name for name in retyped if wanted[name].dtype == torch.get_default_dtype()]:
+        stored = ", ".join(sorted({str(tensors[name].dtype) for name in converted}))
+        text = f"{path}: {count(len(converted), 'tensor')} stored as {stored}, converted to {torch.get_default_dtype()}"
+        warnings.warn(text, UserWarning, stacklevel=2)
     assign = any(tensor.is_meta for tensor in wanted.values())
     module.load_state_dict({name: tensors[name].to(wanted[name].dtype) for name in wanted}, assign=assign)
 
 
-def _section(title: str, rows: Iterable[str], count: int) -> str:
+def _section(title: str, rows: Iterable[str], number: int) -> str:
     shown = "".join(f"\n    {row}" for _, row in zip(range(_ROWS_SHOWN), rows, strict=False))
-    rest = f"\n    and {count - _ROWS_SHOWN} more" if count > _ROWS_SHOWN else ""
-    return f"\n  {count} {title}:{shown}{rest}"
+    rest = f"\n    and {number - _ROWS_SHOWN} more" if number > _ROWS_SHOWN else ""
+    return f"\n  {number} {title}:{shown}{rest}"
 
 
 class Pretrained:
@@ -132,8 +148,12 @@ class Pretrained:
         return config_from_json(cls.config_type, values, Path(folder) / CONFIG_FILE)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> Self:
+    def from_pretrained(cls, folder: Path | str, *, same_types: bool = False) -> Self:
         """Load the network that `save_pretrained` wrote to ``folder``, in evaluation mode.
+
+        Args:
+            folder: with ``model.safetensors`` and ``config.json``.
+            same_types: refuse weights of another type, which are converted otherwise: see `load_strict`.
 
         Raises:
             CheckpointError: something is missing, damaged, from another architecture or from a newer trifuse.
@@ -145,8 +165,42 @@ class Pretrained:
         weights = _weights_file(folder, digest)
         with torch.device("meta"):  # no weight is drawn only to be loaded over
             network = typing.cast(Any, cls)(config)
-        load_strict(network, read_safetensors(weights, digest), weights)
+        load_strict(network, read_safetensors(weights, digest), weights, same_types=same_types)
         return network.to(torch.get_default_device()).eval()
+
+    def start_from(self, folder: Path | str, *, reset_head: bool = False) -> None:
+        """Take over the weights of another network of this architecture, which may have other classes.
+
+        Args:
+            folder: written by `save_pretrained`.
+            reset_head: leave those tensors as they are whose shapes follow the number of classes.
+
+        Raises:
+            CheckpointError: as for `from_pretrained`; or the weights do not fit this network, which stays as it was.
+        """
+        folder, module = Path(folder), typing.cast(nn.Module, self)
+        digest = recorded_digest(read_description(folder, self.architecture), folder)
+        path = _weights_file(folder, digest)
+        own, saved, head = module.state_dict(), read_safetensors(path, digest), self._head()
+        if reset_head:
+            saved = {name: tensor for name, tensor in saved.items() if name not in head}
+            saved |= {name: own[name] for name in head}
+        try:
+            load_strict(module, saved, path)
+        except CheckpointError as error:
+            if any(name in saved and saved[name].shape != own[name].shape for name in head):
+                hint = "the head is for other classes: --reset-head keeps all weights but the head's, which starts anew"
+                raise CheckpointError(f"{error}\n{hint}") from error
+            raise
+
+    def _head(self) -> set[str]:
+        """Return the names of the tensors whose shapes follow the number of classes."""
+        values = {**config_to_json(self.config), "num_classes": self.config.num_classes + 1}
+        with torch.device("meta"):
+            config = config_from_json(self.config_type, values, self.architecture)
+            other = typing.cast(Any, type(self))(config).state_dict()
+        own = typing.cast(nn.Module, self).state_dict()
+        return {name for name, tensor in own.items() if other[name].shape != tensor.shape}
 
 
 def read_description(folder: Path, architecture: str | None = None) -> dict[str, Any]:

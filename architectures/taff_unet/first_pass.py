@@ -98,7 +98,7 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
                 max_dim=config.max_dim,
                 init_seed=config.init_seed,
             ),
-            training=replace(recipe.training, epochs=epochs),
+            training=replace(recipe.training, epochs=epochs, init=None, reset_head=False),
         )
         with world.raise_on_any_rank():
             data = prepare_data(first.data, run)

@@ -139,8 +139,8 @@ class EcgPretrainingRecipe:
         mask_padding: leave the padded samples at either end out of the loss.
 
     Raises:
-        ValueError: a network for other beats, a probability or share outside [0, 1), or a best epoch by a score that
-            autoencoders do not have.
+        ValueError: a network for other beats, a probability or share outside [0, 1), weights to start from in
+            ``training``, or a best epoch by a score that autoencoders do not have.
     """
 
     data: EcgData = field(default_factory=EcgData)
@@ -167,6 +167,8 @@ class EcgPretrainingRecipe:
         for name in ("lead_masking", "mixing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.training.init is not None:
+            raise ValueError(f"training.init must be None, got {self.training.init!r}; an autoencoder starts from init")
         check_choice("training.best_epoch_by", self.training.best_epoch_by, (EXPLAINED, LAST))
 
     @staticmethod

@@ -43,6 +43,9 @@ class Recipe:
             classes), or that it is the ``"last"``. None leaves it to the data, see `settled`.
         best_epoch_smoothing: choose by that score's moving average over epochs, of which this share is that of the
             epoch before (nnU-Net: 0.9); None for the score itself. The last epoch is the last either way.
+        init: folder of a run, or of a network, of the same architecture whose weights training starts from; None draws
+            them.
+        reset_head: draw those weights whose number follows the classes, and take the others from ``init``.
         seed: of the sample order, the augmentation and dropout.
         workers: processes that load samples; 0 loads in the training process.
         checkpoint_every_steps: also write ``last/`` within an epoch; None for once per epoch.
@@ -68,6 +71,8 @@ class Recipe:
     grad_clip: float | None = None
     best_epoch_by: str | None = None
     best_epoch_smoothing: float | None = None
+    init: str | None = None
+    reset_head: bool = False
     seed: int = 42
     workers: int = 0
     checkpoint_every_steps: int | None = None
@@ -83,6 +88,8 @@ class Recipe:
             problems.append(f"warmup_epochs = {self.warmup_epochs}; allowed: at most epochs = {self.epochs}")
         if not problems and self.accumulate > self.batch_size:
             problems.append(f"accumulate = {self.accumulate}; allowed: at most batch_size = {self.batch_size}")
+        if not problems and self.reset_head and self.init is None:
+            problems.append("reset_head = True; allowed: only with init, whose other weights it keeps")
         if problems:
             raise ValueError("recipe: " + "\n        ".join(problems))
 
@@ -106,8 +113,8 @@ class Recipe:
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Spell out what older versions did: Dice chose the best epoch, on training cases where none validated."""
-        return {"best_epoch_by": DICE, "best_epoch_smoothing": None, **values}
+        """Spell out what older versions did: Dice chose the best epoch, on training cases too; weights were drawn."""
+        return {"best_epoch_by": DICE, "best_epoch_smoothing": None, "init": None, "reset_head": False, **values}
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -143,6 +150,8 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"last|val_.+", value) is not None),
     ),
     "best_epoch_smoothing": _SHARE,
+    "init": ("None or a folder", lambda value: value is None or (isinstance(value, str) and value != "")),
+    "reset_head": ("true or false", lambda value: type(value) is bool),
     "seed": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
     "workers": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
     "checkpoint_every_steps": ("None or a whole number >= 1", lambda value: value is None or _is_whole(value, 1)),

@@ -106,7 +106,9 @@ def test_l4_a_run_that_was_killed_before_it_began_may_be_overwritten(tmp_path):
     assert not any(out.iterdir())
 
 
-def test_several_targets_make_a_network_of_as_many_classes(atria, capsys, tmp_path):
+def test_c9_several_targets_make_a_network_of_as_many_classes_with_the_weights_of_another(
+    atria_run, atria, capsys, tmp_path
+):
     for number in range(1, 5):
         case = atria / "train_data" / f"train_{number}"
         for folder in ("images", "labels"):
@@ -117,7 +119,13 @@ def test_several_targets_make_a_network_of_as_many_classes(atria, capsys, tmp_pa
         write_labels(tmp_path / "labels" / f"c{number}.nii.gz", labels.voxels, like=labels)
     out = tmp_path / "run"
     words = ["train", "dino_unet", tmp_path, "--out", out, "--target", "right=1", "--target", "left=2", *ATRIA_TRAINING]
-    assert run_main([*words, "--val-cases", "c3", "--test-cases", "c4"], capsys)[0] == 0
+    words += ["--val-cases", "c3", "--test-cases", "c4", "--init", atria_run]
+    code, _, errors = run_main(words, capsys)
+    assert code == 4
+    assert "decoder.head.weight: expected (3, 4, 3, 3), got (2, 4, 3, 3)" in errors
+    assert "--reset-head" in errors
+    assert run_main([*words, "--overwrite", "--reset-head"], capsys)[0] == 0
+    assert decisions_of_report((out / "report.md").read_text())["Starts from weights"][1] == "run's, with another head"
     assert json.loads((out / "best" / "config.json").read_text())["config"]["num_classes"] == 3
     assert json.loads((out / "run.json").read_text())["config"]["network"]["num_classes"] == 3
     with (out / "test_cases.csv").open() as table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -147,13 +148,73 @@ def test_save_and_load(saved):
     }
 
 
-def test_c10_weights_of_another_type_are_converted(saved):
+def test_c10_weights_of_another_type_are_converted_with_a_note_or_refused(saved):
     net, folder = saved
+    with warnings.catch_warnings(action="error"):
+        Net.from_pretrained(folder, same_types=True)
     digest = write_safetensors(folder / "model.safetensors", copy.deepcopy(net).half().state_dict())
     edit_config(folder, sha256={"model.safetensors": digest})
-    loaded = Net.from_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"net.model.safetensors: 2 tensors stored as torch.float16, converted to"):
+        loaded = Net.from_pretrained(folder)
     assert loaded.weight.dtype == torch.float32
     torch.testing.assert_close(loaded.weight, net.weight, atol=1e-3, rtol=1e-3)
+    with pytest.raises(
+        CheckpointError, match=r"2 of another type:\n.*weight: expected torch.float32, got torch.float16"
+    ):
+        Net.from_pretrained(folder, same_types=True)
+
+
+def test_c10_a_type_that_was_asked_for_needs_no_note(saved):
+    net, folder = saved
+    with warnings.catch_warnings(action="error"):
+        load_strict(Net(net.config).half(), net.state_dict(), folder)
+
+
+@dataclass(frozen=True)
+class ClassesConfig:
+    num_classes: int = 2
+    width: int = 5
+
+
+class ClassesNet(Pretrained, nn.Module):
+    architecture: ClassVar[str] = "classes"
+    config_type: ClassVar[type] = ClassesConfig
+
+    def __init__(self, config: ClassesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.body = nn.Linear(3, config.width)
+        self.head = nn.Linear(config.width, config.num_classes)
+
+
+def test_c9_weights_for_other_classes_are_refused_and_taken_but_for_the_head(tmp_path):
+    two, three = ClassesNet(ClassesConfig()), ClassesNet(ClassesConfig(num_classes=3))
+    two.save_pretrained(tmp_path)
+    before = copy.deepcopy(three.state_dict())
+    with pytest.raises(CheckpointError, match=r"head.weight: expected \(3, 5\), got \(2, 5\)(.|\n)*--reset-head"):
+        three.start_from(tmp_path)
+    assert_same(three.state_dict(), before)
+    three.start_from(tmp_path, reset_head=True)
+    assert_same(three.state_dict(), before | {f"body.{name}": value for name, value in two.body.state_dict().items()})
+
+
+def test_c9_the_head_is_no_remedy_for_another_width(tmp_path):
+    ClassesNet(ClassesConfig(width=4)).save_pretrained(tmp_path)
+    for reset_head in (False, True):
+        with pytest.raises(CheckpointError, match=r"body.weight: expected \(5, 3\), got \(4, 3\)") as caught:
+            ClassesNet(ClassesConfig()).start_from(tmp_path, reset_head=reset_head)
+        assert "head is for other classes" not in str(caught.value) or not reset_head
+
+
+def test_the_head_of_the_same_classes_may_be_drawn_anew(tmp_path):
+    saved, fresh = ClassesNet(ClassesConfig()), ClassesNet(ClassesConfig())
+    saved.save_pretrained(tmp_path)
+    head = fresh.head.weight.detach().clone()
+    fresh.start_from(tmp_path, reset_head=True)
+    assert torch.equal(fresh.head.weight, head)
+    assert torch.equal(fresh.body.weight, saved.body.weight)
+    fresh.start_from(tmp_path)
+    assert_same(fresh.state_dict(), saved.state_dict())
 
 
 def test_c1_missing_parts_of_a_folder(saved, tmp_path):
