@@ -110,5 +110,7 @@ def _require_predictions(folder: Path, cases: Sequence[str]) -> None:
     if not any(prediction_path(folder, case).exists() for case in cases):
         within = sorted({str(path.parent) for path in folder.glob("predictions/*/*.nii.gz")})
         hint = f"those of this run lie in {' and '.join(within)}" if within else ""
+        if any((folder / f"{case}_0000.nii.gz").exists() for case in cases):
+            hint = "label maps have no channels: leave the _0000 out of their names"
         want = f"<case>.nii.gz for at least one of {count(len(cases), 'case')}, such as {cases[0]}.nii.gz"
         raise DataError(folder, "predictions", got="none", want=want, hint=hint)

@@ -11,7 +11,6 @@ The networks here see one channel: of several, one is chosen by its name or numb
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +20,7 @@ from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.text import count, listed, natural_key
 from trifuse.kernels.errors import DataError
 
+from .channels import case_and_channel
 from .cohort import Case, Cohort, Split
 from .found import Classes, Found, by_name
 from .layout import Export, Layout, Option
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from trifuse.architectures.data.volumes.volume import Volume
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
-_IMAGE_NAME = re.compile(r"(.+)_(\d{4})")
 
 
 class _Files(NamedTuple):
@@ -84,8 +83,8 @@ def _files(root: Path, described: Description, folder: str) -> dict[str, _Files]
     labels_folder = root / folder.replace("images", "labels")
     images: dict[str, dict[int, Path]] = {}
     for name, path in by_name(_names(root / folder, described), described.problems).items():
-        if match := _IMAGE_NAME.fullmatch(name):
-            images.setdefault(match.group(1), {})[int(match.group(2))] = path
+        if parts := case_and_channel(name):
+            images.setdefault(parts[0], {})[parts[1]] = path
         else:
             want = f"<case>_0000{described.file_ending}"
             described.problems.append(DataError(path, "file name", got=path.name, want=want))

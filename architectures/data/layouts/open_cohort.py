@@ -19,9 +19,10 @@ from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
 from . import LAYOUTS
+from .channels import cases_of_images
 from .cohort import Case, Cohort, Split, missing_files
 from .cohort_options import AUTO, COHORT_OPTIONS
-from .found import Classes, Found, Targets, chosen_classes, parse_targets
+from .found import Classes, Found, Targets, by_name, chosen_classes, parse_targets
 from .layout import Layout
 
 
@@ -85,8 +86,9 @@ def open_images(path: Path, **options: Any) -> Cohort:
     """Find images to segment: a NIfTI file, a folder that holds some, or the images of a cohort, labelled or not.
 
     Args:
-        path: the file or folder.
-        options: of the folder's layout, see ``open_cohort``; those of other layouts have no effect.
+        path: the file or folder. Names that end as nnU-Net's images do lose the number of their channel.
+        options: of the folder's layout, see ``open_cohort``; those of other layouts have no effect. ``channel``, the
+            number that was trained on, also chooses among the channels of a folder.
 
     Raises:
         DataError: there is no image, two have the same name, or an option is needed to tell which images are meant.
@@ -98,16 +100,18 @@ def open_images(path: Path, **options: Any) -> Cohort:
             raise DataError(path, "file name", got=path.name, want=f"one that ends in {' or '.join(NIFTI_SUFFIXES)}")
     else:
         images = list(nifti_files(path)) if path.is_dir() else []
-    found = Found([Case(name, name, file, None) for name, file in images])
-    if not images:
+    root = path.parent if path.is_file() else path
+    problems: list[DataError] = []
+    if images:
+        found = Found(cases_of_images(root, by_name(images, problems), problems, channel=options.get("channel") or ""))
+    else:
         layout = layout_of(path)
         found = _find(path, layout, _values(layout, options))
-        if found.images_unclear:
-            raise DataError.merge(found.problems)
+        problems += found.problems if found.images_unclear else []
     cases = sorted((replace(case, label=None) for case in found.cases), key=lambda case: natural_key(case.case_id))
-    if problems := _unusable_names(path, cases):
+    problems += _unusable_names(path, cases)
+    if problems:
         raise DataError.merge(problems)
-    root = path.parent if path.is_file() else path
     classes = ("background", "foreground")
     return Cohort(root, "images", classes, None, False, tuple(cases), has_spacing=found.has_spacing)
 

@@ -132,7 +132,7 @@ def test_no_images(tmp_path, put_case):
         open_images(tmp_path)
     put_case("a")
     put_case("a", suffix=".nii")
-    with pytest.raises(DataError, match="a and a"):
+    with pytest.raises(DataError, match=r"a\.nii and a\.nii\.gz"):
         open_images(tmp_path / "images")
 
 
