@@ -32,7 +32,7 @@ from trifuse.architectures.storage.text import listed, read_text
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .signal import LEADS, RATE_HZ, EcgRecord, arrange_leads, lead_row
-from .wfdb_header import WfdbHeader, WfdbSignal, read_header
+from .wfdb_header import WfdbHeader, WfdbSignal, read_header, without_date
 
 SUFFIXES = (".hea", ".npy", ".npz", ".csv")
 _UNITS = re.compile(r"[\s_(\[]+([mµμun]?V)[)\]]?$")  # I_mV, I (mV)
@@ -144,7 +144,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     except (DataError, MissingExtra):
         raise
     except OSError as error:
-        got = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        got = f"{error.strerror or error}: {Path(error.filename).name}" if error.filename else str(error)
         raise DataError(path, "file", got=got, want="a readable ECG") from error
     except Exception as error:  # a damaged record makes wfdb raise nearly anything
         got = f"{type(error).__name__}: {error}"
@@ -234,7 +234,7 @@ def _rate_of(path: Path, time_s: np.ndarray) -> float:
 
 
 def _read_wfdb(path: Path) -> _Content:
-    stem = path.with_suffix("") if path.suffix in (".hea", ".dat") else path
+    stem = path.with_suffix("") if path.suffix in (".hea", ".dat", ".mat") else path
     header = stem.with_name(stem.name + ".hea")
     if not header.is_file():
         got = "a file of another kind" if path.is_file() else "a folder" if path.is_dir() else "nothing there"
@@ -246,9 +246,9 @@ def _read_wfdb(path: Path) -> _Content:
     used = used or list(range(len(said.signals)))
     leads = [said.signals[channel] for channel in used]
     _refuse_what_is_no_lead(header, leads)
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), without_date(header) as undated:
         warnings.simplefilter("ignore")
-        record = wfdb.rdrecord(str(stem), physical=False, smooth_frames=False)
+        record = wfdb.rdrecord(str(undated), physical=False, smooth_frames=False)
         _refuse_damage(stem, record, said)
         samples = record.dac(expanded=True)
     notes = []

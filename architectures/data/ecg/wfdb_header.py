@@ -13,8 +13,11 @@ that is left out, says that the signal is not calibrated.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from trifuse.architectures.storage.text import read_text
 from trifuse.kernels.errors import DataError
@@ -23,7 +26,7 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RATE = re.compile(rf"({_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?")
 _FORMAT = re.compile(r"\d+(?:x(\d+))?(?::\d+)?(?:\+\d+)?")
 _GAIN = re.compile(rf"({_NUMBER})(?:\([+-]?\d+\))?(?:/(\S+))?")
-_NAME_FIELD = 8
+_DATE_FIELD, _NAME_FIELD = 4, 8
 _WANT_RATE, _WANT_GAIN = "samples per second as a number, such as 500", "counts per unit, such as 1000/mV or 1000(0)/mV"
 
 
@@ -46,6 +49,34 @@ class WfdbHeader:
     signals: tuple[WfdbSignal, ...]
 
 
+@contextmanager
+def without_date(header: Path) -> Iterator[Path]:
+    """Yield the path, without suffix, of a record that is the same but for time and date in its first line.
+
+    Nothing here needs them, and data sets write them in forms (``2014-05-08 05:05:15``, ``12-May-2020``) that are not
+    the format's and that wfdb refuses. Where there are some, header and samples are those of a temporary folder: a copy
+    without them, and links.
+    """
+    lines = read_text(header, errors="replace").splitlines()
+    first = next((number for number, line in enumerate(lines) if _holds_fields(line)), 0)
+    if not lines or len(lines[first].split()) <= _DATE_FIELD:
+        yield header.with_suffix("")
+        return
+    lines[first] = " ".join(lines[first].split()[:_DATE_FIELD])
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for line in filter(_holds_fields, lines[first + 1 :]):
+            link = folder / Path(line.split()[0]).name
+            if not link.is_symlink():
+                link.symlink_to((header.parent / link.name).resolve())
+        (folder / header.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        yield (folder / header.name).with_suffix("")
+
+
+def _holds_fields(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
 def read_header(path: Path) -> WfdbHeader:
     """Read a header of a record of one segment.
 
@@ -54,7 +85,7 @@ def read_header(path: Path) -> WfdbHeader:
             many as its signals; all problems of the header at once.
     """
     text = read_text(path, errors="replace")
-    lines = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line.split() for line in text.splitlines() if _holds_fields(line)]
     if not lines or len(lines[0]) < 2 or not lines[0][1].isdecimal():
         raise DataError(path, "first line", got=" ".join(lines[0]) if lines else "nothing", want="name and signals")
     record, *signals = lines

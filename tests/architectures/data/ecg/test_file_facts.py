@@ -132,6 +132,47 @@ def test_e8_checksums_that_are_left_out_are_said(record):
     assert read_ecg(path).notes == ("its header has no checksums: damage to the samples would go unseen",)
 
 
+DATES = [
+    *("05-May-2020 09:49:17", "2014-05-08 05:05:15", "09:49:17 05-May-2020", "12:33:59 12/05/2020", "13/31/2020"),
+    *("9:5:3.25 1/2/2020", "05.05.2020", "2020-05-05T09:49:17Z", "0:0:0 00/00/0000", "unknown", "25:61:61 5/5/20"),
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("date", DATES)
+def test_dates_of_a_header_in_any_form(record, tmp_path, date, mark, end):
+    """Nothing here needs them, and the PhysioNet Challenge of 2021 writes them as the format does not."""
+    stem = record((f" 500 {len(COUNTS)}", f" 500 {len(COUNTS)} {date}"))
+    header = tmp_path / "rec.hea"
+    lines = ["# a line of text before the first", *header.read_text().splitlines(), "#Age: 71", "#Dx: 270492004"]
+    header.write_bytes(mark + end.join([*lines, ""]).encode())
+    for name in (stem, header, tmp_path / "rec.dat"):
+        found = read_ecg(name)
+        np.testing.assert_allclose(found.signal_mv, HELD, atol=1e-9)
+        assert found.rate_hz == 500
+
+
+def test_a_header_of_the_challenge_of_2021(record, tmp_path):
+    """Samples in a MATLAB file behind 24 bytes, millivolts in small letters."""
+    stem = record((f" 500 {len(COUNTS)}", f" 500 {len(COUNTS)} 05-May-2020 09:49:17"), ("rec.dat 16", "rec.mat 16+24"))
+    record(("1000.0(0)/mV", "1000/mv"))
+    (tmp_path / "rec.mat").write_bytes(bytes(24) + (tmp_path / "rec.dat").read_bytes())
+    (tmp_path / "rec.dat").unlink()
+    for name in (stem, tmp_path / "rec.mat"):
+        np.testing.assert_allclose(read_ecg(name).signal_mv, HELD, atol=1e-9)
+
+
+def test_e8_a_record_with_a_date_is_looked_at_as_closely(record, tmp_path):
+    stem = record((f" 500 {len(COUNTS)}", f" 500 {len(COUNTS)} 2014-05-08 05:05:15"))
+    samples = bytearray((tmp_path / "rec.dat").read_bytes())
+    samples[100] ^= 1
+    (tmp_path / "rec.dat").write_bytes(samples)
+    refused(stem, f"{tmp_path}/rec: checksum")
+    (tmp_path / "rec.dat").unlink()
+    refused(stem, f"{tmp_path}/rec: file", "rec.dat")
+
+
 def test_all_faults_of_a_header_at_once(record):
     path = record(
         (" 500 ", " nan "),
