@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trifuse.architectures.storage.published_weights import ConversionReport, compare, read_tensors
+from trifuse.architectures.storage.published_weights import WRAPPER, ConversionReport, compare, read_tensors
 from trifuse.kernels import CheckpointError
 
 from .variants import VARIANTS
@@ -35,6 +35,7 @@ _BLOCK = r"(?:blocks(?:\.\d+)?|encoder\.layer)\.(\d+)\."  # FSDP wraps blocks in
 _KIND = r"\.(weight|bias)"
 _RULES = [  # the published name, ours, and which part of ours it is: (index, number of parts)
     (r"(?:embeddings\.)?(cls_token|mask_token|register_tokens)", r"\1", (0, 1)),
+    (r"reg_token", r"register_tokens", (0, 1)),
     (r"pos_embed|embeddings\.position_embeddings", r"pos_embed", (0, 1)),
     (rf"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection){_KIND}", r"patch_embed.proj.\1", (0, 1)),
     (rf"(?:norm|layernorm){_KIND}", r"norm.\1", (0, 1)),
@@ -52,7 +53,7 @@ _RULES = [  # the published name, ours, and which part of ours it is: (index, nu
     (rf"{_BLOCK}mlp\.(?:w3|weights_out|down_proj){_KIND}", r"blocks.\1.mlp.w3.\2", (0, 1)),
 ]
 _HEADS = r"(?:head|heads|linear_head|classifier|dino_head|ibot_head)\..+"
-_WRAPPERS = r"(?:module\.|backbone\.|dinov2\.|dinov2_with_registers\.)*"
+_WRAPPERS = rf"(?:{WRAPPER}|dinov2\.|dinov2_with_registers\.)*"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def renamed(
         parts[ours][part] = tensor
         mapped[name] = ours
     state = {ours: _joined(parts[ours], ours, source) for ours in parts if len(parts[ours]) == counts[ours]}
+    _from_timm(state, mapped)
     config = _detect(state, source)
     if "cls_token" in state:
         state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
@@ -126,6 +128,26 @@ def _our_name(name: str) -> tuple[str, int, int] | None:
         if match:
             return match.expand(ours), part, count
     return None
+
+
+def _from_timm(state: dict[str, Tensor], mapped: dict[str, str]) -> None:
+    """Undo in place what timm does beside renaming.
+
+    It has a SwiGLU's matrices as fc1 and fc2, and where there are registers it has added the class token's position to
+    the token itself.
+    """
+    widening, narrowing = (state.get(f"blocks.0.mlp.fc{part}.weight", torch.empty(0)) for part in (1, 2))
+    if widening.ndim == narrowing.ndim == 2 and len(widening) == 2 * narrowing.shape[1]:
+        for name in [name for name in state if ".mlp.fc" in name]:
+            state[_of_swiglu(name)] = state.pop(name)
+        mapped.update({published: _of_swiglu(name) for published, name in mapped.items()})
+    positions = state.get("pos_embed", torch.empty(0))
+    if "register_tokens" in state and positions.ndim == 3 and math.isqrt(positions.shape[1]) ** 2 == positions.shape[1]:
+        state["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+
+
+def _of_swiglu(name: str) -> str:
+    return name.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
 
 
 def _joined(parts: dict[int, Tensor], ours: str, source: str) -> Tensor:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from trifuse.architectures.storage.published_weights import ConversionReport, compare, read_tensors
+from trifuse.architectures.storage.published_weights import WRAPPER, ConversionReport, compare, read_tensors
 from trifuse.kernels.errors import CheckpointError
 
 from .variants import VARIANTS
 
 ARCHITECTURE = "dilateformer"
 
-_WRAPPERS = r"(?:module\.|model\.)*"
+_WRAPPERS = f"(?:{WRAPPER})*"
 _NAMES = r"(?:patch_embed|stages|norm)\..+"
 _HEADS = r"head\..+"
 _COUNTER = "num_batches_tracked"

@@ -14,12 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trifuse.architectures.storage.published_weights import ConversionReport, compare, convert_weights, read_tensors
+from trifuse.architectures.storage.published_weights import (
+    WRAPPER,
+    ConversionReport,
+    compare,
+    convert_weights,
+    read_tensors,
+)
 from trifuse.kernels.errors import CheckpointError
 
 from .model import PlainUNet, PlainUNetConfig
 
-_WRAPPERS = r"(?:module\.|_orig_mod\.)*"
+_WRAPPERS = f"(?:{WRAPPER})*"
 _ALIASES = (
     (r"^decoder\.encoder\.", "encoder."),
     (r"(\.convs\.\d+)\.all_modules\.0\.", r"\1.conv."),

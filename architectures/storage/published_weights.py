@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,13 @@ from .atomic_files import describe_content, sha256_of, write_json
 from .config_json import SCHEMA_VERSION, config_to_json
 from .pretrained import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_description, recorded_digest
 from .safetensors_file import read_safetensors, write_safetensors
+from .text import listed
 
-_NAMES_SHOWN = 10
-_NESTING = ("teacher", "model", "state_dict", "network_weights")
+_NESTING = ("teacher", "model", "state_dict", "model_state_dict", "module", "net", "network", "network_weights")
+_DEEPEST = 3  # so many of them may be nested
+WRAPPER = r"(?:module|_orig_mod|model|net|network|backbone|state_dict)\."
+"""What Lightning, timm, DDP, compilation and people's own modules put before the names of a network, as a pattern."""
+
 _NOT_FETCHED = ("an empty file", "a git-lfs pointer", "an HTML page")  # what comes where a download failed
 _NUMPY_NAMES = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype")
 
@@ -52,12 +57,14 @@ class ConversionReport:
     unexpected: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {self.config}", f"  {len(self.mapped)} tensors mapped"]
+        found = (re.match(f"(?:{WRAPPER})+", name) for name in self.mapped)
+        before = sorted({match[0] for match in found if match})
+        left_out = f", {' and '.join(before)} left out before their names" if before else ""
+        lines = [f"{self.source}: {self.config}", f"  {len(self.mapped)} tensors mapped{left_out}"]
         for title in ("ignored", "missing", "misshapen", "unexpected"):
             names = getattr(self, title)
             if names:
-                rest = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-                lines.append(f"  {len(names)} {title}: {', '.join(names[:_NAMES_SHOWN])}{rest}")
+                lines.append(f"  {len(names)} {title}: {listed(names)}")
         return "\n".join(lines)
 
 
@@ -168,9 +175,9 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             f"{path}: expected tensors saved by PyTorch, found {found} that cannot be read ({error}); "
             "is it damaged or cut short?"
         ) from error
-    for key in _NESTING:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    for _ in range(_DEEPEST):
+        inner = content if isinstance(content, dict) else {}
+        content = next((inner[key] for key in _NESTING if isinstance(inner.get(key), dict)), content)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary of named tensors, got a {type(content).__name__}")
     for name, value in content.items():

@@ -14,12 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trifuse.architectures.storage.published_weights import ConversionReport, compare, convert_weights, read_tensors
+from trifuse.architectures.storage.published_weights import (
+    WRAPPER,
+    ConversionReport,
+    compare,
+    convert_weights,
+    read_tensors,
+)
 from trifuse.kernels.errors import CheckpointError
 
 from .ecg_autoencoder import HEADS, NUM_LEADS, EcgAutoencoder, EcgAutoencoderConfig
 
-_WRAPPERS = r"^(?:module\.|model\.)*"
+_WRAPPERS = f"^(?:{WRAPPER})*"
 _NAMES = r"(?:encoder|decoder)\..+"
 _COUNTER = "num_batches_tracked"
 _ENCODER_AGAIN = "decoder.encoder."  # a decoder that refers to its encoder saves it a second time
