@@ -23,8 +23,8 @@ def test_every_block_is_compiled():
     assert set(blocks.__all__) <= {name.split()[0] for name in BLOCKS}
 
 
-@pytest.mark.parametrize(  # of the slow one, make test compiles evaluation, and the Triton path of training
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "DilatedAttention" else ()) for name in BLOCKS]
+@pytest.mark.parametrize(  # of those with kernels, make test compiles evaluation, and the Triton path of training
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in FUSED else ()) for name in BLOCKS]
 )
 def test_training_is_one_graph_for_every_batch_size(name):
     """Values, every gradient, running statistics; the draws that a seed makes are those that it makes eagerly."""

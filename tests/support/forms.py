@@ -1,8 +1,8 @@
-"""Which pairs of a shape and a type `make test` takes, and which it leaves to `make test-all`."""
+"""Which pairs of a shape and a type `make test` takes, and which gradients it asks for: a few, which prove the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -22,3 +22,10 @@ def with_every_type(cases: Sequence[Any], types: Sequence[torch.dtype], at: int 
         pytest.param(*case, kind, marks=() if kind == types[0] or number == at else pytest.mark.slow)
         for number, case, kind in pairs
     ]
+
+
+def asked_gradients(count: int) -> Iterator[tuple[bool, ...]]:
+    """Yield which of so many gradients are asked for: all of them, none, each alone, and all but each."""
+    for others in (True, False):
+        yield (others,) * count
+        yield from (tuple((k == one) != others for k in range(count)) for one in range(count))

@@ -13,6 +13,7 @@ from trifuse.kernels import backend, depthwise_multi_kernel, depthwise_multi_ker
 pytestmark = pytest.mark.usefixtures("low_tiles")
 
 
+@pytest.mark.slow  # one form of each operator: test_registered_operators.py
 @interpreted
 def test_opcheck():
     x, weights = random_arguments((1, 2, 3, 4), (1, 3))

@@ -226,6 +226,7 @@ def test_other_windows_run_in_plain_pytorch_and_no_kernel_takes_them(name):
     assert dilated_attention(*meta, kernel_size=5, **THREE).shape == maps[0].shape
 
 
+@pytest.mark.slow  # one form of each operator: test_registered_operators.py
 @interpreted
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck(packed):

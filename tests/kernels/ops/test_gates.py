@@ -163,6 +163,7 @@ def test_k3_float64_is_computed_in_float64(op):
         op(x, gate)
 
 
+@pytest.mark.slow  # one form of each operator: test_registered_operators.py
 @interpreted
 @both_gates
 def test_opcheck(op):

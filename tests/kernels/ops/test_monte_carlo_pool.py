@@ -182,6 +182,7 @@ def test_k3_float64_is_computed_in_float64():
         monte_carlo_pool(x, scale=2, cell=1)
 
 
+@pytest.mark.slow  # one form of each operator: test_registered_operators.py
 @interpreted
 @pytest.mark.parametrize("layout", [lambda x: x, LAYOUTS["channels last"]], ids=["planes", "channels last"])
 def test_opcheck(layout):

@@ -307,6 +307,7 @@ def test_k23_second_differentiation_is_refused(name):
         first.sum().backward()
 
 
+@pytest.mark.slow  # one form of each operator: test_registered_operators.py
 @interpreted
 def test_opcheck():
     maps, target = random_arguments(1, 2, [(2, 2), (1, 2)], (2, 2))

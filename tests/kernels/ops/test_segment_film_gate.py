@@ -231,6 +231,7 @@ def test_k3_float64_is_computed_in_float64():
         segment_film_gate(*arguments)
 
 
+@pytest.mark.slow  # one form of each operator: test_registered_operators.py
 @interpreted
 def test_opcheck():
     torch.library.opcheck(torch.ops.trifuse.segment_film_gate.default, random_arguments())

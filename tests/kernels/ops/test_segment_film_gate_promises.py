@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
+from forms import asked_gradients
 from segment_film_calls import (
     BACKENDS,
     NAMES,
@@ -28,7 +27,7 @@ ARGUMENTS = ("features", "segments", *NAMES[1:])
 @every_backend
 @every_layout
 def test_k22_only_the_gradients_asked_for(name, layout):
-    for needed in itertools.product((True, False), repeat=len(NAMES)):
+    for needed in asked_gradients(len(NAMES)):
         arguments = random_arguments((1, 2, 2, 3), needed=needed, layout=layout)
         with backend(name):
             out = segment_film_gate(*arguments)

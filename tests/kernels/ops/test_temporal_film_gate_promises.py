@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
+from forms import asked_gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,7 +30,7 @@ def random_arguments(shape, dtype=torch.float32, needed=(True,) * 5, memory_form
 @every_backend
 @every_format
 def test_k22_only_the_gradients_asked_for(name, memory_format):
-    for needed in itertools.product((True, False), repeat=5):
+    for needed in asked_gradients(5):
         arguments = random_arguments((1, 2, 2, 3), needed=needed, memory_format=memory_format)
         with backend(name):
             assert_op_matches(temporal_film_gate, temporal_film_gate_reference, *arguments, atol=1e-5)

@@ -178,6 +178,7 @@ def test_no_map_of_all_classes_at_full_resolution():
     assert used <= 2 * 512 * 512 + 5 * 4 * operator_module.BAND_ELEMENTS
 
 
+@pytest.mark.slow  # one form of each operator: test_registered_operators.py
 @interpreted
 def test_opcheck():
     maps = random_maps((2, 3), [(2, 3), (4, 5)])

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from trifuse.kernels import backend, weighted_block_fusion, weighted_block_fusion_reference
 
 
+@pytest.mark.slow  # one form of each operator: test_registered_operators.py
 @interpreted
 @pytest.mark.parametrize("trained", [False, True])
 def test_opcheck(trained):
