@@ -32,6 +32,7 @@ from torch import Tensor
 from . import torch_internals
 from .choices import check_choice
 from .errors import BackendError, ShapeError, UnusableKernel
+from .forcing import Forced, forced, forcing
 from .torch_internals import constant_when_compiled, inside_backward, outside_of_modes, without_values
 from .torch_internals import under_functional_transform as under_functional_transform
 
@@ -51,9 +52,7 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger("trifuse.kernels")
 _library = torch.library.Library("trifuse", "DEF")
-_forced: str | None = None
 _compiled_on_cpu = False  # inside `trifuse.kernels.testing.virtual_gpu`
-_strict = True  # whether it is forced upon operators without kernels, too
 launched: defaultdict[str, int] = defaultdict(int)  # launches of each kernel in this process; a Counter costs more
 _registered: set[str] = set()  # operators that have Triton kernels
 _unusable: dict[tuple[str, torch.device], str] = {}  # why an operator's kernels could not be built there
@@ -72,7 +71,10 @@ building = _Building()
 
 @contextmanager
 def backend(name: str, *, strict: bool = True) -> Iterator[None]:
-    """Force one backend for every operator called inside the block, in this process.
+    """Force one backend for every operator called inside the block, in this thread or asynchronous task.
+
+    Other threads choose for themselves, but for those that PyTorch runs a backward pass in: they see what its caller
+    forced. A compiled function compiles anew where another backend is forced.
 
     Args:
         name: ``"triton"``, ``"torch"`` or ``"reference"``. A forced backend never falls back: where it cannot run,
@@ -80,13 +82,9 @@ def backend(name: str, *, strict: bool = True) -> Iterator[None]:
         strict: False leaves operators alone that have no Triton kernel at all, such as attention: whole networks then
             run with ``"triton"`` forced.
     """
-    global _forced, _strict
     check_choice("backend", name, BACKENDS, BackendError)
-    previous, (_forced, _strict) = (_forced, _strict), (name, strict)
-    try:
+    with forcing(Forced(name, strict)):
         yield
-    finally:
-        _forced, _strict = previous
 
 
 @contextmanager
@@ -113,7 +111,8 @@ def failed_builds_forgotten() -> Iterator[None]:
 
 def forced_backend(op: str = "") -> str | None:
     """Return the backend that is forced, on ``op`` if one is named; None if none is."""
-    return _forced if _strict or op not in WITHOUT_KERNELS else None
+    found = forced()
+    return found.backend if found is not None and (found.strict or op not in WITHOUT_KERNELS) else None
 
 
 def fallbacks() -> dict[str, str]:
@@ -123,17 +122,18 @@ def fallbacks() -> dict[str, str]:
 
 def choose_backend(op: str, tensor: Tensor) -> str:
     """Return the backend that ``op`` runs on for a tensor like ``tensor``; the first time, a debug line says why."""
-    if _forced is None:
+    found = forced()
+    if found is None:
         chosen, reason = default_backend(tensor.device, tensor.dtype, op)
         if not torch.compiler.is_compiling() and (op, chosen) not in _logged:  # compiled code has no lines
             _logged.add((op, chosen))
             _log.debug("%s runs on the %s backend: %s", op, chosen, reason)
         return chosen
-    if _forced == "triton":
+    if found.backend == "triton":
         obstacle = triton_obstacle(tensor.device, tensor.dtype)
         if obstacle:
             raise BackendError(f"{op}: the Triton backend was forced, but {obstacle}")
-    return _forced
+    return found.backend
 
 
 def default_backend(device: torch.device, dtype: torch.dtype, op: str = "") -> tuple[str, str]:
@@ -264,7 +264,7 @@ def _named_after(op: str, launch: Callable[..., object]) -> Callable[..., object
         except (UnusableKernel, ImportError) as error:  # the latter from a triton that does not load
             device = building.device or _tensors(arguments)[0].device
             _unusable[op, device] = str(error)
-            late = inside_backward() and building.device is None and _forced is None
+            late = inside_backward() and building.device is None and forced() is None
             again = "repeat the step, which plain PyTorch then computes, or " if late else ""
             raise UnusableKernel(
                 f"{op} on {device}: {error}; {again}run it inside: with trifuse.kernels.backend('torch')"
@@ -300,7 +300,7 @@ def falls_back(function: Callable[Given, Result]) -> Callable[Given, Result]:
         try:
             return function(*args, **kwargs)
         except UnusableKernel as error:
-            if _forced is not None:
+            if forced() is not None:
                 raise
             warnings.warn(f"plain PyTorch takes over: {error}", RuntimeWarning, stacklevel=2)
         return function(*args, **kwargs)

@@ -22,6 +22,8 @@ Private name                        What it does                                
 ``_disable_current_modes``          hides operators from all of these, the caller's   nothing
                                     included
 ``_op_dk``, ``DispatchKey``         calls one operator's kernel for a CPU             nothing
+``_stash_obj_in_tls`` and the like  carry an object to the threads of a backward      nothing
+                                    pass, as PyTorch's own state is carried
 ``_forward_hooks`` and the like     tell whether a module has hooks                   nothing
 ==================================  ================================================  ================================
 """
@@ -45,6 +47,7 @@ outside_of_modes = torch.utils._python_dispatch._disable_current_modes
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 _dispatch_mode = torch._C._get_dispatch_mode
+_backward_pass = torch._C._current_graph_task_id
 _RECORDING = torch._C._TorchDispatchModeKey.PROXY
 
 
@@ -74,7 +77,17 @@ def constant_when_compiled(function: Answering) -> Answering:
 
 def inside_backward() -> bool:
     """Return whether a backward pass is running, as when checkpointing repeats a forward pass; never for a compiler."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and _backward_pass() != -1
+
+
+def carry_to_backward(key: str, value: object) -> None:
+    """Show an object to the threads of all backward passes that this thread starts from now on."""
+    torch._C._stash_obj_in_tls(key, value)
+
+
+def carried_to_backward(key: str) -> Any:
+    """Return what the thread that started this backward pass shows to it; None for nothing, and outside of one."""
+    return torch._C._get_obj_in_tls(key) if _backward_pass() != -1 and torch._C._is_key_in_tls(key) else None
 
 
 def allocations(profile: Any) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ready_python import run_python
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
@@ -151,3 +152,47 @@ def test_hooks_of_a_module_are_told(register):
     assert torch_internals.has_hooks(module)
     handle.remove()
     assert not torch_internals.has_hooks(module)
+
+
+CARRIED_TO_ANOTHER_THREAD = """
+import threading, torch
+from trifuse.kernels.torch_internals import carried_to_backward, carry_to_backward
+
+class Nested(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, depth):
+        ctx.depth = depth
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.depth:
+            with torch.enable_grad():
+                Nested.apply(torch.ones(1, requires_grad=True), ctx.depth - 1).backward()
+        else:
+            print(threading.get_ident() == here, carried_to_backward("key"), flush=True)
+        return grad, None
+
+here = threading.get_ident()
+for value in (None, "first", "second"):
+    carry_to_backward("key", value)
+    Nested.apply(torch.ones(1, requires_grad=True), 70).backward()
+"""
+
+
+def test_what_is_carried_reaches_a_backward_pass_in_another_thread():
+    """As on a GPU; on a CPU, PyTorch takes another thread from the sixtieth nested pass on."""
+    child = run_python("-c", CARRIED_TO_ANOTHER_THREAD)
+    assert child.stdout.splitlines() == ["False None", "False first", "False second"], child.stderr
+
+
+def test_what_is_carried_is_seen_in_backward_alone():
+    seen = []
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(lambda _: seen.append(torch_internals.carried_to_backward("test")))
+    torch_internals.carry_to_backward("test", "value")
+    assert torch_internals.carried_to_backward("test") is None
+    x.sum().backward()
+    torch_internals.carry_to_backward("test", None)
+    x.sum().backward()
+    assert seen == ["value", None]
