@@ -11,7 +11,7 @@ from trifuse.architectures.evaluation.audit_report import headline
 from trifuse.architectures.evaluation.report import add_picture
 
 from .audit import audit_run
-from .folder import claim_run_folder
+from .claim import claim_run_folder
 from .parallel import one_thread
 from .pipeline import print_results, train
 
@@ -54,13 +54,13 @@ def demonstrate(
         The path of the report.
     """
     run = out / "run"
-    claim_run_folder(run, overwrite=overwrite)
-    print(f"writing a synthetic cohort of {what} to {out / 'phantom'}", flush=True)
-    cohort, split = write(out)
-    with one_thread():
-        report = train(make_recipe(cohort, split), run, command=command)
-        assert report is not None  # a demo is one process
-        show_audit(report)
+    with claim_run_folder(run, overwrite=overwrite):
+        print(f"writing a synthetic cohort of {what} to {out / 'phantom'}", flush=True)
+        cohort, split = write(out)
+        with one_thread():
+            report = train(make_recipe(cohort, split), run, resume=True, command=command)
+            assert report is not None  # a demo is one process
+            show_audit(report)
     print_results(report)
     return report
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 from trifuse.architectures.evaluation.report import headline_of
 from trifuse.architectures.training.distributed import open_world
-from trifuse.architectures.training.loop import FitResult, fit
+from trifuse.architectures.training.loop import DIGESTS, FitResult, fit
 from trifuse.kernels import DataError
 
+from .claim import claim_run_folder
 from .decisions import decision_parts
-from .folder import BEST_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, claim_run_folder, network_folder
+from .folder import BEST_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, network_folder
 from .prepared_data import Part, PreparedData, open_split, prepare_data
 from .registry import experiment_of
 from .report import report_run
@@ -25,7 +27,7 @@ class RunOptions(TypedDict, total=False):
 
     Keys:
         resume: continue the run in the folder.
-        overwrite: remove the run in the folder first.
+        overwrite: replace the run in the folder, which stays until the new one has its first checkpoint.
         force_resume: continue although the recipe has changed.
         tensorboard: also write TensorBoard files.
         parts: of the split to predict, score and report; the test cases if the option is not given.
@@ -70,33 +72,35 @@ def train(
     experiment.load(experiment.check, lambda recipe: None)(recipe)
     network = experiment.load(experiment.network)
     side_inputs = experiment.load(experiment.training_inputs)
-    data_as_given = recipe.data
-    with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
-        with world.raise_on_any_rank():  # the others wait until the first rank has claimed the folder
-            claim_run_folder(out, resume=resume or force_resume, overwrite=overwrite)
-        brought = side_inputs and side_inputs(recipe, *open_split(recipe.data, out), out)
-        with world.raise_on_any_rank():
-            data = prepare_data(recipe.data, out, side_inputs=brought)
-            recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)
-            model = network(recipe.network)
-            if recipe.training.init is not None:
-                model.start_from(network_folder(Path(recipe.training.init)), reset_head=recipe.training.reset_head)
-        fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
-    if not world.is_main:
-        return None
-    best = network.from_pretrained(out / BEST_FOLDER).to(next(model.parameters()).device)
-    return report_run(
-        out,
-        best,
-        data,
-        title=experiment.load(experiment.title)(recipe),
-        parts=parts,
-        command=command,
-        decisions=decision_parts(experiment.load(experiment.decisions, ()), replace(recipe, data=data_as_given), data),
-        paper_tables=experiment.load(experiment.paper_tables, lambda targets: ())(len(data.cohort.class_names) - 1),
-        paper=experiment.load(experiment.paper, ""),
-        **experiment.load(experiment.report, lambda best, recipe, data, out: {})(best, recipe, data, out),
-    )
+    data_as_given, decisions = recipe.data, experiment.load(experiment.decisions, ())
+    with ExitStack() as claimed:  # by the first rank, until its report is written
+        with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
+            with world.raise_on_any_rank():  # the others wait until the first rank has claimed the folder
+                goes_on = resume or force_resume
+                claimed.enter_context(claim_run_folder(out, recipe, resume=goes_on, overwrite=overwrite))
+            brought = side_inputs and side_inputs(recipe, *open_split(recipe.data, out), out)
+            with world.raise_on_any_rank():
+                data = prepare_data(recipe.data, out, side_inputs=brought)
+                recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)
+                model = network(recipe.network)
+                if recipe.training.init is not None:
+                    model.start_from(network_folder(Path(recipe.training.init)), reset_head=recipe.training.reset_head)
+            fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
+        if not world.is_main:
+            return None
+        best = network.from_pretrained(out / BEST_FOLDER).to(next(model.parameters()).device)
+        return report_run(
+            out,
+            best,
+            data,
+            title=experiment.load(experiment.title)(recipe),
+            parts=parts,
+            command=command,
+            decisions=decision_parts(decisions, replace(recipe, data=data_as_given), data),
+            paper_tables=experiment.load(experiment.paper_tables, lambda targets: ())(len(data.cohort.class_names) - 1),
+            paper=experiment.load(experiment.paper, ""),
+            **experiment.load(experiment.report, lambda best, recipe, data, out: {})(best, recipe, data, out),
+        )
 
 
 def fit_network(model: Any, recipe: Any, data: PreparedData, out: Path, **options: Any) -> FitResult:
@@ -117,7 +121,8 @@ def fit_network(model: Any, recipe: Any, data: PreparedData, out: Path, **option
         "run_config": {},
         **experiment.load(experiment.fit)(model, recipe, data, out),
     }
-    arguments["run_config"] = {"architecture": experiment.name, **describe_run(recipe), **arguments["run_config"]}
+    described = {"architecture": experiment.name, **describe_run(recipe), **arguments["run_config"]}
+    arguments["run_config"] = {**described, DIGESTS: data.digests}
     return fit(model, recipe=recipe.training, out=out, config_type=type(recipe), **arguments, **options)
 
 

@@ -48,6 +48,11 @@ class PreparedData:
         """What is scored after every epoch: the validation cases, or the training cases where there are none."""
         return "val" if self.split.val else "train"
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of the files of the cases that train and validate, by case id."""
+        return {**self.train_set.digests, **self.val_set.digests}
+
     def validation(self, batch_size: int) -> SliceValidation:
         """Return what scores a network on the validation set, giving it the side inputs that there are."""
         return SliceValidation(self.val_set, self.cohort.class_names, batch_size, forward_with_side_inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -127,6 +128,23 @@ def matching_cases(cohort: Cohort, names: Sequence[str], patterns: Sequence[str]
             raise DataError(cohort.root, "cases", got=f"0 cases that match {pattern!r}", want=want)
         chosen.update(matching)
     return tuple(name for name in names if name in chosen)
+
+
+def inputs_of(recipe: Any) -> list[Path]:
+    """Return the files and folders that a recipe names, as far as they exist, and the files of its cohort's cases.
+
+    Raises:
+        DataError: there is no such cohort.
+    """
+    data = getattr(recipe, "data", None)
+    cases = data.open().cases if isinstance(data, DataRecipe) else ()
+    return [*_named_paths(config_to_json(recipe)), *(file for case in cases for file in case.files)]
+
+
+def _named_paths(value: Any) -> list[Path]:
+    if isinstance(value, dict | list):
+        return [path for part in (value.values() if isinstance(value, dict) else value) for path in _named_paths(part)]
+    return [Path(value)] if isinstance(value, str) and value and os.path.exists(value) else []
 
 
 class RecipeError(TrifuseError):

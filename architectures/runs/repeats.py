@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import Any, Unpack
 
 from trifuse.architectures.evaluation.report import REPORT, PaperTable, describe_environment
 from trifuse.architectures.evaluation.tables import case_tables, read_case_table
-from trifuse.architectures.storage.config_json import config_to_json, upgraded_json
+from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.training.distributed import open_world
-from trifuse.architectures.training.loop import FREE_TO_CHANGE
 from trifuse.architectures.training.run_folder import open_run
 
-from .folder import claim_run_folder
+from .claim import claim_run_folder
 from .pipeline import RunOptions, train
 from .registry import experiment_of
 from .repeats_report import RepeatedRun, write_repeats_report
+from .run_description import describe_recipe
 
 
 def train_repeats(recipe: Any, out: Path, repeats: int, **options: Unpack[RunOptions]) -> Path | None:
@@ -71,28 +72,39 @@ def repeat_training(
         Further ones: see ``train``.
     """
     resume, force = options.get("resume", False), options.get("force_resume", False)
-    with open_world(recipe.training.device) as world:  # of all runs: see `open_world`
-        with world.raise_on_any_rank():
-            claim_run_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
-            if world.is_main:
-                described = {"repeated": _description(recipe)}
-                open_run(out, described, resume=True, force=force, upgrade=partial(_upgraded, type(recipe)))
-        runs = [RepeatedRun(out / f"run_{k}", recipe.training.seed + k) for k in range(1, repeats + 1)]
-        for k, run in enumerate(runs, start=1):
-            if not (run.folder / REPORT).exists():
-                train(with_seeds(recipe, k), run.folder, **{**options, "resume": True, "overwrite": False})
-    if not world.is_main:
-        return None
-    classes = {row.class_name for row in read_case_table(case_tables(runs[0].folder)[0])}
-    return write_repeats_report(
-        out,
-        runs,
-        title=f"{title}, {repeats} runs",
-        facts=describe_environment(),
-        command=options.get("command", ()),
-        paper_tables=paper_tables(len(classes)),
-        paper=paper,
-    )
+    overwrite = options.get("overwrite", False)
+    with ExitStack() as claimed:
+        with open_world(recipe.training.device) as world:  # of all runs: see `open_world`
+            with world.raise_on_any_rank():
+                claimed.enter_context(claim_run_folder(out, recipe, resume=resume or force, overwrite=overwrite))
+                if world.is_main:
+                    _open_runs(out, recipe, force=force)
+            runs = [RepeatedRun(out / f"run_{k}", recipe.training.seed + k) for k in range(1, repeats + 1)]
+            for k, run in enumerate(runs, start=1):
+                if not (run.folder / REPORT).exists():
+                    train(with_seeds(recipe, k), run.folder, **{**options, "resume": True, "overwrite": False})
+        if not world.is_main:
+            return None
+        classes = {row.class_name for row in read_case_table(case_tables(runs[0].folder)[0])}
+        return write_repeats_report(
+            out,
+            runs,
+            title=f"{title}, {repeats} runs",
+            facts=describe_environment(),
+            command=options.get("command", ()),
+            paper_tables=paper_tables(len(classes)),
+            paper=paper,
+        )
+
+
+def _open_runs(out: Path, recipe: Any, *, force: bool) -> None:
+    """Write what the runs are into ``run.json``, or compare it; where it is forced to change, no run is finished."""
+    described = {"repeated": describe_recipe(recipe)}
+    changed, accept = open_run(out, described, resume=True, force=force, upgrade=partial(_upgraded, type(recipe)))
+    if changed:
+        for report in out.glob(f"run_*/{REPORT}"):
+            report.unlink()
+    accept()
 
 
 def with_seeds(recipe: Any, k: int) -> Any:
@@ -104,9 +116,3 @@ def with_seeds(recipe: Any, k: int) -> Any:
 def _upgraded(kind: type, old: dict[str, Any]) -> dict[str, Any]:
     """Return what an older version wrote of repeated runs in the names and spellings of today."""
     return {**old, "repeated": upgraded_json(kind, old["repeated"])} if "repeated" in old else old
-
-
-def _description(recipe: Any) -> Mapping[str, Any]:
-    description = config_to_json(recipe)
-    kept = {name: value for name, value in description["training"].items() if name not in FREE_TO_CHANGE}
-    return {**description, "training": kept}

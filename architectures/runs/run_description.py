@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.training.loop import FREE_TO_CHANGE as TRAINING_FREE_TO_CHANGE
 from trifuse.architectures.training.recipe import Recipe
 
 FREE_TO_CHANGE = MappingProxyType({"free_to_change": True})  # metadata of a field that does not change the result
@@ -19,6 +20,13 @@ def describe_run(recipe: Any) -> dict[str, Any]:
     """
     free = {field.name for field in fields(recipe) if field.metadata.get("free_to_change")} | {"training"}
     return {name: value for name, value in config_to_json(recipe).items() if name not in free}
+
+
+def describe_recipe(recipe: Any) -> dict[str, Any]:
+    """Return a recipe as JSON values, but for the fields of its training that do not change the result."""
+    description = config_to_json(recipe)
+    kept = {name: value for name, value in description["training"].items() if name not in TRAINING_FREE_TO_CHANGE}
+    return {**description, "training": kept}
 
 
 def describe_training(recipe: Recipe) -> dict[str, str]:

@@ -1,20 +1,30 @@
-"""Files that are never half written, and files that are looked at before they are trusted."""
+"""Files that are never half written, and files that are looked at before they are trusted.
+
+All that the package writes goes through here, and so does what file systems refuse: see `replace` and `sync_folder`.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
 TEMPORARY_PREFIX = ".trifuse-"
 _CHUNK_BYTES = 1 << 20
+_ABANDONED_SECONDS = 3600  # a temporary file that nobody has written to for that long has no writer any more
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_CANNOT_OPEN_FOLDER = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
+_CANNOT_REPLACE = {errno.EEXIST, errno.ENOTEMPTY, errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTSUP, errno.ENOSYS}
 
 
 @contextmanager
@@ -25,7 +35,7 @@ def atomic_write(path: Path, *, verify: Callable[[Path], object] | None = None) 
     (which raises when it does not like what it reads back), and take the place of ``path`` in one rename.
     """
     path = Path(path)
-    temporary = path.with_name(TEMPORARY_PREFIX + uuid4().hex + "".join(path.suffixes[-2:]))
+    temporary = temporary_path(path, ending="".join(path.suffixes[-2:]))
     try:
         with open(temporary, "xb") as stream:
             yield stream
@@ -41,7 +51,7 @@ def atomic_path(path: Path, *, verify: Callable[[Path], object] | None = None) -
     It has a temporary folder for itself, where the library may have temporary files of its own.
     """
     path = Path(path)
-    folder = path.with_name(TEMPORARY_PREFIX + uuid4().hex)
+    folder = temporary_path(path)
     temporary = folder / path.name
     try:
         folder.mkdir()
@@ -54,13 +64,41 @@ def atomic_path(path: Path, *, verify: Callable[[Path], object] | None = None) -
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def temporary_path(path: Path, ending: str = "") -> Path:
+    """Return a new path beside another one, whose name says which process writes there: see `remove_leftovers`."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{_here()}-{os.getpid()}-{uuid4().hex}{ending}")
+
+
 def _replace(path: Path, temporary: Path, verify: Callable[[Path], object] | None) -> None:
     """Let a file that was written take the place of another, once it lies on the disk and was checked."""
     _sync(temporary)
     if verify is not None:
         verify(temporary)
-    os.replace(temporary, path)
+    replace(temporary, path)
     sync_folder(path.parent)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give a file another's name in one rename; in two where the file system renames over nothing that is there.
+
+    In the latter case a process that is killed in between leaves the old file under a temporary name beside the new.
+    """
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_REPLACE or not target.is_file():
+            raise
+        aside = temporary_path(target)
+        try:
+            os.rename(target, aside)
+        except OSError:
+            raise error from None
+        try:
+            os.rename(source, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+        aside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,21 +112,52 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def remove_leftovers(folder: Path, *, older_than_seconds: float | None = None) -> None:
-    """Remove temporary files and folders that a killed process left in ``folder``.
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders that killed processes left in ``folder``, and none that is being written.
 
-    Args:
-        folder: where they lie.
-        older_than_seconds: leave what was written later than that: another process may still be writing it.
+    A process of this machine that no longer runs left what has its number; of another machine's processes nothing is
+    known, and what they have not written to for an hour counts as left.
     """
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         with suppress(FileNotFoundError):  # another process may remove it, too
-            if older_than_seconds is not None and time.time() - leftover.stat().st_mtime <= older_than_seconds:
+            if _is_being_written(leftover):
                 continue
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink()
+
+
+def _is_being_written(temporary: Path) -> bool:
+    here, _, rest = temporary.name.removeprefix(TEMPORARY_PREFIX).partition("-")
+    process = rest.partition("-")[0]
+    if here == _here() and process.isdecimal() and not is_running(int(process)):
+        return False
+    inside = temporary.iterdir() if temporary.is_dir() else ()
+    newest_s = max(path.stat().st_mtime for path in (temporary, *inside))
+    return time.time() - newest_s <= _ABANDONED_SECONDS
+
+
+def is_running(process: int) -> bool:
+    """Tell whether this machine, or this container of it, has a process of that number."""
+    if os.name == "nt":  # there, asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
+
+
+@cache
+def _here() -> str:
+    """Name the place where process numbers mean something: the machine, and the container in it."""
+    container = ""
+    with suppress(OSError):
+        container = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {container}".encode()).hexdigest()[:8]
 
 
 def sha256_of(path: Path) -> str:
@@ -128,13 +197,24 @@ def describe_content(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last: without this a rename may be lost with the power."""
-    _sync(folder)
+    """Make the names in a folder last: without this a rename may be lost with the power.
+
+    Some file systems cannot sync a folder (shares of Windows, some of FUSE): there, names last when the system says so.
+    """
+    _sync(folder, refused=_CANNOT_OPEN_FOLDER)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _sync(path: Path, refused: Set[int] = frozenset()) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in refused:
+            return
+        raise
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC | refused:
+            raise
     finally:
         os.close(handle)

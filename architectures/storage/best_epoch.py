@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from .atomic_files import write_json
+from trifuse.kernels.errors import CheckpointError
+
 from .epoch_log import SMOOTHED
-from .text import read_parsed
+from .record import read_record, write_record
 
 LAST = "last"  # what chooses the best epoch where no score does: that it is the last
 SCORE_FILE = "score.json"
@@ -34,12 +34,22 @@ class BestEpoch:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read it from the folder of the weights."""
-        return cls(**read_parsed(folder / SCORE_FILE, json.loads))
+        """Read it from the folder of the weights.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        path = folder / SCORE_FILE
+        try:
+            return cls(**read_record(path))
+        except (OSError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: expected the epoch, the metric and the score that chose it: {error}"
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Write it beside the weights."""
-        write_json(folder / SCORE_FILE, asdict(self))
+        write_record(folder / SCORE_FILE, asdict(self))
 
     @property
     def column(self) -> str | None:

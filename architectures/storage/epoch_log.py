@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -19,8 +18,9 @@ from typing import Any, Self
 
 from trifuse.kernels.errors import DataError, MissingExtra
 
-from .atomic_files import write_json, write_text
-from .text import read_parsed, read_table, read_text
+from .atomic_files import write_text
+from .record import read_record, write_record
+from .text import read_table, read_text
 
 START_FILE = "start.json"
 SMOOTHED = "_smoothed"  # ends the name of a score's moving average over epochs
@@ -126,13 +126,13 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def write_start(folder: Path, row: Mapping[str, float]) -> None:
     """Write what is known of a network before its first step, by column of the log; what is not finite is left out."""
-    write_json(folder / START_FILE, {name: value for name, value in row.items() if math.isfinite(value)})
+    write_record(folder / START_FILE, {name: value for name, value in row.items() if math.isfinite(value)})
 
 
 def read_start(folder: Path) -> dict[str, float]:
     """Return what `write_start` wrote; nothing for a run of an older version, which wrote none."""
     path = folder / START_FILE
-    return read_parsed(path, json.loads) if path.exists() else {}
+    return read_record(path) if path.exists() else {}
 
 
 def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:

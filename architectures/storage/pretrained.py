@@ -6,7 +6,6 @@ architecture, its configuration, and the SHA-256 of the former.
 
 from __future__ import annotations
 
-import json
 import typing
 import warnings
 from collections.abc import Iterable, Mapping
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 
 from trifuse.kernels.errors import CheckpointError
 
-from .atomic_files import describe_content, sha256_of, write_json
+from .atomic_files import replace, sha256_of
 from .config_json import SCHEMA_VERSION, config_from_json, config_to_json, nearest_note
+from .record import read_record, write_record
 from .safetensors_file import read_safetensors, write_safetensors
-from .text import count, read_parsed
+from .text import count
 
 __all__ = [
     "CONFIG_FILE",
@@ -134,8 +134,8 @@ class Pretrained:
             "config": config_to_json(self.config),
             "sha256": {WEIGHTS_FILE: digest},
         }
-        write_json(folder / CONFIG_FILE, description)  # from here on the folder means the new network
-        pending.replace(folder / WEIGHTS_FILE)
+        write_record(folder / CONFIG_FILE, description)  # from here on the folder means the new network
+        replace(pending, folder / WEIGHTS_FILE)
 
     @classmethod
     def saved_config(cls, folder: Path | str) -> Any:
@@ -217,11 +217,8 @@ def read_description(folder: Path, architecture: str | None = None) -> dict[str,
     if not path.is_file():
         missing = path if folder.is_dir() else folder
         raise CheckpointError(f"{missing}: not found; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
-    try:
-        description = read_parsed(path, json.loads)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: expected JSON, found {describe_content(path)} ({error})") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+    description = read_record(path)
+    if description.get("format") != FORMAT:
         raise CheckpointError(f'{path}: expected a configuration written by trifuse, with "format": "{FORMAT}"')
     version = description.get("schema_version")
     if type(version) is not int or version > SCHEMA_VERSION:

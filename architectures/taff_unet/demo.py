@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from trifuse.architectures.evaluation.interval_figures import draw_interval_bars
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import REPORT, add_picture
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.runs.claim import claim_run_folder
 from trifuse.architectures.runs.demonstration import show_audit
-from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data
 from trifuse.architectures.runs.parallel import one_thread, run_each
 from trifuse.architectures.runs.pipeline import print_results, train
@@ -120,16 +121,17 @@ def run_demo(
     """Make the phantom, train on it, predict its test cases, and print where the report lies."""
     plan = DEMOS[phantom]
     run, without_time, ecg = out / "run", out / "without_time", out / "ecg"
-    for folder in (run, without_time, ecg):
-        claim_run_folder(folder, overwrite=overwrite)
-    print(f"writing a synthetic cohort of {plan.cases} hearts and their ECGs to {out / COHORT_FOLDER}", flush=True)
-    cohort = plan.write(out, seed)
-    print("training the ECG autoencoder", flush=True)
-    with one_thread():
-        pretrain.train(ecg_recipe(cohort, plan, seed=seed), ecg)
-    print(f"first pass: {plan.folds + 1} plain U-Nets find the wall", flush=True)
-    recipe = demo_recipe(cohort, plan, ecg=ecg / "best", seed=seed)
-    labels = first_pass(recipe, *open_split(recipe.data, run), run, jobs=JOBS)
+    with ExitStack() as claimed:
+        for folder in (run, without_time, ecg):
+            claimed.enter_context(claim_run_folder(folder, overwrite=overwrite))
+        print(f"writing a synthetic cohort of {plan.cases} hearts and their ECGs to {out / COHORT_FOLDER}", flush=True)
+        cohort = plan.write(out, seed)
+        print("training the ECG autoencoder", flush=True)
+        with one_thread():
+            pretrain.train(ecg_recipe(cohort, plan, seed=seed), ecg, resume=True)
+        print(f"first pass: {plan.folds + 1} plain U-Nets find the wall", flush=True)
+        recipe = demo_recipe(cohort, plan, ecg=ecg / "best", seed=seed)
+        labels = first_pass(recipe, *open_split(recipe.data, run), run, jobs=JOBS)
     print("training TAFF-UNet, and TAFF-UNet without time", flush=True)
     other = demo_recipe(cohort, plan, setting="ecg_ap", labels=labels, ecg=ecg / "best", seed=seed)
     run_each(_train, [(recipe, run, command), (other, without_time, command)], JOBS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,13 +20,13 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.split import read_split, verify_split
 from trifuse.architectures.evaluation.ecg_report import reconstruct, write_ecg_report
 from trifuse.architectures.evaluation.report import check_extras
-from trifuse.architectures.runs.folder import claim_run_folder
+from trifuse.architectures.runs.claim import claim_run_folder
 from trifuse.architectures.runs.pipeline import RunOptions
 from trifuse.architectures.runs.run_description import describe_run, describe_training
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.training.distributed import open_world
-from trifuse.architectures.training.loop import FitResult, fit
+from trifuse.architectures.training.loop import DIGESTS, FitResult, fit
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import reconstruction_loss
 from trifuse.kernels import CheckpointError, DataError
@@ -264,38 +266,44 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
     """
     out = Path(out)
     resume, force = options.get("resume", False), options.get("force_resume", False)
-    with open_world(recipe.training.device) as world:
-        with world.raise_on_any_rank():
-            claim_run_folder(out, resume=resume or force, overwrite=options.get("overwrite", False))
-        with world.raise_on_any_rank():
-            check_extras()
-            model = build_network(recipe)
-            recipe = replace(recipe, network=model.config)
-            beats = prepare_beats(recipe)
-        tensorboard = options.get("tensorboard", False)
-        fit_network(model, recipe, beats, out, resume=resume, force_resume=force, tensorboard=tensorboard)
-    if not world.is_main:
-        return None
-    best = EcgAutoencoder.from_pretrained(out / "best").to(next(model.parameters()).device)
-    return write_ecg_report(
-        out,
-        best,
-        beats.parts,
-        beats.left_out,
-        validated_on=beats.validated_on,
-        shown=options.get("parts", ("test",)),
-        title=f"ECG autoencoder on {Path(recipe.data.root).name}",
-        facts={
-            "Started from": "random weights" if recipe.init is None else f"the autoencoder in {Path(recipe.init).name}",
-            "Augmentation": f"each lead hidden with probability {recipe.lead_masking:g}; up to {recipe.mixing:.0%} of "
-            "another record mixed in",
-            **describe_training(recipe.training),
-            "Loss": f"mean squared error over usable leads, {'without' if recipe.mask_padding else 'with'} the padding",
-            "Leads": SCALING_WORDS[recipe.network.lead_scaling],
-            "Median beat": f"of at least {recipe.data.min_beats} heart beats",
-        },
-        command=options.get("command", ()),
-    )
+    overwrite = options.get("overwrite", False)
+    with ExitStack() as claimed:
+        with open_world(recipe.training.device) as world:
+            with world.raise_on_any_rank():
+                claimed.enter_context(claim_run_folder(out, recipe, resume=resume or force, overwrite=overwrite))
+            with world.raise_on_any_rank():
+                check_extras()
+                model = build_network(recipe)
+                recipe = replace(recipe, network=model.config)
+                beats = prepare_beats(recipe)
+            tensorboard = options.get("tensorboard", False)
+            fit_network(model, recipe, beats, out, resume=resume, force_resume=force, tensorboard=tensorboard)
+        if not world.is_main:
+            return None
+        best = EcgAutoencoder.from_pretrained(out / "best").to(next(model.parameters()).device)
+        return write_ecg_report(
+            out,
+            best,
+            beats.parts,
+            beats.left_out,
+            validated_on=beats.validated_on,
+            shown=options.get("parts", ("test",)),
+            title=f"ECG autoencoder on {Path(recipe.data.root).name}",
+            facts=_facts(recipe),
+            command=options.get("command", ()),
+        )
+
+
+def _facts(recipe: EcgPretrainingRecipe) -> dict[str, str]:
+    return {
+        "Started from": "random weights" if recipe.init is None else f"the autoencoder in {Path(recipe.init).name}",
+        "Augmentation": f"each lead hidden with probability {recipe.lead_masking:g}; up to {recipe.mixing:.0%} of "
+        "another record mixed in",
+        **describe_training(recipe.training),
+        "Loss": f"mean squared error over usable leads, {'without' if recipe.mask_padding else 'with'} the padding",
+        "Leads": SCALING_WORDS[recipe.network.lead_scaling],
+        "Median beat": f"of at least {recipe.data.min_beats} heart beats",
+    }
 
 
 def build_network(recipe: EcgPretrainingRecipe) -> EcgAutoencoder:
@@ -347,7 +355,15 @@ def fit_network(
         loss=ReconstructionLoss(recipe.mask_padding),
         forward=lambda network, batch: network(batch["ecg"]),
         validate=BeatValidation(beats.parts[beats.validated_on], recipe.training.batch_size),
-        run_config={"architecture": EcgAutoencoder.architecture, **describe_run(recipe)},
+        run_config={
+            "architecture": EcgAutoencoder.architecture,
+            **describe_run(recipe),
+            DIGESTS: {
+                beat.record: hashlib.sha256(beat.ecg.numpy().tobytes()).hexdigest()[:16]
+                for part in dict.fromkeys(("train", beats.validated_on))
+                for beat in beats.parts[part]
+            },
+        },
         config_type=type(recipe),
         **options,
     )

@@ -1,4 +1,7 @@
-"""Folders on disk that always hold one whole checkpoint, however the process ends and however full the disk is."""
+"""Folders on disk that always hold one whole checkpoint, however the process ends and however full the disk is.
+
+The checkpoint before it is kept beside it, for the day on which it turns out to be damaged.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,41 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from trifuse.architectures.storage.atomic_files import sync_folder
 from trifuse.kernels.errors import CheckpointError
 
 _MOST_FAILURES = 3  # in a row
-_COPIES_ON_DISK = 3  # beside the first last/: best/, and one of each while it is written
+_COPIES_ON_DISK = 4  # beside the first last/: the one before it, two of best/, and one while it is written
+T = TypeVar("T")
 
 
 class CheckpointFolder:
     """A folder that always holds one whole checkpoint, whenever the process is killed.
 
-    The new checkpoint is written beside the old one and read back; then the two change places in two renames.
+    The new checkpoint is written beside the old one and read back; then it takes that one's place in two renames, and
+    that one the place of the one before, which ends in ``.old``.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._new, self._old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
+        self.previous = path.with_name(f"{path.name}.old")
+        self._new, self._damaged = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.damaged")
 
     def recover(self) -> None:
         """Finish a change of places that was cut short, and remove what an unfinished write left."""
-        if self._old.exists() and not self.path.exists():  # killed between the renames: the new one was complete
-            os.replace(self._new, self.path)
-        for leftover in (self._new, self._old):
+        if self.previous.exists() and not self.path.exists():  # killed between the renames: the new one was complete
+            os.rename(self._new if self._new.exists() else self.previous, self.path)
+        for leftover in (self._new, self._damaged):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def fall_back(self) -> None:
+        """Let the checkpoint before take the place of the newest one, which is damaged."""
+        if self.path.exists():
+            os.rename(self.path, self._damaged)
+        os.rename(self.previous, self.path)
+        shutil.rmtree(self._damaged, ignore_errors=True)
 
     @contextmanager
     def replaced(self) -> Iterator[Path]:
@@ -46,9 +60,9 @@ class CheckpointFolder:
             shutil.rmtree(self._new, ignore_errors=True)
             raise
         if self.path.exists():
-            os.rename(self.path, self._old)
+            shutil.rmtree(self.previous, ignore_errors=True)
+            os.rename(self.path, self.previous)
         os.rename(self._new, self.path)
-        shutil.rmtree(self._old, ignore_errors=True)
         sync_folder(self.path.parent)
 
 
@@ -68,11 +82,34 @@ class CheckpointManager:
         self.last, self.best = CheckpointFolder(out / "last"), CheckpointFolder(out / "best")
         self._say = say
         self._failures = 0
+        self._damaged: list[CheckpointFolder] = []
 
     def recover(self) -> None:
         """Bring both folders in order after a process was killed."""
         self.last.recover()
         self.best.recover()
+
+    def load(self, checkpoint: CheckpointFolder, read: Callable[[Path], T]) -> T:
+        """Read a checkpoint; if it is damaged, say so, and read the one before it: see `drop_damaged`.
+
+        Raises:
+            CheckpointError: that of the newer one, if neither can be read.
+        """
+        try:
+            return read(checkpoint.path)
+        except CheckpointError as error:
+            try:
+                found = read(checkpoint.previous)
+            except CheckpointError:
+                raise error from None
+            self._say(f"warning: {error}; {checkpoint.previous.name}/, the one before, takes its place")
+            self._damaged.append(checkpoint)
+            return found
+
+    def drop_damaged(self) -> None:
+        """Give their places on the disk to the checkpoints that were read for damaged ones, after all ranks did."""
+        while self._damaged:
+            self._damaged.pop().fall_back()
 
     def save_first(self, fill: Callable[[Path], None]) -> None:
         """Write ``last/`` before there is anything to lose.

@@ -17,6 +17,12 @@ from torch import nn
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import EpochLog, write_start
+from trifuse.architectures.storage.pretrained import (
+    WEIGHTS_FILE,
+    read_description,
+    read_safetensors,
+    recorded_digest,
+)
 from trifuse.kernels.errors import DataError, TrifuseError
 
 from .batches import Batches
@@ -27,7 +33,7 @@ from .loader_workers import WorkerLost
 from .parameter_groups import GroupSpecification, make_groups
 from .progress import Progress
 from .recipe import Recipe
-from .run_folder import append_session, lock_folder, open_run
+from .run_folder import append_session, discard_replaced, lock_folder, open_run
 from .signals import Interrupted, StopSignals
 from .step import Batch, Forward, Loss, TrainingStep
 from .training_state import FrozenBase, TrainerState, check_base, load_training_state, save_training_state
@@ -35,6 +41,7 @@ from .training_state import FrozenBase, TrainerState, check_base, load_training_
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
 SIDE_INPUTS = ("prior", "ecg", "interval", "has_ecg", "transform")  # inputs that a network may have beside the image
+DIGESTS = "digests"  # in the configuration of a run: of its samples' files, by name
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
 
 
@@ -105,7 +112,8 @@ def fit(
         validate: returns scores, named as in the log but for the ``val_``; higher is better for the one by which the
             recipe chooses the best epoch. Called on rank 0, before the first step and after every epoch, in evaluation
             mode and without gradients, with the averaged weights if there are any.
-        run_config: everything beside the recipe that decides the result, as JSON values.
+        run_config: everything beside the recipe that decides the result, as JSON values; under `DIGESTS`, digests of
+            the data by name, which runs of older versions lack.
         config_type: the dataclass whose fields ``run_config`` has, if any: it knows their names in older versions.
         forward: computes the outputs from a batch.
         param_groups: the groups, or a function that makes them from the model; see `parameter_groups`.
@@ -130,8 +138,9 @@ def fit(
             if world.is_main:
                 stack.enter_context(lock_folder(out))
                 description = _describe(recipe, run_config, len(train_set))
-                upgrade = partial(_upgraded, config_type)
-                for difference in open_run(out, description, resume=resume, force=force_resume, upgrade=upgrade):
+                upgrade = partial(_upgraded, config_type, run_config)
+                changed, accept = open_run(out, description, resume=resume, force=force_resume, upgrade=upgrade)
+                for difference in changed:
                     progress.say(f"resumed with a changed configuration: {difference}")
                 CheckpointManager(out, progress.say).recover()
         model.to(world.device)
@@ -141,6 +150,7 @@ def fit(
             stack.callback(run.batches.workers.close)
             run.validate, run.describe = validate, describe or (lambda model: {})
             if world.is_main:
+                run.accept = accept
                 run.log = stack.enter_context(run.open_log(out, tensorboard, force_resume))
         gpus = [world.device] if world.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(gpus))  # the caller's random state stays as it was
@@ -153,13 +163,24 @@ def _describe(recipe: Recipe, run_config: Mapping[str, Any], samples: int) -> di
     return {"recipe": kept, "config": dict(run_config), "training_samples": samples}
 
 
-def _upgraded(config_type: type | None, description: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of an older run in the names and spellings of today."""
-    config = {**description["config"], "training": description["recipe"]}
+def _upgraded(config_type: type | None, run_config: Mapping[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of an older run in the names and spellings of today; without digests, it gets ours."""
+    ours = {DIGESTS: run_config[DIGESTS]} if DIGESTS in run_config else {}
+    config = {**ours, **description["config"], "training": description["recipe"]}
     if config_type is not None:
         config = upgraded_json(config_type, config)
     recipe = upgraded_json(Recipe, config.pop("training"))
     return {**description, "recipe": recipe, "config": config}
+
+
+def read_best(folder: Path) -> BestEpoch:
+    """Return what chose the best epoch, after a look at its weights.
+
+    Raises:
+        CheckpointError: one of the two is missing or damaged.
+    """
+    read_safetensors(folder / WEIGHTS_FILE, recorded_digest(read_description(folder), folder))
+    return BestEpoch.read(folder)
 
 
 class _Run:
@@ -168,6 +189,7 @@ class _Run:
     validate: Validate
     describe: Callable[[nn.Module], Mapping[str, float]]
     log: EpochLog
+    accept: Callable[[], None]
 
     def __init__(
         self,
@@ -213,6 +235,8 @@ class _Run:
 
     def train(self, stop: StopSignals) -> FitResult:
         """Run the epochs that are left."""
+        if self.world.is_main:
+            self.checkpoints.drop_damaged()
         if self.state.global_step == 0:
             self._check_that_it_can_end_well()
         try:
@@ -222,6 +246,8 @@ class _Run:
             self.progress.end()
             where = f"{self.checkpoints.last.path} holds step {self._saved_step} of the run"
             raise type(error)(f"{error}; {where}: --resume goes on from there") from error
+        if self.world.is_main:
+            self.accept()
         return self._result()
 
     def _train_epochs(self, stop: StopSignals) -> None:
@@ -330,22 +356,30 @@ class _Run:
         self.world.broadcast(self.model.buffers())
         if self.world.is_main and self.checkpoints.save(self.checkpoints.last, self._fill_last):
             self._saved_step = self.state.global_step
+            discard_replaced(self.out)
 
     def _fill_last(self, folder: Path) -> None:
+        self.accept()
         self.log.write()  # first: a row that is missing on the disk belongs to an epoch that is run again
         self.state.loss_scaling = self.training_step.state()
         save_training_state(folder, self.model, self.groups, self.average, self.state, self.base)
 
     def _load(self) -> TrainerState:
-        state = load_training_state(self.checkpoints.last.path, self.model, self.groups, self.average, self.base)
+        def load(folder: Path) -> TrainerState:
+            return load_training_state(folder, self.model, self.groups, self.average, self.base)
+
+        state = self.checkpoints.load(self.checkpoints.last, load)
         self.training_step.load_state(state.loss_scaling)
         where = f"resuming after step {state.global_step} (epoch {state.epoch + 1}, step {state.step_in_epoch})"
         self.progress.say(f"{where}; ranks: {state.ranks} before, {self.world.size} now, for the same global batch")
         state.ranks = self.world.size
         metric = self.recipe.best_metric
-        if state.best_epoch is not None and BestEpoch.read(self.checkpoints.best.path).metric != metric:
+        best = None if state.best_epoch is None else self.checkpoints.load(self.checkpoints.best, read_best)
+        if best is not None and best.metric != metric:
             state.best_score = state.smoothed_score = None
             self.progress.say(f"best/ was chosen by another score; from here on {metric} decides")
+        elif best is not None and best.epoch < (state.best_epoch or 0):  # the best one is damaged
+            state.best_epoch, state.best_score = best.epoch, best.score
         return state
 
     def _interrupt(self, stop: StopSignals) -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
-from trifuse.architectures.storage.text import read_parsed
-from trifuse.kernels.errors import TrifuseError
+from trifuse.architectures.storage.atomic_files import remove_leftovers
+from trifuse.architectures.storage.record import read_record, write_record
+from trifuse.kernels.errors import CheckpointError, TrifuseError
 
 LOCK_FILE = ".lock"
+REPLACED_FOLDER = "replaced_run"  # of an output folder: the run that its run is to replace, until that has a checkpoint
 _RUN_FILE = "run.json"
 _SESSIONS_FILE = "sessions.jsonl"
 _ABSENT = "(absent)"
+_DIFFERENCES_SHOWN = 10
+_held: set[tuple[int, Path]] = set()  # folders that are locked, with the process: a fork has none of its parent's locks
 
 
 class OutputFolderError(TrifuseError):
@@ -31,24 +39,74 @@ def lock_folder(out: Path) -> Iterator[None]:
     """Make the folder if it does not exist, lock it for this process, and remove temporary files of a killed one.
 
     The lock belongs to the process and not to the file's existence: a killed run leaves nothing that must be removed.
+    A process may lock a folder again that it has locked. Where the file system has no locks, processes of this machine
+    are still kept apart where that has any, by a file in its folder of temporary files, and a line says so.
 
     Raises:
         OutputFolderError: another process holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / LOCK_FILE, "a+") as lock:
+    held = os.getpid(), out.resolve()
+    if held in _held:  # a second handle on the file would lose the lock when it is closed
+        yield
+        return
+    with open(out / LOCK_FILE, "a+") as lock, ExitStack() as stack:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            _take(lock)
+        except BlockingIOError as error:
             lock.seek(0)
             raise OutputFolderError(
                 f"{out} is in use by process {lock.read().strip() or 'unknown'}; wait for it, or choose another folder"
             ) from error
+        except OSError as error:
+            print(
+                f"note: {out}: this file system has no locks ({error.strerror}); let nobody else write there",
+                file=sys.stderr,
+            )
+            try:
+                _take(stack.enter_context(open(_substitute_for(out), "a+")))
+            except BlockingIOError:
+                raise OutputFolderError(f"{out} is in use by another process; wait for it, or choose another") from None
+            except OSError:  # nor has this machine any
+                pass
         lock.truncate(0)
-        lock.write(f"{os.getpid()} on {os.uname().nodename}\n")
+        lock.write(f"{os.getpid()} on {platform.node()}\n")
         lock.flush()
         remove_leftovers(out)
-        yield
+        _held.add(held)
+        try:
+            yield
+        finally:
+            _held.remove(held)
+
+
+def _take(lock: IO[str]) -> None:
+    """Lock a file for this process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system, or the operating system, knows no locks.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError(errno.ENOLCK, "not on this operating system") from error
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        raise
+
+
+def _substitute_for(out: Path) -> Path:
+    """Return the file of this machine that stands for a folder whose file system has no locks."""
+    return Path(tempfile.gettempdir()) / f"trifuse-{hashlib.sha256(os.fsencode(out.resolve())).hexdigest()}.lock"
+
+
+def discard_replaced(out: Path) -> None:
+    """Remove the run that a run has replaced: now that it has a checkpoint, it is the run in its folder."""
+    shutil.rmtree(out / REPLACED_FOLDER, ignore_errors=True)
 
 
 def open_run(
@@ -58,46 +116,57 @@ def open_run(
     resume: bool,
     force: bool,
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-) -> list[str]:
+    file: str = _RUN_FILE,
+) -> tuple[list[str], Callable[[], None]]:
     """Write ``run.json`` for a new run, or compare it for one that is resumed.
 
     Args:
         out: the output folder.
         description: all that decides the result, as JSON values.
         resume: whether the folder may hold a run; a folder without one starts a new run either way.
-        force: resume, accept a changed description, and replace it.
+        force: resume, and accept a changed description.
         upgrade: turns a description that an older version wrote into today's names and spellings.
+        file: another one than ``run.json``.
 
     Returns:
-        One line per accepted difference.
+        One line per accepted difference; and what writes the description that was accepted, to be called with the first
+        checkpoint that is made under it: a run that fails before remains what it was.
 
     Raises:
         OutputFolderError: the folder holds a run that is not to be resumed, or another description.
+        CheckpointError: its description is damaged.
     """
-    path = out / _RUN_FILE
+    path = out / file
     new = json.loads(json.dumps(description))
     if not path.exists():
-        write_json(path, new)
-        return []
+        write_record(path, new)
+        return [], lambda: None
     if not (resume or force):
         raise OutputFolderError(f"{out} already holds a run; resume it, or choose another folder")
     try:
-        old = upgrade(dict(read_parsed(path, json.loads)))
-    except (ValueError, TypeError) as error:
-        raise OutputFolderError(f"{path}: expected the description of a run of trifuse, got {error}") from error
+        written = read_record(path)
+    except CheckpointError as error:
+        if force:
+            return [f"{path.name} is damaged, and written anew"], lambda: write_record(path, new)
+        raise CheckpointError(f"{error}; --force-resume takes the recipe that is given for that of the run") from error
+    old = upgrade(written)
     if "repeated" in {*old} ^ {*new}:
         kinds = ("repeated runs", "a single run") if "repeated" in old else ("a single run", "repeated runs")
         raise OutputFolderError(f"{out} holds {kinds[0]}, and cannot hold {kinds[1]} as well; choose another folder")
     differences = _differences(old, new)
     if differences and not force:
+        shown = [*differences[:_DIFFERENCES_SHOWN], *_rest(differences)]
         raise OutputFolderError(
             f"{out} was started with another configuration:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(shown)
             + "\nresume with the old values, force the new ones (--force-resume), or choose another folder"
         )
-    if differences:
-        write_json(path, new)
-    return differences
+    return differences, lambda: None if written == new else write_record(path, new)
+
+
+def _rest(differences: Sequence[str]) -> list[str]:
+    left = len(differences) - _DIFFERENCES_SHOWN
+    return [f"and {left} more"] if left > 0 else []
 
 
 def append_session(out: Path, **facts: Any) -> None:

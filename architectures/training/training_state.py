@@ -9,7 +9,6 @@ Where the run names a file for its frozen weights, ``last/`` leaves them out and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from trifuse.architectures.storage.atomic_files import sha256_of, write_json
+from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, load_strict, read_safetensors, write_safetensors
-from trifuse.architectures.storage.text import read_parsed
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels.errors import CheckpointError
 
 from .ema import WeightAverage
@@ -135,7 +134,7 @@ def save_training_state(
         own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(base.prefix)}
         tensors |= {f"model/{name}": tensor for name, tensor in own.items()}
     files[_STATE_TENSORS_FILE] = write_safetensors(folder / _STATE_TENSORS_FILE, tensors)
-    write_json(
+    write_record(
         folder / _STATE_JSON_FILE,
         {
             "format": "trifuse-training-state",
@@ -181,11 +180,9 @@ def load_training_state(
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / _STATE_JSON_FILE
     try:
-        description = read_parsed(path, json.loads)
+        description = read_record(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; the folder holds no training state") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); the file is damaged") from error
     if description.get("schema_version") != _SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: expected schema_version {_SCHEMA_VERSION}, got {description.get('schema_version')!r}; "

@@ -12,14 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
 from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.data.volumes.nifti import write_image, write_labels
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.architectures.storage.atomic_files import TEMPORARY_PREFIX, atomic_write, write_json, write_text
+from trifuse.architectures.storage.atomic_files import atomic_write, temporary_path, write_json, write_text
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .cohort import Cohort, Split
@@ -193,7 +192,7 @@ def _write_whole(out: Path, write: Callable[[Path], None]) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(out, "output folder", got="something there", want="a new or an empty folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f"{TEMPORARY_PREFIX}{uuid4().hex}")
+    folder = temporary_path(out)
     folder.mkdir()
     try:
         write(folder)

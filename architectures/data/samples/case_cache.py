@@ -22,7 +22,6 @@ from trifuse.architectures.storage.atomic_files import atomic_write, remove_left
 from trifuse.kernels.errors import DataError
 
 _DIGEST_BYTES = 32
-_LEFTOVER_SECONDS = 3600
 
 
 class CaseCache:
@@ -34,6 +33,9 @@ class CaseCache:
         folder: of the entries; without it they live in a temporary folder as long as the cache does.
         transform: JSON values that name what ``build`` does beside reading the case, its version among them.
         build: returns the records of a case.
+
+    Attributes:
+        digests: of the files of each case, by its id.
 
     Raises:
         DataError: a case is unusable or has no labels. All cases are looked at first.
@@ -50,13 +52,15 @@ class CaseCache:
         self._temporary = tempfile.TemporaryDirectory(prefix="trifuse-slices-") if folder is None else None
         folder = Path(self._temporary.name) if self._temporary else Path(folder or "")
         folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder, older_than_seconds=_LEFTOVER_SECONDS)
+        remove_leftovers(folder)
         self._paths: list[Path] = []
+        self.digests: dict[str, str] = {}
         self._entries: dict[int, np.ndarray] = {}
         problems: list[DataError] = []
         for case_id in case_ids:
             try:
-                self._paths.append(_cached(cohort, cohort.case(case_id), transform, build, folder))
+                path, self.digests[case_id] = _cached(cohort, cohort.case(case_id), transform, build, folder)
+                self._paths.append(path)
             except DataError as error:
                 problems.append(error)
         if problems:
@@ -79,22 +83,26 @@ class CaseCache:
 
 def _cached(
     cohort: Cohort, case: Case, transform: Sequence[Any], build: Callable[[Cohort, Case], np.ndarray], folder: Path
-) -> Path:
-    """Return the path of the case's entry, after building it if there is no sound one."""
+) -> tuple[Path, str]:
+    """Return the path of the case's entry, after building it if there is no sound one, and a digest of its files."""
     if case.label is None:
         raise DataError(case.image, "label", got="none", want="a label map to train on")
-    path = folder / f"{_key(cohort, case, transform)}.npy"
+    digests = _digests_of_files(case)
+    path = folder / f"{_key(digests, cohort, transform)}.npy"
     if not _is_sound(path):
         _write(path, build(cohort, case))
-    return path
+    return path, hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
 
 
-def _key(cohort: Cohort, case: Case, transform: Sequence[Any]) -> str:
-    """Name an entry after everything that its bytes depend on."""
+def _digests_of_files(case: Case) -> list[str]:
     try:
-        digests = [sha256_of(path) for path in case.files]
+        return [sha256_of(path) for path in case.files]
     except OSError as error:
         raise DataError(error.filename, "file", got=error.strerror, want=f"a file of case {case.case_id}") from error
+
+
+def _key(digests: Sequence[str], cohort: Cohort, transform: Sequence[Any]) -> str:
+    """Name an entry after everything that its bytes depend on."""
     meaning: Any = None if cohort.label_map is None else sorted(cohort.label_map.items())
     parts = [*digests, meaning, cohort.others_are_background, cohort.largest_label, *transform]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]

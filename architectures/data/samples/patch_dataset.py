@@ -84,6 +84,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self._cases = ResampledCases(cohort, case_ids, preprocessing, **options)
         self._patch_size, self._augment = preprocessing.image_size, augment
         self.case_ids, self.class_names = self._cases.case_ids, cohort.class_names
+        self.digests = self._cases.digests
         self._with_slices = np.flatnonzero([len(kept) for kept in self._cases.kept])
 
     def __len__(self) -> int:
@@ -158,6 +159,7 @@ class GridPatches(Dataset[dict[str, Any]]):
         self._cases = ResampledCases(cohort, case_ids, preprocessing, **options)
         self._patch_size = preprocessing.image_size
         self.case_ids, self.class_names = self._cases.case_ids, cohort.class_names
+        self.digests = self._cases.digests
         self._index = [
             (number, int(position), rows, columns)
             for number, kept in enumerate(self._cases.kept)

@@ -57,6 +57,7 @@ class ResampledCases:
         ]
         build = partial(_build, preprocessing)
         self._cache = CaseCache(cohort, self.case_ids, cache, _transform_names(preprocessing), build)
+        self.digests = self._cache.digests
         entries = [self._cache[number] for number in range(len(self._cache))]
         self._priors = [
             None if one.prior is None else _grid_of(entry).nearest(one.prior)

@@ -63,6 +63,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.class_names = cohort.class_names
         build = partial(_build, preprocessing)
         self._entries = CaseCache(cohort, self.case_ids, cache, _transform_names(preprocessing), build)
+        self.digests = self._entries.digests
         self._index = [
             (number, int(position))
             for number in range(len(self._entries))

@@ -15,10 +15,9 @@ from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_labels
 from trifuse.architectures.dino_unet import DinoUNetConfig
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
-from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import with_classes
 from trifuse.architectures.runs.recipes import DataRecipe
-from trifuse.architectures.training.run_folder import OutputFolderError
+from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.kernels import DataError
 
 
@@ -73,7 +72,9 @@ def test_l4_an_existing_run_is_refused_resumed_or_overwritten(atria_run, atria, 
     assert "recipe.lr: 0.003 -> 0.01" in errors
     (out / "mark").touch()
     assert run_main([*words, "--overwrite", "--epochs", "1"], capsys)[0] == 0
-    assert not (out / "mark").exists()
+    assert (out / "mark").exists()  # not the run's
+    assert not (out / "replaced_run").exists()
+    assert len(read_log(out / "log.csv")) == 1
     stranger = tmp_path / "stranger"
     stranger.mkdir()
     (stranger / "thesis.txt").write_text("three years of work")
@@ -82,28 +83,30 @@ def test_l4_an_existing_run_is_refused_resumed_or_overwritten(atria_run, atria, 
     assert "holds no run of trifuse" in errors
 
 
-def test_l4_a_run_that_failed_before_it_began_may_be_overwritten(atria, capsys, tmp_path):
+def test_l4_a_run_that_failed_before_it_began_is_begun_again(atria, capsys, tmp_path):
     words = ["train", "dino_unet", atria, "--out", tmp_path / "run", "--split", atria / "split.json", *ATRIA_TRAINING]
     assert run_main([*words, "--set", "network.num_classes=5"], capsys)[0] == 3
-    code, _, errors = run_main(words, capsys)
-    assert code == 2
-    assert "a run failed there before it began; pass --overwrite" in errors
     note = tmp_path / "run" / "cache" / "note.txt"
     note.touch()
-    assert run_main([*words, "--overwrite"], capsys)[0] == 2
+    assert run_main(words, capsys)[0] == 2
     note.unlink()
-    assert run_main([*words, "--overwrite", "--epochs", "1"], capsys)[0] == 0
+    assert run_main([*words, "--epochs", "1"], capsys)[0] == 0
 
 
-def test_l4_a_run_that_was_killed_before_it_began_may_be_overwritten(tmp_path):
-    out = tmp_path / "run"
-    (out / "cache").mkdir(parents=True)
-    for name in ("cache/train_1.npy", "split.json", ".lock"):  # all that is there when its folder is locked
-        (out / name).touch()
-    with pytest.raises(OutputFolderError, match="a run failed there before it began"):
-        claim_run_folder(out)
-    claim_run_folder(out, overwrite=True)
-    assert not any(out.iterdir())
+def test_l4_nothing_is_lost_to_a_run_that_cannot_begin(atria_run, atria, capsys, tmp_path):
+    """Another study, a recipe that does not fit, a study that is the run itself: the old run is what it was."""
+    out = shutil.copytree(atria_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    words = ["--out", out, "--split", atria / "split.json", *ATRIA_TRAINING, "--overwrite"]
+    for study, further, code in (
+        (tmp_path / "nowhere", (), 3),
+        (atria, ("--set", "network.num_classes=5"), 3),
+        (atria, ("--image-size", "31"), 2),
+        (out / "predictions" / "test", (), 3),
+    ):
+        assert run_main(["train", "dino_unet", study, *words, *further], capsys)[0] == code, study
+        after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+        assert after == {path: content for path, content in before.items() if path.name != ".lock"}
 
 
 def test_c9_several_targets_make_a_network_of_as_many_classes_with_the_weights_of_another(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from trifuse.architectures.evaluation.scoring import OK, Row
 from trifuse.architectures.evaluation.tables import write_case_table
 from trifuse.architectures.runs import repeats
 from trifuse.architectures.runs.repeats import repeat_training
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.run_folder import OutputFolderError
 
@@ -94,9 +94,9 @@ def test_another_recipe_is_not_mixed_in(tmp_path):
 def test_repeats_of_an_older_version_are_continued(tmp_path):
     repeat_training(Trainer(), Whole(), tmp_path, 1, title="t")
     file = tmp_path / "run.json"
-    written = json.loads(file.read_text())
+    written = read_record(file)
     written["repeated"]["network"] = {"seed": 3}
-    file.write_text(json.dumps(written))
+    write_record(file, written)
     trainer = Trainer()
     repeat_training(trainer, Whole(), tmp_path, 2, title="t", resume=True)
     assert [name for name, *_ in trainer.asked] == ["run_2"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from trifuse.architectures.storage import pretrained
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.pretrained import Pretrained, load_strict, write_safetensors
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels import CheckpointError
 
 
@@ -120,7 +120,7 @@ class OtherNet(Net):
 
 def edit_config(folder: Path, **changes) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    write_record(path, read_record(path) | changes)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_save_and_load(saved):
     assert_same(loaded.state_dict(), net.state_dict())
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.parameters())
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
-    description = json.loads((folder / "config.json").read_text())
+    description = read_record(folder / "config.json")
     assert description == {
         "format": "trifuse",
         "schema_version": 1,
@@ -279,7 +279,7 @@ def interrupt(*args, **kwargs):
 
 @pytest.mark.parametrize(
     ("owner", "name", "survivor"),
-    [(pretrained, "write_safetensors", "old"), (pretrained, "write_json", "old"), (Path, "replace", "new")],
+    [(pretrained, "write_safetensors", "old"), (pretrained, "write_record", "old"), (pretrained, "replace", "new")],
 )
 def test_t2_a_save_that_is_cut_short_leaves_the_old_network_or_the_new_one(saved, monkeypatch, owner, name, survivor):
     old, folder = saved

@@ -145,6 +145,7 @@ def test_what_a_killed_write_leaves_is_removed(tmp_path, monkeypatch):
         write_safetensors(tmp_path / "x", TENSORS)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] != []
     monkeypatch.undo()
+    monkeypatch.setattr(atomic_files, "is_running", lambda process: False)
     atomic_files.remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
 

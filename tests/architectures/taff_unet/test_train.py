@@ -19,7 +19,6 @@ from trifuse.architectures.data.samples.nnunet_augmentation import NnUNetAugment
 from trifuse.architectures.data.samples.patch_dataset import PatchDataset
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
 from trifuse.architectures.runs.audit import audit_run
-from trifuse.architectures.runs.folder import claim_run_folder
 from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.predict import load_network, predict_images
 from trifuse.architectures.runs.recipes import RecipeError, recipe_from
@@ -32,7 +31,6 @@ from trifuse.architectures.taff_unet.paper import RESULTS
 from trifuse.architectures.taff_unet.report import Heard, describe_gate
 from trifuse.architectures.taff_unet.train import TaffUNetRecipe, check, fit_options, run_with_side_inputs
 from trifuse.architectures.training.losses import SegmentationLoss
-from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import CheckpointError, DataError
 
 PICTURES = (
@@ -350,18 +348,6 @@ def test_a_predicted_prior_from_its_first_pass_to_new_images(scar_cohort, tmp_pa
     with pytest.raises(DataError, match="--reference orientation"):  # a file alone has no landmarks
         predict_images(tmp_path / "run", scar_cohort / "lge" / "case007.nii.gz", tmp_path / "one")
     assert (tmp_path / "new" / "first_pass" / "case007.nii.gz").exists()
-
-
-def test_a_run_that_stopped_in_its_first_pass_is_resumed_or_overwritten(tmp_path):
-    fold = tmp_path / "run" / "first_pass" / "fold_1"
-    fold.mkdir(parents=True)
-    (fold / "split.json").write_text("{}")
-    with pytest.raises(OutputFolderError, match="pass --resume to continue it"):
-        claim_run_folder(tmp_path / "run")
-    claim_run_folder(tmp_path / "run", resume=True)
-    assert fold.exists()
-    claim_run_folder(tmp_path / "run", overwrite=True)
-    assert not fold.exists()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from tiny_run import TinyNet, run
 from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 from trifuse.architectures.storage.epoch_log import read_log
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import TrifuseError
@@ -54,7 +55,7 @@ def test_the_last_epoch_is_kept_whatever_its_scores(tmp_path, smoothing):
         best_epoch_smoothing=smoothing,
     )
     assert (result.best_epoch, result.best_score) == (3, None)
-    assert json.loads((tmp_path / "best" / "score.json").read_text()) == {"epoch": 3, "metric": "last", "score": None}
+    assert read_record(tmp_path / "best" / "score.json") == {"epoch": 3, "metric": "last", "score": None}
     best, last = (TinyNet.from_pretrained(tmp_path / folder) for folder in ("best", "last"))
     assert torch.equal(best.head.weight, last.head.weight)
     assert not any(name.endswith("smoothed") for name in read_log(tmp_path / "log.csv")[0])
@@ -92,9 +93,9 @@ def test_a_moving_average_comes_and_goes_where_it_is_forced(tmp_path):
 
 def test_a_run_that_knew_no_choice_is_resumed_as_what_it_was(tmp_path):
     chosen(tmp_path, epochs=2)
-    description = json.loads((tmp_path / "run.json").read_text())
+    description = read_record(tmp_path / "run.json")
     del description["recipe"]["best_epoch_by"], description["recipe"]["best_epoch_smoothing"]
-    (tmp_path / "run.json").write_text(json.dumps(description))
+    write_record(tmp_path / "run.json", description)
     assert chosen(tmp_path, epochs=2, resume=True) == BestEpoch(2, "dice", 0.6)
     with pytest.raises(OutputFolderError, match=r"best_epoch_by: 'val_dice' -> 'last'"):
         chosen(tmp_path, epochs=2, resume=True, best_epoch_by="last")

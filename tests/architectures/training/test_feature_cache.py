@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from children import run_ranks
+from leftovers import leave_half
 from tiny_run import run
 from torch.utils.data import default_collate
 
@@ -125,7 +126,7 @@ def test_d34_half_a_file_is_computed_anew(tmp_path, runs):
     whole = FeatureCache(network(), Images(1), tmp_path)[0]["features"]
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    (tmp_path / ".trifuse-0-killed").write_text("")
+    leave_half(path)
     again = FeatureCache(network(), Images(1), tmp_path)[0]["features"]
     assert len(runs) == 2
     assert len(list(tmp_path.iterdir())) == 1

@@ -112,7 +112,7 @@ def test_t2_killed_before_any_change_of_the_disk(tmp_path):
         run(out, **options, resume=True)
         assert bits(out) == expected, f"change {change}"
         assert not [path for path in out.rglob("*") if path.name.startswith(".trifuse-")]
-        assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["best", "last"]
+        assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["best", "last", "last.old"]
         shutil.rmtree(out)
 
 
@@ -150,6 +150,9 @@ def test_folder_recovers_from_every_state_a_kill_can_leave(tmp_path):
         ({"x": "old", "x.new": "half"}, "old"),
         ({"x.old": "old", "x.new": "new"}, "new"),
         ({"x": "new", "x.old": "old"}, "new"),
+        ({"x": "new", "x.old": "old", "x.new": "half"}, "new"),
+        ({"x.old": "old", "x.damaged": "new"}, "old"),
+        ({"x": "old", "x.damaged": "new"}, "old"),
         ({"x.new": "half"}, None),
     ]:
         root = tmp_path / "-".join(present)
@@ -158,7 +161,8 @@ def test_folder_recovers_from_every_state_a_kill_can_leave(tmp_path):
             fill(root / name, text)
         CheckpointFolder(root / "x").recover()
         left = {path.name: (path / "file").read_text() for path in root.iterdir()}
-        assert left == ({"x": expected} if expected else {})
+        before = {"x.old": "old"} if expected == "new" else {}
+        assert left == ({"x": expected, **before} if expected else {})
 
 
 def limit_file_size(limit: int | None) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import sys
+import tempfile
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +15,8 @@ import pytest
 from children import Child
 from tiny_run import run
 
+from trifuse.architectures.storage.atomic_files import temporary_path
+from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.training.run_folder import OutputFolderError, append_session, lock_folder, open_run
 
 
@@ -28,10 +34,53 @@ def test_t17_second_process_is_refused(tmp_path):
         pass
 
 
+def test_t17_a_folder_is_locked_until_the_outer_one_of_two_lets_go(tmp_path):
+    """A handle that is closed takes all locks of its process on the file along."""
+
+    def second():
+        with pytest.raises(OutputFolderError), lock_folder(tmp_path):
+            pass
+
+    with lock_folder(tmp_path):
+        with lock_folder(tmp_path / ".." / tmp_path.name):
+            pass
+        assert Child(second).wait() == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_t17_where_a_file_system_has_no_locks_this_machine_has(tmp_path, monkeypatch, capfd, number):
+    """NFS without lockd, Lustre without flock, shares of Windows, some containers."""
+    out, lock = tmp_path / "run", fcntl.lockf
+
+    def refuse(file, how):
+        if out.as_posix() in file.name:
+            raise OSError(number, "refused")
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def second():
+        with pytest.raises(OutputFolderError, match="in use"), lock_folder(out):
+            pass
+
+    with lock_folder(out):
+        assert Child(second).wait() == 0
+    with lock_folder(out):
+        pass
+    assert "this file system has no locks (refused); let nobody else write there" in capfd.readouterr().err
+
+
+def test_t17_an_operating_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with lock_folder(tmp_path / "run"):
+        pass
+
+
 def test_lock_dies_with_its_process_and_leftovers_are_removed(tmp_path):
     def killed():
         with lock_folder(tmp_path):
-            (tmp_path / ".trifuse-0-log.csv").write_text("half")
+            temporary_path(tmp_path / "log.csv").write_text("half")
             os.kill(os.getpid(), 9)
 
     assert Child(killed).wait() == -9
@@ -48,10 +97,10 @@ def test_runs_and_repeated_runs_do_not_share_a_folder(tmp_path):
 
 
 def test_l4_folder_of_another_run_is_refused(tmp_path):
-    assert open_run(tmp_path, {"seed": 1}, resume=True, force=False) == []
+    assert open_run(tmp_path, {"seed": 1}, resume=True, force=False)[0] == []
     with pytest.raises(OutputFolderError, match="already holds a run; resume it"):
         open_run(tmp_path, {"seed": 1}, resume=False, force=False)
-    assert open_run(tmp_path, {"seed": 1}, resume=True, force=False) == []
+    assert open_run(tmp_path, {"seed": 1}, resume=True, force=False)[0] == []
 
 
 def test_t14_changed_configuration_is_shown_and_only_accepted_by_force(tmp_path):
@@ -64,8 +113,12 @@ def test_t14_changed_configuration_is_shown_and_only_accepted_by_force(tmp_path)
     assert all(line in str(refusal.value) for line in lines)
     assert "betas" not in str(refusal.value)
     assert json.loads((tmp_path / "run.json").read_text())["recipe"]["lr"] == 0.1
-    assert open_run(tmp_path, new, resume=True, force=True)[:2] == lines[:2]
-    assert open_run(tmp_path, new, resume=True, force=False) == []
+    changed, accept = open_run(tmp_path, new, resume=True, force=True)
+    assert changed[:2] == lines[:2]
+    with pytest.raises(OutputFolderError, match="another configuration"):  # until something has come of it
+        open_run(tmp_path, new, resume=True, force=False)
+    accept()
+    assert open_run(tmp_path, new, resume=True, force=False)[0] == []
 
 
 def test_a_description_by_an_older_version_is_compared_in_names_of_today(tmp_path):
@@ -73,11 +126,13 @@ def test_a_description_by_an_older_version_is_compared_in_names_of_today(tmp_pat
         return {"rate": old.get("speed", old.get("rate"))}
 
     open_run(tmp_path, {"speed": 1}, resume=False, force=False)
-    assert open_run(tmp_path, {"rate": 1}, resume=True, force=False, upgrade=upgrade) == []
+    assert open_run(tmp_path, {"rate": 1}, resume=True, force=False, upgrade=upgrade)[0] == []
     with pytest.raises(OutputFolderError, match="rate: 1 -> 2"):
         open_run(tmp_path, {"rate": 2}, resume=True, force=False, upgrade=upgrade)
-    assert open_run(tmp_path, {"rate": 2}, resume=False, force=True, upgrade=upgrade) == ["rate: 1 -> 2"]
-    assert json.loads((tmp_path / "run.json").read_text()) == {"rate": 2}
+    changed, accept = open_run(tmp_path, {"rate": 2}, resume=False, force=True, upgrade=upgrade)
+    assert changed == ["rate: 1 -> 2"]
+    accept()
+    assert read_record(tmp_path / "run.json") == {"rate": 2}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 
@@ -12,6 +11,7 @@ from children import Child
 from tiny_run import KilledAt, TinyNet, bits, run
 
 from trifuse.architectures.storage.epoch_log import read_log
+from trifuse.architectures.storage.record import read_record
 
 SCORES = (0.2, 0.9, 0.0, 0.75, 0.5)
 NAN = float("nan")
@@ -73,7 +73,7 @@ def test_the_best_epoch_is_that_of_the_moving_average(tmp_path):
     smoothed = [row["val_dice_smoothed"] for row in read_log(tmp_path / "log.csv")]
     assert smoothed == pytest.approx([0.2, 0.55, 0.275, 0.5125, 0.50625])
     assert (result.best_epoch, result.best_score) == (2, pytest.approx(0.55))
-    score = json.loads((tmp_path / "best" / "score.json").read_text())
+    score = read_record(tmp_path / "best" / "score.json")
     assert score == {"epoch": 2, "metric": "dice_smoothed", "score": pytest.approx(0.55)}
     assert [row["val_dice"] for row in read_log(tmp_path / "log.csv")] == list(SCORES)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
-from tiny_run import StopAt, TinyNet, run
+from tiny_run import StopAt, TinyNet, bits, run
 
+from trifuse.architectures.storage.best_epoch import BestEpoch
+from trifuse.architectures.storage.epoch_log import read_start
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.architectures.training import checkpoint
 from trifuse.architectures.training.signals import Interrupted
 from trifuse.architectures.training.training_state import FrozenBase, TrainerState
@@ -34,28 +39,90 @@ def test_training_state_names_its_frozen_base_and_leaves_it_out(tmp_path):
         run(tmp_path / "wrong", base=FrozenBase("body.", "x", "y"))
 
 
-def test_c3_damaged_training_state_is_refused(tmp_path):
+def flip(path: Path) -> None:
+    """Change one byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("whole")
+    run(out)
+    return bits(out)
+
+
+@pytest.mark.parametrize("name", ["training_state.safetensors", "training_state.json", "model.safetensors"])
+def test_c3_a_damaged_checkpoint_costs_an_interval_and_not_the_run(tmp_path, capsys, whole, name):
+    with pytest.raises(Interrupted):
+        run(tmp_path, forward=StopAt(5), checkpoint_every_steps=2)
+    flip(tmp_path / "last" / name)
+    run(tmp_path, resume=True)
+    said = capsys.readouterr().out
+    assert f"last/{name}: " in said
+    assert "last.old/, the one before, takes its place" in said
+    assert "resuming after step 4" in said
+    assert bits(tmp_path) == whole
+    assert not (tmp_path / "last.damaged").exists()
+
+
+def test_c3_a_damaged_training_state_without_another_is_refused(tmp_path):
     with pytest.raises(Interrupted):
         run(tmp_path, forward=StopAt(2))
+    shutil.rmtree(tmp_path / "last.old")
     for name in ("training_state.safetensors", "model.safetensors"):
         path = tmp_path / "last" / name
         good = path.read_bytes()
-        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        flip(path)
         with pytest.raises(CheckpointError, match=name):
             run(tmp_path, resume=True)
         path.write_bytes(good)
     description = tmp_path / "last" / "training_state.json"
     text = description.read_text()
-    newer = text.replace('"schema_version": 1', '"schema_version": 2')
-    for damaged, message in [(text[:50], "not valid JSON"), (newer, "schema_version 1, got 2")]:
+    flipped = text.replace('"step": 2', '"step": 3')
+    for damaged, message in [(text[:50], "the file is damaged"), (flipped, "content has changed since it was written")]:
         description.write_text(damaged)
         with pytest.raises(CheckpointError, match=message):
             run(tmp_path, resume=True)
+    description.write_text(text)
+    write_record(description, read_record(description) | {"schema_version": 2})
+    with pytest.raises(CheckpointError, match="schema_version 1, got 2"):
+        run(tmp_path, resume=True)
     description.unlink()
     with pytest.raises(CheckpointError, match="holds no training state"):
         run(tmp_path, resume=True)
     description.write_text(text)
     run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["score.json", "config.json", "model.safetensors"])
+def test_c3_a_damaged_best_epoch_gives_way_to_the_best_one_before_it(tmp_path, capsys, name):
+    scores = iter([0.1, 0.5, 0.7, 0.2])  # before training, and epochs 1, 2, 3
+    options = {"epochs": 3, "validate": lambda model: {"dice": next(scores)}}
+    assert run(tmp_path, **options).best_epoch == 2
+    flip(tmp_path / "best" / name)
+    result = run(tmp_path, **options, resume=True)
+    assert (result.best_epoch, result.best_score) == (1, 0.5)
+    said = capsys.readouterr().out
+    assert f"best/{name}: " in said
+    assert "best.old/, the one before, takes its place" in said
+    assert BestEpoch.read(tmp_path / "best") == BestEpoch(1, "dice", 0.5)
+
+
+@pytest.mark.parametrize("name", ["run.json", "start.json"])
+def test_c3_a_flipped_byte_in_what_a_run_says_of_itself_is_named(tmp_path, capsys, name):
+    run(tmp_path, epochs=1)
+    flip(tmp_path / name)
+    if name == "start.json":
+        with pytest.raises(CheckpointError, match=name):
+            read_start(tmp_path)
+        return
+    with pytest.raises(CheckpointError, match=r"run\.json: .*; --force-resume takes the recipe that is given"):
+        run(tmp_path, epochs=1, resume=True)
+    run(tmp_path, epochs=1, force_resume=True)
+    assert "run.json is damaged, and written anew" in capsys.readouterr().out
+    run(tmp_path, epochs=1, resume=True)
 
 
 def test_too_little_room_is_noticed_before_the_first_step(tmp_path, monkeypatch):

@@ -1,0 +1,48 @@
+"""JSON files that carry a digest of their own content, so that damage is named and not believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trifuse.kernels.errors import CheckpointError
+
+from .atomic_files import describe_content, write_json
+from .text import read_parsed
+
+DIGEST = "content_sha256"
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON values by name, and their digest, atomically."""
+    write_json(path, {**values, DIGEST: _digest_of(values)})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what `write_record` wrote, without the digest; what an older version wrote has none, and is believed.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        CheckpointError: the file is damaged.
+    """
+    try:
+        values = read_parsed(path, json.loads)
+    except ValueError as error:
+        found = describe_content(path)
+        raise CheckpointError(f"{path}: expected JSON, found {found} ({error}); the file is damaged") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected JSON values by name, found {type(values).__name__}")
+    digest = values.pop(DIGEST, None)
+    if digest is not None and digest != (found := _digest_of(values)):
+        raise CheckpointError(
+            f"{path}: the content has changed since it was written: expected SHA-256 {digest}, got {found}; restore "
+            f"the file, or remove {DIGEST!r} from it if it was edited on purpose"
+        )
+    return values
+
+
+def _digest_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
