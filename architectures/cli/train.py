@@ -150,8 +150,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add where a run goes, whether it goes on, and how any field of its recipe is set."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
-    parser.add_argument("--force-resume", action="store_true", help="continue it although the recipe has changed")
-    parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
+    parser.add_argument("--force-resume", action="store_true", help="continue it although recipe or data have changed")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run in that folder, once the new one trains"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
     parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
     help = "any field of the recipe, e.g. training.ema_decay=0.999; may be repeated"

@@ -112,7 +112,7 @@ def _refuse_others(out: Path) -> State:
     """
     state = _state(out)
     if state == "other":
-        raise OutputFolderError(f"{out} is not empty and holds no run of trifuse; choose another folder, new or empty")
+        raise OutputFolderError(f"{out} is not empty; choose another folder, new or empty: it holds no run of trifuse")
     return state
 
 

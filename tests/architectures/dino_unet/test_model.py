@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import pickle
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from torch import nn
 from trifuse.architectures import dino_unet
 from trifuse.architectures.dino_unet import DinoUNet, DinoV2Encoder
 from trifuse.architectures.storage.pretrained import write_safetensors
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels import CheckpointError
 
 # --- the definition ---------------------------------------------------------------------------------------------------
@@ -272,9 +272,9 @@ def test_where_the_encoder_came_from_is_not_saved(tmp_path):
 def test_c9_other_classes_are_shown_with_both_shapes(tmp_path):
     network(num_classes=3).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    description = json.loads(path.read_text())
+    description = read_record(path)
     description["config"]["num_classes"] = 2
-    path.write_text(json.dumps(description))
+    write_record(path, description)
     with pytest.raises(CheckpointError, match=r"decoder.head.weight: expected \(2, 4, 3, 3\), got \(3, 4, 3, 3\)"):
         DinoUNet.from_pretrained(tmp_path)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trifuse.architectures.cli.cost import network_costs
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig, plain_unet
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels import CheckpointError, ShapeError
 
 
@@ -169,7 +170,7 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.config == model.config
     x = image(1, 1, 16, 16)
     assert torch.equal(loaded(x), model(x))
-    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"plain_unet"', '"fias"'))
+    write_record(tmp_path / "config.json", read_record(tmp_path / "config.json") | {"architecture": "fias"})
     with pytest.raises(CheckpointError, match="wrong architecture: got 'fias', want 'plain_unet'"):
         PlainUNet.from_pretrained(tmp_path)
 

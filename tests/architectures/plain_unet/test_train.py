@@ -22,6 +22,7 @@ from trifuse.architectures.runs.predict import load_network
 from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.recipes import recipe_from
 from trifuse.architectures.runs.repeats import train_repeats
+from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.training.losses import SegmentationLoss
 
 
@@ -180,7 +181,7 @@ def test_it_learns(cohort, tmp_path):
 
 def test_repeats_differ_in_their_seeds_alone(cohort, tmp_path):
     report = train_repeats(tiny_recipe(cohort, epochs=1), tmp_path / "out", 2)
-    runs = [json.loads((tmp_path / "out" / f"run_{k}" / "run.json").read_text()) for k in (1, 2)]
+    runs = [read_record(tmp_path / "out" / f"run_{k}" / "run.json") for k in (1, 2)]
     assert [run["recipe"].pop("seed") for run in runs] == [43, 44]
     assert [run["config"]["network"].pop("init_seed") for run in runs] == [1, 2]
     assert runs[0] == runs[1]
