@@ -27,8 +27,24 @@ class UsageError(Exception):
     """The arguments of a command make no sense together."""
 
 
+class _SaidOnce(argparse.Action):
+    """Store the value of an option, which would otherwise be the last one of an option that is given twice."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        said = namespace.__dict__.setdefault("said", set())
+        if option_string is not None and self.dest in said:
+            raise argparse.ArgumentError(self, f"given more than once; the last time as {values!r}")
+        said.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class SuggestingParser(argparse.ArgumentParser):
-    """An argument parser that suggests what an unknown word may have meant."""
+    """An argument parser that suggests what an unknown word may have meant, and takes each option once."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        for name in (None, "store"):
+            self.register("action", name, _SaidOnce)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)

@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     if arguments.out is not None:
         refuse_existing(arguments.out, overwrite=False)
     a, b = arguments.runs
+    if a.resolve() == b.resolve():
+        raise UsageError(f"expected two runs to compare, got {a} twice")
     rows = compare_runs(_case_table(a), _case_table(b))
     print(format_comparison(rows, str(a), str(b)))
     if arguments.out is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trifuse.architectures.runs.options import positive
 
-from .arguments import add_command, add_commands
+from .arguments import UsageError, add_command, add_commands
 
 REFERENCES = ("landmarks", "rv_mask", "orientation", "fixed_angle")
 
@@ -60,6 +60,8 @@ def _draw_ecg(arguments: argparse.Namespace) -> tuple[Any, Any]:
 def _draw_bullseye(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from trifuse.architectures.taff_unet.bullseye import plot_scar_bullseyes
 
+    if both := sorted({*arguments.cavity} & {*arguments.wall}):
+        raise UsageError(f"--cavity and --wall: expected classes of their own, got {', '.join(map(str, both))} in both")
     options = {} if arguments.angle is None else {"angle_deg": arguments.angle}
     return plot_scar_bullseyes(
         arguments.labels,

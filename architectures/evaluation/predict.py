@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
-from trifuse.architectures.storage.text import count, listed, read_parsed
+from trifuse.architectures.storage.text import count, listed, parse_json, read_parsed
 from trifuse.kernels import CheckpointError, DataError, NumericError, upsample_argmax
 
 from .inference import evaluating, refuse_non_finite
@@ -309,7 +308,7 @@ def _differences(
 def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Return what a folder's predictions were made with, in names of today, and digests of side inputs and images."""
     try:
-        values = dict(read_parsed(path, json.loads))
+        values = dict(read_parsed(path, parse_json))
         extras, images = (dict(values.pop(name, {})) for name in (_EXTRAS, _IMAGES))
         return config_from_json(_MadeBy, values, path).to_json(), extras, images
     except (ValueError, TypeError, CheckpointError):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.file_names import composed
-from trifuse.architectures.storage.text import read_table
+from trifuse.architectures.storage.text import listed, read_table, repeated
 from trifuse.kernels import DataError
 
 from .metrics import EMPTY_MASK_SCORES, Conventions
@@ -66,7 +66,11 @@ def read_case_table(path: Path) -> list[Row]:
     absent = [column for column in (*_FIXED_COLUMNS, *conventions.metrics) if lines[0].get(column) is None]
     if absent:
         raise DataError(path, "columns", got=f"none called {', '.join(absent)}", want="a table written by evaluate")
-    return [_parse(path, number_, line, conventions) for number_, line in enumerate(lines, start=2)]
+    rows = [_parse(path, number_, line, conventions) for number_, line in enumerate(lines, start=2)]
+    if twice := repeated(" ".join(filter(None, (row.case_id, row.class_name, _slice(row)))) for row in rows):
+        want = "a row for each case, class and slice: one table, not several in one file"
+        raise DataError(path, "rows", got=f"{listed(twice)} more than once", want=want)
+    return rows
 
 
 def case_tables(run: Path) -> list[Path]:
@@ -107,6 +111,10 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object
 def number(value: float) -> str:
     """Return the shortest text that reads back as the same float; never a decimal comma."""
     return repr(float(value))
+
+
+def _slice(row: Row) -> str:
+    return "" if row.slice is None else f"slice {row.slice}"
 
 
 def _parse(path: Path, line_number: int, line: dict[str, str], conventions: Conventions) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from trifuse.architectures.data.samples.augmentation_recipe import AugmentationK
 from trifuse.architectures.data.samples.preprocessing import Preprocessing, Slices
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json, current_name, dataclass_of
 from trifuse.architectures.storage.file_names import composed
-from trifuse.architectures.storage.text import listed, read_parsed
+from trifuse.architectures.storage.text import listed, parse_json, read_parsed
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
 from trifuse.kernels.choices import check_choice, nearest
 
@@ -162,7 +161,7 @@ def recipe_from(
     """Build a run's recipe from its defaults, a TOML file, values by dotted name, and ``"field=value"`` settings.
 
     Later sources win; ``defaults``, by dotted name, are the first. A value in a setting is JSON where it can be, and
-    text where not. Fields may have the names of older versions, see `config_json`.
+    text where not. Fields may have the names of older versions, see `config_json`; no source names one twice.
 
     Raises:
         RecipeError: naming the field and, for one that is unknown, the nearest known one.
@@ -172,12 +171,14 @@ def recipe_from(
     if file is not None:
         try:
             named = _dotted(read_parsed(Path(file), tomllib.loads))
-            sources += sorted(named, key=lambda pair: current_name(kind, pair[0]) == pair[0])  # the new name counts
+            _refuse_repeated(kind, [name for name, _ in named], f"{file}: ")
+            sources += named
         except OSError as error:
             raise RecipeError(f"{file}: expected a TOML file, got {error.strerror}") from error
         except ValueError as error:
             raise RecipeError(f"{file}: expected TOML, got {error}") from error
     sources += [(name, _as_value(value)) for name, value in (given or {}).items()]
+    _refuse_repeated(kind, [setting.partition("=")[0] for setting in settings], "--set ")
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -191,6 +192,16 @@ def recipe_from(
         return config_from_json(kind, values, "recipe")
     except CheckpointError as error:
         raise RecipeError(str(error)) from error
+
+
+def _refuse_repeated(kind: type, names: Sequence[str], where: str) -> None:
+    """Refuse fields that one source names more than once, be it by the names of an older version and of today."""
+    by_field: dict[str, list[str]] = {}
+    for name in names:
+        by_field.setdefault(current_name(kind, name), []).append(name)
+    for field_name, given in by_field.items():
+        if len(given) > 1:
+            raise RecipeError(f"{where}{field_name}: expected one value, got {' and '.join(given)}")
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -209,7 +220,7 @@ def _as_value(value: Any) -> Any:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError):
         return text
 

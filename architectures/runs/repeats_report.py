@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from trifuse.architectures.evaluation.summary import (
 from trifuse.architectures.evaluation.tables import case_tables, number, read_case_table, write_csv, write_summary_table
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.epoch_log import read_log
-from trifuse.architectures.storage.text import count, read_parsed
+from trifuse.architectures.storage.text import count, parse_json, read_parsed
 
 from .folder import SPLIT_FILE
 
@@ -129,7 +128,7 @@ def _write_runs_table(path: Path, runs: Sequence[RepeatedRun], scored: Sequence[
 def _validates(run: RepeatedRun) -> bool:
     """Whether cases validated in a run; who cannot know that assumes so."""
     split = run.folder / SPLIT_FILE
-    return not split.exists() or bool(read_parsed(split, json.loads)["val"])
+    return not split.exists() or bool(read_parsed(split, parse_json)["val"])
 
 
 def _joined_log(path: Path, runs: Sequence[RepeatedRun]) -> Path:

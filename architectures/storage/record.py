@@ -11,7 +11,7 @@ from typing import Any
 from trifuse.kernels.errors import CheckpointError
 
 from .atomic_files import describe_content, write_json
-from .text import read_parsed
+from .text import parse_json, read_parsed
 
 DIGEST = "content_sha256"
 
@@ -29,7 +29,7 @@ def read_record(path: Path) -> dict[str, Any]:
         CheckpointError: the file is damaged.
     """
     try:
-        values = read_parsed(path, json.loads)
+        values = read_parsed(path, parse_json)
     except ValueError as error:
         found = describe_content(path)
         raise CheckpointError(f"{path}: expected JSON, found {found} ({error}); the file is damaged") from error

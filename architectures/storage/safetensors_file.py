@@ -24,6 +24,7 @@ from torch import Tensor
 from trifuse.kernels.errors import CheckpointError
 
 from .atomic_files import atomic_path, describe_content, sha256_of
+from .text import parse_json
 
 _DTYPES = {
     "F64": torch.float64,
@@ -206,7 +207,7 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
     if len(text) < length:
         raise CheckpointError(f"{path}: the file is truncated: its header has {length} bytes, but the file only {size}")
     try:
-        header = json.loads(text, object_pairs_hook=_unique_names)
+        header = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is not valid JSON ({error}); the file is damaged") from error
     if not isinstance(header, dict):
@@ -219,13 +220,6 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
         if isinstance(entry, dict) and isinstance(kind := entry.get("dtype", "F32"), str) and kind not in _DTYPES:
             raise CheckpointError(f"{path}: tensor {name!r} has type {kind!r}; this trifuse reads {', '.join(_DTYPES)}")
     return start + text, header
-
-
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = dict(pairs)
-    if len(names) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return names
 
 
 def _tied_names(metadata: Any, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:

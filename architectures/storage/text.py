@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ def read_text(path: Path, *, errors: str = "strict") -> str:
 
 
 def read_parsed(path: Path, parse: Callable[[str], Any]) -> Any:
-    """Return what ``parse``, such as ``json.loads`` or ``tomllib.loads``, makes of a file's text.
+    """Return what ``parse``, such as `parse_json` or ``tomllib.loads``, makes of a file's text.
 
     Raises:
         OSError: the file cannot be read.
@@ -49,19 +51,45 @@ def read_parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     raise ValueError(f"lists or objects nested more than {_MOST_NESTED} deep")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return what a text in JSON says; a name that one object has twice would leave open which of its values counts.
+
+    Raises:
+        ValueError: it is no JSON, or has such a name.
+    """
+    return json.loads(text, object_pairs_hook=_unique_names)
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := repeated(name for name, _ in pairs):
+        raise ValueError(f"{listed(map(repr, twice))} more than once in one object")
+    return dict(pairs)
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that come more than once, each once, in their order."""
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns of a CSV file, and the cells of each line by column.
+    """Return the columns of a CSV file, and the cells of each line by column; blank lines are left out.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no text, or no CSV.
+        ValueError: it is no text, or no CSV, names a column twice, or has a line of more or fewer cells than columns.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
     try:
-        rows = list(reader)
+        lines = [(reader.line_num, cells) for cells in reader if cells]
     except csv.Error as error:
         raise ValueError(str(error)) from error
-    return list(reader.fieldnames or ()), rows
+    columns = lines[0][1] if lines else []
+    if twice := repeated(columns):
+        raise ValueError(f"column {listed(twice)} more than once")
+    for number, cells in lines[1:]:
+        if len(cells) != len(columns):
+            raise ValueError(f"line {number} has {len(cells)} cells, and the first line {len(columns)}")
+    return columns, [dict(zip(columns, cells, strict=True)) for _, cells in lines[1:]]
 
 
 def count(n: int, word: str) -> str:

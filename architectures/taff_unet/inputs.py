@@ -22,7 +22,7 @@ from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.storage.file_names import as_stored, composed
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS, ARTERY_SEGMENTS
-from trifuse.architectures.storage.text import count, listed, read_table
+from trifuse.architectures.storage.text import count, listed, read_table, repeated
 from trifuse.blocks.temporal_aware_fusion import Projection
 from trifuse.kernels import DataError, MissingExtra
 
@@ -181,10 +181,15 @@ def read_arteries(table: Path) -> dict[str, str]:
         DataError: it cannot be read, lacks a column, or names another artery than LAD, RCA or LCX.
     """
     try:
-        found = {composed(line["case_id"]): line["artery"] for line in read_table(table)[1]}
-    except (OSError, ValueError, KeyError) as error:
+        columns, lines = read_table(table)
+        if not {"case_id", "artery"} <= {*columns}:
+            raise ValueError(f"columns {listed(columns) or 'of no name'}")
+        found = {composed(line["case_id"]): line["artery"] for line in lines}
+    except (OSError, ValueError) as error:
         want = "a CSV file with the columns case_id and artery"
         raise DataError(table, "arteries", got=getattr(error, "strerror", None) or error, want=want) from error
+    if twice := repeated(composed(line["case_id"]) for line in lines):
+        raise DataError(table, "case_id", got=f"{listed(twice)} more than once", want="each case once")
     for case_id, artery in found.items():
         if artery not in ARTERY_SEGMENTS:
             raise DataError(table, f"artery of {case_id}", got=artery or "nothing", want=listed([*ARTERY_SEGMENTS]))

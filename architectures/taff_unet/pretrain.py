@@ -25,6 +25,7 @@ from trifuse.architectures.runs.pipeline import RunOptions
 from trifuse.architectures.runs.run_description import describe_run, describe_training
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
+from trifuse.architectures.storage.text import listed, repeated
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import DIGESTS, FitResult, fit
 from trifuse.architectures.training.recipe import Recipe
@@ -95,7 +96,12 @@ class EcgData:
         """
         find = {"ptbxl": self._from_ptbxl, "cohort": self._from_cohort, "records": self._from_folder}
         parts = find[self.found_kind]()
-        parts["train"] += [source for folder in self.also for source in _records_of(Path(folder))]
+        further = [source for folder in self.also for source in _records_of(Path(folder))]
+        there = [source.path for sources in parts.values() for source in sources]
+        if twice := set(repeated(str(path.resolve()) for path in (*{*there}, *(source.path for source in further)))):
+            want = "folders without records that are used already, be it to test"
+            raise DataError(self.root, "also", got=f"{listed(sorted(twice))} once more", want=want)
+        parts["train"] += further
         named: list[tuple[Part, tuple[str, ...]]] = [("test", self.test_records), ("val", self.val_records)]
         for part, patterns in named:
             _move(parts, part, patterns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ import numpy as np
 from trifuse.architectures.data.ecg.median_beat import load_beat
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import sha256_of, write_json
-from trifuse.architectures.storage.text import count, read_parsed
+from trifuse.architectures.storage.text import count, parse_json, read_parsed
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Cohort, missing_files
@@ -181,7 +180,7 @@ def _compare_digests(cohort: Cohort, manifest: Path, errors: list[DataError], wa
             write_json(manifest, {"format": "trifuse digests", "schema_version": 1, "sha256": found})
         return
     try:
-        recorded = read_parsed(manifest, json.loads)["sha256"]
+        recorded = read_parsed(manifest, parse_json)["sha256"]
         recorded = {str(name): str(digest) for name, digest in recorded.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         errors.append(DataError(manifest, "digests", got=repr(error), want='JSON with "sha256": {file: digest}'))

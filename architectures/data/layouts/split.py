@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,7 @@ import numpy as np
 
 from trifuse.architectures.storage.atomic_files import write_json
 from trifuse.architectures.storage.file_names import composed
-from trifuse.architectures.storage.text import natural_key, read_parsed
+from trifuse.architectures.storage.text import natural_key, parse_json, read_parsed
 from trifuse.kernels.errors import DataError
 
 from .cohort import Cohort, Split
@@ -119,7 +118,7 @@ def read_split(path: Path, cohort: Cohort) -> Split:
         DataError: the file is unreadable, or ``verify_split`` finds something.
     """
     try:
-        value = read_parsed(Path(path), json.loads)
+        value = read_parsed(Path(path), parse_json)
     except OSError as error:
         raise DataError(path, "file", got=error.strerror, want="a split written by trifuse, or by hand") from error
     except ValueError as error:

@@ -70,3 +70,45 @@ def test_a_word_wins_over_what_lies_with_converted_weights(tmp_path):
     arguments = build_parser().parse_args(words)
     values = given_values(arguments, arguments.options)
     assert (values["network.variant"], values["network.num_registers"]) == ("small", 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["train", "dino_unet", "cohort", "--out", "x", "--lr", "1", "--lr", "1"], "--lr"),
+        (["train", "dino_unet", "cohort", "--out", "x", "--slices", "all", "--keep", "labelled"], "--slices/--keep"),
+        (["train", "taff_unet", "cohort", "--out", "x", "--test-cases", "a", "--test-cases", "b"], "--test-cases"),
+        (["evaluate", "p", "cohort", "--out", "x", "--out", "y"], "--out"),
+        (["data", "check", "cohort", "--layout", "plain", "--layout", "acdc"], "--layout"),
+        (["predict", "m", "i", "--out", "x", "--window", "0", "1", "--window", "0", "2"], "--window"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(words, option, capsys):
+    code, _, errors = run_main(words, capsys)
+    assert code == 2
+    assert f"error: argument {option}: given more than once" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "run", "./run"], "expected two runs to compare, got run twice"),
+        (
+            ["plot", "bullseye", "x", "--reference", "orientation", "--out", "y", "--cavity", "1", "2"],
+            "--cavity and --wall: expected classes of their own, got 2 in both",
+        ),
+    ],
+)
+def test_one_thing_in_two_places_is_refused(words, message, capsys):
+    code, _, errors = run_main(words, capsys)
+    assert (code, message in errors) == (2, True), errors
+
+
+def test_targets_are_counted(tmp_path, capsys):
+    """The one option that may be repeated, beside --set, loses none of its values."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.nii.gz").touch()
+    for words in (["lv=1", "lv=2"], ["1", "2"], ["lv=1", "rv=1"], ["lv=1,1"], ["background=1", "lv=2"]):
+        given = [word for target in words for word in ("--target", target)]
+        code, _, errors = run_main(["data", "check", str(tmp_path), *given], capsys)
+        assert code == 3, (words, errors)

@@ -89,6 +89,8 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
         (lambda text: text.replace(",iou,", ",jaccard,"), "none called iou"),
         (lambda text: text.replace("0.5", '"0,5"', 1), "decimal dot"),
         (lambda text: "hello\nworld\n", "conventions"),
+        (lambda text: text + text.splitlines()[1] + "\n", "a atrium more than once"),
+        (lambda text: text + "b,b\n", "line 3 has 2 cells"),
     ],
 )
 def test_read_rejects(tmp_path, damage, said):

@@ -32,15 +32,35 @@ def test_fields_by_the_names_of_older_versions(tmp_path):
 @pytest.mark.parametrize(
     "lines", ["keep = 'foreground'\nslices = 'labelled'", "slices = 'labelled'\nkeep = 'foreground'"]
 )
-def test_where_a_file_has_both_names_the_new_one_counts(tmp_path, lines):
+def test_a_file_that_has_both_names_of_a_field_is_refused(tmp_path, lines):
     file = tmp_path / "run.toml"
     file.write_text(f"[data]\n{lines}\n")
-    assert data_of(file=file).slices == "labelled"
+    with pytest.raises(RecipeError, match=r"run\.toml: data\.slices: expected one value, got data\.\w+ and data\.\w+$"):
+        data_of(file=file)
 
 
-def test_later_settings_win_by_whatever_name():
-    assert data_of("data.image_size=1", "data.preprocessing.image_size=2").preprocessing.image_size == 2
-    assert data_of("data.preprocessing.image_size=2", "data.image_size=1").preprocessing.image_size == 1
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("data.slices=all", "data.slices=labelled"),
+        ("data.slices=all", "data.slices=all"),
+        ("data.image_size=1", "data.preprocessing.image_size=2"),
+        ("data.preprocessing.image_size=2", "data.image_size=1"),
+    ],
+)
+def test_a_field_that_is_set_twice_is_refused_by_whatever_name(settings):
+    with pytest.raises(RecipeError, match=r"^--set data\.[\w.]+: expected one value, got data\.\S+ and data\.\S+$"):
+        data_of(*settings)
+
+
+def test_a_setting_wins_over_an_option_and_an_option_over_a_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[data]\nsplit_seed = 1\nval_from = 'remaining'\nval_patients = 1")
+    data = data_of("data.split_seed=3", file=file, **{"data.split_seed": 2, "data.val_patients": 2})
+    assert (data.split_seed, data.val_patients, data.val_from) == (3, 2, "remaining")
+
+
+def test_settings_by_old_and_new_names():
     patches = data_of("data.patches.step=1", "data.preprocessing.patches.mirror=false").preprocessing.patches
     assert patches == Patches(step=1.0, mirror=False)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trifuse.architectures.storage.text import listed, natural_key, read_parsed, read_table, read_text
+from trifuse.architectures.storage.text import listed, natural_key, parse_json, read_parsed, read_table, read_text
 
 SOURCES = Path(__file__).resolve().parents[3] / "architectures"
 MARKED = [
@@ -69,3 +69,25 @@ def test_numbers_in_names_may_be_of_any_length():
 def test_a_list_of_more_than_ten_is_cut_and_counted():
     assert listed(range(10)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert listed(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '{"b": [{"a": 1, "c": 2, "a": 3}]}'])
+def test_a_name_that_an_object_has_twice_is_refused(text):
+    with pytest.raises(ValueError, match="'a' more than once in one object"):
+        parse_json(text)
+    assert parse_json('[{"a": 1}, {"a": 2}]') == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b,a\n1,2,3\n", "column a more than once"),
+        ("a,b\n1,2\n\n3\n", "line 4 has 1 cells, and the first line 2"),
+        ("a,b\n1,2,3\n", "line 2 has 3 cells"),
+        ('a,b\n"1\n",2\n3,4,5\n', "line 4 has 3 cells"),
+    ],
+)
+def test_a_table_whose_cells_belong_to_no_one_column_is_refused(text, message, tmp_path):
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "file")

@@ -270,6 +270,7 @@ def test_the_arteries_divide_the_segments():
     [
         (["case001,RCA"], "case002: artery: expected one of LAD, RCA, LCX, got none; add its line to the table"),
         (["case001,RCA", "case002,LM"], "artery of case002: expected LAD, RCA, LCX, got LM"),
+        (["case001,RCA", "case002,LAD", "case001,LAD"], "case_id: expected each case once, got case001 more than once"),
         (["case001,RCA", "case002,"], "artery of case002: expected LAD, RCA, LCX, got nothing"),
     ],
 )

@@ -242,6 +242,16 @@ def test_folds_of_ptb_xl(trifuse_data):
         replace(data, test_records=("7*",)).sources()
 
 
+def test_records_that_are_named_twice_are_refused(records, tmp_path):
+    further = tmp_path / "further"
+    further.mkdir()
+    np.save(further / "x.npy", median().astype(np.float32))
+    assert names(EcgData(root=str(records), also=(str(further),)))["train"][-1] == "x"
+    for also in ((str(further), str(further)), (str(records),), (str(records / ".." / "records" / "r1.npy"),)):
+        with pytest.raises(DataError, match="also: expected folders without records that are used already"):
+            EcgData(root=str(records), also=also).sources()
+
+
 def test_records_and_patterns(records):
     beats = prepare_beats(recipe(records))
     assert [missed.record for missed in beats.left_out["train"]] == ["broken"]
