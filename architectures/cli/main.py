@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` spells, without the program's name, and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -44,8 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _replace_closed_streams() -> None:
+    """Let a command that was started without its standard streams (``>&-``) speak to nobody.
+
+    Otherwise the files that it opens would get their numbers, and what a library prints there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 - until the process ends
+
+
 def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     from trifuse.architectures.training.checkpoint import SaveError
+    from trifuse.architectures.training.memory import named_exhaustion
     from trifuse.architectures.training.signals import Interrupted
     from trifuse.kernels import CheckpointError, DataError, NumericError, TrifuseError
 
@@ -60,7 +76,8 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
         (OSError, 3),  # a disk that is full, a folder that may not be written
     ]
     try:
-        return arguments.run(arguments, ["trifuse", *argv]) or 0
+        with named_exhaustion():
+            return arguments.run(arguments, ["trifuse", *argv]) or 0
     except BrokenPipeError:
         raise
     except tuple(kind for kind, _ in codes) as error:

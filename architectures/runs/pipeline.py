@@ -11,12 +11,14 @@ from typing import Any, TypedDict
 from trifuse.architectures.evaluation.report import headline_of
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import DIGESTS, FitResult, fit
+from trifuse.architectures.training.memory import is_exhausted
 from trifuse.kernels import DataError
 
 from .claim import claim_run_folder
 from .decisions import decision_parts
 from .folder import BEST_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, network_folder
 from .prepared_data import Part, PreparedData, open_split, prepare_data
+from .recipes import RecipeError
 from .registry import experiment_of
 from .report import report_run
 from .run_description import describe_run
@@ -82,9 +84,7 @@ def train(
             with world.raise_on_any_rank():
                 data = prepare_data(recipe.data, out, side_inputs=brought)
                 recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)
-                model = network(recipe.network)
-                if recipe.training.init is not None:
-                    model.start_from(network_folder(Path(recipe.training.init)), reset_head=recipe.training.reset_head)
+                model = build(network, recipe)
             fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
         if not world.is_main:
             return None
@@ -101,6 +101,25 @@ def train(
             paper=experiment.load(experiment.paper, ""),
             **experiment.load(experiment.report, lambda best, recipe, data, out: {})(best, recipe, data, out),
         )
+
+
+def build(network: Any, recipe: Any) -> Any:
+    """Build a recipe's network, with drawn weights or those that it starts from.
+
+    Raises:
+        RecipeError: memory does not hold it.
+        CheckpointError: the weights are for another network.
+    """
+    try:
+        model = network(recipe.network)
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhausted(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"network: more weights than memory holds ({reason}); make it smaller") from error
+    if recipe.training.init is not None:
+        model.start_from(network_folder(Path(recipe.training.init)), reset_head=recipe.training.reset_head)
+    return model
 
 
 def fit_network(model: Any, recipe: Any, data: PreparedData, out: Path, **options: Any) -> FitResult:

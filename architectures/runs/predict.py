@@ -32,7 +32,7 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
         CheckpointError: the folder holds no network written by trifuse, or a damaged one.
     """
     run, weights = run_of(folder), network_folder(folder)
-    architecture = read_description(weights)["architecture"]
+    architecture = read_description(weights).get("architecture")
     if architecture not in NETWORKS:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(NETWORKS)}")
     known = experiment(architecture)

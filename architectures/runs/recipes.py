@@ -48,8 +48,8 @@ class DataRecipe(CohortOptions):
         preprocessing: how volumes become the network's inputs, in training and prediction.
 
     Raises:
-        ValueError: an augmentation that patches lack, or that only they have; a strength that it does not have; no
-            patient to validate.
+        ValueError: an augmentation that patches lack, or that only they have; a strength that it does not have; a
+            negative seed; no patient to validate.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {
@@ -77,6 +77,8 @@ class DataRecipe(CohortOptions):
         which = "patches" if self.preprocessing.patches is not None else "whole slices"
         check_choice(f"augment for {which}", self.augment, fitting)
         self.augmentation.check(self.augment)
+        if self.split_seed < 0:
+            raise ValueError(f"split_seed must be at least 0, got {self.split_seed}")
         if self.val_patients is not None and self.val_patients < 1:
             raise ValueError(f"val_patients must be at least 1, or None for none, got {self.val_patients}")
 

@@ -87,6 +87,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
                 return _typed(value, option, where)
             except CheckpointError:
                 continue
+    if type(value) is int and hint in (int, float) and not -(2**63) <= value < 2**63:
+        raise CheckpointError(f"{where}: expected a number that 64 bits hold, got one of {value.bit_length()} bits")
     if hint is float and type(value) is int:
         return float(value)
     if hint is float and type(value) is float and not math.isfinite(value):  # which JSON has no word for

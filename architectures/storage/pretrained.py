@@ -163,8 +163,12 @@ class Pretrained:
         config = config_from_json(cls.config_type, description.get("config"), folder / CONFIG_FILE)
         digest = recorded_digest(description, folder)
         weights = _weights_file(folder, digest)
-        with torch.device("meta"):  # no weight is drawn only to be loaded over
-            network = typing.cast(Any, cls)(config)
+        try:
+            with torch.device("meta"):  # no weight is drawn only to be loaded over
+                network = typing.cast(Any, cls)(config)
+        except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:  # sizes that cannot be
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{folder / CONFIG_FILE}: no network can be built of this: {reason}") from error
         load_strict(network, read_safetensors(weights, digest), weights, same_types=same_types)
         return network.to(torch.get_default_device()).eval()
 

@@ -55,7 +55,8 @@ class PriorRecipe:
             which artery was occluded, the prior holds that one's segments alone. None keeps all.
 
     Raises:
-        ValueError: fewer than two folds, or an angle that is not needed, or is needed and missing.
+        ValueError: fewer than two folds, no epoch of a first pass, or an angle that is not needed, or is needed and
+            missing.
     """
 
     source: Literal["gt", "predicted"] | None = None
@@ -71,6 +72,8 @@ class PriorRecipe:
     def __post_init__(self) -> None:
         if self.folds < 2:
             raise ValueError(f"prior.folds must be at least 2, got {self.folds}")
+        if self.first_pass_epochs is not None and self.first_pass_epochs < 1:
+            raise ValueError(f"prior.first_pass_epochs must be at least 1, or None, got {self.first_pass_epochs}")
         if (self.reference == "fixed_angle") != (self.angle_deg is not None):
             raise ValueError(
                 f"prior.angle_deg is for prior.reference='fixed_angle', got {self.angle_deg} with {self.reference!r}"

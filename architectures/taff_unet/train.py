@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,6 +73,8 @@ class TaffUNetRecipe:
 
     def __post_init__(self) -> None:
         check_weights(lambda_dice=self.lambda_dice, lambda_ce=self.lambda_ce)
+        if not 0 <= self.ecg_warmup_epochs < math.inf:
+            raise ValueError(f"ecg_warmup_epochs must be a finite number, 0 or more, got {self.ecg_warmup_epochs}")
         _loss(self)  # which checks the other weights
         if self.data.preprocessing.patches is None:
             raise ValueError("data.preprocessing.patches: this network is trained on patches; do not set it to null")

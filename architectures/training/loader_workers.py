@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from trifuse.kernels.errors import DataError, TrifuseError
 
+from .memory import OutOfMemory, exhaustion, is_exhausted, memory_note, named_exhaustion
 from .signals import Interrupted
 
 Key = tuple[int, int, int]
@@ -57,7 +57,10 @@ class KeyedSamples(Dataset[Any]):
         except TrifuseError as error:
             failed = error
         except Exception as error:
-            failed = DataError(self.name_of(key), type(error).__name__, got=error)
+            name, processes = self.name_of(key), worker.num_workers if worker else 1
+            failed = DataError(name, type(error).__name__, got=error)
+            if is_exhausted(error):
+                failed = exhaustion(error, name, processes)
             failed.__cause__ = error
         if worker is None:
             raise failed
@@ -79,7 +82,14 @@ class KeyedSamples(Dataset[Any]):
 def collated(samples: list[Any]) -> Any:
     """Make a batch of samples, or return the first error among them."""
     failed = [sample for sample in samples if isinstance(sample, TrifuseError)]
-    return failed[0] if failed else default_collate(samples)
+    if failed:
+        return failed[0]
+    worker = get_worker_info()
+    try:
+        with named_exhaustion(f"a batch of {len(samples)} samples", worker.num_workers if worker else 1):
+            return default_collate(samples)
+    except OutOfMemory as error:
+        return error
 
 
 class WorkerWatch:
@@ -105,7 +115,7 @@ class WorkerWatch:
             lost = self._lost(wait_s=0.0 if isinstance(error, RuntimeError) else _DEATH_SHOWS_S)
             if not lost:
                 raise
-            raise WorkerLost("; ".join(map(self._description, lost)) + f"; {_memory()}") from error
+            raise WorkerLost("; ".join(map(self._description, lost)) + f"; {memory_note()}") from error
 
     def close(self) -> None:
         """End the processes, without waiting until nothing refers to their loader any more."""
@@ -131,14 +141,3 @@ class WorkerWatch:
         code, sample = process.exitcode, self._samples.last_sample_of(process.pid, self._seed)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"loader process {process.pid} {how}, {f'at {sample}' if sample else 'before its first sample'}"
-
-
-def _memory() -> str:
-    """Say how much memory is free, and what to do if that was the reason."""
-    advice = "if memory ran out, use fewer workers, or smaller batches"
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return f"{kib['MemAvailable'] / 2**20:.1f} of {kib['MemTotal'] / 2**20:.1f} GiB memory are free: {advice}"
-    except (OSError, ValueError, KeyError, IndexError):  # only Linux tells
-        return advice

@@ -30,6 +30,7 @@ from .checkpoint import CheckpointManager
 from .distributed import World, open_world
 from .ema import WeightAverage, evaluation_mode
 from .loader_workers import WorkerLost
+from .memory import OutOfMemory, named_exhaustion
 from .parameter_groups import GroupSpecification, make_groups
 from .progress import Progress
 from .recipe import Recipe
@@ -128,7 +129,7 @@ def fit(
         OutputFolderError: ``out`` holds another run, or another process writes to it.
         CheckpointError: nothing can be saved, or what was saved is damaged.
         DataError: a sample could not be loaded; says which, and where the last checkpoint stands.
-        WorkerLost: likewise, and a process that loads samples died.
+        WorkerLost, OutOfMemory: likewise, and a process that loads samples died, or memory ran out.
     """
     out, recipe = Path(out), recipe.settled()
     with ExitStack() as stack:
@@ -238,11 +239,12 @@ class _Run:
         if self.world.is_main:
             self.checkpoints.drop_damaged()
         if self.state.global_step == 0:
-            self._check_that_it_can_end_well()
+            with named_exhaustion("before the first step"):
+                self._check_that_it_can_end_well()
         try:
-            with self.batches.workers.named_losses():
+            with self.batches.workers.named_losses(), named_exhaustion("training"):
                 self._train_epochs(stop)
-        except (DataError, WorkerLost) as error:
+        except (DataError, WorkerLost, OutOfMemory) as error:
             self.progress.end()
             where = f"{self.checkpoints.last.path} holds step {self._saved_step} of the run"
             raise type(error)(f"{error}; {where}: --resume goes on from there") from error

@@ -41,7 +41,7 @@ class Progress:
     def start(self, title: str, steps: int, done: int = 0) -> None:
         """Begin something of ``steps`` steps, of which ``done`` are done."""
         self._title, self._steps = title, steps
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(desc=title, total=steps, initial=done, leave=False, dynamic_ncols=True)
 
     def advance(self, done: int, note: str = "") -> None:

@@ -64,6 +64,8 @@ def scan_scar_cohort(root: Path, max_interval_days: float | None = None) -> Foun
         DataError: the table cannot be read, or lacks a column that is needed.
     """
     allowed_days = MAX_INTERVAL_DAYS if max_interval_days is None else max_interval_days
+    if not 0 <= allowed_days < math.inf:
+        raise DataError(root, "max_interval_days", got=allowed_days, want="a number of days, 0 or more")
     path = root / TABLE
     header, lines = _read_table(path)
     notes, problems, cases = [], [], []

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from trifuse.architectures.data.volumes.files import NonFinite
 
 CLIP_PERCENTILES = (1.0, 99.0)
+_SPACINGS_MM = (1e-3, 1e3)  # beyond them nothing is an image of a body
+_LARGEST_SIZE = 65_536
 
 Slices = Literal["all", "foreground", "labelled"]
 """Which slices count: all, those that show a target, or those on which anything is drawn, whether target or not (cine
@@ -42,8 +44,10 @@ class Patches:
     samples_per_epoch: int = 3000
 
     def __post_init__(self) -> None:
-        if self.spacing_mm is not None and not all(0 < step < math.inf for step in self.spacing_mm):
-            raise ValueError(f"patches.spacing_mm must be two positive lengths in mm, got {self.spacing_mm}")
+        low, high = _SPACINGS_MM
+        if self.spacing_mm is not None and not all(low <= step <= high for step in self.spacing_mm):
+            want = f"two lengths of {low:g} to {high:g} mm"
+            raise ValueError(f"patches.spacing_mm must be {want}, got {self.spacing_mm}")
         if not 0 < self.step <= 1:
             raise ValueError(f"patches.step must be in (0, 1], got {self.step}")
         if not 0 <= self.foreground <= 1:
@@ -77,7 +81,7 @@ class Preprocessing:
 
     Raises:
         ValueError: a window or percentiles that are not needed, or a window that is needed and missing; an empty range
-            of either; an image size below 1; or a way to
+            of either; an image size that is none; or a way to
             resize or restore that patches, which are resampled in their own way, do not have.
     """
 
@@ -99,8 +103,8 @@ class Preprocessing:
             want = "its lowest and highest value, such as (-125, 275) HU"
             raise ValueError(f"window: expected {want} with intensity = 'window', got {self.window}")
         self._check_percentiles()
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if not 1 <= self.image_size <= _LARGEST_SIZE:
+            raise ValueError(f"image_size must be 1 to {_LARGEST_SIZE} pixels, got {self.image_size}")
         if self.patches is not None and (self.resize, self.restore) != ("linear", "logits"):
             raise ValueError(
                 "preprocessing.resize and .restore are for whole slices; patches are resampled in their own way"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from children import Child
 from command import run_main
 
 from trifuse.architectures.cli import COMMANDS
@@ -54,11 +57,34 @@ assert "torch" not in sys.modules and "numpy" not in sys.modules
     subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_t18_a_reader_that_leaves_is_no_error():
     command = f"{sys.executable} -m trifuse.architectures.cli doctor | head -1; exit ${{PIPESTATUS[0]}}"
     child = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert child.returncode == 0
     assert "Traceback" not in child.stderr
+
+
+def test_t18_a_command_without_streams_opens_no_file_in_their_place(tmp_path):
+    def without_streams():
+        for number, name in ((2, "stderr"), (1, "stdout"), (0, "stdin")):
+            os.close(number)
+            setattr(sys, name, None)
+        assert main(["data", "check", str(tmp_path / "nowhere")]) == 3
+        with open(tmp_path / "file", "w") as file:
+            assert file.fileno() > 2
+
+    assert Child(without_streams).wait() == 0
+
+
+def test_t9_memory_that_runs_out_in_any_command_is_said(monkeypatch, capsys):
+    def hungry(out, **options):
+        np.empty(1 << 46, np.uint8)
+
+    monkeypatch.setattr("trifuse.architectures.fias.demo.run_demo", hungry)
+    code, _, errors = run_main(["demo", "fias"], capsys)
+    assert code == 75
+    assert "memory ran out (Unable to allocate 64.0 TiB" in errors
+    assert "Traceback" not in errors
 
 
 def test_ctrl_c_shows_no_traceback(monkeypatch, capsys):

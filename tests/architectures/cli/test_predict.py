@@ -27,16 +27,17 @@ def test_a_window_that_is_none_is_refused_before_anything_is_opened(tmp_path, ca
     assert (code, "window: expected its lowest and highest value" in errors) == (2, True)
 
 
-def test_c1_c7_a_model_that_is_none(tmp_path, atria, capsys):
+def test_c1_c7_c12_a_model_that_is_none(tmp_path, atria, capsys):
     image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
     code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
     assert code == 4
     assert "config.json" in errors
-    config = {"format": "trifuse", "schema_version": 1, "architecture": "unet9000", "config": {}, "sha256": {}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
-    assert code == 4
-    assert "'unet9000'" in errors
+    config = {"format": "trifuse", "schema_version": 1, "config": {}, "sha256": {}}
+    for architecture in ({"architecture": "unet9000"}, {}, {"architecture": []}):
+        (tmp_path / "config.json").write_text(json.dumps(config | architecture))
+        code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
+        assert code == 4
+        assert f"unknown architecture {architecture.get('architecture')!r}; known are dino_unet, " in errors
 
 
 def test_the_best_network_of_a_run_prepares_slices_as_the_run_did(abdomen_run, abdomen, tmp_path, capsys):

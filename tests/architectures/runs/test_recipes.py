@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS, CohortOptions
 from trifuse.architectures.data.samples.preprocessing import Patches, Preprocessing
+from trifuse.architectures.runs.decisions import field_names
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError, recipe_from
+from trifuse.architectures.runs.registry import experiments
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
+from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
 
 
 @dataclass(frozen=True)
@@ -128,11 +135,34 @@ def test_every_option_of_a_cohort_is_a_field():
     [
         ("data.layout=bids", "field 'layout': expected .*got 'bids'"),
         ("data.frames=none", "field 'frames'"),
-        ("data.image_size=0", "field 'preprocessing': image_size must be at least 1, got 0"),
+        ("data.image_size=0", "field 'preprocessing': image_size must be 1 to 65536 pixels, got 0"),
+        ("data.image_size=1000000000", "field 'preprocessing': image_size must be 1 to 65536 pixels"),
+        ('data.patches={"spacing_mm":[1e-9,1]}', "patches.spacing_mm must be two lengths of 0.001 to 1000 mm"),
+        ("data.split_seed=-1", "split_seed must be at least 0, got -1"),
+        (f"data.split_seed={2**70}", "field 'split_seed': expected a number that 64 bits hold, got one of 71 bits"),
         ("data.preparation=3", "there is no field 'preprocessing'"),
         ("data.preprocessing.resise=cubic", "did you mean 'resize'"),
     ],
 )
-def test_values_that_make_no_sense(setting, message):
+def test_l2_values_that_make_no_sense(setting, message):
     with pytest.raises(RecipeError, match=message):
         data_of(setting)
+
+
+STRANGE = (math.nan, math.inf, -1, 0, 2**70, -0.5, 1e300, "x", "", [], [1], [math.nan, 1], {}, True, None)
+KINDS = [known.load(known.recipe) for known in experiments()] + [EcgPretrainingRecipe]
+
+
+@given(st.sampled_from([(kind, name) for kind in KINDS for name in field_names(kind)]), st.sampled_from(STRANGE))
+@settings(max_examples=150)
+def test_l2_property_any_value_of_any_field_makes_a_finite_recipe_or_is_refused_by_name(field, value):
+    kind, name = field
+    section, _, last = name.rpartition(".")
+    try:
+        recipe = recipe_from(kind, given={"data.root": "cohort"}, settings=(f"{name}={json.dumps(value)}",))
+    except RecipeError as error:
+        message = str(error)
+    else:
+        json.dumps(config_to_json(recipe), allow_nan=False)
+        return
+    assert last in message or section.rpartition(".")[2] in message

@@ -8,14 +8,16 @@ import pickle
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import Squares, bits, recipe, run
 
-from trifuse.architectures.training import batches
+from trifuse.architectures.training import batches, loader_workers
 from trifuse.architectures.training.batches import Batches
 from trifuse.architectures.training.distributed import World
 from trifuse.architectures.training.loader_workers import WorkerLost
+from trifuse.architectures.training.memory import OutOfMemory
 from trifuse.kernels.errors import CheckpointError, DataError, MissingExtra
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -68,6 +70,58 @@ def test_t8_a_bad_sample_is_named(how, workers, message, monkeypatch):
     loader = Batches(Broken(how), recipe(batch_size=1, workers=workers), ALONE)
     with pytest.raises(WorkerLost if "its worker" in how else DataError, match=message):
         list(loader.epoch(0))
+
+
+MORE_THAN_THERE_IS = 1 << 46  # bytes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["numpy", "torch", "collating"])
+def test_t9_memory_that_runs_out_is_said_with_an_estimate_and_what_to_do(how, workers, tmp_path, monkeypatch):
+    class Hungry(Squares):
+        def __getitem__(self, key):
+            if how == "numpy":
+                np.empty(MORE_THAN_THERE_IS, np.uint8)
+            if how == "torch":
+                torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
+            return super().__getitem__(key)
+
+        def name_of(self, key):
+            return f"case_{key[2]}"
+
+    if how == "collating":
+        monkeypatch.setattr(loader_workers, "default_collate", lambda samples: torch.empty(MORE_THAN_THERE_IS))
+    at = "a batch of 4 samples" if how == "collating" else r"sample \d of epoch 0 \(case_\d\)"
+    whose = r"each of 2 such processes takes up to [\d.]+ GiB, together" if workers else "this process takes up to"
+    with pytest.raises(
+        OutOfMemory, match=rf"^{at}: memory ran out \(.+\); {whose} [\d.]+ GiB; .*fewer workers"
+    ) as caught:
+        run(tmp_path, data=Hungry(8), workers=workers)
+    assert "last holds step 0 of the run: --resume goes on" in str(caught.value)
+
+
+def test_t9_memory_that_runs_out_in_a_step_is_said_too(tmp_path):
+    options = {"epochs": 2, "length": 8}
+    steps = iter(range(100))
+
+    def hungry(model, batch):
+        if next(steps) == 3:
+            torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
+        return model(batch["image"])
+
+    with pytest.raises(
+        OutOfMemory, match=r"^training: memory ran out .*last holds step 2 of the run: --resume goes on"
+    ):
+        run(tmp_path, forward=hungry, **options)
+    run(tmp_path, resume=True, **options)
+
+
+def test_t9_other_errors_of_a_step_stay_what_they_are(tmp_path):
+    def wrong(model, batch):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run(tmp_path, forward=wrong)
 
 
 def test_t8_a_worker_killed_within_a_step_costs_what_came_after_the_last_checkpoint(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
 import sys
@@ -9,7 +10,7 @@ import termios
 import time
 
 from children import Child
-from tiny_run import run
+from tiny_run import bits, run
 
 from trifuse.architectures.training import progress
 from trifuse.architectures.training.progress import Progress
@@ -66,6 +67,18 @@ def test_t18_a_bar_on_a_terminal(tmp_path):
     assert b"loss 0." in shown
 
 
+def test_t18_streams_that_are_closed_one_by_one_do_not_end_a_run(tmp_path):
+    def without_streams():
+        for number, name in ((2, "stderr"), (1, "stdout"), (0, "stdin")):
+            os.close(number)
+            setattr(sys, name, None)
+            run(tmp_path / name, epochs=1)
+
+    assert Child(without_streams).wait() == 0
+    for name in ("stderr", "stdout", "stdin"):
+        assert len((tmp_path / name / "log.csv").read_text().splitlines()) == 2
+
+
 def test_t18_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     read, write = os.pipe()
 
@@ -80,7 +93,10 @@ def test_t18_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
 
 
-def test_t18_a_read_only_home_and_another_clock_do_not_matter(tmp_path, monkeypatch):
+def test_t18_a_read_only_home_and_clocks_that_jump_change_nothing(tmp_path, monkeypatch):
+    run(tmp_path / "calm", epochs=2)
     monkeypatch.setenv("HOME", "/proc")
-    monkeypatch.setattr("time.time", lambda: 0.0)
-    run(tmp_path, epochs=1)
+    times = itertools.cycle((4e9, 0.0, 1e9))  # years ahead, back to 1970, back again
+    monkeypatch.setattr("time.time", lambda: next(times))
+    run(tmp_path / "jumpy", epochs=2)
+    assert bits(tmp_path / "jumpy") == bits(tmp_path / "calm")
