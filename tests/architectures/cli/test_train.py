@@ -10,15 +10,22 @@ import shutil
 import pytest
 from command import ATRIA_TRAINING, run_main
 from decision_rows import decisions_of_report
+from torch import nn
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_labels
 from trifuse.architectures.dino_unet import DinoUNetConfig
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
-from trifuse.architectures.runs.pipeline import with_classes
-from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.runs.pipeline import build, with_classes
+from trifuse.architectures.runs.recipes import DataRecipe, RecipeError
 from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.kernels import DataError
+
+
+def instead(words, option, value):
+    """The same words with another value of one option."""
+    at = words.index(option) + 1
+    return [*words[:at], value, *words[at + 1 :]]
 
 
 def test_one_command_leads_from_a_cohort_to_a_report(atria_run):
@@ -67,11 +74,11 @@ def test_l4_an_existing_run_is_refused_resumed_or_overwritten(atria_run, atria, 
     assert (code, (out / "report.md").read_bytes()) == (2, before)
     assert "--resume" in errors
     assert run_main([*words, "--resume"], capsys)[0] == 0
-    code, _, errors = run_main([*words, "--resume", "--lr", "1e-2"], capsys)
+    code, _, errors = run_main([*instead(words, "--lr", "1e-2"), "--resume"], capsys)
     assert code == 2
     assert "recipe.lr: 0.003 -> 0.01" in errors
     (out / "mark").touch()
-    assert run_main([*words, "--overwrite", "--epochs", "1"], capsys)[0] == 0
+    assert run_main([*instead(words, "--epochs", "1"), "--overwrite"], capsys)[0] == 0
     assert (out / "mark").exists()  # not the run's
     assert not (out / "replaced_run").exists()
     assert len(read_log(out / "log.csv")) == 1
@@ -90,7 +97,7 @@ def test_l4_a_run_that_failed_before_it_began_is_begun_again(atria, capsys, tmp_
     note.touch()
     assert run_main(words, capsys)[0] == 2
     note.unlink()
-    assert run_main([*words, "--epochs", "1"], capsys)[0] == 0
+    assert run_main(instead(words, "--epochs", "1"), capsys)[0] == 0
 
 
 def test_l4_nothing_is_lost_to_a_run_that_cannot_begin(atria_run, atria, capsys, tmp_path):
@@ -101,8 +108,9 @@ def test_l4_nothing_is_lost_to_a_run_that_cannot_begin(atria_run, atria, capsys,
     for study, further, code in (
         (tmp_path / "nowhere", (), 3),
         (atria, ("--set", "network.num_classes=5"), 3),
-        (atria, ("--image-size", "31"), 2),
+        (atria, ("--set", "network.top_k=99"), 2),
         (out / "predictions" / "test", (), 3),
+        (atria, ("--init", out), 2),
     ):
         assert run_main(["train", "dino_unet", study, *words, *further], capsys)[0] == code, study
         after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
@@ -133,6 +141,12 @@ def test_c9_several_targets_make_a_network_of_as_many_classes_with_the_weights_o
     assert json.loads((out / "run.json").read_text())["config"]["network"]["num_classes"] == 3
     with (out / "test_cases.csv").open() as table:
         assert [row["class_name"] for row in csv.DictReader(table)][:2] == ["right", "left"]
+
+
+def test_l2_a_network_that_memory_does_not_hold_is_refused(tmp_path):
+    recipe = DinoUNetRecipe(DataRecipe("cohort"), DinoUNetConfig(num_classes=2**50, channels=(8, 8), top_k=2))
+    with pytest.raises(RecipeError, match=r"network: more weights than memory holds .*; make it smaller"):
+        build(lambda config: nn.Conv2d(8, config.num_classes, 3), recipe)
 
 
 def test_one_logit_is_for_two_classes_alone():
