@@ -110,8 +110,10 @@ class DataRecipe(CohortOptions):
         names = [case.case_id for case in cohort.cases]
         own = cohort.split or Split((), (), ())
         test = matching_cases(cohort, names, self.test_cases) or own.test
-        val = matching_cases(cohort, names, self.val_cases) or tuple(name for name in own.val if name not in test)
-        train = tuple(name for name in names if name not in (*test, *val))
+        tests = set(test)
+        val = matching_cases(cohort, names, self.val_cases) or tuple(name for name in own.val if name not in tests)
+        held = tests.union(val)
+        train = tuple(name for name in names if name not in held)
         return verify_split(cohort, Split(train, val, test))
 
 

@@ -74,7 +74,7 @@ def first_pass_splits(
     for number, part in enumerate(np.array_split(order, min(folds, len(patients))), start=1):
         left_out = {patients[index] for index in part}
         held = tuple(case_id for case_id in split.train if cohort.case(case_id).patient in left_out)
-        rest = tuple(case_id for case_id in split.train if case_id not in held)
+        rest = tuple(case_id for case_id in split.train if cohort.case(case_id).patient not in left_out)
         yield f"fold_{number}", replace(split, train=rest, test=held, unused=(*split.unused, *split.test)), held
     yield NETWORK, split, (*split.val, *split.test)
 

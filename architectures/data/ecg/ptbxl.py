@@ -14,6 +14,7 @@ Source: Wagner et al., "PTB-XL, a large publicly available electrocardiography d
 from __future__ import annotations
 
 import ast
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,8 +87,9 @@ def open_ptbxl(root: Path, rate_hz: int = 500) -> PtbXl:
     for line, row in enumerate(_rows(table), start=2):
         try:
             record = _record(root, row, rate_hz)
-        except (ValueError, SyntaxError, TypeError) as error:
-            problems.append(DataError(table, f"line {line}", got=str(error), want="numbers, and codes as a dictionary"))
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+            got = str(error) or repr(error)
+            problems.append(DataError(table, f"line {line}", got=got, want="numbers, and codes as a dictionary"))
             continue
         if record is None:
             missing += 1
@@ -141,15 +143,25 @@ def _record(root: Path, row: Mapping[str, str], rate_hz: int) -> PtbXlRecord | N
     if None in paths:
         raise ValueError(f"a file that is not below the folder of {TABLE}: {listed(names)}")
     path = next((path for path in paths if path and path.with_name(path.name + ".hea").is_file()), None)
-    fold = int(row["strat_fold"])
+    fold = _whole(row["strat_fold"])
     if not 1 <= fold <= 10:
         raise ValueError(f"fold {fold}")
     codes = {str(code): float(likelihood) for code, likelihood in dict(ast.literal_eval(row["scp_codes"])).items()}
     age = float(row["age"]) if row.get("age") else None
-    sex = int(float(row["sex"])) if row.get("sex") else None
-    patient = str(int(float(row["patient_id"])))
-    ecg_id = int(float(row["ecg_id"]))
+    if age is not None and not math.isfinite(age):
+        raise ValueError(f"age {age}")
+    sex = _whole(row["sex"]) if row.get("sex") else None
+    patient = str(_whole(row["patient_id"]))
+    ecg_id = _whole(row["ecg_id"])
     return None if path is None else PtbXlRecord(ecg_id, path, patient, fold, codes, age, sex)
+
+
+def _whole(text: str) -> int:
+    """Read a whole number, which the table may write with a point; ``inf`` is none."""
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError(f"{text!r} where a whole number is expected")
+    return int(value)
 
 
 def _contradictions(table: Path, records: list[PtbXlRecord]) -> list[DataError]:

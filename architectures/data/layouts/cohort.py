@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from trifuse.architectures.data.volumes.files import Arrays
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError
+
+MAX_CLASSES = 256
+"""So many classes, the background among them, can be told apart: label maps are of 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,13 @@ class Cohort:
         Raises:
             DataError: there is none.
         """
-        for case in self.cases:
-            if case.case_id == case_id:
-                return case
-        raise DataError(self.root, "case", got=case_id, want=f"one of {listed(case.case_id for case in self.cases)}")
+        if case_id in self._by_name:
+            return self._by_name[case_id]
+        raise DataError(self.root, "case", got=repr(case_id), want=f"one of {listed(map(repr, self._by_name))}")
+
+    @cached_property
+    def _by_name(self) -> dict[str, Case]:
+        return {case.case_id: case for case in self.cases}
 
 
 def missing_files(cases: Sequence[Case]) -> list[DataError]:

@@ -71,8 +71,9 @@ def write_nnunet(
         for part in (TRAIN_IMAGES, TRAIN_LABELS, *((TEST_IMAGES, TEST_LABELS) if split.test else ())):
             (folder / part).mkdir()
         train = (*split.train, *split.val)
+        test = set(split.test)
         for name, image, labels in _cases(cohort, (*train, *split.test), nonfinite):
-            images, truths = (TEST_IMAGES, TEST_LABELS) if name in split.test else (TRAIN_IMAGES, TRAIN_LABELS)
+            images, truths = (TEST_IMAGES, TEST_LABELS) if name in test else (TRAIN_IMAGES, TRAIN_LABELS)
             write_image(folder / images / f"{name}_0000{_ENDING}", _as_integers(image.voxels), like=image)
             write_labels(folder / truths / f"{name}{_ENDING}", labels.voxels, like=labels)
         description = {
@@ -116,7 +117,7 @@ def write_synapse(
     def write(folder: Path) -> None:
         cases = _cases(cohort, (*split.train, *split.val, *split.test), nonfinite)
         prepared = ((name, _unit_range(image.voxels, window), values[labels.voxels]) for name, image, labels in cases)
-        write_synapse_package(folder, prepared, split.test)
+        write_synapse_package(folder, prepared, set(split.test))
 
     return _write_whole(Path(out), write)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,9 @@ def grouped_slices(
             got = f"{first.name} and {path.name}"
             problems.append(DataError(path.parent, f"slice {number} of {name}", got=got, want="one file"))
     for name, files in groups.items():
-        if gaps := sorted(set(range(min(files), max(files))) - set(files)):
-            notes.append(f"{name}: between slices {min(files)} and {max(files)} there is no slice {listed(gaps)}")
+        numbers = sorted(files)
+        gaps = [(one + 1, other - 1) for one, other in itertools.pairwise(numbers) if other - one > 1]
+        if gaps:
+            absent = listed(str(first) if first == last else f"{first} to {last}" for first, last in gaps)
+            notes.append(f"{name}: between slices {numbers[0]} and {numbers[-1]} there is no slice {absent}")
     return {name: tuple(files[number] for number in sorted(files)) for name, files in groups.items()}

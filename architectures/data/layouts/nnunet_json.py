@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,10 +94,9 @@ def read_description(root: Path) -> Description:
 
 
 def _object(pairs: list[tuple[str, Any]], found: Description) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in dict.fromkeys(names):
-        if names.count(name) > 1:
-            found.refuse(name, f"{names.count(name)} fields of that name", "one")
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            found.refuse(name, f"{times} fields of that name", "one")
     return dict(pairs)
 
 

@@ -20,7 +20,7 @@ from trifuse.kernels.errors import DataError
 
 from . import LAYOUTS
 from .channels import cases_of_images
-from .cohort import Case, Cohort, Split, missing_files
+from .cohort import MAX_CLASSES, Case, Cohort, Split, missing_files
 from .cohort_options import AUTO, COHORT_OPTIONS
 from .found import Classes, Found, Targets, by_name, chosen_classes, parse_targets
 from .layout import Layout
@@ -67,6 +67,12 @@ def scan_cohort(
     values = _values(chosen, options)
     found = _find(root, chosen, values)
     classes = _classes(root, chosen, found, targets, values)
+    if len(classes.names) > MAX_CLASSES:
+        got = f"{len(classes.names) - 1} beside the background"
+        hint = "choose some of them with targets=NAME=VALUE, or join several with targets=NAME=VALUE,VALUE"
+        raise DataError(
+            root, "classes", got=got, want=f"at most {MAX_CLASSES - 1}: maps hold them in 8 bits", hint=hint
+        )
     cases, unmatched = _with_patients(found.cases, options.get("patient_pattern"))
     problems = [*found.problems, *unmatched, *_unusable_names(root, cases), *missing_files(cases)]
     cohort = Cohort(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +12,7 @@ import numpy as np
 
 from trifuse.architectures.storage.atomic_files import write_json
 from trifuse.architectures.storage.file_names import composed
-from trifuse.architectures.storage.text import natural_key, parse_json, read_parsed
+from trifuse.architectures.storage.text import listed, natural_key, parse_json, read_parsed
 from trifuse.kernels.errors import DataError
 
 from .cohort import Cohort, Split
@@ -46,9 +48,9 @@ def split_patients(
         raise DataError(cohort.root, "split", got=got, want="at least one patient to train on")
     order = np.random.default_rng(seed).permutation(len(patients))
     shuffled = [patients[index] for index in order]
-    parts = shuffled[test + val :], shuffled[test : test + val], shuffled[:test]
+    parts = set(shuffled[test + val :]), set(shuffled[test : test + val]), set(shuffled[:test])
     train_ids, val_ids, test_ids = (
-        tuple(case.case_id for case in cohort.cases if case.patient in set(part)) for part in parts
+        tuple(case.case_id for case in cohort.cases if case.patient in part) for part in parts
     )
     return Split(train_ids, val_ids, test_ids)
 
@@ -74,7 +76,8 @@ def hold_out(cohort: Cohort, split: Split, patients: int, seed: int = 42) -> Spl
         raise DataError(cohort.root, "val_patients", got=patients, want=want)
     held = {known[index] for index in np.random.default_rng(seed).permutation(len(known))[:patients]}
     val = tuple(case_id for case_id in split.train if cohort.case(case_id).patient in held)
-    return replace(split, train=tuple(case_id for case_id in split.train if case_id not in val), val=val)
+    train = tuple(case_id for case_id in split.train if cohort.case(case_id).patient not in held)
+    return replace(split, train=train, val=val)
 
 
 def verify_split(cohort: Cohort, split: Split) -> Split:
@@ -85,18 +88,18 @@ def verify_split(cohort: Cohort, split: Split) -> Split:
             stands in two parts; or nothing is left to train on.
     """
     parts = {name: ids for name, ids in asdict(split).items() if name != "unused"}
-    named = [case_id for ids in asdict(split).values() for case_id in ids]
+    named = Counter(case_id for ids in asdict(split).values() for case_id in ids)
     known = {case.case_id for case in cohort.cases}
     problems = [
-        DataError(cohort.root, f"split: case {case_id}", got=f"named {named.count(case_id)} times", want="once")
-        for case_id in sorted(set(named), key=natural_key)
-        if named.count(case_id) > 1
+        DataError(cohort.root, f"split: case {case_id!r}", got=f"named {times} times", want="once")
+        for case_id, times in sorted(named.items(), key=lambda pair: natural_key(pair[0]))
+        if times > 1
     ]
-    if strangers := sorted(set(named) - known, key=natural_key):
-        problems.append(DataError(cohort.root, "split", got=f"unknown cases {', '.join(strangers)}", want="known ones"))
-    if left := sorted(known - set(named), key=natural_key):
+    if strangers := _listed_cases(set(named) - known):
+        problems.append(DataError(cohort.root, "split", got=f"unknown cases {strangers}", want="known ones"))
+    if left := _listed_cases(known - set(named)):
         hint = 'add them to a part, or to "unused"'
-        problems.append(DataError(cohort.root, "split", got=f"no part for {', '.join(left)}", want="all", hint=hint))
+        problems.append(DataError(cohort.root, "split", got=f"no part for {left}", want="all", hint=hint))
     if not split.train:
         problems.append(DataError(cohort.root, "split", got="no training case", want="at least one"))
     if not problems:
@@ -104,6 +107,10 @@ def verify_split(cohort: Cohort, split: Split) -> Split:
     if problems:
         raise DataError.merge(problems)
     return split
+
+
+def _listed_cases(names: Iterable[str]) -> str:
+    return listed(map(repr, sorted(names, key=natural_key)))
 
 
 def write_split(path: Path, split: Split) -> None:

@@ -14,6 +14,7 @@ for. Whatever it is, the classes come out in one order, `SYNAPSE_ORGANS`, and go
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -116,7 +117,7 @@ def _chosen(folder: Path, suffix: str, chosen: Path, problems: list[DataError]) 
     want = f"a file {folder.name}/<name>{suffix}"
     if strangers := sorted({name for name in names if name not in found}, key=natural_key):
         problems.append(DataError(chosen, "names", got=f"no file for {listed(strangers)}", want=want))
-    if twice := sorted({name for name in names if names.count(name) > 1}, key=natural_key):
+    if twice := sorted((name for name, times in Counter(names).items() if times > 1), key=natural_key):
         problems.append(DataError(chosen, "names", got=f"{listed(twice)} more than once", want="each name once"))
     return {name: found[name] for name in names if name in found}
 

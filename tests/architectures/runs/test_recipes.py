@@ -142,6 +142,8 @@ def test_every_option_of_a_cohort_is_a_field():
         (f"data.split_seed={2**70}", "field 'split_seed': expected a number that 64 bits hold, got one of 71 bits"),
         ("data.preparation=3", "there is no field 'preprocessing'"),
         ("data.preprocessing.resise=cubic", "did you mean 'resize'"),
+        (f"data.split_seed={'9' * 5000}", "field 'split_seed': expected int"),
+        (f"data.split_seed={'[' * 5000}", "field 'split_seed': expected int"),
     ],
 )
 def test_l2_values_that_make_no_sense(setting, message):
@@ -166,3 +168,12 @@ def test_l2_property_any_value_of_any_field_makes_a_finite_recipe_or_is_refused_
         json.dumps(config_to_json(recipe), allow_nan=False)
         return
     assert last in message or section.rpartition(".")[2] in message
+
+
+@pytest.mark.parametrize(
+    "text", ["[data]\nroot = " + "[" * 5000, ".".join(["data"] * 3000) + " = 1", "[data]\nroot = 'a"]
+)
+def test_l3_a_file_that_is_no_recipe(text, tmp_path):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(RecipeError, match="run.toml: expected TOML, got"):
+        data_of(file=tmp_path / "run.toml")

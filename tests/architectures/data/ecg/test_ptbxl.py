@@ -106,7 +106,14 @@ def test_all_faults_of_a_table_at_once(tmp_path):
     refused(tmp_path, "1 more than once", "line 4", "fold 11", "line 5", "patients 5 in several parts", "4 problems")
 
 
-@pytest.mark.parametrize("changes", [{"ecg_id": "x"}, {"scp_codes": "{'A': 'b'}"}, {"scp_codes": "3"}, {"sex": "f"}])
+NONSENSE = [
+    *({"ecg_id": "x"}, {"ecg_id": "inf"}, {"ecg_id": "1.5"}, {"ecg_id": "9" * 5000}, {"patient_id": "-inf"}),
+    *({"scp_codes": "{'A': 'b'}"}, {"scp_codes": "3"}, {"scp_codes": "[" * 5000}, {"scp_codes": "-" * 50_000 + "1"}),
+    *({"sex": "f"}, {"sex": "nan"}, {"age": "inf"}, {"strat_fold": "1e400"}, {"strat_fold": "0.5"}),
+]
+
+
+@pytest.mark.parametrize("changes", NONSENSE, ids=lambda changes: str(changes)[:24])
 def test_a_line_that_makes_no_sense(tmp_path, changes):
     put_table(tmp_path, [{**row(1), **changes}])
     refused(tmp_path, "line 2")

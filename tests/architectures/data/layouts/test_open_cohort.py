@@ -174,7 +174,7 @@ def test_patient_pattern_must_match_every_case(tmp_path, put_case):
 
 def test_unknown_case(tmp_path, put_case):
     put_case("a")
-    with pytest.raises(DataError, match=re.escape("case: expected one of a, got b")):
+    with pytest.raises(DataError, match=re.escape("case: expected one of 'a', got 'b'")):
         open_cohort(tmp_path).case("b")
 
 

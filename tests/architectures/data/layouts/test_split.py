@@ -148,11 +148,11 @@ def test_written_by_hand(cohort, tmp_path):
     [
         ({"train": ("p1_a",), "val": ("p1_b", "p2_a")}, ["same patient in two parts", "p1_a in train and p1_b in val"]),
         ({"train": ("p1_a",), "test": ("p3_a", "p1_b")}, ["same patient", "p1_a in train and p1_b in test"]),
-        ({"val": ("p2_a", "p1_a")}, ["case p1_a", "named 2 times"]),
-        ({"train": ("p1_a", "p1_b", "p9")}, ["unknown cases p9"]),
-        ({"val": ()}, ["no part for p2_a", '"unused"']),
+        ({"val": ("p2_a", "p1_a")}, ["case 'p1_a'", "named 2 times"]),
+        ({"train": ("p1_a", "p1_b", "p9")}, ["unknown cases 'p9'"]),
+        ({"val": ()}, ["no part for 'p2_a'", '"unused"']),
         ({"train": (), "unused": ("p1_a", "p1_b")}, ["no training case"]),
-        ({"train": ("p1_a", "p1_b", "p8"), "val": ()}, ["2 problems", "unknown cases p8", "no part for p2_a"]),
+        ({"train": ("p1_a", "p1_b", "p8"), "val": ()}, ["2 problems", "unknown cases 'p8'", "no part for 'p2_a'"]),
     ],
 )
 def test_splits_that_do_not_fit(cohort, changes, words):
