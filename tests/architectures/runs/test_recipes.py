@@ -175,5 +175,5 @@ def test_l2_property_any_value_of_any_field_makes_a_finite_recipe_or_is_refused_
 )
 def test_l3_a_file_that_is_no_recipe(text, tmp_path):
     (tmp_path / "run.toml").write_text(text)
-    with pytest.raises(RecipeError, match="run.toml: expected TOML, got"):
+    with pytest.raises(RecipeError, match=r"run\.toml: expected TOML, got"):
         data_of(file=tmp_path / "run.toml")

@@ -161,6 +161,6 @@ def test_names_of_older_versions(old, new):
 def test_l2_numbers_that_64_bits_do_not_hold(value):
     """PyTorch's generators and NumPy's arrays hold no more: refused where they are written, not where they overflow."""
     for values in ({"count": value}, {"sizes": [1, value]}, {"name": {"width": value}}):
-        with pytest.raises(CheckpointError, match="64 bits hold|expected int or None|expected a list"):
+        with pytest.raises(CheckpointError, match=r"64 bits hold|expected int or None|expected a list"):
             config_from_json(Outer, values, "a.json")
     assert config_from_json(Outer, {"count": 2**63 - 1}, "a.json").count == 2**63 - 1
