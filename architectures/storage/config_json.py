@@ -93,8 +93,6 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if hint is float and type(value) is float and not math.isfinite(value):  # which JSON has no word for
         raise CheckpointError(f"{where}: expected {_described(hint)}, got {value}")
-    if hint is int and type(value) is int and not -(2**63) <= value < 2**63:
-        raise CheckpointError(f"{where}: expected a whole number that 64 bits hold, got {value}")
     if origin is None and type(value) is hint:
         return value
     raise CheckpointError(f"{where}: expected {_described(hint)}, got {value!r}")
