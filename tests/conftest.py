@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -24,6 +25,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 hypothesis.settings.register_profile("trifuse", deadline=None, max_examples=25, database=None)
 hypothesis.settings.register_profile("repeatable", hypothesis.settings.get_profile("trifuse"), derandomize=True)
 hypothesis.settings.load_profile("repeatable" if "CI" in os.environ else "trifuse")
+
+
+def pytest_collection_finish() -> None:
+    """Let collections of garbage pass over what was imported: it stays, and is most of what there is."""
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

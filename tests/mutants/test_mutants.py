@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -34,13 +35,18 @@ def test_there_are_at_least_twenty():
     assert len({mutant.patch.stem for mutant in MUTANTS}) == len(MUTANTS)
 
 
+@cache
+def functions_of(file: str) -> frozenset[str]:
+    tree = ast.parse((runner.ROOT / file).read_text(encoding="utf-8"))
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.patch.stem)
 def test_patch_applies_and_its_test_exists(mutant):
     checked = runner.apply(mutant.patch, runner.ROOT, "--check")
     assert checked.returncode == 0, checked.stderr
     file, _, name = mutant.test.partition("::")
-    source = ast.parse((runner.ROOT / file).read_text(encoding="utf-8"))
-    assert name.partition("[")[0] in {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
+    assert name.partition("[")[0] in functions_of(file)
 
 
 def test_every_mutant_was_seen_red():

@@ -6,6 +6,7 @@ own, and what the interpreter does at its end. TRITON_INTERPRET is not set, so t
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -99,4 +100,5 @@ if __name__ == "__main__":
     for module in sys.argv[1:]:
         if importlib.util.find_spec(module.partition(".")[0]):
             importlib.import_module(module)
+    gc.freeze()  # or a child would look through all of it, and copy it, when it ends
     _become(**_next_child())
