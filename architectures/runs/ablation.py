@@ -12,20 +12,21 @@ from trifuse.architectures.evaluation.summary import mean_of_defined
 from trifuse.architectures.evaluation.tables import read_case_table, write_csv
 from trifuse.architectures.storage.atomic_files import write_text
 
+from .claim import has_finished
 from .parallel import run_each
 
 Scores = Mapping[str, Sequence[float]]  # by metric, one mean per seed
 
 
 def train_all(trainings: Sequence[tuple[Any, Path]], train: Callable[..., object], jobs: int = 1) -> None:
-    """Train what has no report yet, each on one thread, ``jobs`` of them at a time in processes of their own.
+    """Train what has not finished, each on one thread, ``jobs`` of them at a time in processes of their own.
 
     Args:
         trainings: recipe and folder of each.
         train: the network's, a function of a module; a run that was broken off is resumed.
         jobs: trainings at a time.
     """
-    left = [(train, recipe, run) for recipe, run in trainings if not (run / "report.md").exists()]
+    left = [(train, recipe, run) for recipe, run in trainings if not has_finished(run, recipe)]
     run_each(_train, left, jobs)
 
 
@@ -53,7 +54,7 @@ def train_each(
     """Train one row of the table with every seed, on one thread, and return what its test cases score.
 
     Args:
-        out: folder of the ablation; a training lies in ``<name>-seed<n>``, and one that has a report is not repeated.
+        out: folder of the ablation; a training lies in ``<name>-seed<n>``, and one that has finished is not repeated.
         name: of the row.
         recipes: one per seed.
         train: the network's; a run that was broken off is resumed.

@@ -9,6 +9,7 @@ kill they go back.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,10 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from trifuse.architectures.evaluation.report import REPORT
 from trifuse.architectures.storage.atomic_files import TEMPORARY_PREFIX, sync_folder
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import START_FILE
 from trifuse.architectures.storage.record import DIGEST, read_record
+from trifuse.architectures.storage.text import parse_json, read_parsed
 from trifuse.architectures.training.run_folder import (
     LOCK_FILE,
     REPLACED_FOLDER,
@@ -102,6 +105,21 @@ def claim_run_folder(out: Path, recipe: Any = None, *, resume: bool = False, ove
             _put_back(out)
             raise
         _settle(out)
+
+
+def has_finished(out: Path, recipe: Any) -> bool:
+    """Tell whether a folder holds the report of a run of that recipe and split.
+
+    If it holds a run of others, or one of an older version, which did not record what it was given, going on with it
+    tells: it is refused, or reported again.
+    """
+    try:
+        written, said = read_record(out / RECIPE_FILE), json.loads(json.dumps(describe_recipe(recipe)))
+        split = recipe.data.split
+        as_asked = split is None or read_parsed(out / SPLIT_FILE, parse_json) == read_parsed(Path(split), parse_json)
+    except (OSError, ValueError, CheckpointError):
+        return False
+    return (out / REPORT).exists() and as_asked and upgraded_json(type(recipe), written) == said
 
 
 def _refuse_others(out: Path) -> State:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from itertools import product
 
+from finished_run import mark_finished
+
 from trifuse.architectures.dino_unet import ablate as ablation
 from trifuse.architectures.dino_unet.model import DinoUNet
 
@@ -15,8 +17,8 @@ def test_every_row_is_trained_once_and_tabulated(tmp_path, monkeypatch):
     def train(recipe, run, *, resume):
         DinoUNet(recipe.network)  # the row can be built
         recipes.append(recipe)
-        run.mkdir()
-        (run / "report.md").touch()
+        run.mkdir(exist_ok=True)
+        mark_finished(run, recipe)
 
     class Row:
         def __init__(self, dsc):
@@ -37,3 +39,7 @@ def test_every_row_is_trained_once_and_tabulated(tmp_path, monkeypatch):
     assert table.read_text().startswith("Synthetic: ")
     ablation.ablate(tmp_path, seeds=2, epochs=3, cases=4)
     assert len(recipes) == 12
+    ablation.ablate(tmp_path, seeds=2, epochs=3, cases=6)  # other cases, and the same recipes
+    assert len(recipes) == 24
+    ablation.ablate(tmp_path, seeds=1, epochs=4, cases=6)
+    assert len(recipes) == 30

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from children import Child
+from finished_run import mark_finished
 from leftovers import leave_half
 
+from trifuse.architectures.dino_unet.train import DinoUNetRecipe
 from trifuse.architectures.runs import claim
-from trifuse.architectures.runs.claim import claim_run_folder
+from trifuse.architectures.runs.claim import claim_run_folder, has_finished
+from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.storage.record import write_record
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.run_folder import OutputFolderError, discard_replaced, lock_folder
@@ -328,3 +331,24 @@ def test_t1_what_was_prepared_is_gone_on_with_under_the_same_recipe_alone(tmp_pa
         pass
     with claim_run_folder(out, Whole(training=Recipe(epochs=1, batch_size=1, lr=1.0, workers=2)), resume=True):
         pass
+
+
+def test_a_run_has_finished_by_its_report_its_recipe_and_its_split(tmp_path):
+    run, split = tmp_path / "run", tmp_path / "split.json"
+    split.write_text('{"train": ["a"]}')
+    run.mkdir()
+    recipe = DinoUNetRecipe(DataRecipe(root="cohort", split=str(split)))
+    assert not has_finished(run, recipe)
+    mark_finished(run, recipe)
+    assert has_finished(run, recipe)
+    assert has_finished(run, replace(recipe, training=replace(recipe.training, workers=3)))
+    for name, value in (("epochs", 99), ("lr", 0.5)):
+        assert not has_finished(run, replace(recipe, training=replace(recipe.training, **{name: value})))
+    split.write_text('{"train": ["a", "b"]}')
+    assert not has_finished(run, recipe)
+    split.write_text('{\n"train": ["a"]}')
+    assert has_finished(run, recipe)
+    for name in ("report.md", "recipe.json", "split.json"):
+        mark_finished(run, recipe)
+        (run / name).unlink()
+        assert not has_finished(run, recipe), name

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_run import mark_finished
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.phantoms.ambiguous import AmbiguousPhantom, read_truth, write_ambiguous_phantom
@@ -40,8 +41,8 @@ def trained(monkeypatch):
         assert resume
         TaffUNet(recipe.network)  # the row can be built
         recipes.append(recipe)
-        run.mkdir()
-        (run / "report.md").touch()
+        run.mkdir(exist_ok=True)
+        mark_finished(run, recipe)
         dsc = DSC[recipe.network.setting] + 0.01 * recipe.training.seed
         tested = open_cohort(Path(recipe.data.root))
         given = {case_id: dsc + 0.02 * (number % 3) for number, case_id in enumerate(tested.split.test)}
@@ -49,7 +50,7 @@ def trained(monkeypatch):
 
     def autoencoder(recipe, out, *, resume):
         EcgAutoencoder(EcgAutoencoderConfig()).save_pretrained(out / "best")
-        (out / "report.md").touch()
+        mark_finished(out, recipe)
 
     def pass_one(recipe, cohort, split, out, jobs):
         (out / "first_pass" / "labels").mkdir(parents=True, exist_ok=True)
@@ -232,7 +233,7 @@ def test_gains_and_results_by_ambiguity_and_days(ambiguous_cohort, tmp_path):
     for setting, score in dsc.items():
         runs[setting, "predicted"] = [tmp_path / f"{setting}-{seed}" for seed in range(2)]
         for seed, run in enumerate(runs[setting, "predicted"]):
-            run.mkdir()
+            run.mkdir(exist_ok=True)
             given = {case: score(truth[case]) + 0.02 * seed * (setting != "ap") for case in cohort.split.test}
             write_scores(run / "test_cases.csv", cohort, given)
     text = write_ambiguity_tables(tmp_path, cohort.root, runs)
