@@ -6,7 +6,7 @@ Who else needs to know it finds it in other ways:
   the attribute ``here`` of this module, which is computed wherever it is read, and compiles anew where it differs. What
   compiled code forces itself is a global variable that is set while it is traced.
 * A backward pass on a GPU runs in a thread of PyTorch's own, and repeats forward passes there under activation
-  checkpointing. It sees what its caller forced, which PyTorch carries there.
+  checkpointing. It sees what its caller forced: PyTorch carries the caller's context there, but for torch 2.10.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .torch_internals import carried_to_backward, carry_to_backward
+from .torch_internals import context_of_backward
 
 
 class Forced(NamedTuple):
@@ -30,8 +30,7 @@ class Forced(NamedTuple):
 
 
 _THIS = sys.modules[__name__]
-_CARRIED = "trifuse.kernels.forcing"
-_forced: ContextVar[Forced | None] = ContextVar(_CARRIED, default=None)
+_forced: ContextVar[Forced | None] = ContextVar("trifuse.kernels.forcing", default=None)
 _traced: Forced | None = None  # what code forces that is being traced at the moment
 
 
@@ -47,12 +46,10 @@ def forcing(forced: Forced) -> Iterator[None]:
             _traced = previous
         return
     token = _forced.set(forced)
-    carry_to_backward(_CARRIED, forced)
     try:
         yield
     finally:
         _forced.reset(token)
-        carry_to_backward(_CARRIED, _forced.get())
 
 
 def forced() -> Forced | None:
@@ -70,4 +67,6 @@ def __getattr__(name: str) -> Any:
 
 def _here() -> Forced | None:
     found = _forced.get()
-    return carried_to_backward(_CARRIED) if found is None else found
+    if found is None and (context := context_of_backward()) is not None:
+        return context.get(_forced)
+    return found

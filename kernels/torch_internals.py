@@ -22,8 +22,8 @@ Private name                        What it does                                
 ``_disable_current_modes``          hides operators from all of these, the caller's   nothing
                                     included
 ``_op_dk``, ``DispatchKey``         calls one operator's kernel for a CPU             nothing
-``_stash_obj_in_tls`` and the like  carry an object to the threads of a backward      nothing
-                                    pass, as PyTorch's own state is carried
+``_get_obj_in_tls``                 the context variables of who started a backward    nothing
+``_is_key_in_tls``                  pass, in the threads that run it
 ``_forward_hooks`` and the like     tell whether a module has hooks                   nothing
 ==================================  ================================================  ================================
 """
@@ -31,6 +31,7 @@ Private name                        What it does                                
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import Context
 from typing import Any, TypeVar
 
 import torch
@@ -80,14 +81,14 @@ def inside_backward() -> bool:
     return not torch.compiler.is_compiling() and _backward_pass() != -1
 
 
-def carry_to_backward(key: str, value: object) -> None:
-    """Show an object to the threads of all backward passes that this thread starts from now on."""
-    torch._C._stash_obj_in_tls(key, value)
+def context_of_backward() -> Context | None:
+    """Return the context variables of the thread that started this backward pass, where another one may run it.
 
-
-def carried_to_backward(key: str) -> Any:
-    """Return what the thread that started this backward pass shows to it; None for nothing, and outside of one."""
-    return torch._C._get_obj_in_tls(key) if _backward_pass() != -1 and torch._C._is_key_in_tls(key) else None
+    None outside of one, and in torch 2.10, which carries none to its threads.
+    """
+    return (
+        torch._C._get_obj_in_tls("context") if _backward_pass() != -1 and torch._C._is_key_in_tls("context") else None
+    )
 
 
 def allocations(profile: Any) -> Iterator[tuple[int, int]]:

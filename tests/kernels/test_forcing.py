@@ -122,6 +122,7 @@ def seen_in_backward() -> str | None:
     return seen[0]
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="threads of a backward pass have no context there")
 def test_a_backward_pass_in_another_thread_sees_what_its_caller_forces():
     with backend("reference"):
         assert seen_in_backward() == "reference"
