@@ -16,5 +16,6 @@ COMMANDS = (  # each a file beside this one, in the order in which the help show
     "ablate",
     "convert",
     "bench",
+    "torture",
     "doctor",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trifuse.architectures.runs.experiment import NNUNET_DEFAULTS, Converter, Experiment
+from trifuse.architectures.runs.experiment import NNUNET_DEFAULTS, Converter, Experiment, Quick
 
 EXPERIMENT = Experiment(
     name="plain_unet",
@@ -19,4 +19,12 @@ EXPERIMENT = Experiment(
     decisions="decisions:DECISIONS",
     shown_defaults=NNUNET_DEFAULTS,
     converters=(Converter("nnunet", "a 2-D nnU-Net checkpoint, for plain_unet", "convert:convert_nnunet"),),
+    quick=Quick(
+        words=(
+            *("--epochs", "8", "--image-size", "16", "--batch-size", "4", "--device", "cpu"),
+            *("--set", "network.base_dim=4", "--set", "data.preprocessing.patches.samples_per_epoch=24"),
+            *("--set", "training.checkpoint_every_steps=2", "--set", "training.ema_decay=0.9"),
+        ),
+        cohort="quick:write_quick_cohort",
+    ),
 )

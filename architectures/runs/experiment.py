@@ -101,6 +101,19 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
+class Quick:
+    """A run of seconds that has all that resuming must restore, for ``trifuse torture``.
+
+    Attributes:
+        words: of ``trifuse train``, after the cohort; ``--epochs`` is among them.
+        cohort: reference of ``write(folder)``, which writes a cohort and its split and returns their paths.
+    """
+
+    words: tuple[str, ...]
+    cohort: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A network, and how it is trained, judged and shown. References are ``"<file>:<name>"`` below ``package``.
 
@@ -138,7 +151,7 @@ class Experiment:
         input_shapes: reference of ``input_shapes(config, side)``, the shape of each such input, without the batch.
         phantom: reference of ``write(out, **wishes)``, which writes the cohort of ``trifuse data phantom`` and returns
             its split; one network has it.
-        demo, ablation, converters, pretrainings: what else commands offer.
+        demo, ablation, converters, pretrainings, quick: what else commands offer.
     """
 
     name: str
@@ -168,6 +181,7 @@ class Experiment:
     ablation: Ablation | None = None
     converters: tuple[Converter, ...] = ()
     pretrainings: tuple[Pretraining, ...] = ()
+    quick: Quick | None = None
 
     def load(self, reference: str, default: Any = None) -> Any:
         """Import what a reference names; ``default`` stands for an empty one."""
