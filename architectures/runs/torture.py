@@ -151,16 +151,12 @@ class _Grounds:
         return self._undisturbed[ranks]
 
     def _run_undisturbed(self, ranks: int) -> tuple[Victim, dict[str, str]]:
-        victim = self._victim(f"undisturbed_{ranks}")
-        for again in range(2 if ranks == 1 else 1):  # the first one has waited for imports
-            if again:
-                shutil.rmtree(victim.folder)
-                victim.texts.clear()
-            started_s = time.monotonic()
+        started_s = time.monotonic()
+        with self._victim(f"undisturbed_{ranks}") as victim:
             code = _finish(victim, ranks)
-            victim.seconds = time.monotonic() - started_s
-            if code != 0:
-                raise TrifuseError(f"a run to which nothing happened ended with {code}:\n{victim.texts[-1]}")
+        victim.seconds = time.monotonic() - started_s
+        if code != 0:
+            raise TrifuseError(f"a run to which nothing happened ended with {code}:\n{victim.texts[-1]}")
         counted = [line.removeprefix(COUNTED) for line in victim.texts[-1].splitlines() if line.startswith(COUNTED)]
         victim.accesses = int(counted[-1]) if counted else 0
         who = "one process" if ranks == 1 else f"{ranks} ranks"
@@ -173,18 +169,17 @@ class _Grounds:
         alone = [kind for kind in kinds if kind != "rank"]
         ranks = 2 if "rank" in kinds and (not alone or number % _RANK_ROUND_EVERY == 0) else 1
         model, expected = self.undisturbed(ranks)
-        victim = self._victim("run", model.seconds, model.accesses)
         blows: list[Blow] = []
-        for _ in range(1 if ranks > 1 else chance.randint(1, _MOST_BLOWS)):
-            names = ["rank"] if ranks > 1 else [kind for kind in alone if kind != "flip" or blows] or ["kill"]
-            blows.append(KINDS[chance.choice(names)](victim, chance))
-            self._say(_line(number, blows[-1]))
-            if blows[-1].problem or blows[-1].end == "finished":
-                break
-        problem = next((blow.problem for blow in blows if blow.problem), "")
-        if not problem:
-            code = 0 if blows[-1].end == "finished" else _finish(victim, ranks)
-            problem = self._judge(victim, expected, code)
+        with self._victim("run", model.seconds, model.accesses) as victim:
+            for _ in range(1 if ranks > 1 else chance.randint(1, _MOST_BLOWS)):
+                names = ["rank"] if ranks > 1 else [kind for kind in alone if kind != "flip" or blows] or ["kill"]
+                blows.append(KINDS[chance.choice(names)](victim, chance))
+                self._say(_line(number, blows[-1]))
+                if blows[-1].problem or blows[-1].code == 0:
+                    break
+            problem = blows[-1].problem
+            if not problem:
+                problem = self._judge(victim, expected, blows[-1].code and _finish(victim, ranks))
         self._say(f"round {number:3}  {problem or 'equal to the undisturbed run'}")
         if problem:
             self._set_aside(victim, number)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Self
 
 from .torture_session import Alone, Ranks, Session, Start, Trap, handles, left_after
 
@@ -22,7 +23,8 @@ REFUSALS = (2, 3, 4, 5)  # the documented codes of an error
 _FULL_DISK = (3, 4, 5)
 _JOB_ENDS_S = 60.0
 _TRACEBACK = "Traceback (most recent call last)"
-_BEST_LOST = "best could not be saved"
+_SAVE_FAILED = "could not be saved"
+_BEST_LOST = f"best {_SAVE_FAILED}"
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Victim:
         epochs: that it trains.
         texts: what its processes have printed, one by one.
         start: starts the run alone; that of `Alone`, unless a test puts something else there.
+        running: the process that was started last.
     """
 
     folder: Path
@@ -48,14 +51,24 @@ class Victim:
     epochs: int
     texts: list[str]
     start: Start = Alone
+    running: Session | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.running is not None:
+            self.running.kill()
 
     def begin(self, trap: Trap | None = None) -> Session:
         """Start the run, or let it go on where there is one."""
-        return self.start(self._words(), trap or Trap(str(self.folder)))
+        self.running = self.start(self._words(), trap or Trap(str(self.folder)))
+        return self.running
 
     def begin_ranks(self) -> Ranks:
         """Do so as two ranks."""
-        return Ranks(self._words())
+        self.running = ranks = Ranks(self._words())
+        return ranks
 
     def _words(self) -> list[str]:
         return [*self.words, "--resume"] if self.texts else [*self.words]
@@ -85,13 +98,15 @@ class Blow:
     Attributes:
         kind: the name in `KINDS`.
         what: it was, and when.
-        end: how the process ended, in words.
+        code: with which the process ended, minus the signal; None if it hung.
+        end: how it ended, in words.
         landed: whether anything happened before the run was over.
         problem: what should not be; empty where all is as documented.
     """
 
     kind: str
     what: str
+    code: int | None
     end: str
     landed: bool = True
     problem: str = ""
@@ -147,7 +162,9 @@ def send_a_signal(victim: Victim, chance: Random) -> Blow:
             os.kill(session.pid, number)
         time.sleep(0.02)
     code = victim.end(session)
-    at_once = ({130} if began else {130, 1}) if number == signal.SIGINT else {-number}  # 1: while Python starts
+    at_once = {-number}
+    if number == signal.SIGINT:  # with 1, Python itself ends: before the command begins, and at a second one
+        at_once = {130} if began and times == 1 else {130, 1}
     allowed = {INTERRUPTED} if trains else at_once
     if times == 2 or victim.left() < 0.21:  # the second one ends it at once; training may have ended meanwhile
         allowed |= {-number, INTERRUPTED} | at_once
@@ -170,15 +187,17 @@ def flip_a_bit(victim: Victim, chance: Random) -> Blow:
         text = victim.texts[-1]
         named = path.name in text or path.parent.name + "/" in text
         if code == 0:
-            return Blow("flip", what, "named, and made good" if named else "made good, or never read")
+            return Blow("flip", what, code, "named, and made good" if named else "made good, or never read")
         if code not in REFUSALS or _TRACEBACK in text:
-            return Blow("flip", what, _ended(code), problem=f"{_ended(code)}: {_last_line(text)}")
+            return Blow("flip", what, code, _ended(code), problem=f"{_ended(code)}: {_last_line(text)}")
         if not named:
-            return Blow("flip", what, _ended(code), problem=f"the file is not named: {_last_line(text)}")
+            return Blow("flip", what, code, _ended(code), problem=f"the file is not named: {_last_line(text)}")
         if not path.exists() or path.read_bytes() != damaged:
-            return Blow("flip", what, _ended(code), problem="the damaged file was changed by a run that refused it")
+            return Blow(
+                "flip", what, code, _ended(code), problem="the damaged file was changed by a run that refused it"
+            )
         path.write_bytes(whole)
-        return Blow("flip", what, f"refused with code {code}, and restored")
+        return Blow("flip", what, code, f"refused with code {code}, and restored")
     finally:
         if group == "data":
             path.write_bytes(whole)
@@ -210,12 +229,12 @@ def lose_a_rank(victim: Victim, chance: Random) -> Blow:
     code = victim.end(session, _JOB_ENDS_S if lost else None)
     what = f"rank {which} killed after {after_s:.2f} s"
     if code == 0 or not lost:
-        return Blow("rank", what, _ended(code), landed=False, problem="" if code == 0 else _ended(code))
+        return Blow("rank", what, code, _ended(code), landed=False, problem="" if code == 0 else _ended(code))
     took = f"{_ended(code)}, the job {time.monotonic() - started_s:.0f} s later"
     problem = f"it did not end within {_JOB_ENDS_S:.0f} s" if code is None else ""
     if left := left_after(ranks):
         problem = f"processes are left behind: {len(left)}"
-    return Blow("rank", what, took, problem=problem)
+    return Blow("rank", what, code, took, problem=problem)
 
 
 KINDS: dict[str, Callable[[Victim, Random], Blow]] = {
@@ -234,7 +253,9 @@ def _blow(kind: str, what: str, code: int | None, victim: Victim, allowed: set[i
     problem = "" if code == 0 or code in allowed else f"{_ended(code)}: {_last_line(text)}"
     if quiet and not problem and _TRACEBACK in text:
         problem = f"a traceback: {_last_line(text)}"
-    return Blow(kind, what, _ended(code), landed=code != 0, problem=problem)
+    if code == 0 and _SAVE_FAILED in text:
+        return Blow(kind, what, code, "finished, after a save that failed")
+    return Blow(kind, what, code, _ended(code), landed=code != 0, problem=problem)
 
 
 def _ended(code: int | None) -> str:

@@ -27,7 +27,10 @@ RANKS = 2
 LONGEST_S = 900.0  # a run takes seconds; a machine may be busy
 COUNTED = "accesses to the run's folder: "
 COMMAND = "trifuse.architectures.cli"
-_NEEDED = ("torch", "numpy", "trifuse.architectures.runs.pipeline", "trifuse.architectures.runs.repeats")
+_NEEDED = (  # what a run imports, so that it takes less time than its imports; what is not installed is left out
+    *("torch", "numpy", "scipy.ndimage", "matplotlib.pyplot", "nibabel"),
+    *(f"trifuse.architectures.runs.{name}" for name in ("pipeline", "repeats", "report")),
+)
 _EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
 
@@ -69,6 +72,7 @@ def _be(module: str, words: Sequence[str], output: Connection, trap: Trap) -> No
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"{COUNTED}{seen[0]}", flush=True)
 
 
@@ -115,6 +119,9 @@ class Session(Protocol):
     def wait(self, longest_s: float = LONGEST_S) -> int | None:
         """Return the exit code, or minus the signal; None if it did not end in that time, and was killed."""
 
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+
     def text(self) -> str:
         """Return all that it has printed."""
 
@@ -141,11 +148,16 @@ class Alone:
         self._process.join(longest_s)
         code = self._process.exitcode
         if code is None:
+            self.kill()
+        self._output.wait()
+        return code
+
+    def kill(self) -> None:
+        """End it at once: see `Session`."""
+        if self._process.is_alive():
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.join()
-        self._output.wait()
-        return code
 
     def text(self) -> str:
         """Return all that it has printed."""
@@ -177,12 +189,17 @@ class Ranks:
             code: int | None = self._process.wait(longest_s)
         except subprocess.TimeoutExpired:
             code = None
+            self.kill()
+        self._output.wait()
+        return code
+
+    def kill(self) -> None:
+        """End them at once: see `Session`."""
+        if self._process.poll() is None:
             for process in (*self.ranks(), self.pid):
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             self._process.wait()
-        self._output.wait()
-        return code
 
     def text(self) -> str:
         """Return all that they have printed."""

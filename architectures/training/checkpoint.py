@@ -150,3 +150,12 @@ class CheckpointManager:
             return False
         self._failures = 0
         return True
+
+    def save_final(self, fill: Callable[[Path], None]) -> None:
+        """Write ``last/`` where no later save could make good a failure.
+
+        Raises:
+            SaveError: it failed.
+        """
+        if not self.save(self.last, fill):
+            raise SaveError(f"{self.last.path}: the final checkpoint could not be saved; make room and resume")

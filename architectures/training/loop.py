@@ -258,6 +258,9 @@ class _Run:
             self._end_epoch()
             if self.state.epoch < self.recipe.epochs and self.world.any(stop.requested is not None):
                 self._interrupt(stop)
+        with self.world.raise_on_any_rank():
+            if self.world.is_main and self._saved_step != self.state.global_step:
+                self.checkpoints.save_final(self._fill_last)
 
     def _train_epoch(self, stop: StopSignals) -> None:
         state, steps = self.state, self.batches.steps_per_epoch

@@ -226,6 +226,28 @@ def test_t3_full_disk_ends_the_run_after_three_saves_and_it_resumes_where_it_was
     assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_t3_the_final_checkpoint_is_saved_or_the_run_ends_with_an_error(tmp_path, monkeypatch, failures):
+    """What fails at the very end is tried again, since no later save makes it good, or the run is not done."""
+    run(tmp_path / "whole", epochs=2, validate=constant_score)
+    saves, save = [], TinyNet.save_pretrained
+
+    def save_on_a_full_disk(self, folder):
+        saves.append(folder)
+        if 4 <= len(saves) < 4 + failures:  # first, best, epochs 1, 2, and 2 again
+            raise OSError(28, "No space left on device")
+        save(self, folder)
+
+    monkeypatch.setattr(TinyNet, "save_pretrained", save_on_a_full_disk)
+    if failures == 2:
+        with pytest.raises(
+            CheckpointError, match="last: the final checkpoint could not be saved; make room and resume"
+        ):
+            run(tmp_path / "full", epochs=2, validate=constant_score)
+    run(tmp_path / "full", epochs=2, validate=constant_score, resume=failures == 2)
+    assert bits(tmp_path / "full") == bits(tmp_path / "whole")
+
+
 def test_a_best_epoch_that_could_not_be_saved_is_not_called_best(tmp_path):
     checkpoints = CheckpointManager(tmp_path, say=lambda text: None)
 
