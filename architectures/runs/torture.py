@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -229,7 +230,8 @@ def _digest(path: Path) -> str:
             [{name: repr(cell) for name, cell in row.items() if name != "seconds"} for row in read_log(path)]
         )
     if path.suffix == ".json":
-        return _digest_of(json.loads(path.read_bytes()))
+        with suppress(ValueError):  # a broken one has the digest of its bytes
+            return _digest_of(json.loads(path.read_bytes()))
     return sha256_of(path)
 
 

@@ -185,14 +185,18 @@ def flip_a_bit(victim: Victim, chance: Random) -> Blow:
     try:
         code = victim.end(victim.begin())
         text = victim.texts[-1]
-        named = path.name in text or path.parent.name + "/" in text
+        named = path.name in text or (group == "checkpoint" and f"{path.parent.name}/" in text)
+        untouched = path.exists() and path.read_bytes() == damaged
         if code == 0:
-            return Blow("flip", what, code, "named, and made good" if named else "made good, or never read")
+            if untouched:
+                path.write_bytes(whole)
+            end = "never read" if untouched else "made good"
+            return Blow("flip", what, code, f"named, and {end}" if named else end)
         if code not in REFUSALS or _TRACEBACK in text:
             return Blow("flip", what, code, _ended(code), problem=f"{_ended(code)}: {_last_line(text)}")
         if not named:
             return Blow("flip", what, code, _ended(code), problem=f"the file is not named: {_last_line(text)}")
-        if not path.exists() or path.read_bytes() != damaged:
+        if not untouched:
             return Blow(
                 "flip", what, code, _ended(code), problem="the damaged file was changed by a run that refused it"
             )

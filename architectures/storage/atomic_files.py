@@ -112,13 +112,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, *, below: bool = False) -> None:
     """Remove temporary files and folders that killed processes left in ``folder``, and none that is being written.
+
+    With ``below``, also those in the folders below it.
 
     A process of this machine that no longer runs left what has its number; of another machine's processes nothing is
     known, and what they have not written to for an hour counts as left.
     """
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+    pattern = f"{TEMPORARY_PREFIX}*"
+    for leftover in list(folder.rglob(pattern) if below else folder.glob(pattern)):
         with suppress(FileNotFoundError):  # another process may remove it, too
             if _is_being_written(leftover):
                 continue

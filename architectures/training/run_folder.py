@@ -72,7 +72,7 @@ def lock_folder(out: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {platform.node()}\n")
         lock.flush()
-        remove_leftovers(out)
+        remove_leftovers(out, below=True)
         _held.add(held)
         try:
             yield

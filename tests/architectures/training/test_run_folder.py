@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import pytest
 from children import Child
+from leftovers import leave_half
 from tiny_run import run
 
 from trifuse.architectures.storage.atomic_files import temporary_path
@@ -86,6 +87,15 @@ def test_lock_dies_with_its_process_and_leftovers_are_removed(tmp_path):
     assert Child(killed).wait() == -9
     with lock_folder(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+
+
+def test_t2_what_a_kill_left_in_the_folders_of_a_run_is_removed(tmp_path):
+    """A picture, for example, whose process was killed while it wrote it."""
+    figures = tmp_path / "figures" / "test"
+    figures.mkdir(parents=True)
+    leave_half(figures / "overlays.png")
+    with lock_folder(tmp_path):
+        assert list(figures.iterdir()) == []
 
 
 def test_runs_and_repeated_runs_do_not_share_a_folder(tmp_path):
