@@ -12,6 +12,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,21 @@ class CaseCache:
         return len(self._paths)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """Return the records of a case, one per slice."""
+        """Return the records of a case, one per slice.
+
+        Raises:
+            DataError: the entry has been cut since it was built: what is mapped and gone ends a process without a word.
+        """
+        path = self._paths[number]
         if number not in self._entries:
-            self._entries[number] = np.load(self._paths[number], mmap_mode="r", allow_pickle=False)
-        return self._entries[number]
+            self._entries[number] = np.load(path, mmap_mode="r", allow_pickle=False)
+        entry = self._entries[number]
+        with suppress(FileNotFoundError):  # what is mapped stays where it is when its name goes
+            least, size = entry.nbytes + _DIGEST_BYTES, path.stat().st_size
+            if size < least:
+                hint = "something else writes there; start again, and the entry is built anew"
+                raise DataError(path, "cache entry", got=f"{size} bytes", want=f"at least {least}", hint=hint)
+        return entry
 
     def __getstate__(self) -> dict[str, Any]:
         """Hand over the paths, not the mapped files: a worker process maps them itself."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+import zipfile
+
+import pytest
 from command import ATRIA_TRAINING, run_main
 
 
@@ -33,7 +38,7 @@ def test_converted_weights_bring_their_own_shape(atria, tmp_path, capsys):
         atria / "split.json",
         *ATRIA_TRAINING[2:],
     ]
-    assert run_main([*train, "--encoder", tmp_path / "encoder", "--epochs", "1"], capsys)[0] == 0
+    assert run_main([*train, "--encoder", tmp_path / "encoder"], capsys)[0] == 0
     trained = DinoUNet.from_pretrained(tmp_path / "run" / "best").encoder
     for name, value in encoder.state_dict().items():
         assert (trained.state_dict()[name] == value).all(), name
@@ -41,3 +46,25 @@ def test_converted_weights_bring_their_own_shape(atria, tmp_path, capsys):
     code, _, errors = run_main([*train[:4], tmp_path / "x", "--encoder", tmp_path / "nowhere"], capsys)
     assert code == 4
     assert "nowhere: not found" in errors
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "links", "bomb"])
+@pytest.mark.parametrize("converter", ["dinov2", "nnunet"])
+def test_c19_an_archive_is_not_unpacked(kind, converter, tmp_path, capsys):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    path = inner / "weights.pth"
+    if kind in ("zip", "bomb"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("../escaped", b"x" if kind == "zip" else bytes(1 << 20))
+            archive.writestr("archive/data.pkl", b"x" if kind == "zip" else bytes(1 << 26))
+    else:
+        with tarfile.open(path, "w") as archive:
+            member = tarfile.TarInfo("../escaped")
+            if kind == "links":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(member, io.BytesIO(b""))
+    code, _, errors = run_main(["convert", converter, path, "--out", inner / "out"], capsys)
+    assert code == 4
+    assert f"{path}: expected tensors saved by PyTorch" in errors
+    assert [file.name for file in tmp_path.rglob("*")] == ["inner", "weights.pth"]

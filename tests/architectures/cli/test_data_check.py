@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
+import nibabel
+import numpy as np
 import pytest
 from command import run_main
 
@@ -23,14 +26,21 @@ def test_data_check_lists_everything_and_fails(atria, tmp_path, capsys):
     assert "train_2/atriumSegImgMO.nii.gz" in output
 
 
-def test_strict_check_counts_warnings(atria, tmp_path, capsys):
+@pytest.mark.parametrize("fault", ["empty mask", "qform"])
+def test_d12_d25_strict_check_counts_warnings(atria, tmp_path, capsys, fault):
     words = ["data", "check", shutil.copytree(atria, tmp_path / "cohort")]
     assert run_main([*words, "--strict"], capsys)[0] == 0
-    labels = tmp_path / "cohort/train_data/train_1/atriumSegImgMO.nii.gz"
-    truth = read_labels(labels)
-    write_labels(labels, truth.voxels * 0, like=truth)
+    folder = tmp_path / "cohort/train_data/train_1"
+    if fault == "qform":
+        image = nibabel.load(folder / "enhanced.nii.gz")
+        image.set_qform(image.affine + np.diag([0, 0, 1, 0]), 1)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), folder / "enhanced.nii.gz")
+    else:
+        truth = read_labels(folder / "atriumSegImgMO.nii.gz")
+        write_labels(folder / "atriumSegImgMO.nii.gz", truth.voxels * 0, like=truth)
     code, output, _ = run_main(words, capsys)
-    assert (code, "warning: " in output) == (0, True)
+    assert code == 0
+    assert re.search(f"warning: .*{fault}", output)
     assert run_main([*words, "--strict"], capsys)[0] == 3
 
 
@@ -39,6 +49,10 @@ def test_e9_intervals_are_checked_and_may_be_allowed(scar_cohort, tmp_path, caps
     code, output, _ = run_main(words, capsys)
     assert code == 3
     assert "[0, 30] days" in output
+    for value in ("nan", "inf", "-1"):
+        code, _, errors = run_main([*words[:-1], value], capsys)
+        assert code == 3
+        assert f"expected a number of days, 0 or more, got {float(value)}" in errors
     assert run_main(["data", "check", scar_cohort], capsys)[0] == 0
     recipe = DataRecipe(root=str(scar_cohort), max_interval_days=30.0)
     with pytest.raises(DataError, match=r"\[0, 30\] days"):

@@ -40,6 +40,27 @@ def test_c1_c7_c12_a_model_that_is_none(tmp_path, atria, capsys):
         assert f"unknown architecture {architecture.get('architecture')!r}; known are dino_unet, " in errors
 
 
+@pytest.mark.parametrize("address", ["https://huggingface.co/x/y", "x/../../y", "x/y", "file:///etc/passwd"])
+def test_c18_an_address_is_no_model(address, atria, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *arguments: pytest.fail("something is fetched"))
+    image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
+    code, _, errors = run_main(["predict", address, image, "--out", tmp_path / "o"], capsys)
+    assert code == 4
+    assert "not found; expected a folder with config.json and model.safetensors" in errors
+
+
+def test_c16_weights_in_several_files_are_no_model(atria_run, atria, tmp_path, capsys):
+    folder = shutil.copytree(atria_run / "best", tmp_path / "best")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    weights = dict.fromkeys(("a", "b"), "../../secret.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
+    code, _, errors = run_main(["predict", folder, image, "--out", tmp_path / "o"], capsys)
+    assert code == 4
+    assert "model.safetensors: expected a safetensors file, found nothing" in errors
+
+
 def test_the_best_network_of_a_run_prepares_slices_as_the_run_did(abdomen_run, abdomen, tmp_path, capsys):
     for folder in ("run", "best"):
         model = abdomen_run / "best" if folder == "best" else abdomen_run

@@ -23,7 +23,7 @@ from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
         (["--prior", "gt", "--set", "prior.fold=3"], "did you mean 'folds'?"),
     ],
 )
-def test_l1_l2_wrong_words_are_named(words, message, capsys, scar_cohort, tmp_path):
+def test_l1_l2_e11_wrong_words_are_named(words, message, capsys, scar_cohort, tmp_path):
     code, _, errors = run_main(["train", "taff_unet", scar_cohort, "--out", tmp_path / "run", *words], capsys)
     assert code == 2
     assert message in errors

@@ -107,7 +107,7 @@ def test_tensorboard_is_asked_for_by_its_extra(tmp_path, monkeypatch):
         EpochLog(tmp_path / "log.csv", 0, tmp_path / "tensorboard")
 
 
-def test_tensorboard_gets_every_number(tmp_path, monkeypatch):
+def test_t16_tensorboard_gets_every_number_once(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

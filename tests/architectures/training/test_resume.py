@@ -20,10 +20,10 @@ def test_checkpoints_within_an_epoch(tmp_path):
     def fails(model, batch):
         steps.append(batch)
         if len(steps) == 6:
-            raise RuntimeError("out of memory")
+            raise RuntimeError("something else went wrong")
         return model(batch["image"])
 
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="something else went wrong"):
         run(tmp_path, checkpoint_every_steps=2, forward=fails)
     position = json.loads((tmp_path / "last" / "training_state.json").read_text())["position"]
     assert (position["step"], position["epoch"], position["step_in_epoch"]) == (4, 1, 1)
@@ -80,9 +80,16 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert run(tmp_path, resume=True, forward=None) == first
 
 
-def test_t14_another_recipe_or_configuration_is_refused_and_forced(tmp_path, capsys):
+def test_t13_t14_another_recipe_or_configuration_is_refused_and_forced(tmp_path, capsys):
     run(tmp_path, epochs=1, run_config={"digest": "a"})
-    for changes in ({"lr": 0.5}, {"epochs": 2}, {"batch_size": 2}, {"run_config": {"digest": "b"}}, {"length": 9}):
+    for changes in (
+        {"lr": 0.5},
+        {"epochs": 2},
+        {"batch_size": 2},
+        {"accumulate": 2},
+        {"run_config": {"digest": "b"}},
+        {"length": 9},
+    ):
         with pytest.raises(OutputFolderError, match=r"another configuration:\n  .* -> "):
             run(tmp_path, **{"epochs": 1, "run_config": {"digest": "a"}, "resume": True} | changes)
     with pytest.raises(OutputFolderError, match="already holds a run"):

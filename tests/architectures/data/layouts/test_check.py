@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from children import Child
 
 from trifuse.architectures.data.layouts.check import check_cohort, check_folder
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
@@ -26,7 +30,7 @@ def test_a_sound_cohort(tmp_path, put_case):
     assert findings.cohort == open_cohort(tmp_path)
 
 
-def test_everything_is_reported_at_once(tmp_path, put_case):
+def test_d1_d17_d25_everything_is_reported_at_once(tmp_path, put_case):
     for name in "abcdefg":
         put_case(name)
     images, labels = tmp_path / "images", tmp_path / "labels"
@@ -56,6 +60,40 @@ def test_d1_a_cohort_whose_file_disappears(tmp_path, put_case):
     cohort.cases[0].image.unlink()
     (error,) = check_cohort(cohort).errors
     assert "images/a.nii.gz: image of case a" in str(error)
+
+
+def test_d31_links_that_lead_round_in_a_circle(tmp_path, put_case):
+    for name in "abc":
+        put_case(name)
+    for path in ("images/a.nii.gz", "labels/b.nii.gz"):
+        (tmp_path / path).unlink()
+        (tmp_path / path).symlink_to(tmp_path / path)
+    (tmp_path / "images" / "round").symlink_to(tmp_path / "images")
+    findings = check_folder(tmp_path)
+    says(findings.errors, "images/a.nii.gz: image of case a: expected a file, got nothing there")
+    says(findings.errors, "labels/b.nii.gz: label of case b: expected a file, got nothing there")
+    assert len(findings.errors) == 2
+
+
+def test_d31_a_file_that_may_not_be_read(tmp_path, put_case):
+    """The right is missed by a process of nobody's: whoever owns the machine may read everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in "ab":
+            put_case(name, root=root)
+        root.chmod(0o755)
+        (root / "images" / "a.nii.gz").chmod(0)
+
+        def as_nobody():
+            if os.getuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            (error,) = check_folder(root).errors
+            assert "images/a.nii.gz: file: " in str(error), error
+            assert "Permission denied" in str(error), error
+
+        check_folder(root)  # imports what the other cannot
+        assert Child(as_nobody).wait() == 0
 
 
 def test_notes_become_warnings(tmp_path, put_case):

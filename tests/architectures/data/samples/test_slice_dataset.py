@@ -27,6 +27,7 @@ from trifuse.architectures.data.samples.volume_to_slices import (
     preprocess_volume,
     resized_labels,
 )
+from trifuse.architectures.training.loader_workers import KeyedSamples
 from trifuse.kernels.errors import DataError
 
 S = 14
@@ -243,6 +244,18 @@ def test_d34_damaged_entries_are_rebuilt(cohort, tmp_path, damage):
     path.write_bytes(damage(content))
     assert same(SliceDataset(cohort, ["a"], OF_S, cache=cache)[1], expected)
     assert path.read_bytes() == content
+
+
+def test_d31_an_entry_that_is_cut_or_vanishes_while_it_is_in_use(cohort, tmp_path):
+    cache = tmp_path / "cache"
+    samples = SliceDataset(cohort, ["a"], OF_S, cache=cache)
+    worker, (path,) = pickle.loads(pickle.dumps(samples)), cache.iterdir()
+    os.truncate(path, 100)  # what is mapped beyond that would end the process
+    with pytest.raises(DataError, match=rf"{path.name}: cache entry: expected at least \d+, got 100 bytes"):
+        samples[1]
+    path.unlink()
+    with pytest.raises(DataError, match=rf"^sample 1 of epoch 0 \(slice 1 of case a\): FileNotFound.*{path.name}"):
+        KeyedSamples(worker, 0)[0, 0, 1]
 
 
 BUILD = """
