@@ -99,7 +99,7 @@ def test_the_weights_of_the_loss_and_the_widths_are_fields():
         ("lambda_dice=-1", r"lambda_dice must be a finite number, and not negative, got -1\.0"),
         ("lambda_ecg=-1", r"lambda_ecg must be finite, and must not be negative, got -1\.0"),
         ("lambda_entropy=-1", "lambda_entropy must be finite, and must not be negative"),
-        ("ecg_warmup_epochs=-1", "warmup_epochs must be finite, and must not be negative"),
+        ("ecg_warmup_epochs=-1", "ecg_warmup_epochs must be a finite number, 0 or more, got -1"),
         ("network.max_days=Infinity", "'max_days': expected a finite number, got inf"),
         ("network.gate_width=0", "gate_width must be at least 1, got 0"),
         ("network.film_width=0", "film_width must be at least 1, got 0"),

@@ -294,7 +294,7 @@ def test_median_spacing_of_the_cases_that_can_be_read(put_numbered, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spacing_mm": (0.0, 1.0)}, "patches.spacing_mm must be two positive lengths in mm"),
+        ({"spacing_mm": (0.0, 1.0)}, "patches.spacing_mm must be two lengths of 0.001 to 1000 mm"),
         ({"spacing_mm": (1.0, float("nan"))}, "patches.spacing_mm"),
         ({"step": 0.0}, r"patches.step must be in \(0, 1\], got 0.0"),
         ({"step": 1.1}, "patches.step"),

@@ -113,7 +113,7 @@ def test_all_unusable_cases_are_named(tmp_path, put_case):
     (tmp_path / "labels/c.nii.gz").unlink()
     with pytest.raises(DataError) as caught:
         SliceDataset(cohort, ["a", "b", "c", "d"], OF_S)
-    for word in ("3 problems", "images/a.nii.gz", "labels/c.nii.gz", "got d"):
+    for word in ("3 problems", "images/a.nii.gz", "labels/c.nii.gz", "got 'd'"):
         assert word in str(caught.value)
 
 
