@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all versions lint mutants faults bench rehearsal kernels virtual-gpu clean
+.PHONY: demo test test-all versions lint mutants faults fuzz bench rehearsal kernels virtual-gpu clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -37,6 +37,10 @@ mutants: $(VENV)/.test-ready
 # The table of faults, from the tests that carry their ids.
 faults:
 	$(PYTHON) tests/support/fault_table.py
+
+# Damaged files for every reader and every command.
+fuzz: $(VENV)/.test-ready
+	$(BIN)/python tests/fuzz/run.py --inputs 2000 --seed 0
 
 bench: $(VENV)/.test-ready
 	$(BIN)/python -m trifuse.benchmarks.reporting.report --out benchmarks/results

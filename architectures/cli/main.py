@@ -6,6 +6,7 @@ Exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 i
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` spells, without the program's name, and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _replace_closed_streams()
+    for stream in (sys.stdout, sys.stderr):  # names may hold what the terminal has no sign for, or what is no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:

@@ -24,6 +24,7 @@ from trifuse.architectures.data.volumes.nifti import write_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
+from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
 from trifuse.architectures.storage.text import count, listed, parse_json, read_parsed
 from trifuse.kernels import CheckpointError, DataError, NumericError, upsample_argmax
@@ -178,8 +179,8 @@ def _choose(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def _refuse_input_folder(out: Path, cohort: Cohort, cases: Sequence[Case]) -> None:
-    inputs = {path.resolve().parent for case in cases for path in case.files}
-    if out.resolve() in inputs | {Path(cohort.root).resolve()}:
+    inputs = {real_path(path).parent for case in cases for path in case.files}
+    if real_path(out) in inputs | {real_path(Path(cohort.root))}:
         raise DataError(out, "output folder", got="the folder of the input", want="a folder of its own")
 
 

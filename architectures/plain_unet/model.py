@@ -15,6 +15,8 @@ from trifuse.architectures.storage.pretrained import Pretrained, weights_generat
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.plain_unet import PlainUNetDecoder, PlainUNetEncoder, check_sides, planned_features, planned_stages
 
+_MOST_STAGES = 32  # each halves an image: no side of one has more bits
+
 
 @dataclass(frozen=True)
 class PlainUNetConfig:
@@ -45,8 +47,8 @@ class PlainUNetConfig:
         for name, least in (("in_channels", 1), ("num_classes", 2), ("image_size", 8), ("base_dim", 1), ("max_dim", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.num_stages is not None and self.num_stages < 2:
-            raise ValueError(f"num_stages must be at least 2, got {self.num_stages}")
+        if self.num_stages is not None and not 2 <= self.num_stages <= _MOST_STAGES:
+            raise ValueError(f"num_stages must be at least 2, and at most {_MOST_STAGES}, got {self.num_stages}")
         step = 2 ** (len(self.features) - 1)
         if self.image_size % step or self.image_size == step:
             fitting = max(-(-self.image_size // step), 2) * step

@@ -171,29 +171,33 @@ def recipe_from(
         RecipeError: naming the field and, for one that is unknown, the nearest known one.
     """
     values: dict[str, Any] = config_to_json(kind())
-    sources = list((defaults or {}).items())
+    sources = [("", *pair) for pair in (defaults or {}).items()]
     if file is not None:
         try:
             named = _dotted(read_parsed(Path(file), tomllib.loads))
             _refuse_repeated(kind, [name for name, _ in named], f"{file}: ")
-            sources += named
         except OSError as error:
             raise RecipeError(f"{file}: expected a TOML file, got {error.strerror}") from error
         except ValueError as error:
             raise RecipeError(f"{file}: expected TOML, got {error}") from error
-    sources += [(name, _as_value(value)) for name, value in (given or {}).items()]
+        sources += [(f"{file}: ", *pair) for pair in named]
+    sources += [("", name, _as_value(value)) for name, value in (given or {}).items()]
     _refuse_repeated(kind, [setting.partition("=")[0] for setting in settings], "--set ")
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"{setting!r}: expected FIELD=VALUE, for example training.lr=1e-4")
-        sources.append((name, _parsed(text)))
-    for name, value in sources:
-        _put(values, kind, current_name(kind, name), value)
+        sources.append(("", name, _parsed(text)))
+    for where, name, value in sources:
+        try:
+            _put(values, kind, current_name(kind, name), value)
+        except RecipeError as error:
+            raise RecipeError(f"{where}{error}") from None
     if not values["data"]["root"]:
-        raise RecipeError("data.root: expected the folder of the cohort")
+        where = "" if file is None else f"{file}: "
+        raise RecipeError(f"{where}data.root: expected the folder of the cohort")
     try:
-        return config_from_json(kind, values, "recipe")
+        return config_from_json(kind, values, "recipe" if file is None else f"recipe ({file})")
     except CheckpointError as error:
         raise RecipeError(str(error)) from error
 

@@ -33,6 +33,7 @@ from trifuse.architectures.evaluation.tables import case_tables, number, read_ca
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.text import count, parse_json, read_parsed
+from trifuse.kernels import DataError
 
 from .folder import SPLIT_FILE
 
@@ -128,7 +129,12 @@ def _write_runs_table(path: Path, runs: Sequence[RepeatedRun], scored: Sequence[
 def _validates(run: RepeatedRun) -> bool:
     """Whether cases validated in a run; who cannot know that assumes so."""
     split = run.folder / SPLIT_FILE
-    return not split.exists() or bool(read_parsed(split, parse_json)["val"])
+    try:
+        return bool(read_parsed(split, parse_json)["val"])
+    except FileNotFoundError:
+        return True
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(split, "split", got=error, want='a split, with "val"') from error
 
 
 def _joined_log(path: Path, runs: Sequence[RepeatedRun]) -> Path:

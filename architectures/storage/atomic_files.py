@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+from .regular_file import open_regular
+
 TEMPORARY_PREFIX = ".trifuse-"
 _CHUNK_BYTES = 1 << 20
 _ABANDONED_SECONDS = 3600  # a temporary file that nobody has written to for that long has no writer any more
@@ -166,7 +168,7 @@ def _here() -> str:
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -174,7 +176,7 @@ def sha256_of(path: Path) -> str:
 
 def describe_content(path: Path) -> str:
     """Say what a file really is, judged by its first bytes and not by its name."""
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         head = stream.read(512)
     if not head:
         return "an empty file"

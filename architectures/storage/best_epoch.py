@@ -8,6 +8,7 @@ from typing import Self
 
 from trifuse.kernels.errors import CheckpointError
 
+from .config_json import config_from_json
 from .epoch_log import SMOOTHED
 from .record import read_record, write_record
 
@@ -41,11 +42,12 @@ class BestEpoch:
         """
         path = folder / SCORE_FILE
         try:
-            return cls(**read_record(path))
-        except (OSError, TypeError) as error:
+            values = read_record(path)
+        except OSError as error:
             raise CheckpointError(
                 f"{path}: expected the epoch, the metric and the score that chose it: {error}"
             ) from error
+        return config_from_json(cls, values, path)
 
     def write(self, folder: Path) -> None:
         """Write it beside the weights."""

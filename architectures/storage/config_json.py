@@ -79,6 +79,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(items) == len(value):
             return tuple(_typed(item, kind, where) for item, kind in zip(value, items, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {name: _typed(item, arguments[1], f"{where}, {name!r}") for name, item in value.items()}
     if origin in (typing.Union, types.UnionType):
         if isinstance(value, dict) and (section := dataclass_of(hint)) is not None:
             return _typed(value, section, where)  # and say what is wrong in it

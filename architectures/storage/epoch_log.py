@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trifuse.kernels.errors import DataError, MissingExtra
+from trifuse.kernels.errors import CheckpointError, DataError, MissingExtra
 
 from .atomic_files import write_text
 from .record import read_record, write_record
@@ -130,16 +130,28 @@ def write_start(folder: Path, row: Mapping[str, float]) -> None:
 
 
 def read_start(folder: Path) -> dict[str, float]:
-    """Return what `write_start` wrote; nothing for a run of an older version, which wrote none."""
+    """Return what `write_start` wrote; nothing for a run of an older version, which wrote none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     path = folder / START_FILE
-    return read_record(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    row = read_record(path)
+    if strange := [name for name, value in row.items() if type(value) not in (int, float)]:
+        raise CheckpointError(f"{path}: expected numbers by column, got {row[strange[0]]!r} for {strange[0]!r}")
+    return row
 
 
 def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
     """Cut the file down to its header and the first epochs, and return the columns."""
     if not path.exists():
         return None
-    lines = read_text(path).splitlines(keepends=True)
+    try:
+        lines = read_text(path).splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise DataError(path, "log", got=error, want="the CSV log of a training run", hint="restore it") from error
     if not lines or not lines[0].endswith("\n"):
         path.unlink()
         return None

@@ -25,13 +25,19 @@ def as_stored(folder: Path, name: str) -> Path:
     return next((folder / form for form in forms if os.path.exists(folder / form)), folder / name)
 
 
+def real_path(path: Path) -> Path:
+    """Return a path with its links followed; where they lead round in a circle, as far as they lead."""
+    return Path(os.path.realpath(path))
+
+
 def path_below(root: Path, name: str) -> Path | None:
     """Return the path of a file that another file names, with either system's separators; None if it leaves the folder.
 
     What counts is how the name is written: links that lie in the folder are followed.
     """
     path = PurePosixPath(PureWindowsPath(name).as_posix())
-    if not path.parts or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
+    outside = path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts
+    if not path.parts or outside or "\0" in name or _encoded(name) is None:
         return None
     return as_stored(root, str(path))
 
@@ -39,5 +45,14 @@ def path_below(root: Path, name: str) -> Path | None:
 def can_name_files(name: str) -> bool:
     """Tell whether a file can be called so, an ending behind it, and lie where it is meant to: results of a case do."""
     controls = any(ord(character) < ord(" ") for character in name)
-    short = len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_NAME
+    encoded = _encoded(name)
+    short = encoded is not None and len(encoded) <= _LONGEST_NAME
     return short and not controls and not set(name) & set("/\\") and name not in ("", ".", "..")
+
+
+def _encoded(name: str) -> bytes | None:
+    """Return the bytes that a file system knows a name by; None for halves of a character, which JSON can hold."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return None

@@ -21,6 +21,7 @@ from trifuse.kernels.errors import CheckpointError
 
 from .atomic_files import describe_content, sha256_of, write_json
 from .config_json import SCHEMA_VERSION, config_to_json
+from .file_names import real_path
 from .pretrained import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_description, recorded_digest
 from .safetensors_file import read_safetensors, write_safetensors
 from .text import listed
@@ -86,7 +87,7 @@ def convert_weights(
         CheckpointError: the reader refuses the file, or the file lies in ``out``.
     """
     path, folder = Path(path), Path(out)
-    if path.resolve().is_relative_to(folder.resolve()):
+    if real_path(path).is_relative_to(real_path(folder)):
         raise CheckpointError(f"{path}: lies in the output folder {folder}, whose files would replace it; name another")
     state, report = read(path)
     folder.mkdir(parents=True, exist_ok=True)

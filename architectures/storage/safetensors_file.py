@@ -24,6 +24,7 @@ from torch import Tensor
 from trifuse.kernels.errors import CheckpointError
 
 from .atomic_files import atomic_path, describe_content, sha256_of
+from .regular_file import open_regular
 from .text import parse_json
 
 _DTYPES = {
@@ -188,7 +189,7 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
 
     These are smaller limits, names that occur twice, types that are not for networks, and what the file is instead.
     """
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         start = stream.read(8)
         length = int.from_bytes(start, "little")
         size = path.stat().st_size

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .regular_file import open_regular
+
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _MOST_NESTED = 50
 
@@ -29,7 +31,8 @@ def read_text(path: Path, *, errors: str = "strict") -> str:
         OSError: the file cannot be read.
         UnicodeDecodeError: it is no text.
     """
-    content = Path(path).read_bytes()
+    with open_regular(path) as stream:
+        content = stream.read()
     mark, encoding = next((each for each in _MARKS if content.startswith(each[0])), (b"", "utf-8"))
     return content[len(mark) :].decode(encoding, errors)
 

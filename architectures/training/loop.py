@@ -166,6 +166,8 @@ def _describe(recipe: Recipe, run_config: Mapping[str, Any], samples: int) -> di
 
 def _upgraded(config_type: type | None, run_config: Mapping[str, Any], description: dict[str, Any]) -> dict[str, Any]:
     """Return the description of an older run in the names and spellings of today; without digests, it gets ours."""
+    if not all(isinstance(description.get(part), dict) for part in ("config", "recipe")):
+        return description  # which is none of ours, and differs in everything
     ours = {DIGESTS: run_config[DIGESTS]} if DIGESTS in run_config else {}
     config = {**ours, **description["config"], "training": description["recipe"]}
     if config_type is not None:

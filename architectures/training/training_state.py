@@ -9,14 +9,15 @@ Where the run names a file for its frozen weights, ``last/`` leaves them out and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from trifuse.architectures.storage.atomic_files import sha256_of
+from trifuse.architectures.storage.config_json import config_from_json
 from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, load_strict, read_safetensors, write_safetensors
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels.errors import CheckpointError
@@ -29,7 +30,6 @@ _STATE_TENSORS_FILE = "training_state.safetensors"
 _STATE_JSON_FILE = "training_state.json"
 _SCHEMA_VERSION = 1
 _KEY_OF_FIELD = {"global_step": "step"}  # in the JSON file, where they differ
-_FIELD_OF_KEY = {key: name for name, key in _KEY_OF_FIELD.items()}
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class TrainerState:
         loss_scaling: state of the fp16 loss scaler.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"step": "global_step"}
+
     epoch: int = 0
     step_in_epoch: int = 0
     global_step: int = 0
@@ -88,10 +90,10 @@ class TrainerState:
     ranks: int = 1
     loss_scaling: dict[str, float] = field(default_factory=dict)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Make it of what `to_json` returned."""
-        return cls(**{_FIELD_OF_KEY.get(key, key): value for key, value in values.items()})
+    def __post_init__(self) -> None:
+        counts = {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": self.global_step}
+        if below := [name for name, count in counts.items() if count < 0]:
+            raise ValueError(f"{below[0]} = {counts[below[0]]}, which no run counts to")
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, in the names that every version has written."""
@@ -110,6 +112,32 @@ class TrainerState:
         """Go to the beginning of the next epoch."""
         self.epoch += 1
         self.step_in_epoch, self.loss_sum, self.largest_gradient_norm, self.seconds = 0, 0.0, 0.0, 0.0
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What ``training_state.json`` says.
+
+    Attributes:
+        format, schema_version: what it is.
+        position: where the run is.
+        groups: names of the groups of parameters.
+        frozen_base: where the frozen weights are, if they are left out.
+        sha256: of the files with tensors.
+    """
+
+    format: str
+    schema_version: int
+    position: TrainerState
+    groups: tuple[str, ...]
+    frozen_base: FrozenBase | None
+    sha256: dict[str, str]
+
+    def digest_of(self, path: Path) -> str:
+        """Return the digest of a file, which is never read without."""
+        if path.name not in self.sha256:
+            raise CheckpointError(f"{path.with_name(_STATE_JSON_FILE)}: expected the SHA-256 of {path.name}, got none")
+        return self.sha256[path.name]
 
 
 def save_training_state(
@@ -159,14 +187,15 @@ def load_training_state(
     Raises:
         CheckpointError: a file is missing or damaged, or does not belong to this network or this frozen base.
     """
-    description = _read_description(folder)
-    saved_base = description["frozen_base"] and FrozenBase(**description["frozen_base"])
+    described = _read_description(folder)
+    saved_base = described.frozen_base
     if (saved_base and saved_base.sha256) != (base and base.sha256):
         raise CheckpointError(f"{folder}: expected the frozen weights of {saved_base}, got those of {base}")
-    files = description["sha256"]
-    tensors = read_safetensors(folder / _STATE_TENSORS_FILE, files[_STATE_TENSORS_FILE])
+    path = folder / _STATE_TENSORS_FILE
+    tensors = read_safetensors(path, described.digest_of(path))
     if base is None:
-        weights = read_safetensors(folder / WEIGHTS_FILE, files[WEIGHTS_FILE])
+        path = folder / WEIGHTS_FILE
+        weights = read_safetensors(path, described.digest_of(path))
     else:
         weights = model.state_dict() | _under("model/", tensors)
     load_strict(model, weights, folder)
@@ -174,10 +203,10 @@ def load_training_state(
         group.load_state(_under(f"optimizer/{group.name}/", tensors))
     if average is not None:
         average.load(_under("average/", tensors))
-    return TrainerState.from_json(description["position"])
+    return described.position
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Path) -> _Description:
     path = folder / _STATE_JSON_FILE
     try:
         description = read_record(path)
@@ -188,7 +217,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{path}: expected schema_version {_SCHEMA_VERSION}, got {description.get('schema_version')!r}; "
             "resume with the trifuse that started the run"
         )
-    return description
+    return config_from_json(_Description, description, path)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

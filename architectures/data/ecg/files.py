@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from trifuse.architectures.storage.numpy_file import NUMBERS, TEXT, Limit, open_npz, read_npy
+from trifuse.architectures.storage.regular_file import require_regular
 from trifuse.architectures.storage.text import listed, read_text
 from trifuse.kernels.errors import DataError, MissingExtra
 
@@ -36,6 +38,7 @@ from .wfdb_header import WfdbHeader, WfdbSignal, read_header, without_date
 
 SUFFIXES = (".hea", ".npy", ".npz", ".csv")
 _UNITS = re.compile(r"[\s_(\[]+([mµμun]?V)[)\]]?$")  # I_mV, I (mV)
+_KEYS, _FACTS = ("leads", "units", "rate"), Limit(1 << 16, "as it is a fact about 12 leads")  # of .npz files
 _TIME_COLUMNS = ("time", "time_s", "t", "seconds")
 _WFDB_RATE_HZ = 250.0  # of a header that says none, by the definition of the format
 
@@ -128,7 +131,7 @@ def _names(path: Path, content: _Content, lead_names: Sequence[str] | None) -> S
 
 def _read(path: Path) -> _Content:
     if path.suffix == ".npy":
-        return _Content(_channels_first(path, np.load(path, allow_pickle=False)))
+        return _Content(_channels_first(path, read_npy(path, Limit.of_file(path))))
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix == ".csv":
@@ -161,14 +164,15 @@ def _channels_first(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> _Content:
-    with np.load(path, allow_pickle=False) as archive:
-        key = next((key for key in ("signal", "ecg") if key in archive), None)
-        if key is None or len(set(archive.files)) < len(archive.files):
-            got = f"arrays {', '.join(sorted(archive.files)) or 'none'}"
-            raise DataError(path, "content", got=got, want="an array named 'signal' or 'ecg', and each name once")
-        samples = _channels_first(path, archive[key])
-        names, units = (_texts(archive[key]) if key in archive else None for key in ("leads", "units"))
-        rates = np.unique(archive["rate"]).tolist() if "rate" in archive else []
+    with open_npz(path) as archive:
+        key = next((key for key in ("signal", "ecg") if key in archive.names), None)
+        if key is None:
+            got = f"arrays {', '.join(sorted(archive.names)) or 'none'}"
+            raise DataError(path, "content", got=got, want="an array named 'signal' or 'ecg'")
+        samples = _channels_first(path, archive.read(key, Limit.of_file(path)))
+        said = {name: archive.read(name, _FACTS, kinds=NUMBERS + TEXT) for name in archive.names if name in _KEYS}
+    names, units = (_texts(said[key]) if key in said else None for key in ("leads", "units"))
+    rates = np.unique(said["rate"]).tolist() if "rate" in said else []
     if len(rates) > 1:
         raise DataError(path, "rate", got=listed(rates), want="one rate, of all leads")
     if units is not None and len(units) == 1:
@@ -241,6 +245,8 @@ def _read_wfdb(path: Path) -> _Content:
         raise DataError(path, "file", got=got, want=f"a WFDB record with {header.name}, or .npy, .npz, .csv")
     wfdb = _load_wfdb(f"reading {header.name}")
     said = read_header(header)
+    for file in said.files:
+        require_regular(file)
     named = all(signal.name for signal in said.signals)
     used = [channel for channel, each in enumerate(said.signals) if not named or lead_row(str(each.name)) is not None]
     used = used or list(range(len(said.signals)))

@@ -87,7 +87,7 @@ def open_ptbxl(root: Path, rate_hz: int = 500) -> PtbXl:
     for line, row in enumerate(_rows(table), start=2):
         try:
             record = _record(root, row, rate_hz)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError) as error:
             got = str(error) or repr(error)
             problems.append(DataError(table, f"line {line}", got=got, want="numbers, and codes as a dictionary"))
             continue

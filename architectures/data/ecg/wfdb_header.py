@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from trifuse.architectures.storage.file_names import path_below
 from trifuse.architectures.storage.text import read_text
 from trifuse.kernels.errors import DataError
 
@@ -34,6 +35,7 @@ _WANT_RATE, _WANT_GAIN = "samples per second as a number, such as 500", "counts 
 class WfdbSignal:
     """A signal by its line; what is None the line does not say."""
 
+    file: Path
     name: str | None
     samples_per_frame: int
     gain: float | None
@@ -47,6 +49,11 @@ class WfdbHeader:
 
     rate_hz: float | None
     signals: tuple[WfdbSignal, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the samples, each once."""
+        return tuple(dict.fromkeys(signal.file for signal in self.signals))
 
 
 @contextmanager
@@ -112,9 +119,11 @@ def _signal(path: Path, number: int, fields: list[str], problems: list[DataError
     """Read the line of a signal; what stands in no field's form is a problem."""
     format_ = _FORMAT.fullmatch(fields[1]) if len(fields) > 1 else None
     gain = _GAIN.fullmatch(fields[2]) if len(fields) > 2 else None
+    file = path_below(path.parent, fields[0])
     counts = fields[3:_NAME_FIELD]
     wrong = [text for text in counts if not re.fullmatch(r"[+-]?\d+", text)]
     for faulty, got, want in (
+        (file is None, fields[:1], "a file below the folder of the header"),
         (format_ is None, fields[1:2], "a file and its format, such as rec.dat 16"),
         (gain is None and len(fields) > 2, fields[2:3], _WANT_GAIN),
         (bool(wrong), wrong, "whole numbers between gain and name"),
@@ -122,6 +131,7 @@ def _signal(path: Path, number: int, fields: list[str], problems: list[DataError
         if faulty:
             problems.append(DataError(path, f"signal {number}", got=" ".join(got) or "nothing", want=want))
     return WfdbSignal(
+        file=file or path,
         name=" ".join(fields[_NAME_FIELD:]) or None,
         samples_per_frame=int(format_[1] or 1) if format_ else 1,
         gain=float(gain[1]) or None if gain else None,

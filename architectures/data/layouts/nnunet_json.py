@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES
-from trifuse.architectures.storage.file_names import path_below
+from trifuse.architectures.storage.file_names import path_below, real_path
 from trifuse.architectures.storage.text import read_parsed
 from trifuse.kernels.errors import DataError
 
@@ -164,7 +164,7 @@ def _inside(found: Description, name: str, path: str) -> Path | None:
     """Return a listed path, if it stays below the data set's folder, links followed."""
     root = found.path.parent
     full = path_below(root, path)
-    if full is None or not full.resolve().is_relative_to(root.resolve()):
+    if full is None or not real_path(full).is_relative_to(real_path(root)):
         found.refuse(f"dataset: {name}", path, "a file below the folder of the data set")
         return None
     return full

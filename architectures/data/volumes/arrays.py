@@ -7,17 +7,21 @@ them is executed: pickled objects and links to other files are refused.
 from __future__ import annotations
 
 import math
-import zipfile
+import os
+import resource
+import signal
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trifuse.architectures.storage.atomic_files import describe_content
+from trifuse.architectures.storage.numpy_file import NUMBERS, Limit, open_npz
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .files import Arrays, NonFinite
@@ -25,8 +29,8 @@ from .nifti import unplaced_volume
 from .volume import Note, Volume
 from .voxel_values import rounded_labels, smallest_label_type, without_nonfinite
 
-_MOST_COMPRESSED = 1100
-"""No file in these formats holds more than so many bytes per byte on disk: deflate's limit is 1032."""
+_LARGEST_VALUE_BYTES = 8
+_CHECKSUM_BYTES = 4  # that a piece may have beside its values
 
 
 def read_array_image(arrays: Arrays, *, nonfinite: NonFinite = "error") -> Volume:
@@ -37,7 +41,7 @@ def read_array_image(arrays: Arrays, *, nonfinite: NonFinite = "error") -> Volum
         MissingExtra: h5py is not installed.
     """
     path = arrays.files[0]
-    voxels = _read_stack(arrays, arrays.image_key)
+    voxels = _read_stack(arrays, arrays.image_key, None)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as such
         voxels = voxels.astype(np.float32)
     voxels, notes = without_nonfinite(path, voxels, nonfinite)
@@ -54,7 +58,7 @@ def read_array_labels(arrays: Arrays, *, like: Volume) -> Volume:
         MissingExtra: h5py is not installed.
     """
     path = arrays.files[0]
-    voxels = _read_stack(arrays, arrays.label_key)
+    voxels = _read_stack(arrays, arrays.label_key, like.voxels.size)
     if voxels.dtype.kind == "f":
         voxels = rounded_labels(path, voxels)
     voxels = voxels.astype(smallest_label_type(path, int(voxels.min()), int(voxels.max())))
@@ -63,12 +67,12 @@ def read_array_labels(arrays: Arrays, *, like: Volume) -> Volume:
     return replace(like, voxels=voxels, notes=())
 
 
-def _read_stack(arrays: Arrays, key: str) -> np.ndarray:
-    """Read an array of all files as (D, H, W)."""
+def _read_stack(arrays: Arrays, key: str, voxels: int | None) -> np.ndarray:
+    """Read an array of all files as (D, H, W); of so many voxels at most, if that is known."""
     dimensions = 2 if arrays.sliced else 3
     parts: list[np.ndarray] = []
     for path in arrays.files:
-        part = _read_array(path, key, dimensions)
+        part = _read_array(path, key, dimensions, voxels)
         if parts and part.shape != parts[0].shape:
             raise DataError(
                 path, key, got=f"shape {part.shape}", want=f"{parts[0].shape}, as in {arrays.files[0].name}"
@@ -77,10 +81,17 @@ def _read_stack(arrays: Arrays, key: str) -> np.ndarray:
     return np.stack(parts) if arrays.sliced else parts[0]
 
 
-def _read_array(path: Path, key: str, dimensions: int) -> np.ndarray:
-    kind = _kind_of(path)
-    with _named_errors(path, key):
-        array = _from_npz(path, key) if kind == "a zip file" else _from_h5(path, key)
+def _read_array(path: Path, key: str, dimensions: int, voxels: int | None) -> np.ndarray:
+    kind, limit = _kind_of(path), Limit.of_file(path)
+    if voxels is not None:
+        limit = min(limit, Limit(_LARGEST_VALUE_BYTES * voxels, "as its image has no more voxels"))
+    if kind == "a zip file":
+        with open_npz(path) as archive:
+            array = archive.read(key, limit)
+    else:
+        _require_survivable(path, key, limit)
+        with _named_errors(path, key):
+            array = _from_h5(path, key, limit)
     if array.ndim != dimensions or 0 in array.shape:
         want = "(slices, rows, columns)" if dimensions == 3 else "(rows, columns)"
         raise DataError(path, key, got=f"shape {array.shape}", want=f"{want}, at least one voxel along each")
@@ -107,50 +118,57 @@ def _named_errors(path: Path, key: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise DataError(path, key, got="more than the memory holds", want="a smaller volume") from error
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:  # a TypeError for a type NumPy lacks
         raise DataError(
             path, key, got=str(error) or repr(error), want="an intact array", hint="copy it again"
         ) from error
 
 
-def _from_npz(path: Path, key: str) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
-        _require(path, key, [name.removesuffix(".npy") for name in archive.namelist()])
-        with archive.open(f"{key}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
-        _refuse_unreadable(path, key, dtype, shape)
-        with archive.open(f"{key}.npy") as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
+def _require_survivable(path: Path, key: str, limit: Limit) -> None:
+    """Read an HDF5 file in a process that may die of it: damage makes its library crash, and this process with it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            _from_h5(path, key, limit)
+        finally:  # an error comes again, and is named, where the file is read
+            os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        got = f"a file that ends its reader with {signal.Signals(-code).name}"
+        raise DataError(path, key, got=got, want="an intact HDF5 file", hint="fetch it again")
 
 
-def _from_h5(path: Path, key: str) -> np.ndarray:
+def _from_h5(path: Path, key: str, limit: Limit) -> np.ndarray:
     try:
         h5py = import_module("h5py")
     except ImportError as error:
         raise MissingExtra("h5py", "h5", f"reading {path.name}") from error
     with h5py.File(path, "r") as file:
-        _require(path, key, list(file))
+        if key not in file:
+            got = f"arrays {', '.join(sorted(file)) or 'none'}"
+            raise DataError(path, key, got=got, want=f"an array named {key!r}")
         if not isinstance(file.get(key, getlink=True), h5py.HardLink):
             raise DataError(path, key, got="a link", want="an array in the file itself")
         dataset = file[key]
         if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
             raise DataError(path, key, got="a group, or numbers in another file", want="an array in the file itself")
-        _refuse_unreadable(path, key, dataset.dtype, dataset.shape)
+        if dataset.dtype.kind not in NUMBERS or dataset.shape is None:
+            got = "no values at all" if dataset.shape is None else f"values of type {dataset.dtype}"
+            raise DataError(path, key, got=got, want="numbers")
+        limit.check(path, key, dataset.shape, dataset.dtype)
+        _refuse_inflating(path, key, dataset)
         return np.asarray(dataset[()])
 
 
-def _require(path: Path, key: str, names: Sequence[str]) -> None:
-    if key not in names:
-        raise DataError(path, key, got=f"arrays {', '.join(sorted(names)) or 'none'}", want=f"an array named {key!r}")
-
-
-def _refuse_unreadable(path: Path, key: str, dtype: np.dtype, shape: Sequence[int]) -> None:
-    """Refuse what is no number, and more numbers than a file of this size can hold, before memory is asked for."""
-    if dtype.kind not in "buif":
-        hint = "objects are pickles, which can execute code: they are never read"
-        raise DataError(path, key, got=f"values of type {dtype}", want="numbers", hint=hint)
-    limit = _MOST_COMPRESSED * path.stat().st_size
-    if dtype.itemsize * math.prod(shape) > limit:
-        raise DataError(path, key, got=f"shape {shape}", want=f"at most {limit} bytes, as its file is that small")
+def _refuse_inflating(path: Path, key: str, dataset: Any) -> None:
+    """Refuse a compressed piece that holds more than it says: HDF5 inflates it whole before it looks."""
+    if dataset.compression != "gzip":
+        return
+    most = math.prod(dataset.chunks) * dataset.dtype.itemsize + _CHECKSUM_BYTES
+    for index in range(dataset.id.get_num_chunks()):
+        _, stored = dataset.id.read_direct_chunk(dataset.id.get_chunk_info(index).chunk_offset)
+        with suppress(zlib.error):  # not compressed, or damaged, which HDF5 itself says
+            if len(zlib.decompressobj().decompress(stored, most + 1)) > most:
+                got = "a piece that inflates to more than its size"
+                raise DataError(path, key, got=got, want=f"{most} bytes at most", hint="fetch it again")

@@ -22,6 +22,8 @@ _DISPLAY = {
     0: ((0, -1), (2, -1), (1, -1)),  # sagittal
 }
 
+_COMPUTABLE_LENGTHS = (1e-12, 1e12)  # of a voxel's edge, in any unit: beyond them products leave the floating point
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -96,10 +98,13 @@ def axis_lengths(path: Path, name: str, affine: np.ndarray) -> np.ndarray:
     """Return the lengths of a voxel's edges, in the affine's unit.
 
     Raises:
-        DataError: the field ``name`` of the file holds an affine whose axes are not finite or do not span a space.
+        DataError: the field ``name`` of the file holds an affine whose axes are not finite, do not span a space, or
+            are too short or too long to compute with.
     """
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-4 * lengths.prod()):
+    shortest, longest = _COMPUTABLE_LENGTHS
+    spans = shortest < lengths.min() and lengths.max() < longest  # also false for NaN
+    if not (spans and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-4 * lengths.prod()):
         got = np.round(affine, 4).tolist()
         raise DataError(path, name, got=got, want="three independent axes, all finite")
     return lengths

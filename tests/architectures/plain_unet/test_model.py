@@ -129,7 +129,7 @@ def test_seed_of_the_weights():
         ({"image_size": 7}, "image_size must be at least 8, got 7"),
         ({"base_dim": 0}, "base_dim must be at least 1, got 0"),
         ({"max_dim": 0}, "max_dim must be at least 1, got 0"),
-        ({"num_stages": 1}, "num_stages must be at least 2, got 1"),
+        ({"num_stages": 1}, "num_stages must be at least 2, and at most 32, got 1"),
         ({"image_size": 250}, "a multiple of 64, at least 128, for 7 stages, got 250; use 256, or fewer stages"),
         ({"image_size": 64, "num_stages": 7}, "a multiple of 64, at least 128, for 7 stages, got 64; use 128"),
     ],

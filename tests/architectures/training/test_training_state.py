@@ -10,6 +10,7 @@ import pytest
 from tiny_run import StopAt, TinyNet, bits, run
 
 from trifuse.architectures.storage.best_epoch import BestEpoch
+from trifuse.architectures.storage.config_json import config_from_json
 from trifuse.architectures.storage.epoch_log import read_start
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.architectures.training import checkpoint
@@ -141,4 +142,4 @@ def test_the_state_keeps_its_names_on_the_disk():
     names = "epoch step_in_epoch step loss_sum largest_gradient_norm seconds best_epoch best_score smoothed_score ranks"
     assert [*saved] == [*names.split(), "loss_scaling"]
     assert saved["step"] == 7
-    assert TrainerState.from_json(json.loads(json.dumps(saved))) == state
+    assert config_from_json(TrainerState, json.loads(json.dumps(saved)), "state") == state

@@ -272,7 +272,7 @@ def test_npz_with_an_array_twice(tmp_path):
     np.save(tmp_path / "b.npy", SIGNAL * 2)
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.write(tmp_path / "b.npy", "ecg.npy")
-    refused(tmp_path / "a.npz", "arrays ecg, ecg", "each name once")
+    refused(tmp_path / "a.npz", "ecg.npy, ecg.npy", "each name once")
 
 
 @pytest.mark.parametrize("said", [{"units": "uV"}, {"lead_names": LEADS[::-1]}, {"rate_hz": 250}, {"rate_hz": np.nan}])

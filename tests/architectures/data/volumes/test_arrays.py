@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import struct
 import sys
 import zipfile
+import zlib
 
 import h5py
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trifuse.architectures.data.volumes import arrays as arrays_module
 from trifuse.architectures.data.volumes.arrays import read_array_image, read_array_labels
 from trifuse.architectures.data.volumes.files import Arrays
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
@@ -228,4 +232,36 @@ def test_too_little_memory_is_a_data_error(path, monkeypatch):
 
     save(path, image=IMAGE)
     monkeypatch.setattr(np, "asarray" if path.suffix == ".h5" else "frombuffer", full)
-    refused(path, "image: expected a smaller volume")
+    refused(path, "image: expected a smaller")
+
+
+def test_d32_h5_without_values(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["image"] = h5py.Empty("f4")
+    refused(tmp_path / "a.h5", "image: expected numbers, got no values at all")
+
+
+def test_d9_pieces_that_inflate(tmp_path):
+    """HDF5 would inflate a piece of sixty numbers to 200 MB before it counts them."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        image = file.create_dataset("image", (3, 5, 4), "f4", chunks=(3, 5, 4), compression="gzip")
+        image.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(200_000_000)))
+    refused(tmp_path / "a.h5", "inflates to more than its size", "244 bytes at most")
+
+
+def test_packed_h5_is_read(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("image", data=IMAGE, compression="gzip", shuffle=True, fletcher32=True, chunks=(1, 5, 4))
+        file.create_dataset("label", data=LABEL, compression="gzip", chunks=(2, 5, 4))
+    np.testing.assert_array_equal(read(tmp_path / "a.h5")[0].voxels, IMAGE)
+
+
+def test_d8_labels_of_more_than_the_image(path):
+    refused(save(path, image=IMAGE, label=np.zeros((300, 50, 40))), "label", "as its image has no more voxels")
+
+
+def test_d32_damage_that_crashes_the_library(tmp_path, monkeypatch):
+    """HDF5 ends with a segmentation fault on some damaged files; not in this process."""
+    save(tmp_path / "a.h5", image=IMAGE)
+    monkeypatch.setattr(arrays_module, "_from_h5", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    refused(tmp_path / "a.h5", "image: expected an intact HDF5 file", "ends its reader with SIGKILL")
