@@ -269,7 +269,7 @@ def test_bare_name_is_refused():
 
 def test_tests_mirror_the_folders():
     mirrored = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
-    others = {ROOT / "tests", *(ROOT / "tests" / name for name in ("docs", "mutants", "versions"))}
+    others = {ROOT / "tests", *(ROOT / "tests" / name for name in ("docs", "fuzz", "mutants", "versions"))}
     assert [folder for folder in mirrored - others if not (ROOT / folder.relative_to(ROOT / "tests")).is_dir()] == []
 
 
