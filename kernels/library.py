@@ -125,15 +125,20 @@ def choose_backend(op: str, tensor: Tensor) -> str:
     found = forced()
     if found is None:
         chosen, reason = default_backend(tensor.device, tensor.dtype, op)
-        if not torch.compiler.is_compiling() and (op, chosen) not in _logged:  # compiled code has no lines
-            _logged.add((op, chosen))
-            _log.debug("%s runs on the %s backend: %s", op, chosen, reason)
+        say_chosen(op, chosen, reason)
         return chosen
     if found.backend == "triton":
         obstacle = triton_obstacle(tensor.device, tensor.dtype)
         if obstacle:
             raise BackendError(f"{op}: the Triton backend was forced, but {obstacle}")
     return found.backend
+
+
+def say_chosen(op: str, chosen: str, reason: str) -> None:
+    """Say in a debug line, once, what an operator chose and why; compiled code has no lines."""
+    if not torch.compiler.is_compiling() and (op, chosen) not in _logged:
+        _logged.add((op, chosen))
+        _log.debug("%s runs on the %s backend: %s", op, chosen, reason)
 
 
 def default_backend(device: torch.device, dtype: torch.dtype, op: str = "") -> tuple[str, str]:

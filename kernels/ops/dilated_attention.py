@@ -338,9 +338,11 @@ def dilated_attention_weights(
     forced = library.forced_backend(WEIGHTS_OP)
     if forced == "reference":
         return dilated_attention_weights_reference(q, k, **windows._asdict())
+    reason = library.WITHOUT_KERNELS[WEIGHTS_OP]
     if forced == "triton":
-        reason = library.WITHOUT_KERNELS[WEIGHTS_OP]
         raise BackendError(f"{WEIGHTS_OP}: no Triton kernel, for {reason}; use backend('torch')")
+    if forced is None:
+        library.say_chosen(WEIGHTS_OP, "torch", reason)
     groups = [
         torch.cat(_dilated_windows.tap_weights(queries, keys, dilation, windows), dim=-1)
         for queries, keys, dilation in _dilated_windows.groups_of_heads((q, k), windows)

@@ -108,7 +108,9 @@ def memory_efficient_attention(
 def _use_xformers(q: Tensor) -> bool:
     if torch.compiler.is_compiling() or library.forced_backend(OP) is not None:
         return False
-    return attention_backend(q.device, q.dtype)[0] == "xformers"
+    chosen, reason = attention_backend(q.device, q.dtype)
+    library.say_chosen(OP, chosen, reason)
+    return chosen == "xformers"
 
 
 @cache

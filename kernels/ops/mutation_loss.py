@@ -157,4 +157,6 @@ def _checked(
     check_maps(OP, maps, target, ignore_index)
     check_choice(f"{OP}: subsets", subsets, SUBSETS)
     check_choice(f"{OP}: reduction", reduction, REDUCTIONS)
+    if not target.numel():  # there is nothing to upsample, which neither PyTorch nor the kernels know how to
+        maps = [m.reshape(*m.shape[:2], *target.shape[1:]) for m in maps]
     return maps

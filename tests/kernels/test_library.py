@@ -13,9 +13,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 from torch.utils._pytree import tree_map_only
 
-from trifuse.kernels import library
+from trifuse.kernels import dilated_attention_weights, library, memory_efficient_attention
 
 CPU = torch.device("cpu")
+ADVICE = r" is a DTensor; expected .*\.to_local\(\).*\.full_tensor\(\)"
 
 
 def test_cpu_tensors_choose_the_kernels_only_where_a_driver_runs_them_there(monkeypatch):
@@ -63,5 +64,13 @@ def mesh(tmp_path):
 def test_k28_a_distributed_tensor_is_refused_with_advice(op, mesh):
     for call in calls_of(op, (1, 2, 2, 3)):
         arguments = tree_map_only(Tensor, lambda x: distribute_tensor(x.detach(), mesh), call.arguments)
-        with pytest.raises(TypeError, match=r" is a DTensor; expected .*\.to_local\(\).*\.full_tensor\(\)"):
+        with pytest.raises(TypeError, match=ADVICE):
             call.function(*arguments, **call.options)
+
+
+def test_k28_attention_refuses_distributed_tensors_too(mesh):
+    q = distribute_tensor(torch.randn(1, 2, 2, 4), mesh)
+    with pytest.raises(TypeError, match=ADVICE):
+        memory_efficient_attention(q, q, q)
+    with pytest.raises(TypeError, match=ADVICE):
+        dilated_attention_weights(q, q, num_heads=2, dilations=(1, 2))
