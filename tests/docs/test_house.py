@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from nifti_files import save
+from ready_python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/house.md").read_text(encoding="utf-8")
@@ -58,10 +56,7 @@ def tree(tmp_path_factory):
 
 def run(tree: Path, *arguments: str) -> str:
     """Run Python on the copy, and return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(tree.parent), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    child = subprocess.run(
-        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, timeout=240
-    )
+    child = run_python(*arguments, folder=tree, PYTHONPATH=str(tree.parent), OMP_NUM_THREADS="1")
     assert child.returncode == 0, child.stdout + child.stderr
     return child.stdout
 

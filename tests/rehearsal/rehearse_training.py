@@ -8,7 +8,7 @@ import socket
 import pytest
 import torch
 from children import Child
-from command import ATRIA_TRAINING, run_main
+from command import ATRIA_TRAINING, run_main, with_options
 from safetensors.torch import load_file
 from stand_in_gpu.memory import Gpus
 from tiny_run import run
@@ -71,8 +71,8 @@ def test_the_command_trains_and_predicts(tmp_path, capsys, monkeypatch):
     cohort.mkdir()
     split = tmp_path / "split.json"
     write_split(split, write_left_atrium_phantom(cohort, cases=4, size=(24, 24, 2)))
-    words = ["train", "dino_unet", cohort, "--out", tmp_path / "run", "--split", split, *ATRIA_TRAINING]
-    words += ["--epochs", "1", "--image-size", "28", "--device", "cuda"]
+    words = ["train", "dino_unet", cohort, "--out", tmp_path / "run", "--split", split, "--device", "cuda"]
+    words += with_options(ATRIA_TRAINING, epochs=1, image_size=28)
     assert run_main(words, capsys)[0] == 0
     assert launches
     assert "stand-in GPU" in (tmp_path / "run" / "report.md").read_text()

@@ -20,6 +20,14 @@ SCAR_TRAINING = [
 ]
 
 
+def with_options(words: Sequence[str], **options: object) -> list[str]:
+    """Return words with other values of options that they name, e.g. ``epochs=500``."""
+    changed = list(words)
+    for name, value in options.items():
+        changed[changed.index(f"--{name.replace('_', '-')}") + 1] = str(value)
+    return changed
+
+
 def run_main(arguments: Sequence[object], capsys) -> tuple[int, str, str]:
     """Run a command; return its exit code, what it printed, and what it printed of errors."""
     try:

@@ -62,23 +62,15 @@ def test_every_pair_has_a_verdict_without_a_failure():
     assert min(counts) == max(counts) > 1000
 
 
-def test_tests_are_counted_by_what_came_of_them(tmp_path):
-    tests = tmp_path / "test_three.py"
-    tests.write_text(THREE_TESTS)
+def test_tests_run_on_this_tree_and_are_counted_by_what_came_of_them(tmp_path):
+    tests = tmp_path / "test_four.py"
+    where = f"str(pathlib.Path(trifuse.kernels.__file__).resolve()).startswith('{runner.ROOT}')"
+    tests.write_text(f"import pathlib, trifuse.kernels\n{THREE_TESTS}\ndef test_where(): assert {where}\n")
     counts, failures = runner.run_tests(Path(sys.executable), [str(tests)], 1, tmp_path / "cache")
     seconds = int(counts.pop("seconds"))
-    assert counts == {"passed": "1", "failed": "1", "skipped": "1", "why_skipped": "1 needs a GPU"}
+    assert counts == {"passed": "2", "failed": "1", "skipped": "1", "why_skipped": "1 needs a GPU"}
     assert 0 <= seconds < 300
     assert [name.rpartition("::")[2] for name in failures] == ["test_fails"]
-
-
-def test_tests_run_on_this_tree(tmp_path):
-    tests = tmp_path / "test_where.py"
-    tests.write_text(
-        "import pathlib, trifuse.kernels\n"
-        f"def test_where(): assert str(pathlib.Path(trifuse.kernels.__file__).resolve()).startswith('{runner.ROOT}')\n"
-    )
-    assert runner.run_tests(Path(sys.executable), [str(tests)], 1, tmp_path / "cache")[0]["passed"] == "1"
 
 
 def test_an_error_before_a_test_counts_as_a_failure(tmp_path):

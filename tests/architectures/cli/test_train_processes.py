@@ -12,7 +12,9 @@ import sys
 import time
 
 import pytest
-from command import ABDOMEN_TRAINING, ATRIA_TRAINING
+from children import Child
+from command import ABDOMEN_TRAINING, ATRIA_TRAINING, with_options
+from ready_python import run_python
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.training.step import TrainingStep
@@ -20,16 +22,27 @@ from trifuse.architectures.training.step import TrainingStep
 
 def test_t5_sigterm_while_training_exits_with_75_and_resumes(atria, tmp_path):
     out = tmp_path / "run"
-    words = ["train", "dino_unet", str(atria), "--out", str(out), "--split", str(atria / "split.json"), *ATRIA_TRAINING]
-    words += ["--epochs", "500"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-m", "trifuse.architectures.cli", *words],
-                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    for line in child.stdout:
-        if line.startswith("epoch 2"):
-            child.terminate()
-            break
-    rest = child.stdout.read()
+    words = ["train", "dino_unet", str(atria), "--out", str(out), "--split", str(atria / "split.json")]
+    words += with_options(ATRIA_TRAINING, epochs=500)
+    ends, said = os.pipe()
+
+    def command():
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        code = main(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    child = Child(command)
+    os.close(said)
+    with os.fdopen(ends) as lines:
+        for line in lines:
+            if line.startswith("epoch 2"):
+                os.kill(child.pid, signal.SIGTERM)
+                break
+        rest = lines.read()
     assert child.wait(60) == 75, rest
     assert "resume to continue" in rest
     steps = json.loads((out / "last" / "training_state.json").read_text())
@@ -39,7 +52,7 @@ def test_t5_sigterm_while_training_exits_with_75_and_resumes(atria, tmp_path):
 def test_t8_a_killed_loader_exits_with_75_and_the_run_resumes(atria, tmp_path, monkeypatch, capfd):
     out = tmp_path / "run"
     words = ["train", "dino_unet", str(atria), "--out", str(out), "--split", str(atria / "split.json"), *ATRIA_TRAINING]
-    words += ["--epochs", "2", "--workers", "1"]
+    words += ["--workers", "1"]
     step, others = TrainingStep.__call__, set(multiprocessing.active_children())
 
     def killing(self, micro_batches, number):
@@ -71,10 +84,8 @@ def test_two_processes_take_the_steps_of_one(atria, tmp_path):
         "--cache-features",
     ]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launch, "-m", "trifuse.architectures.cli", "train", "dino_unet", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command += ["--out", str(tmp_path / "two")]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    command = [*launch, "-m", "trifuse.architectures.cli", "train", "dino_unet", *options]
+    child = run_python(*command, "--out", tmp_path / "two", OMP_NUM_THREADS="1")
     assert child.returncode == 0, child.stderr
     assert child.stdout.count("report: ") == 1
     assert main(["train", "dino_unet", *options, "--out", str(tmp_path / "one")]) == 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import builtins
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from ready_python import run_python
 
 from trifuse.architectures.evaluation.metrics import (
     Conventions,
@@ -267,5 +266,5 @@ def test_importing_the_folder_needs_neither_scipy_nor_matplotlib():
     imports = "; ".join(f"import trifuse.architectures.evaluation.{name}" for name in modules)
     barred = ("scipy", "matplotlib", "tensorboard")
     code = f"import sys; sys.modules.update(dict.fromkeys({barred})); {imports}; print('imported')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = run_python("-c", code)
     assert done.stdout.strip() == "imported", done.stderr

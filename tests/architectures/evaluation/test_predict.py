@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
+import signal
 import time
 from dataclasses import replace
 
@@ -15,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from children import Child
 from leftovers import leave_half
 from torch import nn
 
@@ -163,35 +162,28 @@ def test_l9_one_broken_case_of_ten(make_cohort, threshold, tmp_path):
 
 def test_l10_killed_midway_leaves_no_half_file(make_cohort, tmp_path):
     cohort = make_cohort(*(f"case_{i}" for i in range(8)))
-    script = textwrap.dedent(
-        """
-        import sys, time, torch
-        from trifuse.architectures.data.layouts.open_cohort import open_cohort
-        from trifuse.architectures.data.samples.preprocessing import Preprocessing
-        from trifuse.architectures.evaluation.predict import predict_cases
-        class Slow(torch.nn.Module):
-            def forward(self, image):
-                time.sleep(float(sys.argv[3]))
-                return torch.stack([-image[:, 0], image[:, 0]], 1)
-        cohort = open_cohort(sys.argv[1], "plain")
-        names = [case.case_id for case in cohort.cases]
-        predict_cases(Slow(), cohort, names, sys.argv[2], Preprocessing(image_size=28))
-        """
-    )
     out = tmp_path / "out"
-    command = [sys.executable, "-c", script, str(cohort.root), str(out)]
-    process = subprocess.Popen([*command, "0.2"])
+
+    class Slow(nn.Module):
+        pause_s = 0.2
+
+        def forward(self, image):
+            time.sleep(self.pause_s)
+            return torch.stack([-image[:, 0], image[:, 0]], 1)
+
+    child = Child(lambda: predict_cases(Slow(), cohort, ids(cohort), out, PREPROCESSING))
     deadline = time.monotonic() + 60
     while not list(out.glob("case_*.nii.gz")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
     whole = list(out.glob("case_*.nii.gz"))
     assert 1 <= len(whole) < 8
     for path in whole:
         assert np.asarray(nib.load(path).dataobj).shape == (24, 20, 4)
     leave_half(out / "case_7.nii.gz")
-    subprocess.run([*command, "0"], check=True, timeout=60)
+    Slow.pause_s = 0.0
+    predict_cases(Slow(), cohort, ids(cohort), out, PREPROCESSING)
     assert sorted(path.name for path in out.iterdir()) == [*(f"case_{i}.nii.gz" for i in range(8)), MANIFEST]
 
 

@@ -182,13 +182,18 @@ def counted(name, code, tmp_path, monkeypatch):
     """A part that runs a module as the parts of a report are run."""
     (tmp_path / f"{name}_module.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    file = str(report.count_of(tmp_path, name if name != "gpu_tests" else TESTS))
-    command = (sys.executable, *COUNTED, file, f"{name}_module", "argument")
-    return report.Part(TESTS if name == "gpu_tests" else name, command, 1)
+    command = (sys.executable, *COUNTED, str(report.count_of(tmp_path, name)), f"{name}_module", "argument")
+    return report.Part(name, command, 1)
 
 
-def test_launches_are_counted_and_told(tmp_path, monkeypatch, capsys):
-    part = counted("gpu_tests", LAUNCHING, tmp_path, monkeypatch)
+def leaving(count, tmp_path, name=TESTS):
+    """A part that leaves a count as a counted module does, without what that imports."""
+    whole = json.dumps({"kernels": {}, "fallbacks": {}, "ended": True} | count)
+    return python(name, f"open({str(report.count_of(tmp_path, name))!r}, 'w').write({whole!r})")
+
+
+def test_launches_are_told(tmp_path, capsys):
+    part = leaving({"kernels": {"_some_kernel": 41, "_another_kernel": 1}}, tmp_path)
     assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == 0
     text = (tmp_path / "report.md").read_text()
     assert re.search(r"\| tests on the GPU +\| +0 \|.*\| +42 \|", text)
@@ -196,16 +201,16 @@ def test_launches_are_counted_and_told(tmp_path, monkeypatch, capsys):
     assert "42 launches of our Triton kernels" in capsys.readouterr().out
 
 
-def test_tests_of_a_gpu_without_a_launch_fail(tmp_path, monkeypatch, capsys):
-    part = counted("gpu_tests", "print('all skipped')", tmp_path, monkeypatch)
+def test_tests_of_a_gpu_without_a_launch_fail(tmp_path, capsys):
+    part = leaving({}, tmp_path)
     assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
     why = "tests on the GPU: not one Triton kernel was launched."
     assert f"* Refused: {why}" in (tmp_path / "report.md").read_text()
     assert "refused: not one Triton kernel was launched" in capsys.readouterr().out
 
 
-def test_tests_of_a_gpu_where_there_is_none_say_so(tmp_path, monkeypatch, capsys):
-    part = counted("gpu_tests", "print('all skipped')", tmp_path, monkeypatch)
+def test_tests_of_a_gpu_where_there_is_none_say_so(tmp_path, capsys):
+    part = leaving({}, tmp_path)
     assert report.run_parts([part], {"kind": "cpu"}, tmp_path, tmp_path, dict(os.environ), None) == report.REFUSED
     why = "torch sees no GPU here, all tests were skipped; run them on a machine with one"
     assert f"* Refused: tests on the GPU: {why}." in (tmp_path / "report.md").read_text()
@@ -263,29 +268,30 @@ def test_a_part_that_leaves_without_its_count_is_refused(tmp_path, monkeypatch):
     assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
 
 
-def test_a_part_in_which_an_operator_fell_back_fails(tmp_path, monkeypatch):
-    part = counted("gates", FALLING_BACK + LAUNCHING, tmp_path, monkeypatch)
+def test_a_part_in_which_an_operator_fell_back_fails(tmp_path):
+    part = leaving({"fallbacks": {"upsample_argmax": "cuda:0: no C compiler"}}, tmp_path, "gates")
     assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
     why = "gates: upsample_argmax fell back to plain PyTorch on cuda:0: no C compiler."
     assert f"* Refused: {why}" in (tmp_path / "report.md").read_text()
 
 
-def test_a_part_that_wrote_a_doubtful_file_fails(tmp_path, monkeypatch):
+def test_a_part_that_wrote_a_doubtful_file_fails(tmp_path):
     record = {"stamp": {"fallbacks": {}}, "rows": [{"provider": "trifuse", "case": "c", "pass": "p", "launches": 0}]}
-    code = f"open({str(tmp_path / 'gates.cuda.json')!r}, 'w').write({json.dumps(record)!r})"
-    part = counted("gates", code, tmp_path, monkeypatch)
+    part = python("gates", f"open({str(tmp_path / 'gates.cuda.json')!r}, 'w').write({json.dumps(record)!r})")
     assert report.run_parts([part], {"kind": "cuda"}, tmp_path, tmp_path, dict(os.environ), 60) == report.REFUSED
     why = "gates: gates.cuda.json: trifuse (c, p) launched no kernel."
     assert f"* Refused: {why}" in (tmp_path / "report.md").read_text()
 
 
 def test_a_counted_module_runs_as_it_does_alone(tmp_path, monkeypatch):
-    """Its arguments, its name, its exit code; its launches are written down however it ends."""
+    """Its arguments, its name, its exit code; launches and fallbacks are written down however it ends."""
     code = "import sys\nassert (__name__, sys.argv[1:]) == ('__main__', ['argument']), sys.argv\n"
-    part = counted("ending", LAUNCHING + code + "sys.exit(7)", tmp_path, monkeypatch)
+    part = counted("ending", LAUNCHING + FALLING_BACK + code + "sys.exit(7)", tmp_path, monkeypatch)
     outcome = report.run_part(part, None, tmp_path / "log", tmp_path, dict(os.environ))
     assert (outcome.code, (tmp_path / "log").read_text()) == (7, "")
-    assert report.examined(outcome, tmp_path, []).launches == 42
+    examined = report.examined(outcome, tmp_path, [])
+    assert (examined.launches, examined.whole) == (42, True)
+    assert examined.refused == ["upsample_argmax fell back to plain PyTorch on cuda:0: no C compiler"]
 
 
 def test_a_part_out_of_time_is_ended_with_all_that_it_started(tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
+import torch
+from children import Child
+from ready_python import run_python
 from toy_launcher import TOY, interpreted, kept
 
 from trifuse.kernels import warm_up
@@ -65,22 +67,18 @@ def test_k30_triton_that_cannot_time_means_one_warning(start_over, monkeypatch):
 
 def test_processes_that_write_at_once_lose_nothing(start_over):
     """Two children start together, each finding choices of its own and saving after each."""
-    start_over()
-    script = TOY + (
-        "import sys\n"
-        "tuning.gpu_name, tuning.milliseconds = (lambda device: f'GPU {sys.argv[1]}'), ticks\n"
-        "torch.cuda.is_current_stream_capturing = lambda: False\n"
-        "sys.stdin.readline()\n"
-        "for power in range(40):\n"
-        "    tuning.warm_up(toy, torch.empty(2**power, device='meta'))\n"
-    )
-    children = [
-        subprocess.Popen([sys.executable, "-c", script, str(n)], stdin=subprocess.PIPE, text=True) for n in range(2)
-    ]
-    for child in children:
-        child.stdin.write("go\n")
-        child.stdin.close()
-    assert [child.wait(timeout=100) for child in children] == [0, 0]
+    toy = start_over()
+    waiting, go = os.pipe()
+
+    def write(n):
+        tuning.gpu_name = lambda device: f"GPU {n}"
+        os.read(waiting, 1)
+        for power in range(40):
+            tuning.warm_up(toy.toy, torch.empty(2**power, device="meta"))
+
+    children = [Child(partial(write, n)) for n in range(2)]
+    os.write(go, b"go")
+    assert [child.wait(100) for child in children] == [0, 0]
     assert list(kept().values()) == [{"threads": 256}] * 80
 
 
@@ -93,7 +91,6 @@ def test_a_child_reads_the_file_and_needs_no_triton(start_over):
         f"from trifuse.kernels import warm_up\nassert warm_up(max, 1, 2) == 2\n{TOY}\n"
         "tuning.gpu_name = lambda device: 'Some GPU'\nprint(toy(torch.empty(7)), toy(torch.empty(9)), timed)"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    output = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
-    assert output.stdout == "256 64 []\n"
+    child = run_python("-c", script)
+    assert (child.returncode, child.stdout) == (0, "256 64 []\n"), child.stderr
     assert tuning.cache_file().read_text() == before

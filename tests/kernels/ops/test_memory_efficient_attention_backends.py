@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import types
 from importlib import import_module
@@ -11,6 +10,7 @@ from importlib import import_module
 import pytest
 import torch
 from attention_arguments import check, random_arguments, random_bias
+from ready_python import run_python
 
 from trifuse.kernels import BackendError, backend
 from trifuse.kernels.ops.memory_efficient_attention import (
@@ -34,7 +34,7 @@ def test_forced_backends():
 
 
 def test_k6_cpu_never_imports_xformers():
-    child = subprocess.run([sys.executable, "-c", CPU_ONLY], capture_output=True, text=True, timeout=120)
+    child = run_python("-c", CPU_ONLY)
     assert child.returncode == 0, child.stderr
     assert child.stderr == ""
 

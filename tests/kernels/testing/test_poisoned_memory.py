@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import torch
+from ready_python import run_python
 
 from trifuse.kernels.testing import poisoned_empty
 
@@ -31,4 +29,5 @@ with torch.device("meta"):
 
 
 def test_a_device_as_context_holds_afterwards_even_if_it_was_first_used_inside():
-    subprocess.run([sys.executable, "-c", FIRST_USED_INSIDE], check=True)
+    child = run_python("-c", FIRST_USED_INSIDE)
+    assert child.returncode == 0, child.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ready_python import run_python
 from scipy import ndimage
 
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
@@ -21,7 +21,7 @@ from trifuse.architectures.data.samples.volume_to_slices import (
     resized_labels,
     scaled_slices,
 )
-from trifuse.architectures.data.volumes.nifti import new_volume
+from trifuse.architectures.data.volumes.nifti import new_volume, write_image
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 from trifuse.kernels import MissingExtra
@@ -95,30 +95,26 @@ def test_d24_one_slice():
 
 def test_d24_a_thousand_slices_in_bounded_memory(tmp_path):
     """Reading and scaling 1000 slices takes a few times the size of the volume, not of its network input (2.4 GB)."""
+    path = tmp_path / "long.nii"
+    voxels = np.random.default_rng(0).integers(0, 1000, (96, 96, 1000), dtype=np.int16)
+    grid = new_volume(voxels, np.diag([-1.0, -1.0, 3.0, 1.0]))
+    write_image(path, grid.voxels, like=grid)
     code = f"""
-import resource, sys
-import numpy as np
+import resource
 import torch
-from trifuse.architectures.data.volumes.nifti import new_volume, read_image, write_image
+from trifuse.architectures.data.volumes.nifti import read_image
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.volume_to_slices import scaled_slices
 torch.set_num_threads(1)
-path = {str(tmp_path / "long.nii")!r}
-voxels = np.random.default_rng(0).integers(0, 1000, (96, 96, 1000), dtype=np.int16)
-if sys.argv[1] == "write":
-    grid = new_volume(voxels, np.diag([-1.0, -1.0, 3.0, 1.0]))
-    write_image(path, grid.voxels, like=grid)
-else:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    slices = scaled_slices(read_image(path), Preprocessing(image_size=96))
-    assert slices.shape == (1000, 96, 96)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+slices = scaled_slices(read_image({str(path)!r}), Preprocessing(image_size=96))
+assert slices.shape == (1000, 96, 96)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    for what in ("write", "read"):
-        done = subprocess.run([sys.executable, "-c", code, what], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+    child = run_python("-c", code)
+    assert child.returncode == 0, child.stderr
     float32_kib = 96 * 96 * 1000 * 4 / 1024
-    assert int(done.stdout) < 5 * float32_kib
+    assert int(child.stdout) < 5 * float32_kib
 
 
 def test_masks_are_resized_by_the_nearest_neighbour():

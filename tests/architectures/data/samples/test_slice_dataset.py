@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import Child
 from torch.utils.data import DataLoader
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
@@ -258,39 +258,15 @@ def test_d31_an_entry_that_is_cut_or_vanishes_while_it_is_in_use(cohort, tmp_pat
         KeyedSamples(worker, 0)[0, 0, 1]
 
 
-BUILD = """
-import sys, os, time
-from trifuse.architectures.data.samples import slice_dataset
-from trifuse.architectures.data.samples.preprocessing import Preprocessing
-from trifuse.architectures.data.layouts.open_cohort import open_cohort
-root, cache, what = sys.argv[1:]
-if what == "die":
-    real = os.replace
-    os.replace = lambda *names: os._exit(9)
-elif what == "wait":
-    real = slice_dataset._build
-    def build(*args):
-        print("ready", flush=True)
-        sys.stdin.readline()
-        return real(*args)
-    slice_dataset._build = build
-cohort = open_cohort(root, targets={"one": 1})
-samples = slice_dataset.SliceDataset(cohort, ["a", "b"], Preprocessing(image_size=14), cache=cache)
-print(float(sum(samples[index]["image"].double().sum() for index in range(len(samples)))))
-"""
-
-
-def build(cohort, cache, what, **options):
-    command = [sys.executable, "-c", BUILD, str(cohort.root), str(cache), what]
-    return subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
-
-
 def test_d34_killed_while_writing(cohort, tmp_path):
     """A process that dies before the entry has its name leaves nothing that is read, and is cleaned up after."""
     cache = tmp_path / "cache"
-    process = build(cohort, cache, "die")
-    process.communicate(timeout=60)
-    assert process.returncode == 9
+
+    def die():
+        os.replace = lambda *names: os._exit(9)
+        SliceDataset(cohort, IDS, OF_S, cache=cache)
+
+    assert Child(die).wait() == 9
     (leftover,) = cache.iterdir()
     assert leftover.name.startswith(".trifuse-")
     fresh = SliceDataset(cohort, IDS, OF_S)
@@ -300,18 +276,20 @@ def test_d34_killed_while_writing(cohort, tmp_path):
 
 def test_d35_two_processes_build_the_same_entries(cohort, tmp_path):
     """Both are held until both have decided to build; both end right, and one entry per case remains."""
-    cache = tmp_path / "cache"
-    processes = [build(cohort, cache, "wait") for _ in range(2)]
-    for _ in IDS:
-        for process in processes:
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-    sums = {process.communicate(timeout=60)[0] for process in processes}
-    assert all(process.returncode == 0 for process in processes)
-    expected = SliceDataset(cohort, IDS, OF_S)
-    assert sums == {f"{float(sum(expected[index]['image'].double().sum() for index in range(8)))}\n"}
+    cache, expected = tmp_path / "cache", SliceDataset(cohort, IDS, OF_S)
+    decided, build_one = multiprocessing.get_context("fork").Barrier(2), slice_dataset._build
+
+    def held(*arguments):
+        decided.wait(60)
+        return build_one(*arguments)
+
+    def build():
+        slice_dataset._build = held
+        built = SliceDataset(cohort, IDS, OF_S, cache=cache)
+        assert all(same(built[index], expected[index]) for index in range(8))
+
+    children = [Child(build) for _ in range(2)]
+    assert [child.wait() for child in children] == [0, 0]
     assert len(entries(cache)) == 2
 
 
