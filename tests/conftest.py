@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.util
 import os
@@ -36,6 +37,7 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Let a worker that has reported end at once: Python would take apart all that torch made, for seconds."""
     if hasattr(config, "workerinput"):
+        atexit._run_exitfuncs()  # which ends children that still run
         os._exit(0)
 
 
