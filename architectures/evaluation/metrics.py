@@ -181,7 +181,7 @@ def case_metrics(
     chosen = Conventions(convention) if isinstance(convention, str) else convention
     if spacing_mm is None:
         chosen = chosen.in_voxels()
-    p, t = np.asarray(prediction) != 0, np.asarray(truth) != 0
+    p, t = _mask(prediction, "prediction"), _mask(truth, "truth")
     _check(p, t, spacing_mm)
     voxel = 1.0
     if chosen.volume_unit == "ml":
@@ -212,8 +212,9 @@ def dice(prediction: ArrayLike, truth: ArrayLike, empty_masks: str = "strict") -
 
     Raises:
         ShapeError: the masks differ in shape.
+        ValueError: one of them is no mask.
     """
-    p, t = np.asarray(prediction) != 0, np.asarray(truth) != 0
+    p, t = _mask(prediction, "prediction"), _mask(truth, "truth")
     _check(p, t, None)
     empty = _which_is_empty(p, t)
     return _overlap(p, t)[0] if empty is None else EMPTY_MASK_SCORES[empty_masks][empty][0]
@@ -320,6 +321,23 @@ def _ndimage() -> Any:
     except ImportError:
         raise MissingExtra("scipy", "med", "evaluation of HD95") from None
     return ndimage
+
+
+def _mask(values: ArrayLike, name: str) -> Mask:
+    """Return where a mask is foreground.
+
+    Raises:
+        ValueError: it has two values beside 0, as maps of several classes and of probabilities do.
+    """
+    array = np.asarray(values)
+    mask = array != 0
+    if array.dtype != np.bool_ and len(found := array[mask]) and (found != found[0]).any():
+        other = found[found != found[0]][0]
+        raise ValueError(
+            f"{name}: expected a mask, of 0 and one other value, got {found[0]:g} and {other:g} beside 0; score one "
+            "class at a time, as prediction == 1, and threshold probabilities"
+        )
+    return mask
 
 
 def _check(p: Mask, t: Mask, spacing_mm: Sequence[float] | None) -> None:

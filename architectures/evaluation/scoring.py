@@ -64,8 +64,12 @@ def score_case(
 
     Raises:
         ShapeError: the two differ in shape.
+        ValueError: one of them has a value that is no class.
     """
     rows = []
+    for name, labels in (("prediction", prediction), ("truth", truth)):
+        if beyond := values_beyond(labels, len(class_names)):
+            raise ValueError(f"{name}: expected class ids below {len(class_names)}, got {listed(beyond)}")
     if conventions.slices == "all":
         labelled = range(len(truth))
     elif labelled is None:
@@ -113,6 +117,7 @@ def evaluate_cases(
         conventions = conventions.in_voxels()
     rows: list[Row] = []
     problems: list[DataError] = []
+    values = _Values(cohort)
     for case in _find_labelled(cohort, case_ids):
         try:
             image, raw = load_raw_case(case, nonfinite="zero")
@@ -126,6 +131,8 @@ def evaluate_cases(
         prediction, status = _read_prediction(prediction_path(pred_dir, case.case_id), truth)
         if prediction is not None:
             try:
+                if label_values:
+                    values.note(prediction, raw)
                 prediction = map_labels(cohort, prediction) if label_values else _of_classes(cohort, prediction)
             except DataError as error:
                 problems.append(error)
@@ -135,6 +142,8 @@ def evaluate_cases(
             None if prediction is None else prediction.voxels, truth, labelled, cohort.class_names, conventions, case
         )
         rows += scored if status == OK else [replace(row, status=status) for row in scored]
+    if label_values:
+        problems += values.strangers()
     if problems:
         raise DataError.merge(problems)
     worst = failure_metrics(None, None, conventions)
@@ -194,18 +203,53 @@ def _check_spacing(case: Case, volumes: Iterable[Volume | None]) -> None:
         )
 
 
+def values_beyond(labels: Labels, classes: int) -> list[int]:
+    """Return the values of a label map that are no class id, which are those from 0 to ``classes`` - 1."""
+    if not labels.size or 0 <= labels.min() <= labels.max() < classes:
+        return []
+    values = np.unique(labels)
+    return values[(values < 0) | (values >= classes)].tolist()
+
+
 def _of_classes(cohort: Cohort, prediction: Volume) -> Volume:
     """Return a prediction, if all its values are classes.
 
     Raises:
         DataError: some are not, as in masks of 0 and 255, or where label values were left as they were.
     """
-    values = np.unique(prediction.voxels)
-    if beyond := values[(values < 0) | (values >= len(cohort.class_names))].tolist():
+    if beyond := values_beyond(prediction.voxels, len(cohort.class_names)):
         want = "class ids: " + ", ".join(f"{index} {name}" for index, name in enumerate(cohort.class_names))
         hint = "pass --label-values if predictions hold the label values of the cohort"
         raise DataError(prediction.path, "values", got=listed(map(str, beyond)), want=want, hint=hint)
     return prediction
+
+
+class _Values:
+    """The label values of predictions that show no target, but something that none of the cohort's label maps has.
+
+    Where targets are chosen all other values are background, which would score such a prediction as an empty one.
+    """
+
+    def __init__(self, cohort: Cohort) -> None:
+        self._targets = set(cohort.label_map or ()) if cohort.others_are_background else set()
+        self._known: set[int] = {0}
+        self._found: dict[Path | None, set[int]] = {}
+
+    def note(self, prediction: Volume, raw: Volume) -> None:
+        """Look at the values of a prediction and of the labels of its case."""
+        self._known |= set(np.unique(raw.voxels).tolist())
+        values = set(np.unique(prediction.voxels).tolist())
+        if self._targets and not values & self._targets:
+            self._found[prediction.path] = values
+
+    def strangers(self) -> list[DataError]:
+        """Return one error for each such prediction."""
+        want = f"label values of the cohort, of which {listed(sorted(self._targets))} are targets"
+        return [
+            DataError(path, "values", got=listed(sorted(values - self._known)), want=want)
+            for path, values in self._found.items()
+            if values - self._known
+        ]
 
 
 def _read_prediction(path: Path, truth: Volume) -> tuple[Volume | None, str]:

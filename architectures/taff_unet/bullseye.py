@@ -11,6 +11,7 @@ import numpy as np
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.evaluation.bullseye import draw_bullseyes
 from trifuse.architectures.evaluation.picture import Picture
+from trifuse.architectures.storage.text import listed
 
 from .aha17 import aha17_labels, scar_burden_ml
 from .aha17_angles import Reference
@@ -71,7 +72,14 @@ def plot_scar_bullseyes(
     measured = [scar] if of == "scar" else list(wall)
     burdens, unassigned = {}, {}
     names = _names(labels)
+    known = {0, *cavity, *wall, scar} | ({rv_class} - {None})
     for name, volume in zip(names, (first, *others), strict=True):
+        if strange := sorted(set(np.unique(volume.voxels).tolist()) - known):
+            notes.append(
+                f"{name}: values {listed(strange)} are neither blood pool, wall nor scar"
+            )
+        if of == "scar" and scar not in volume.voxels:
+            notes.append(f"{name}: no voxel has the value {scar} of the scar")
         found = np.isin(volume.voxels, measured)
         burdens[name], unassigned[name] = scar_burden_ml(found, segments, affine, scar=1)
     quantity = f"{of} volume"

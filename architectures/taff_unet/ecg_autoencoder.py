@@ -277,7 +277,7 @@ class EcgAutoencoder(Pretrained, nn.Module):
         Samples that are absent, where ``present`` (B,) is false, count in no statistics of a batch in training; what
         comes out for them means nothing.
         """
-        return self.encoder(self._check(ecg), present)
+        return self.encoder(self.taken(ecg), present)
 
     def decode(self, code: Tensor, present: Tensor | None = None) -> Tensor:
         """Return the beats (B, 12, T) of codes (B, z_dim); for ``present`` see `encode`.
@@ -295,12 +295,21 @@ class EcgAutoencoder(Pretrained, nn.Module):
         They are averaged over heads, without dropout; M is T / 2 ** downsample. In training mode the batch's own
         statistics normalise the features, so call it in evaluation mode.
         """
-        return self.encoder.attention.weights(self.encoder.features(self._check(ecg)))
+        return self.encoder.attention.weights(self.encoder.features(self.taken(ecg)))
 
-    def _check(self, ecg: Tensor) -> Tensor:
+    def taken(self, ecg: Tensor) -> Tensor:
+        """Return beats in the type of the weights: NumPy makes float64 of nearly everything.
+
+        Raises:
+            ShapeError: not a batch of beats of twelve leads and the configured length.
+            TypeError: whole numbers, which are counts of a converter and not scaled.
+        """
         steps = self.config.time_steps
+        if not ecg.is_floating_point():
+            advice = "scale them as network_ecg does"
+            raise TypeError(f"EcgAutoencoder: expected beats of a floating-point type, got {ecg.dtype}; {advice}")
         if ecg.dim() == 3 and ecg.shape[1:] == (NUM_LEADS, steps):
-            return ecg
+            return ecg.to(next(self.encoder.parameters()).dtype)
         message = f"EcgAutoencoder: expected beats of shape (B, {NUM_LEADS}, {steps}), got {tuple(ecg.shape)}"
         if ecg.dim() == 3 and ecg.shape[1] == NUM_LEADS and ecg.shape[2] < steps:
             message += f"; pad them with {_either_side(steps - ecg.shape[2])}"

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from trifuse.architectures.data.ecg.median_beat import load_beat, network_ecg
 from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.architectures.data.layouts.cohort import Case, Cohort
+from trifuse.architectures.data.layouts.lge_ecg import SCAR_CLASSES
 from trifuse.architectures.data.layouts.read_case import load_image
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
+from trifuse.architectures.evaluation.scoring import values_beyond
 from trifuse.architectures.runs.recipes import RecipeError
 from trifuse.architectures.storage.file_names import as_stored, composed
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
@@ -167,6 +169,9 @@ def _segments(case: Case, prior: PriorRecipe, folder: Path | None, notes: list[s
     if path is None:
         raise DataError(case.case_id, "prior", got="no label map", want="one, or prior.labels with one for the case")
     labels = read_labels(path, like=image).voxels
+    if folder is not None and (beyond := values_beyond(labels, len(SCAR_CLASSES))):
+        want = f"class ids: {', '.join(f'{index} {name}' for index, name in enumerate(SCAR_CLASSES))}"
+        raise DataError(path, "values", got=listed(beyond), want=want)
     try:
         voxels = labels if prior.source == "gt" else _largest_heart(labels)
         return divide(voxels, case, image, prior, note=notes.append)

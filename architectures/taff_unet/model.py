@@ -93,9 +93,10 @@ class TaffUNet(Pretrained, nn.Module):
 
         Args:
             image: late gadolinium enhancement, normalised.
-            prior: one-hot AHA segments (B, 17, H, W), of any type; for settings with a prior, and only for those.
-            ecg: median beats (B, 12, T), scaled as the autoencoder's configuration says; for settings with an ECG, and
-                only for those. None means that no sample has one.
+            prior: one-hot AHA segments (B, 17, H, W), of any type, 0 and 1 or shares between them; for settings with a
+                prior, and only for those.
+            ecg: median beats (B, 12, T), of any floating-point type, scaled as the autoencoder's configuration says;
+                for settings with an ECG, and only for those. None means that no sample has one.
             interval: days between ECG and image, a number, (B,) or (B, 1); settings without time leave it alone.
             has_ecg: which samples have an ECG, bool of shape (B,); None means all. One without comes out exactly as
                 from a network without an ECG, whatever stands in its row. In training a batch without any leaves the
@@ -110,7 +111,9 @@ class TaffUNet(Pretrained, nn.Module):
 
         Raises:
             ShapeError: a shape that is not as above.
-            ValueError: the setting needs what is not there, or takes nothing of the kind.
+            ValueError: the setting needs what is not there, or takes nothing of the kind; or a prior that is not
+                within [0, 1], where its values are known without waiting for a GPU.
+            TypeError: an ECG of whole numbers.
         """
         self._check(image, prior, ecg, interval, has_ecg, transform)
         logits, _ = self._segment(image, prior, self._encode(ecg, interval, has_ecg), transform)
@@ -190,6 +193,7 @@ class TaffUNet(Pretrained, nn.Module):
         """Return the codes of the ECGs that are there, zeros for the others; None where the network takes none."""
         if self.ecg is None or ecg is None:
             return None
+        ecg = self.ecg.taken(ecg)
         if not self.config.takes_time:
             interval = None
         elif interval is None:
@@ -263,6 +267,13 @@ class TaffUNet(Pretrained, nn.Module):
         wanted = (image.shape[0], AHA_SEGMENTS, *image.shape[2:])
         if prior.shape != wanted:
             raise ShapeError(f"TaffUNet: expected a prior of shape {wanted}, got {tuple(prior.shape)}")
+        if values_at_hand((prior,)) and prior.numel():
+            low, high = float(prior.min()), float(prior.max())
+            if not 0 <= low <= high <= 1:
+                raise ValueError(
+                    f"TaffUNet: expected a prior of 0 and 1, a channel for each segment, got {low:g} to {high:g}; "
+                    "divide it by its largest value, or make it by aha17_map"
+                )
 
 
 def taff_unet(setting: str = "full", num_classes: int = 4, **options: Any) -> TaffUNet:

@@ -268,3 +268,21 @@ def test_importing_the_folder_needs_neither_scipy_nor_matplotlib():
     code = f"import sys; sys.modules.update(dict.fromkeys({barred})); {imports}; print('imported')"
     done = run_python("-c", code)
     assert done.stdout.strip() == "imported", done.stderr
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("values", [[0, 1, 2], [0.0, 0.2, 0.9], [0, 255, 3], [1.0, 2.0, float("nan")]])
+@pytest.mark.parametrize("score", [dice, lambda p, t: case_metrics(p, t, (1, 1))], ids=["dice", "all"])
+def test_what_is_no_mask_is_refused_on_either_side(score, values, which):
+    """Several classes at once and probabilities would count as foreground wherever they are not 0."""
+    pair = [np.array([[0, 1, 1]]), np.array([[0, 1, 1]])]
+    pair[which] = np.array([values])
+    with pytest.raises(
+        ValueError, match=f"{('prediction', 'truth')[which]}: expected a mask, of 0 and one other value"
+    ):
+        score(*pair)
+
+
+def test_masks_of_any_one_value_are_masks():
+    for value in (True, 1, 255, -1, 0.5):
+        assert dice(np.array([[0, value, value]]), np.array([[0, 1, 1]])) == 1.0

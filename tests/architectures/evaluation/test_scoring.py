@@ -67,6 +67,40 @@ def test_predictions_in_the_label_values_of_the_cohort(put_case, tmp_path):
         evaluate_cases(tmp_path / "p", cohort, ["a"])
 
 
+@pytest.mark.parametrize(("value", "refused"), [(255, True), (3, False), (7, False)])
+def test_a_mask_is_not_taken_for_the_other_values_of_the_cohort(put_case, tmp_path, value, refused):
+    """Beside a target all values of the labels are background; 255 is none of them, 7 is."""
+    stored = np.zeros((4, 7, 8), np.uint8)
+    stored[1, 2:4, 2:5], stored[1, 4:6, 2:5] = 3, 7
+    put_case("a", labels=stored)
+    cohort = open_cohort(tmp_path, targets={"lv": 3})
+    _, truth = load_case(cohort, cohort.cases[0])
+    (tmp_path / "p").mkdir()
+    write_labels(tmp_path / "p" / "a.nii.gz", truth.voxels * value, truth)
+    if refused:
+        with pytest.raises(DataError, match=r"a\.nii\.gz: values: expected label values of the cohort.*got 255"):
+            evaluate_cases(tmp_path / "p", cohort, ["a"], label_values=True)
+    else:
+        (row,) = evaluate_cases(tmp_path / "p", cohort, ["a"], label_values=True)
+        assert row.scores["dsc"] == (value == 3)
+
+
+@pytest.mark.parametrize("which", ["prediction", "truth"])
+@pytest.mark.parametrize("value", [3, 255, -1])
+def test_arrays_with_values_that_are_no_class_are_refused_on_either_side(which, value):
+    labels = {"prediction": np.ones((2, 3, 3), int), "truth": np.ones((2, 3, 3), int)}
+    labels[which][0, 0, 0] = value
+    with pytest.raises(ValueError, match=f"{which}: expected class ids below 3, got {value}$"):
+        score_case(
+            **labels,
+            spacing_mm=(1, 1, 1),
+            class_names=["background", "a", "b"],
+            conventions=Conventions(),
+            case_id="x",
+            patient="x",
+        )
+
+
 def test_scores_are_those_of_the_arrays_in_mm(make_cohort, tmp_path):
     cohort = make_cohort("a")
     _, truth = load_case(cohort, cohort.cases[0])

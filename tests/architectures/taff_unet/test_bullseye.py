@@ -92,3 +92,14 @@ def test_maps_of_other_hearts_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"b\.nii\.gz: shape"):
         plot_scar_bullseyes([truth, other], tmp_path / "out", reference="orientation")
     assert not (tmp_path / "out").exists()
+
+
+def test_values_that_stand_for_nothing_are_said(tmp_path):
+    first = write(tmp_path / "truth" / "a.nii.gz", with_scar(7))
+    mask = np.where(HEART.labels > 1, 255, HEART.labels).astype(np.uint8)
+    other = write(tmp_path / "other" / "b.nii.gz", mask)
+    _, notes = plot_scar_bullseyes([first, other], tmp_path / "out", reference="fixed_angle", angle_deg=10.0)
+    assert notes[-2:] == [
+        "b: values 255 are neither blood pool, wall nor scar",
+        "b: no voxel has the value 3 of the scar",
+    ]

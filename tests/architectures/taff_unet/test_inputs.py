@@ -73,6 +73,16 @@ def test_a_predicted_prior_is_not_that_of_the_reference(cohort, tmp_path):
     np.testing.assert_array_equal(prior[1:, 3:, 3:] > 0, predicted[1:, 3:, 3:] >= 2)
 
 
+@pytest.mark.parametrize("source", ["predicted", "gt"])
+def test_a_prior_of_other_values_is_refused(cohort, tmp_path, source):
+    _, truth = load_case(cohort, cohort.case("case001"))
+    write_labels(tmp_path / "case001.nii.gz", (truth.voxels > 1) * np.uint8(255), like=truth)
+    with pytest.raises(
+        DataError, match=r"case001\.nii\.gz: values: expected class ids: 0 background, 1 blood.*got 255"
+    ):
+        case_side_inputs(cohort, ["case001"], FULL, PriorRecipe(source), EcgInputRecipe(), labels=tmp_path)
+
+
 def test_e10_a_first_pass_that_found_no_wall_gives_no_prior_and_says_so(cohort, tmp_path):
     _, truth = load_case(cohort, cohort.case("case001"))
     write_labels(tmp_path / "case001.nii.gz", np.zeros_like(truth.voxels), like=truth)

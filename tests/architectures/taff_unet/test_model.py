@@ -53,6 +53,9 @@ def inputs(setting: str, batch: int = 3, size: int = SIZE) -> dict[str, Tensor]:
     return dict(given[part] for part in given if part in SETTINGS[setting])
 
 
+PRIOR = inputs("full")["prior"].float()
+
+
 def images(batch: int = 3, size: int = SIZE) -> Tensor:
     return torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -345,6 +348,11 @@ def test_it_starts_from_a_trained_autoencoder(tmp_path):
         ("full", {"has_ecg": torch.ones(3, 2) > 0}, ShapeError, r"has_ecg of shape \(3,\), .*, got \(3, 2\)"),
         ("full", {"ecg": None, "has_ecg": torch.tensor([False, True, False])}, ValueError, "there is no ecg; pass it"),
         ("full", {"interval": torch.zeros(2)}, ShapeError, "interval"),
+        ("full", {"prior": PRIOR * 255}, ValueError, "a prior of 0 and 1, .*, got 0 to 255; divide it by its largest"),
+        ("full", {"prior": (PRIOR * 255).byte()}, ValueError, "got 0 to 255"),
+        ("full", {"prior": PRIOR - 0.5}, ValueError, "got -0.5 to 0.5"),
+        ("full", {"prior": PRIOR * float("nan")}, ValueError, "got nan to nan"),
+        ("full", {"ecg": torch.zeros(3, 12, 64).int()}, TypeError, "got torch.int32; scale them as network_ecg does"),
         ("grid", {}, ValueError, r"projection='grid' needs transform, how each image was mirrored and turned"),
         ("grid", {"transform": torch.zeros(3, 3, 3)}, ShapeError, r"transform has shape \(3, 3, 3\)"),
         ("full", {"image": torch.zeros(3, 3, 32, 32)}, ShapeError, r"expected images of shape \(B, 1, H, W\)"),
@@ -356,6 +364,16 @@ def test_rejects(setting, changes, error, message):
     given = inputs("ecg_time" if setting == "grid" else setting)
     with pytest.raises(error, match=message):
         network(**{"image": images(), **given, **changes})
+
+
+def test_inputs_of_other_types_are_taken():
+    network, given = small("full").eval(), inputs("full")
+    wanted = network(image=images(), **given)
+    for changes in ({"ecg": given["ecg"].double()}, {"prior": PRIOR}, {"prior": given["prior"] > 0}):
+        assert torch.equal(network(image=images(), **{**given, **changes}), wanted)
+    some = {**given, "ecg": given["ecg"].double(), "has_ecg": torch.tensor([True, False, True])}
+    assert network.train()(image=images(), **some)[0].dtype == torch.float32
+    assert network.eval().attention(given["ecg"].double()).lead.dtype == torch.float32
 
 
 def test_a_beat_of_600_samples_is_refused_with_advice():
