@@ -75,9 +75,7 @@ def plot_scar_bullseyes(
     known = {0, *cavity, *wall, scar} | ({rv_class} - {None})
     for name, volume in zip(names, (first, *others), strict=True):
         if strange := sorted(set(np.unique(volume.voxels).tolist()) - known):
-            notes.append(
-                f"{name}: values {listed(strange)} are neither blood pool, wall nor scar"
-            )
+            notes.append(f"{name}: values {listed(strange)} are neither blood pool, wall nor scar")
         if of == "scar" and scar not in volume.voxels:
             notes.append(f"{name}: no voxel has the value {scar} of the scar")
         found = np.isin(volume.voxels, measured)
