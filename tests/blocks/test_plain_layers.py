@@ -45,7 +45,7 @@ def loss_of(block: nn.Module, given: tuple) -> Tensor:
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", MAKERS)
-def test_what_is_done_to_every_layer_acts_and_trains(name, change):
+def test_b16_what_is_done_to_every_layer_acts_and_trains(name, change):
     block, given = made(name)
     before = result_of(block.eval(), given)
     learned = {path: CHANGES[change](parent, layer) for path, parent, layer in layers_of(block)}
@@ -63,7 +63,7 @@ def test_what_is_done_to_every_layer_acts_and_trains(name, change):
 
 
 @pytest.mark.parametrize("name", [*FUSED, *FUSIONS])
-def test_a_block_computes_the_same_by_calling_any_of_its_layers(name):
+def test_b16_a_block_computes_the_same_by_calling_any_of_its_layers(name):
     """Each in turn alone: values and every gradient are those of the fused path."""
     block, given = made(name)
     loss_of(block, given).backward()
@@ -81,7 +81,7 @@ def test_a_block_computes_the_same_by_calling_any_of_its_layers(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_layers_without_parameters_are_called(name):
+def test_b16_layers_without_parameters_are_called(name):
     block, given = (x.float() if isinstance(x, nn.Module) else x for x in made(name))
     given = BLOCKS[name.split(" {")[0]].inputs(2)
     before = result_of(block.eval(), given)
@@ -95,7 +95,7 @@ READING = ["ContextAwareFusion", "DepthwiseMultiKernel", "DilatedAttention", "Mo
 
 
 @pytest.mark.parametrize("name", READING)
-def test_with_adapters_it_is_one_graph_still(name):
+def test_b16_with_adapters_it_is_one_graph_still(name):
     block, given = made(name)
     for _, parent, layer in list(layers_of(block)):
         setattr(parent, layer, Adapter(getattr(parent, layer)))
@@ -103,7 +103,7 @@ def test_with_adapters_it_is_one_graph_still(name):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_layer_is_not_plain_and_is_again_without_the_change(change):
+def test_b16_a_changed_layer_is_not_plain_and_is_again_without_the_change(change):
     parent = nn.Sequential(nn.Linear(3, 2).bfloat16())
     assert is_plain(parent[0])
     CHANGES[change](parent, "0")

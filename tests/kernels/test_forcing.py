@@ -26,7 +26,7 @@ def in_a_thread(function: Callable[[], Any]) -> Any:
     return results[0]
 
 
-def test_two_threads_that_enter_and_leave_in_turns_keep_their_own():
+def test_k36_two_threads_that_enter_and_leave_in_turns_keep_their_own():
     turns = threading.Barrier(2, timeout=60)
     seen = {}
 
@@ -50,7 +50,7 @@ def test_two_threads_that_enter_and_leave_in_turns_keep_their_own():
         assert in_a_thread(forced_backend) is None
 
 
-def test_two_tasks_of_one_thread_keep_their_own():
+def test_k36_two_tasks_of_one_thread_keep_their_own():
     async def force(name: str) -> str | None:
         with backend(name):
             await asyncio.sleep(0)
@@ -83,7 +83,7 @@ def numbered(x):
     return x * NUMBERS[forced_backend()]
 
 
-def test_compiled_code_compiles_anew_for_another_backend_and_sees_its_own_thread_s():
+def test_k36_compiled_code_compiles_anew_for_another_backend_and_sees_its_own_thread_s():
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(numbered, fullgraph=True, backend=counter)
@@ -123,7 +123,7 @@ def seen_in_backward() -> str | None:
 
 
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="threads of a backward pass have no context there")
-def test_a_backward_pass_in_another_thread_sees_what_its_caller_forces():
+def test_k36_a_backward_pass_in_another_thread_sees_what_its_caller_forces():
     with backend("reference"):
         assert seen_in_backward() == "reference"
         with backend("torch"):

@@ -83,7 +83,7 @@ def test_a_word_wins_over_what_lies_with_converted_weights(tmp_path):
         (["predict", "m", "i", "--out", "x", "--window", "0", "1", "--window", "0", "2"], "--window"),
     ],
 )
-def test_an_option_that_is_given_twice_is_refused(words, option, capsys):
+def test_l17_an_option_that_is_given_twice_is_refused(words, option, capsys):
     code, _, errors = run_main(words, capsys)
     assert code == 2
     assert f"error: argument {option}: given more than once" in errors
@@ -99,12 +99,12 @@ def test_an_option_that_is_given_twice_is_refused(words, option, capsys):
         ),
     ],
 )
-def test_one_thing_in_two_places_is_refused(words, message, capsys):
+def test_l17_one_thing_in_two_places_is_refused(words, message, capsys):
     code, _, errors = run_main(words, capsys)
     assert (code, message in errors) == (2, True), errors
 
 
-def test_targets_are_counted(tmp_path, capsys):
+def test_l17_targets_are_counted(tmp_path, capsys):
     """The one option that may be repeated, beside --set, loses none of its values."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.nii.gz").touch()

@@ -100,7 +100,7 @@ def test_l4_a_run_that_failed_before_it_began_is_begun_again(atria, capsys, tmp_
     assert run_main(instead(words, "--epochs", "1"), capsys)[0] == 0
 
 
-def test_l4_nothing_is_lost_to_a_run_that_cannot_begin(atria_run, atria, capsys, tmp_path):
+def test_l4_l15_nothing_is_lost_to_a_run_that_cannot_begin(atria_run, atria, capsys, tmp_path):
     """Another study, a recipe that does not fit, a study that is the run itself: the old run is what it was."""
     out = shutil.copytree(atria_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -24,7 +24,7 @@ def as_timm_has_it(state):
 
 
 @pytest.mark.parametrize(("variant", "registers"), [("tiny", 0), ("tiny", 4), ("tiny_swiglu", 0), ("tiny_swiglu", 4)])
-def test_dinov2_as_timm_has_it(variant, registers, tmp_path):
+def test_c21_dinov2_as_timm_has_it(variant, registers, tmp_path):
     state = random_state(variant, registers)
     torch.save(as_timm_has_it(state), tmp_path / "timm.pth")
     found, report = read_dinov2(tmp_path / "timm.pth")

@@ -249,7 +249,7 @@ def test_manifest_names_the_weights(make_cohort, threshold, tmp_path):
     }
 
 
-def test_predictions_of_an_older_version_are_continued(make_cohort, threshold, tmp_path, capsys):
+def test_l16_predictions_of_an_older_version_are_continued(make_cohort, threshold, tmp_path, capsys):
     cohort = make_cohort("a", "b")
     out = tmp_path / "out"
     predict_cases(threshold(), cohort, ["a"], out, PREPROCESSING)
@@ -268,7 +268,7 @@ def test_predictions_of_an_older_version_are_continued(make_cohort, threshold, t
         predict_cases(threshold(), cohort, ["a", "b"], out, PREPROCESSING)
 
 
-def test_a_replaced_image_is_predicted_anew_and_the_others_are_kept(make_cohort, threshold, tmp_path, capsys):
+def test_l16_a_replaced_image_is_predicted_anew_and_the_others_are_kept(make_cohort, threshold, tmp_path, capsys):
     cohort = make_cohort("a", "b")
     out, image = tmp_path / "out", cohort.case("b").image
     predict_cases(threshold(), cohort, ids(cohort), out, PREPROCESSING)
@@ -293,7 +293,7 @@ def test_a_replaced_image_is_predicted_anew_and_the_others_are_kept(make_cohort,
     assert len(model.seen) == 2
 
 
-def test_voxels_without_a_number_are_treated_as_asked_each_time(make_cohort, threshold, tmp_path):
+def test_l16_voxels_without_a_number_are_treated_as_asked_each_time(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a")
     for treatment, predicted in (("zero", 1), ("zero", 0), ("median", 1), ("error", 1), ("zero", 0), ("median", 0)):
         model = threshold()  # the image is all numbers, which none but "error" tells
@@ -392,7 +392,7 @@ def test_labels_are_chosen_before_they_are_resized_where_training_was_so(make_co
     assert (labels != resized_first).any()
 
 
-def test_the_preparation_is_part_of_the_manifest(make_cohort, threshold, tmp_path):
+def test_l16_the_preparation_is_part_of_the_manifest(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a")
     predict_cases(threshold(), cohort, ["a"], tmp_path / "out", PREPROCESSING)
     with pytest.raises(DataError, match="choose another output folder"):

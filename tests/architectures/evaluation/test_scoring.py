@@ -40,7 +40,7 @@ def test_perfect_predictions_score_one(make_cohort, tmp_path):
 
 
 @pytest.mark.parametrize("value", [2, 255, -1])
-def test_values_that_are_no_class_are_refused_and_not_scored_zero(make_cohort, tmp_path, value):
+def test_d36_values_that_are_no_class_are_refused_and_not_scored_zero(make_cohort, tmp_path, value):
     """Masks of 0 and 255, or the data set's own label values: each file and value is named, and what to pass."""
     cohort = make_cohort("a", "b")
     perfect_predictions(cohort, tmp_path / "p")
@@ -53,7 +53,7 @@ def test_values_that_are_no_class_are_refused_and_not_scored_zero(make_cohort, t
     assert "--label-values" in str(caught.value)
 
 
-def test_predictions_in_the_label_values_of_the_cohort(put_case, tmp_path):
+def test_d36_predictions_in_the_label_values_of_the_cohort(put_case, tmp_path):
     """They are mapped as the labels are; a value that no target names is background there, too."""
     stored = np.zeros((4, 7, 8), np.uint8)
     stored[1, 2:4, 2:5], stored[1, 4:6, 2:5] = 3, 7

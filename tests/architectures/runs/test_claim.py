@@ -96,7 +96,7 @@ def test_t17_a_running_folder_is_not_overwritten(tmp_path):
     assert contents(out) == before
 
 
-def test_l4_a_run_is_there_until_the_new_one_has_a_checkpoint(tmp_path, capsys):
+def test_l4_l15_a_run_is_there_until_the_new_one_has_a_checkpoint(tmp_path, capsys):
     out = make_run(tmp_path / "run")
     before = contents(out)
     with claim_run_folder(out, overwrite=True):
@@ -108,7 +108,7 @@ def test_l4_a_run_is_there_until_the_new_one_has_a_checkpoint(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("error", [Failure, KeyboardInterrupt, SystemExit])
-def test_l4_a_run_is_put_back_when_the_new_one_fails_before_it_has_a_checkpoint(tmp_path, capsys, error):
+def test_l4_l15_a_run_is_put_back_when_the_new_one_fails_before_it_has_a_checkpoint(tmp_path, capsys, error):
     out = make_run(tmp_path / "run")
     before = contents(out)
     with pytest.raises(error):
@@ -129,7 +129,7 @@ def test_l4_a_run_is_put_back_when_the_new_one_fails_before_it_has_a_checkpoint(
     ]  # fmt: skip
 
 
-def test_l4_what_others_put_into_a_run_s_folder_stays(tmp_path):
+def test_l4_l15_what_others_put_into_a_run_s_folder_stays(tmp_path):
     out = fill(make_run(tmp_path / "run"), OF_OTHERS)
     with claim_run_folder(out, overwrite=True):
         begin(out)
@@ -170,7 +170,7 @@ def test_l4_a_run_is_neither_continued_nor_replaced_unasked(tmp_path):
 
 
 @pytest.mark.parametrize("moved", range(1, 11))
-def test_l4_a_kill_while_the_run_is_moved_loses_no_file_of_it(tmp_path, moved, monkeypatch):
+def test_l4_l15_a_kill_while_the_run_is_moved_loses_no_file_of_it(tmp_path, moved, monkeypatch):
     """At each file, and before the folder gets its name: at the next start everything is back."""
     out = make_run(tmp_path / "run")
     before = contents(out)
@@ -194,7 +194,7 @@ def test_l4_a_kill_while_the_run_is_moved_loses_no_file_of_it(tmp_path, moved, m
         assert contents(out) == before
 
 
-def test_l4_after_a_kill_the_new_run_goes_on_and_the_old_one_waits(tmp_path):
+def test_l4_l15_after_a_kill_the_new_run_goes_on_and_the_old_one_waits(tmp_path):
     out = make_run(tmp_path / "run")
     before = contents(out)
 
@@ -229,7 +229,7 @@ def test_l4_a_new_run_that_was_killed_after_its_first_checkpoint_is_the_run(tmp_
 
 
 @pytest.mark.parametrize("file", ["first_pass/fold_1/last/training_state.json", "start.json"])
-def test_what_a_new_run_has_trained_or_why_it_stopped_is_not_thrown_away(tmp_path, capsys, file):
+def test_l15_what_a_new_run_has_trained_or_why_it_stopped_is_not_thrown_away(tmp_path, capsys, file):
     out = make_run(tmp_path / "run")
     before = contents(out)
     with pytest.raises(Failure):
@@ -270,7 +270,7 @@ def test_parts_of_repeats_are_looked_at_for_locks_too(tmp_path):
         assert contents(out / "replaced_run") == before
 
 
-def test_the_folder_may_be_a_link(tmp_path):
+def test_t23_the_folder_may_be_a_link(tmp_path):
     """Removing it failed after its content was gone."""
     out = make_run(tmp_path / "scratch")
     (tmp_path / "run").symlink_to(out)
@@ -280,7 +280,7 @@ def test_the_folder_may_be_a_link(tmp_path):
     assert contents(out).keys() == {"split.json", "last/training_state.json", "run.json"}
 
 
-def test_the_folder_may_be_where_a_disk_is_mounted(tmp_path):
+def test_t23_the_folder_may_be_where_a_disk_is_mounted(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
 
@@ -301,7 +301,7 @@ def test_the_folder_may_be_where_a_disk_is_mounted(tmp_path):
     assert Child(lambda: (own_mounts(), mounted())).wait() == 0
 
 
-def test_l4_what_a_start_left_that_failed_is_no_obstacle(tmp_path):
+def test_l4_t25_what_a_start_left_that_failed_is_no_obstacle(tmp_path):
     """Slices are found by what they were made of; the recipe and the split are those of the new start."""
     out = tmp_path / "run"
     slices = "cache/" + "0a" * 20 + ".npy"
@@ -313,7 +313,7 @@ def test_l4_what_a_start_left_that_failed_is_no_obstacle(tmp_path):
         assert contents(out).keys() == {"recipe.json", slices}
 
 
-def test_t1_what_was_prepared_is_gone_on_with_under_the_same_recipe_alone(tmp_path):
+def test_t1_t25_what_was_prepared_is_gone_on_with_under_the_same_recipe_alone(tmp_path):
     """No run.json says yet what the networks of a first pass are for."""
     out = tmp_path / "run"
     network = "first_pass/fold_1/last/training_state.json"

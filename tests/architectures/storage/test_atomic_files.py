@@ -20,7 +20,7 @@ def names(folder):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES])
-def test_a_folder_that_cannot_be_synced_is_written_to(tmp_path, monkeypatch, number):
+def test_t23_a_folder_that_cannot_be_synced_is_written_to(tmp_path, monkeypatch, number):
     """CIFS and shared folders of virtual machines refuse to sync a folder, Windows to open it."""
     sync = os.fsync
 
@@ -48,7 +48,7 @@ def test_t3_a_file_that_the_disk_does_not_take_is_not_written(tmp_path, monkeypa
 
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.EPERM, errno.EACCES, errno.ENOTSUP])
 @pytest.mark.parametrize("write", [atomic_write, atomic_path])
-def test_where_no_file_is_renamed_over_another_the_old_one_steps_aside(tmp_path, monkeypatch, number, write):
+def test_t23_where_no_file_is_renamed_over_another_the_old_one_steps_aside(tmp_path, monkeypatch, number, write):
     rename = os.rename
 
     def refuse(source, target):
@@ -64,7 +64,7 @@ def test_where_no_file_is_renamed_over_another_the_old_one_steps_aside(tmp_path,
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_an_old_file_that_stepped_aside_comes_back_if_the_new_one_cannot_follow(tmp_path, monkeypatch):
+def test_t23_an_old_file_that_stepped_aside_comes_back_if_the_new_one_cannot_follow(tmp_path, monkeypatch):
     rename, refused = os.rename, []
 
     def refuse(source, target):
@@ -85,7 +85,7 @@ def test_an_old_file_that_stepped_aside_comes_back_if_the_new_one_cannot_follow(
     assert names(tmp_path) == ["a.json"]
 
 
-def test_what_another_process_is_writing_is_no_leftover(tmp_path):
+def test_t24_what_another_process_is_writing_is_no_leftover(tmp_path):
     """Two that predict into one folder, or fill one cache: the one that starts took the other's file away."""
     out = tmp_path / "p"
     out.mkdir()
@@ -98,7 +98,7 @@ def test_what_another_process_is_writing_is_no_leftover(tmp_path):
     assert (out / "c1.npy").read_bytes() == b"y"
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
+def test_t24_what_killed_processes_left_is_removed(tmp_path):
     leave_half(tmp_path / "c0.nii.gz")
     folder = leave_half(tmp_path / "c1.npy").with_suffix("")
     folder.mkdir()
@@ -107,7 +107,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_of_other_machines_what_nobody_has_written_to_for_an_hour_is_removed(tmp_path):
+def test_t24_of_other_machines_what_nobody_has_written_to_for_an_hour_is_removed(tmp_path):
     """Their clocks count: nothing tells whether a process of theirs still runs."""
     old = [tmp_path / name for name in (".trifuse-0-c.nii.gz", ".trifuse-abcdef12-7-0c", ".trifuse-0123456789abcdef")]
     new = [path.with_name(f"{path.name}_new") for path in old]
@@ -135,7 +135,7 @@ def test_a_process_number_that_was_given_to_another_protects_for_an_hour_at_most
     assert not left.exists()
 
 
-def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+def test_t23_a_read_only_folder_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No such file or directory") as missing:
         write_json(tmp_path / "nowhere" / "a.json", {})
     assert "nowhere" in missing.value.filename

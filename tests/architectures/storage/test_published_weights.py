@@ -56,7 +56,7 @@ def networks():
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("kind", ["dinov2", "dilateformer", "nnunet"])
-def test_words_before_names(networks, kind, prefix, tmp_path):
+def test_c21_words_before_names(networks, kind, prefix, tmp_path):
     state, read = networks[kind]
     found, report = read(saved(state, tmp_path / "a.ckpt", prefix))
     assert_same(found, state)
@@ -66,7 +66,7 @@ def test_words_before_names(networks, kind, prefix, tmp_path):
 
 @pytest.mark.parametrize("wrap", SAVED.values(), ids=SAVED)
 @pytest.mark.parametrize("prefix", ["", "model.", "net."])
-def test_tensors_beside_what_else_is_saved(networks, wrap, prefix, tmp_path):
+def test_c21_tensors_beside_what_else_is_saved(networks, wrap, prefix, tmp_path):
     state, read = networks["dinov2"]
     assert_same(read(saved(state, tmp_path / "a.ckpt", prefix, wrap))[0], state)
 
@@ -85,6 +85,6 @@ def test_c8_one_network_under_two_words(networks, tmp_path):
         read(saved(state | changed, tmp_path / "a.ckpt"))
 
 
-def test_names_of_many_wrappers_are_read_in_time(networks, tmp_path):
+def test_c21_names_of_many_wrappers_are_read_in_time(networks, tmp_path):
     with pytest.raises(CheckpointError, match="unexpected"):
         read_dinov2(saved({**networks["dinov2"][0], "module." * 3000 + "x": torch.ones(1)}, tmp_path / "a.ckpt"))

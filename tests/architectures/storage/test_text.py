@@ -21,7 +21,7 @@ MARKED = [
 
 
 @pytest.mark.parametrize("encoded", MARKED)
-def test_a_byte_order_mark_is_no_text(encoded, tmp_path):
+def test_d38_a_byte_order_mark_is_no_text(encoded, tmp_path):
     file = tmp_path / "file"
     file.write_bytes(encoded("ä,b\r\n1,2\r\n"))
     assert read_text(file) == "ä,b\r\n1,2\r\n"
@@ -32,7 +32,7 @@ def test_a_byte_order_mark_is_no_text(encoded, tmp_path):
     assert read_parsed(file, tomllib.loads) == {"a": "ä"}
 
 
-def test_every_text_is_read_by_one_function():
+def test_d38_every_text_is_read_by_one_function():
     """Whatever reads a file in another way forgets the byte order mark that somebody's editor puts there."""
     other_ways = re.compile(r"\.read_text\(|json\.loads?\((?!text|json|metadata)|tomllib\.load\(|open\([^)]*encoding")
     found = {
@@ -45,7 +45,7 @@ def test_every_text_is_read_by_one_function():
 
 
 @pytest.mark.parametrize("levels", [60, 900, 200_000])
-def test_l3_what_is_nested_too_deep_is_refused(levels, tmp_path):
+def test_l3_l18_what_is_nested_too_deep_is_refused(levels, tmp_path):
     file = tmp_path / "file"
     file.write_text("[" * levels + "]" * levels)
     with pytest.raises(ValueError, match="nested more than 50 deep"):
@@ -55,24 +55,24 @@ def test_l3_what_is_nested_too_deep_is_refused(levels, tmp_path):
         read_parsed(file, tomllib.loads)
 
 
-def test_what_is_nested_as_deep_as_allowed_is_read(tmp_path):
+def test_l18_what_is_nested_as_deep_as_allowed_is_read(tmp_path):
     (tmp_path / "file").write_text("[" * 50 + "1" + "]" * 50)
     assert read_parsed(tmp_path / "file", json.loads)
 
 
-def test_numbers_in_names_may_be_of_any_length():
+def test_l18_numbers_in_names_may_be_of_any_length():
     longest, longer = f"case_1{'0' * 5000}", f"case_{'9' * 5000}"
     assert sorted([longest, "case_10", longer, "case_2"], key=natural_key) == ["case_2", "case_10", longer, longest]
     assert natural_key("a007") == natural_key("a7")
 
 
-def test_a_list_of_more_than_ten_is_cut_and_counted():
+def test_l19_a_list_of_more_than_ten_is_cut_and_counted():
     assert listed(range(10)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert listed(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '{"b": [{"a": 1, "c": 2, "a": 3}]}'])
-def test_a_name_that_an_object_has_twice_is_refused(text):
+def test_l17_a_name_that_an_object_has_twice_is_refused(text):
     with pytest.raises(ValueError, match="'a' more than once in one object"):
         parse_json(text)
     assert parse_json('[{"a": 1}, {"a": 2}]') == [{"a": 1}, {"a": 2}]

@@ -34,7 +34,7 @@ def levels_of(segments: np.ndarray) -> list[str]:
 @given(seed=seeds, mirrored=st.booleans(), base_first=st.booleans(), spacing=spacings)
 @pytest.mark.parametrize("reference", REFERENCES)
 @settings(max_examples=8)
-def test_segments_are_those_of_the_world(reference, seed, mirrored, base_first, spacing):
+def test_e10_segments_are_those_of_the_world(reference, seed, mirrored, base_first, spacing):
     """In oblique stacks, right- or left-handed, of either order, with oblong pixels; away from the sectors' edges."""
     screen_deg = {"orientation": None}.get(reference, seed % 360)
     axes = axes_of(seed, mirrored=mirrored)
@@ -47,7 +47,7 @@ def test_segments_are_those_of_the_world(reference, seed, mirrored, base_first, 
 
 
 @given(seed=seeds, holes=st.floats(0, 0.5), base_first=st.sampled_from((None, True)), force_last=st.booleans())
-def test_masks_divide_the_wall_of_any_prediction(seed, holes, base_first, force_last):
+def test_e10_masks_divide_the_wall_of_any_prediction(seed, holes, base_first, force_last):
     """Holes, islands, slices that are lost: whatever is divided is divided whole, each voxel into one segment."""
     rng = np.random.default_rng(seed)
     heart = ring_heart(axes_of(seed), spacing=(9.0, 2.4, 2.0), size=(28, 32))

@@ -28,14 +28,14 @@ def test_the_reference_has_no_default():
             function(HEART.labels, HEART.affine)
 
 
-def test_no_myocardium():
+def test_e10_no_myocardium():
     with pytest.raises(DataError, match=r"myocardium: expected wall, class 2 or 3, got classes \[0, 1\] .* 0 to 8"):
         divide(np.where(HEART.wall, 0, HEART.labels))
     with pytest.raises(DataError, match="expected wall, class 7, got classes"):
         divide(wall=(7,))
 
 
-def test_a_ring_that_closes_nowhere():
+def test_e10_a_ring_that_closes_nowhere():
     """The message names the slice that comes nearest."""
     labels = HEART.labels[:8].copy()
     labels[:, :, :29] = 0
@@ -46,14 +46,14 @@ def test_a_ring_that_closes_nowhere():
             divide(labels, base_first=base_first)
 
 
-def test_walls_without_any_cavity():
+def test_e10_walls_without_any_cavity():
     labels = np.where(HEART.labels > 0, 2, 0)
     with pytest.raises(DataError, match=r"closed in no slice: .*cavity of 10 pixels, got .*cavity of 0 pixels"):
         divide(labels)
 
 
 @pytest.mark.parametrize(("labels", "said", "apical"), [(HEART.labels, False, 0), (HEART.labels[::-1], True, 8)])
-def test_slices_in_reversed_order(labels, said, apical):
+def test_e10_slices_in_reversed_order(labels, said, apical):
     with pytest.raises(
         DataError, match=f"base_first={said}: .* slice {apical}, said to be apical.*base_first={not said}"
     ):
@@ -69,7 +69,7 @@ def test_stacks_of_nearly_one_width_are_ordered_as_one_says():
 @pytest.mark.parametrize(
     ("reference", "missing"), [("landmarks", "rv_anterior"), ("rv_mask", "rv_mask"), ("fixed_angle", "angle_deg")]
 )
-def test_no_insertion_of_the_right_ventricle(reference, missing):
+def test_e10_no_insertion_of_the_right_ventricle(reference, missing):
     want = f"insertion of the right ventricle in slices 0 to 7: expected {missing}, .*; mark the insertion, or take"
     with pytest.raises(DataError, match=want):
         divide(reference=reference, angle_deg=None)
@@ -77,7 +77,7 @@ def test_no_insertion_of_the_right_ventricle(reference, missing):
 
 @pytest.mark.parametrize("name", ["rv_anterior", "rv_inferior"])
 @pytest.mark.parametrize("point", [(np.nan, np.nan), (5.0, WIDTH), (-1.0, 5.0), ((HEIGHT - 1) / 2, (WIDTH - 1) / 2)])
-def test_an_insertion_that_one_slice_lacks(name, point):
+def test_e10_an_insertion_that_one_slice_lacks(name, point):
     points = np.tile(np.array(getattr(HEART, name.removeprefix("rv_"))), (DEPTH, 1))
     points[5] = point
     with pytest.raises(DataError, match=f"{name} of slice 5: expected .row, column. within {HEIGHT} x {WIDTH} pixels"):
@@ -86,7 +86,7 @@ def test_an_insertion_that_one_slice_lacks(name, point):
     np.testing.assert_array_equal(divide(**HEART.landmarks() | {name: points}), divide(**HEART.landmarks()))
 
 
-def test_both_insertions_in_one_direction():
+def test_e10_both_insertions_in_one_direction():
     with pytest.raises(DataError, match=r"both in one direction, .* in slice 0"):
         divide(reference="landmarks", rv_anterior=HEART.anterior, rv_inferior=HEART.anterior)
 
@@ -98,7 +98,7 @@ def test_an_anterior_insertion_alone_runs_as_the_affine_says():
     assert "no inferior insertion is known: the affine tells which way angles run" in notes
 
 
-def test_a_right_ventricle_that_touches_nothing():
+def test_e10_a_right_ventricle_that_touches_nothing():
     far = np.zeros(HEART.labels.shape, bool)
     far[:, :2, :2] = True
     for rv_mask in (far, np.zeros_like(far)):

@@ -166,7 +166,7 @@ def test_e10_a_reference_without_a_wall_is_refused_with_its_case(cohort):
         case_side_inputs(cohort, ["case001"], FULL, ORACLE_PRIOR, EcgInputRecipe())
 
 
-def test_missing_landmarks_name_the_case_and_the_way_out(cohort):
+def test_e10_missing_landmarks_name_the_case_and_the_way_out(cohort):
     cases = tuple(replace(case, clinical=replace(case.clinical, rv_inferior=None)) for case in cohort.cases)
     lacking = replace(cohort, cases=cases)
     with pytest.raises(DataError, match=r"2 problems(.|\n)*case001: insertions(.|\n)*--reference orientation"):

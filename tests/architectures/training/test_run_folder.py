@@ -49,7 +49,7 @@ def test_t17_a_folder_is_locked_until_the_outer_one_of_two_lets_go(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
-def test_t17_where_a_file_system_has_no_locks_this_machine_has(tmp_path, monkeypatch, capfd, number):
+def test_t17_t23_where_a_file_system_has_no_locks_this_machine_has(tmp_path, monkeypatch, capfd, number):
     """NFS without lockd, Lustre without flock, shares of Windows, some containers."""
     out, lock = tmp_path / "run", fcntl.lockf
 
@@ -72,7 +72,7 @@ def test_t17_where_a_file_system_has_no_locks_this_machine_has(tmp_path, monkeyp
     assert "this file system has no locks (refused); let nobody else write there" in capfd.readouterr().err
 
 
-def test_t17_an_operating_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+def test_t17_t23_an_operating_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with lock_folder(tmp_path / "run"):
         pass

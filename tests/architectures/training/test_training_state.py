@@ -55,7 +55,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["training_state.safetensors", "training_state.json", "model.safetensors"])
-def test_c3_a_damaged_checkpoint_costs_an_interval_and_not_the_run(tmp_path, capsys, whole, name):
+def test_c3_c22_a_damaged_checkpoint_costs_an_interval_and_not_the_run(tmp_path, capsys, whole, name):
     with pytest.raises(Interrupted):
         run(tmp_path, forward=StopAt(5), checkpoint_every_steps=2)
     flip(tmp_path / "last" / name)
@@ -98,7 +98,7 @@ def test_c3_a_damaged_training_state_without_another_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["score.json", "config.json", "model.safetensors"])
-def test_c3_a_damaged_best_epoch_gives_way_to_the_best_one_before_it(tmp_path, capsys, name):
+def test_c3_c22_a_damaged_best_epoch_gives_way_to_the_best_one_before_it(tmp_path, capsys, name):
     scores = iter([0.1, 0.5, 0.7, 0.2])  # before training, and epochs 1, 2, 3
     options = {"epochs": 3, "validate": lambda model: {"dice": next(scores)}}
     assert run(tmp_path, **options).best_epoch == 2
@@ -112,7 +112,7 @@ def test_c3_a_damaged_best_epoch_gives_way_to_the_best_one_before_it(tmp_path, c
 
 
 @pytest.mark.parametrize("name", ["run.json", "start.json"])
-def test_c3_a_flipped_byte_in_what_a_run_says_of_itself_is_named(tmp_path, capsys, name):
+def test_c3_c22_a_flipped_byte_in_what_a_run_says_of_itself_is_named(tmp_path, capsys, name):
     run(tmp_path, epochs=1)
     flip(tmp_path / name)
     if name == "start.json":

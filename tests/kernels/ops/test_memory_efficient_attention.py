@@ -63,7 +63,7 @@ def test_k22_only_the_gradients_asked_for(trained):
 
 
 @pytest.mark.parametrize("empty", [0, 1, 2, 3, 4], ids=["B", "M_q", "M_k", "h", "d"])
-def test_k12_zero_size(empty, monkeypatch):
+def test_k12_k37_zero_size(empty, monkeypatch):
     """Without keys there is nothing to attend to, and the result is zeros; all other cases are empty.
 
     No one else's kernel is asked: that of torch 2.10 ends the process.

@@ -77,7 +77,7 @@ def test_e2_forms_of_a_wfdb_rate(record, rate):
     assert read_ecg(record((" 500 ", f" {rate} "))).rate_hz == 500
 
 
-def test_e2_a_wfdb_header_without_a_rate(record):
+def test_e2_e12_a_wfdb_header_without_a_rate(record):
     path = record((" 500 1000", ""))
     found = read_ecg(path)
     assert (found.rate_hz, found.notes) == (250, ("no sampling rate is given: taken for 250 Hz",))
@@ -85,11 +85,11 @@ def test_e2_a_wfdb_header_without_a_rate(record):
 
 
 @pytest.mark.parametrize("gain", ["0(0)/mV", "0", "0.0/mV"])
-def test_e3_a_gain_of_zero_is_none(record, gain):
+def test_e3_e12_a_gain_of_zero_is_none(record, gain):
     refused(record(("1000.0(0)/mV", gain)), "rec.hea", "gain", f"of {', '.join(LEADS[:3])}", "millivolt")
 
 
-def test_e3_a_gain_that_is_left_out(record):
+def test_e3_e12_a_gain_that_is_left_out(record):
     path = record()
     first, *lines = path.with_suffix(".hea").read_text().splitlines()
     path.with_suffix(".hea").write_text("\n".join([first, *(" ".join(line.split()[:2]) for line in lines)]))
@@ -101,16 +101,16 @@ def test_e3_a_gain_in_another_form(record, gain):
     refused(record(("1000.0(0)/mV", gain)), "signal 12: expected counts per unit", gain)
 
 
-def test_e3_a_line_without_its_gain_is_not_shifted(record):
+def test_e3_e12_a_line_without_its_gain_is_not_shifted(record):
     refused(record((" 1000.0(0)/mV 16 0", " 16 0")), "whole numbers between gain and name")
 
 
-def test_e3_units_that_only_some_leads_have(record):
+def test_e3_e12_units_that_only_some_leads_have(record):
     refused(record(("1000.0(0)/mV", "1000.0(0)"), times=1), "units: expected one of each lead, or none, got none of I")
     np.testing.assert_allclose(read_ecg(record(("/mV", ""))).signal_mv, HELD)
 
 
-def test_rates_of_single_signals(record, tmp_path):
+def test_e12_rates_of_single_signals(record, tmp_path):
     path = record()
     first, *lines = path.with_suffix(".hea").read_text().splitlines()
     frames = np.concatenate([COUNTS.reshape(500, 2, 12).transpose(0, 2, 1).reshape(500, 24), np.zeros((500, 1))], 1)
@@ -141,7 +141,7 @@ DATES = [
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("date", DATES)
-def test_dates_of_a_header_in_any_form(record, tmp_path, date, mark, end):
+def test_e13_dates_of_a_header_in_any_form(record, tmp_path, date, mark, end):
     """Nothing here needs them, and the PhysioNet Challenge of 2021 writes them as the format does not."""
     stem = record((f" 500 {len(COUNTS)}", f" 500 {len(COUNTS)} {date}"))
     header = tmp_path / "rec.hea"
@@ -153,7 +153,7 @@ def test_dates_of_a_header_in_any_form(record, tmp_path, date, mark, end):
         assert found.rate_hz == 500
 
 
-def test_a_header_of_the_challenge_of_2021(record, tmp_path):
+def test_e13_a_header_of_the_challenge_of_2021(record, tmp_path):
     """Samples in a MATLAB file behind 24 bytes, millivolts in small letters."""
     stem = record((f" 500 {len(COUNTS)}", f" 500 {len(COUNTS)} 05-May-2020 09:49:17"), ("rec.dat 16", "rec.mat 16+24"))
     record(("1000.0(0)/mV", "1000/mv"))
@@ -173,7 +173,7 @@ def test_e8_a_record_with_a_date_is_looked_at_as_closely(record, tmp_path):
     refused(stem, f"{tmp_path}/rec: file", "rec.dat")
 
 
-def test_all_faults_of_a_header_at_once(record):
+def test_e12_all_faults_of_a_header_at_once(record):
     path = record(
         (" 500 ", " nan "),
         (
@@ -204,7 +204,7 @@ def with_commas(value):
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
-def test_csv_with_decimal_commas(tmp_path, separator):
+def test_e14_csv_with_decimal_commas(tmp_path, separator):
     path = put_csv(tmp_path / "a.csv", SIGNAL, separator=separator, form=with_commas)
     found = read_ecg(path, rate_hz=500)
     np.testing.assert_allclose(found.signal_mv, SIGNAL, atol=1e-6)
@@ -212,12 +212,12 @@ def test_csv_with_decimal_commas(tmp_path, separator):
     assert read_ecg(put_csv(path, SIGNAL, separator=separator), rate_hz=500).notes == ()
 
 
-def test_csv_whose_commas_may_separate_thousands(tmp_path):
+def test_e14_csv_whose_commas_may_separate_thousands(tmp_path):
     path = put_csv(tmp_path / "a.csv", SIGNAL * 1e6, separator=";", form=lambda value: f"{value:,.1f}")
     refused(path, "points and commas", rate_hz=500)
 
 
-def test_csv_with_decimal_commas_between_commas(tmp_path):
+def test_e14_csv_with_decimal_commas_between_commas(tmp_path):
     refused(put_csv(tmp_path / "a.csv", SIGNAL, form=with_commas), "line 2", "24 cells", "by semicolons")
 
 
@@ -276,7 +276,7 @@ def test_npz_with_an_array_twice(tmp_path):
 
 
 @pytest.mark.parametrize("said", [{"units": "uV"}, {"lead_names": LEADS[::-1]}, {"rate_hz": 250}, {"rate_hz": np.nan}])
-def test_a_caller_who_says_otherwise_than_the_file(tmp_path, said):
+def test_e12_a_caller_who_says_otherwise_than_the_file(tmp_path, said):
     np.savez(tmp_path / "a.npz", ecg=SIGNAL, rate=500, units="mV", leads=LEADS)
     refused(tmp_path / "a.npz", *said, "as it says", **said)
     assert read_ecg(tmp_path / "a.npz", rate_hz=500, units="mV", lead_names=LEADS).rate_hz == 500

@@ -29,30 +29,30 @@ def refused(folder, *words, **options):
 
 
 @pytest.mark.parametrize("folder", ["imagesTs", "scans", "cohort/images"])
-def test_the_first_channel_is_no_part_of_a_cases_name(tmp_path, folder):
+def test_d37_the_first_channel_is_no_part_of_a_cases_name(tmp_path, folder):
     put(tmp_path / folder, "a_0000", "b_0000", "c", "d_0007", "0000")
     root = tmp_path / folder.removesuffix("/images")
     assert opened(root) == {"a": "a_0000", "b": "b_0000", "c": "c", "d_0007": "d_0007", "0000": "0000"}
 
 
-def test_an_image_alone_has_the_name_that_it_has_in_its_folder(tmp_path):
+def test_d37_an_image_alone_has_the_name_that_it_has_in_its_folder(tmp_path):
     put(tmp_path, "a_0000", "b_0001")
     assert opened(tmp_path / "a_0000.nii.gz") == {"a": "a_0000"}
     assert opened(tmp_path / "b_0001.nii.gz") == {"b_0001": "b_0001"}
 
 
-def test_numbers_of_cases_stay_parts_of_their_names(tmp_path):
+def test_d37_numbers_of_cases_stay_parts_of_their_names(tmp_path):
     assert opened(put(tmp_path, "la_0001", "la_0002")) == {"la_0001": "la_0001", "la_0002": "la_0002"}
 
 
 @pytest.mark.parametrize("folder", ["imagesTs", "cohort/images"])
-def test_two_channels_are_not_two_cases(tmp_path, folder):
+def test_d37_two_channels_are_not_two_cases(tmp_path, folder):
     put(tmp_path / folder, "a_0000", "a_0001", "b_0000", "b_0001")
     root = tmp_path / folder.removesuffix("/images")
     refused(root, "channels of case b", "channels of case a: expected one, got a_0000, a_0001", "rename them")
 
 
-def test_a_run_chooses_its_channel(tmp_path):
+def test_d37_a_run_chooses_its_channel(tmp_path):
     folder = put(tmp_path / "imagesTs", "a_0000", "a_0001")
     assert opened(folder, channel="1") == {"a": "a_0001"}
     assert opened(folder, channel="0") == {"a": "a_0000"}
@@ -64,11 +64,11 @@ def test_a_run_chooses_its_channel(tmp_path):
     refused(folder, "channel: expected T1, T2, got FLAIR", channel="FLAIR")
 
 
-def test_the_first_channel_is_not_taken_for_another_that_was_trained_on(tmp_path):
+def test_d37_the_first_channel_is_not_taken_for_another_that_was_trained_on(tmp_path):
     refused(put(tmp_path, "a_0000"), "expected a_0001, as was trained on, got a_0000", channel="1")
 
 
-def test_a_name_with_and_without_a_channel_is_one_name(tmp_path):
+def test_d37_a_name_with_and_without_a_channel_is_one_name(tmp_path):
     refused(put(tmp_path, "a_0000", "a"), "case names", "a and a")
 
 

@@ -70,13 +70,13 @@ STEPS: dict[str, Callable[[Cohort, Path], object]] = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_30000_cases_in_seconds(cohort, step, tmp_path):
+def test_d43_30000_cases_in_seconds(cohort, step, tmp_path):
     start = time.process_time()
     STEPS[step](cohort, tmp_path)
     assert time.process_time() - start < SECONDS
 
 
-def test_what_is_wrong_with_many_cases_is_cut_and_counted(cohort):
+def test_d43_what_is_wrong_with_many_cases_is_cut_and_counted(cohort):
     with pytest.raises(DataError) as caught:
         verify_split(cohort, Split((*NAMES[:9], *(f"other_{name}" for name in NAMES)), (), ()))
     message = str(caught.value)

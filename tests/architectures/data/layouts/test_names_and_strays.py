@@ -117,7 +117,7 @@ def test_a_name_that_could_be_a_pattern_is_a_name_first(name, tmp_path):
 
 
 @pytest.mark.parametrize("stray", STRAYS)
-def test_strays_beside_images(stray, tmp_path):
+def test_d39_strays_beside_images(stray, tmp_path):
     nnunet, plain, acdc = (tmp_path / name for name in ("nnunet", "plain", "acdc"))
     put_nnunet(nnunet, "c", "c")
     put_plain(plain, "c", "c")
@@ -131,7 +131,7 @@ def test_strays_beside_images(stray, tmp_path):
     assert len(open_images(plain / "images").cases) == 1
 
 
-def test_strays_are_counted_in_one_note(tmp_path):
+def test_d39_strays_are_counted_in_one_note(tmp_path):
     put_nnunet(tmp_path, "c", "c")
     put(tmp_path, *(f"imagesTr/c{number}.json" for number in range(30)))
     (note,) = open_cohort(tmp_path).notes
@@ -151,7 +151,7 @@ def test_d29_images_of_another_ending_are_no_strays(ending, tmp_path):
 
 @pytest.mark.parametrize("above", ["", "training", "database/training", "ACDC/database", "ACDC_challenge"])
 @pytest.mark.parametrize("file", ["{}.nii.gz", "{}.nii", "{0}.nii/{0}.nii", "{0}.nii.gz/{0}.nii"])
-def test_acdc_as_it_is_unpacked(above, file, tmp_path):
+def test_d42_acdc_as_it_is_unpacked(above, file, tmp_path):
     for patient in ("patient001", "patient002"):
         names = [f"{patient}_frame{frame:02d}{gt}" for frame in (1, 12) for gt in ("", "_gt")]
         put(tmp_path / above / patient, "Info.cfg", f"{patient}_4d.nii", *map(file.format, names))
@@ -164,7 +164,7 @@ def test_acdc_as_it_is_unpacked(above, file, tmp_path):
     assert not cohort.notes
 
 
-def test_acdc_trains_on_the_training_patients(tmp_path):
+def test_d42_acdc_trains_on_the_training_patients(tmp_path):
     put_acdc(tmp_path / "database/training", "patient001", "patient001")
     put_acdc(tmp_path / "database/testing", "patient101", "patient101")
     cohort = open_cohort(tmp_path)
@@ -182,6 +182,6 @@ def test_d33_numbers_that_no_frame_has(name, number, tmp_path):
     refused(tmp_path, "phases of patient p", "counted from 1")
 
 
-def test_a_folder_of_several_unpacked_files_is_none(tmp_path):
+def test_d42_a_folder_of_several_unpacked_files_is_none(tmp_path):
     put(tmp_path, "a.nii/a.nii", "a.nii/b.nii")
     assert not nifti_named(tmp_path, "a").is_file()
