@@ -108,6 +108,7 @@ def predict_cases(
     batch_size: int = 8,
     device: torch.device | str | None = None,
     side_inputs: Mapping[str, SideInputs] | None = None,
+    replace: bool = False,
 ) -> list[Path]:
     """Predict cases of a cohort into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
 
@@ -122,6 +123,7 @@ def predict_cases(
         out: folder for the label maps, of this model's predictions alone.
         preprocessing: as in training, see `predict_labels`.
         side_inputs: what the cases bring beside their images; only with ``patches``.
+        replace: make label maps anew that another network made, or of which that is not known, instead of refusing.
 
     Returns:
         The paths of all predictions, in the order of ``case_ids``.
@@ -139,7 +141,8 @@ def predict_cases(
         case.case_id: None if side_inputs is None else side_inputs_of(side_inputs, case.case_id) for case in cases
     }
     made_by = _MadeBy(digest_of_tensors(model.state_dict()), preprocessing)
-    folder = _Folder(out, made_by, {case.case_id: _image_of(case, preprocessing) for case in cases})
+    images = {case.case_id: _image_of(case, preprocessing) for case in cases}
+    folder = _Folder(out, made_by, images, replace=replace)
     folder.open({name: None if one is None else one.digest() for name, one in brought.items()})
     problems = []
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
@@ -226,13 +229,15 @@ class _Folder:
         out: the folder.
         made_by: the network that is to make them.
         images: what each case is made of now, see `_image_of`.
+        replace: whether label maps that another network made are outdated, or a reason to refuse the folder.
 
     Attributes:
         kept: the cases whose label maps are there, of the same images.
         outdated: those whose label maps are there, but of other images, or of images that are not recorded.
     """
 
-    def __init__(self, out: Path, made_by: _MadeBy, images: Mapping[str, str]) -> None:
+    def __init__(self, out: Path, made_by: _MadeBy, images: Mapping[str, str], *, replace: bool) -> None:
+        self._replace = replace
         self._out, self._manifest, self._made, self._images = out, out / MANIFEST, made_by.to_json(), images
         self.kept: set[str] = set()
         self.outdated: list[str] = []
@@ -250,19 +255,22 @@ class _Folder:
         before: dict[str, str] = {}
         self._recorded: dict[str, str] = {}
         if manifest.exists():
-            found, before, self._recorded = _read_manifest(manifest)
-            if differences := {name: (old, new) for name, old, new in _differences(found, self._made)}:
-                got, want = ({name: pair[which] for name, pair in differences.items()} for which in (0, 1))
-                raise DataError(manifest, "made by", got=got, want=want, hint="choose another output folder")
+            try:
+                before, self._recorded = self._compare(*_read_manifest(manifest))
+            except DataError:
+                if not self._replace:
+                    raise
         elif any(out.glob("*.nii.gz")):
             raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
         there = [case_id for case_id in side_inputs if prediction_path(out, case_id).exists()]
         self.kept = {case_id for case_id in there if self._is_of_its_image(case_id)}
-        self.outdated = [case_id for case_id in there if case_id not in self.kept]
-        changed = [case_id for case_id in there if before.get(case_id) != side_inputs[case_id]]
-        if changed := [case_id for case_id in changed if case_id in self.kept]:
+        changed = [name for name in there if name in self.kept and before.get(name) != side_inputs[name]]
+        if self._replace:
+            self.kept -= {*changed}
+        elif changed:
             other = f"another prior or ECG of {listed(changed)}"
             raise DataError(manifest, "made by", got=other, want="the same ones", hint="choose another output folder")
+        self.outdated = [case_id for case_id in there if case_id not in self.kept]
         self._extras = {**before, **{name: digest for name, digest in side_inputs.items() if digest is not None}}
         for case_id in self._images.keys() - self.kept:
             self._recorded[case_id] = self._images[case_id]
@@ -270,6 +278,15 @@ class _Folder:
             del self._recorded[case_id]
         self._write()
         self._say()
+
+    def _compare(
+        self, made: Mapping[str, Any], extras: dict[str, str], images: dict[str, str]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the recorded digests of side inputs and images, if they are of label maps by the same network."""
+        if differences := {name: (old, new) for name, old, new in _differences(made, self._made)}:
+            got, want = ({name: pair[which] for name, pair in differences.items()} for which in (0, 1))
+            raise DataError(self._manifest, "made by", got=got, want=want, hint="choose another output folder")
+        return extras, images
 
     def add(self, case_id: str) -> None:
         """Record what a new label map is made of."""
@@ -288,7 +305,7 @@ class _Folder:
     def _say(self) -> None:
         said = [f"{count(len(self.kept), 'label map')} kept, of the same images"] if self.kept else []
         if self.outdated:
-            of = "their images have changed, or nothing says which they were"
+            of = "their images or the network have changed, or nothing says which they were"
             said.append(f"{count(len(self.outdated), 'label map')} made anew, because {of}: {listed(self.outdated)}")
         if said:
             print(f"note: {self._out}: {'; '.join(said)}", file=sys.stderr)

@@ -144,6 +144,7 @@ def _predict_and_score(
         folder,
         recipe.preprocessing,
         side_inputs=data.side_inputs,
+        replace=True,  # the folder is the run's own, and a run that was trained longer has another network
     )
 
     def scored(name: str, title: str, **choices: Any) -> Evaluation:

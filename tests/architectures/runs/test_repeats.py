@@ -43,7 +43,7 @@ class Trainer:
         self.options.append(options)
         if len(self.asked) == self.fails_at:
             raise KeyboardInterrupt
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         chosen = Conventions()
         write_case_table(
             out / "test_cases.csv", [Row("a", "a", "LV", None, OK, dict.fromkeys(chosen.metrics, 0.5), chosen)]
@@ -89,6 +89,16 @@ def test_another_recipe_is_not_mixed_in(tmp_path):
     repeat_training(trainer, other, tmp_path / "out", 1, title="t", overwrite=True)
     assert [name for name, *_ in trainer.asked] == ["run_1"]
     assert not (tmp_path / "out" / "run_2").exists()
+
+
+def test_t13_finished_runs_are_trained_longer_where_it_is_forced(tmp_path):
+    repeat_training(Trainer(), Whole(), tmp_path / "out", 2, title="t")
+    longer = replace(Whole(), training=replace(Whole().training, epochs=2))
+    with pytest.raises(KeyboardInterrupt):
+        repeat_training(Trainer(fails_at=2), longer, tmp_path / "out", 2, title="t", force_resume=True)
+    trainer = Trainer()
+    repeat_training(trainer, longer, tmp_path / "out", 2, title="t", resume=True)
+    assert [name for name, *_ in trainer.asked] == ["run_2"]
 
 
 def test_repeats_of_an_older_version_are_continued(tmp_path):

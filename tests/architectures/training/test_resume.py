@@ -100,6 +100,21 @@ def test_t13_t14_another_recipe_or_configuration_is_refused_and_forced(tmp_path,
     assert [row["epoch"] for row in read_log(tmp_path / "log.csv")] == [1, 2]
 
 
+def test_t14_a_forced_resume_that_does_not_come_to_a_checkpoint_changes_nothing(tmp_path):
+    run(tmp_path, epochs=1)
+    before = (tmp_path / "run.json").read_bytes()
+
+    def fails(model, batch):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path, epochs=2, batch_size=64, force_resume=True, forward=fails)
+    assert (tmp_path / "run.json").read_bytes() == before
+    run(tmp_path, epochs=1, resume=True)
+    run(tmp_path, epochs=2, force_resume=True)
+    run(tmp_path, epochs=2, resume=True)
+
+
 def test_what_does_not_change_the_result_may_change(tmp_path):
     with pytest.raises(Interrupted):
         run(tmp_path, forward=StopAt(2))

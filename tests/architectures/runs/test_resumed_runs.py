@@ -1,0 +1,81 @@
+"""Runs that go on: longer, over data that changed, or not at all; each from its cohort to its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trifuse.architectures.data.layouts.split import write_split
+from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
+from trifuse.architectures.data.volumes.nifti import read_image, write_image
+from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
+from trifuse.architectures.plain_unet.train import PlainUNetRecipe
+from trifuse.architectures.runs.pipeline import train
+from trifuse.architectures.storage.epoch_log import read_log
+from trifuse.architectures.storage.record import read_record
+from trifuse.architectures.storage.safetensors_file import digest_of_tensors
+from trifuse.architectures.training.run_folder import OutputFolderError
+from trifuse.kernels import CheckpointError
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Path:
+    folder = tmp_path / "atria"
+    write_split(folder / "split.json", write_left_atrium_phantom(folder, cases=3, size=(48, 48, 6)))
+    return folder
+
+
+def recipe_of(cohort: Path, *, base_dim: int = 4, **training) -> PlainUNetRecipe:
+    recipe = PlainUNetRecipe(network=PlainUNetConfig(base_dim=base_dim))
+    preprocessing = replace(recipe.data.preprocessing, image_size=32, patches=None)
+    split = str(cohort / "split.json")
+    data = replace(recipe.data, root=str(cohort), split=split, augment="none", preprocessing=preprocessing)
+    options = {"epochs": 1, "batch_size": 4, "device": "cpu", "best_epoch_by": "last", **training}
+    return replace(recipe, data=data, training=replace(recipe.training, **options))
+
+
+def test_t13_a_finished_run_that_is_trained_longer_gets_its_report(cohort, tmp_path):
+    out = tmp_path / "run"
+    train(recipe_of(cohort), out)
+    report = train(recipe_of(cohort, epochs=2), out, force_resume=True)
+    assert "epoch 2 of 2" in report.read_text()
+    weights = digest_of_tensors(PlainUNet.from_pretrained(out / "best").state_dict())
+    assert read_record(out / "predictions" / "test" / "predictions.json")["weights_sha256"] == weights
+    assert [row["epoch"] for row in read_log(out / "log.csv")] == [1, 2]
+    assert read_record(out / "run.json")["recipe"]["epochs"] == 2
+
+
+def test_t14_data_that_changed_between_two_sessions_are_noticed(cohort, tmp_path):
+    out = tmp_path / "run"
+    recipe = recipe_of(cohort)
+    train(recipe, out)
+    case = cohort / "train_data" / "train_1" / "enhanced.nii.gz"
+    image = read_image(case)
+    write_image(case, image.voxels + 1, like=image)
+    with pytest.raises(OutputFolderError, match=r"config\.digests\.train_1: '\w+' -> '\w+'\nresume with the old"):
+        train(recipe, out, resume=True)
+    train(recipe, out, force_resume=True)
+    train(recipe, out, resume=True)
+
+
+def test_t14_a_forced_resume_that_fails_leaves_the_run_as_it_was(cohort, tmp_path):
+    out = tmp_path / "run"
+    train(recipe_of(cohort), out)
+    before = (out / "run.json").read_bytes()
+    with pytest.raises(CheckpointError, match="of the wrong shape"):
+        train(recipe_of(cohort, base_dim=8), out, force_resume=True)
+    assert (out / "run.json").read_bytes() == before
+    train(recipe_of(cohort), out, resume=True)
+
+
+def test_a_run_of_an_older_version_gets_digests_with_its_next_checkpoint(cohort, tmp_path):
+    out = tmp_path / "run"
+    train(recipe_of(cohort), out)
+    described = read_record(out / "run.json")
+    del described["config"]["digests"]
+    (out / "run.json").write_text(json.dumps(described))
+    train(recipe_of(cohort), out, resume=True)
+    assert read_record(out / "run.json")["config"]["digests"].keys() == {"train_1", "train_2"}
