@@ -9,7 +9,6 @@ The run's validation cases choose the best epoch of each.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.split import write_split
+from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.evaluation.predict import predict_cases
 from trifuse.architectures.evaluation.scoring import prediction_path
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, SPLIT_FILE, is_main_process
@@ -27,6 +27,7 @@ from trifuse.architectures.runs.pipeline import fit_network
 from trifuse.architectures.runs.predict import load_network
 from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.registry import experiment
+from trifuse.architectures.storage.atomic_files import atomic_write
 from trifuse.architectures.storage.text import natural_key
 from trifuse.architectures.training.distributed import open_world
 from trifuse.kernels import DataError
@@ -55,7 +56,7 @@ def first_pass(recipe: Any, cohort: Cohort, split: Split, out: Path, jobs: int =
     left = [
         (recipe, part, predicted, folder / name, labels)
         for name, part, predicted in first_pass_splits(cohort, split, recipe.prior.folds, recipe.training.seed)
-        if not all(prediction_path(labels, case_id).exists() for case_id in predicted)
+        if not all(_is_whole(prediction_path(labels, case_id)) for case_id in predicted)
     ]
     if jobs > 1:
         run_each(_train_and_predict, left, jobs)
@@ -107,6 +108,9 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
         with world.raise_on_any_rank():
             if is_main_process() and predicted:
                 best = network.from_pretrained(run / "best").to(world.device)
+                for case_id in predicted:
+                    if not _is_whole(path := prediction_path(run / "predictions", case_id)):
+                        path.unlink(missing_ok=True)
                 paths = predict_cases(
                     best,
                     data.cohort,
@@ -116,7 +120,17 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
                 )
                 labels.mkdir(exist_ok=True)
                 for path in paths:
-                    shutil.copyfile(path, labels / path.name)
+                    with atomic_write(labels / path.name) as stream:
+                        stream.write(path.read_bytes())
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a label map is there and undamaged, by the checksum of its compression."""
+    try:
+        read_labels(path)
+    except DataError:
+        return False
+    return True
 
 
 def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:

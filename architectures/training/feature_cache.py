@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from trifuse.kernels.errors import CheckpointError, DataError, NumericError
 
 from .distributed import World, open_world
 from .progress import Progress
+
+_DIGEST = "digest"  # of the features in a file: its name tells what they were made of
 
 
 class FeatureCache(Dataset[dict[str, Any]]):
@@ -87,12 +89,13 @@ class FeatureCache(Dataset[dict[str, Any]]):
 
         Raises:
             DataError: the image is not one of those that the cache was made for.
+            CheckpointError: its features are damaged; a cache that is made computes them anew.
         """
         sample = self._dataset[key]
         path = self._path(sample["image"])
         if not path.exists():
             raise DataError(path, "features", got="none", want=f"those of sample {key}; does the data set augment?")
-        tensors = read_safetensors(path)
+        tensors = _read(path)
         return sample | {"features": [tensors[_name(block)].to(self._returned_dtype) for block in self._blocks]}
 
     def name_of(self, key: Any) -> str:
@@ -113,7 +116,8 @@ class FeatureCache(Dataset[dict[str, Any]]):
             features = _encode(model, image.to(world.device), self._blocks, self._dtype)
             if done == 1:
                 self._check_room(features, len(missing))
-            write_safetensors(self._path(image), dict(zip(map(_name, self._blocks), features, strict=True)))
+            tensors = dict(zip(map(_name, self._blocks), features, strict=True))
+            write_safetensors(self._path(image), {**tensors, _DIGEST: _digest_of(tensors)})
             progress.advance(done)
         progress.end()
 
@@ -150,15 +154,29 @@ def _digest_encoder(encoder: nn.Module, blocks: Sequence[int], dtype: torch.dtyp
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the file is there and reads; one that does not is removed."""
-    if not path.exists():
-        return False
+    """Whether the file is there and reads; one that does not stays: another process may be about to replace it."""
     try:
-        read_safetensors(path)
+        _read(path)
     except CheckpointError:
-        path.unlink()
         return False
     return True
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the features in a file, by block.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or of an older version, which wrote no digest.
+    """
+    tensors = read_safetensors(path)
+    digest = tensors.pop(_DIGEST, None)
+    if digest is None or not torch.equal(digest, _digest_of(tensors)):
+        raise CheckpointError(f"{path}: the content has changed since it was written; resume, and it is made anew")
+    return tensors
+
+
+def _digest_of(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(digest_of_tensors(tensors))), dtype=torch.uint8)
 
 
 def _name(block: int) -> str:

@@ -63,6 +63,17 @@ def test_it_trains_once_and_predicts_every_case_and_new_images(scar_cohort, coho
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert first_pass(recipe, cohort, cohort.split, tmp_path) == labels
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == written
+    damaged = [labels / "case001.nii.gz", labels / "case002.nii.gz", *tmp_path.glob("**/predictions/case002.nii.gz")]
+    assert len(damaged) == 3
+    before = [path.read_bytes() for path in damaged]
+    damaged[0].write_bytes(before[0][: len(before[0]) // 2])  # a copy that was cut short, and a byte that flipped
+    for path, content in zip(damaged[1:], before[1:], strict=True):
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 1
+        path.write_bytes(flipped)
+    first_pass(recipe, cohort, cohort.split, tmp_path)
+    assert [path.read_bytes() for path in damaged] == before
+
     network, data = load_network(tmp_path / "first_pass" / "network")
     assert network.architecture == "plain_unet"
     assert network.config.base_dim == 4

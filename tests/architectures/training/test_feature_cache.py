@@ -17,7 +17,7 @@ from trifuse.architectures.training import feature_cache
 from trifuse.architectures.training.batches import keyed_seed
 from trifuse.architectures.training.feature_cache import FeatureCache
 from trifuse.architectures.training.loop import forward_image
-from trifuse.kernels.errors import DataError, NumericError
+from trifuse.kernels.errors import CheckpointError, DataError, NumericError
 
 SIZE = 28
 
@@ -130,6 +130,20 @@ def test_d34_half_a_file_is_computed_anew(tmp_path, runs):
     again = FeatureCache(network(), Images(1), tmp_path)[0]["features"]
     assert len(runs) == 2
     assert len(list(tmp_path.iterdir())) == 1
+    assert all(torch.equal(*pair) for pair in zip(whole, again, strict=True))
+
+
+def test_d34_a_flipped_byte_of_a_feature_is_not_believed(tmp_path, runs):
+    cache = FeatureCache(network(), Images(1), tmp_path)
+    whole = cache[0]["features"]
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="content has changed since it was written"):
+        cache[0]
+    again = FeatureCache(network(), Images(1), tmp_path)[0]["features"]
+    assert len(runs) == 2
     assert all(torch.equal(*pair) for pair in zip(whole, again, strict=True))
 
 
