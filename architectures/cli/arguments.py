@@ -124,14 +124,22 @@ def given_values(arguments: argparse.Namespace, options: Iterable[Option]) -> di
     return of_weights | values
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Refuse a path that is taken, and a table whose folder is not there.
+def refuse_existing(path: Path, what: str = "", replaceable: Callable[[Path], bool] | None = None) -> None:
+    """Refuse a path that is taken, but for what may be replaced there, and a table whose folder is not there.
+
+    Args:
+        path: to be written.
+        what: in words, what may be replaced, such as "a table of scores".
+        replaceable: with ``--overwrite``, tells whether what lies there is that; None replaces nothing.
 
     Raises:
         UsageError: saying what to do.
     """
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists already; choose another name, or pass --overwrite where there is one")
+    if path.exists():
+        if replaceable is None:
+            raise UsageError(f"{path} exists already; choose another name")
+        if not replaceable(path):
+            raise UsageError(f"{path} exists already, and --overwrite replaces {what} alone; choose another name")
     if path.suffix == ".csv":
         require_folder_of(path)
 

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         _draw(arguments)
         return
     if arguments.out is not None:
-        refuse_existing(arguments.out, overwrite=False)
+        refuse_existing(arguments.out)
     a, b = arguments.runs
     if a.resolve() == b.resolve():
         raise UsageError(f"expected two runs to compare, got {a} twice")

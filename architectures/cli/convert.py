@@ -26,7 +26,11 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Convert a file of weights and print what it was."""
+    from trifuse.architectures.storage.published_weights import is_conversion
+
     out = arguments.out or arguments.file.with_suffix("")
-    refuse_existing(out / "config.json", arguments.overwrite)
+    replaceable = is_conversion if arguments.overwrite else None
+    for name in ("config.json", "model.safetensors"):
+        refuse_existing(out / name, "an earlier conversion", replaceable)
     print(arguments.experiment.load(arguments.converter.run)(arguments.file, out))
     print(f"weights: {out}")

@@ -55,12 +55,12 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
         plain,
         summarise,
     )
-    from trifuse.architectures.evaluation.tables import write_case_table
+    from trifuse.architectures.evaluation.tables import is_case_table, write_case_table
     from trifuse.architectures.runs.recipes import matching_cases
 
     tables = _tables(arguments)
     for table in tables.values():
-        refuse_existing(table, arguments.overwrite)
+        refuse_existing(table, "a table of scores", is_case_table if arguments.overwrite else None)
     if not arguments.predictions.is_dir():
         raise UsageError(f"{arguments.predictions} is no folder; expected the one that trifuse predict wrote")
     cohort = open_cohort(arguments.data, **cohort_arguments(arguments))

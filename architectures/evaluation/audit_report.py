@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.storage.atomic_files import write_text
-from trifuse.architectures.storage.text import count, listed
+from trifuse.architectures.storage.text import count, listed, read_text
 
 from .audit import ALL_CLASSES, Audit, Finding, Interval
 from .picture import BLUE, FAINT, INK, LARGE, NORMAL, SMALL, VERMILION, Picture, new_figure, save_picture
@@ -17,9 +17,19 @@ from .summary import METRIC_NAMES, aligned
 from .tables import number, write_csv
 
 PAGE = "audit.md"
+TITLE = "Audit of "  # begins the title of a run's audit
+_CASES = "audit_cases.csv"
 _GRID = "#E3E3E3"
 _INCHES_A_ROW, _INCHES_AROUND = 0.27, 1.5
 _LEAST_SHOWN = 1e-5  # the left end of the chart's axis: what moves less stands there
+
+
+def is_audit(page: Path) -> bool:
+    """Tell whether a page, with its table beside it, is one that `write_audit` wrote for a run."""
+    try:
+        return read_text(page).startswith(f"# {TITLE}") and page.with_name(_CASES).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def write_audit(
@@ -36,7 +46,7 @@ def write_audit(
     """
     out.mkdir(parents=True, exist_ok=True)
     picture = draw_audit(audit, out)
-    cases, watched = out / "audit_cases.csv", out / "audit_watched.csv"
+    cases, watched = out / _CASES, out / "audit_watched.csv"
     _write_cases(cases, audit)
     watched.unlink(missing_ok=True)  # of an earlier audit; all other files are written anew
     parts = [f"# {title}", headline(audit), *picture_parts(picture, out)]

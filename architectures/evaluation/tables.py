@@ -41,6 +41,15 @@ def write_case_table(path: Path, rows: Sequence[Row]) -> None:
     write_csv(path, [*_FIXED_COLUMNS, *metrics, _LAST_COLUMN], lines)
 
 
+def is_case_table(path: Path) -> bool:
+    """Tell whether a file has the columns of a case table."""
+    try:
+        columns, _ = read_table(path)
+    except (OSError, ValueError):
+        return False
+    return columns[: len(_FIXED_COLUMNS)] == [*_FIXED_COLUMNS]
+
+
 def read_case_table(path: Path) -> list[Row]:
     """Read what `write_case_table` wrote.
 

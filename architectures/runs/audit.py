@@ -10,7 +10,7 @@ from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.data.layouts.split import read_split
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.evaluation.audit import THRESHOLD, Audit, audit_network
-from trifuse.architectures.evaluation.audit_report import PAGE, write_audit
+from trifuse.architectures.evaluation.audit_report import PAGE, TITLE, is_audit, write_audit
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.report import check_extras, describe_environment, describe_network
 from trifuse.architectures.storage.text import count, listed
@@ -105,7 +105,7 @@ def audit_run(
         **describe_network(model),
         **describe_environment(next(model.parameters()).device),
     }
-    title = f"Audit of {run.resolve().name}, {known.name}"
+    title = f"{TITLE}{run.resolve().name}, {known.name}"
     return AuditedRun(audit, out / PAGE, write_audit(out, audit, title=title, facts=facts, command=command))
 
 
@@ -123,15 +123,15 @@ def _refuse_taken(out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds something, but for an earlier audit that may be overwritten."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / PAGE).exists():
+    if not is_audit(out / PAGE):
         raise OutputFolderError(
             f"{out}: expected a new folder, an empty one or an earlier audit, got something else; choose another with "
             "--out"
         )
     if not overwrite:
         raise OutputFolderError(
-            f"{out}: expected a new or an empty folder, got an earlier audit; pass --overwrite to replace it, or "
-            "choose another with --out"
+            f"{out}: expected a new or an empty folder, got an earlier audit; choose another with --out "
+            "(--overwrite replaces the files of that audit)"
         )
 
 

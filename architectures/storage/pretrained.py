@@ -10,6 +10,7 @@ import typing
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,7 +20,7 @@ from trifuse.kernels.errors import CheckpointError
 
 from .atomic_files import replace, sha256_of
 from .config_json import SCHEMA_VERSION, config_from_json, config_to_json, nearest_note
-from .record import read_record, write_record
+from .record import look_at_record, write_record
 from .safetensors_file import read_safetensors, write_safetensors
 from .text import count
 
@@ -43,6 +44,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _PENDING_FILE = "model.safetensors.new"
 _ROWS_SHOWN = 10
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def weights_generator(seed: int) -> torch.Generator:
@@ -123,19 +125,8 @@ class Pretrained:
         A save over an older one may be cut short at any moment: the folder then still loads, either as the old
         network or as the new one.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        pending = folder / _PENDING_FILE
-        digest = write_safetensors(pending, typing.cast(nn.Module, self).state_dict(), {"format": "pt"})
-        description = {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "architecture": self.architecture,
-            "config": config_to_json(self.config),
-            "sha256": {WEIGHTS_FILE: digest},
-        }
-        write_record(folder / CONFIG_FILE, description)  # from here on the folder means the new network
-        replace(pending, folder / WEIGHTS_FILE)
+        state = typing.cast(nn.Module, self).state_dict()
+        write_network(Path(folder), state, self.architecture, self.config)
 
     @classmethod
     def saved_config(cls, folder: Path | str) -> Any:
@@ -162,7 +153,7 @@ class Pretrained:
         description = read_description(folder, cls.architecture)
         config = config_from_json(cls.config_type, description.get("config"), folder / CONFIG_FILE)
         digest = recorded_digest(description, folder)
-        weights = _weights_file(folder, digest)
+        weights = weights_file(folder, digest)
         try:
             with torch.device("meta"):  # no weight is drawn only to be loaded over
                 network = typing.cast(Any, cls)(config)
@@ -184,7 +175,7 @@ class Pretrained:
         """
         folder, module = Path(folder), typing.cast(nn.Module, self)
         digest = recorded_digest(read_description(folder, self.architecture), folder)
-        path = _weights_file(folder, digest)
+        path = weights_file(folder, digest)
         own, saved, head = module.state_dict(), read_safetensors(path, digest), self._head()
         if reset_head:
             saved = {name: tensor for name, tensor in saved.items() if name not in head}
@@ -207,6 +198,29 @@ class Pretrained:
         return {name for name, tensor in own.items() if other[name].shape != tensor.shape}
 
 
+def write_network(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    architecture: str,
+    config: Any,
+    further: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network's tensors and its configuration, and ``further`` facts, as `Pretrained.save_pretrained` says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pending = folder / _PENDING_FILE
+    digest = write_safetensors(pending, tensors, {"format": "pt"})
+    description = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "architecture": architecture,
+        "config": config_to_json(config),
+        "sha256": {WEIGHTS_FILE: digest},
+        **further,
+    }
+    write_record(folder / CONFIG_FILE, description)  # from here on the folder means the new network
+    replace(pending, folder / WEIGHTS_FILE)
+
+
 def read_description(folder: Path, architecture: str | None = None) -> dict[str, Any]:
     """Return the content of ``config.json``, after checking who wrote it and for which architecture.
 
@@ -221,7 +235,7 @@ def read_description(folder: Path, architecture: str | None = None) -> dict[str,
     if not path.is_file():
         missing = path if folder.is_dir() else folder
         raise CheckpointError(f"{missing}: not found; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
-    description = read_record(path)
+    description, damage = look_at_record(path)
     if description.get("format") != FORMAT:
         raise CheckpointError(f'{path}: expected a configuration written by trifuse, with "format": "{FORMAT}"')
     version = description.get("schema_version")
@@ -233,6 +247,8 @@ def read_description(folder: Path, architecture: str | None = None) -> dict[str,
         raise CheckpointError(
             f"{path}: wrong architecture: got {description.get('architecture')!r}, want {architecture!r}"
         )
+    if damage is not None:
+        raise damage
     return description
 
 
@@ -249,7 +265,7 @@ def recorded_digest(description: Mapping[str, Any], folder: Path) -> str:
     return digest
 
 
-def _weights_file(folder: Path, digest: str) -> Path:
+def weights_file(folder: Path, digest: str) -> Path:
     """The file that config.json speaks of: a save that was cut short has not given it its final name yet."""
     pending = folder / _PENDING_FILE
     return pending if pending.is_file() and sha256_of(pending) == digest else folder / WEIGHTS_FILE

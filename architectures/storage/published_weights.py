@@ -19,14 +19,14 @@ from torch import Tensor
 
 from trifuse.kernels.errors import CheckpointError
 
-from .atomic_files import describe_content, sha256_of, write_json
-from .config_json import SCHEMA_VERSION, config_to_json
+from .atomic_files import describe_content, sha256_of
 from .file_names import real_path
-from .pretrained import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_description, recorded_digest
-from .safetensors_file import read_safetensors, write_safetensors
+from .pretrained import read_description, recorded_digest, weights_file, write_network
+from .safetensors_file import read_safetensors
 from .text import listed
 
 _NESTING = ("teacher", "model", "state_dict", "model_state_dict", "module", "net", "network", "network_weights")
+_SOURCE = "converted_from"  # in the description of a network: the file that it was converted from
 _DEEPEST = 3  # so many of them may be nested
 WRAPPER = r"(?:module|_orig_mod|model|net|network|backbone|state_dict)\."
 """What Lightning, timm, DDP, compilation and people's own modules put before the names of a network, as a pattern."""
@@ -90,20 +90,17 @@ def convert_weights(
     if real_path(path).is_relative_to(real_path(folder)):
         raise CheckpointError(f"{path}: lies in the output folder {folder}, whose files would replace it; name another")
     state, report = read(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = write_safetensors(folder / WEIGHTS_FILE, state, {"format": "pt"})
-    write_json(
-        folder / CONFIG_FILE,
-        {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "architecture": architecture,
-            "config": config_to_json(report.config),
-            "sha256": {WEIGHTS_FILE: digest},
-            "converted_from": {"file": path.name, "sha256": sha256_of(path)},
-        },
-    )
+    source = {"file": path.name, "sha256": sha256_of(path)}
+    write_network(folder, state, architecture, report.config, {_SOURCE: source})
     return report
+
+
+def is_conversion(path: Path) -> bool:
+    """Tell whether a file lies in a folder that `convert_weights` wrote."""
+    try:
+        return _SOURCE in read_description(path.parent)
+    except CheckpointError:
+        return False
 
 
 def read_tensors(path: Path, architecture: str) -> dict[str, Tensor]:
@@ -114,7 +111,7 @@ def read_tensors(path: Path, architecture: str) -> dict[str, Tensor]:
     """
     if path.is_dir():
         digest = recorded_digest(read_description(path, architecture), path)
-        return read_safetensors(path / WEIGHTS_FILE, digest)
+        return read_safetensors(weights_file(path, digest), digest)
     return read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
 
 

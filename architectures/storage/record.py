@@ -28,6 +28,21 @@ def read_record(path: Path) -> dict[str, Any]:
         OSError: there is no such file, or it cannot be read.
         CheckpointError: the file is damaged.
     """
+    values, damage = look_at_record(path)
+    if damage is not None:
+        raise damage
+    return values
+
+
+def look_at_record(path: Path) -> tuple[dict[str, Any], CheckpointError | None]:
+    """Return what `read_record` does, and what that raises if the digest is of something else.
+
+    So who reads it can say first what else is wrong.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        CheckpointError: it is no JSON, or no values by name.
+    """
     try:
         values = read_parsed(path, parse_json)
     except ValueError as error:
@@ -36,12 +51,12 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected JSON values by name, found {type(values).__name__}")
     digest = values.pop(DIGEST, None)
-    if digest is not None and digest != (found := _digest_of(values)):
-        raise CheckpointError(
-            f"{path}: the content has changed since it was written: expected SHA-256 {digest}, got {found}; restore "
-            f"the file, or remove {DIGEST!r} from it if it was edited on purpose"
-        )
-    return values
+    if digest is None or digest == (found := _digest_of(values)):
+        return values, None
+    return values, CheckpointError(
+        f"{path}: the content has changed since it was written: expected SHA-256 {digest}, got {found}; restore the "
+        f"file, or remove {DIGEST!r} from it if it was edited on purpose"
+    )
 
 
 def _digest_of(values: Mapping[str, Any]) -> str:

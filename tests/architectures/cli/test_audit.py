@@ -45,7 +45,7 @@ def test_an_audit_lies_in_the_run_and_is_replaced_on_demand_alone(balanced_run, 
     before = page.read_bytes()
     code, _, errors = run_main(["audit", balanced_run, "--hd95"], capsys)
     assert (code, page.read_bytes()) == (2, before)
-    assert "expected a new or an empty folder, got an earlier audit; pass --overwrite to replace it" in errors
+    assert "expected a new or an empty folder, got an earlier audit; choose another with --out" in errors
     for name in ("audit_watched.csv", "my_notes.txt"):
         (page.parent / name).write_text("of an audit before, or of somebody else")
     assert run_main(["audit", balanced_run, "--hd95", "--overwrite"], capsys)[0] == 0
@@ -112,11 +112,13 @@ def test_an_unknown_split_and_one_without_cases_are_refused(atria_run, tmp_path,
 
 
 def test_another_folder_is_not_replaced(atria_run, tmp_path, capsys):
-    (tmp_path / "mine.txt").write_text("mine")
-    code, _, errors = run_main(["audit", atria_run, "--out", tmp_path, "--overwrite"], capsys)
-    assert code == 2
-    assert "expected a new folder, an empty one or an earlier audit, got something else" in errors
-    assert (tmp_path / "mine.txt").exists()
+    for name, text in (("mine.txt", "mine"), ("audit.md", "# Audit of the ward")):
+        mine = tmp_path / name
+        mine.write_text(text)
+        code, _, errors = run_main(["audit", atria_run, "--out", tmp_path, "--overwrite"], capsys)
+        assert code == 2
+        assert "expected a new folder, an empty one or an earlier audit, got something else" in errors
+        assert mine.read_text() == text
 
 
 @pytest.mark.parametrize("share", ["0", "1", "1.5", "-0.1", "few", "nan"])

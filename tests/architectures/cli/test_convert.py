@@ -68,3 +68,25 @@ def test_c19_an_archive_is_not_unpacked(kind, converter, tmp_path, capsys):
     assert code == 4
     assert f"{path}: expected tensors saved by PyTorch" in errors
     assert [file.name for file in tmp_path.rglob("*")] == ["inner", "weights.pth"]
+
+
+def test_l4_only_a_conversion_is_replaced(tmp_path, capsys):
+    """Weights of others, and the network of a run, were replaced, the former even unasked."""
+    from safetensors.torch import save_file
+
+    from trifuse.architectures.dino_unet import DinoV2Encoder, dino_unet_tiny
+
+    save_file(DinoV2Encoder("tiny", num_registers=4).state_dict(), tmp_path / "published.safetensors")
+    words = ["convert", "dinov2", tmp_path / "published.safetensors", "--out"]
+    dino_unet_tiny(num_classes=2).save_pretrained(tmp_path / "best")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"years of work")
+    for folder in ("best", "mine"):
+        before = (tmp_path / folder / "model.safetensors").read_bytes()
+        for further in ([], ["--overwrite"]):
+            code, _, errors = run_main([*words, tmp_path / folder, *further], capsys)
+            assert (code, "exists already" in errors) == (2, True)
+            assert ("replaces an earlier conversion alone" in errors) == bool(further)
+        assert (tmp_path / folder / "model.safetensors").read_bytes() == before
+    for further in ([], ["--overwrite"]):
+        assert run_main([*words, tmp_path / "encoder", *further], capsys)[0] == 0

@@ -106,6 +106,22 @@ def test_folders_that_were_not_meant(abdomen_run, abdomen, tmp_path, capsys):
     assert (code, "holds a single run, and cannot hold repeated runs as well" in errors) == (2, True)
 
 
+def test_l5_only_a_table_of_scores_is_replaced(plain_run, scar_cohort, tmp_path, capsys):
+    """The table of a study, its label maps, a folder: all of them were replaced, as asked."""
+    study = shutil.copytree(scar_cohort, tmp_path / "study")
+    words = ["evaluate", plain_run / "predictions" / "test", study, "--cases", "case006", "--overwrite", "--out"]
+    label = next(study.glob("seg/case006*"))
+    for mine in (study / "cases.csv", label, next(study.glob("lge/case006*")), study / "seg"):
+        before = None if mine.is_dir() else mine.read_bytes()
+        code, _, errors = run_main([*words, mine], capsys)
+        assert (code, "--overwrite replaces a table of scores alone" in errors) == (2, True)
+        assert before is None or mine.read_bytes() == before
+    assert run_main([*words, tmp_path / "scores.csv"], capsys)[0] == 0
+    code, _, errors = run_main([*words[:-2], "--out", tmp_path / "scores.csv"], capsys)
+    assert (code, "overwrite" in errors) == (2, False)
+    assert run_main([*words, tmp_path / "scores.csv"], capsys)[0] == 0
+
+
 def test_volume_differences_are_stated_as_asked(plain_run, scar_cohort, tmp_path, capsys):
     words = ["evaluate", plain_run / "predictions" / "test", scar_cohort, "--cases", "case006", "case007"]
     assert run_main([*words, "--out", tmp_path / "a.csv", "--volume", "signed"], capsys)[0] == 0

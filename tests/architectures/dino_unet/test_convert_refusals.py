@@ -18,6 +18,7 @@ from trifuse.architectures.dino_unet.convert import (
     rename_dinov2,
 )
 from trifuse.architectures.dino_unet.encoder import DinoV2Encoder
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("tiny_swiglu")
@@ -195,7 +196,7 @@ def test_c3_c7_folders_are_checked(tmp_path):
     torch.save(random_state("tiny_swiglu"), tmp_path / "weights.pth")
     folder = tmp_path / "out"
     convert_dinov2(tmp_path / "weights.pth", folder)
-    described = json.loads((folder / "config.json").read_text())
+    described = read_record(folder / "config.json")
 
     weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -204,7 +205,7 @@ def test_c3_c7_folders_are_checked(tmp_path):
     with pytest.raises(CheckpointError, match="the content has changed since it was written"):
         load_dinov2_state_dict(folder)
 
-    (folder / "config.json").write_text(json.dumps(described | {"sha256": {}}))
+    write_record(folder / "config.json", described | {"sha256": {}})
     with pytest.raises(CheckpointError, match=r"expected the SHA-256 of model\.safetensors, got None"):
         load_dinov2_state_dict(folder)
     (folder / "config.json").write_text(json.dumps(described | {"architecture": "dino_unet"}))
