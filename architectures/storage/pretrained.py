@@ -203,7 +203,7 @@ def write_network(
     tensors: Mapping[str, Tensor],
     architecture: str,
     config: Any,
-    further: Mapping[str, Any] | None = None,
+    further: Mapping[str, Any] = _NOTHING,
 ) -> None:
     """Write a network's tensors and its configuration, and ``further`` facts, as `Pretrained.save_pretrained` says."""
     folder.mkdir(parents=True, exist_ok=True)
