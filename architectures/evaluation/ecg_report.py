@@ -17,7 +17,7 @@ from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.architectures.storage.epoch_log import read_log
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.storage.text import count, printable
 
 from .charts import draw_training_curves
 from .ecg_attention_figures import draw_lead_attention, draw_temporal_attention
@@ -212,5 +212,5 @@ def _digest(parts: Mapping[Any, Sequence[NetworkBeat]]) -> str:
     digest = hashlib.sha256()
     for part, beats in parts.items():
         for beat in beats:
-            digest.update(f"{part} {beat.record}\n".encode() + beat.ecg.numpy().tobytes())
+            digest.update(printable(f"{part} {beat.record}\n").encode() + beat.ecg.numpy().tobytes())
     return f"`sha256:{digest.hexdigest()}` of {count(sum(map(len, parts.values())), 'beat')}"

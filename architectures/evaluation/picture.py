@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.storage.atomic_files import atomic_write
+from trifuse.architectures.storage.text import printable
 from trifuse.kernels import MissingExtra
 
 from .tables import write_csv
@@ -71,8 +72,20 @@ def save_picture(
     out.mkdir(parents=True, exist_ok=True)
     picture = Picture(title, out / f"{name}.png", out / f"{name}.csv", alt)
     write_csv(picture.csv, header, lines)
+    _spell_out(figure)
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Title": title, "Description": alt})
+    figure.savefig(drawn, format="png", metadata={"Title": printable(title), "Description": printable(alt)})
     with atomic_write(picture.png) as stream:
         stream.write(drawn.getvalue())
     return picture
+
+
+def _spell_out(figure: Any) -> None:
+    """Let every text of a figure be what it says: a name may have dollars, or be no text."""
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        if (spelled := [printable(label) for label in labels]) != labels:  # they are made anew whenever it is drawn
+            axis.set_ticks(axis.get_ticklocs(), spelled)

@@ -19,7 +19,7 @@ from torch import nn
 
 from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.storage.atomic_files import sha256_of, write_text
-from trifuse.architectures.storage.text import count, read_text
+from trifuse.architectures.storage.text import count, printable, read_text
 from trifuse.kernels import MissingExtra
 
 from .picture import Picture
@@ -156,7 +156,7 @@ def describe_data(cohort: Cohort, splits: Mapping[str, Sequence[str]]) -> dict[s
     for case_id in used:
         case = cohort.case(case_id)
         files = [sha256_of(path) for path in case.files]
-        digest.update(f"{case_id} {' '.join(files)}\n".encode())
+        digest.update(printable(f"{case_id} {' '.join(files)}\n").encode())
     cases = ", ".join(f"{name} {count(len(case_ids), 'case')}" for name, case_ids in splits.items())
     patients = {cohort.case(case_id).patient for case_id in used}
     return {

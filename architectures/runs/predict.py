@@ -73,7 +73,7 @@ def predict_images(
             which records it, is missing.
 
     Raises:
-        RecipeError: the window's lowest value is not below its highest.
+        RecipeError: the window's lowest value is not below its highest, or a spacing is no length.
         CheckpointError: the spacing that a network on patches was trained at is unknown.
         DataError: prior labels for a network that takes no prior; see `predict_cases`.
     """
@@ -132,7 +132,10 @@ def _with_spacing(
         if patches is None or patches.spacing_mm is not None:
             known = "takes whole slices" if patches is None else f"was trained at {patches.spacing_mm} mm"
             raise CheckpointError(f"{model_folder}: this network {known}; leave the spacing to it")
-        return replace(preprocessing, patches=replace(patches, spacing_mm=spacing_mm))
+        try:
+            return replace(preprocessing, patches=replace(patches, spacing_mm=spacing_mm))
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
     if patches is not None and patches.spacing_mm is None:
         raise CheckpointError(
             f"{model_folder}: there is no run that says at which spacing of rows and columns this network was trained; "

@@ -20,6 +20,7 @@ from typing import IO, Any
 from uuid import uuid4
 
 from .regular_file import open_regular
+from .text import printable
 
 TEMPORARY_PREFIX = ".trifuse-"
 _CHUNK_BYTES = 1 << 20
@@ -104,9 +105,9 @@ def replace(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; names of files that are no text are spelled out."""
     with atomic_write(path) as stream:
-        stream.write(text.encode())
+        stream.write(printable(text).encode())
 
 
 def write_json(path: Path, value: Any) -> None:

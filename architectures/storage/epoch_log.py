@@ -20,7 +20,7 @@ from trifuse.kernels.errors import CheckpointError, DataError, MissingExtra
 
 from .atomic_files import write_text
 from .record import read_record, write_record
-from .text import read_table, read_text
+from .text import printable, read_table, read_text
 
 START_FILE = "start.json"
 SMOOTHED = "_smoothed"  # ends the name of a score's moving average over epochs
@@ -164,7 +164,7 @@ def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
 def _line(values: list[str]) -> bytes:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue().encode()
+    return printable(line.getvalue()).encode()
 
 
 def _value(cell: str | None) -> float:

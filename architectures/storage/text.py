@@ -95,6 +95,11 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, [dict(zip(columns, cells, strict=True)) for _, cells in lines[1:]]
 
 
+def printable(text: str) -> str:
+    """Return text that UTF-8 can hold: bytes of a file's name that are no text are spelled out, such as ``\\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def count(n: int, word: str) -> str:
     """Return ``1 case`` or ``2 cases``."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"

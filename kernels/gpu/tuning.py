@@ -18,6 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -221,6 +222,8 @@ def _versions() -> str:
 def cache_file() -> Path:
     """Return where choices are kept."""
     folder = os.environ.get("TRIFUSE_CACHE") or os.path.expanduser("~/.cache/trifuse")
+    if folder.startswith("~"):  # nobody has a home here: HOME is not set, and the user has no name
+        folder = os.path.join(tempfile.gettempdir(), f"trifuse-{os.getuid()}")
     return Path(folder, "tuning.json")
 
 

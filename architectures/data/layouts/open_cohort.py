@@ -14,7 +14,7 @@ from typing import Any
 
 from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, nifti_files
 from trifuse.architectures.storage.file_names import can_name_files, composed
-from trifuse.architectures.storage.text import count, listed, natural_key
+from trifuse.architectures.storage.text import count, listed, natural_key, printable
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
@@ -67,6 +67,8 @@ def scan_cohort(
     values = _values(chosen, options)
     found = _find(root, chosen, values)
     classes = _classes(root, chosen, found, targets, values)
+    if strange := [name for name in classes.names if printable(name) != name]:
+        raise DataError(root, "class names", got=listed(map(ascii, strange)), want="text")
     if len(classes.names) > MAX_CLASSES:
         got = f"{len(classes.names) - 1} beside the background"
         hint = "choose some of them with targets=NAME=VALUE, or join several with targets=NAME=VALUE,VALUE"
