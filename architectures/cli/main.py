@@ -30,9 +30,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` spells, without the program's name, and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is spelled out, not fatal
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # names may hold what the terminal has no sign for, or what is no text
