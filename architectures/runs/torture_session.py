@@ -23,6 +23,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, Protocol
 
+from trifuse.architectures.storage.text import read_text
+
 RANKS = 2
 LONGEST_S = 900.0  # a run takes seconds; a machine may be busy
 COUNTED = "accesses to the run's folder: "
@@ -181,7 +183,7 @@ class Ranks:
     def ranks(self) -> list[int]:
         """Return the processes of the ranks that run."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(word) for word in children.read_text().split()] if children.exists() else []
+        return [int(word) for word in read_text(children).split()] if children.exists() else []
 
     def wait(self, longest_s: float = LONGEST_S) -> int | None:
         """Wait for its end: see `Session`."""
