@@ -12,10 +12,18 @@ import pytest
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.runs import torture as torture_module
-from trifuse.architectures.runs import torture_page
+from trifuse.architectures.runs import torture_blows, torture_page
 from trifuse.architectures.runs.registry import experiment
 from trifuse.architectures.runs.torture import Round, Torture, differences, fingerprints, torture
-from trifuse.architectures.runs.torture_blows import Blow, Victim, fill_the_disk, flip_a_bit, kill_at_any_time
+from trifuse.architectures.runs.torture_blows import (
+    Blow,
+    Victim,
+    fill_the_disk,
+    flip_a_bit,
+    kill_at_any_time,
+    lose_a_rank,
+    send_a_signal,
+)
 from trifuse.architectures.runs.torture_session import COUNTED, Alone, Trap
 
 LOG = "epoch,loss,seconds\n1,{loss},{seconds}\n"
@@ -70,6 +78,13 @@ def test_t1_t2_t3_t5_runs_that_are_struck_end_as_if_nothing_had_been(tmp_path, m
     assert not done.failures, said
     assert len(done.blows) >= 3
     assert done.blows[0].kind == "write", said
+
+
+@pytest.mark.slow
+def test_t10_a_run_that_loses_a_rank_ends_as_if_nothing_had_been(tmp_path):
+    done = torture(tmp_path / "out", "plain_unet", kills=1, kinds=("rank",))
+    assert not done.failures
+    assert done.blows[-1].end.startswith("exit code 1, the job")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +186,42 @@ def test_t3_a_best_epoch_that_a_full_disk_cost_is_not_compared(tmp_path):
 def test_t1_what_a_kill_may_come_to(tmp_path, code, landed, problem):
     blow = kill_at_any_time(victim_of(tmp_path, Played(code, "Oh: no\n")), Random(0))
     assert (blow.landed, blow.problem) == (landed, problem)
+
+
+@pytest.mark.parametrize(
+    ("trains", "code", "problem"),
+    [
+        (True, 75, ""),
+        (True, 0, ""),
+        (True, -signal.SIGUSR1, "ended by SIGUSR1: at last"),
+        (True, 5, "exit code 5: at last"),
+        (False, -signal.SIGUSR1, ""),
+        (False, 75, "exit code 75: at last"),
+    ],
+)
+def test_t5_a_signal_while_a_run_trains_ends_it_with_75(tmp_path, monkeypatch, trains, code, problem):
+    chance = Random(1)
+    monkeypatch.setattr(chance, "choice", lambda of: of[-1] if signal.SIGTERM in of else of[0])  # SIGUSR1, once
+    monkeypatch.setattr(torture_blows, "handles", lambda pid, number: trains)
+    blow = send_a_signal(victim_of(tmp_path, Played(code, "at last")), chance)
+    assert (blow.what.partition(" after")[0], blow.problem) == ("SIGUSR1", problem)
+
+
+@pytest.mark.parametrize(
+    ("code", "left", "problem"),
+    [
+        (1, [], ""),
+        (None, [], "it did not end within 60 s"),
+        (1, [7], "processes are left behind: 1"),
+    ],
+)
+def test_t10_a_job_that_lost_a_rank_ends_and_leaves_nobody_behind(tmp_path, monkeypatch, code, left, problem):
+    job = Played(code)
+    job.ranks = lambda: [Played.pid, Played.pid]
+    monkeypatch.setattr(torture_blows, "Ranks", lambda words: job)
+    monkeypatch.setattr(torture_blows, "left_after", lambda processes: left)
+    blow = lose_a_rank(victim_of(tmp_path), Random(0))
+    assert (blow.landed, blow.problem) == (True, problem)
 
 
 def test_t3_a_full_disk_never_ends_in_a_traceback(tmp_path):
