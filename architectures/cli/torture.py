@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what happens (%(default)s)")
     help = "what happens to the runs (all)"
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help=help)
-    parser.add_argument("--network", choices=networks, default=networks[0], help="what is trained (%(default)s)")
+    parser.add_argument("--network", choices=networks, default=networks[-1], help="what is trained (%(default)s)")
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> int:

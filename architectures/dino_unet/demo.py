@@ -39,6 +39,11 @@ def write_demo_cohort(folder: Path, *, cases: int = CASES, seed: int = 0) -> tup
     return write_phantom(folder, lambda cohort: write_left_atrium_phantom(cohort, cases=cases, seed=seed))
 
 
+def write_quick_cohort(folder: Path) -> tuple[Path, Path]:
+    """Write four tiny left atria and their split for ``trifuse torture``; return their paths."""
+    return write_phantom(folder, lambda cohort: write_left_atrium_phantom(cohort, cases=4, size=(24, 24, 4)))
+
+
 def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, command: Sequence[str] = ()) -> Path:
     """Make the phantom, train on it, predict its test cases, and print where the report lies; see `demonstrate`."""
     return demonstrate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trifuse.architectures.runs.experiment import Ablation, Converter, Demo, Experiment
+from trifuse.architectures.runs.experiment import Ablation, Converter, Demo, Experiment, Quick
 from trifuse.architectures.runs.options import OptionGroup, RecipeOption
 
 from .variants import VARIANTS
@@ -54,4 +54,12 @@ EXPERIMENT = Experiment(
     demo=Demo("left atrium, on a synthetic LGE phantom", "demo:run_demo"),
     ablation=Ablation("Table II: which blocks, with and without the image", "ablate:ablate", epochs="14", cases="16"),
     converters=(Converter("dinov2", "a DINOv2 checkpoint, of either publisher", "convert:convert_dinov2"),),
+    quick=Quick(
+        words=(
+            *("--epochs", "6", "--image-size", "28", "--batch-size", "4", "--lr", "3e-3", "--device", "cpu"),
+            *("--variant", "tiny", "--cache-features", "--set", "network.channels=[8,8,8,4]"),
+            *("--set", "network.bottleneck_dim=8", "--set", "training.checkpoint_every_steps=2"),
+        ),
+        cohort="demo:write_quick_cohort",
+    ),
 )

@@ -25,6 +25,5 @@ EXPERIMENT = Experiment(
             *("--set", "network.base_dim=4", "--set", "data.preprocessing.patches.samples_per_epoch=24"),
             *("--set", "training.checkpoint_every_steps=2", "--set", "training.ema_decay=0.9"),
         ),
-        cohort="quick:write_quick_cohort",
     ),
 )

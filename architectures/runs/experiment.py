@@ -106,11 +106,12 @@ class Quick:
 
     Attributes:
         words: of ``trifuse train``, after the cohort; ``--epochs`` is among them.
-        cohort: reference of ``write(folder)``, which writes a cohort and its split and returns their paths.
+        cohort: reference of ``write(folder)``, which writes a cohort and its split and returns their paths; one network
+            has it, for all of them.
     """
 
     words: tuple[str, ...]
-    cohort: str
+    cohort: str = ""
 
 
 @dataclass(frozen=True)

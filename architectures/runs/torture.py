@@ -21,7 +21,7 @@ from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import TrifuseError
 
 from .experiment import Experiment
-from .registry import experiment
+from .registry import experiment, experiments
 from .torture_blows import KINDS, Blow, Victim
 from .torture_session import COUNTED, Alone, Start
 
@@ -134,7 +134,8 @@ class _Grounds:
     def __init__(self, out: Path, known: Experiment, say: Callable[[str], None], start: Start) -> None:
         assert known.quick is not None
         self._out, self._say, self._start = out, say, start
-        self._cohort, split = known.load(known.quick.cohort)(out)
+        write = next(one.load(one.quick.cohort) for one in experiments() if one.quick and one.quick.cohort)
+        self._cohort, split = write(out)
         words = known.quick.words
         self._words = ["train", known.name, str(self._cohort), "--split", str(split), *words]
         self._epochs = int(words[words.index("--epochs") + 1])
