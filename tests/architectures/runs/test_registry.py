@@ -35,6 +35,7 @@ def test_references_lead_somewhere(known):
         assert reference == "" or known.load(reference) is not None, name
     for offer in (known.demo, known.ablation, *known.converters, *known.pretrainings):
         assert offer is None or callable(known.load(offer.run))
+    assert known.quick is None or callable(known.load(known.quick.cohort, default=print))
     assert known.load("", default=7) == 7
 
 
