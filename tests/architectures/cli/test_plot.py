@@ -25,3 +25,19 @@ def test_pictures_of_an_ecg_and_of_the_heart(scar_cohort, tmp_path, capsys):
     words = ["plot", "bullseye", truth, "--reference", "fixed_angle", "--angle", 30, "--of", "wall", "--out", tmp_path]
     assert run_main(words, capsys)[0] == 0
     assert run_main(["plot", "bullseye", truth, "--out", tmp_path], capsys)[0] == 2
+
+
+def test_l4_l5_a_picture_s_table_replaces_no_record_and_no_other_table(scar_cohort, tmp_path, capsys):
+    ecg, truth = scar_cohort / "ecg" / "case003.npz", scar_cohort / "seg" / "case001.nii.gz"
+    heart = ["plot", "bullseye", truth, "--reference", "orientation", "--out", tmp_path]
+    for words, name in ((["plot", "ecg", ecg, "--out", tmp_path], "case003.csv"), (heart, "bullseye.csv")):
+        (tmp_path / name).write_text("somebody's own")
+        code, _, errors = run_main(words, capsys)
+        assert (code, (tmp_path / name).read_text()) == (2, "somebody's own")
+        assert f"{name} is not the table of an earlier picture, and would be replaced; choose another --out" in errors
+        (tmp_path / name).unlink()
+        for _ in range(2):  # a picture's own table is replaced
+            assert run_main(words, capsys)[0] == 0
+    drawn = (tmp_path / "case003.csv").read_bytes()
+    code, _, errors = run_main(["plot", "ecg", tmp_path / "case003.csv", "--out", tmp_path], capsys)
+    assert (code, (tmp_path / "case003.csv").read_bytes()) == (2, drawn)
