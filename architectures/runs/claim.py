@@ -24,6 +24,7 @@ from trifuse.architectures.evaluation.report import REPORT
 from trifuse.architectures.storage.atomic_files import TEMPORARY_PREFIX, sync_folder
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import START_FILE
+from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import DIGEST, read_record
 from trifuse.architectures.storage.text import parse_json, read_parsed
 from trifuse.architectures.training.run_folder import (
@@ -189,8 +190,8 @@ def _refuse_inputs(out: Path, recipe: Any, names: Sequence[str]) -> None:
     Raises:
         OutputFolderError: one of them is an input, or lies in a folder that is.
     """
-    root = out.resolve()
-    for path in (path.resolve() for path in inputs_of(recipe)) if names and recipe is not None else ():
+    root = real_path(out)
+    for path in (real_path(path) for path in inputs_of(recipe)) if names and recipe is not None else ():
         below = path.relative_to(root).as_posix() if path.is_relative_to(root) else None
         if below is not None and any(below in (".", name) or name.startswith(f"{below}/") for name in names):
             raise OutputFolderError(

@@ -9,6 +9,7 @@ from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.data.layouts.split import Split, read_split
 from trifuse.architectures.evaluation.model_overlays import collect_model_tiles, draw_model_overlays
 from trifuse.architectures.evaluation.picture import Picture
+from trifuse.architectures.storage.file_names import real_path
 from trifuse.kernels import DataError
 
 from .folder import PREDICTIONS_FOLDER, SPLIT_FILE, run_section
@@ -53,7 +54,7 @@ def check_same_cohort(run: Path, cohort: Cohort, first: Cohort) -> None:
     Raises:
         DataError: saying which.
     """
-    if Path(cohort.root).resolve() != Path(first.root).resolve():
+    if real_path(Path(cohort.root)) != real_path(Path(first.root)):
         raise DataError(run, "cohort", got=cohort.root, want=f"{first.root}, as the first run has")
     if cohort.class_names != first.class_names:
         raise DataError(run, "classes", got=cohort.class_names, want=f"{first.class_names}, as the first run has")
@@ -69,7 +70,7 @@ def names_of(runs: Sequence[Path]) -> list[str]:
     Raises:
         DataError: two of them are one folder.
     """
-    paths = [run.resolve() for run in runs]
+    paths = [real_path(run) for run in runs]
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):

@@ -24,6 +24,7 @@ from trifuse.architectures.runs.claim import claim_run_folder
 from trifuse.architectures.runs.pipeline import RunOptions
 from trifuse.architectures.runs.run_description import describe_run, describe_training
 from trifuse.architectures.storage.best_epoch import LAST
+from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.storage.text import listed, repeated
 from trifuse.architectures.training.distributed import open_world
@@ -98,7 +99,7 @@ class EcgData:
         parts = find[self.found_kind]()
         further = [source for folder in self.also for source in _records_of(Path(folder))]
         there = [source.path for sources in parts.values() for source in sources]
-        if twice := set(repeated(str(path.resolve()) for path in (*{*there}, *(source.path for source in further)))):
+        if twice := set(repeated(str(real_path(path)) for path in (*{*there}, *(source.path for source in further)))):
             want = "folders without records that are used already, be it to test"
             raise DataError(self.root, "also", got=f"{listed(sorted(twice))} once more", want=want)
         parts["train"] += further

@@ -65,6 +65,12 @@ def _arrays(folder: Path) -> list[bytes]:
     return [content]
 
 
+def _tables(folder: Path) -> list[bytes]:
+    contents = checkpoint_readers.score_tables(folder)
+    (folder / "sound.csv").write_bytes(contents[0])
+    return contents
+
+
 _TINY = PlainUNetConfig(image_size=16, base_dim=4, max_dim=4)
 
 
@@ -118,7 +124,7 @@ COMMANDS = tuple(
             _predictions,
             _command("evaluate", "@/predicted", "@", "--out", "@/out.csv", "--overwrite", above=1),
         ),
-        ("compare", "text", "b.csv", checkpoint_readers.score_tables, _command("compare", "@file", "@file")),
+        ("compare", "text", "b.csv", _tables, _command("compare", "@/sound.csv", "@file")),
         ("recipe", "text", "recipe.toml", checkpoint_readers.recipes, _command(*_TRAIN)),
         ("split", "json", "split.json", readers.splits, _command(*_CONVERT, "--split", "@file")),
         (

@@ -123,9 +123,14 @@ def fuzz(target: Target, inputs: int, seed: int, seconds: float = float("inf")) 
 
 def replay(target: Target, content: bytes) -> str | None:
     """Return what is wrong with how one file is taken."""
+    return with_file(target, lambda path: path.write_bytes(content))
+
+
+def with_file(target: Target, make: Callable[[Path], object]) -> str | None:
+    """Return what is wrong with how something is taken that ``make`` puts where the file should be."""
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=_quick_disk()) as folder:
         path = _place_of(target, Path(folder))[0]
-        path.write_bytes(content)
+        make(path)
         with _quiet():
             return verdict(target, path)[0]
 

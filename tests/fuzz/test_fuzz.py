@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from random import Random
@@ -11,7 +12,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from engine import Target, fuzz, minimised, replay  # noqa: E402 - the folder above is where it lies
+import engine  # noqa: E402 - the folder above is where it lies
+from engine import Target, fuzz, minimised, replay, with_file  # noqa: E402
 from mutators import FORMS, damaged  # noqa: E402
 from run import TARGETS  # noqa: E402
 
@@ -32,6 +34,34 @@ def test_readers_take_damaged_files(target):
     result = fuzz(target, inputs, seed=7)
     assert not result.finds, {what: find.content for what, find in result.finds.items()}
     assert result.inputs == inputs
+
+
+NO_FILES = {
+    "pipe": os.mkfifo,
+    "loop": lambda path: path.symlink_to(path.name),
+    "folder": os.mkdir,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "nothing": lambda path: path.symlink_to("absent"),
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        pytest.param(target, kind, marks=[pytest.mark.slow] if target.is_command and kind != "pipe" else [])
+        for target in TARGETS.values()
+        for kind in NO_FILES
+    ],
+    ids=lambda one: getattr(one, "name", one),
+)
+def test_d31_what_is_no_file_is_refused(target, kind, monkeypatch):
+    monkeypatch.setattr(engine, "LONGEST_S", 5.0)
+
+    def make(path):
+        path.unlink(missing_ok=True)
+        NO_FILES[kind](path)
+
+    assert with_file(target, make) is None
 
 
 @pytest.mark.slow
