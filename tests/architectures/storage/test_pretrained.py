@@ -266,7 +266,7 @@ def test_c12_config_file(saved, changes, message):
         Net.from_pretrained(folder)
 
 
-def test_config_that_is_no_json(saved):
+def test_l3_config_that_is_no_json(saved):
     _, folder = saved
     (folder / "config.json").write_text("<html>")
     with pytest.raises(CheckpointError, match="expected JSON, found an HTML page"):

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from trifuse.architectures.storage.pretrained import read_description
+from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.storage.text import listed, natural_key, parse_json, read_parsed, read_table, read_text
+from trifuse.kernels import CheckpointError
 
 SOURCES = Path(__file__).resolve().parents[3] / "architectures"
 MARKED = [
@@ -45,6 +48,14 @@ def test_d38_every_text_is_read_by_one_function():
         if other_ways.search(line)
     }
     assert not found
+
+
+@pytest.mark.parametrize("read", [read_record, lambda path: read_description(path.parent)], ids=["record", "network"])
+def test_l3_broken_json_is_named_with_its_line_and_column(read, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{\n  "format": "trifuse",\n  config\n}')
+    with pytest.raises(CheckpointError, match=r"config.json: expected JSON, .*line 3 column 3"):
+        read(path)
 
 
 @pytest.mark.parametrize("levels", [60, 900, 200_000])

@@ -105,6 +105,12 @@ def test_e7_npy_of_any_length(tmp_path_factory, length, transposed):
     assert read_ecg(path, rate_hz=500).signal_mv.shape == (12, length)
 
 
+def test_e7_hours_of_nothing_in_a_small_file_are_refused_before_they_take_memory(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", signal=np.zeros((12, 8_000_000), np.int8))
+    assert (tmp_path / "a.npz").stat().st_size < 100_000
+    refused(tmp_path / "a.npz", "signal: expected at most", "as its file is that small")
+
+
 def test_npy_with_what_the_caller_knows(tmp_path):
     order = [*range(6, 12), *range(6)]
     np.save(tmp_path / "a.npy", np.round(made_ecg(rate_hz=250)[order] * 1000).astype(np.int16))

@@ -178,7 +178,7 @@ def test_d28_same_file_in_two_parts(cohort):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", ["JSON"]),
+        ("{", ["JSON", "line 1 column 2"]),
         ("[]", ["keys", "list"]),
         ('{"train": [], "test": []}', ["keys"]),
         ('{"train": [], "val": [], "test": [], "fold": 1}', ["keys", "fold"]),
@@ -187,7 +187,7 @@ def test_d28_same_file_in_two_parts(cohort):
         (None, ["No such file"]),
     ],
 )
-def test_unreadable_splits(cohort, tmp_path, text, words):
+def test_l3_unreadable_splits(cohort, tmp_path, text, words):
     path = tmp_path / "split.json"
     if text is not None:
         path.write_text(text)
