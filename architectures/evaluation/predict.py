@@ -222,6 +222,23 @@ def _image_of(case: Case, preprocessing: Preprocessing) -> str:
     return digest if preprocessing.nonfinite == "error" else f"{digest} {preprocessing.nonfinite}"
 
 
+def made_of_these_images(out: Path, cohort: Cohort, case_ids: Sequence[str], preprocessing: Preprocessing) -> bool:
+    """Tell whether a folder of label maps records that those of these cases were made of the images that there are now.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    manifest = Path(out) / MANIFEST
+    recorded = _read_manifest(manifest)[2] if manifest.exists() else {}
+    images = {case.case_id: _image_of(case, preprocessing) for case in cohort.cases if case.case_id in case_ids}
+    return all(_is_of(image, recorded.get(case_id)) for case_id, image in images.items())
+
+
+def _is_of(image: str, made_of: str | None) -> bool:
+    """Tell whether what a label map was made of is this image; both see `_image_of`."""
+    return bool(image) and made_of in (image, image.partition(" ")[0])
+
+
 class _Folder:
     """A folder of label maps, and the manifest that says what each was made of.
 
@@ -263,7 +280,7 @@ class _Folder:
         elif any(out.glob("*.nii.gz")):
             raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
         there = [case_id for case_id in side_inputs if prediction_path(out, case_id).exists()]
-        self.kept = {case_id for case_id in there if self._is_of_its_image(case_id)}
+        self.kept = {case_id for case_id in there if _is_of(self._images[case_id], self._recorded.get(case_id))}
         changed = [name for name in there if name in self.kept and before.get(name) != side_inputs[name]]
         if self._replace:
             self.kept -= {*changed}
@@ -293,10 +310,6 @@ class _Folder:
         if case_id in self.outdated:
             self._recorded[case_id] = self._images[case_id]
             self._write()
-
-    def _is_of_its_image(self, case_id: str) -> bool:
-        made_of, image = self._recorded.get(case_id), self._images[case_id]
-        return bool(image) and made_of in (image, image.partition(" ")[0])
 
     def _write(self) -> None:
         further = {_EXTRAS: self._extras, _IMAGES: self._recorded}

@@ -19,7 +19,7 @@ import numpy as np
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.volumes.nifti import read_labels
-from trifuse.architectures.evaluation.predict import predict_cases
+from trifuse.architectures.evaluation.predict import made_of_these_images, predict_cases
 from trifuse.architectures.evaluation.scoring import prediction_path
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, SPLIT_FILE, is_main_process
 from trifuse.architectures.runs.parallel import run_each
@@ -36,10 +36,13 @@ from .inputs import PriorRecipe
 
 NETWORK = "network"
 LABELS = "labels"
+PREDICTIONS = "predictions"
 
 
 def first_pass(recipe: Any, cohort: Cohort, split: Split, out: Path, jobs: int = 1) -> Path:
     """Train the first pass of a run, or what is left of it, and return the folder of its label maps.
+
+    A network whose label maps are there, of the images that there are now, is not asked again.
 
     Args:
         recipe: of the run; the first pass takes its data, training, width and ``prior.folds``.
@@ -57,6 +60,7 @@ def first_pass(recipe: Any, cohort: Cohort, split: Split, out: Path, jobs: int =
         (recipe, part, predicted, folder / name, labels)
         for name, part, predicted in first_pass_splits(cohort, split, recipe.prior.folds, recipe.training.seed)
         if not all(_is_whole(prediction_path(labels, case_id)) for case_id in predicted)
+        or not made_of_these_images(folder / name / PREDICTIONS, cohort, predicted, recipe.data.preprocessing)
     ]
     if jobs > 1:
         run_each(_train_and_predict, left, jobs)
@@ -109,13 +113,13 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
             if is_main_process() and predicted:
                 best = network.from_pretrained(run / "best").to(world.device)
                 for case_id in predicted:
-                    if not _is_whole(path := prediction_path(run / "predictions", case_id)):
+                    if not _is_whole(path := prediction_path(run / PREDICTIONS, case_id)):
                         path.unlink(missing_ok=True)
                 paths = predict_cases(
                     best,
                     data.cohort,
                     predicted,
-                    run / "predictions",
+                    run / PREDICTIONS,
                     data.recipe.preprocessing,
                 )
                 labels.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from trifuse.architectures.storage.atomic_files import remove_leftovers
@@ -71,7 +71,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         self._dataset, self._folder, self._dtype = dataset, Path(folder), dtype
         self._blocks = tuple(model.required_blocks())
         self._returned_dtype = next(model.encoder.parameters()).dtype
-        self._encoder_digest = _digest_encoder(model.encoder, self._blocks, dtype)
+        self._encoder_digest = _digest_encoder(model, self._blocks, dtype)
         with open_world(device) as world:
             with world.raise_on_any_rank():  # nobody writes before what a killed run left behind is gone
                 if world.is_main:
@@ -148,9 +148,12 @@ def _encode(model: Any, image: Tensor, blocks: Sequence[int], dtype: torch.dtype
     return stored
 
 
-def _digest_encoder(encoder: nn.Module, blocks: Sequence[int], dtype: torch.dtype) -> str:
-    weights = digest_of_tensors(encoder.state_dict())
-    return hashlib.sha256(f"{encoder!r} {tuple(blocks)} {dtype} {weights}".encode()).hexdigest()
+def _digest_encoder(model: Any, blocks: Sequence[int], dtype: torch.dtype) -> str:
+    """Digest all that decides features beside the image: the encoder, and how an image is brought to its size."""
+    weights = digest_of_tensors(model.encoder.state_dict())
+    size_policy = getattr(getattr(model, "config", None), "size_policy", None)
+    made_by = f"{model.encoder!r} {size_policy} {tuple(blocks)} {dtype} {weights}"
+    return hashlib.sha256(made_by.encode()).hexdigest()
 
 
 def _is_whole(path: Path) -> bool:

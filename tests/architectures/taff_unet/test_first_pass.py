@@ -9,6 +9,7 @@ import pytest
 from trifuse.architectures.data.layouts.cohort import Split
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.samples.preprocessing import Patches
+from trifuse.architectures.data.volumes.nifti import read_image, write_image
 from trifuse.architectures.runs.predict import load_network
 from trifuse.architectures.taff_unet.first_pass import first_pass, first_pass_splits, predict_first_pass
 from trifuse.architectures.taff_unet.inputs import PriorRecipe
@@ -73,6 +74,14 @@ def test_it_trains_once_and_predicts_every_case_and_new_images(scar_cohort, coho
         path.write_bytes(flipped)
     first_pass(recipe, cohort, cohort.split, tmp_path)
     assert [path.read_bytes() for path in damaged] == before
+
+    image = cohort.case(cohort.split.test[0]).image
+    stored, before = image.read_bytes(), written[labels / f"{cohort.split.test[0]}.nii.gz"]
+    shown = read_image(image)
+    write_image(image, shown.voxels + 1, like=shown)
+    first_pass(recipe, cohort, cohort.split, tmp_path)  # an image that was replaced
+    assert (labels / f"{cohort.split.test[0]}.nii.gz").stat().st_mtime_ns > before
+    image.write_bytes(stored)
 
     network, data = load_network(tmp_path / "first_pass" / "network")
     assert network.architecture == "plain_unet"

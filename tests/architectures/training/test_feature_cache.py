@@ -110,10 +110,11 @@ def _with_other_weights():
         lambda folder: FeatureCache(network(pos_mode="size"), Images(1), folder),
         lambda folder: FeatureCache(network(norm_blocks=False), Images(1), folder),
         lambda folder: FeatureCache(network(blocks=(2, 1, 0, 3)), Images(1), folder, dtype=torch.float32),
+        lambda folder: FeatureCache(network(size_policy="pad"), Images(1), folder),
         lambda folder: FeatureCache(network(), Images(1, seed=1), folder),
         lambda folder: FeatureCache(network(), Images(1), folder, dtype=torch.float32),
     ],
-    ids=["weights", "positions", "norm", "blocks and dtype", "image", "dtype"],
+    ids=["weights", "positions", "norm", "blocks and dtype", "size", "image", "dtype"],
 )
 def test_d34_whatever_changes_is_computed_anew(tmp_path, runs, changed):
     FeatureCache(network(), Images(1), tmp_path)
