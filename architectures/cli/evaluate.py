@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--accept-spacing", action="store_true", help=help)
     help = "predictions hold the label values of the cohort, not class ids"
     parser.add_argument("--label-values", action="store_true", help=help)
-    parser.add_argument("--overwrite", action="store_true", help="replace the CSV file")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier tables of scores")
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> int:

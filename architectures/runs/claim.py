@@ -191,7 +191,7 @@ def _refuse_inputs(out: Path, recipe: Any, names: Sequence[str]) -> None:
         OutputFolderError: one of them is an input, or lies in a folder that is.
     """
     root = real_path(out)
-    for path in (real_path(path) for path in inputs_of(recipe)) if names and recipe is not None else ():
+    for path in map(real_path, inputs_of(recipe)) if names and recipe is not None else ():
         below = path.relative_to(root).as_posix() if path.is_relative_to(root) else None
         if below is not None and any(below in (".", name) or name.startswith(f"{below}/") for name in names):
             raise OutputFolderError(
@@ -215,8 +215,12 @@ def _set_aside(out: Path, recipe: Any) -> None:
         if (out / REPLACED_FOLDER).exists():
             _remove(out, own)
         elif own:
-            _move(out, out / _MOVING_FOLDER, own)
-            os.rename(out / _MOVING_FOLDER, out / REPLACED_FOLDER)
+            try:
+                _move(out, out / _MOVING_FOLDER, own)
+                os.rename(out / _MOVING_FOLDER, out / REPLACED_FOLDER)
+            except BaseException:
+                _settle(out)
+                raise
             sync_folder(out)
 
 

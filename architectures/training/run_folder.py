@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trifuse.architectures.storage.atomic_files import remove_leftovers
+from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels.errors import CheckpointError, TrifuseError
 
@@ -46,7 +47,7 @@ def lock_folder(out: Path) -> Iterator[None]:
         OutputFolderError: another process holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    held = os.getpid(), out.resolve()
+    held = os.getpid(), real_path(out)
     if held in _held:  # a second handle on the file would lose the lock when it is closed
         yield
         return
@@ -101,7 +102,7 @@ def _take(lock: IO[str]) -> None:
 
 def _substitute_for(out: Path) -> Path:
     """Return the file of this machine that stands for a folder whose file system has no locks."""
-    return Path(tempfile.gettempdir()) / f"trifuse-{hashlib.sha256(os.fsencode(out.resolve())).hexdigest()}.lock"
+    return Path(tempfile.gettempdir()) / f"trifuse-{hashlib.sha256(os.fsencode(real_path(out))).hexdigest()}.lock"
 
 
 def discard_replaced(out: Path) -> None:

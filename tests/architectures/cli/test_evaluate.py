@@ -45,7 +45,8 @@ def test_predict_evaluate_and_compare(atria_run, atria, tmp_path, capsys):
     assert code == 3
     assert "train_3 (missing prediction)" in errors
 
-    code, output, _ = run_main(["compare", atria_run, atria_run, "--out", tmp_path / "comparison.csv"], capsys)
+    again = shutil.copytree(atria_run, tmp_path / "again")
+    code, output, _ = run_main(["compare", atria_run, again, "--out", tmp_path / "comparison.csv"], capsys)
     assert code == 0
     assert "left atrium" in output
     assert (tmp_path / "comparison.csv").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from dataclasses import dataclass, field, replace
@@ -194,7 +195,24 @@ def test_l4_l15_a_kill_while_the_run_is_moved_loses_no_file_of_it(tmp_path, move
         assert contents(out) == before
 
 
-def test_l4_l15_after_a_kill_the_new_run_goes_on_and_the_old_one_waits(tmp_path):
+def test_t3_a_run_that_cannot_be_moved_whole_stays(tmp_path, monkeypatch):
+    """A folder below it is a disk of its own, or belongs to somebody else."""
+    out = make_run(tmp_path / "run")
+    before = contents(out)
+    rename = os.rename
+
+    def refuse(source, target):
+        if "overlays.png" in str(target) and "replaced_run" in str(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(claim.os, "rename", refuse)
+    with pytest.raises(OSError, match="cross-device"), claim_run_folder(out, overwrite=True):
+        pass
+    assert contents(out) == before
+
+
+def test_l4_after_a_kill_the_new_run_and_the_old_one_waits(tmp_path):
     out = make_run(tmp_path / "run")
     before = contents(out)
 
