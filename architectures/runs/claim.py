@@ -95,11 +95,11 @@ def claim_run_folder(out: Path, recipe: Any = None, *, resume: bool = False, ove
         if overwrite:
             _set_aside(out, recipe)
             state = "empty"
-        if recipe is not None and state != "run":
-            _open_recipe(out, recipe, new=state == "empty")
         if (out / REPLACED_FOLDER).exists():
             _say(f"the run that is replaced lies in {out / REPLACED_FOLDER} until the new one has a checkpoint")
         try:
+            if recipe is not None and state != "run":
+                _open_recipe(out, recipe, new=state == "empty")
             yield
         except BaseException:
             _settle(out)
