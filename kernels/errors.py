@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+_NEXT = "\n  - "
 
 
 class TrifuseError(Exception):
@@ -46,22 +48,36 @@ class DataError(TrifuseError, ValueError):
         self, file: object, field: str = "", *, got: object = None, want: object = None, hint: str = ""
     ) -> None:
         self.file, self.field, self.got, self.want, self.hint = file, field, got, want, hint
-        message = f"{file}: {field}" if field else str(file)
-        details = [f"expected {want}" if want is not None else "", f"got {got}" if got is not None else ""]
-        details = [part for part in details if part]
-        if details:
-            message += ": " + ", ".join(details)
-        if hint:
-            message += f"; {hint}"
-        super().__init__(message)
+        self.errors: Sequence[DataError] = ()
+        super().__init__(self.told())
+
+    def told(self, reword: Callable[[str], str] = str) -> str:
+        """Return the message.
+
+        Args:
+            reword: puts the names of arguments, in what is the matter, wanted and advised, into the words of whoever
+                asked: the command has options for them. What was found stays as it is.
+        """
+        if "errors" not in vars(self):  # it came from another process, as words
+            return str(self)
+        if self.errors:
+            return f"{self.file}{''.join(f'{_NEXT}{error.told(reword)}' for error in self.errors)}"
+        message = f"{self.file}: {reword(self.field)}" if self.field else str(self.file)
+        got = self.got.told(reword) if isinstance(self.got, DataError) else self.got
+        details = [f"expected {reword(str(self.want))}"] if self.want is not None else []
+        details += [f"got {got}"] if got is not None else []
+        hint = f"; {reword(self.hint)}" if self.hint else ""
+        return message + (f": {', '.join(details)}" if details else "") + hint
 
     @classmethod
     def merge(cls, errors: Sequence[DataError]) -> DataError:
         """Make one error of many, so that all problems are reported at once."""
         if len(errors) == 1:
             return errors[0]
-        lines = "".join(f"\n  - {error}" for error in errors)
-        return cls(f"{len(errors)} problems in the data{lines}")
+        merged = cls(f"{len(errors)} problems in the data")
+        merged.errors = errors
+        merged.args = (merged.told(),)
+        return merged
 
 
 class CheckpointError(TrifuseError):

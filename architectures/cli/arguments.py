@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -62,6 +63,39 @@ class SuggestingParser(argparse.ArgumentParser):
             return ""
         near = next(filter(None, (nearest(word, known) for word in words)), None)
         return f"; did you mean {near}?" if near else ""
+
+
+def in_words_of(*parsers: argparse.ArgumentParser) -> Callable[[str], str]:
+    """Return a function that puts names of arguments into the words of a command: ``nonfinite="zero"`` is an option.
+
+    Args:
+        parsers: of the command; and those of others, whose options are named where it has none of its own.
+    """
+    flags: dict[str, str] = {}
+    for parser in parsers:
+        for action in parser._actions:
+            long = [word for word in action.option_strings if word.startswith("--")]
+            if long:
+                flags.setdefault(action.dest, long[0])
+    names = "|".join(sorted(flags, key=len, reverse=True))
+    given = re.compile(rf"\b({names})=(?:([\"'])(.*?)\2|([^\s,;]+))")
+    mentioned = re.compile(rf"(?<![\w./-])({'|'.join(name for name in flags if '_' in name)})\b(?!=)")
+
+    def value_after(match: re.Match[str]) -> str:
+        value = match[3] or match[4]
+        return flags[match[1]] if value == "True" else f"{flags[match[1]]} {shlex.quote(value)}"
+
+    def reword(text: str) -> str:
+        text = flags.get(text, given.sub(value_after, text))
+        return mentioned.sub(lambda match: flags[match[1]], text)
+
+    return reword
+
+
+def commands_below(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """Return the parsers of all commands that a parser has, and of those that they have."""
+    below = [each for action in parser._actions if isinstance(action.choices, dict) for each in action.choices.values()]
+    return [*below, *(further for each in below for further in commands_below(each))]
 
 
 def _is(action: argparse.Action, name: str) -> bool:

@@ -83,11 +83,12 @@ def _check(arguments: argparse.Namespace) -> int:
     cohort = findings.cohort
     cases = count(len(cohort.cases), "case")
     print(f"{arguments.data}: {cohort.layout} layout, {cases}, classes {', '.join(cohort.class_names)}")
-    for warning in findings.warnings:
+    warnings = findings.told_warnings()
+    for warning in warnings:
         print(f"warning: {warning}")
     for error in findings.errors:
-        print(f"error: {error}")
-    print(f"{count(len(findings.errors), 'error')}, {count(len(findings.warnings), 'warning')}")
+        print(f"error: {error.told(arguments.reword)}")
+    print(f"{count(len(findings.errors), 'error')}, {count(len(warnings), 'warning')}")
     return 3 if findings.errors or (arguments.strict and findings.warnings) else 0
 
 

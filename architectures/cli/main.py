@@ -9,12 +9,12 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 
 from . import COMMANDS
-from .arguments import EXIT_CODES, SuggestingParser, UsageError
+from .arguments import EXIT_CODES, SuggestingParser, UsageError, commands_below, in_words_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
+    arguments.reword = in_words_of(arguments.parser, *commands_below(parser))
     if unknown:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
@@ -87,12 +88,16 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     except tuple(kind for kind, _ in codes) as error:
         if arguments.traceback:
             raise
-        print(f"trifuse: {_message(error)}", file=sys.stderr)
+        print(f"trifuse: {_message(error, arguments.reword)}", file=sys.stderr)
         return next(code for kind, code in codes if isinstance(error, kind))
 
 
-def _message(error: Exception) -> str:
-    """Return the message of an error; that of the system without its number, the file first."""
+def _message(error: Exception, reword: Callable[[str], str]) -> str:
+    """Return the message of an error in the command's words; that of the system without its number, the file first."""
+    from trifuse.kernels import DataError
+
+    if isinstance(error, DataError):
+        return error.told(reword)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -13,7 +13,7 @@ import numpy as np
 from trifuse.architectures.data.ecg.median_beat import load_beat
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import sha256_of, write_json
-from trifuse.architectures.storage.text import count, parse_json, read_parsed
+from trifuse.architectures.storage.text import count, listed, parse_json, read_parsed
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Cohort, missing_files
@@ -32,6 +32,18 @@ class Findings:
     cohort: Cohort
     errors: tuple[DataError, ...]
     warnings: tuple[str, ...]
+
+    def told_warnings(self) -> list[str]:
+        """Return the warnings, but once what was found in several files: their number, and which they are."""
+        root = self.cohort.root
+        of_text: dict[str, tuple[str, list[str]]] = {}
+        for warning in self.warnings:
+            where, _, text = warning.removeprefix(f"{root}/").partition(": ")
+            of_text.setdefault(text or warning, (warning, []))[1].append(where)
+        return [
+            f"{root}: {text}: {count(len(files), 'file')}: {listed(files)}" if len(files) > 1 else first
+            for text, (first, files) in of_text.items()
+        ]
 
 
 def check_folder(

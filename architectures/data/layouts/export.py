@@ -221,7 +221,7 @@ def _organ_values(cohort: Cohort) -> np.ndarray:
     organs = {_words(name): value for value, name in enumerate(SYNAPSE_ORGANS, start=1)}
     if strangers := [name for name in cohort.class_names[1:] if _words(name) not in organs]:
         want = f"some of {', '.join(SYNAPSE_ORGANS)}"
-        hint = "name the labels with targets, such as {'left kidney': 3}"
+        hint = "name the labels: targets='left kidney=3'"
         raise DataError(cohort.root, "classes", got=", ".join(strangers), want=want, hint=hint)
     return np.array([0, *(organs[_words(name)] for name in cohort.class_names[1:])], np.uint8)
 

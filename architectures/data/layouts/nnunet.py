@@ -142,7 +142,7 @@ def _channel_number(described: Description, channel: str | None) -> int:
     """Return the number of the channel to use."""
     names = described.channels or ("the only one",)
     if channel is None and len(names) > 1:
-        hint = "the networks see one: choose it with channel"
+        hint = "the networks see one: choose it with channel=NAME"
         described.refuse("channel_names", f"{len(names)} channels: {listed(names)}", "one channel", hint)
     elif channel is not None:
         numbers = {name: number for number, name in enumerate(names)}

@@ -36,7 +36,7 @@ def three_dimensional(path: Path, data: np.ndarray, frame: int | None) -> tuple[
             "dim",
             got=f"shape {data.shape}",
             want="a 3-D volume",
-            hint=f"choose one of its {frames} frames with frame=0 to frame={frames - 1}",
+            hint=f"write one of its {frames} frames to a file, or in Python choose frame=0 to frame={frames - 1}",
         )
     if data.ndim == 3:
         return data, ()
