@@ -67,6 +67,8 @@ def _be(module: str, words: Sequence[str], output: Connection, trap: Trap) -> No
     for number in (1, 2):
         os.dup2(output.fileno(), number)
     output.close()
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - those before knew another file
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     seen = _set(trap)
