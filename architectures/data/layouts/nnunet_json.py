@@ -12,7 +12,7 @@ from typing import Any
 
 from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES
 from trifuse.architectures.storage.file_names import path_below, real_path
-from trifuse.architectures.storage.text import read_parsed
+from trifuse.architectures.storage.text import listed, read_parsed, repeated
 from trifuse.kernels.errors import DataError
 
 DESCRIPTION_FILE = "dataset.json"
@@ -158,6 +158,9 @@ def _read_cases(found: Description, value: Any) -> None:
         paths = [inside for path in [*images, str(label)] if (inside := _inside(found, name, path)) is not None]
         if len(paths) == len(images) + 1:
             found.cases[name] = Listed(tuple(paths[:-1]), paths[-1])
+    files = [str(path) for listing in found.cases.values() for path in (*listing.images, listing.label)]
+    if twice := repeated(files):
+        found.refuse("dataset", f"{listed(twice)} more than once", "each file once: an image of one case and channel")
 
 
 def _inside(found: Description, name: str, path: str) -> Path | None:

@@ -120,6 +120,9 @@ def test_cases_that_the_description_lists(root):
     listed = {name: {"images": [f"imagesTr/{name}_0000.nii.gz"], "label": f"./labelsTr/{name}.nii.gz"} for name in "ab"}
     describe(root, dataset=listed, numTraining=2)
     assert [case.case_id for case in open_cohort(root).cases] == ["a", "b"]
+    describe(root, dataset={**listed, "c": {**listed["b"], "images": ["imagesTr/c_0000.nii.gz"]}}, numTraining=3)
+    finds(root, "dataset: expected each file once: an image of one case and channel, got", "b.nii.gz more than once")
+    describe(root, dataset=listed, numTraining=2)
     (root / "labelsTr" / "a.nii.gz").unlink()
     finds(root, "labelsTr/a.nii.gz: label of case a: expected a file")
 

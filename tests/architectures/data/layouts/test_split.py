@@ -180,6 +180,7 @@ def test_d28_same_file_in_two_parts(cohort):
     [
         ("{", ["JSON", "line 1 column 2"]),
         ("[]", ["keys", "list"]),
+        ('{"train": ["p1_a"], "val": [], "test": [], "train": ["p3_a"]}', ["JSON", "'train' more than once"]),
         ('{"train": [], "test": []}', ["keys"]),
         ('{"train": [], "val": [], "test": [], "fold": 1}', ["keys", "fold"]),
         ('{"train": "p1_a", "val": [], "test": []}', ["train", "list of case ids"]),
