@@ -17,12 +17,7 @@ from torch import nn
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import EpochLog, write_start
-from trifuse.architectures.storage.pretrained import (
-    WEIGHTS_FILE,
-    read_description,
-    read_safetensors,
-    recorded_digest,
-)
+from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, read_description, read_safetensors, recorded_digest
 from trifuse.kernels.errors import DataError, TrifuseError
 
 from .batches import Batches

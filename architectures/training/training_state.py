@@ -88,7 +88,7 @@ class TrainerState:
     best_score: float | None = None
     smoothed_score: float | None = None
     ranks: int = 1
-    loss_scaling: dict[str, float] = field(default_factory=dict)
+    loss_scaling: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": self.global_step}

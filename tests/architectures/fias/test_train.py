@@ -243,7 +243,7 @@ def test_the_run_is_described_and_its_network_comes_back_with_it(finished, tmp_p
 
 def test_a_damaged_run_is_refused(finished, tmp_path):
     (tmp_path / "best").symlink_to(finished / "best")
-    for text, said in (("{", "description of a run"), ('{"config": {"data": {"sizes": 3}}}', "unknown field 'sizes'")):
+    for text, said in (("{", "expected JSON"), ('{"config": {"data": {"sizes": 3}}}', "unknown field 'sizes'")):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(CheckpointError, match=said):
             load_network(tmp_path)
