@@ -228,16 +228,14 @@ class _Run:
         options = {name: getattr(self.recipe, name) for name in FREE_TO_CHANGE}
         runs_on, steps_done = str(self.world.device), self.state.global_step
         append_session(out, steps_done=steps_done, ranks=self.world.size, **options, runs_on=runs_on)
-        board = out / "tensorboard" if tensorboard else None
-        return EpochLog(out / "log.csv", self.state.epoch, board, widen=widen)
+        return EpochLog(out / "log.csv", self.state.epoch, out / "tensorboard" if tensorboard else None, widen=widen)
 
     def train(self, stop: StopSignals) -> FitResult:
         """Run the epochs that are left."""
         if self.world.is_main:
             self.checkpoints.drop_damaged()
         if self.state.global_step == 0:
-            with named_exhaustion("before the first step"):
-                self._check_that_it_can_end_well()
+            self._check_that_it_can_end_well()
         try:
             with self.batches.workers.named_losses(), named_exhaustion("training"):
                 self._train_epochs(stop)
@@ -334,7 +332,7 @@ class _Run:
 
     def _check_that_it_can_end_well(self) -> None:
         """Save and validate once before the first step: what would fail after an epoch fails now."""
-        with self.world.raise_on_any_rank():
+        with self.world.raise_on_any_rank(), named_exhaustion("before the first step"):
             if self.world.is_main:
                 self.checkpoints.save_first(self._fill_last)
                 with evaluation_mode(self.model, self.average):

@@ -10,6 +10,7 @@ from children import Child
 from tiny_run import EVERYTHING, StopAt, TinyConfig, TinyNet, bits, run
 
 from trifuse.architectures.storage.epoch_log import read_log, read_start
+from trifuse.architectures.training.memory import OutOfMemory
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.architectures.training.signals import Interrupted
 
@@ -107,7 +108,7 @@ def test_t14_a_forced_resume_that_does_not_come_to_a_checkpoint_changes_nothing(
     def fails(model, batch):
         raise RuntimeError("out of memory")
 
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(OutOfMemory, match="out of memory"):
         run(tmp_path, epochs=2, batch_size=64, force_resume=True, forward=fails)
     assert (tmp_path / "run.json").read_bytes() == before
     run(tmp_path, epochs=1, resume=True)
