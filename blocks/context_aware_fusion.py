@@ -13,6 +13,7 @@ from trifuse.kernels.choices import check_choice
 from trifuse.kernels.ops._context_aware_fusion import mean_projection, pooled_projection, recalibrated_sum
 
 from .conv_norm_relu import init_convs
+from .image_input import check_map
 from .normalization import RunningNorm
 from .plain_layers import dtype_of, is_plain, pointwise
 
@@ -102,8 +103,8 @@ class ContextAwareFusion(nn.Module):
         Raises:
             ShapeError: a map that is not (B, C, H, W), or maps of different shapes, naming the branch.
         """
-        self._check("global_features", global_features)
-        self._check("local_features", local_features)
+        check_map("ContextAwareFusion", "global_features", global_features, self.dim)
+        check_map("ContextAwareFusion", "local_features", local_features, self.dim)
         if local_features.shape != global_features.shape:
             raise ShapeError(
                 f"ContextAwareFusion: local_features has shape {tuple(local_features.shape)}; expected "
@@ -144,13 +145,6 @@ class ContextAwareFusion(nn.Module):
             else:
                 gate = total.mean(1, keepdim=True)
         return gate if self.spatial is None else self.spatial(gate)
-
-    def _check(self, name: str, features: Tensor) -> None:
-        if features.ndim != 4 or features.shape[1] != self.dim:
-            raise ShapeError(
-                f"ContextAwareFusion: {name} has shape {tuple(features.shape)}; expected (B, {self.dim}, H, W); bring "
-                "channels-last data there with x.permute(0, 3, 1, 2)"
-            )
 
     def extra_repr(self) -> str:
         return (

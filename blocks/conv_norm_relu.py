@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .image_input import check_map
 from .normalization import make_norm
 
 
@@ -27,6 +28,7 @@ class ConvNormReLU(nn.Module):
         self, in_dim: int, out_dim: int, norm: str = "batch", kernel_size: int = 3, stride: int = 1, groups: int = 1
     ) -> None:
         super().__init__()
+        self.in_dim = in_dim
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
         self.norm = make_norm(norm, out_dim)
         self.reset_parameters()
@@ -36,6 +38,12 @@ class ConvNormReLU(nn.Module):
         init_convs(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the unit to a map.
+
+        Raises:
+            ShapeError: x is not (B, in_dim, H, W).
+        """
+        check_map("ConvNormReLU", "x", x, self.in_dim)
         return torch.relu(self.norm(self.conv(x)))
 
 

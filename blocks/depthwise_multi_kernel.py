@@ -9,10 +9,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from trifuse.kernels import ShapeError, depthwise_multi_kernel
+from trifuse.kernels import depthwise_multi_kernel
 from trifuse.kernels.choices import check_choice
 
 from .conv_norm_relu import ConvNormReLU, init_convs
+from .image_input import check_map
 from .plain_layers import is_plain
 
 KsGroups = Literal["dense", "depthwise"]
@@ -70,11 +71,7 @@ class DepthwiseMultiKernel(nn.Module):
         init_convs(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.in_dim:
-            raise ShapeError(
-                f"DepthwiseMultiKernel: x has shape {tuple(x.shape)}; expected (B, {self.in_dim}, H, W); bring "
-                "channels-last data there with x.permute(0, 3, 1, 2)"
-            )
+        check_map("DepthwiseMultiKernel", "x", x, self.in_dim)
         return self.units(x)
 
 

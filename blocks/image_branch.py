@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .conv_norm_relu import ConvNormReLU, init_convs
+from .image_input import check_map
 from .plain_layers import dtype_of
 
 
@@ -33,6 +34,7 @@ class ImageBranch(nn.Module):
 
     def forward(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Turn an image (B, in_dim, H, W) of any floating type into (B, out_dim, *size), in the type of the weights."""
+        check_map("ImageBranch", "image", image, self.conv.in_dim)
         dtype = dtype_of(self.conv.conv)
         if self.conv_then_resize:
             return resize_bilinear(self.conv(image.to(dtype)), size)

@@ -1,4 +1,4 @@
-"""Checks of the images that a network is given, and the memory layout in which it convolves them."""
+"""Checks of the images and maps that networks and blocks are given, and the layout in which they are convolved."""
 
 from __future__ import annotations
 
@@ -28,6 +28,19 @@ def check_image(network: str, image: Tensor, channels: int) -> None:
         raise ShapeError(f"{network}: {wanted}{hint}")
     if not image.is_floating_point():
         raise TypeError(f"{network}: expected normalised floating-point images, got {image.dtype}; use image.float()")
+
+
+def check_map(block: str, name: str, x: Tensor, channels: int) -> None:
+    """Refuse anything but maps (B, channels, H, W).
+
+    Raises:
+        ShapeError: other dimensions or channels, naming the argument and how channels-last data get there.
+    """
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ShapeError(
+            f"{block}: {name} has shape {tuple(x.shape)}; expected (B, {channels}, H, W); bring channels-last data "
+            "there with x.permute(0, 3, 1, 2)"
+        )
 
 
 def convolution_layout(x: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trifuse.kernels import ShapeError, TrifuseError, channel_gate, monte_carlo_pool
+from trifuse.kernels import TrifuseError, channel_gate, monte_carlo_pool
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.torch_internals import inside_backward
 
 from .conv_norm_relu import init_convs
+from .image_input import check_map
 from .plain_layers import pointwise
 
 Gate = Literal["se", "none"]
@@ -95,7 +96,7 @@ class MonteCarloAttention(nn.Module):
             ShapeError: x is not (B, C, H, W).
             TrifuseError: a generator is given while activation checkpointing repeats the pass.
         """
-        self._check(x)
+        check_map("MonteCarloAttention", "x", x, self.dim)
         if not self.training:
             descriptor = monte_carlo_pool(x, scale=1, cell=0)
         else:
@@ -145,7 +146,7 @@ class MonteCarloAttention(nn.Module):
         map's variance over its positions. Cells of one grid need not be equally large. Without, the descriptor is one
         of the cells' means. Both are mixed over scales and cells, in float32 or wider.
         """
-        self._check(x)
+        check_map("MonteCarloAttention", "x", x, self.dim)
         maps = x.to(torch.promote_types(x.dtype, torch.float32))
         grid = [(k, cell, p / k**2) for k, p in zip(self.scales, self.scale_probs, strict=True) for cell in range(k**2)]
         if not self.order_shuffle:
@@ -157,13 +158,6 @@ class MonteCarloAttention(nn.Module):
         sizes = [(_length(x.shape[2], k, cell // k) * _length(x.shape[3], k, cell % k), p) for k, cell, p in grid]
         factor = sum(p / m * (total - m) / max(1, total - 1) for m, p in sizes)
         return maps.mean((2, 3)), maps.var((2, 3), correction=0) * factor
-
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.dim:
-            raise ShapeError(
-                f"MonteCarloAttention: x has shape {tuple(x.shape)}; expected (B, {self.dim}, H, W); bring "
-                "channels-last data there with x.permute(0, 3, 1, 2)"
-            )
 
     def extra_repr(self) -> str:
         return (

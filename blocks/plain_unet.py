@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from trifuse.kernels.errors import ShapeError
 
+from .image_input import check_map
 from .normalization import InstanceNorm
 
 CONVS_PER_STAGE = 2
@@ -118,7 +119,7 @@ class PlainUNetEncoder(nn.Module):
 
     def __init__(self, in_channels: int, features: Sequence[int]) -> None:
         super().__init__()
-        dims = (in_channels, *features)
+        self.in_channels, dims = in_channels, (in_channels, *features)
         self.stages = nn.ModuleList(
             nn.Sequential(ConvStack(dims[stage], dims[stage + 1], stride=2 if stage else 1))
             for stage in range(len(features))
@@ -130,6 +131,7 @@ class PlainUNetEncoder(nn.Module):
         init_leaky_convs(self, generator)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        check_map("PlainUNetEncoder", "image", image, self.in_channels)
         maps = [image]
         for stage in self.stages:
             maps.append(stage(maps[-1]))

@@ -14,6 +14,7 @@ from trifuse.kernels.library import check_dtype, values_at_hand
 from trifuse.kernels.ops.segment_film_gate import MOST_SEGMENTS
 
 from .float32_linear import Float32Linear, TimeApartGate, ZeroInitMlp, without_autocast
+from .image_input import check_map
 from .plain_layers import dtype_of
 from .plain_unet import NEGATIVE_SLOPE
 from .temporal_film_gate import TemporalFiLMGate
@@ -290,11 +291,7 @@ class TemporalAwareFusion(nn.Module):
         image_means: Tensor | None,
         transform: Tensor | None,
     ) -> None:
-        if features.ndim != 4 or features.shape[1] != self.dim:
-            raise ShapeError(
-                f"TemporalAwareFusion: features has shape {tuple(features.shape)}; expected (B, {self.dim}, H, W); "
-                "bring channels-last data there with x.permute(0, 3, 1, 2)"
-            )
+        check_map("TemporalAwareFusion", "features", features, self.dim)
         check_dtype("TemporalAwareFusion", "features", features)
         batch = features.shape[0]
         if has_ecg is not None and has_ecg.dtype != torch.bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trifuse.kernels.errors import ShapeError
 
 from .conv_norm_relu import ConvNormReLU, init_convs
+from .image_input import check_map
 
 
 class UNetDecoderStage(nn.Module):
@@ -37,7 +38,7 @@ class UNetDecoderStage(nn.Module):
         super().__init__()
         if convs < 1:
             raise ValueError(f"UNetDecoderStage: expected at least one convolution, got convs={convs}")
-        self.side_dims = tuple(side_dims)
+        self.in_dim, self.side_dims = in_dim, tuple(side_dims)
         self.up = nn.ConvTranspose2d(in_dim, out_dim, kernel_size=2, stride=2)
         joined_dim = out_dim + sum(side_dims)
         self.convs = nn.Sequential(
@@ -53,8 +54,9 @@ class UNetDecoderStage(nn.Module):
         """Fuse ``x`` (B, in_dim, H, W) with side maps (B, side_dim, 2H, 2W) into (B, out_dim, 2H, 2W).
 
         Raises:
-            ShapeError: the side maps are not as many, as wide or as large as expected.
+            ShapeError: ``x`` is not such a map, or the side maps are not as many, as wide or as large as expected.
         """
+        check_map("UNetDecoderStage", "x", x, self.in_dim)
         up = self.up(x)
         wanted = [(x.shape[0], dim, *up.shape[-2:]) for dim in self.side_dims]
         got = [tuple(side.shape) for side in sides]
