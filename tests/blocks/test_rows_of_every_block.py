@@ -19,7 +19,7 @@ def of_maps(name: str) -> bool:
     return tree_leaves(BLOCKS[name].inputs(2))[0].ndim == 4 and name != "BatchNormOfPresent"
 
 
-@pytest.mark.parametrize("name", filter(of_maps, BLOCKS))
+@pytest.mark.parametrize("name", [name for name in BLOCKS if of_maps(name)])
 @pytest.mark.parametrize("other", [lambda x: x[0], lambda x: x.movedim(1, -1)], ids=["no batch", "channels last"])
 def test_b3_b4_maps_of_another_layout_are_refused_with_the_one_expected(name, other):
     block = BLOCKS[name].make()
