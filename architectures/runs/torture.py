@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ _MOST_BLOWS = 4  # in a round
 _MOST_NAMED = 4
 LAST_WEIGHTS = ("last/model.safetensors", "last/training_state.safetensors", "log.csv")
 _OF_THE_TIME = {".lock", "sessions.jsonl", "report.md"}
+_PREPARED = re.compile(r"cache/\w+\.(npy|safetensors)")  # one more may have been prepared while another case was damaged
 _OF_THE_WAY = {"last.old", "best.old"}  # the checkpoint before the newest one: after a resume, another one
 
 
@@ -250,5 +252,6 @@ def differences(expected: dict[str, str], run: Path, *, best_was_lost: bool = Fa
             weights, their optimiser and the log must be the same.
     """
     found = fingerprints(run)
-    names = LAST_WEIGHTS if best_was_lost else sorted(expected.keys() | found.keys())
+    more = {name for name in found if not _PREPARED.match(name)}
+    names = LAST_WEIGHTS if best_was_lost else sorted(expected.keys() | more)
     return [name for name in names if expected.get(name) != found.get(name)]

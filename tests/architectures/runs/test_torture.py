@@ -48,8 +48,10 @@ class Played:
 
 
 def write_run(folder: Path, weights: bytes = b"weights", loss: float = 0.5, seconds: float = 1.0) -> None:
-    for name in ("last", "best"):
+    for name in ("last", "best", "cache"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "cache" / "1.npy").write_bytes(b"entry")
+    for name in ("last", "best"):
         (folder / name / "model.safetensors").write_bytes(weights)
     (folder / "last" / "training_state.safetensors").write_bytes(b"state")
     (folder / "run.json").write_text("{}")
@@ -150,12 +152,23 @@ def test_the_same_weights_are_none(tmp_path, monkeypatch):
         (lambda run: write_run(run, loss=0.25), ["log.csv"]),
         (lambda run: write_run(run, b"weighty"), ["best/model.safetensors", "last/model.safetensors"]),
         (lambda run: (run / "best" / ".trifuse-1.png").write_bytes(b""), ["best/.trifuse-1.png"]),
+        (lambda run: (run / "cache" / "1.npy").write_bytes(b"other"), ["cache/1.npy"]),
+        (lambda run: (run / "cache" / "1.npy").unlink(), ["cache/1.npy"]),
+        (lambda run: (run / "cache" / "2.npy").write_bytes(b"more"), []),
+        (lambda run: (run / "cache" / ".trifuse-1.npy").write_bytes(b"half"), ["cache/.trifuse-1.npy"]),
         (lambda run: (run / "run.json").unlink(), ["run.json"]),
         (lambda run: (run / "run.json").write_text("{ }"), []),
         (lambda run: (run / "run.json").write_text("{"), ["run.json"]),
         (lambda run: (run / "report.md").write_text("yesterday"), []),
     ],
-    ids=["seconds", "loss", "weights", "leftover", "missing", "spaces", "broken", "report"],
+    ids=[
+        *("seconds", "loss", "weights", "leftover"),
+        *("other entry", "no entry", "more entries", "half an entry"),
+        "missing",
+        "spaces",
+        "broken",
+        "report",
+    ],
 )
 def test_all_but_the_time_is_compared(tmp_path, change, found):
     write_run(tmp_path)
