@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from trifuse.kernels.errors import DataError, TrifuseError
 
 from .distributed import World
-from .loader_workers import Key, KeyedSamples, WorkerWatch, collated
+from .loader_workers import Key, KeyedSamples, WorkerWatch, collated, say_nothing_of_a_lost_reader
 from .recipe import Recipe
 
 _LONGEST_LOAD_S = 600.0
@@ -98,6 +98,7 @@ class Batches:
             samples,
             batch_sampler=_Reread(self),
             collate_fn=collated,
+            worker_init_fn=say_nothing_of_a_lost_reader,
             num_workers=recipe.workers,
             persistent_workers=recipe.workers > 0,
             timeout=_LONGEST_LOAD_S if recipe.workers else 0,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -115,7 +117,8 @@ class WorkerWatch:
             lost = self._lost(wait_s=0.0 if isinstance(error, RuntimeError) else _DEATH_SHOWS_S)
             if not lost:
                 raise
-            raise WorkerLost("; ".join(map(self._description, lost)) + f"; {memory_note()}") from error
+            described = "; ".join(self._description(process, error) for process in lost)
+            raise WorkerLost(f"{described}; {memory_note()}") from error
 
     def close(self) -> None:
         """End the processes, without waiting until nothing refers to their loader any more."""
@@ -131,13 +134,43 @@ class WorkerWatch:
     def _lost(self, wait_s: float) -> list[Any]:
         """Return the processes that have died, after waiting for the first of them."""
         end_s = time.monotonic() + (wait_s if self._processes else 0.0)
-        while not (lost := [process for process in self._processes if process.exitcode is not None]):
+        while not (lost := [process for process in self._processes if _is_dead(process)]):
             if time.monotonic() >= end_s:
                 break
             time.sleep(0.05)
         return lost
 
-    def _description(self, process: Any) -> str:
-        code, sample = process.exitcode, self._samples.last_sample_of(process.pid, self._seed)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    def _description(self, process: Any, error: Exception) -> str:
+        sample = self._samples.last_sample_of(process.pid, self._seed)
+        how = _how_it_died(process.exitcode, str(error))
         return f"loader process {process.pid} {how}, {f'at {sample}' if sample else 'before its first sample'}"
+
+
+def say_nothing_of_a_lost_reader(worker: int) -> None:
+    """Let a worker be silent about a training process that has stopped reading: that one says why."""
+    say = sys.excepthook
+
+    def chosen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError):
+            say(kind, error, trace)
+
+    sys.excepthook = chosen
+
+
+def _is_dead(process: Any) -> bool:
+    """Tell whether a process has died; its exit code is lost where PyTorch raises in the middle of asking for it."""
+    if process.exitcode is not None:
+        return True
+    try:
+        os.kill(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def _how_it_died(code: int | None, said: str) -> str:
+    """Say how a process died, by its exit code, or by what PyTorch says where that is lost."""
+    if code is None:
+        told = [number for number in signal.Signals if f"signal: {signal.strsignal(number)}." in said]
+        return f"was killed by {told[0].name}" if told else "died"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -6,17 +6,25 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from children import Child
 from tiny_run import Squares, bits, recipe, run
 
 from trifuse.architectures.training import batches, loader_workers
 from trifuse.architectures.training.batches import Batches
 from trifuse.architectures.training.distributed import World
-from trifuse.architectures.training.loader_workers import WorkerLost
+from trifuse.architectures.training.loader_workers import (
+    KeyedSamples,
+    WorkerLost,
+    WorkerWatch,
+    say_nothing_of_a_lost_reader,
+)
 from trifuse.architectures.training.memory import OutOfMemory
 from trifuse.kernels.errors import CheckpointError, DataError, MissingExtra
 
@@ -161,3 +169,25 @@ def test_errors_cross_processes_as_kind_and_words():
     ):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy)) == (type(error), str(error))
+
+
+def test_t8_a_death_whose_exit_code_is_lost_is_still_named():
+    """PyTorch raises within any call of the training process, one that fetches the exit code included."""
+    watch = WorkerWatch(KeyedSamples(Squares(4), 1), 0)
+    child = Child(lambda: None)
+    child.wait()
+    watch._processes = [SimpleNamespace(pid=child.pid, exitcode=None)]
+    with (
+        pytest.raises(WorkerLost, match=r"loader process \d+ was killed by SIGKILL, before its first sample"),
+        watch.named_losses(),
+    ):
+        raise RuntimeError(f"DataLoader worker (pid {child.pid}) is killed by signal: Killed. ")
+
+
+def test_a_worker_says_nothing_of_a_reader_that_has_gone(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: said.append(error[0]))
+    say_nothing_of_a_lost_reader(0)
+    for kind in (ConnectionResetError, ValueError, BrokenPipeError):
+        sys.excepthook(kind, kind(), None)
+    assert said == [ValueError]
