@@ -114,7 +114,10 @@ class WorkerWatch:
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
-            lost = self._lost(wait_s=0.0 if isinstance(error, RuntimeError) else _DEATH_SHOWS_S)
+            try:
+                lost = self._lost(wait_s=0.0 if isinstance(error, RuntimeError) else _DEATH_SHOWS_S)
+            except RuntimeError as notice:  # the pipe broke first, and PyTorch notices only now
+                error, lost = notice, self._lost(wait_s=0.0)
             if not lost:
                 raise
             described = "; ".join(self._description(process, error) for process in lost)

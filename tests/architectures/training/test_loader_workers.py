@@ -191,3 +191,17 @@ def test_a_worker_says_nothing_of_a_reader_that_has_gone(monkeypatch):
     for kind in (ConnectionResetError, ValueError, BrokenPipeError):
         sys.excepthook(kind, kind(), None)
     assert said == [ValueError]
+
+
+def test_t8_a_death_that_pytorch_notices_after_the_pipe_broke(monkeypatch):
+    watch = WorkerWatch(KeyedSamples(Squares(4), 1), 0)
+    process = SimpleNamespace(pid=os.getpid(), exitcode=None)
+    watch._processes = [process]
+
+    def notice(seconds):
+        process.exitcode = -signal.SIGKILL
+        raise RuntimeError("DataLoader worker is killed by signal: Killed. ")
+
+    monkeypatch.setattr(time, "sleep", notice)
+    with pytest.raises(WorkerLost, match="was killed by SIGKILL"), watch.named_losses():
+        raise EOFError
