@@ -92,7 +92,14 @@ class DataRecipe(CohortOptions):
         return replace(self, preprocessing=replace(self.preprocessing, **changes))
 
     def open(self) -> Cohort:
-        """Find the cases."""
+        """Find the cases.
+
+        Raises:
+            DataError: see `open_cohort`; or the folder is not where the recipe says, as after it was moved.
+        """
+        if self.root and not Path(self.root).exists():
+            hint = "if it was moved since, put it, or a link to it, back in its place"
+            raise DataError(self.root, "folder", got="nothing there", want="the folder of the cohort", hint=hint)
         return open_cohort(Path(self.root), **cohort_arguments(self))
 
     def choose_split(self, cohort: Cohort) -> Split:

@@ -110,8 +110,9 @@ def ecg_recipe(cohort: Path, plan: Plan = DEMOS["easy"], *, seed: int = 0) -> Ec
         best_epoch_by=EXPLAINED,
     )
     data = EcgData(root=str(cohort), kind="cohort")
-    if plan.phantom == "ambiguous":
-        data = EcgData(root=str(cohort / BEATS_FOLDER), kind="records", val_records=("*0",))  # a tenth
+    beats = cohort / BEATS_FOLDER
+    if plan.phantom == "ambiguous" and any(beats.glob("*0.*")):  # fewer than ten are too few to train on
+        data = EcgData(root=str(beats), kind="records", val_records=("*0",))  # a tenth
     return EcgPretrainingRecipe(data=data, network=EcgAutoencoderConfig(init_seed=seed), training=training)
 
 

@@ -48,6 +48,8 @@ RIGHT, WRONG, MISSING = "right", "wrong", "none"
 
 FIELD_MM = (104.0, 120.0)
 LASTING_DAYS = 45.0  # after so many days a share of 1 / e of the ECGs still shows the scar's own event for sure
+_AMPLE = (24, 24, 3)  # of columns, rows and slices, at which every case has both candidates
+_SCAR = MYOCARDIUM + 1
 DECOY = 4  # label of the candidate that is no scar, in `AmbiguousCase` alone
 _BLOCK = 60  # so many cases on end hold every bin of days, and every kind of ECG, as often as asked for
 _HEALTHY_SHARE = 0.1  # of the beats without an image
@@ -119,9 +121,15 @@ class AmbiguousCase:
 
 
 def write_ambiguous_phantom(root: Path, phantom: AmbiguousPhantom | None = None) -> Split:
-    """Write the cohort with its split, its truth and its beats below ``root``; ``cases.csv`` comes last."""
+    """Write the cohort with its split, its truth and its beats below ``root``; ``cases.csv`` comes last.
+
+    Raises:
+        ValueError: the cases are so small that one does not show both candidates; nothing is written then.
+    """
     root, phantom = Path(root), phantom or AmbiguousPhantom()
     total = phantom.train + phantom.val + phantom.test
+    if any(side < enough for side, enough in zip(phantom.size, _AMPLE, strict=True)):
+        _refuse_cases_without_candidates(phantom, total)
     names = tuple(f"case{number:03d}" for number in range(1, total + 1))
     held = phantom.train + phantom.val
     split = Split(names[: phantom.train], names[phantom.train : held], names[held:])
@@ -151,6 +159,16 @@ def write_beats(folder: Path, beats: int, seed: int = 0) -> None:
 def read_truth(root: Path) -> dict[str, dict[str, str]]:
     """Return how each case of a written cohort was made: the cells of `TRUTH` by case and column."""
     return {line["case_id"]: line for line in read_table(Path(root) / TRUTH)[1]}
+
+
+def _refuse_cases_without_candidates(phantom: AmbiguousPhantom, total: int) -> None:
+    """Raise unless every case of a small size shows a scar and its like."""
+    for number in range(total):
+        if not {_SCAR, DECOY} <= {*np.unique(ambiguous_case(phantom, number).scan.labels).tolist()}:
+            got, ample = (" x ".join(map(str, size)) for size in (phantom.size, _AMPLE))
+            raise ValueError(
+                f"size: expected one at which each case shows a scar and its like, got {got}; {ample} does"
+            )
 
 
 def ambiguous_case(phantom: AmbiguousPhantom, number: int) -> AmbiguousCase:

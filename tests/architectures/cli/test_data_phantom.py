@@ -33,6 +33,8 @@ def test_a_cohort_is_written_as_asked(tmp_path, capsys):
         (["--train", 0], "expected a case to train on"),
         (["--missing", "0.9", "--wrong", "0.2"], "together at most 1, got 0.9 and 0.2"),
         (["--size", 64, 64], "expected 3 arguments"),
+        (["--size", 1, 1, 1], "each case shows a scar and its like, got 1 x 1 x 1; 24 x 24 x 3 does"),
+        (["--size", 64, 64, 1], "got 64 x 64 x 1"),
     ],
 )
 def test_wishes_that_make_no_sense(words, message, tmp_path, capsys):

@@ -17,6 +17,7 @@ from trifuse.architectures.runs.recipes import DataRecipe, RecipeError, recipe_f
 from trifuse.architectures.runs.registry import experiments
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
+from trifuse.kernels import DataError
 
 
 @dataclass(frozen=True)
@@ -177,3 +178,8 @@ def test_l3_a_file_that_is_no_recipe(text, tmp_path):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(RecipeError, match=r"run\.toml: expected TOML, got"):
         data_of(file=tmp_path / "run.toml")
+
+
+def test_a_cohort_that_was_moved_is_told_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="nothing there; if it was moved since, put it, or a link to it, back"):
+        DataRecipe(root=str(tmp_path / "gone")).open()

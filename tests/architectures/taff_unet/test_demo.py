@@ -76,6 +76,11 @@ def test_what_the_ambiguous_phantom_differs_in(tmp_path):
     recipe = demo.demo_recipe(tmp_path, plan, arteries=tmp_path / "truth.csv")
     assert recipe.network.image_size >> recipe.network.fusion_stage == 32
     assert recipe.prior.arteries == str(tmp_path / "truth.csv")
+    assert demo.ecg_recipe(tmp_path, plan).data.kind == "cohort", "fewer than ten such beats cannot spare a tenth"
+    (tmp_path / "beats").mkdir()
+    for number in (9, 10):
+        assert demo.ecg_recipe(tmp_path, plan).data.kind == "cohort"
+        (tmp_path / "beats" / f"beat{number:04d}.npz").touch()
     data = demo.ecg_recipe(tmp_path, plan).data
     assert (data.root, data.kind, data.val_records) == (str(tmp_path / "beats"), "records", ("*0",))
     assert demo.ecg_recipe(tmp_path).data.kind == "cohort"
