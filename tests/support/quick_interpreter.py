@@ -30,7 +30,7 @@ def quick_interpreter() -> Iterator[None]:
         for place, name, quick in (
             (interpreter.InterpretedFunction, "__call__", _calling(interpreter._patch_lang)),
             (interpreter, "_get_np_dtype", _numpy_types(interpreter._get_np_dtype)),
-            (interpreter.TensorHandle, "__post_init__", lambda self: None),  # which looks for faults of Triton's own
+            (interpreter.TensorHandle, "__post_init__", _item_sizes(interpreter.TensorHandle.__post_init__)),
             (core.block_type, "__init__", _block_types(core.block_type.__init__)),
             (core.tensor, "__init__", _tensors(core.tensor.__init__)),
             (core.dtype, "__eq__", _equality(core.dtype.__eq__)),
@@ -61,6 +61,19 @@ def _calling(prepare: Callable) -> Callable:
 def _numpy_types(look_up: Callable) -> Callable:
     numpy_type = cache(look_up)
     return lambda kind: numpy_type(tl.uint64 if kind.scalar.is_ptr() else kind.scalar)
+
+
+def _item_sizes(check: Callable) -> Callable:
+    """Check the size of a number in memory once for each type that is to hold it."""
+    sound = set()
+
+    def post_init(self):
+        pair = (self.dtype.name, self.data.itemsize)
+        if pair not in sound:
+            check(self)
+            sound.add(pair)
+
+    return post_init
 
 
 def _block_types(make: Callable) -> Callable:

@@ -25,21 +25,27 @@ ROOT = SUPPORT.parents[1]
 
 
 def run_python(
-    *command: object, folder: Path = ROOT, ready: tuple[str, ...] = ("torch",), **variables: str
+    *command: object,
+    folder: Path = ROOT,
+    ready: tuple[str, ...] = ("torch",),
+    limit_s: int = 280,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python on a script, with -c on code or with -m on a module, for at most 280 seconds.
+    """Run Python on a script, with -c on code or with -m on a module.
 
     Args:
         command: what follows ``python``; modules in this folder can be imported.
         folder: the working directory.
         ready: the modules that need not be imported any more.
+        limit_s: after how many seconds it is ended.
         variables: of the environment, on top of this process' own.
     """
     environment = _without_interpreter() | variables
     environment["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), *filter(None, [environment.get("PYTHONPATH")])])
     words, server = [str(word) for word in command], _server(ready)
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-        request = {"command": words, "folder": str(folder), "environment": environment, "files": [out.name, err.name]}
+        request = {"command": words, "folder": str(folder), "environment": environment, "limit_s": limit_s}
+        request |= {"files": [out.name, err.name]}
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())
@@ -72,9 +78,9 @@ def _next_child() -> dict[str, Any]:
     sys.exit()
 
 
-def _become(command: list[str], folder: str, environment: dict[str, str], files: list[str]) -> None:
+def _become(command: list[str], folder: str, environment: dict[str, str], limit_s: int, files: list[str]) -> None:
     """Be ``python`` with these words; the files are for the standard output and for errors."""
-    signal.alarm(280)
+    signal.alarm(limit_s)
     for number, (path, flags) in enumerate([(os.devnull, os.O_RDONLY), *((file, os.O_WRONLY) for file in files)]):
         os.dup2(os.open(path, flags), number)
     os.chdir(folder)

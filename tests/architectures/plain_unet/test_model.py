@@ -67,7 +67,7 @@ def test_names_and_shapes_are_the_published_ones():
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_published_values_of_the_default_network(dtype):
     fixture = load_fixture("nnunet/filled_default_256x256")

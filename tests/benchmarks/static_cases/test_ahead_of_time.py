@@ -8,8 +8,6 @@ import importlib
 import json
 import os
 import pkgutil
-import subprocess
-import sys
 import tomllib
 from collections import Counter
 from importlib.metadata import version
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ready_python import SUPPORT, run_with_compiler
 
 from trifuse.benchmarks import static_cases
 from trifuse.benchmarks.reporting.ahead_of_time import (
@@ -39,7 +38,6 @@ from trifuse.kernels.gpu import tuning
 
 pytest.importorskip("triton", reason="the gate compiles with triton")
 
-SUPPORT = Path(__file__).resolve().parents[2] / "support"
 CASES = case_modules()
 
 
@@ -55,10 +53,8 @@ def test_every_file_of_kernels_has_its_file_of_cases():
 
 
 def compile_ahead_of_time(budgets: Path, *modules: str) -> dict:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), *filter(None, [environment.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "trifuse.benchmarks.reporting.ahead_of_time", str(budgets), *modules]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1700)
+    module = "trifuse.benchmarks.reporting.ahead_of_time"
+    child = run_with_compiler("-m", module, budgets, *modules, limit_s=1700)
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +89,15 @@ def test_an_index_is_run_for_compiled_kernels(monkeypatch):
     monkeypatch.setattr(JITFunction, "run", lambda self, *args, **settings: given.append((args, settings)))
     JITFunction(doubling)[(3,)](1, 2, N=4, num_warps=8)
     assert given == [((1, 2), {"grid": (3,), "warmup": False, "N": 4, "num_warps": 8})]
+
+
+def test_interpreted_numbers_take_no_more_memory_than_their_type():
+    """Here as in Triton's own interpreter, of which the tests run a quicker form."""
+    handle = pytest.importorskip("triton.runtime.interpreter").TensorHandle
+    for _ in range(2):
+        handle(np.zeros(1, np.float32), tl.float32)
+        with pytest.raises(ValueError, match="exceeds"):
+            handle(np.zeros(1, np.float64), tl.float32)
 
 
 @pytest.mark.parametrize("kernel", [doubling_kernel, JITFunction(doubling)], ids=["as defined", "compiled"])
