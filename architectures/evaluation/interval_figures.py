@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trifuse.architectures.data.layouts.cohort import Cohort
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels import DataError
 
 from .picture import BLUE, FAINT, INK, LARGE, NORMAL, ORANGE, SMALL, Picture, new_figure, save_picture
@@ -72,7 +73,7 @@ def interval_bins(
     edges = np.asarray(edges_days, np.float64)
     strangers = {case_id: days for case_id, days in interval_days.items() if not days >= edges[0]}
     if strangers:
-        got = ", ".join(f"{days:g} for {case_id}" for case_id, days in strangers.items())
+        got = listed(f"{days:g} for {case_id}" for case_id, days in strangers.items())
         raise DataError("interval figure", "days", got=got, want=f"{edges[0]:g} or more")
     last = len(edges) - 2
     beyond = tuple(case_id for case_id, days in interval_days.items() if days > edges[-1])
@@ -114,7 +115,7 @@ def draw_interval_bars(
         raise DataError("interval figure", "cases", got="none with an ECG", want="at least one")
     for model, of_case in scores.items():
         if absent := [case_id for case_id in interval_days if not np.isfinite(of_case.get(case_id, np.nan))]:
-            raise DataError("interval figure", f"scores of {model}", got=f"none of {', '.join(absent)}", want="all")
+            raise DataError("interval figure", f"scores of {model}", got=f"none of {listed(absent)}", want="all")
     bins = interval_bins(interval_days, edges_days)
     figure = new_figure(1.3 * len(bins) + 1.4, 3.8)
     axis = figure.subplots()

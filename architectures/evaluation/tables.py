@@ -94,7 +94,7 @@ def case_tables(run: Path) -> list[Path]:
             others = (run / f"{part}_{word}_cases.csv" for word in EMPTY_MASK_SCORES)
             return [first, *filter(Path.exists, others)]
     runs = sorted(path.name for path in run.glob("run_*") if path.is_dir())
-    hint = f"choose one of its runs: {', '.join(runs)}" if runs else ""
+    hint = f"choose one of its runs: {listed(runs)}" if runs else ""
     raise DataError(run, "case table", got="none", want="test_cases.csv, as trifuse train writes it", hint=hint)
 
 

@@ -10,8 +10,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -200,6 +203,12 @@ def describe_content(path: Path) -> str:
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "a text file"
     return "an unknown binary file"
+
+
+def damage_advice(error: Exception) -> str:
+    """Return what helps where a library could not read a file: another copy if it is damaged, nothing if not."""
+    told = isinstance(error, EOFError | zlib.error | zipfile.BadZipFile)
+    return "copy it again" if told or re.search(r"truncated|\bEOF\b|\bCRC\b|checksum", str(error)) else ""
 
 
 def sync_folder(folder: Path) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from trifuse.architectures.storage.atomic_files import damage_advice
 from trifuse.architectures.storage.numpy_file import NUMBERS, TEXT, Limit, open_npz, read_npy
 from trifuse.architectures.storage.regular_file import require_regular
 from trifuse.architectures.storage.text import listed, read_text
@@ -151,7 +152,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise DataError(path, "file", got=got, want="a readable ECG") from error
     except Exception as error:  # a damaged record makes wfdb raise nearly anything
         got = f"{type(error).__name__}: {error}"
-        raise DataError(path, "content", got=got, want="an intact ECG", hint="copy it again") from error
+        raise DataError(path, "content", got=got, want="an intact ECG", hint=damage_advice(error)) from error
 
 
 def _channels_first(path: Path, array: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.data.volumes.nifti import write_image, write_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import atomic_write, temporary_path, write_json, write_text
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .cohort import Cohort, Split
@@ -222,7 +223,7 @@ def _organ_values(cohort: Cohort) -> np.ndarray:
     if strangers := [name for name in cohort.class_names[1:] if _words(name) not in organs]:
         want = f"some of {', '.join(SYNAPSE_ORGANS)}"
         hint = "name the labels: targets='left kidney=3'"
-        raise DataError(cohort.root, "classes", got=", ".join(strangers), want=want, hint=hint)
+        raise DataError(cohort.root, "classes", got=listed(map(repr, strangers)), want=want, hint=hint)
     return np.array([0, *(organs[_words(name)] for name in cohort.class_names[1:])], np.uint8)
 
 

@@ -70,7 +70,7 @@ def scan_scar_cohort(root: Path, max_interval_days: float | None = None) -> Foun
     header, lines = _read_table(path)
     notes, problems, cases = [], [], []
     if strangers := [name for name in header if name not in _KNOWN]:
-        notes.append(f"{TABLE}: unknown columns {', '.join(strangers)}: not read")
+        notes.append(f"{TABLE}: unknown columns {listed(strangers)}: not read")
     parts: dict[str, str] = {}
     seen: dict[str, int] = {}
     for number, cells in lines:

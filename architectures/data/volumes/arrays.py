@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from trifuse.architectures.storage.atomic_files import describe_content
+from trifuse.architectures.storage.atomic_files import damage_advice, describe_content
 from trifuse.architectures.storage.numpy_file import NUMBERS, Limit, open_npz
 from trifuse.kernels.errors import DataError, MissingExtra
 
@@ -120,7 +120,7 @@ def _named_errors(path: Path, key: str) -> Iterator[None]:
         raise DataError(path, key, got="more than the memory holds", want="a smaller volume") from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:  # a TypeError for a type NumPy lacks
         raise DataError(
-            path, key, got=str(error) or repr(error), want="an intact array", hint="copy it again"
+            path, key, got=str(error) or repr(error), want="an intact array", hint=damage_advice(error)
         ) from error
 
 

@@ -125,3 +125,19 @@ def test_prior_labels_are_for_networks_with_a_prior(plain_run, scar_cohort, tmp_
     code, _, errors = run_main(words, capsys)
     assert code == 3
     assert "expected a network that takes a prior, got plain_unet" in errors
+
+
+@pytest.mark.parametrize("spacing", [(-1, 1), (0, 1), ("nan", 1), (1e9, 1)])
+def test_l2_a_spacing_that_is_no_length(plain_run, scar_cohort, tmp_path, capsys, spacing):
+    network = shutil.copytree(plain_run / "best", tmp_path / "network")
+    words = ["predict", network, scar_cohort, "--out", tmp_path / "x", "--spacing", *spacing]
+    code, _, errors = run_main(words, capsys)
+    assert (code, "spacing_mm must be" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 5000, '{"config": 3}'])
+def test_l3_a_run_whose_description_is_broken(plain_run, scar_cohort, tmp_path, capsys, content):
+    run = shutil.copytree(plain_run, tmp_path / "run")
+    (run / "run.json").write_text(content)
+    code, _, errors = run_main(["predict", run, scar_cohort, "--out", tmp_path / "x"], capsys)
+    assert (code, "run.json: " in errors) == (4, True)

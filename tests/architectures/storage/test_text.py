@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from trifuse.architectures.storage.atomic_files import damage_advice
 from trifuse.architectures.storage.pretrained import read_description
 from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.storage.text import listed, natural_key, parse_json, read_parsed, read_table, read_text
@@ -40,7 +41,9 @@ def test_d38_every_text_is_read_by_one_function():
 
     What the system itself tells in ``/proc`` has none.
     """
-    other_ways = re.compile(r"^(?!.*/proc/).*(\.read_text\(|json\.load\(|tomllib\.load\(|open\([^)]*encoding)")
+    other_ways = re.compile(
+        r"^(?!.*(?:/proc/|\"w\")).*(\.read_text\(|json\.load\(|tomllib\.load\(|open\([^)]*encoding)"
+    )
     found = {
         f"{path.relative_to(SOURCES)}: {line.strip()}"
         for path in SOURCES.rglob("*.py")
@@ -105,3 +108,18 @@ def test_a_table_whose_cells_belong_to_no_one_column_is_refused(text, message, t
     (tmp_path / "file").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (EOFError("x"), "copy it again"),
+        (ValueError("EOF: reading array data, expected 8 bytes got 3"), "copy it again"),
+        (OSError("Unable to open file (truncated file: eof = 96)"), "copy it again"),
+        (ValueError("Object arrays cannot be loaded when allow_pickle=False"), ""),
+        (KeyError("image"), ""),
+        (ValueError("unconverted data remains: 14"), ""),
+    ],
+)
+def test_only_damage_is_mended_by_another_copy(error, advice):
+    assert damage_advice(error) == advice
