@@ -138,7 +138,7 @@ def test_d23_synapse_without_contrast(cohort, tmp_path):
 
 def test_classes_that_are_no_organs(cohort, tmp_path):
     other = open_cohort(cohort.root, targets={"pancreas": 2, "LV": 7})
-    refused(lambda: write_synapse(other, tmp_path / "out"), "classes: expected some of aorta, ", "got LV", "targets")
+    refused(lambda: write_synapse(other, tmp_path / "out"), "classes: expected some of aorta, ", "got 'LV'", "targets")
     assert not (tmp_path / "out").exists()
 
 
