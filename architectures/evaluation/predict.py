@@ -225,11 +225,15 @@ def _image_of(case: Case, preprocessing: Preprocessing) -> str:
 def made_of_these_images(out: Path, cohort: Cohort, case_ids: Sequence[str], preprocessing: Preprocessing) -> bool:
     """Tell whether a folder of label maps records that those of these cases were made of the images that there are now.
 
+    Older versions recorded no images: theirs are believed.
+
     Raises:
         DataError: the record is damaged.
     """
     manifest = Path(out) / MANIFEST
     recorded = _read_manifest(manifest)[2] if manifest.exists() else {}
+    if not recorded and not (manifest.exists() and _IMAGES in read_parsed(manifest, parse_json)):
+        return True
     images = {case.case_id: _image_of(case, preprocessing) for case in cohort.cases if case.case_id in case_ids}
     return all(_is_of(image, recorded.get(case_id)) for case_id, image in images.items())
 
@@ -312,8 +316,8 @@ class _Folder:
             self._write()
 
     def _write(self) -> None:
-        further = {_EXTRAS: self._extras, _IMAGES: self._recorded}
-        write_json(self._manifest, {**self._made, **{name: digests for name, digests in further.items() if digests}})
+        extras = {_EXTRAS: self._extras} if self._extras else {}
+        write_json(self._manifest, {**self._made, **extras, _IMAGES: self._recorded})
 
     def _say(self) -> None:
         said = [f"{count(len(self.kept), 'label map')} kept, of the same images"] if self.kept else []
