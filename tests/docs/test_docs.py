@@ -322,7 +322,8 @@ def test_all_tables_are_shown():
     named = [name for text in TEXTS.values() for name in re.findall(r"<!-- results: (\S+) -->", text)]
     assert len(named) >= 5
     assert any("<!-- overview: cpu -->" in text for text in TEXTS.values())
-    assert {path.name for path in RESULTS.glob("*.md")} - {"report.md"} <= set(named)
+    pages = {"report.md", "torture.md"}  # too long to be shown: these are linked
+    assert {path.name for path in RESULTS.glob("*.md")} - pages <= set(named)
 
 
 # ------------------------------------------------------------------------------------------------ the plan, the names
