@@ -33,11 +33,11 @@ COMMANDS = {parser.prog: parser for parser in commands_below(build_parser())}
         ("frame=0 chooses, base_first=False too", "frame=0 chooses, base_first=False too"),
     ],
 )
-def test_arguments_become_options(text, words):
+def test_l20_arguments_become_options(text, words):
     assert in_words_of(COMMANDS["trifuse data check"], *COMMANDS.values())(text) == words
 
 
-def test_only_what_is_wanted_and_advised_is_put_in_other_words():
+def test_l20_only_what_is_wanted_and_advised_is_put_in_other_words():
     error = DataError("a/channel=1.nii", "channel", got="channel=1", want="channel=2", hint="pass label_space")
     merged = DataError.merge([error, DataError("b", "not predicted", got=error)])
     reword = in_words_of(*COMMANDS.values())
@@ -65,7 +65,7 @@ def test_only_what_is_wanted_and_advised_is_put_in_other_words():
         ),
     ],
 )
-def test_l2_errors_name_options(words, said, tmp_path, put_case, capsys):
+def test_l2_l20_errors_name_options(words, said, tmp_path, put_case, capsys):
     (tmp_path / "dataset.json").write_text(
         json.dumps(
             {
@@ -97,7 +97,7 @@ def _put_nan(path):
     write_image(path, voxels, like=image)
 
 
-def test_warnings_of_many_files_are_said_once(tmp_path, put_case, capsys):
+def test_l19_warnings_of_many_files_are_said_once(tmp_path, put_case, capsys):
     for number in range(12):
         put_case(f"c{number}", affine=np.diag([-1.0, -1.0, 300.0, 1.0]))
     code, out, _ = run_main(["data", "check", tmp_path], capsys)
