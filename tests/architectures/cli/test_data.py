@@ -33,7 +33,7 @@ def test_check_asks_for_the_label_space_and_takes_it(tmp_path, put_synapse, caps
     put_synapse()
     code, text = run(capsys, "data", "check", tmp_path)
     assert code == 3
-    assert "label_space: expected one of btcv14, transunet9, merit9" in text
+    assert "--label-space: expected one of btcv14, transunet9, merit9" in text
     code, text = run(capsys, "data", "check", tmp_path, "--label-space", "merit9")
     assert code == 0, text
     assert "synapse layout, 3 cases, classes background, aorta, gallbladder" in text
