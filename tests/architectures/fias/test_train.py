@@ -32,6 +32,7 @@ from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.architectures.storage.pretrained import config_to_json
+from trifuse.architectures.storage.record import read_record
 from trifuse.kernels import CheckpointError, DataError
 
 WEIGHTS = ("channel", "position")
@@ -277,7 +278,7 @@ def test_the_papers_tables_stand_where_they_can_be_compared():
 def test_repeats_differ_in_their_seeds_alone(cohort, tmp_path):
     recipe = tiny_recipe(cohort)
     report = train_repeats(recipe, tmp_path / "out", 2)
-    runs = [json.loads((tmp_path / "out" / f"run_{k}" / "run.json").read_text()) for k in (1, 2)]
+    runs = [read_record(tmp_path / "out" / f"run_{k}" / "run.json") for k in (1, 2)]
     assert [run["recipe"]["seed"] for run in runs] == [2223, 2224]
     assert [run["config"]["network"]["init_seed"] for run in runs] == [1, 2]
     for run in runs:
