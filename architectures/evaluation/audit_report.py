@@ -167,6 +167,7 @@ def draw_audit(audit: Audit, out: Path, *, name: str = "audit", title: str = "Wh
     _dress(right, "Change of the DSC")
     right.axvline(0, color=FAINT, lw=1, zorder=1)
     right.margins(x=0.15)
+    right.locator_params(axis="x", nbins=4)  # whose labels do not meet, however small the numbers
     figure.suptitle(title, fontsize=LARGE, color=INK, weight="bold", x=0.01, ha="left")
     rows = [
         [finding.mechanism.name, finding.verdict, moved.target, finding.cases, *map(number, moved.share)]
