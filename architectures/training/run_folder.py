@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -130,8 +131,8 @@ def open_run(
         file: another one than ``run.json``.
 
     Returns:
-        One line per accepted difference; and what writes the description that was accepted, to be called with the first
-        checkpoint that is made under it: a run that fails before remains what it was.
+        One line per accepted difference; and what writes the description that was accepted, once, to be called with the
+        first checkpoint that is made under it: a run that fails before remains what it was.
 
     Raises:
         OutputFolderError: the folder holds a run that is not to be resumed, or another description.
@@ -148,7 +149,7 @@ def open_run(
         written = read_record(path)
     except CheckpointError as error:
         if force:
-            return [f"{path.name} is damaged, and written anew"], lambda: write_record(path, new)
+            return [f"{path.name} is damaged, and written anew"], cache(lambda: write_record(path, new))
         raise CheckpointError(f"{error}; --force-resume takes the recipe that is given for that of the run") from error
     old = upgrade(written)
     if "repeated" in {*old} ^ {*new}:
@@ -162,7 +163,7 @@ def open_run(
             + "\n  ".join(shown)
             + "\nresume with the old values, force the new ones (--force-resume), or choose another folder"
         )
-    return differences, lambda: None if written == new else write_record(path, new)
+    return differences, cache(lambda: None if written == new else write_record(path, new))
 
 
 def _rest(differences: Sequence[str]) -> list[str]:

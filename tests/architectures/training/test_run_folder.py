@@ -131,6 +131,15 @@ def test_t14_changed_configuration_is_shown_and_only_accepted_by_force(tmp_path)
     assert open_run(tmp_path, new, resume=True, force=False)[0] == []
 
 
+def test_an_accepted_description_is_written_once_however_many_checkpoints_follow(tmp_path):
+    open_run(tmp_path, {"lr": 1}, resume=False, force=False)
+    _, accept = open_run(tmp_path, {"lr": 2}, resume=True, force=True)
+    accept()
+    (tmp_path / "run.json").unlink()
+    accept()
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_a_description_by_an_older_version_is_compared_in_names_of_today(tmp_path):
     def upgrade(old):
         return {"rate": old.get("speed", old.get("rate"))}
