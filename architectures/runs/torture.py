@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,10 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.epoch_log import read_log
+from trifuse.architectures.storage.record import digest_of
+from trifuse.architectures.storage.text import listed
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import TrifuseError
 
@@ -194,8 +194,7 @@ class _Grounds:
         if code != 0:
             return f"the run does not go on: code {code}, {victim.texts[-1].strip().splitlines()[-2:]}"
         found = differences(expected, victim.folder, best_was_lost=victim.best_was_lost)
-        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-        return f"differs from the undisturbed run: {', '.join(found[:_MOST_NAMED])}{more}" if found else ""
+        return f"differs from the undisturbed run: {listed(found, _MOST_NAMED)}" if found else ""
 
     def _set_aside(self, victim: Victim, number: int) -> None:
         """Keep a run that did not end well, with what its processes printed."""
@@ -213,8 +212,8 @@ def _finish(victim: Victim, ranks: int) -> int | None:
 
 
 def _line(number: int, blow: Blow) -> str:
-    end = blow.end if blow.landed else f"{blow.end} before that"
-    return f"round {number:3}  {blow.kind:6}  {blow.what}: {end}" + (f"; WRONG: {blow.problem}" if blow.problem else "")
+    wrong = f"; WRONG: {blow.problem}" if blow.problem else ""
+    return f"round {number:3}  {blow.kind:6}  {blow.what}: {blow.ending}{wrong}"
 
 
 def fingerprints(run: Path) -> dict[str, str]:
@@ -229,17 +228,13 @@ def fingerprints(run: Path) -> dict[str, str]:
 
 def _digest(path: Path) -> str:
     if path.name == "log.csv":
-        return _digest_of(
+        return digest_of(
             [{name: repr(cell) for name, cell in row.items() if name != "seconds"} for row in read_log(path)]
         )
     if path.suffix == ".json":
         with suppress(ValueError):  # a broken one has the digest of its bytes
-            return _digest_of(json.loads(path.read_bytes()))
+            return digest_of(json.loads(path.read_bytes()))
     return sha256_of(path)
-
-
-def _digest_of(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def differences(expected: dict[str, str], run: Path, *, best_was_lost: bool = False) -> list[str]:

@@ -111,6 +111,11 @@ class Blow:
     landed: bool = True
     problem: str = ""
 
+    @property
+    def ending(self) -> str:
+        """How the process ended, and whether that was before anything happened to it."""
+        return self.end if self.landed else f"{self.end} before that"
+
 
 def kill_at_any_time(victim: Victim, chance: Random) -> Blow:
     """Kill the process at any moment."""

@@ -14,7 +14,6 @@ from trifuse.architectures.storage.atomic_files import write_json, write_text
 from trifuse.architectures.storage.text import count
 
 from .torture import Torture
-from .torture_blows import Blow
 from .torture_session import Alone, Trap
 
 JSON_FILE, PAGE = "torture.json", "torture.md"
@@ -56,11 +55,6 @@ def summary(done: Torture) -> str:
     return "\n".join(lines)
 
 
-def ending(blow: Blow) -> str:
-    """Say how a process ended that something was to happen to."""
-    return blow.end if blow.landed else f"{blow.end} before that"
-
-
 def headline(done: Torture) -> str:
     """Say in a line what it came to."""
     rounds, failed = len(done.rounds), len(done.failures)
@@ -74,7 +68,7 @@ def headline(done: Torture) -> str:
 def _page(done: Torture, machine: Mapping[str, Any]) -> str:
     facts = {"network": done.network, "options": " ".join(done.words), "seed": done.seed, "started": done.started}
     rows = [
-        f"| {one.number} | {blow.kind} | {_cell(blow.what)} | {_cell(ending(blow))} |"
+        f"| {one.number} | {blow.kind} | {_cell(blow.what)} | {_cell(blow.ending)} |"
         for one in done.rounds
         for blow in one.blows
     ]

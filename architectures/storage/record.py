@@ -18,7 +18,7 @@ DIGEST = "content_sha256"
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON values by name, and their digest, atomically."""
-    write_json(path, {**values, DIGEST: _digest_of(values)})
+    write_json(path, {**values, DIGEST: digest_of(values)})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def look_at_record(path: Path) -> tuple[dict[str, Any], CheckpointError | None]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected JSON values by name, found {type(values).__name__}")
     digest = values.pop(DIGEST, None)
-    if digest is None or digest == (found := _digest_of(values)):
+    if digest is None or digest == (found := digest_of(values)):
         return values, None
     return values, CheckpointError(
         f"{path}: the content has changed since it was written: expected SHA-256 {digest}, got {found}; restore the "
@@ -59,5 +59,6 @@ def look_at_record(path: Path) -> tuple[dict[str, Any], CheckpointError | None]:
     )
 
 
-def _digest_of(values: Mapping[str, Any]) -> str:
+def digest_of(values: Any) -> str:
+    """Return the hexadecimal SHA-256 of JSON values, whatever the order of their names."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
