@@ -19,9 +19,9 @@ from trifuse.architectures.data.layouts.read_case import load_image
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.architectures.evaluation.scoring import values_beyond
+from trifuse.architectures.evaluation.scoring import prediction_path, values_beyond
 from trifuse.architectures.runs.recipes import RecipeError
-from trifuse.architectures.storage.file_names import as_stored, composed
+from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS, ARTERY_SEGMENTS
 from trifuse.architectures.storage.text import count, listed, read_table, repeated
@@ -165,7 +165,7 @@ def case_side_inputs(
 def _segments(case: Case, prior: PriorRecipe, folder: Path | None, notes: list[str]) -> NDArray[np.uint8]:
     """Divide a case's wall into the segments: none, and a note, where a first pass found no wall to divide."""
     image = load_image(case)
-    path = case.label if folder is None else as_stored(folder, f"{case.case_id}.nii.gz")
+    path = case.label if folder is None else prediction_path(folder, case.case_id)
     if path is None:
         raise DataError(case.case_id, "prior", got="no label map", want="one, or prior.labels with one for the case")
     labels = read_labels(path, like=image).voxels

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from trifuse.architectures.storage.atomic_files import is_running
 from trifuse.kernels.errors import DataError, TrifuseError
 
 from .memory import OutOfMemory, exhaustion, is_exhausted, memory_note, named_exhaustion
@@ -162,13 +163,7 @@ def say_nothing_of_a_lost_reader(worker: int) -> None:
 
 def _is_dead(process: Any) -> bool:
     """Tell whether a process has died; its exit code is lost where PyTorch raises in the middle of asking for it."""
-    if process.exitcode is not None:
-        return True
-    try:
-        os.kill(process.pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+    return process.exitcode is not None or not is_running(process.pid)
 
 
 def _how_it_died(code: int | None, said: str) -> str:
