@@ -231,8 +231,8 @@ def made_of_these_images(out: Path, cohort: Cohort, case_ids: Sequence[str], pre
         DataError: the record is damaged.
     """
     manifest = Path(out) / MANIFEST
-    recorded = _read_manifest(manifest)[2] if manifest.exists() else {}
-    if not recorded and not (manifest.exists() and _IMAGES in read_parsed(manifest, parse_json)):
+    recorded = _read_manifest(manifest)[2] if manifest.exists() else None
+    if recorded is None:
         return True
     images = {case.case_id: _image_of(case, preprocessing) for case in cohort.cases if case.case_id in case_ids}
     return all(_is_of(image, recorded.get(case_id)) for case_id, image in images.items())
@@ -301,13 +301,13 @@ class _Folder:
         self._say()
 
     def _compare(
-        self, made: Mapping[str, Any], extras: dict[str, str], images: dict[str, str]
+        self, made: Mapping[str, Any], extras: dict[str, str], images: dict[str, str] | None
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Return the recorded digests of side inputs and images, if they are of label maps by the same network."""
         if differences := {name: (old, new) for name, old, new in _differences(made, self._made)}:
             got, want = ({name: pair[which] for name, pair in differences.items()} for which in (0, 1))
             raise DataError(self._manifest, "made by", got=got, want=want, hint="choose another output folder")
-        return extras, images
+        return extras, images or {}
 
     def add(self, case_id: str) -> None:
         """Record what a new label map is made of."""
@@ -340,11 +340,15 @@ def _differences(
             yield f"{section}{name}", other, value
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
-    """Return what a folder's predictions were made with, in names of today, and digests of side inputs and images."""
+def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str] | None]:
+    """Return what a folder's predictions were made with, in names of today, and digests of side inputs and images.
+
+    Of images that is None where an older version recorded none.
+    """
     try:
         values = dict(read_parsed(path, parse_json))
-        extras, images = (dict(values.pop(name, {})) for name in (_EXTRAS, _IMAGES))
+        images = dict(values.pop(_IMAGES)) if _IMAGES in values else None
+        extras = dict(values.pop(_EXTRAS, {}))
         return config_from_json(_MadeBy, values, path).to_json(), extras, images
     except (ValueError, TypeError, CheckpointError):
         raise DataError(path, "made by", got="a damaged file", want="what trifuse predict wrote") from None
