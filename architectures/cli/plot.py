@@ -56,8 +56,9 @@ def _refuse_replacing(table: Path, inputs: Sequence[Path]) -> None:
     Raises:
         UsageError: naming the file.
     """
-    read = [path.resolve() for path in inputs]
-    if table.exists() and (table.resolve() in read or not table.with_suffix(".png").exists()):
+    from trifuse.architectures.storage.file_names import real_path
+
+    if table.exists() and (real_path(table) in map(real_path, inputs) or not table.with_suffix(".png").exists()):
         raise UsageError(f"{table} is not the table of an earlier picture, and would be replaced; choose another --out")
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trifuse.architectures.storage.file_names import path_below
+from trifuse.architectures.storage.file_names import path_below, real_path
 from trifuse.architectures.storage.text import read_text
 from trifuse.kernels.errors import DataError
 
@@ -75,7 +75,7 @@ def without_date(header: Path) -> Iterator[Path]:
         for line in filter(_holds_fields, lines[first + 1 :]):
             link = folder / Path(line.split()[0]).name
             if not link.is_symlink():
-                link.symlink_to((header.parent / link.name).resolve())
+                link.symlink_to(real_path(header.parent / link.name))
         (folder / header.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
         yield (folder / header.name).with_suffix("")
 
