@@ -25,7 +25,7 @@ from trifuse.architectures.data.layouts.read_case import load_case, load_image
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.side_inputs import SideInputs, side_inputs_of
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.architectures.storage.text import listed
+from trifuse.architectures.storage.text import listed, repeated
 
 from .mechanisms import Context, Means, Mechanism, together
 from .metrics import Conventions, case_metrics, dice
@@ -213,8 +213,7 @@ def audit_network(
 def _check(mechanisms: Sequence[Mechanism], threshold: float) -> None:
     if not 0 < threshold < 1:
         raise ValueError(f"threshold: expected a share of the voxels between 0 and 1, got {threshold}; 0.01 is usual")
-    names = [each.name for each in mechanisms]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(repeated(each.name for each in mechanisms)):
         raise ValueError(f"mechanisms: expected a name of its own for each, got {listed(twice)} twice; rename one")
 
 

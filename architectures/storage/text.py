@@ -10,12 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .regular_file import open_regular
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _MOST_NESTED = 50
+Named = TypeVar("Named", str, int)
 
 
 def read_text(path: Path, *, errors: str = "strict") -> str:
@@ -69,8 +70,8 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def repeated(names: Iterable[str]) -> list[str]:
-    """Return the names that come more than once, each once, in their order."""
+def repeated(names: Iterable[Named]) -> list[Named]:
+    """Return the names, or numbers, that come more than once, each once, in their order."""
     return [name for name, times in Counter(names).items() if times > 1]
 
 

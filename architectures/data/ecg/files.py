@@ -31,7 +31,7 @@ import numpy as np
 from trifuse.architectures.storage.atomic_files import damage_advice
 from trifuse.architectures.storage.numpy_file import NUMBERS, TEXT, Limit, open_npz, read_npy
 from trifuse.architectures.storage.regular_file import require_regular
-from trifuse.architectures.storage.text import listed, read_text
+from trifuse.architectures.storage.text import listed, read_text, repeated
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .signal import LEADS, RATE_HZ, EcgRecord, arrange_leads, lead_row
@@ -208,7 +208,7 @@ def _table(path: Path, text: str) -> tuple[list[str], np.ndarray, list[str]]:
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     header, *lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))] or [(1, [])]
     names = [name.strip() for name in header[1]]
-    if double := sorted({name for name in names if names.count(name) > 1}):
+    if double := sorted(repeated(names)):
         raise DataError(path, "columns", got=f"{listed(double)} more than once", want="each column once")
     for number, cells in lines:
         if len(cells) != len(names):

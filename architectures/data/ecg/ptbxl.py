@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import ast
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trifuse.architectures.storage.file_names import path_below
-from trifuse.architectures.storage.text import count, listed, natural_key, read_table
+from trifuse.architectures.storage.text import count, listed, natural_key, read_table, repeated
 from trifuse.kernels.errors import DataError
 
 from .files import SUFFIXES
@@ -166,8 +165,7 @@ def _whole(text: str) -> int:
 
 def _contradictions(table: Path, records: list[PtbXlRecord]) -> list[DataError]:
     problems = []
-    counts = Counter(record.ecg_id for record in records)
-    if twice := sorted(ecg_id for ecg_id, times in counts.items() if times > 1):
+    if twice := sorted(repeated(record.ecg_id for record in records)):
         problems.append(DataError(table, "ecg_id", got=f"{listed(twice)} more than once", want="each once"))
     parts: dict[str, set[str]] = {}
     for record in records:

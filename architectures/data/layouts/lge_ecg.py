@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 
 from trifuse.architectures.storage.file_names import can_name_files, path_below
-from trifuse.architectures.storage.text import listed, read_text
+from trifuse.architectures.storage.text import listed, read_text, repeated
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Clinical, Split
@@ -107,7 +107,7 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
     header = [name.lower() for name in lines[0][1]] if lines else []
     absent = [name for name in _NEEDED if name not in header]
-    double = sorted({name for name in header if header.count(name) > 1})
+    double = sorted(repeated(header))
     if absent or double:
         got = f"no {' and no '.join(absent)}" if absent else f"{' and '.join(double)} more than once"
         hint = f"the first line names the columns, between commas or semicolons; known are {', '.join(_KNOWN)}"

@@ -14,14 +14,13 @@ for. Whatever it is, the classes come out in one order, `SYNAPSE_ORGANS`, and go
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 from trifuse.architectures.data.volumes.files import Arrays
 from trifuse.architectures.storage.file_names import composed
-from trifuse.architectures.storage.text import listed, natural_key, read_text
+from trifuse.architectures.storage.text import listed, natural_key, read_text, repeated
 from trifuse.kernels.errors import DataError
 
 from .cohort import Case, Split
@@ -117,7 +116,7 @@ def _chosen(folder: Path, suffix: str, chosen: Path, problems: list[DataError]) 
     want = f"a file {folder.name}/<name>{suffix}"
     if strangers := sorted({name for name in names if name not in found}, key=natural_key):
         problems.append(DataError(chosen, "names", got=f"no file for {listed(strangers)}", want=want))
-    if twice := sorted((name for name, times in Counter(names).items() if times > 1), key=natural_key):
+    if twice := sorted(repeated(names), key=natural_key):
         problems.append(DataError(chosen, "names", got=f"{listed(twice)} more than once", want="each name once"))
     return {name: found[name] for name in names if name in found}
 
