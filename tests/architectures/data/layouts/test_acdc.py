@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refused_cohort import refused
 
 from trifuse.architectures.data.layouts.check import check_folder
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
@@ -38,13 +39,6 @@ def put_slices(folder, names, shape=(7, 6)):
     for name in names:
         rng = np.random.default_rng(list(name.encode()))
         np.savez(folder / f"{name}.npz", img=rng.random(shape), label=rng.integers(0, 4, shape))
-
-
-def refused(root, *words, **options):
-    with pytest.raises(DataError) as caught:
-        open_cohort(root, **options)
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------- raw

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refused_cohort import refused
 
 from trifuse.architectures.data.layouts.check import check_folder
 from trifuse.architectures.data.layouts.cohort import Clinical, Split
@@ -14,7 +15,6 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 from trifuse.architectures.runs.recipes import DataRecipe
-from trifuse.kernels import DataError
 
 AFFINE = np.diag([-1.5, -1.5, 8.0, 1.0])
 HEADER = "case_id,split,lge_path,seg_path,ecg_path,ecg_rate_hz,mri_date,ecg_date,rv_ant_x,rv_ant_y,rv_inf_x,rv_inf_y"
@@ -61,14 +61,6 @@ def put_table(root, *lines, header=HEADER):
     text = "\n".join([header, *(",".join(cells[name] for name in header.split(",")) for cells in lines)])
     (root / TABLE).write_text(text + "\n")
     return root
-
-
-def refused(root, *words, **options):
-    with pytest.raises(DataError) as caught:
-        open_cohort(root, **options)
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
-    return str(caught.value)
 
 
 # -------------------------------------------------------------------------------------------- what it says
