@@ -6,8 +6,8 @@ architecture, its configuration, and the SHA-256 of the former.
 
 from __future__ import annotations
 
+import sys
 import typing
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -53,10 +53,17 @@ def weights_generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
 
 
-def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, same_types: bool = False) -> None:
+def load_strict(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    *,
+    same_types: bool = False,
+    allow_nonfinite: bool = False,
+) -> None:
     """Load tensors into a module, only if every name, every shape and every value is in order.
 
-    Tensors are converted to the module's types and device. A `UserWarning` says which were stored in another type than
+    Tensors are converted to the module's types and device. A note says how many were stored in another type than
     PyTorch's default; a module that was asked for in one of its own converts without a word.
 
     Args:
@@ -64,6 +71,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
         tensors: one tensor for each entry of ``module.state_dict()``.
         path: where the tensors came from, for the message.
         same_types: refuse tensors of other types than the module's.
+        allow_nonfinite: take NaN and infinite values, to look at a network that has diverged.
 
     Raises:
         CheckpointError: a table of all missing, unexpected, misshapen and non-finite tensors, and of those refused for
@@ -84,7 +92,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
             (f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(tensors[name].shape)}" for name in misshapen),
             len(misshapen),
         ),
-        ("not finite (NaN or infinity)", iter(non_finite), len(non_finite)),
+        ("not finite (NaN or infinity)", iter(non_finite), 0 if allow_nonfinite else len(non_finite)),
         (
             "of another type",
             (f"{name}: expected {wanted[name].dtype}, got {tensors[name].dtype}" for name in retyped),
@@ -96,8 +104,8 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
         raise CheckpointError(f"{path} does not fit {type(module).__name__}:{problems}")
     if converted := [name for name in retyped if wanted[name].dtype == torch.get_default_dtype()]:
         stored = ", ".join(sorted({str(tensors[name].dtype) for name in converted}))
-        text = f"{path}: {count(len(converted), 'tensor')} stored as {stored}, converted to {torch.get_default_dtype()}"
-        warnings.warn(text, UserWarning, stacklevel=2)
+        text = f"{count(len(converted), 'tensor')} stored as {stored}, converted to {torch.get_default_dtype()}"
+        print(f"note: {path}: {text}", file=sys.stderr)
     assign = any(tensor.is_meta for tensor in wanted.values())
     module.load_state_dict({name: tensors[name].to(wanted[name].dtype) for name in wanted}, assign=assign)
 
@@ -139,12 +147,13 @@ class Pretrained:
         return config_from_json(cls.config_type, values, Path(folder) / CONFIG_FILE)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *, same_types: bool = False) -> Self:
+    def from_pretrained(cls, folder: Path | str, *, same_types: bool = False, allow_nonfinite: bool = False) -> Self:
         """Load the network that `save_pretrained` wrote to ``folder``, in evaluation mode.
 
         Args:
             folder: with ``model.safetensors`` and ``config.json``.
             same_types: refuse weights of another type, which are converted otherwise: see `load_strict`.
+            allow_nonfinite: take NaN and infinite weights, which are refused otherwise.
 
         Raises:
             CheckpointError: something is missing, damaged, from another architecture or from a newer trifuse.
@@ -160,7 +169,8 @@ class Pretrained:
         except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:  # sizes that cannot be
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{folder / CONFIG_FILE}: no network can be built of this: {reason}") from error
-        load_strict(network, read_safetensors(weights, digest), weights, same_types=same_types)
+        tensors = read_safetensors(weights, digest)
+        load_strict(network, tensors, weights, same_types=same_types, allow_nonfinite=allow_nonfinite)
         return network.to(torch.get_default_device()).eval()
 
     def start_from(self, folder: Path | str, *, reset_head: bool = False) -> None:
@@ -233,8 +243,10 @@ def read_description(folder: Path, architecture: str | None = None) -> dict[str,
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        missing = path if folder.is_dir() else folder
-        raise CheckpointError(f"{missing}: not found; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        want = f"expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        if folder.is_file():
+            raise CheckpointError(f"{folder}: {want}, got a file; trifuse convert makes one of published weights")
+        raise CheckpointError(f"{path if folder.is_dir() else folder}: not found; {want}")
     description, damage = look_at_record(path)
     if description.get("format") != FORMAT:
         raise CheckpointError(f'{path}: expected a configuration written by trifuse, with "format": "{FORMAT}"')

@@ -11,6 +11,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from trifuse.kernels.errors import CheckpointError
 
 from .atomic_files import describe_content, sha256_of
+from .config_json import nearest_note
 from .file_names import real_path
 from .pretrained import read_description, recorded_digest, weights_file, write_network
 from .safetensors_file import read_safetensors
@@ -27,6 +29,7 @@ from .text import listed
 
 _NESTING = ("teacher", "model", "state_dict", "model_state_dict", "module", "net", "network", "network_weights")
 _SOURCE = "converted_from"  # in the description of a network: the file that it was converted from
+_COMPARED = 10  # so many missing names are compared with the unexpected ones: no more are shown
 _DEEPEST = 3  # so many of them may be nested
 WRAPPER = r"(?:module|_orig_mod|model|net|network|backbone|state_dict)\."
 """What Lightning, timm, DDP, compilation and people's own modules put before the names of a network, as a pattern."""
@@ -64,6 +67,9 @@ class ConversionReport:
         lines = [f"{self.source}: {self.config}", f"  {len(self.mapped)} tensors mapped{left_out}"]
         for title in ("ignored", "missing", "misshapen", "unexpected"):
             names = getattr(self, title)
+            if title == "missing":
+                near = (nearest_note(name, self.unexpected) for name in names[:_COMPARED])
+                names = [name + note for name, note in zip_longest(names, near, fillvalue="")]
             if names:
                 lines.append(f"  {len(names)} {title}: {listed(names)}")
         return "\n".join(lines)

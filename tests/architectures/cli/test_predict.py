@@ -8,9 +8,12 @@ import shutil
 import nibabel
 import pytest
 from command import run_main
+from safetensors.torch import load_file, save_file
 
 from trifuse.architectures.data.volumes.nifti import read_image, write_image
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.storage.atomic_files import sha256_of
+from trifuse.architectures.storage.record import read_record, write_record
 
 
 def test_one_file_is_predicted_as_well(atria_run, atria, tmp_path, capsys):
@@ -38,6 +41,32 @@ def test_c1_c7_c12_a_model_that_is_none(tmp_path, atria, capsys):
         code, _, errors = run_main(["predict", tmp_path, image, "--out", tmp_path / "o"], capsys)
         assert code == 4
         assert f"unknown architecture {architecture.get('architecture')!r}; known are dino_unet, " in errors
+
+
+def test_c1_a_file_of_weights_is_no_model(tmp_path, atria, capsys):
+    (tmp_path / "weights.pth").write_bytes(b"anything")
+    image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
+    code, _, errors = run_main(["predict", tmp_path / "weights.pth", image, "--out", tmp_path / "o"], capsys)
+    assert code == 4
+    assert "expected a folder with config.json and model.safetensors, got a file" in errors
+    assert "trifuse convert" in errors
+
+
+def test_c10_weights_of_half_precision_are_converted_and_a_note_says_so(atria_run, atria, tmp_path, capsys):
+    folder = shutil.copytree(atria_run / "best", tmp_path / "best")
+    weights = folder / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    write_record(
+        folder / "config.json",
+        read_record(folder / "config.json") | {"sha256": {"model.safetensors": sha256_of(weights)}},
+    )
+    image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
+    words = ["predict", folder, image, "--out", tmp_path / "o", "--image-size", "28"]
+    code, _, said = run_main(words, capsys)
+    assert code == 0
+    assert f"note: {weights}: " in said
+    assert "stored as torch.float16, converted to torch.float32\n" in said
+    assert "Warning" not in said
 
 
 @pytest.mark.parametrize("address", ["https://huggingface.co/x/y", "x/../../y", "x/y", "file:///etc/passwd"])

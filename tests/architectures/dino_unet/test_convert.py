@@ -127,11 +127,12 @@ def test_mask_token_may_be_absent():
     assert "mask_token" not in report.mapped.values()
 
 
-def test_c10_half_precision_is_kept_on_disk_and_widened_in_the_network(tmp_path):
+def test_c10_half_precision_is_kept_on_disk_and_widened_in_the_network(tmp_path, capsys):
     state = {name: tensor.half() for name, tensor in random_state().items()}
     torch.save(state, tmp_path / "half.pth")
     convert_dinov2(tmp_path / "half.pth", tmp_path / "out")
     assert {t.dtype for t in load_dinov2_state_dict(tmp_path / "out").values()} == {torch.float16}
     encoder = DinoV2Encoder("tiny", checkpoint=tmp_path / "out")
+    assert f"note: {tmp_path / 'out'}: {len(state)} tensors stored as torch.float16" in capsys.readouterr().err
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
     assert torch.equal(encoder.pos_embed, state["pos_embed"].float())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -90,11 +89,23 @@ def test_c9_wrong_shapes_are_shown_with_both_shapes():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_c11_weights_that_are_not_finite_are_refused(value):
-    state = dict(small_network().state_dict())
+def test_c11_weights_that_are_not_finite_are_refused_unless_allowed(value):
+    network, state = small_network(), dict(small_network().state_dict())
     state["norm.running_var"] = torch.tensor([1, 2, value, 3])
-    with pytest.raises(CheckpointError, match=r"not finite.*\n    norm.running_var"):
-        load_strict(small_network(), state, Path("x"))
+    with pytest.raises(CheckpointError, match=r"1 not finite.*\n    norm.running_var$"):
+        load_strict(network, state, Path("x"))
+    load_strict(network, state, Path("x"), allow_nonfinite=True)
+    torch.testing.assert_close(network.norm.running_var, state["norm.running_var"], equal_nan=True)
+
+
+def test_c11_a_network_that_has_diverged_is_loaded_where_that_is_allowed(tmp_path):
+    net = Net(NetConfig())
+    with torch.no_grad():
+        net.bias[0] = torch.nan
+    net.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"1 not finite.*\n    bias$"):
+        Net.from_pretrained(tmp_path)
+    assert Net.from_pretrained(tmp_path, allow_nonfinite=True).bias[0].isnan()
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -148,14 +159,16 @@ def test_save_and_load(saved):
     }
 
 
-def test_c10_weights_of_another_type_are_converted_with_a_note_or_refused(saved):
+def test_c10_weights_of_another_type_are_converted_with_a_note_or_refused(saved, capsys):
     net, folder = saved
-    with warnings.catch_warnings(action="error"):
-        Net.from_pretrained(folder, same_types=True)
+    Net.from_pretrained(folder, same_types=True)
+    assert capsys.readouterr().err == ""
     digest = write_safetensors(folder / "model.safetensors", copy.deepcopy(net).half().state_dict())
     edit_config(folder, sha256={"model.safetensors": digest})
-    with pytest.warns(UserWarning, match=r"net.model.safetensors: 2 tensors stored as torch.float16, converted to"):
-        loaded = Net.from_pretrained(folder)
+    loaded = Net.from_pretrained(folder)
+    weights = folder / "model.safetensors"
+    said = capsys.readouterr().err
+    assert said == f"note: {weights}: 2 tensors stored as torch.float16, converted to torch.float32\n"
     assert loaded.weight.dtype == torch.float32
     torch.testing.assert_close(loaded.weight, net.weight, atol=1e-3, rtol=1e-3)
     with pytest.raises(
@@ -164,10 +177,10 @@ def test_c10_weights_of_another_type_are_converted_with_a_note_or_refused(saved)
         Net.from_pretrained(folder, same_types=True)
 
 
-def test_c10_a_type_that_was_asked_for_needs_no_note(saved):
+def test_c10_a_type_that_was_asked_for_needs_no_note(saved, capsys):
     net, folder = saved
-    with warnings.catch_warnings(action="error"):
-        load_strict(Net(net.config).half(), net.state_dict(), folder)
+    load_strict(Net(net.config).half(), net.state_dict(), folder)
+    assert capsys.readouterr().err == ""
 
 
 @dataclass(frozen=True)
@@ -227,6 +240,9 @@ def test_c1_missing_parts_of_a_folder(saved, tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config.json: not found"):
         Net.from_pretrained(folder)
+    want = r"away: expected a folder with config.json and model.safetensors, got a file; .* trifuse convert"
+    with pytest.raises(CheckpointError, match=want):
+        Net.from_pretrained(folder / "away")
 
 
 def test_c3_weights_of_another_day(saved):

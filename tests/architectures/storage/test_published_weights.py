@@ -78,6 +78,16 @@ def test_c8_another_word_before_names_is_none_to_leave_out(networks, tmp_path):
             read(saved(state, tmp_path / "a.ckpt", "discriminator."))
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "dilateformer", "nnunet"])
+def test_c8_missing_and_unexpected_names_are_grouped_with_the_nearest(networks, kind, tmp_path):
+    state, read = networks[kind]
+    name = next(name for name in reversed(state) if name.endswith(".weight"))
+    changed = {each: tensor for each, tensor in state.items() if each != name} | {f"{name}s": state[name]}
+    with pytest.raises(CheckpointError) as refused:
+        read(saved(changed, tmp_path / "a.ckpt"))
+    assert f"\n  1 missing: {name}  (nearest: {name}s)\n  1 unexpected: {name}s" in str(refused.value)
+
+
 def test_c8_one_network_under_two_words(networks, tmp_path):
     state, read = networks["dinov2"]
     changed = {f"net.{name}": tensor + 1 for name, tensor in state.items()}
