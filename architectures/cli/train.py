@@ -149,8 +149,8 @@ def _options(groups: Sequence[OptionGroup]) -> tuple[Option, ...]:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add where a run goes, whether it goes on, and how any field of its recipe is set."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
-    parser.add_argument("--force-resume", action="store_true", help="continue it although recipe or data have changed")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder, or train it longer")
+    parser.add_argument("--force-resume", action="store_true", help="continue it although anything else has changed")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run in that folder, once the new one trains"
     )

@@ -61,7 +61,9 @@ _BEFORE_A_RUN = re.compile(rf"{_EMPTY}|{_TEMPORARY}|first_pass/.+")
 
 
 @contextmanager
-def claim_run_folder(out: Path, recipe: Any = None, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
+def claim_run_folder(
+    out: Path, recipe: Any = None, *, resume: bool = False, overwrite: bool = False, force: bool = False
+) -> Iterator[None]:
     """Keep a folder for a run for as long as this context lasts; no other process may write a run there meanwhile.
 
     Args:
@@ -69,6 +71,7 @@ def claim_run_folder(out: Path, recipe: Any = None, *, resume: bool = False, ove
         recipe: of the run; what it reads must be no part of a run that is replaced. None where it is not known yet.
         resume: whether it may hold a run, which goes on, or what a run had prepared when it was killed.
         overwrite: put the run that is there aside, see above.
+        force: go on with what was prepared although the recipe has changed.
 
     Raises:
         OutputFolderError: the folder is in use, holds a run that is neither to be resumed nor to be replaced, or
@@ -99,7 +102,7 @@ def claim_run_folder(out: Path, recipe: Any = None, *, resume: bool = False, ove
             _say(f"the run that is replaced lies in {out / REPLACED_FOLDER} until the new one has a checkpoint")
         try:
             if recipe is not None and state != "run":
-                _open_recipe(out, recipe, new=state == "empty")
+                _open_recipe(out, recipe, new=state == "empty", force=force)
             yield
         except BaseException:
             _settle(out)
@@ -174,14 +177,19 @@ def _own_files(out: Path) -> list[str]:
     return [name for name in _files(out) if name != LOCK_FILE and _OWN.fullmatch(name)]
 
 
-def _open_recipe(out: Path, recipe: Any, *, new: bool) -> None:
+def _open_recipe(out: Path, recipe: Any, *, new: bool, force: bool) -> None:
     """Write the recipe that is being prepared, or compare it with the one that what is there was prepared for."""
     if new:
         stale = [name for name in (RECIPE_FILE, SPLIT_FILE) if (out / name).exists()]
         _refuse_inputs(out, recipe, stale)
         _remove(out, stale)  # of another run that did not get beyond them
     upgrade = partial(upgraded_json, type(recipe))
-    open_run(out, describe_recipe(recipe), resume=True, force=False, upgrade=upgrade, file=RECIPE_FILE)
+    changed, accept = open_run(
+        out, describe_recipe(recipe), resume=True, force=force, upgrade=upgrade, file=RECIPE_FILE
+    )
+    accept()
+    for difference in changed:
+        _say(f"what was prepared is gone on with under a changed recipe: {difference}")
 
 
 def _refuse_inputs(out: Path, recipe: Any, names: Sequence[str]) -> None:

@@ -142,8 +142,9 @@ class Experiment:
             ``given`` on the command line and on the path of the configuration file, or None.
         check: reference of ``check(recipe)``, which refuses a recipe before anything is written.
         sigmoid: whether one logit may stand for two classes.
-        training_inputs: reference of ``training_inputs(recipe, cohort, split, out)``, what cases bring beside their
-            images; called on every rank, once the folder is claimed, it may itself train networks below ``out``.
+        training_inputs: reference of ``training_inputs(recipe, cohort, split, out, *, force_resume)``, what cases bring
+            beside their images; called on every rank, once the folder is claimed, it may itself train networks below
+            ``out``, which go on under another recipe or with other data if that is forced.
         prediction_inputs: reference of ``prediction_inputs(model, run, cohort, out, *, prior_labels, batch_size)``,
             what new images bring beside them.
         mechanisms: reference of ``mechanisms(model)``, the table of what the network is made of, for ``trifuse audit``.

@@ -28,9 +28,9 @@ class RunOptions(TypedDict, total=False):
     """How a run is started, and what becomes of it at its end.
 
     Keys:
-        resume: continue the run in the folder.
+        resume: continue the run in the folder, for more epochs if the recipe has more.
         overwrite: replace the run in the folder, which stays until the new one has its first checkpoint.
-        force_resume: continue although the recipe has changed.
+        force_resume: continue although anything else of the recipe, or the data, has changed.
         tensorboard: also write TensorBoard files.
         parts: of the split to predict, score and report; the test cases if the option is not given.
         command: the command line that does the run again, to be put into the report.
@@ -79,8 +79,10 @@ def train(
         with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
             with world.raise_on_any_rank():  # the others wait until the first rank has claimed the folder
                 goes_on = resume or force_resume
-                claimed.enter_context(claim_run_folder(out, recipe, resume=goes_on, overwrite=overwrite))
-            brought = side_inputs and side_inputs(recipe, *open_split(recipe.data, out), out)
+                claimed.enter_context(
+                    claim_run_folder(out, recipe, resume=goes_on, overwrite=overwrite, force=force_resume)
+                )
+            brought = side_inputs and side_inputs(recipe, *open_split(recipe.data, out), out, force_resume=force_resume)
             with world.raise_on_any_rank():
                 data = prepare_data(recipe.data, out, side_inputs=brought)
                 recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)

@@ -76,7 +76,8 @@ def repeat_training(
     with ExitStack() as claimed:
         with open_world(recipe.training.device) as world:  # of all runs: see `open_world`
             with world.raise_on_any_rank():
-                claimed.enter_context(claim_run_folder(out, recipe, resume=resume or force, overwrite=overwrite))
+                goes_on = resume or force
+                claimed.enter_context(claim_run_folder(out, recipe, resume=goes_on, overwrite=overwrite, force=force))
                 if world.is_main:
                     _open_runs(out, recipe, force=force)
             runs = [RepeatedRun(out / f"run_{k}", recipe.training.seed + k) for k in range(1, repeats + 1)]

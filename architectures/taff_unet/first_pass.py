@@ -39,7 +39,9 @@ LABELS = "labels"
 PREDICTIONS = "predictions"
 
 
-def first_pass(recipe: Any, cohort: Cohort, split: Split, out: Path, jobs: int = 1) -> Path:
+def first_pass(
+    recipe: Any, cohort: Cohort, split: Split, out: Path, jobs: int = 1, *, force_resume: bool = False
+) -> Path:
     """Train the first pass of a run, or what is left of it, and return the folder of its label maps.
 
     A network whose label maps are there, of the images that there are now, is not asked again.
@@ -50,6 +52,7 @@ def first_pass(recipe: Any, cohort: Cohort, split: Split, out: Path, jobs: int =
         split: of the run; no test case is trained on, no training case predicted by a network that has seen it.
         out: the run's folder.
         jobs: trainings at a time; more than one are each on one thread, in processes of their own.
+        force_resume: go on with networks that were begun under another recipe or with other data.
 
     Raises:
         DataError, CheckpointError, NumericError, Interrupted: see `fit` and `predict_cases`.
@@ -57,7 +60,7 @@ def first_pass(recipe: Any, cohort: Cohort, split: Split, out: Path, jobs: int =
     folder = out / FIRST_PASS_FOLDER
     labels = folder / LABELS
     left = [
-        (recipe, part, predicted, folder / name, labels)
+        (recipe, part, predicted, folder / name, labels, force_resume)
         for name, part, predicted in first_pass_splits(cohort, split, recipe.prior.folds, recipe.training.seed)
         if not all(_is_whole(prediction_path(labels, case_id)) for case_id in predicted)
         or not made_of_these_images(folder / name / PREDICTIONS, cohort, predicted, recipe.data.preprocessing)
@@ -84,7 +87,9 @@ def first_pass_splits(
     yield NETWORK, split, (*split.val, *split.test)
 
 
-def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run: Path, labels: Path) -> None:
+def _train_and_predict(
+    recipe: Any, split: Split, predicted: Sequence[str], run: Path, labels: Path, force_resume: bool
+) -> None:
     plain = experiment("plain_unet")
     network = plain.load(plain.network)
     config = recipe.network
@@ -108,7 +113,7 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
         with world.raise_on_any_rank():
             data = prepare_data(first.data, run)
             model = network(first.network)
-        fit_network(model, first, data, run, resume=True)
+        fit_network(model, first, data, run, resume=True, force_resume=force_resume)
         with world.raise_on_any_rank():
             if is_main_process() and predicted:
                 best = network.from_pretrained(run / "best").to(world.device)
@@ -121,6 +126,7 @@ def _train_and_predict(recipe: Any, split: Split, predicted: Sequence[str], run:
                     predicted,
                     run / PREDICTIONS,
                     data.recipe.preprocessing,
+                    replace=True,  # the folder is the run's own, and the network may have been trained further
                 )
                 labels.mkdir(exist_ok=True)
                 for path in paths:

@@ -277,7 +277,8 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
     with ExitStack() as claimed:
         with open_world(recipe.training.device) as world:
             with world.raise_on_any_rank():
-                claimed.enter_context(claim_run_folder(out, recipe, resume=resume or force, overwrite=overwrite))
+                goes_on = resume or force
+                claimed.enter_context(claim_run_folder(out, recipe, resume=goes_on, overwrite=overwrite, force=force))
             with world.raise_on_any_rank():
                 check_extras()
                 model = build_network(recipe)

@@ -165,11 +165,13 @@ def prediction_side_inputs(
     return case_side_inputs(cohort, case_ids, model.config, prior, ecg, labels=prior_labels)
 
 
-def training_side_inputs(recipe: TaffUNetRecipe, cohort: Cohort, split: Split, out: Path) -> Mapping[str, SideInputs]:
+def training_side_inputs(
+    recipe: TaffUNetRecipe, cohort: Cohort, split: Split, out: Path, *, force_resume: bool = False
+) -> Mapping[str, SideInputs]:
     """Read what the cases bring beside their images; for the prior, a first pass may have to be trained before."""
     labels = None if recipe.prior.labels is None else Path(recipe.prior.labels)
     if recipe.network.takes_prior and recipe.prior.source == "predicted" and labels is None:
-        labels = first_pass(recipe, cohort, split, out)
+        labels = first_pass(recipe, cohort, split, out, force_resume=force_resume)
     used = (*split.train, *split.val, *split.test)
     return case_side_inputs(cohort, used, recipe.network, recipe.prior, recipe.ecg, labels=labels)
 

@@ -29,6 +29,7 @@ _RUN_FILE = "run.json"
 _SESSIONS_FILE = "sessions.jsonl"
 _ABSENT = "(absent)"
 _DIFFERENCES_SHOWN = 10
+_EPOCHS = ("recipe.epochs", "repeated.training.epochs")  # of a run, and of repeated ones
 _held: set[tuple[int, Path]] = set()  # folders that are locked, with the process: a fork has none of its parent's locks
 
 
@@ -125,7 +126,8 @@ def open_run(
     Args:
         out: the output folder.
         description: all that decides the result, as JSON values.
-        resume: whether the folder may hold a run; a folder without one starts a new run either way.
+        resume: whether the folder may hold a run, which may be trained longer; a folder without one starts a new run
+            either way.
         force: resume, and accept a changed description.
         upgrade: turns a description that an older version wrote into today's names and spellings.
         file: another one than ``run.json``.
@@ -156,7 +158,7 @@ def open_run(
         kinds = ("repeated runs", "a single run") if "repeated" in old else ("a single run", "repeated runs")
         raise OutputFolderError(f"{out} holds {kinds[0]}, and cannot hold {kinds[1]} as well; choose another folder")
     differences = _differences(old, new)
-    if differences and not force:
+    if differences and not force and not _is_longer_alone(old, new):
         shown = [*differences[:_DIFFERENCES_SHOWN], *_rest(differences)]
         raise OutputFolderError(
             f"{out} was started with another configuration:\n  "
@@ -164,6 +166,16 @@ def open_run(
             + "\nresume with the old values, force the new ones (--force-resume), or choose another folder"
         )
     return differences, cache(lambda: None if written == new else write_record(path, new))
+
+
+def _is_longer_alone(old: Any, new: Any) -> bool:
+    """Tell whether two descriptions differ in nothing but more epochs."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return all(
+        name in _EPOCHS and type(before.get(name)) is int and before[name] < after.get(name, 0)
+        for name in before | after
+        if before.get(name, _ABSENT) != after.get(name, _ABSENT)
+    )
 
 
 def _rest(differences: Sequence[str]) -> list[str]:

@@ -331,7 +331,7 @@ def test_l4_t25_what_a_start_left_that_failed_is_no_obstacle(tmp_path):
         assert contents(out).keys() == {"recipe.json", slices}
 
 
-def test_t1_t25_what_was_prepared_is_gone_on_with_under_the_same_recipe_alone(tmp_path):
+def test_t1_t25_what_was_prepared_is_gone_on_with_under_the_same_recipe_alone(tmp_path, capsys):
     """No run.json says yet what the networks of a first pass are for."""
     out = tmp_path / "run"
     network = "first_pass/fold_1/last/training_state.json"
@@ -348,6 +348,11 @@ def test_t1_t25_what_was_prepared_is_gone_on_with_under_the_same_recipe_alone(tm
     ):
         pass
     with claim_run_folder(out, Whole(training=Recipe(epochs=1, batch_size=1, lr=1.0, workers=2)), resume=True):
+        pass
+    with claim_run_folder(out, other, resume=True, force=True):
+        assert network in contents(out)
+    assert "under a changed recipe: training.epochs: 1 -> 2" in capsys.readouterr().err
+    with claim_run_folder(out, other, resume=True):
         pass
 
 

@@ -91,11 +91,11 @@ def test_another_recipe_is_not_mixed_in(tmp_path):
     assert not (tmp_path / "out" / "run_2").exists()
 
 
-def test_t13_finished_runs_are_trained_longer_where_it_is_forced(tmp_path):
+def test_t13_finished_runs_are_trained_longer(tmp_path):
     repeat_training(Trainer(), Whole(), tmp_path / "out", 2, title="t")
     longer = replace(Whole(), training=replace(Whole().training, epochs=2))
     with pytest.raises(KeyboardInterrupt):
-        repeat_training(Trainer(fails_at=2), longer, tmp_path / "out", 2, title="t", force_resume=True)
+        repeat_training(Trainer(fails_at=2), longer, tmp_path / "out", 2, title="t", resume=True)
     trainer = Trainer()
     repeat_training(trainer, longer, tmp_path / "out", 2, title="t", resume=True)
     assert [name for name, *_ in trainer.asked] == ["run_2"]

@@ -40,7 +40,7 @@ def recipe_of(cohort: Path, *, base_dim: int = 4, **training) -> PlainUNetRecipe
 def test_t13_a_finished_run_that_is_trained_longer_gets_its_report(cohort, tmp_path):
     out = tmp_path / "run"
     train(recipe_of(cohort), out)
-    report = train(recipe_of(cohort, epochs=2), out, force_resume=True)
+    report = train(recipe_of(cohort, epochs=2), out, resume=True)
     assert "epoch 2 of 2" in report.read_text()
     weights = digest_of_tensors(PlainUNet.from_pretrained(out / "best").state_dict())
     assert read_record(out / "predictions" / "test" / "predictions.json")["weights_sha256"] == weights

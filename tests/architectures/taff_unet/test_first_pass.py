@@ -11,9 +11,13 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.samples.preprocessing import Patches
 from trifuse.architectures.data.volumes.nifti import read_image, write_image
 from trifuse.architectures.runs.predict import load_network
+from trifuse.architectures.storage.record import read_record
+from trifuse.architectures.taff_unet import first_pass as first_pass_file
+from trifuse.architectures.taff_unet import train as taff_train
 from trifuse.architectures.taff_unet.first_pass import first_pass, first_pass_splits, predict_first_pass
 from trifuse.architectures.taff_unet.inputs import PriorRecipe
-from trifuse.architectures.taff_unet.train import TaffUNetRecipe
+from trifuse.architectures.taff_unet.train import TaffUNetRecipe, training_side_inputs
+from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import DataError
 
 
@@ -91,6 +95,23 @@ def test_it_trains_once_and_predicts_every_case_and_new_images(scar_cohort, coho
     some = replace(cohort, cases=cohort.cases[:1])
     assert predict_first_pass(tmp_path, some, tmp_path / "new", recipe.prior, 4) == tmp_path / "new"
     assert (tmp_path / "new" / "case001.nii.gz").exists()
+
+
+def test_t14_a_first_pass_goes_on_under_another_recipe_where_that_is_forced(scar_cohort, cohort, tmp_path, monkeypatch):
+    """That of a run which was stopped in it, here before it had predicted: its networks are the run's, too."""
+    splits = list(first_pass_splits(cohort, cohort.split, 2, 0))[-1:]
+    monkeypatch.setattr(first_pass_file, "first_pass_splits", lambda *_: splits)
+    recipe = tiny_recipe(scar_cohort)
+    labels = first_pass(recipe, cohort, cohort.split, tmp_path)
+    for path in labels.iterdir():
+        path.unlink()
+    other = replace(recipe, training=replace(recipe.training, epochs=2, lr=0.02))
+    with pytest.raises(OutputFolderError, match=r"recipe\.lr: 0\.01 -> 0\.02\n.*--force-resume"):
+        first_pass(other, cohort, cohort.split, tmp_path)
+    monkeypatch.setattr(taff_train, "case_side_inputs", lambda *_, labels, **__: labels)
+    assert training_side_inputs(other, cohort, cohort.split, tmp_path, force_resume=True) == labels
+    assert {path.name for path in labels.iterdir()} == {f"{case_id}.nii.gz" for case_id in splits[0][2]}
+    assert read_record(tmp_path / "first_pass" / "network" / "run.json")["recipe"]["lr"] == 0.02
 
 
 @pytest.mark.parametrize(

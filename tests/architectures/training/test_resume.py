@@ -10,6 +10,7 @@ from children import Child
 from tiny_run import EVERYTHING, StopAt, TinyConfig, TinyNet, bits, run
 
 from trifuse.architectures.storage.epoch_log import read_log, read_start
+from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.training.memory import OutOfMemory
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.architectures.training.signals import Interrupted
@@ -82,23 +83,44 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 
 
 def test_t13_t14_another_recipe_or_configuration_is_refused_and_forced(tmp_path, capsys):
-    run(tmp_path, epochs=1, run_config={"digest": "a"})
+    run(tmp_path, epochs=2, run_config={"digest": "a"})
     for changes in (
         {"lr": 0.5},
-        {"epochs": 2},
+        {"epochs": 1},
+        {"epochs": 3, "lr": 0.5},
         {"batch_size": 2},
         {"accumulate": 2},
         {"run_config": {"digest": "b"}},
         {"length": 9},
     ):
         with pytest.raises(OutputFolderError, match=r"another configuration:\n  .* -> "):
-            run(tmp_path, **{"epochs": 1, "run_config": {"digest": "a"}, "resume": True} | changes)
+            run(tmp_path, **{"epochs": 2, "run_config": {"digest": "a"}, "resume": True} | changes)
     with pytest.raises(OutputFolderError, match="already holds a run"):
-        run(tmp_path, epochs=1, run_config={"digest": "a"})
+        run(tmp_path, epochs=2, run_config={"digest": "a"})
     capsys.readouterr()
-    assert run(tmp_path, epochs=2, run_config={"digest": "a"}, force_resume=True).steps == 6
-    assert "changed configuration: recipe.epochs: 1 -> 2" in capsys.readouterr().out
-    assert [row["epoch"] for row in read_log(tmp_path / "log.csv")] == [1, 2]
+    assert run(tmp_path, epochs=3, lr=0.5, run_config={"digest": "a"}, force_resume=True).steps == 9
+    said = capsys.readouterr().out
+    assert "changed configuration: recipe.epochs: 2 -> 3" in said
+    assert "changed configuration: recipe.lr: " in said
+    assert [row["epoch"] for row in read_log(tmp_path / "log.csv")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["finished", "stopped"])
+def test_t13_more_epochs_are_no_other_run(tmp_path, capsys, stopped):
+    """Said once; the epochs to come end as those of a run that was that long from its start, where rates are one."""
+    options = {"schedule": "constant", "ema_decay": 0.5}
+    run(tmp_path / "long", epochs=3, **options)
+    out = tmp_path / "run"
+    if stopped:
+        with pytest.raises(Interrupted):
+            run(out, epochs=2, **options, forward=StopAt(4))
+    else:
+        run(out, epochs=2, **options)
+    capsys.readouterr()
+    assert run(out, epochs=3, resume=True, **options).steps == 9
+    assert capsys.readouterr().out.count("changed configuration") == 1
+    assert bits(out) == bits(tmp_path / "long")
+    assert read_record(out / "run.json")["recipe"]["epochs"] == 3
 
 
 def test_t14_a_forced_resume_that_does_not_come_to_a_checkpoint_changes_nothing(tmp_path):
@@ -112,8 +134,8 @@ def test_t14_a_forced_resume_that_does_not_come_to_a_checkpoint_changes_nothing(
         run(tmp_path, epochs=2, batch_size=64, force_resume=True, forward=fails)
     assert (tmp_path / "run.json").read_bytes() == before
     run(tmp_path, epochs=1, resume=True)
-    run(tmp_path, epochs=2, force_resume=True)
-    run(tmp_path, epochs=2, resume=True)
+    run(tmp_path, epochs=2, batch_size=2, force_resume=True)
+    run(tmp_path, epochs=2, batch_size=2, resume=True)
 
 
 def test_what_does_not_change_the_result_may_change(tmp_path):
