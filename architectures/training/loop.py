@@ -115,8 +115,7 @@ def fit(
         param_groups: the groups, or a function that makes them from the model; see `parameter_groups`.
         describe: more numbers about the network for ``start.json`` and each row of the log.
         base: names the file of the frozen weights, which are then left out of ``last/``.
-        resume, force_resume: continue the run in ``out``, if there is one, for more epochs if the recipe has more;
-            force it where anything else of the recipe, or the data, has changed.
+        resume, force_resume: continue the run in ``out``, if any, maybe longer; force it where recipe or data differ.
         tensorboard: also write TensorBoard files.
 
     Raises:
