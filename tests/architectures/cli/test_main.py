@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -12,9 +13,14 @@ import pytest
 from children import Child
 from command import run_main
 
-from trifuse.architectures.cli import COMMANDS
+from trifuse.architectures.cli import COMMANDS, doctor
 from trifuse.architectures.cli.main import build_parser, main
 from trifuse.architectures.runs.registry import NETWORKS, experiments
+from trifuse.architectures.training.checkpoint import SaveError
+from trifuse.architectures.training.loader_workers import WorkerLost
+from trifuse.architectures.training.run_folder import OutputFolderError
+from trifuse.architectures.training.signals import Interrupted
+from trifuse.kernels import CheckpointError, DataError, NumericError
 
 
 def test_traceback_is_shown_on_request_alone(tmp_path, capsys):
@@ -24,6 +30,31 @@ def test_traceback_is_shown_on_request_alone(tmp_path, capsys):
     assert "Traceback" not in errors
     with pytest.raises(Exception, match="nowhere"):
         main([*words, "--traceback"])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OutputFolderError("words"), 2),
+        (DataError("words"), 3),
+        (OSError(errno.ENOSPC, "words"), 3),
+        (CheckpointError("words"), 4),
+        (SaveError("words"), 5),
+        (NumericError("words"), 5),
+        (Interrupted("words"), 75),
+        (WorkerLost("words"), 75),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_t3_t5_t6_the_exit_code_tells_what_kind_of_error_it_was(monkeypatch, capsys, error, expected):
+    def fail(arguments, argv):
+        raise error
+
+    monkeypatch.setattr(doctor, "run", fail)
+    code, _, said = run_main(["doctor"], capsys)
+    assert code == expected
+    assert "words" in said
+    assert "Traceback" not in said
 
 
 def test_l12_help_and_version_import_nothing_heavy():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +21,37 @@ from ready_python import run_python
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.training.step import TrainingStep
 
+_NO_NAMESPACES = 77
 
-def test_t5_sigterm_while_training_exits_with_75_and_resumes(atria, tmp_path):
+
+def make_read_only(folder):
+    """Let this process, whoever's it is, see an empty file system there that cannot be written to."""
+    system = ctypes.CDLL(None)
+    new_user, new_mounts, read_only = 0x10000000, 0x00020000, 1
+    if system.unshare(new_user | new_mounts) or system.mount(b"none", os.fsencode(folder), b"tmpfs", read_only, None):
+        os._exit(_NO_NAMESPACES)
+
+
+@pytest.mark.parametrize("out", ["run", "."])
+def test_c20_a_read_only_file_system_is_named_before_the_first_step(atria, tmp_path, monkeypatch, capfd, out):
+    out = tmp_path / out
+    words = ["train", "dino_unet", str(atria), "--out", str(out), "--split", str(atria / "split.json"), *ATRIA_TRAINING]
+    monkeypatch.setattr(TrainingStep, "__call__", lambda self, micro_batches, number: os._exit(9))
+
+    def command():
+        make_read_only(tmp_path)
+        os._exit(main(words))
+
+    code = Child(command).wait()
+    if code == _NO_NAMESPACES:
+        pytest.skip("this machine gives a process no file systems of its own")
+    assert code == 3
+    said = capfd.readouterr().err
+    assert said.startswith(f"trifuse: {out}")
+    assert said.endswith("Read-only file system\n")
+
+
+def test_t5_sigterm_while_training_exits_with_75_and_leaves_a_checkpoint_of_that_step(atria, tmp_path):
     out = tmp_path / "run"
     words = ["train", "dino_unet", str(atria), "--out", str(out), "--split", str(atria / "split.json")]
     words += with_options(ATRIA_TRAINING, epochs=500)
@@ -44,9 +75,10 @@ def test_t5_sigterm_while_training_exits_with_75_and_resumes(atria, tmp_path):
                 break
         rest = lines.read()
     assert child.wait(60) == 75, rest
-    assert "resume to continue" in rest
-    steps = json.loads((out / "last" / "training_state.json").read_text())
-    assert steps
+    stopped = re.search(r"stopped by SIGTERM after step (\d+); resume to continue", rest)
+    assert stopped, rest
+    position = json.loads((out / "last" / "training_state.json").read_text())["position"]
+    assert position["step"] == int(stopped[1])
 
 
 def test_t8_a_killed_loader_exits_with_75_and_the_run_resumes(atria, tmp_path, monkeypatch, capfd):

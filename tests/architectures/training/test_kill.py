@@ -37,14 +37,27 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     return bits(out)
 
 
+def saved_steps(out: Path) -> int:
+    """Return how many steps the checkpoint has that a run goes on from, whatever a kill left; 0 where there is none."""
+    names = ["last", *(["last.new", "last.old"] if (out / "last.old").exists() else [])]
+    states = (out / name / "training_state.json" for name in names)
+    return next((json.loads(path.read_text())["position"]["step"] for path in states if path.exists()), 0)
+
+
+def steps_at_start(out: Path) -> int:
+    """Return how many steps the last session began with: one that began anew would come to the same bits."""
+    return json.loads((out / "sessions.jsonl").read_text().splitlines()[-1])["steps_done"]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_t1_killed_at_a_random_sample_and_resumed_until_done(tmp_path, whole, seed):
     """Killed up to three times, each time anywhere in what is left; the bits are those of an undisturbed run."""
     draw = random.Random(seed)
     kills = 0
     while True:
-        data = KilledAt(10, draw.randint(1, 40) if kills < 3 else 0)
+        data, saved = KilledAt(10, draw.randint(1, 40) if kills < 3 else 0), saved_steps(tmp_path)
         code = Child(lambda: run(tmp_path, **OPTIONS, data=data, resume=True)).wait()  # noqa: B023
+        assert steps_at_start(tmp_path) == saved
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -80,45 +93,71 @@ def in_the_way_of(calls: list[str], action) -> None:
 DISK = ["replace", "rename", "rmtree", "mkdir", "unlink"]
 
 
-@pytest.mark.slow
-def test_t2_killed_before_any_change_of_the_disk(tmp_path):
-    """One run per change; at each a checkpoint is whole, and resuming ends with the bits of an undisturbed run."""
-    options = OPTIONS | {"epochs": 1}
-    run(tmp_path / "whole", **options)
-    expected = bits(tmp_path / "whole")
+SHORT = OPTIONS | {"epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> tuple[dict[str, bytes], list[str]]:
+    """The bits of a short run, and every change that it makes to the disk: the function and the last name of a path."""
+    out = tmp_path_factory.mktemp("short")
     read, write = os.pipe()
 
-    def count():
-        in_the_way_of(DISK, lambda name, arguments: os.write(write, b"."))
-        run(tmp_path / "counted", **options)
+    def note(name, arguments):
+        os.write(write, f"{name} {Path(str(arguments[0])).name}\n".encode())
 
-    assert Child(count).wait() == 0
-    changes = len(os.read(read, 10_000))
-    assert changes > 30
-    for change in range(1, changes + 1):
-        out = tmp_path / str(change)
-        left = [change]
+    def child():
+        in_the_way_of(DISK, note)
+        run(out, **SHORT)
 
-        def kill(name, arguments, left=left):
-            left[0] -= 1
-            if left[0] == 0:
-                die()
+    assert Child(child).wait() == 0
+    return bits(out), os.read(read, 60_000).decode().splitlines()
 
-        def killed(out=out, kill=kill):
-            in_the_way_of(DISK, kill)
-            run(out, **options)
 
-        assert Child(killed).wait() == -signal.SIGKILL
-        run(out, **options, resume=True)
-        assert bits(out) == expected, f"change {change}"
-        assert not [path for path in out.rglob("*") if path.name.startswith(".trifuse-")]
-        folders = {path.name for path in out.iterdir() if path.is_dir()}
-        assert folders - {"best.old"} == {"best", "last", "last.old"}
-        shutil.rmtree(out)
+def resumes_after_a_kill(out: Path, expected: dict[str, bytes], change: int) -> None:
+    """Kill a run before that change of the disk; the run resumes from a whole checkpoint, and leaves nothing else."""
+    left = [change]
+
+    def kill(name, arguments):
+        left[0] -= 1
+        if left[0] == -1:
+            die()
+
+    def killed():
+        in_the_way_of(DISK, kill)
+        run(out, **SHORT)
+
+    assert Child(killed).wait() == -signal.SIGKILL
+    saved = saved_steps(out)
+    run(out, **SHORT, resume=True)
+    assert steps_at_start(out) == saved, f"change {change}"
+    assert bits(out) == expected, f"change {change}"
+    assert not [path for path in out.rglob("*") if path.name.startswith(".trifuse-")]
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
+    assert folders - {"best.old"} == {"best", "last", "last.old"}
+    shutil.rmtree(out)
+
+
+def test_t2_killed_at_any_stage_of_writing_a_checkpoint(tmp_path, short):
+    """The second one: there is one before it, which a kill must not cost."""
+    expected, changes = short
+    first, second = [at for at, change in enumerate(changes) if change == "rename last.new"][:2]
+    begins = next(at for at in range(first, second) if changes[at] == "mkdir last.new")
+    assert second - begins > 10
+    for change in range(begins, second + 1):
+        resumes_after_a_kill(tmp_path / str(change), expected, change)
+
+
+@pytest.mark.slow
+def test_t2_killed_before_any_change_of_the_disk(tmp_path, short):
+    """One run per change; at each a checkpoint is whole, and resuming ends with the bits of an undisturbed run."""
+    expected, changes = short
+    assert len(changes) > 30
+    for change in range(len(changes)):
+        resumes_after_a_kill(tmp_path / str(change), expected, change)
 
 
 def test_t4_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path):
-    """What survives a power loss: every file is synced before the first rename, the folder after the last."""
+    """What survives a power loss: every file is synced before it gets its name, and its name before the exchange."""
     order = []
 
     def note(name, arguments):
@@ -134,14 +173,17 @@ def test_t4_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one
     order = [tuple(entry) for entry in json.loads((tmp_path / "order.json").read_text())]
     swaps = [at for at, (name, target) in enumerate(order) if name == "rename" and target == "last.new"]
     assert len(swaps) == 2
-    for swap in swaps:
+    for before, swap in zip([0, *swaps], swaps, strict=False):
         assert order[swap + 1] == ("fsync", "."), "the folder is synced after the rename"
-        replaced = [at for at, (name, target) in enumerate(order[:swap]) if name == "replace" and "last.new" in target]
-        for at in replaced[-3:]:
-            assert order[at - 1][0] == "fsync", "a file is synced before it gets its name"
+        named = [at for at in range(before, swap) if order[at][0] == "replace" and order[at][1].startswith("last.new/")]
+        written = [at for at in named if "/.trifuse-" in order[at][1]]
+        assert (len(named), len(written)) == (5, 4), "weights, which get their name in two steps, and three more"
+        for at in written:
+            assert order[at - 1] == ("fsync", order[at][1]), "a file is synced before it gets its name"
+        assert ("fsync", "last.new") in order[named[-1] : swap], "names are synced before the checkpoint gets its own"
 
 
-def test_folder_recovers_from_every_state_a_kill_can_leave(tmp_path):
+def test_t2_folder_recovers_from_every_state_a_kill_can_leave(tmp_path):
     def fill(path, text):
         path.mkdir()
         (path / "file").write_text(text)

@@ -45,9 +45,10 @@ def test_t5_a_signal_stops_at_the_next_step_and_resuming_changes_nothing_t20(tmp
     assert signal.getsignal(number) is not None
 
 
-def test_t5_second_signal_ends_at_once(tmp_path):
-    child = Child(lambda: run(tmp_path, forward=StopAt(2, signal.SIGTERM, times=2)))
-    assert child.wait() == -signal.SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_t5_second_signal_ends_at_once(tmp_path, number):
+    child = Child(lambda: run(tmp_path, forward=StopAt(2, number, times=2)))
+    assert child.wait() == -number
     assert json.loads((tmp_path / "last" / "training_state.json").read_text())["position"]["step"] == 0
 
 
