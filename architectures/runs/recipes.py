@@ -177,7 +177,6 @@ def recipe_from(
     Raises:
         RecipeError: naming the field and, for one that is unknown, the nearest known one.
     """
-    values: dict[str, Any] = config_to_json(kind())
     sources = [("", *pair) for pair in (defaults or {}).items()]
     if file is not None:
         try:
@@ -195,18 +194,36 @@ def recipe_from(
         if not equals:
             raise RecipeError(f"{setting!r}: expected FIELD=VALUE, for example training.lr=1e-4")
         sources.append(("", name, _parsed(text)))
+    values = _laid_on(kind, sources)
+    if not values["data"]["root"]:
+        where = "" if file is None else f"{file}: "
+        raise RecipeError(f"{where}data.root: expected the folder of the cohort")
+    try:
+        return config_from_json(kind, values, "recipe")
+    except CheckpointError as error:
+        raise RecipeError(f"{_first_with(str(error), kind, sources)}{error}") from error
+
+
+def _laid_on(kind: type, sources: Sequence[tuple[str, str, Any]]) -> dict[str, Any]:
+    """Return the values of a recipe after each source, (where it is from, dotted name, value), had its say."""
+    values: dict[str, Any] = config_to_json(kind())
     for where, name, value in sources:
         try:
             _put(values, kind, current_name(kind, name), value)
         except RecipeError as error:
             raise RecipeError(f"{where}{error}") from None
-    if not values["data"]["root"]:
-        where = "" if file is None else f"{file}: "
-        raise RecipeError(f"{where}data.root: expected the folder of the cohort")
-    try:
-        return config_from_json(kind, values, "recipe" if file is None else f"recipe ({file})")
-    except CheckpointError as error:
-        raise RecipeError(str(error)) from error
+    return values
+
+
+def _first_with(fault: str, kind: type, sources: Sequence[tuple[str, str, Any]]) -> str:
+    """Return where the first source is from that brings a fault."""
+    for count, (where, *_) in enumerate(sources, start=1):
+        try:
+            config_from_json(kind, _laid_on(kind, sources[:count]), "recipe")
+        except CheckpointError as error:
+            if str(error) == fault:
+                return where
+    return ""
 
 
 def _refuse_repeated(kind: type, names: Sequence[str], where: str) -> None:

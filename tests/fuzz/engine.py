@@ -27,7 +27,8 @@ from mutators import damaged
 
 from trifuse.kernels.errors import TrifuseError
 
-LONGEST_S = 10.0  # of one input, on a machine with other work
+LONGEST_S = 10.0  # of processor time for one input
+WAITS = 5  # so much longer it may take on a machine with other work
 MOST_MEMORY = 400 << 20  # bytes that one small file may cost
 _PREFIX = "trifuse-fuzz-"
 _GIVEN_UP_S = 60.0  # the process hangs outside of Python
@@ -260,13 +261,16 @@ def _limited_time() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise TooLong
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_S * WAITS)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

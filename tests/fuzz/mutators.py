@@ -73,8 +73,8 @@ def damaged(content: bytes, form: str, draw: Random, others: Sequence[bytes]) ->
     """
     for _ in range(draw.choice((1, 1, 1, 2, 3, 6))):
         change = FORMS[form] if draw.random() < 0.75 else _bytes
-        content = change(content, draw, others)
-    return content if len(content) <= LONGEST else content[: max(LONGEST, len(others[0]))]
+        content = change(content, draw, others)[: max(LONGEST, len(others[0]))]
+    return content
 
 
 def _bytes(content: bytes, draw: Random, others: Sequence[bytes]) -> bytes:

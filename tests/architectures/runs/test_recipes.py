@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -66,6 +67,16 @@ def test_a_setting_wins_over_an_option_and_an_option_over_a_file(tmp_path):
     file.write_text("[data]\nsplit_seed = 1\nval_from = 'remaining'\nval_patients = 1")
     data = data_of("data.split_seed=3", file=file, **{"data.split_seed": 2, "data.val_patients": 2})
     assert (data.split_seed, data.val_patients, data.val_from) == (3, 2, "remaining")
+
+
+def test_a_file_is_named_for_its_own_faults_alone(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[data]\nsplit_seed = 1\nval_patients = 0\n")
+    with pytest.raises(RecipeError, match=rf"^{re.escape(str(file))}: recipe: .*val_patients must be at least 1"):
+        data_of(file=file)
+    with pytest.raises(RecipeError, match=r"^recipe: .*val_patients must be at least 1.* got -1"):
+        data_of("data.val_patients=-1", file=file)
+    assert data_of("data.val_patients=2", file=file).val_patients == 2
 
 
 def test_settings_by_old_and_new_names():
