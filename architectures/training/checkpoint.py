@@ -93,15 +93,15 @@ class CheckpointManager:
         """Read a checkpoint; if it is damaged, say so, and read the one before it: see `drop_damaged`.
 
         Raises:
-            CheckpointError: that of the newer one, if neither can be read.
+            CheckpointError: neither can be read.
         """
         try:
             return read(checkpoint.path)
         except CheckpointError as error:
             try:
                 found = read(checkpoint.previous)
-            except CheckpointError:
-                raise error from None
+            except CheckpointError as worse:
+                raise CheckpointError(f"{error}; nor can the one before take its place: {worse}") from error
             self._say(f"warning: {error}; {checkpoint.previous.name}/, the one before, takes its place")
             self._damaged.append(checkpoint)
             return found

@@ -17,7 +17,6 @@ from torch import nn
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import EpochLog, write_start
-from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, read_description, read_safetensors, recorded_digest
 from trifuse.kernels.errors import DataError, TrifuseError
 
 from .batches import Batches
@@ -32,7 +31,14 @@ from .recipe import Recipe
 from .run_folder import append_session, discard_replaced, lock_folder, open_run
 from .signals import Interrupted, StopSignals
 from .step import Batch, Forward, Loss, TrainingStep
-from .training_state import FrozenBase, TrainerState, check_base, load_training_state, save_training_state
+from .training_state import (
+    FrozenBase,
+    TrainerState,
+    check_base,
+    load_training_state,
+    read_best,
+    save_training_state,
+)
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -142,7 +148,7 @@ def fit(
         model.to(world.device)
         world.broadcast(model.state_dict().values())
         with world.raise_on_any_rank():
-            run = _Run(model, train_set, recipe, out, world, progress, loss, forward, param_groups, base)
+            run = _Run(model, train_set, recipe, out, world, progress, loss, forward, param_groups, base, force_resume)
             stack.callback(run.batches.workers.close)
             run.validate, run.describe = validate, describe or (lambda model: {})
             if world.is_main:
@@ -171,16 +177,6 @@ def _upgraded(config_type: type | None, run_config: Mapping[str, Any], descripti
     return {**description, "recipe": recipe, "config": config}
 
 
-def read_best(folder: Path) -> BestEpoch:
-    """Return what chose the best epoch, after a look at its weights.
-
-    Raises:
-        CheckpointError: one of the two is missing or damaged.
-    """
-    read_safetensors(folder / WEIGHTS_FILE, recorded_digest(read_description(folder), folder))
-    return BestEpoch.read(folder)
-
-
 class _Run:
     """A run of `fit`: its parts, and where it is."""
 
@@ -201,6 +197,7 @@ class _Run:
         forward: Forward,
         param_groups: Any,
         base: FrozenBase | None,
+        forced: bool,
     ) -> None:
         self.model, self.recipe, self.world, self.progress, self.base = model, recipe, world, progress, base
         self.out, self.checkpoints = out, CheckpointManager(out, progress.say)
@@ -220,7 +217,7 @@ class _Run:
             steps_per_epoch=self.batches.steps_per_epoch,
             crash_folder=out / "crash",
         )
-        self.state = self._load() if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
+        self.state = self._load(forced) if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
         self._saved_step = self.state.global_step
 
     def open_log(self, out: Path, tensorboard: bool, widen: bool) -> EpochLog:
@@ -364,7 +361,7 @@ class _Run:
         self.state.loss_scaling = self.training_step.state()
         save_training_state(folder, self.model, self.groups, self.average, self.state, self.base)
 
-    def _load(self) -> TrainerState:
+    def _load(self, forced: bool) -> TrainerState:
         def load(folder: Path) -> TrainerState:
             return load_training_state(folder, self.model, self.groups, self.average, self.base)
 
@@ -374,7 +371,10 @@ class _Run:
         self.progress.say(f"{where}; ranks: {state.ranks} before, {self.world.size} now, for the same global batch")
         state.ranks = self.world.size
         metric = self.recipe.best_metric
-        best = None if state.best_epoch is None else self.checkpoints.load(self.checkpoints.best, read_best)
+        best = None
+        if state.best_epoch is not None:
+            read = partial(read_best, oldest=0 if forced else state.best_epoch)
+            best = self.checkpoints.load(self.checkpoints.best, read)
         if best is not None and best.metric != metric:
             state.best_score = state.smoothed_score = None
             self.progress.say(f"best/ was chosen by another score; from here on {metric} decides")

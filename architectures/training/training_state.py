@@ -17,8 +17,16 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trifuse.architectures.storage.atomic_files import sha256_of
+from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.architectures.storage.config_json import config_from_json
-from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, load_strict, read_safetensors, write_safetensors
+from trifuse.architectures.storage.pretrained import (
+    WEIGHTS_FILE,
+    load_strict,
+    read_description,
+    read_safetensors,
+    recorded_digest,
+    write_safetensors,
+)
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels.errors import CheckpointError
 
@@ -222,3 +230,23 @@ def _read_description(folder: Path) -> _Description:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def read_best(folder: Path, *, oldest: int) -> BestEpoch:
+    """Return what chose the best epoch, after a look at its weights.
+
+    Args:
+        folder: ``best/``, or the one before it.
+        oldest: the first epoch that will do. What training counts as its best is not replaced by less without a word.
+
+    Raises:
+        CheckpointError: it is damaged, or came before ``oldest``.
+    """
+    read_safetensors(folder / WEIGHTS_FILE, recorded_digest(read_description(folder), folder))
+    best = BestEpoch.read(folder)
+    if best.epoch < oldest:
+        raise CheckpointError(
+            f"{folder}: expected epoch {oldest}, the best one, got epoch {best.epoch}; put a copy of the best one in "
+            f"its place, or go on with epoch {best.epoch}: --force-resume"
+        )
+    return best

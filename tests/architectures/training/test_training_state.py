@@ -98,17 +98,47 @@ def test_c3_a_damaged_training_state_without_another_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["score.json", "config.json", "model.safetensors"])
-def test_c3_c22_a_damaged_best_epoch_gives_way_to_the_best_one_before_it(tmp_path, capsys, name):
+def test_c3_c22_a_damaged_best_epoch_is_replaced_by_less_only_by_force(tmp_path, capsys, name):
     scores = iter([0.1, 0.5, 0.7, 0.2])  # before training, and epochs 1, 2, 3
     options = {"epochs": 3, "validate": lambda model: {"dice": next(scores)}}
     assert run(tmp_path, **options).best_epoch == 2
     flip(tmp_path / "best" / name)
-    result = run(tmp_path, **options, resume=True)
+    with pytest.raises(
+        CheckpointError, match=rf"best/{name}: .*best\.old: expected epoch 2, .* epoch 1: --force-resume"
+    ):
+        run(tmp_path, **options, resume=True)
+    assert (tmp_path / "best.old").exists()
+    result = run(tmp_path, **options, force_resume=True)
     assert (result.best_epoch, result.best_score) == (1, 0.5)
     said = capsys.readouterr().out
     assert f"best/{name}: " in said
     assert "best.old/, the one before, takes its place" in said
     assert BestEpoch.read(tmp_path / "best") == BestEpoch(1, "dice", 0.5)
+
+
+def test_c3_c22_a_damaged_best_epoch_that_no_state_knows_of_is_reached_again(tmp_path, monkeypatch):
+    """Killed between the weights of the second epoch, which are the best, and its state."""
+    save = checkpoint.CheckpointManager.save
+
+    def killed_after_the_best(manager, folder, fill):
+        saved = save(manager, folder, fill)
+        if folder is manager.best and manager.best.previous.exists():
+            raise RuntimeError("killed")
+        return saved
+
+    def run_with(*scores, **options):
+        left = iter(scores)
+        return run(epochs=2, validate=lambda model: {"dice": next(left)}, **options)
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_with(0.1, 0.5, 0.7, out=whole)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.CheckpointManager, "save", killed_after_the_best)
+        with pytest.raises(RuntimeError, match="killed"):
+            run_with(0.1, 0.5, 0.7, out=cut)
+    flip(cut / "best" / "score.json")
+    assert run_with(0.7, out=cut, resume=True).best_epoch == 2
+    assert bits(cut) == bits(whole)
 
 
 @pytest.mark.parametrize("name", ["run.json", "start.json"])
