@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import unicodedata
 from dataclasses import replace
 
 import nibabel as nib
@@ -129,6 +130,14 @@ def test_l11_missing_and_extra_predictions_count_as_failures(make_cohort, tmp_pa
     assert rows["b"].scores["hd95_mm"] == pytest.approx(image_diagonal((4, 20, 24), (8.0, 1.5, 1.25)))
     (dsc,) = [s for s in summarise(list(rows.values())) if s.metric == "dsc"]
     assert (dsc.mean, dsc.count, dsc.undefined) == (pytest.approx(1 / 3), 3, 0)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_d27_a_prediction_is_of_its_case_in_either_form_of_its_accents_and_no_extra_one(make_cohort, tmp_path, form):
+    cohort = make_cohort("é")
+    ids = perfect_predictions(cohort, tmp_path / "p")
+    (tmp_path / "p" / f"{ids[0]}.nii.gz").rename(tmp_path / "p" / f"{unicodedata.normalize(form, ids[0])}.nii.gz")
+    assert [(row.case_id, row.status) for row in evaluate_cases(tmp_path / "p", cohort, ids)] == [("é", OK)]
 
 
 def test_l11_a_missing_prediction_of_an_empty_case_is_still_a_failure(make_cohort, tmp_path):

@@ -32,24 +32,25 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 class Broken:
-    """A data set in which one sample is bad in one of several ways."""
+    """A data set in which one sample of one epoch is bad in one of several ways."""
 
-    def __init__(self, how: str) -> None:
-        self.how = how
+    def __init__(self, how: str, epoch: int = 0) -> None:
+        self.how, self.epoch = how, epoch
 
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, key):
-        if key[2] == 2 and self.how == "raises":
+        how = self.how if key[1:] == (self.epoch, 2) else "is good"
+        if how == "raises":
             raise OSError("no such file")
-        if key[2] == 2 and self.how == "is refused":
+        if how == "is refused":
             raise DataError("case_2", "spacing", got=OSError())
-        if key[2] == 2 and self.how == "ends its worker":
+        if how == "ends its worker":
             os._exit(9)
-        if key[2] == 2 and self.how == "kills its worker":
+        if how == "kills its worker":
             os.kill(os.getpid(), signal.SIGKILL)
-        if key[2] == 2 and self.how == "hangs":
+        if how == "hangs":
             time.sleep(60)
         return {"image": torch.zeros(1)}
 
@@ -78,6 +79,15 @@ def test_t8_a_bad_sample_is_named(how, workers, message, monkeypatch):
     loader = Batches(Broken(how), recipe(batch_size=1, workers=workers), ALONE)
     with pytest.raises(WorkerLost if "its worker" in how else DataError, match=message):
         list(loader.epoch(0))
+    loader.workers.close()
+
+
+def test_t8_a_worker_that_dies_in_a_later_epoch_is_named_as_one_of_the_first():
+    """Workers are started once, with the first epoch, and serve all."""
+    loader = Batches(Broken("kills its worker", epoch=1), recipe(batch_size=1, workers=1), ALONE)
+    list(loader.epoch(0))
+    with pytest.raises(WorkerLost, match=r"was killed by SIGKILL, at sample 2 of epoch 1 \(case_2\)"):
+        list(loader.epoch(1))
     loader.workers.close()
 
 

@@ -108,16 +108,20 @@ def test_e3_e12_units_that_only_some_leads_have(record):
     np.testing.assert_allclose(read_ecg(record(("/mV", ""))).signal_mv, HELD)
 
 
-def test_e12_rates_of_single_signals(record, tmp_path):
+@pytest.mark.parametrize(
+    ("rate", "notes"), [(" 250 500", ()), ("", ("no sampling rate is given: taken for 500 Hz",))], ids=["said", "not"]
+)
+def test_e2_e12_rates_of_single_signals(record, tmp_path, rate, notes):
+    """The rate is that of the frames, 250 where none is said, and each lead has two samples in a frame."""
     path = record()
     first, *lines = path.with_suffix(".hea").read_text().splitlines()
     frames = np.concatenate([COUNTS.reshape(500, 2, 12).transpose(0, 2, 1).reshape(500, 24), np.zeros((500, 1))], 1)
     frames.astype("<i2").tofile(tmp_path / "rec.dat")
-    header = [first.replace("12 500 1000", "13 250 500"), *(line.replace(" 16 1000", " 16x2 1000") for line in lines)]
+    header = [first.replace("12 500 1000", f"13{rate}"), *(line.replace(" 16 1000", " 16x2 1000") for line in lines)]
     path.with_suffix(".hea").write_text("\n".join([*header, "rec.dat 16 0/L 16 0 0 0 0 RESP"]))
     found = read_ecg(path)
     np.testing.assert_allclose(found.signal_mv, HELD)
-    assert (found.rate_hz, found.notes) == (500, ("ignored RESP: not among the 12 leads",))
+    assert (found.rate_hz, found.notes) == (500, ("ignored RESP: not among the 12 leads", *notes))
     header[1:3] = [line.replace("16x2", "16x3") for line in header[1:2]] + [header[2].replace("16x2", "16")]
     path.with_suffix(".hea").write_text("\n".join([*header, "rec.dat 16 0/L 16 0 0 0 0 RESP"]))
     refused(path, "samples per frame", "the same of all leads", "I 3, II 1, III 2")
