@@ -130,6 +130,12 @@ class Preprocessing:
         return {"percentiles": None, **values}
 
 
+def names_of_scaling(preprocessing: Preprocessing, *further: Any) -> list[Any]:
+    """Name all that a volume's scaled values depend on, and what else: cache entries are found by it."""
+    names: list[Any] = [preprocessing.intensity, preprocessing.window, *further]
+    return names if preprocessing.percentiles is None else [*names, preprocessing.percentiles]  # as older ones have it
+
+
 def patches_and_spacing(preprocessing: Preprocessing) -> tuple[Patches, tuple[float, float]]:
     """Return the patches of a preprocessing and their spacing in mm, rows and columns.
 

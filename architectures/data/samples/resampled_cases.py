@@ -16,7 +16,7 @@ from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labe
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 
 from .case_cache import CaseCache
-from .preprocessing import Preprocessing, Slices, patches_and_spacing
+from .preprocessing import Preprocessing, Slices, names_of_scaling, patches_and_spacing
 from .resampling import PlaneGrid
 from .side_inputs import SideInputs, side_inputs_of
 from .slice_dataset import no_slice, slices_that_count
@@ -135,7 +135,7 @@ def cut_square(plane: np.ndarray, corner: tuple[int, int], side: int) -> np.ndar
 def _transform_names(preprocessing: Preprocessing) -> list[Any]:
     """Name everything that the bytes of an entry depend on, beside the case."""
     _, spacing_mm = patches_and_spacing(preprocessing)
-    scaling = [preprocessing.intensity, preprocessing.window]
+    scaling = names_of_scaling(preprocessing)
     return ["resampled", _TRANSFORM_VERSION, spacing_mm, scaling, preprocessing.nonfinite]
 
 

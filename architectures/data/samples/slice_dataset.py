@@ -18,7 +18,7 @@ from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import DataError
 
 from .case_cache import CaseCache
-from .preprocessing import Preprocessing, Slices
+from .preprocessing import Preprocessing, Slices, names_of_scaling
 from .volume_to_slices import network_input, resized_labels, scaled_slices
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -148,9 +148,7 @@ def _record(image_size: int, classes: int) -> np.dtype:
 
 def _transform_names(preprocessing: Preprocessing) -> list[Any]:
     """Name everything that the bytes of an entry depend on, beside the case."""
-    scaling: list[Any] = [preprocessing.intensity, preprocessing.window, preprocessing.resize]
-    if preprocessing.percentiles is not None:  # else older entries are as good
-        scaling.append(preprocessing.percentiles)
+    scaling = names_of_scaling(preprocessing, preprocessing.resize)
     return [_TRANSFORM_VERSION, preprocessing.image_size, scaling, preprocessing.nonfinite]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 
 import pytest
 import torch
-from children import run_ranks
+from children import Child, run_ranks
 from leftovers import leave_half
 from tiny_run import run
 from torch.utils.data import default_collate
 
 from trifuse.architectures.dino_unet import dino_unet_tiny
-from trifuse.architectures.storage.safetensors_file import write_safetensors
+from trifuse.architectures.storage.safetensors_file import read_safetensors, write_safetensors
 from trifuse.architectures.training import feature_cache
 from trifuse.architectures.training.batches import keyed_seed
 from trifuse.architectures.training.feature_cache import FeatureCache
@@ -123,6 +125,30 @@ def test_d34_whatever_changes_is_computed_anew(tmp_path, runs, changed):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_d34_features_without_a_digest_are_those_of_an_older_version(tmp_path, runs):
+    whole = FeatureCache(network(), Images(1), tmp_path)[0]["features"]
+    (path,) = tmp_path.iterdir()
+    write_safetensors(path, {name: 0 * tensor for name, tensor in read_safetensors(path).items() if name != "digest"})
+    again = FeatureCache(network(), Images(1), tmp_path)[0]["features"]
+    assert len(runs) == 2
+    assert all(torch.equal(*pair) for pair in zip(whole, again, strict=True))
+
+
+def test_d34_killed_while_writing(tmp_path, runs):
+    whole = FeatureCache(network(), Images(1), tmp_path / "whole")[0]["features"]
+
+    def die():
+        os.replace = lambda *names: os._exit(9)
+        FeatureCache(network(), Images(1), tmp_path / "cut")
+
+    assert Child(die).wait() == 9
+    assert [path.name[:9] for path in (tmp_path / "cut").iterdir()] == [".trifuse-"]
+    again = FeatureCache(network(), Images(1), tmp_path / "cut")[0]["features"]
+    assert len(runs) == 2
+    assert len(list((tmp_path / "cut").iterdir())) == 1
+    assert all(torch.equal(*pair) for pair in zip(whole, again, strict=True))
+
+
 def test_d34_half_a_file_is_computed_anew(tmp_path, runs):
     whole = FeatureCache(network(), Images(1), tmp_path)[0]["features"]
     (path,) = tmp_path.iterdir()
@@ -158,6 +184,29 @@ def test_d35_two_ranks_share_the_work(tmp_path):
         assert all("features" in cache[index] for index in range(5)), "all are there when the cache is made"
 
     assert run_ranks(work) == [0, 0]
+
+
+def test_d35_two_runs_compute_the_same_features(tmp_path, monkeypatch):
+    """Both are held until both compute; both end right, and one file per image remains."""
+    expected = FeatureCache(network(), Images(2), tmp_path / "alone")
+    computing, encode = multiprocessing.get_context("fork").Barrier(2), feature_cache._encode
+
+    def held(*arguments):
+        computing.wait(60)
+        return encode(*arguments)
+
+    monkeypatch.setattr(feature_cache, "_encode", held)
+
+    def compute():
+        cache = FeatureCache(network(), Images(2), tmp_path / "shared")
+        for index in range(2):
+            pairs = zip(cache[index]["features"], expected[index]["features"], strict=True)
+            assert all(torch.equal(*pair) for pair in pairs)
+
+    children = [Child(compute) for _ in range(2)]
+    assert [child.wait() for child in children] == [0, 0]
+    names = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == names
 
 
 def test_what_a_killed_run_left_is_removed_before_any_rank_writes(tmp_path, monkeypatch):

@@ -131,7 +131,11 @@ def test_d1_missing_frames_are_all_listed(tmp_path):
     put_patient(tmp_path, "p")
     for name in ("p_frame01_gt", "p_frame12"):
         (tmp_path / "p" / f"{name}.nii.gz").unlink()
-    refused(tmp_path, "2 problems", "p_frame01_gt.nii.gz: label", "p_frame12.nii.gz: image")
+    absent = [
+        f"{tmp_path}/p/p_frame01_gt.nii.gz: label of case p_frame01",
+        f"{tmp_path}/p/p_frame12.nii.gz: image of case p_frame12",
+    ]
+    refused(tmp_path, "2 problems", *absent)
 
 
 def test_d31_info_that_cannot_be_read(tmp_path):

@@ -201,7 +201,7 @@ def test_one_fault_is_named_with_line_and_case(tmp_path, change, words):
     assert "line 3" in message or "case b" in message
 
 
-def test_all_faults_of_all_lines_come_at_once(tmp_path):
+def test_d1_all_faults_of_all_lines_come_at_once(tmp_path):
     a, b = line("a", mri_date="x", rv_ant_x="nan"), line("b", ecg_date="2020-01-01")
     put_table(tmp_path, a, b, line("c", split="no"))
     (tmp_path / "ecg/c.npy").unlink()

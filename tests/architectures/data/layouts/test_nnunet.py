@@ -271,15 +271,18 @@ def test_d30_names_that_would_leave_the_folder_of_results(root, name):
         open_images(root)
 
 
-def test_everything_that_is_wrong_with_the_files(root):
+def test_d1_everything_that_is_wrong_with_the_files(root):
     images, labels = root / "imagesTr", root / "labelsTr"
     (labels / "a.nii.gz").unlink()
+    put_image(images / "d_0000.nii.gz", 4)
+    (labels / "d.nii.gz").mkdir()
     put_label(labels / "stranger.nii.gz")
     (images / "b_0000.nii").write_bytes(b"")
     (labels / "notes.mha").write_text("")
     (images / "c_000.nii.gz").write_bytes(b"")
     put_image(images / "b_0001.nii.gz", 5)
     words = ["labelsTr/a.nii.gz: label of case a: expected a file, got nothing there"]
+    words += ["labelsTr/d.nii.gz: label of case d: expected a file, got a folder"]
     words += ["stranger.nii.gz: label: expected imagesTr/stranger_0000.nii.gz, got no image of that name"]
     words += ["b_0000.nii: file ending: expected .nii.gz, by dataset.json", "notes.mha: file ending"]
     words += [

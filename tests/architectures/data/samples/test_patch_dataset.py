@@ -268,12 +268,18 @@ def test_extras_that_a_case_lacks(put_numbered):
         patches_of(put_numbered(), ("a", "b"), side_inputs={"a": SideInputs()})
 
 
-def test_a_second_data_set_decodes_nothing_and_entries_depend_on_the_transform(put_numbered, tmp_path, monkeypatch):
+def test_d34_a_second_data_set_decodes_nothing_and_entries_depend_on_the_transform(put_numbered, tmp_path, monkeypatch):
     cohort, cache = put_numbered(), tmp_path / "cache"
     first = patches_of(cohort, cache=cache)
     patches_of(cohort, cache=cache, patches=Patches((1.5, 1.0)))
     patches_of(cohort, cache=cache, preprocessing=Preprocessing("zscore", channels=1))
     assert len(list(cache.iterdir())) == 3
+    patches_of(cohort, cache=cache, preprocessing=Preprocessing("zscore", channels=1, percentiles=(1, 90)))
+    assert len(list(cache.iterdir())) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(resampled_cases, "_TRANSFORM_VERSION", resampled_cases._TRANSFORM_VERSION + 1)
+        patches_of(cohort, cache=cache)
+    assert len(list(cache.iterdir())) == 5
     monkeypatch.setattr(resampled_cases, "load_raw_case", lambda *args, **options: pytest.fail("decoded again"))
     again = patches_of(cohort, cache=cache, size=P + 2, side_inputs={"a": SideInputs(np.ones(SHAPE, np.uint8))})
     assert again[(0, 0, 0)]["prior"].shape == (17, P + 2, P + 2)

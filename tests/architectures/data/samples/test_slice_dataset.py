@@ -188,7 +188,7 @@ def test_a_second_data_set_decodes_nothing(cohort, tmp_path, monkeypatch):
     assert same(again[0], first[1])
 
 
-def test_entries_are_named_after_all_that_they_depend_on(cohort, tmp_path, monkeypatch, put_case):
+def test_d34_entries_are_named_after_all_that_they_depend_on(cohort, tmp_path, monkeypatch, put_case):
     cache = tmp_path / "cache"
 
     def entries_with(cohort=cohort, changed=None, **options):
