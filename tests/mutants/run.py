@@ -28,6 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from ready_python import run_python  # noqa: E402
+
 FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "tests", "docs")
 COPIED = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt")
 VERDICTS = Path(__file__).with_name("verdicts.csv")
@@ -64,8 +68,13 @@ def apply(patch: Path, tree: Path, *options: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
 
 
-def run_tests(tests: Iterable[str], patch: Path | None = None, *, stop_early: bool = True) -> tuple[int, str]:
-    """Run tests on a copy of the tree, patched or not; returns pytest's exit code and its output."""
+def run_tests(
+    tests: Iterable[str], patch: Path | None = None, *, stop_early: bool = True, ready: tuple[str, ...] = ()
+) -> tuple[int, str]:
+    """Run tests on a copy of the tree, patched or not; returns pytest's exit code and its output.
+
+    Modules that are ``ready`` are not imported anew, see `ready_python`: one such run at a time.
+    """
     with tempfile.TemporaryDirectory(prefix="trifuse-mutant-") as scratch:
         tree, links = Path(scratch, "tree"), Path(scratch, "links")
         _copy_tree(tree)
@@ -75,14 +84,17 @@ def run_tests(tests: Iterable[str], patch: Path | None = None, *, stop_early: bo
             applied = apply(patch, tree)
             if applied.returncode:
                 return -1, f"the patch does not apply: {applied.stderr}"
-        environment = {**os.environ, "PYTHONPATH": str(links), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {"PYTHONPATH": str(links), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         options = ["-q", "-p", "no:cacheprovider", f"--basetemp={scratch}/pytest", *(["-x"] if stop_early else [])]
-        command = [sys.executable, "-m", "pytest", *options, *tests]
+        command = ["-m", "pytest", *options, *tests]
+        if ready:
+            result = run_python(*command, folder=tree, ready=ready, limit_s=TIMEOUT_SECONDS, **environment)
+            return result.returncode, result.stdout + result.stderr
         try:
             result = subprocess.run(
-                command,
+                [sys.executable, *command],
                 cwd=tree,
-                env=environment,
+                env={**os.environ, **environment},
                 capture_output=True,
                 text=True,
                 errors="replace",  # a test may show the name of a file that is no UTF-8
@@ -118,11 +130,11 @@ def verdict_of(code: int) -> str:
     return {RED: "red", GREEN: "survived"}.get(code, "broken")
 
 
-def clean_commit() -> str:
-    """Return the commit of the tree; empty where there are uncommitted changes, or no git."""
+def clean_commit(written: Path = VERDICTS) -> str:
+    """Return the commit of the tree; empty where there are uncommitted changes but in ``written``, or no git."""
     git = ("git", "-C", str(ROOT))
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    changes = [line for line in changed.stdout.splitlines() if not line.endswith(VERDICTS.name)]
+    changes = [line for line in changed.stdout.splitlines() if not line.endswith(written.name)]
     if changed.returncode or changes:
         return ""
     return subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
