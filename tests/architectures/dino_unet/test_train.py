@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_networks import NETWORKS
 
-from trifuse.architectures.dino_unet.train import DinoUNetRecipe, fit_options
+from trifuse.architectures.dino_unet.train import DinoUNetRecipe, fit_options, parameter_groups
 from trifuse.architectures.runs.recipes import RecipeError, recipe_from
 from trifuse.architectures.training.losses import SegmentationLoss
+from trifuse.architectures.training.parameter_groups import make_groups
 
 
 def recipe_with(*settings: str) -> DinoUNetRecipe:
@@ -21,6 +23,17 @@ def test_the_weights_of_the_loss_are_fields():
     recipe = recipe_with("batch_dice=false", "lambda_dice=2", "lambda_ce=0.5")
     assert fit_options(None, recipe, data, Path())["loss"] == SegmentationLoss(batch_dice=False, w_dice=2.0, w_ce=0.5)
     assert fit_options(None, recipe_with(), data, Path())["loss"] == SegmentationLoss()
+
+
+@pytest.mark.parametrize(
+    ("settings", "decay", "times"),
+    [((), 1e-4, 1.0), (("theta_decay=false",), 0.0, 1.0), (("theta_lr_mult=3",), 1e-4, 3.0)],
+)
+def test_block_logits_decay_and_learn_as_the_recipe_says(settings, decay, times):
+    recipe = recipe_with(*settings)
+    decoder, theta = make_groups(NETWORKS["dino_unet"].make(), recipe.training, lambda m: parameter_groups(m, recipe))
+    assert [group.optimizer.defaults["weight_decay"] for group in (decoder, theta)] == [1e-4, decay]
+    assert [group.lr for group in (decoder, theta)] == pytest.approx([5e-5, 5e-5 * times])
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,15 @@ def test_several_classes_also_get_the_mean_of_their_means():
     assert dsc[MEAN_OF_CLASSES].sd == pytest.approx(np.std([0.6, 0.9], ddof=1))
 
 
+def test_slices_are_units_of_their_own_in_the_spread_of_the_classes_mean():
+    """Two slices of one case: the spread is that of two means over the classes, not that of one case's."""
+    scores = {("atrium", 0): 0.8, ("scar", 0): 0.4, ("atrium", 1): 1.0, ("scar", 1): 0.6}
+    rows = [replace(row("a", dsc, class_name=name), slice=index) for (name, index), dsc in scores.items()]
+    dsc = {s.class_name: s for s in summarise(rows) if s.metric == "dsc"}
+    assert (dsc[MEAN_OF_CLASSES].mean, dsc[MEAN_OF_CLASSES].count) == (pytest.approx(0.7), 2)
+    assert dsc[MEAN_OF_CLASSES].sd == pytest.approx(np.std([0.6, 0.8], ddof=1))
+
+
 def test_summary_as_text_names_its_conventions_and_what_it_left_out():
     rows = [row("a", 0.8, sensitivity=math.nan), row("b", 0.9, hd95_mm=12.345)]
     lines = format_summary(Scored(STRICT, summarise(rows))).splitlines()

@@ -24,7 +24,7 @@ from trifuse.architectures.fias.mechanisms import mechanisms
 from trifuse.architectures.fias.model import Fias, FiasConfig
 from trifuse.architectures.fias.paper import ABLATION, ACDC, SYNAPSE, paper_tables
 from trifuse.architectures.fias.report import describe_mechanisms
-from trifuse.architectures.fias.train import FiasRecipe, layout_defaults
+from trifuse.architectures.fias.train import FiasRecipe, fit_options, layout_defaults
 from trifuse.architectures.fias.variants import DilateFormerShape
 from trifuse.architectures.runs.pipeline import train, with_classes
 from trifuse.architectures.runs.predict import load_network
@@ -33,6 +33,7 @@ from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.architectures.storage.pretrained import config_to_json
 from trifuse.architectures.storage.record import read_record
+from trifuse.architectures.training.losses import MutationLoss
 from trifuse.kernels import CheckpointError, DataError
 
 WEIGHTS = ("channel", "position")
@@ -103,6 +104,11 @@ def test_a_layout_has_defaults_of_its_own(layout, epochs, intensity):
 def test_rejects(change, message):
     with pytest.raises(ValueError, match=message):
         replace(FiasRecipe(), **change)
+
+
+def test_the_loss_is_that_of_the_recipe():
+    recipe = replace(FiasRecipe(), gamma=0.3, subsets="last", reduction="mean")
+    assert fit_options(None, recipe, None, Path())["loss"] == MutationLoss(0.3, "last", "mean")
 
 
 def test_any_size_may_be_padded():

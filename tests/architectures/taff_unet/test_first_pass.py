@@ -114,6 +114,27 @@ def test_t14_a_first_pass_goes_on_under_another_recipe_where_that_is_forced(scar
     assert read_record(tmp_path / "first_pass" / "network" / "run.json")["recipe"]["lr"] == 0.02
 
 
+@pytest.mark.parametrize(("own", "epochs"), [(None, 7), (3, 3)])
+def test_its_trainings_are_as_long_as_the_run_or_as_the_recipe_says(
+    own, epochs, scar_cohort, cohort, tmp_path, monkeypatch
+):
+    class Asked(Exception):
+        pass
+
+    def ask(model, recipe, *rest, **options):
+        raise Asked(recipe.training.epochs)
+
+    monkeypatch.setattr("trifuse.architectures.taff_unet.first_pass.fit_network", ask)
+    recipe = tiny_recipe(scar_cohort)
+    recipe = replace(
+        recipe,
+        training=replace(recipe.training, epochs=7),
+        prior=replace(recipe.prior, first_pass_epochs=own),
+    )
+    with pytest.raises(Asked, match=f"^{epochs}$"):
+        first_pass(recipe, cohort, cohort.split, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("prior", "message"),
     [

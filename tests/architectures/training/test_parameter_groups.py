@@ -87,6 +87,14 @@ def test_clipping_is_by_group():
     assert group.clip_gradient() == pytest.approx(1, rel=1e-5)
 
 
+def test_a_group_has_a_gradient_where_any_of_its_parameters_has_one():
+    (group,) = make_groups(TinyNet(), recipe(), None)
+    assert not group.has_gradient
+    parameter = next(iter(group.parameters.values()))
+    parameter.grad = torch.zeros_like(parameter)
+    assert group.has_gradient
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("steps", [0, 2])
 def test_state_round_trip(optimizer, steps):

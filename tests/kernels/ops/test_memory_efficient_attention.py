@@ -54,6 +54,13 @@ def test_every_broadcastable_bias_and_its_gradient(shape):
     check(q, k, v, attn_bias=random_bias(*shape), scale=0.7, atol=1e-6)
 
 
+@pytest.mark.parametrize("op", [memory_efficient_attention, memory_efficient_attention_reference])
+def test_a_scale_of_zero_is_a_scale_and_attends_to_all_keys_alike(op):
+    q, k, v = random_arguments(2, 3, 5, 2, 8, requires_grad=False)
+    expected = v.mean(1, keepdim=True).expand_as(q)
+    torch.testing.assert_close(op(q, k, v, scale=0.0), expected)
+
+
 @pytest.mark.parametrize("trained", [(), "q", "k", "v", "qv"], ids=str)
 def test_k22_only_the_gradients_asked_for(trained):
     arguments = random_arguments(1, 4, 6, 2, 8, requires_grad=False)
