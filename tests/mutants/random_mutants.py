@@ -125,10 +125,29 @@ def patch_of(place: Place) -> str:
 
 
 @cache
-def _texts(*folders: str) -> dict[str, str]:
-    """Return the Python files of folders with their text."""
+def _imports(*folders: str) -> dict[str, frozenset[str]]:
+    """Return the Python files of folders, each with the modules that it imports from, as it spells them."""
+    imports = re.compile(r"^\s*from (\S+) import", re.MULTILINE)
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+    return {
+        path.relative_to(ROOT).as_posix(): frozenset(imports.findall(path.read_text(encoding="utf-8")))
+        for path in paths
+    }
+
+
+@cache
+def _tests() -> dict[str, frozenset[str]]:
+    return {file: names for file, names in _imports("tests").items() if Path(file).name.startswith("test_")}
+
+
+@cache
+def _tests_of_patches() -> dict[str, list[str]]:
+    """Return the tests that patches name, by the file that they change."""
+    tests: dict[str, list[str]] = {}
+    for mutant in all_mutants():
+        for file in re.findall(r"^--- a/(\S+)$", mutant.patch.read_text(encoding="utf-8"), re.MULTILINE):
+            tests.setdefault(file, []).append(mutant.test)
+    return tests
 
 
 def _named_after(file: str) -> list[str]:
@@ -140,20 +159,15 @@ def _named_after(file: str) -> list[str]:
     return [test for test in same if Path(test).parent.as_posix() == folder] or same
 
 
-def _tests() -> dict[str, str]:
-    return {file: text for file, text in _texts("tests").items() if Path(file).name.startswith("test_")}
-
-
 def rings(file: str) -> list[list[str]]:
     """Return the tests of a file in the library, nearest first: see the head of this file."""
     path = Path(file)
-    of_patches = [mutant.test for mutant in all_mutants() if f"\n--- a/{file}\n" in mutant.patch.read_text("utf-8")]
-    nearest = [*dict.fromkeys(of_patches), *_named_after(file)]
-    sibling, other = rf"^\s*from \.{path.stem} import", rf"^\s*from \S*\b{path.parent.name}\.{path.stem} import"
-    further = [test for test, text in _tests().items() if re.search(other, text, re.MULTILINE)]
-    for library_file, text in _texts(*LIBRARY).items():
-        pattern = sibling if Path(library_file).parent == path.parent else other
-        if re.search(pattern, text, re.MULTILINE):
+    nearest = [*dict.fromkeys(_tests_of_patches().get(file, [])), *_named_after(file)]
+    sibling, other = f".{path.stem}", f".{path.parent.name}.{path.stem}"
+    further = [test for test, names in _tests().items() if any(name.endswith(other) for name in names)]
+    for library_file, names in _imports(*LIBRARY).items():
+        beside = Path(library_file).parent == path.parent and sibling in names
+        if beside or any(name.endswith(other) for name in names):
             further += _named_after(library_file)
     further = [test for test in dict.fromkeys(further) if test not in nearest]
     return [ring for ring in (nearest, further, [f"tests/{path.parts[0]}"], ["tests"]) if ring]
