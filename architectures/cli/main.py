@@ -35,19 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names may hold what the terminal has no sign for, or what is no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parser = build_parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    arguments.reword = in_words_of(arguments.parser, *commands_below(parser))
-    if unknown:
-        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return _run(arguments, argv)
+        return _run(_parsed(argv), argv)
     except KeyboardInterrupt:  # outside of training, which has a code and a checkpoint for it
         print("trifuse: stopped by Ctrl-C", file=sys.stderr)
         return 130  # as shells have it
     except BrokenPipeError:  # the reader of our output has gone
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the process ends, a few instructions away
         return 0
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    arguments.reword = in_words_of(arguments.parser, *commands_below(parser))
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def _replace_closed_streams() -> None:

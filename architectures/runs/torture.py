@@ -24,7 +24,7 @@ from trifuse.kernels import TrifuseError
 from .experiment import Experiment
 from .registry import experiment, experiments
 from .torture_blows import KINDS, Blow, Victim
-from .torture_session import COUNTED, Alone, Start
+from .torture_session import Alone, Start, accesses_in
 
 FAILED_FOLDER = "failed"  # with a folder for each round that did not end well
 _RANK_ROUND_EVERY = 5
@@ -161,8 +161,7 @@ class _Grounds:
         victim.seconds = time.monotonic() - started_s
         if code != 0:
             raise TrifuseError(f"a run to which nothing happened ended with {code}:\n{victim.texts[-1]}")
-        counted = [line.removeprefix(COUNTED) for line in victim.texts[-1].splitlines() if line.startswith(COUNTED)]
-        victim.accesses = int(counted[-1]) if counted else 0
+        victim.accesses = accesses_in(victim.texts[-1])
         who = "one process" if ranks == 1 else f"{ranks} ranks"
         self._say(f"undisturbed, {who}: {victim.seconds:.1f} s, {victim.accesses} accesses to files")
         return victim, fingerprints(victim.folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Self
 
-from .torture_session import Alone, Ranks, Session, Start, Trap, handles, left_after
+from .torture_session import Alone, Ranks, Session, Start, Trap, accesses_in, handles, left_after
 
 INTERRUPTED = 75
 REFUSALS = (2, 3, 4, 5)  # the documented codes of an error
@@ -161,7 +161,7 @@ def send_a_signal(victim: Victim, chance: Random) -> Blow:
     after_s = chance.uniform(0, victim.seconds * victim.left())
     session = victim.begin()
     time.sleep(after_s)
-    trains, began = handles(session.pid, signal.SIGUSR1), victim.folder.exists()  # only training handles it
+    trains = handles(session.pid, signal.SIGUSR1)  # only training does
     for _ in range(times):
         with suppress(ProcessLookupError):
             os.kill(session.pid, number)
@@ -169,6 +169,7 @@ def send_a_signal(victim: Victim, chance: Random) -> Blow:
     code = victim.end(session)
     at_once = {-number}
     if number == signal.SIGINT:  # with 1, Python itself ends: before the command begins, and at a second one
+        began = accesses_in(victim.texts[-1]) > 0
         at_once = {130} if began and times == 1 else {130, 1}
     allowed = {INTERRUPTED} if trains else at_once
     if times == 2 or victim.left() < 0.21:  # the second one ends it at once; training may have ended meanwhile

@@ -111,6 +111,12 @@ def _limit(size_bytes: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size_bytes is None else size_bytes, hard))
 
 
+def accesses_in(text: str) -> int:
+    """Return how many accesses a trap has counted, from what its process printed; 0 where it did not get that far."""
+    counted = [line.removeprefix(COUNTED) for line in text.splitlines() if line.startswith(COUNTED)]
+    return int(counted[-1]) if counted else 0
+
+
 class Session(Protocol):
     """A run between its start and its end.
 

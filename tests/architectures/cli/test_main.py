@@ -123,7 +123,10 @@ def test_ctrl_c_shows_no_traceback(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("trifuse.architectures.fias.demo.run_demo", stop)
-    assert run_main(["demo", "fias"], capsys) == (130, "", "trifuse: stopped by Ctrl-C\n")
+    stopped = (130, "", "trifuse: stopped by Ctrl-C\n")
+    assert run_main(["demo", "fias"], capsys) == stopped
+    monkeypatch.setattr("trifuse.architectures.cli.main.build_parser", lambda: stop(None))  # while modules are imported
+    assert run_main(["demo", "fias"], capsys) == stopped
 
 
 def test_every_command_has_help():
