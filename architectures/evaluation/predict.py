@@ -22,11 +22,12 @@ from trifuse.architectures.data.samples.side_inputs import SideInputs, side_inpu
 from trifuse.architectures.data.samples.volume_to_slices import network_input, resized_labels, scaled_slices
 from trifuse.architectures.data.volumes.nifti import write_labels
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.architectures.storage.atomic_files import remove_leftovers, write_json
+from trifuse.architectures.storage.atomic_files import remove_leftovers
 from trifuse.architectures.storage.config_json import config_from_json, config_to_json
 from trifuse.architectures.storage.file_names import real_path
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
-from trifuse.architectures.storage.text import count, listed, parse_json, read_parsed
+from trifuse.architectures.storage.text import count, listed
 from trifuse.kernels import CheckpointError, DataError, NumericError, upsample_argmax
 
 from .inference import evaluating, refuse_non_finite
@@ -317,7 +318,7 @@ class _Folder:
 
     def _write(self) -> None:
         extras = {_EXTRAS: self._extras} if self._extras else {}
-        write_json(self._manifest, {**self._made, **extras, _IMAGES: self._recorded})
+        write_record(self._manifest, {**self._made, **extras, _IMAGES: self._recorded})
 
     def _say(self) -> None:
         said = [f"{count(len(self.kept), 'label map')} kept, of the same images"] if self.kept else []
@@ -346,7 +347,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str
     Of images that is None where an older version recorded none.
     """
     try:
-        values = dict(read_parsed(path, parse_json))
+        values = read_record(path)
         images = dict(values.pop(_IMAGES)) if _IMAGES in values else None
         extras = dict(values.pop(_EXTRAS, {}))
         return config_from_json(_MadeBy, values, path).to_json(), extras, images

@@ -26,7 +26,6 @@ from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import START_FILE
 from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import DIGEST, read_record
-from trifuse.architectures.storage.text import parse_json, read_parsed
 from trifuse.architectures.training.run_folder import (
     LOCK_FILE,
     REPLACED_FOLDER,
@@ -49,7 +48,7 @@ _NETWORKS = r"first_pass/(fold_\d+|network)/"
 _RUN = (
     r"(run|start)\.json|sessions\.jsonl|log\.csv|report\.md|(runs|summary|records|reconstruction)\.csv"
     r"|(train|val|test)\w*_(cases|summary)\.csv|first_pass/labels/[^/]+\.nii\.gz"
-    r"|(best|last)(\.new|\.old|\.damaged)?/((config|score|training_state)\.json"
+    r"|(best|last)(\.new|\.old|\.damaged)?/((config|score|training_state|log)\.json"
     r"|(model|training_state)\.safetensors(\.new)?)"
     r"|predictions/(\w+/)?([^/]+\.nii\.gz|predictions\.json)|(figures|audit)/.+\.(png|csv|md)"
     r"|crash/step_\d+_rank_\d+\.json|tensorboard/events\.[^/]+"
@@ -120,7 +119,7 @@ def has_finished(out: Path, recipe: Any) -> bool:
     try:
         written, said = read_record(out / RECIPE_FILE), json.loads(json.dumps(describe_recipe(recipe)))
         split = recipe.data.split
-        as_asked = split is None or read_parsed(out / SPLIT_FILE, parse_json) == read_parsed(Path(split), parse_json)
+        as_asked = split is None or read_record(out / SPLIT_FILE) == read_record(Path(split))
     except (OSError, ValueError, CheckpointError):
         return False
     return (out / REPORT).exists() and as_asked and upgraded_json(type(recipe), written) == said

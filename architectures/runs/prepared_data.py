@@ -100,7 +100,7 @@ def prepare_data(
     slices: Slices = "labelled" if recipe.slices == "labelled" else "all"
     val_set = samples[1](cohort, split.val or split.train, preprocessing, slices=slices, **options)
     if is_main_process():
-        write_split(out / SPLIT_FILE, split)
+        write_split(out / SPLIT_FILE, split, sealed=True)
     return PreparedData(cohort, split, train_set, val_set, recipe, side_inputs)
 
 

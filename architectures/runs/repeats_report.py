@@ -32,7 +32,8 @@ from trifuse.architectures.evaluation.summary import (
 from trifuse.architectures.evaluation.tables import case_tables, number, read_case_table, write_csv, write_summary_table
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.epoch_log import read_log
-from trifuse.architectures.storage.text import count, parse_json, read_parsed
+from trifuse.architectures.storage.record import read_record
+from trifuse.architectures.storage.text import count
 from trifuse.kernels import DataError
 
 from .folder import SPLIT_FILE
@@ -130,10 +131,10 @@ def _validates(run: RepeatedRun) -> bool:
     """Whether cases validated in a run; who cannot know that assumes so."""
     split = run.folder / SPLIT_FILE
     try:
-        return bool(read_parsed(split, parse_json)["val"])
+        return bool(read_record(split)["val"])
     except FileNotFoundError:
         return True
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(split, "split", got=error, want='a split, with "val"') from error
 
 

@@ -8,6 +8,7 @@ What the network was before its first step lies beside it in start.json, by the 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import os
@@ -20,9 +21,10 @@ from trifuse.kernels.errors import CheckpointError, DataError, MissingExtra
 
 from .atomic_files import write_text
 from .record import read_record, write_record
-from .text import printable, read_table, read_text
+from .text import count, printable, read_table, read_text
 
 START_FILE = "start.json"
+_DIGEST_FILE, _SHA256 = "log.json", "log_sha256"  # of a checkpoint: of the rows before it
 SMOOTHED = "_smoothed"  # ends the name of a score's moving average over epochs
 
 
@@ -35,14 +37,25 @@ class EpochLog:
             checkpoint; they are removed, since those epochs are run again.
         tensorboard: folder for TensorBoard files; None for none.
         widen: let rows that are added have other columns than those before.
+        digest: that of the rows that stay, see `read_digest`; None believes them.
 
     Raises:
+        CheckpointError: the rows have another digest; the file is left as it is.
         MissingExtra: TensorBoard is asked for but not installed.
     """
 
-    def __init__(self, path: Path, epochs_done: int, tensorboard: Path | None = None, *, widen: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        epochs_done: int,
+        tensorboard: Path | None = None,
+        *,
+        widen: bool = False,
+        digest: str | None = None,
+    ) -> None:
         self._path, self._widen = path, widen
-        self._columns = _keep_rows(path, epochs_done)
+        self._columns, kept = _keep_rows(path, epochs_done, digest)
+        self._written = hashlib.sha256(kept.encode())
         self._size = path.stat().st_size if self._columns else 0
         self._waiting: list[bytes] = []
         self._board = None if tensorboard is None else _open_tensorboard(tensorboard, epochs_done)
@@ -86,6 +99,7 @@ class EpochLog:
         _, *before = read_text(self._path).splitlines()
         text = _line(self._columns).decode() + "".join(f"{line}{',' * len(new)}\n" for line in before)
         write_text(self._path, text)
+        self._written = hashlib.sha256(text.encode())
         self._size = self._path.stat().st_size
 
     def write(self) -> None:
@@ -102,9 +116,24 @@ class EpochLog:
                 stream.flush()
                 os.fsync(stream.fileno())
             self._size += len(content)
+            self._written.update(content)
             self._waiting.clear()
         if self._board is not None:
             self._board.flush()
+
+    def write_digest(self, checkpoint: Path) -> None:
+        """Write the SHA-256 of what is on the disk into the folder of a checkpoint."""
+        write_record(checkpoint / _DIGEST_FILE, {_SHA256: self._written.hexdigest()})
+
+
+def read_digest(checkpoint: Path) -> str | None:
+    """Return what `write_digest` wrote; None for a checkpoint of an older version, which has none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = checkpoint / _DIGEST_FILE
+    return read_record(path).get(_SHA256) if path.exists() else None
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -144,21 +173,25 @@ def read_start(folder: Path) -> dict[str, float]:
     return row
 
 
-def _keep_rows(path: Path, epochs_done: int) -> list[str] | None:
-    """Cut the file down to its header and the first epochs, and return the columns."""
-    if not path.exists():
-        return None
+def _keep_rows(path: Path, epochs_done: int, digest: str | None) -> tuple[list[str] | None, str]:
+    """Cut the file down to its header and the first epochs, and return the columns, and what is left."""
     try:
-        lines = read_text(path).splitlines(keepends=True)
+        lines = read_text(path).splitlines(keepends=True) if path.exists() else []
     except UnicodeDecodeError as error:
         raise DataError(path, "log", got=error, want="the CSV log of a training run", hint="restore it") from error
-    if not lines or not lines[0].endswith("\n"):
-        path.unlink()
-        return None
-    kept = lines[: 1 + epochs_done]
-    if kept != lines:
-        write_text(path, "".join(kept))
-    return next(csv.reader(kept))
+    whole = bool(lines) and lines[0].endswith("\n")
+    kept = lines[: 1 + epochs_done] if whole else []
+    text = "".join(kept)
+    if epochs_done and digest not in (None, hashlib.sha256(text.encode()).hexdigest()):
+        raise CheckpointError(
+            f"{path}: expected {count(epochs_done, 'row')} as the run wrote them, got {max(len(kept) - 1, 0)} of another "
+            "SHA-256; restore the file, or go on with what is there (--force-resume)"
+        )
+    if kept != lines and whole:
+        write_text(path, text)
+    elif not whole:
+        path.unlink(missing_ok=True)
+    return next(csv.reader(kept)) if whole else None, text
 
 
 def _line(values: list[str]) -> bytes:

@@ -50,10 +50,15 @@ def look_at_record(path: Path) -> tuple[dict[str, Any], CheckpointError | None]:
         raise CheckpointError(f"{path}: expected JSON, found {found} ({error}); the file is damaged") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected JSON values by name, found {type(values).__name__}")
+    return values, take_digest(path, values)
+
+
+def take_digest(path: Path, values: dict[str, Any]) -> CheckpointError | None:
+    """Remove the digest from the values of a file, and return what is wrong if it is of something else."""
     digest = values.pop(DIGEST, None)
     if digest is None or digest == (found := digest_of(values)):
-        return values, None
-    return values, CheckpointError(
+        return None
+    return CheckpointError(
         f"{path}: the content has changed since it was written: expected SHA-256 {digest}, got {found}; restore the "
         f"file, or remove {DIGEST!r} from it if it was edited on purpose"
     )

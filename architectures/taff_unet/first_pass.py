@@ -97,7 +97,7 @@ def _train_and_predict(
         with world.raise_on_any_rank():
             if world.is_main:
                 run.mkdir(parents=True, exist_ok=True)
-                write_split(run / SPLIT_FILE, split)
+                write_split(run / SPLIT_FILE, split, sealed=True)
         epochs = recipe.prior.first_pass_epochs or recipe.training.epochs
         first = plain.load(plain.recipe)(
             data=recipe.data,

@@ -16,7 +16,7 @@ from torch import nn
 
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
 from trifuse.architectures.storage.config_json import upgraded_json
-from trifuse.architectures.storage.epoch_log import EpochLog, write_start
+from trifuse.architectures.storage.epoch_log import EpochLog, read_digest, write_start
 from trifuse.kernels.errors import DataError, TrifuseError
 
 from .batches import Batches
@@ -217,6 +217,7 @@ class _Run:
             steps_per_epoch=self.batches.steps_per_epoch,
             crash_folder=out / "crash",
         )
+        self.log_digest: str | None = None
         self.state = self._load(forced) if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
         self._saved_step = self.state.global_step
 
@@ -225,7 +226,8 @@ class _Run:
         options = {name: getattr(self.recipe, name) for name in FREE_TO_CHANGE}
         runs_on, steps_done = str(self.world.device), self.state.global_step
         append_session(out, steps_done=steps_done, ranks=self.world.size, **options, runs_on=runs_on)
-        return EpochLog(out / "log.csv", self.state.epoch, out / "tensorboard" if tensorboard else None, widen=widen)
+        board, digest = out / "tensorboard" if tensorboard else None, None if widen else self.log_digest
+        return EpochLog(out / "log.csv", self.state.epoch, board, widen=widen, digest=digest)
 
     def train(self, stop: StopSignals) -> FitResult:
         """Run the epochs that are left."""
@@ -358,11 +360,13 @@ class _Run:
     def _fill_last(self, folder: Path) -> None:
         self.accept()
         self.log.write()  # first: a row that is missing on the disk belongs to an epoch that is run again
+        self.log.write_digest(folder)
         self.state.loss_scaling = self.training_step.state()
         save_training_state(folder, self.model, self.groups, self.average, self.state, self.base)
 
     def _load(self, forced: bool) -> TrainerState:
         def load(folder: Path) -> TrainerState:
+            self.log_digest = read_digest(folder)
             return load_training_state(folder, self.model, self.groups, self.average, self.base)
 
         state = self.checkpoints.load(self.checkpoints.last, load)

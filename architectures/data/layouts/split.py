@@ -12,6 +12,7 @@ import numpy as np
 
 from trifuse.architectures.storage.atomic_files import write_json
 from trifuse.architectures.storage.file_names import composed
+from trifuse.architectures.storage.record import take_digest, write_record
 from trifuse.architectures.storage.text import listed, natural_key, parse_json, read_parsed
 from trifuse.kernels.errors import DataError
 
@@ -113,9 +114,9 @@ def _listed_cases(names: Iterable[str]) -> str:
     return listed(map(repr, sorted(names, key=natural_key)))
 
 
-def write_split(path: Path, split: Split) -> None:
-    """Write a split as JSON."""
-    write_json(path, {part: list(ids) for part, ids in asdict(split).items()})
+def write_split(path: Path, split: Split, *, sealed: bool = False) -> None:
+    """Write a split as JSON; one that nobody is to edit is ``sealed`` by a digest of itself."""
+    (write_record if sealed else write_json)(path, {part: list(ids) for part, ids in asdict(split).items()})
 
 
 def read_split(path: Path, cohort: Cohort) -> Split:
@@ -123,6 +124,7 @@ def read_split(path: Path, cohort: Cohort) -> Split:
 
     Raises:
         DataError: the file is unreadable, or ``verify_split`` finds something.
+        CheckpointError: it is sealed, and has changed.
     """
     try:
         value = read_parsed(Path(path), parse_json)
@@ -130,6 +132,8 @@ def read_split(path: Path, cohort: Cohort) -> Split:
         raise DataError(path, "file", got=error.strerror, want="a split written by trifuse, or by hand") from error
     except ValueError as error:
         raise DataError(path, "JSON", got=str(error), want="valid JSON") from error
+    if isinstance(value, dict) and (damage := take_digest(Path(path), value)):
+        raise damage
     allowed, required = {"train", "val", "test", "unused"}, {"train", "val", "test"}
     if not isinstance(value, dict) or not required <= set(value) <= allowed:
         got = sorted(value) if isinstance(value, dict) else type(value).__name__

@@ -11,7 +11,7 @@ from tiny_run import StopAt, TinyNet, bits, run
 
 from trifuse.architectures.storage.best_epoch import BestEpoch
 from trifuse.architectures.storage.config_json import config_from_json
-from trifuse.architectures.storage.epoch_log import read_start
+from trifuse.architectures.storage.epoch_log import read_log, read_start
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.architectures.training import checkpoint
 from trifuse.architectures.training.signals import Interrupted
@@ -54,7 +54,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     return bits(out)
 
 
-@pytest.mark.parametrize("name", ["training_state.safetensors", "training_state.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["training_state.safetensors", "training_state.json", "model.safetensors", "log.json"])
 def test_c3_c22_a_damaged_checkpoint_costs_an_interval_and_not_the_run(tmp_path, capsys, whole, name):
     with pytest.raises(Interrupted):
         run(tmp_path, forward=StopAt(5), checkpoint_every_steps=2)
@@ -154,6 +154,29 @@ def test_c3_c22_a_flipped_byte_in_what_a_run_says_of_itself_is_named(tmp_path, c
     run(tmp_path, epochs=1, force_resume=True)
     assert "run.json is damaged, and written anew" in capsys.readouterr().out
     run(tmp_path, epochs=1, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "a row less", "gone"])
+def test_c22_a_log_that_has_changed_is_named_and_left_as_it_is(tmp_path, damage):
+    """Its rows are those of the checkpoint, which has their digest; what a kill left behind them does not count."""
+    run(tmp_path, epochs=2)
+    log = tmp_path / "log.csv"
+    good = log.read_bytes()
+    shorter = good[: good.index(b"\n2,") + 1]
+    bad = {"flipped": good.replace(b"1,3,", b"1,7,"), "a row less": shorter, "gone": None}[damage]
+    assert bad != good
+    log.unlink() if bad is None else log.write_bytes(bad)
+    want = rf"log\.csv: expected 2 rows .*, got {['gone', 'a row less', 'flipped'].index(damage)} .*--force-resume"
+    with pytest.raises(CheckpointError, match=want):
+        run(tmp_path, epochs=2, resume=True)
+    assert (log.read_bytes() if log.exists() else None) == bad
+    run(tmp_path, epochs=2, force_resume=True)
+    log.write_bytes(good + b"3,9,0.1")
+    run(tmp_path, epochs=2, resume=True)
+    (tmp_path / "last" / "log.json").unlink()  # as in runs of older versions
+    log.write_bytes(good.replace(b"1,3,", b"1,7,"))
+    run(tmp_path, epochs=3, resume=True)
+    assert [row["epoch"] for row in read_log(log)] == [1, 2, 3]
 
 
 def test_too_little_room_is_noticed_before_the_first_step(tmp_path, monkeypatch):

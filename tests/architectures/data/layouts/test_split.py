@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trifuse.architectures.data.layouts.cohort import Case, Cohort, Split
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.split import hold_out, read_split, split_patients, verify_split, write_split
-from trifuse.kernels.errors import DataError
+from trifuse.kernels.errors import CheckpointError, DataError
 
 
 def cohort_of(patients):
@@ -135,6 +135,16 @@ def test_round_trip(cohort, tmp_path):
     write_split(tmp_path / "split.json", GOOD)
     assert read_split(tmp_path / "split.json", cohort) == GOOD
     assert list(json.loads((tmp_path / "split.json").read_text())) == ["train", "val", "test", "unused"]
+
+
+def test_c22_a_flipped_byte_in_the_split_of_a_run_is_named(cohort, tmp_path):
+    path = tmp_path / "split.json"
+    write_split(path, GOOD, sealed=True)
+    assert read_split(path, cohort) == GOOD
+    written = path.read_text()
+    path.write_text(written.replace('"p1_b"', '"p1_c"'))
+    with pytest.raises(CheckpointError, match=r"split\.json: the content has changed.*or remove 'content_sha256'"):
+        read_split(path, cohort)
 
 
 def test_written_by_hand(cohort, tmp_path):
