@@ -184,8 +184,8 @@ def _keep_rows(path: Path, epochs_done: int, digest: str | None) -> tuple[list[s
     text = "".join(kept)
     if epochs_done and digest not in (None, hashlib.sha256(text.encode()).hexdigest()):
         raise CheckpointError(
-            f"{path}: expected {count(epochs_done, 'row')} as the run wrote them, got {max(len(kept) - 1, 0)} of another "
-            "SHA-256; restore the file, or go on with what is there (--force-resume)"
+            f"{path}: expected {count(epochs_done, 'row')} as the run wrote them, got {max(len(kept) - 1, 0)} with "
+            "another SHA-256; restore the file, or go on with what is there (--force-resume)"
         )
     if kept != lines and whole:
         write_text(path, text)
