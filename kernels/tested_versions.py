@@ -1,6 +1,8 @@
-"""Which versions of torch and Triton trifuse was tested with, and what came of it: ``trifuse doctor`` says it.
+"""Which versions of torch, Triton and other packages trifuse was tested with, and what came of it.
 
-``make versions`` runs the tests with each supported pair and writes the verdicts, which are part of the package.
+``make versions`` runs the tests with each supported pair and writes the verdicts, which are part of the package;
+``trifuse doctor`` says them. A verdict on the other packages is a row of its own, with ``others`` ``"floors"`` or
+``"newest"``.
 """
 
 from __future__ import annotations
@@ -32,13 +34,25 @@ def read_verdicts(file: Path) -> list[Verdict]:
 def describe_pair(torch: str, triton: str, verdicts: Sequence[Verdict]) -> str:
     """Say whether a torch and a Triton are among the tested pairs, and what came of it."""
     torch = torch.partition("+")[0]  # a build for another CUDA is the same version
-    for row in verdicts:
+    pairs = [row for row in verdicts if not row["others"]]
+    for row in pairs:
         if (row["torch"], row["triton"]) == (torch, triton):
-            failed = "none failed" if row["failed"] == "0" else f"{row['failed']} failed"
-            counts = f"{row['passed']} tests passed, {failed}, {_skipped(row)}"
-            return f"torch {torch} with triton {triton}: {counts} (commit {_short(row['commit'])}, {row['date']})"
-    tested = ", ".join(f"{row['torch']} with {row['triton']}" for row in verdicts) or "none"
+            return f"torch {torch} with triton {triton}: {_outcome(row)}"
+    tested = ", ".join(f"{row['torch']} with {row['triton']}" for row in pairs) or "none"
     return f"torch {torch} with triton {triton} is not among the tested pairs: {tested}"
+
+
+def describe_others(verdicts: Sequence[Verdict]) -> str:
+    """Say what came of the tests with all other packages at their floors, and at their newest; empty if not tested."""
+    words = {"floors": "at the oldest versions that may be installed", "newest": "at the newest"}
+    found = [f"{words[row['others']]}, torch {row['torch']}: {_outcome(row)}" for row in verdicts if row["others"]]
+    return "; ".join(found)
+
+
+def _outcome(row: Verdict) -> str:
+    failed = "none failed" if row["failed"] == "0" else f"{row['failed']} failed"
+    counts = f"{row['passed']} tests passed, {failed}, {_skipped(row)}"
+    return f"{counts} (commit {_short(row['commit'])}, {row['date']})"
 
 
 def numpy_remedy(triton: str, numpy: str) -> str:

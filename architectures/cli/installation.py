@@ -23,6 +23,7 @@ from trifuse.kernels.tested_versions import (
     HOLD_FOR,
     VERSIONS,
     VIRTUAL_GPU,
+    describe_others,
     describe_pair,
     describe_virtual_gpu,
     numpy_remedy,
@@ -125,7 +126,10 @@ def _triton() -> str:
 def _tested() -> dict[str, str]:
     """Say what came of the tests with the installed versions, and of the kernels on the virtual GPU."""
     torch, triton, numpy = (_version(name) or "none" for name in ("torch", "triton", "numpy"))
-    found = {"versions": describe_pair(torch, triton, read_verdicts(VERSIONS))}
+    verdicts = read_verdicts(VERSIONS)
+    found = {"versions": describe_pair(torch, triton, verdicts)}
+    if others := describe_others(verdicts):
+        found["other packages"] = others
     if remedy := numpy_remedy(triton, numpy):
         found["numpy"] = remedy
     if calls := read_verdicts(VIRTUAL_GPU):

@@ -17,7 +17,8 @@ PAIRS = [
         "why_skipped": "90 needs a GPU",
     },
 ]
-VERDICTS = [row | {"commit": "0123abcdef01", "date": "2026-01-31"} for row in PAIRS]
+OTHERS = PAIRS[0] | {"torch": "2.9.0", "others": "floors", "passed": "7"}
+VERDICTS = [{"others": ""} | row | {"commit": "0123abcdef01", "date": "2026-01-31"} for row in (*PAIRS, OTHERS)]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,15 @@ VERDICTS = [row | {"commit": "0123abcdef01", "date": "2026-01-31"} for row in PA
 )
 def test_a_pair_is_found_among_the_verdicts(torch, triton, said):
     assert tested_versions.describe_pair(torch, triton, VERDICTS) == said
+
+
+def test_what_came_of_the_other_packages_is_told_apart():
+    assert tested_versions.describe_others(VERDICTS) == (
+        "at the oldest versions that may be installed, torch 2.9.0: 7 tests passed, none failed, 90 were skipped "
+        "(commit 0123abc, 2026-01-31)"
+    )
+    assert tested_versions.describe_others(VERDICTS[:2]) == ""
+    assert "not among the tested pairs" in tested_versions.describe_pair("2.9.0", "3.6.0", VERDICTS)
 
 
 @pytest.mark.parametrize(

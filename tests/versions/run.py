@@ -4,7 +4,10 @@
 which a later run uses again, and the tests of ``TESTED`` run there on this tree; what came of it is written to
 ``kernels/testing/verdicts/versions.csv``, unless there are uncommitted changes.
 
-    python tests/versions/run.py [--environments build/versions] [TORCH ...]
+Two more rows are about the other packages: all at the floors of ``pyproject.toml``, with the oldest pair, and all at
+their newest, with the newest. The tests that use them run there, ``USING_OTHERS``.
+
+    python tests/versions/run.py [--environments build/versions] [2.10.0 2.10.0-floors ...]
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import csv
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import xml.etree.ElementTree as xml
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +32,15 @@ from trifuse.kernels.tested_versions import VERSIONS, Verdict, read_verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = Path(__file__).with_name("pairs.csv")
+FLOORS, NEWEST = "floors", "newest"
 TESTED = ("tests/kernels", "tests/benchmarks/static_cases")  # the virtual GPU's are among the first
+USING_OTHERS = (
+    *("tests/architectures/data", "tests/architectures/storage", "tests/architectures/evaluation"),
+    *("tests/architectures/dino_unet/test_convert.py", "tests/benchmarks", "tests/kernels/testing"),
+)
 COLUMNS = (
-    *("torch", "triton", "python", "numpy", "passed", "failed", "skipped", "why_skipped"),
-    *("seconds", "commit", "date"),
+    *("torch", "triton", "others", "python", "numpy", "passed", "failed", "skipped", "why_skipped"),
+    *("seconds", "commit", "date", "packages"),
 )
 LONGEST_REASON = 60  # characters of why a test was skipped
 SELECTED = "not slow"  # as in `make test`
@@ -38,22 +48,42 @@ SECONDS_PER_TEST = 1800  # several environments share a machine with whatever el
 
 
 def read_pairs() -> list[Verdict]:
-    """Return the supported pairs."""
+    """Return the supported pairs, and those with which the other packages are tested."""
     return read_verdicts(PAIRS)
 
 
+def name_of(pair: Mapping[str, str]) -> str:
+    """Return what the command line calls a pair."""
+    return f"{pair['torch']}-{pair['others']}" if pair["others"] else pair["torch"]
+
+
+def floors() -> dict[str, str]:
+    """Return the oldest version of each other package that may be installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    found = dict(match.groups() for one in wanted if (match := re.match(r"([\w-]+)>=([\d.]+)", one)))
+    return {name: version for name, version in found.items() if name not in ("torch", "triton")}
+
+
 def environment_of(pair: Mapping[str, str], folder: Path) -> Path:
-    """Return the Python of a pair's virtual environment, which is made where there is none."""
-    place = folder / f"torch-{pair['torch']}"
+    """Return the Python of a pair's virtual environment, which is made where there is none.
+
+    The newest packages are looked for each time, in the environment of the pair itself.
+    """
+    newest = pair["others"] == NEWEST
+    place = folder / f"torch-{pair['torch'] if newest else name_of(pair)}"
     python, constraints, ready = place / "bin" / "python", place / "constraints.txt", place / "ready"
     wanted = f"torch=={pair['torch']}\ntriton=={pair['triton']}\nnumpy{pair['numpy']}\n"
+    if pair["others"] == FLOORS:
+        wanted += "".join(f"{name}=={version}\n" for name, version in floors().items())
     state = wanted + (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    if ready.exists() and ready.read_text(encoding="utf-8") == state:
+    if not newest and ready.exists() and ready.read_text(encoding="utf-8") == state:
         return python
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
     constraints.write_text(wanted, encoding="utf-8")
     install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+    install += ["--upgrade", "--upgrade-strategy", "eager"] if newest else []
     subprocess.run([*install, "torch", "triton", "numpy"], check=True)
     subprocess.run([*install, "--editable", ".[test]"], cwd=ROOT, check=True)
     ready.write_text(state, encoding="utf-8")
@@ -104,12 +134,17 @@ def failures_of(report: Path) -> list[str]:
 
 
 def installed(python: Path) -> dict[str, str]:
-    """Return what an environment holds."""
+    """Return what an environment holds: its Python, and the packages that have a floor."""
     code = (
         "import importlib.metadata as m, json, platform; "
-        "print(json.dumps({'python': platform.python_version(), 'numpy': m.version('numpy')}))"
+        f"print(json.dumps({{'python': platform.python_version()}} | {{n: m.version(n) for n in {[*floors()]}}}))"
     )
     return json.loads(subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def packages(held: Mapping[str, str]) -> str:
+    """Return what an environment holds in one line, as a verdict has it."""
+    return " ".join(f"{name}=={version}" for name, version in held.items() if name != "python")
 
 
 def clean_commit() -> str:
@@ -124,12 +159,12 @@ def clean_commit() -> str:
 
 def write_verdict(verdict: Verdict, file: Path = VERSIONS) -> None:
     """Put a pair's verdict in the place of its last one; those of pairs that are no longer supported go."""
-    found = {row["torch"]: row for row in read_verdicts(file)} | {verdict["torch"]: verdict}
+    found = {name_of(row): row for row in read_verdicts(file)} | {name_of(verdict): verdict}
     file.parent.mkdir(exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(found[pair["torch"]] for pair in read_pairs() if pair["torch"] in found)
+        writer.writerows(found[name] for name in map(name_of, read_pairs()) if name in found)
 
 
 def run_pairs(pairs: Iterable[Verdict], environments: Path, jobs: int) -> int:
@@ -139,23 +174,26 @@ def run_pairs(pairs: Iterable[Verdict], environments: Path, jobs: int) -> int:
         print("there are uncommitted changes: no verdict is written", flush=True)
     for pair in pairs:
         python = environment_of(pair, environments)
-        counts, failures = run_tests(python, TESTED, jobs, python.parents[1] / "triton-cache")
-        print(f"torch {pair['torch']}, triton {pair['triton']}: {counts}", *failures, sep="\n  ", flush=True)
+        tests = USING_OTHERS if pair["others"] else TESTED
+        counts, failures = run_tests(python, tests, jobs, python.parents[1] / "triton-cache")
+        print(f"torch {name_of(pair)}, triton {pair['triton']}: {counts}", *failures, sep="\n  ", flush=True)
         total += int(counts["failed"])
         if commit:
             today = datetime.date.today().isoformat()
-            names = {name: pair[name] for name in ("torch", "triton")}
-            write_verdict(names | installed(python) | counts | {"commit": commit, "date": today})
+            names = {name: pair[name] for name in ("torch", "triton", "others")}
+            held = installed(python)
+            names |= {"python": held["python"], "numpy": held["numpy"], "packages": packages(held)}
+            write_verdict(names | counts | {"commit": commit, "date": today})
     return total
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="run the tests with each supported pair of torch and Triton")
-    parser.add_argument("torch", nargs="*", help="versions of torch to run with; all of pairs.csv if none is named")
+    parser.add_argument("torch", nargs="*", help="which to run, such as 2.10.0 or 2.10.0-floors; all if none is named")
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "versions", help="folder for them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="tests at a time")
     options = parser.parse_args()
-    pairs = [pair for pair in read_pairs() if not options.torch or pair["torch"] in options.torch]
+    pairs = [pair for pair in read_pairs() if not options.torch or name_of(pair) in options.torch]
     if not pairs:
         parser.error(f"no such pairs: {' '.join(options.torch)}")
     return 1 if run_pairs(pairs, options.environments.absolute(), options.jobs) else 0

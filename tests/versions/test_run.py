@@ -36,11 +36,15 @@ def test_skips(): pass
 
 
 def row(torch: str, **values: str) -> dict[str, str]:
-    return dict.fromkeys(runner.COLUMNS, "1") | {"torch": torch} | values
+    return dict.fromkeys(runner.COLUMNS, "1") | {"torch": torch, "others": ""} | values
+
+
+def supported() -> list[tuple[str, str]]:
+    return [(pair["torch"], pair["triton"]) for pair in runner.read_pairs() if not pair["others"]]
 
 
 def test_the_oldest_pair_is_the_oldest_that_may_be_installed_and_the_default_one_is_among_them():
-    pairs = [(pair["torch"], pair["triton"]) for pair in runner.read_pairs()]
+    pairs = supported()
     wanted = " ".join(SETTINGS["project"]["dependencies"])
     floors = [re.search(rf"\b{name}>=([\d.]+)", wanted)[1] for name in ("torch", "triton")]
     assert [version.startswith(floor) for version, floor in zip(pairs[0], floors, strict=True)] == [True, True]
@@ -54,9 +58,8 @@ def test_verdicts_are_in_a_wheel():
 
 
 def test_every_pair_has_a_verdict_without_a_failure():
-    verdicts = read_verdicts(VERSIONS)
-    pairs = [(pair["torch"], pair["triton"]) for pair in runner.read_pairs()]
-    assert [(row["torch"], row["triton"], row["failed"]) for row in verdicts] == [(*pair, "0") for pair in pairs]
+    verdicts = [row for row in read_verdicts(VERSIONS) if not row["others"]]
+    assert [(row["torch"], row["triton"], row["failed"]) for row in verdicts] == [(*pair, "0") for pair in supported()]
     # A file of tests that an old version does not collect would shrink a row.
     counts = [int(row["passed"]) + int(row["skipped"]) for row in verdicts]
     assert min(counts) == max(counts) > 1000
@@ -88,7 +91,7 @@ def test_an_error_before_a_test_counts_as_a_failure(tmp_path):
 def test_an_environment_is_made_once_with_its_versions_pinned(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(runner.subprocess, "run", lambda command, **settings: commands.append(command))
-    pair = {"torch": "2.10.0", "triton": "3.6.0", "numpy": "<2.4"}
+    pair = {"torch": "2.10.0", "triton": "3.6.0", "numpy": "<2.4", "others": ""}
     place = tmp_path / "torch-2.10.0"
     place.mkdir()  # which `venv` would have done
     python = runner.environment_of(pair, tmp_path)
@@ -102,13 +105,31 @@ def test_an_environment_is_made_once_with_its_versions_pinned(tmp_path, monkeypa
     assert len(commands) > 3
 
 
+def test_other_packages_are_at_their_floors_or_at_their_newest(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(runner.subprocess, "run", lambda command, **settings: commands.append(command))
+    monkeypatch.setattr(runner, "floors", lambda: {"numpy": "1.2", "einops": "0.8"})
+    pair = {"torch": "2.10.0", "triton": "3.6.0", "numpy": "", "others": "floors"}
+    for name in ("torch-2.10.0-floors", "torch-2.10.0"):
+        (tmp_path / name).mkdir()
+    python = runner.environment_of(pair, tmp_path)
+    constraints = (python.parents[1] / "constraints.txt").read_text().splitlines()
+    assert {"torch==2.10.0", "numpy==1.2", "einops==0.8"} <= {*constraints}
+    assert not any("--upgrade" in command for command in commands)
+    for _ in range(2):  # what was the newest once need not be so now
+        commands.clear()
+        assert runner.environment_of(pair | {"others": "newest"}, tmp_path).parents[1].name == "torch-2.10.0"
+        assert all("eager" in command for command in commands[-2:])
+
+
 def test_a_verdict_takes_the_place_of_the_last_one(tmp_path):
     file = tmp_path / "versions.csv"
-    supported = [pair["torch"] for pair in runner.read_pairs()]
-    for verdict in (row(supported[1]), row("1.0"), row(supported[0]), row(supported[1], passed="7")):
+    first, second = (torch for torch, _ in supported()[:2])
+    floors = row(first, others="floors", passed="9")
+    for verdict in (row(second), row("1.0"), floors, row(first), row(second, passed="7")):
         runner.write_verdict(verdict, file)
-    assert [(each["torch"], each["passed"]) for each in read_verdicts(file)] == [
-        (supported[0], "1"), (supported[1], "7")
+    assert [(each["torch"], each["others"], each["passed"]) for each in read_verdicts(file)] == [
+        (first, "", "1"), (second, "", "7"), (first, "floors", "9")
     ]  # fmt: skip
 
 

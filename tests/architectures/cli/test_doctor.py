@@ -48,20 +48,22 @@ def test_doctor_names_every_operator_and_its_reason(capsys):
 
 def test_doctor_says_whether_the_installed_versions_were_tested(capsys, monkeypatch):
     versions = {"torch": "2.10.0+cu128", "triton": "3.6.0", "numpy": "2.4.0"}
-    verdict = {"torch": "2.10.0", "triton": "3.6.0", "passed": "1700", "failed": "0", "skipped": "90"}
+    verdict = {"torch": "2.10.0", "triton": "3.6.0", "others": "", "passed": "1700", "failed": "0", "skipped": "90"}
     call = {"operator": "channel_gate", "launches": "3", "verdict": "sound", "torch": "2.10.0", "triton": "3.6.0"}
-    files = {installation.VERSIONS: [verdict], installation.VIRTUAL_GPU: [call]}
+    others = verdict | {"others": "newest", "passed": "800"}
+    files = {installation.VERSIONS: [verdict, others], installation.VIRTUAL_GPU: [call]}
     stamp = {"commit": "0123abc", "date": "2026-01-31"}
     monkeypatch.setattr(installation, "_version", lambda package: versions.get(package))
     monkeypatch.setattr(installation, "read_verdicts", lambda file: [row | stamp for row in files[file]])
     findings = installation.examine()["tested"]
     assert findings["versions"].startswith("torch 2.10.0 with triton 3.6.0: 1700 tests passed, none failed")
+    assert findings["other packages"].startswith("at the newest, torch 2.10.0: 800 tests passed, none failed")
     assert findings["numpy"].endswith("does not work with numpy 2.4.0; run: pip install 'numpy<2.4'")
     assert findings["virtual GPU"].startswith("1 of 1 calls of 1 operators showed no fault on the virtual GPU")
     assert findings["without kernels"].startswith("dilated_attention_weights, memory_efficient_attention: no kernel")
     assert findings["note"].startswith("verdicts hold for the commit named")
     assert findings["versions"] in run_main(["doctor"], capsys)[1]
-    versions["numpy"], files[installation.VIRTUAL_GPU] = "2.3.5", []
+    versions["numpy"], files[installation.VIRTUAL_GPU], files[installation.VERSIONS] = "2.3.5", [], [verdict]
     assert installation.examine()["tested"].keys() == {"versions", "note"}
 
 
