@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from trifuse.architectures.data.layouts.cohort_options import FRAME
 from trifuse.architectures.runs.options import positive
 
 from .arguments import NONFINITE, add_command
@@ -24,6 +25,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--prior-labels", type=Path, help=help)
     help = "mm, for a network on patches without a run"
     parser.add_argument("--spacing", nargs=2, type=float, metavar=("ROWS", "COLUMNS"), help=help)
+    parser.add_argument("--frame", type=int, metavar="NUMBER", help=FRAME.help)
     parser.add_argument("--batch-size", type=positive, default=8, help="slices at a time (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
     help = "how to treat NaN and infinite voxels (%(default)s)"
@@ -46,5 +48,6 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         nonfinite=arguments.nonfinite,
         prior_labels=arguments.prior_labels,
         spacing_mm=None if arguments.spacing is None else tuple(arguments.spacing),
+        frame=arguments.frame,
     )
     print(f"{count(len(paths), 'label map')} in {arguments.out}")

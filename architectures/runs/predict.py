@@ -56,6 +56,7 @@ def predict_images(
     window: tuple[float, float] | None = None,
     prior_labels: Path | None = None,
     spacing_mm: tuple[float, float] | None = None,
+    frame: int | None = None,
 ) -> list[Path]:
     """Segment a NIfTI file, a folder of them, or the images of a cohort; return the paths of the label maps.
 
@@ -71,6 +72,7 @@ def predict_images(
             predicts them by the run's own first pass, into ``first_pass`` below ``out``.
         spacing_mm: distance of rows and of columns that images are resampled to, for a network on patches whose run,
             which records it, is missing.
+        frame: of images of four dimensions, the frame to segment, counted from 0.
 
     Raises:
         RecipeError: the window's lowest value is not below its highest, or a spacing is no length.
@@ -82,7 +84,7 @@ def predict_images(
     model, data = load_network(model_folder)
     preprocessing = _with_spacing(model_folder, data.preprocessing, spacing_mm)
     preprocessing = replace(preprocessing, nonfinite=nonfinite, image_size=image_size or preprocessing.image_size)
-    cohort = open_images(images, **image_arguments(data))
+    cohort = open_images(images, **image_arguments(data), frame=frame)
     if window is not None:
         preprocessing = _with_window(preprocessing, window)
     elif preprocessing.intensity == "as_is" and cohort.has_spacing:

@@ -84,8 +84,8 @@ class DataRecipe(CohortOptions):
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Spell out what older versions did: augment as each kind does by default, and draw no patients to validate."""
-        return {"augmentation": {}, "val_patients": None, **values}
+        """Spell out what older versions did: augment by default, draw no patients to validate, and know no frames."""
+        return {"augmentation": {}, "val_patients": None, "frame": None, **values}
 
     def with_preprocessing(self, **changes: Any) -> DataRecipe:
         """Return the recipe with other values of some fields of its preprocessing."""

@@ -47,6 +47,7 @@ class Case:
         label: the labels' file, which may be the same; None if the case has none.
         arrays: where image and labels lie if they are arrays in NumPy or HDF5 files and not NIfTI volumes.
         other_channels: files of the image's other channels, which are checked but not used.
+        frame: which frame of an image of four dimensions it is, counted from 0; None for an image of three.
         clinical: its ECG and landmarks; None in layouts that know of none.
     """
 
@@ -57,6 +58,7 @@ class Case:
     arrays: Arrays | None = None
     other_channels: tuple[Path, ...] = ()
     clinical: Clinical | None = None
+    frame: int | None = None
 
     @property
     def image_files(self) -> tuple[Path, ...]:
@@ -70,13 +72,18 @@ class Case:
         ecg = () if self.clinical is None or self.clinical.ecg is None else (self.clinical.ecg,)
         return tuple(dict.fromkeys((*self.image_files, *self.other_channels, *labels, *ecg)))
 
+    @property
+    def names_of_frame(self) -> list[str]:
+        """What tells its image from other frames of the same file."""
+        return [] if self.frame is None else [f"frame {self.frame}"]
+
     def image_digest(self) -> str:
-        """Digest all files of the image; of one file it is the file's own. Single slices may well be of equal bytes.
+        """Digest all files of the image, and its frame; of one file it is the file's own. Slices may be of equal bytes.
 
         Raises:
             OSError: a file cannot be read.
         """
-        digests = [sha256_of(path) for path in self.image_files]
+        digests = [sha256_of(path) for path in self.image_files] + self.names_of_frame
         return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
 
 

@@ -31,11 +31,18 @@ PATIENT_PATTERN = Option(
     "finds the patient in a case's name (default: each case is its own patient)",
     {"metavar": "REGEX"},
 )
+FRAME = Option(
+    "data.frame",
+    "--frame",
+    "of images of four dimensions, the frame to take, counted from 0",
+    {"type": int, "metavar": "NUMBER"},
+)
 
 COHORT_OPTIONS: tuple[Option, ...] = (
     LAYOUT_OPTION,
     TARGETS,
     PATIENT_PATTERN,
+    FRAME,
     *(option for layout in LAYOUTS for option in layout.options),
 )
 

@@ -21,7 +21,7 @@ def compare_with_nnunet(case: Case, image: Volume, labels: Volume | None) -> tup
     others = [labels] if labels is not None else []
     for path in case.other_channels:
         try:
-            channel = read_image(path)
+            channel = read_image(path, frame=case.frame)
             match_grids(path, channel.geometry, image)
             others.append(channel)
         except DataError as error:

@@ -38,8 +38,9 @@ def open_cohort(root: Path, layout: str = AUTO, targets: Targets | None = None, 
             LAScarQS and Synapse, have no choice.
         options: ``patient_pattern``, a regular expression that finds the patient in a case's name (its first group,
             or all of the match), so that several images of one patient stay on one side of a split; without it the
-            layout knows the patient (ACDC), or every case is one. Further ones belong to one layout each, which
-            declares them: `COHORT_OPTIONS` lists them all.
+            layout knows the patient (ACDC), or every case is one. ``frame``, the frame to take of images of four
+            dimensions, counted from 0; their labels have as many frames, or are those of that one. Further ones belong
+            to one layout each, which declares them: `COHORT_OPTIONS` lists them all.
 
     Raises:
         DataError: files are missing (all of them are listed), names collide, or no case was found.
@@ -81,7 +82,7 @@ def scan_cohort(
         root,
         chosen.name,
         *classes[:3],
-        tuple(cases),
+        _of_frame(root, cases, options.get("frame")),
         classes.largest_label,
         found.has_spacing,
         found.split,
@@ -95,8 +96,8 @@ def open_images(path: Path, **options: Any) -> Cohort:
 
     Args:
         path: the file or folder. Names that end as nnU-Net's images do lose the number of their channel.
-        options: of the folder's layout, see ``open_cohort``; those of other layouts have no effect. ``channel``, the
-            number that was trained on, also chooses among the channels of a folder.
+        options: ``frame`` and those of the folder's layout, see ``open_cohort``; those of other layouts have no effect.
+            ``channel``, the number that was trained on, also chooses among the channels of a folder.
 
     Raises:
         DataError: there is no image, two have the same name, or an option is needed to tell which images are meant.
@@ -121,7 +122,8 @@ def open_images(path: Path, **options: Any) -> Cohort:
     if problems:
         raise DataError.merge(problems)
     classes = ("background", "foreground")
-    return Cohort(root, "images", classes, None, False, tuple(cases), has_spacing=found.has_spacing)
+    of_frame = _of_frame(path, cases, options.get("frame"))
+    return Cohort(root, "images", classes, None, False, of_frame, has_spacing=found.has_spacing)
 
 
 def layout_of(root: Path, name: str = AUTO) -> Layout:
@@ -214,6 +216,13 @@ def _with_patients(cases: Sequence[Case], pattern: str | None) -> tuple[list[Cas
             problems.append(DataError(case.case_id, "patient", got="no match", want=f"a name that matches {pattern!r}"))
         named.append(replace(case, patient=patient or case.case_id))
     return named, problems
+
+
+def _of_frame(root: Path, cases: Sequence[Case], frame: int | None) -> tuple[Case, ...]:
+    """Take a frame of every image; those in arrays have none."""
+    if frame is not None and any(case.arrays is not None for case in cases):
+        raise DataError(root, "frame", got=frame, want="none: arrays of this layout are images of three dimensions")
+    return tuple(replace(case, frame=frame) for case in cases)
 
 
 def _unusable_names(root: Path, cases: Sequence[Case]) -> list[DataError]:

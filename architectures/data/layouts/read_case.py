@@ -38,7 +38,7 @@ def load_raw_case(case: Case, *, nonfinite: NonFinite = "error") -> tuple[Volume
         return image, None
     if case.arrays is not None:
         return image, read_array_labels(case.arrays, like=image)
-    return image, read_labels(case.label, like=image)
+    return image, read_labels(case.label, like=image, frame=case.frame)
 
 
 def load_image(case: Case, *, nonfinite: NonFinite = "error") -> Volume:
@@ -49,7 +49,7 @@ def load_image(case: Case, *, nonfinite: NonFinite = "error") -> Volume:
     """
     if case.arrays is not None:
         return read_array_image(case.arrays, nonfinite=nonfinite)
-    return read_image(case.image, nonfinite=nonfinite)
+    return read_image(case.image, nonfinite=nonfinite, frame=case.frame)
 
 
 def map_labels(cohort: Cohort, raw: Volume) -> Volume:

@@ -107,8 +107,9 @@ def _cached(
 
 
 def _digests_of_files(case: Case) -> list[str]:
+    """Digest the files of a case, and say which frame of them it is."""
     try:
-        return [sha256_of(path) for path in case.files]
+        return [sha256_of(path) for path in case.files] + case.names_of_frame
     except OSError as error:
         raise DataError(error.filename, "file", got=error.strerror, want=f"a file of case {case.case_id}") from error
 

@@ -65,14 +65,14 @@ def read_labels(path: Path, *, like: Volume | None = None, frame: int | None = N
     Args:
         path: a ``.nii`` or ``.nii.gz`` file.
         like: the image that the labels belong to. Its grid must be the same, and the labels are shown as it is.
-        frame: which frame of a 4-D file, counted from 0.
+        frame: which frame of a 4-D file, counted from 0; a 3-D file holds the labels of that frame.
 
     Raises:
         DataError: as for ``read_image``; a value is further than 1e-3 from an integer; or the grid is not that of
             ``like`` (other shape, or corners more than half a voxel away).
     """
     path = Path(path)
-    native, geometry, notes = _read(path, frame)
+    native, geometry, notes = _read(path, frame, may_be_of_frame=True)
     if native.dtype.kind == "f":
         native = rounded_labels(path, native)
     low, high = int(native.min()), int(native.max())
@@ -155,8 +155,13 @@ def _volume(native: np.ndarray, geometry: Geometry, path: Path | None, notes: tu
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _read(path: Path, frame: int | None) -> tuple[np.ndarray, Geometry, tuple[Note, ...]]:
-    """Read voxels in native order, three-dimensional, scaled if the header says so."""
+def _read(
+    path: Path, frame: int | None, *, may_be_of_frame: bool = False
+) -> tuple[np.ndarray, Geometry, tuple[Note, ...]]:
+    """Read voxels in native order, three-dimensional, scaled if the header says so.
+
+    With ``may_be_of_frame`` a file of three dimensions may be the frame alone.
+    """
     try:
         header, content = _read_content(path)
     except OSError as error:
@@ -165,7 +170,7 @@ def _read(path: Path, frame: int | None) -> tuple[np.ndarray, Geometry, tuple[No
         raise DataError(path, "voxels", got="more than the memory holds", want="a smaller volume") from error
     shape, dtype, offset = layout(path, header)
     data = np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape, order="F")
-    data, notes = three_dimensional(path, data, frame)
+    data, notes = three_dimensional(path, data, None if may_be_of_frame and data.ndim == 3 else frame)
     slope, intercept = scaling(path, header)
     if (slope, intercept) != (1.0, 0.0):
         data = data.astype(np.float64) * slope + intercept

@@ -28,7 +28,8 @@ def three_dimensional(path: Path, data: np.ndarray, frame: int | None) -> tuple[
     frames = math.prod(data.shape[3:])
     if frame is not None:
         if data.ndim < 4 or max(data.shape[3:]) != frames or not 0 <= frame < frames:
-            raise DataError(path, "frame", got=frame, want=f"0 to {frames - 1} for a file of shape {data.shape}")
+            want = f"0 to {frames - 1}" if data.ndim == 4 else "none"
+            raise DataError(path, "frame", got=frame, want=f"{want} for a file of shape {data.shape}")
         return data.reshape(*data.shape[:3], frames, order="F")[..., frame], ()
     if frames > 1:
         raise DataError(
@@ -36,7 +37,7 @@ def three_dimensional(path: Path, data: np.ndarray, frame: int | None) -> tuple[
             "dim",
             got=f"shape {data.shape}",
             want="a 3-D volume",
-            hint=f"write one of its {frames} frames to a file, or in Python choose frame=0 to frame={frames - 1}",
+            hint=f"choose one of its {frames} frames, frame=0 to frame={frames - 1}, or write it to a file of its own",
         )
     if data.ndim == 3:
         return data, ()

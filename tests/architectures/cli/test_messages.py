@@ -30,7 +30,7 @@ COMMANDS = {parser.prog: parser for parser in commands_below(build_parser())}
         ("channel", "--channel"),
         ("a channel of the image", "a channel of the image"),
         ("/data/label_space/x_targets and my.label_space", "/data/label_space/x_targets and my.label_space"),
-        ("frame=0 chooses, base_first=False too", "frame=0 chooses, base_first=False too"),
+        ("frame=0 chooses, base_first=False not", "--frame 0 chooses, base_first=False not"),
     ],
 )
 def test_l20_arguments_become_options(text, words):

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import nibabel
+import numpy as np
 import pytest
 from command import run_main
 from safetensors.torch import load_file, save_file
@@ -67,6 +68,25 @@ def test_c10_weights_of_half_precision_are_converted_and_a_note_says_so(atria_ru
     assert f"note: {weights}: " in said
     assert "stored as torch.float16, converted to torch.float32\n" in said
     assert "Warning" not in said
+
+
+def test_d20_a_frame_of_an_image_of_four_dimensions_is_chosen(atria_run, atria, tmp_path, capsys):
+    still = nibabel.load(atria / "train_data" / "train_4" / "enhanced.nii.gz")
+    voxels = np.asarray(still.dataobj)
+    for name, array in (("cine", np.stack([voxels[::-1], voxels], axis=-1)), ("still", voxels)):
+        nibabel.save(nibabel.Nifti1Image(array, still.affine), tmp_path / f"{name}.nii.gz")
+    words = ["predict", atria_run, "--image-size", "28", "--out", tmp_path / "o", tmp_path / "cine.nii.gz"]
+    code, _, errors = run_main(words, capsys)
+    assert code == 3
+    assert "choose one of its 2 frames, --frame 0 to --frame 1, or write it to a file of its own" in errors
+    code, _, errors = run_main([*words, "--frame", "2"], capsys)
+    assert code == 3
+    assert "cine.nii.gz: --frame: expected 0 to 1 for a file of shape" in errors
+    assert run_main([*words, "--frame", "0"], capsys)[0] == 0
+    code, _, said = run_main([*words, "--frame", "1"], capsys)
+    assert (code, "1 label map made anew" in said) == (0, True)
+    assert run_main([*words[:-1], tmp_path / "still.nii.gz"], capsys)[0] == 0
+    assert (tmp_path / "o" / "cine.nii.gz").read_bytes() == (tmp_path / "o" / "still.nii.gz").read_bytes()
 
 
 @pytest.mark.parametrize("address", ["https://huggingface.co/x/y", "x/../../y", "x/y", "file:///etc/passwd"])

@@ -137,7 +137,7 @@ def test_every_option_of_a_cohort_is_a_field():
     assert issubclass(DataRecipe, CohortOptions)
     for option in COHORT_OPTIONS:
         value = option.keywords.get("choices", ["3"])[-1]
-        given = [value] if option.default == () else 3.0 if "type" in option.keywords else value
+        given = [value] if option.default == () else option.keywords.get("type", str)(value)
         data = data_of(**{option.field: given})
         assert getattr(data, option.name) == (tuple(given) if option.default == () else given)
 

@@ -86,8 +86,8 @@ def test_options_of_a_layout_are_refused_in_others(tmp_path, put_case, owner, op
 
 def test_options_that_no_layout_has(tmp_path, put_case):
     put_case("a")
-    with pytest.raises(TypeError, match=r"expected some of layout, .*frames.*, got frame$"):
-        open_cohort(tmp_path, frame="ed")
+    with pytest.raises(TypeError, match=r"expected some of layout, .*frames.*, got phase$"):
+        open_cohort(tmp_path, phase="ed")
 
 
 def test_fixed_classes_take_no_targets(tmp_path, put_synapse):

@@ -13,6 +13,7 @@ from refused_cohort import refused
 
 from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_images
 from trifuse.architectures.data.layouts.read_case import load_case, load_raw_case
+from trifuse.architectures.data.phantoms.abdomen import write_abdomen_phantom
 from trifuse.kernels.errors import DataError
 
 # ----------------------------------------------------------------------------------------- targets, names
@@ -163,6 +164,22 @@ def test_patients_by_pattern(tmp_path, put_case, pattern):
         put_case(name)
     patients = [case.patient for case in open_cohort(tmp_path, patient_pattern=pattern).cases]
     assert patients[0] == patients[1] != patients[2]
+
+
+def test_d20_a_frame_is_of_every_image_and_not_of_arrays(tmp_path, put_case):
+    for name in "ab":
+        put_case(name)
+    assert {case.frame for case in open_cohort(tmp_path).cases} == {None}
+    for cohort in (
+        open_cohort(tmp_path, frame=2),
+        open_images(tmp_path, frame=2),
+        open_images(tmp_path / "images", frame=2),
+    ):
+        assert {case.frame for case in cohort.cases} == {2}
+    write_abdomen_phantom(tmp_path / "abdomen", cases=3, size=(16, 16, 2))
+    for opened in (open_cohort, open_images):
+        with pytest.raises(DataError, match="frame: expected none: arrays of this layout"):
+            opened(tmp_path / "abdomen", label_space="transunet9", frame=0)
 
 
 def test_patient_pattern_must_match_every_case(tmp_path, put_case):

@@ -8,6 +8,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -210,6 +211,25 @@ def test_d34_entries_are_named_after_all_that_they_depend_on(cohort, tmp_path, m
     assert entries_with() == 11
     put_case("a", seed=99, labels=np.ones((4, 7, 8), np.uint8))
     assert entries_with() == 12
+
+
+def test_d20_every_frame_has_entries_of_its_own(tmp_path, put_case):
+    put_case("a")
+    image = tmp_path / "images" / "a.nii.gz"
+    still = nib.load(image)
+    voxels = np.asarray(still.dataobj)
+    nib.save(nib.Nifti1Image(np.stack([voxels[::-1], voxels], axis=-1), still.affine), image)
+    with pytest.raises(DataError, match="frame=0 to frame=1"):
+        SliceDataset(open_cohort(tmp_path), ["a"], OF_S)
+    first, second = (
+        SliceDataset(open_cohort(tmp_path, frame=n), ["a"], OF_S, cache=tmp_path / "cache") for n in (0, 1)
+    )
+    assert len(entries(tmp_path / "cache")) == 2
+    assert first.digests != second.digests
+    nib.save(nib.Nifti1Image(voxels, still.affine), image)
+    expected = SliceDataset(open_cohort(tmp_path), ["a"], OF_S)
+    assert same(second[1], expected[1])
+    assert not same(first[1], expected[1])
 
 
 def test_samples_follow_the_preparation(cohort):

@@ -30,12 +30,22 @@ def test_d20_cine_needs_a_frame(tmp_path):
         volume = read_image(path, frame=frame)
         np.testing.assert_array_equal(volume.geometry.to_native(volume.voxels), array[..., frame])
     for frame in (-1, 3):
-        refused(path, "frame", "0 to 2", frame=frame)
+        refused(path, "frame: expected 0 to 2 for a file of shape (7, 6, 5, 3)", frame=frame)
+
+
+def test_d20_labels_have_frames_or_are_those_of_one(tmp_path):
+    array = np.arange(np.prod(SHAPE) * 3, dtype=np.int16).reshape(*SHAPE, 3)
+    image = read_image(save(tmp_path / "cine.nii.gz", array), frame=1)
+    refused(tmp_path / "cine.nii.gz", "frame=0 to frame=2", read=read_labels, like=image)
+    every = read_labels(tmp_path / "cine.nii.gz", like=image, frame=1)
+    one = read_labels(save(tmp_path / "one.nii.gz", array[..., 1]), like=image, frame=1)
+    for labels in (every, one):
+        np.testing.assert_array_equal(labels.geometry.to_native(labels.voxels), array[..., 1])
 
 
 def test_d20_frame_of_a_3d_file_or_of_two_time_axes(tmp_path):
-    refused(save(tmp_path / "a.nii.gz"), "frame", frame=0)
-    refused(save(tmp_path / "b.nii.gz", np.zeros((*SHAPE, 2, 2), np.int16)), "frame", frame=0)
+    refused(save(tmp_path / "a.nii.gz"), "frame: expected none for a file of shape (7, 6, 5), got 0", frame=0)
+    refused(save(tmp_path / "b.nii.gz", np.zeros((*SHAPE, 2, 2), np.int16)), "frame: expected none", frame=0)
 
 
 def test_d24_one_slice(tmp_path):
