@@ -240,7 +240,7 @@ def test_c1_missing_parts_of_a_folder(saved, tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config.json: not found"):
         Net.from_pretrained(folder)
-    want = r"away: expected a folder with config.json and model.safetensors, got a file; .* trifuse convert"
+    want = r"away: expected a folder with config.json and model.safetensors, got a file; trifuse convert"
     with pytest.raises(CheckpointError, match=want):
         Net.from_pretrained(folder / "away")
 
