@@ -36,6 +36,7 @@ class Geometry:
         flips: whether slices, rows and columns run against their native axis.
         header: the geometry fields of the file's header, and nothing else of it.
         dimensions: as many as the file has: 2 of an image that is one slice of no thickness, else 3.
+        frames: how many volumes the file has: more than 1 of one of four dimensions.
     """
 
     shape: tuple[int, int, int]
@@ -44,6 +45,7 @@ class Geometry:
     flips: tuple[bool, bool, bool]
     header: Any = field(repr=False)
     dimensions: int = 3
+    frames: int = 1
 
     def to_display(self, native: np.ndarray) -> np.ndarray:
         """Return the view (D, H, W) of an array in native axis order."""

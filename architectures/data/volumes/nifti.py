@@ -65,11 +65,11 @@ def read_labels(path: Path, *, like: Volume | None = None, frame: int | None = N
     Args:
         path: a ``.nii`` or ``.nii.gz`` file.
         like: the image that the labels belong to. Its grid must be the same, and the labels are shown as it is.
-        frame: which frame of a 4-D file, counted from 0; a 3-D file holds the labels of that frame.
+        frame: which frame of a 4-D file, which has as many as the image's; a 3-D file holds the labels of that frame.
 
     Raises:
         DataError: as for ``read_image``; a value is further than 1e-3 from an integer; or the grid is not that of
-            ``like`` (other shape, or corners more than half a voxel away).
+            ``like`` (other shape or frames, or corners more than half a voxel away).
     """
     path = Path(path)
     native, geometry, notes = _read(path, frame, may_be_of_frame=True)
@@ -160,7 +160,7 @@ def _read(
 ) -> tuple[np.ndarray, Geometry, tuple[Note, ...]]:
     """Read voxels in native order, three-dimensional, scaled if the header says so.
 
-    With ``may_be_of_frame`` a file of three dimensions may be the frame alone.
+    With ``may_be_of_frame`` a file of one volume may be the frame alone.
     """
     try:
         header, content = _read_content(path)
@@ -170,7 +170,8 @@ def _read(
         raise DataError(path, "voxels", got="more than the memory holds", want="a smaller volume") from error
     shape, dtype, offset = layout(path, header)
     data = np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape, order="F")
-    data, notes = three_dimensional(path, data, None if may_be_of_frame and data.ndim == 3 else frame)
+    is_of_frame = may_be_of_frame and math.prod(shape[3:]) == 1
+    data, notes = three_dimensional(path, data, None if is_of_frame else frame)
     slope, intercept = scaling(path, header)
     if (slope, intercept) != (1.0, 0.0):
         data = data.astype(np.float64) * slope + intercept
@@ -235,8 +236,9 @@ def _geometry(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Geometry
     kept = type(header)()
     for key in GEOMETRY_FIELDS:
         kept[key] = header[key]
-    dimensions = min(int(header["dim"][0]), 3)
-    geometry = Geometry((shape[0], shape[1], shape[2]), affine, axes, flips, kept, dimensions)
+    dimensions = int(header["dim"][0])
+    frames = math.prod(int(length) for length in header["dim"][4 : dimensions + 1])
+    geometry = Geometry((shape[0], shape[1], shape[2]), affine, axes, flips, kept, min(dimensions, 3), frames)
     qform = _qform(header) if header["sform_code"] > 0 and header["qform_code"] > 0 else None
     return geometry, mends + geometry_notes(header, name, affine, lengths, shape, qform)
 

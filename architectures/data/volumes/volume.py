@@ -47,7 +47,8 @@ def match_grids(path: Path, geometry: Geometry, like: Volume) -> tuple[Geometry,
     """Return the geometry that shows the volume of ``path`` as ``like`` is shown, with a note if it lies a little off.
 
     Raises:
-        DataError: the two do not share one grid: another shape, or corners more than half a voxel away.
+        DataError: the two do not share one grid: another shape, or corners more than half a voxel away; or one is of
+            several frames, and the image has another number of them.
     """
     image = like.geometry
     if (
@@ -63,6 +64,9 @@ def match_grids(path: Path, geometry: Geometry, like: Volume) -> tuple[Geometry,
             want=f"{image.display_shape}, as {like.path}",
             hint="the labels belong to another image, or were resampled",
         )
+    if geometry.frames not in (1, image.frames):
+        want = f"one, or {image.frames} as {like.path}"
+        raise DataError(path, "frames", got=geometry.frames, want=want, hint="the frames would not be the image's")
     distance = grid_distance_vox(image.display_affine, geometry.display_affine, image.display_shape)
     if distance > GRID_LIMIT_VOX:
         raise DataError(

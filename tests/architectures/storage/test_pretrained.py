@@ -256,8 +256,9 @@ def test_c7_wrong_architecture_is_said_before_anything_else(saved):
     _, folder = saved
     (folder / "model.safetensors").unlink()
     edit_config(folder, config={"strange": 1})
-    with pytest.raises(CheckpointError, match="wrong architecture: got 'net', want 'other_net'"):
-        OtherNet.from_pretrained(folder)
+    for load in (OtherNet.from_pretrained, OtherNet(NetConfig()).start_from):
+        with pytest.raises(CheckpointError, match=r"config.json: wrong architecture: got 'net', want 'other_net'"):
+            load(folder)
 
 
 @pytest.mark.parametrize(

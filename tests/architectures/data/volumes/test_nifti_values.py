@@ -39,8 +39,11 @@ def test_d20_labels_have_frames_or_are_those_of_one(tmp_path):
     refused(tmp_path / "cine.nii.gz", "frame=0 to frame=2", read=read_labels, like=image)
     every = read_labels(tmp_path / "cine.nii.gz", like=image, frame=1)
     one = read_labels(save(tmp_path / "one.nii.gz", array[..., 1]), like=image, frame=1)
-    for labels in (every, one):
+    lone = read_labels(save(tmp_path / "lone.nii.gz", array[..., 1:2]), like=image, frame=1)
+    for labels in (every, one, lone):
         np.testing.assert_array_equal(labels.geometry.to_native(labels.voxels), array[..., 1])
+    fewer = save(tmp_path / "fewer.nii.gz", array[..., :2])
+    refused(fewer, "frames: expected one, or 3 as ", "cine.nii.gz, got 2", read=read_labels, like=image, frame=1)
 
 
 def test_d20_frame_of_a_3d_file_or_of_two_time_axes(tmp_path):
