@@ -63,5 +63,9 @@ def _draw(arguments: argparse.Namespace) -> None:
 def _case_table(path: Path) -> Path:
     """Find the case table of a run's headline, or take the table itself."""
     from trifuse.architectures.evaluation.tables import case_tables
+    from trifuse.architectures.runs.results import check_tables
 
-    return case_tables(path)[0] if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    check_tables(path)
+    return case_tables(path)[0]

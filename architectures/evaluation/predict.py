@@ -282,7 +282,7 @@ class _Folder:
             except DataError:
                 if not self._replace:
                     raise
-        elif any(out.glob("*.nii.gz")):
+        elif not self._replace and any(out.glob("*.nii.gz")):
             raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
         there = [case_id for case_id in side_inputs if prediction_path(out, case_id).exists()]
         self.kept = {case_id for case_id in there if _is_of(self._images[case_id], self._recorded.get(case_id))}

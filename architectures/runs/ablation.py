@@ -12,8 +12,8 @@ from trifuse.architectures.evaluation.summary import mean_of_defined
 from trifuse.architectures.evaluation.tables import read_case_table, write_csv
 from trifuse.architectures.storage.atomic_files import write_text
 
-from .claim import has_finished
 from .parallel import run_each
+from .results import is_kept
 
 Scores = Mapping[str, Sequence[float]]  # by metric, one mean per seed
 
@@ -26,7 +26,7 @@ def train_all(trainings: Sequence[tuple[Any, Path]], train: Callable[..., object
         train: the network's, a function of a module; a run that was broken off is resumed.
         jobs: trainings at a time.
     """
-    left = [(train, recipe, run) for recipe, run in trainings if not has_finished(run, recipe)]
+    left = [(train, recipe, run) for recipe, run in trainings if not is_kept(run, recipe)]
     run_each(_train, left, jobs)
 
 

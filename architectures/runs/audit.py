@@ -24,6 +24,7 @@ from .predict import load_network
 from .prepared_data import Part
 from .recipes import matching_cases
 from .registry import experiment, experiments
+from .results import noted_results
 
 AUDIT_FOLDER = "audit"  # of a run, with one folder for each part of the split
 
@@ -106,7 +107,9 @@ def audit_run(
         **describe_environment(next(model.parameters()).device),
     }
     title = f"{TITLE}{run.resolve().name}, {known.name}"
-    return AuditedRun(audit, out / PAGE, write_audit(out, audit, title=title, facts=facts, command=command))
+    with noted_results(run):
+        picture = write_audit(out, audit, title=title, facts=facts, command=command)
+    return AuditedRun(audit, out / PAGE, picture)
 
 
 def _require_run(folder: Path) -> Path:

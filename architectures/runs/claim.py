@@ -2,25 +2,23 @@
 
 A run that is overwritten is moved to ``replaced_run/`` in its own folder, so that the folder may as well be a link or a
 place where a disk is mounted. There it stays until the new run has trained up to a checkpoint; if the new one fails
-before it begins to train, it is moved back. What is moved are the files that a run writes, by their names; what else is
-in the folder stays where it is. While files are on the move their folder is called ``replaced_run.moving/``: after a
-kill they go back.
+before it begins to train, it is moved back. What is moved are the files that a run writes, by their names; of pictures
+and pages those that its ``results.json`` names, of label maps those of its cases. What else is there stays where it is.
+While files are on the move their folder is called ``replaced_run.moving/``: after a kill they go back.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from trifuse.architectures.evaluation.report import REPORT
 from trifuse.architectures.storage.atomic_files import TEMPORARY_PREFIX, sync_folder
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import START_FILE
@@ -38,6 +36,7 @@ from trifuse.kernels import CheckpointError
 
 from .folder import RECIPE_FILE, RUN_FILE, SPLIT_FILE, is_main_process
 from .recipes import inputs_of
+from .results import named_files
 from .run_description import describe_recipe
 
 State = Literal["empty", "prepared", "run", "other"]
@@ -46,14 +45,17 @@ _MOVING_FOLDER = f"{REPLACED_FOLDER}.moving"
 _CHECKPOINT = "last/training_state.json"
 _NETWORKS = r"first_pass/(fold_\d+|network)/"
 _RUN = (
-    r"(run|start)\.json|sessions\.jsonl|log\.csv|report\.md|(runs|summary|records|reconstruction)\.csv"
-    r"|(train|val|test)\w*_(cases|summary)\.csv|first_pass/labels/[^/]+\.nii\.gz"
+    r"(run|start|results)\.json|sessions\.jsonl|log\.csv|report\.md|(runs|summary|records|reconstruction)\.csv"
+    r"|(train|val|test)\w*_(cases|summary)\.csv|predictions/(\w+/)?predictions\.json"
     r"|(best|last)(\.new|\.old|\.damaged)?/((config|score|training_state|log)\.json"
     r"|(model|training_state)\.safetensors(\.new)?)"
-    r"|predictions/(\w+/)?([^/]+\.nii\.gz|predictions\.json)|(figures|audit)/.+\.(png|csv|md)"
     r"|crash/step_\d+_rank_\d+\.json|tensorboard/events\.[^/]+"
 )
 _TEMPORARY = rf"(.+/)?{re.escape(TEMPORARY_PREFIX)}.+"
+_NAMED_BY_A_RUN = re.compile(  # folder of the run, and a file by whose name alone nobody can tell whose it is
+    rf"(?P<run>(run_\d+/|{_NETWORKS})*)"
+    r"(?P<file>(figures|audit)/.+|(predictions/(\w+/)?|first_pass/labels/)(?P<case>[^/]+)\.nii\.gz)"
+)
 _OWN = re.compile(rf"(run_\d+/|{_NETWORKS})*({_EMPTY}|{_RUN})|{_TEMPORARY}")
 _IN_AN_EMPTY_FOLDER = re.compile(rf"{_EMPTY}|{_TEMPORARY}")
 _BEFORE_A_RUN = re.compile(rf"{_EMPTY}|{_TEMPORARY}|first_pass/.+")
@@ -110,21 +112,6 @@ def claim_run_folder(
         _settle(out)
 
 
-def has_finished(out: Path, recipe: Any) -> bool:
-    """Tell whether a folder holds the report of a run of that recipe and split.
-
-    If it holds a run of others, or one of an older version, which did not record what it was given, going on with it
-    tells: it is refused, or reported again.
-    """
-    try:
-        written, said = read_record(out / RECIPE_FILE), json.loads(json.dumps(describe_recipe(recipe)))
-        split = recipe.data.split
-        as_asked = split is None or read_record(out / SPLIT_FILE) == read_record(Path(split))
-    except (OSError, ValueError, CheckpointError):
-        return False
-    return (out / REPORT).exists() and as_asked and upgraded_json(type(recipe), written) == said
-
-
 def _refuse_others(out: Path) -> State:
     """Return what a folder holds if that is ours.
 
@@ -173,7 +160,25 @@ def _files(out: Path) -> Iterator[str]:
 
 def _own_files(out: Path) -> list[str]:
     """Return the names of the files in a folder that a run wrote, but for its lock."""
-    return [name for name in _files(out) if name != LOCK_FILE and _OWN.fullmatch(name)]
+    named, cases = cache(lambda run: named_files(out / run)), cache(lambda run: _cases_of(out / run))
+
+    def is_own(name: str) -> bool:
+        found = _NAMED_BY_A_RUN.fullmatch(name)
+        if found is None:
+            return name != LOCK_FILE and _OWN.fullmatch(name) is not None
+        if found["case"] is not None:
+            return found["case"] in cases(found["run"])
+        return (own := named(found["run"])) is None or found["file"] in own
+
+    return list(filter(is_own, _files(out)))
+
+
+def _cases_of(run: Path) -> frozenset[str]:
+    """Return the names of the cases in a run's split, whose label maps are its own."""
+    try:
+        return frozenset(case_id for part in read_record(run / SPLIT_FILE).values() for case_id in part)
+    except (OSError, CheckpointError, TypeError):
+        return frozenset()
 
 
 def _open_recipe(out: Path, recipe: Any, *, new: bool, force: bool) -> None:

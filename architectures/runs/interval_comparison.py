@@ -15,6 +15,7 @@ from trifuse.kernels import DataError
 from .folder import run_section
 from .overlay import check_same_cohort, names_of
 from .recipes import DataRecipe
+from .results import check_tables
 
 
 def compare_by_interval(runs: Sequence[Path], out: Path) -> tuple[Picture, str]:
@@ -46,6 +47,7 @@ def compare_by_interval(runs: Sequence[Path], out: Path) -> tuple[Picture, str]:
 
 
 def _dsc(run: Path) -> dict[str, float]:
+    check_tables(run)
     return headline_scores(read_case_table(case_tables(run)[0]), "dsc")
 
 

@@ -21,6 +21,7 @@ from .prepared_data import Part, PreparedData, open_split, prepare_data
 from .recipes import RecipeError
 from .registry import experiment_of
 from .report import report_run
+from .results import describe_results, noted_results
 from .run_description import describe_run
 
 
@@ -74,7 +75,7 @@ def train(
     experiment.load(experiment.check, lambda recipe: None)(recipe)
     network = experiment.load(experiment.network)
     side_inputs = experiment.load(experiment.training_inputs)
-    data_as_given, decisions = recipe.data, experiment.load(experiment.decisions, ())
+    given, decisions = recipe, experiment.load(experiment.decisions, ())
     with ExitStack() as claimed:  # by the first rank, until its report is written
         with open_world(recipe.training.device) as world:  # once: processes that part cannot safely meet again
             with world.raise_on_any_rank():  # the others wait until the first rank has claimed the folder
@@ -91,18 +92,20 @@ def train(
         if not world.is_main:
             return None
         best = network.from_pretrained(out / BEST_FOLDER).to(next(model.parameters()).device)
-        return report_run(
-            out,
-            best,
-            data,
-            title=experiment.load(experiment.title)(recipe),
-            parts=parts,
-            command=command,
-            decisions=decision_parts(decisions, replace(recipe, data=data_as_given), data),
-            paper_tables=experiment.load(experiment.paper_tables, lambda targets: ())(len(data.cohort.class_names) - 1),
-            paper=experiment.load(experiment.paper, ""),
-            **experiment.load(experiment.report, lambda best, recipe, data, out: {})(best, recipe, data, out),
-        )
+        targets = len(data.cohort.class_names) - 1
+        with noted_results(out, **describe_results(given, data.cohort, data.split, parts, data.digests)):
+            return report_run(
+                out,
+                best,
+                data,
+                title=experiment.load(experiment.title)(recipe),
+                parts=parts,
+                command=command,
+                decisions=decision_parts(decisions, replace(recipe, data=given.data), data),
+                paper_tables=experiment.load(experiment.paper_tables, lambda targets: ())(targets),
+                paper=experiment.load(experiment.paper, ""),
+                **experiment.load(experiment.report, lambda best, recipe, data, out: {})(best, recipe, data, out),
+            )
 
 
 def build(network: Any, recipe: Any) -> Any:

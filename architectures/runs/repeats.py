@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from trifuse.architectures.evaluation.report import REPORT, PaperTable, describe_environment
+from trifuse.architectures.evaluation.report import PaperTable, describe_environment
 from trifuse.architectures.evaluation.tables import case_tables, read_case_table
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.training.distributed import open_world
@@ -19,6 +19,7 @@ from .claim import claim_run_folder
 from .pipeline import RunOptions, train
 from .registry import experiment_of
 from .repeats_report import RepeatedRun, write_repeats_report
+from .results import is_kept, noted_results
 from .run_description import describe_recipe
 
 
@@ -52,7 +53,8 @@ def repeat_training(
     """Train a recipe with several seeds, and report mean and SD over the runs.
 
     Run k, counted from 1, lies in ``out/run_<k>``; k is added to the seeds of training and of the weights. Resumed
-    with the same recipe, only the runs that are not finished are done, and ``repeats`` may have grown.
+    with the same recipe, only the runs that are not finished, see `has_finished`, are done, and ``repeats`` may have
+    grown.
 
     Args:
         train: does one run, as `train` of pipeline.py.
@@ -82,29 +84,28 @@ def repeat_training(
                     _open_runs(out, recipe, force=force)
             runs = [RepeatedRun(out / f"run_{k}", recipe.training.seed + k) for k in range(1, repeats + 1)]
             for k, run in enumerate(runs, start=1):
-                if not (run.folder / REPORT).exists():
+                parts = options.get("parts", ("test",))
+                if world.any(world.is_main and not is_kept(run.folder, with_seeds(recipe, k), parts)):
                     train(with_seeds(recipe, k), run.folder, **{**options, "resume": True, "overwrite": False})
         if not world.is_main:
             return None
         classes = {row.class_name for row in read_case_table(case_tables(runs[0].folder)[0])}
-        return write_repeats_report(
-            out,
-            runs,
-            title=f"{title}, {repeats} runs",
-            facts=describe_environment(),
-            command=options.get("command", ()),
-            paper_tables=paper_tables(len(classes)),
-            paper=paper,
-        )
+        with noted_results(out):
+            return write_repeats_report(
+                out,
+                runs,
+                title=f"{title}, {repeats} runs",
+                facts=describe_environment(),
+                command=options.get("command", ()),
+                paper_tables=paper_tables(len(classes)),
+                paper=paper,
+            )
 
 
 def _open_runs(out: Path, recipe: Any, *, force: bool) -> None:
-    """Write what the runs are into ``run.json``, or compare it; where it is forced to change, no run is finished."""
+    """Write what the runs are into ``run.json``, or compare it."""
     described = {"repeated": describe_recipe(recipe)}
-    changed, accept = open_run(out, described, resume=True, force=force, upgrade=partial(_upgraded, type(recipe)))
-    if changed:
-        for report in out.glob(f"run_*/{REPORT}"):
-            report.unlink()
+    _, accept = open_run(out, described, resume=True, force=force, upgrade=partial(_upgraded, type(recipe)))
     accept()
 
 

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +32,19 @@ _ABANDONED_SECONDS = 3600  # a temporary file that nobody has written to for tha
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _CANNOT_OPEN_FOLDER = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
 _CANNOT_REPLACE = {errno.EEXIST, errno.ENOTEMPTY, errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTSUP, errno.ENOSYS}
+
+
+_written: ContextVar[set[Path] | None] = ContextVar("written", default=None)
+
+
+@contextmanager
+def written_files() -> Iterator[set[Path]]:
+    """Yield a set of paths that grows by every file which is written in this context."""
+    token = _written.set(paths := set())
+    try:
+        yield paths
+    finally:
+        _written.reset(token)
 
 
 @contextmanager
@@ -82,6 +96,8 @@ def _replace(path: Path, temporary: Path, verify: Callable[[Path], object] | Non
         verify(temporary)
     replace(temporary, path)
     sync_folder(path.parent)
+    if (written := _written.get()) is not None:
+        written.add(path)
 
 
 def replace(source: Path, target: Path) -> None:

@@ -15,7 +15,6 @@ from trifuse.architectures.evaluation.statistics import format_p, paired_t_test
 from trifuse.architectures.evaluation.summary import SCAR
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.runs.ablation import scores_of_runs, train_all, write_ablation
-from trifuse.architectures.runs.claim import has_finished
 from trifuse.architectures.runs.parallel import one_thread
 from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.prepared_data import open_split
@@ -92,9 +91,8 @@ def ablate(
     plan = ABLATIONS[phantom].of_cases(cases)
     plan = replace(plan, epochs=epochs or plan.epochs, seeds=seeds or plan.seeds)
     root = cohort or plan.write(out, keep=True)
-    if not has_finished(out / "ecg", ecg := ecg_recipe(root, plan)):
-        with one_thread():
-            pretrain.train(ecg, out / "ecg", resume=True)
+    with one_thread():
+        pretrain.train(ecg_recipe(root, plan), out / "ecg", resume=True)
     plain = demo_recipe(root, plan)
     labels = first_pass(plain, *open_split(plain.data, out), out, jobs)
     rows = ROWS if phantom == "easy" else AMBIGUOUS_ROWS

@@ -19,6 +19,7 @@ from trifuse.architectures.runs.nnunet_recipe import VAL_DICE_EMA, nnunet_data
 from trifuse.architectures.runs.parallel import one_thread, run_each
 from trifuse.architectures.runs.pipeline import print_results, train
 from trifuse.architectures.runs.prepared_data import open_split
+from trifuse.architectures.runs.results import noted_results
 from trifuse.architectures.training.recipe import Recipe
 
 from . import pretrain
@@ -137,7 +138,9 @@ def run_demo(
     other = demo_recipe(cohort, plan, setting="ecg_ap", labels=labels, ecg=ecg / "best", seed=seed)
     run_each(_train, [(recipe, run, command), (other, without_time, command)], JOBS)
     report = run / REPORT
-    add_picture(report, draw_time_bars({"with time": [run], "without time": [without_time]}, recipe, run / "figures"))
+    with noted_results(run):
+        bars = draw_time_bars({"with time": [run], "without time": [without_time]}, recipe, run / "figures")
+    add_picture(report, bars)
     show_audit(report)
     print_results(report)
     return report

@@ -22,6 +22,7 @@ from trifuse.architectures.evaluation.ecg_report import reconstruct, write_ecg_r
 from trifuse.architectures.evaluation.report import check_extras
 from trifuse.architectures.runs.claim import claim_run_folder
 from trifuse.architectures.runs.pipeline import RunOptions
+from trifuse.architectures.runs.results import noted_results
 from trifuse.architectures.runs.run_description import describe_run, describe_training
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.storage.file_names import real_path
@@ -289,17 +290,18 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
         if not world.is_main:
             return None
         best = EcgAutoencoder.from_pretrained(out / "best").to(next(model.parameters()).device)
-        return write_ecg_report(
-            out,
-            best,
-            beats.parts,
-            beats.left_out,
-            validated_on=beats.validated_on,
-            shown=options.get("parts", ("test",)),
-            title=f"ECG autoencoder on {Path(recipe.data.root).name}",
-            facts=_facts(recipe),
-            command=options.get("command", ()),
-        )
+        with noted_results(out):
+            return write_ecg_report(
+                out,
+                best,
+                beats.parts,
+                beats.left_out,
+                validated_on=beats.validated_on,
+                shown=options.get("parts", ("test",)),
+                title=f"ECG autoencoder on {Path(recipe.data.root).name}",
+                facts=_facts(recipe),
+                command=options.get("command", ()),
+            )
 
 
 def _facts(recipe: EcgPretrainingRecipe) -> dict[str, str]:

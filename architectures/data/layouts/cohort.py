@@ -77,6 +77,26 @@ class Case:
         """What tells its image from other frames of the same file."""
         return [] if self.frame is None else [f"frame {self.frame}"]
 
+    def file_digests(self) -> list[str]:
+        """Return the digests of all files of the case, and what says which frame of them it is.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        try:
+            return [sha256_of(path) for path in self.files] + self.names_of_frame
+        except OSError as error:
+            want = f"a file of case {self.case_id}"
+            raise DataError(error.filename, "file", got=error.strerror, want=want) from error
+
+    def digest(self) -> str:
+        """Digest all files of the case, and its frame, in 16 characters.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        return sha256(" ".join(self.file_digests()).encode()).hexdigest()[:16]
+
     def image_digest(self) -> str:
         """Digest all files of the image, and its frame; of one file it is the file's own. Slices may be of equal bytes.
 

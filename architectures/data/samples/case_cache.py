@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from trifuse.architectures.data.layouts.cohort import Case, Cohort
-from trifuse.architectures.storage.atomic_files import atomic_write, remove_leftovers, sha256_of
+from trifuse.architectures.storage.atomic_files import atomic_write, remove_leftovers
 from trifuse.kernels.errors import DataError
 
 _DIGEST_BYTES = 32
@@ -99,19 +99,11 @@ def _cached(
     """Return the path of the case's entry, after building it if there is no sound one, and a digest of its files."""
     if case.label is None:
         raise DataError(case.image, "label", got="none", want="a label map to train on")
-    digests = _digests_of_files(case)
+    digests = case.file_digests()
     path = folder / f"{_key(digests, cohort, transform)}.npy"
     if not _is_sound(path):
         _write(path, build(cohort, case))
     return path, hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
-
-
-def _digests_of_files(case: Case) -> list[str]:
-    """Digest the files of a case, and say which frame of them it is."""
-    try:
-        return [sha256_of(path) for path in case.files] + case.names_of_frame
-    except OSError as error:
-        raise DataError(error.filename, "file", got=error.strerror, want=f"a file of case {case.case_id}") from error
 
 
 def _key(digests: Sequence[str], cohort: Cohort, transform: Sequence[Any]) -> str:

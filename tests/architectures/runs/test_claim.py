@@ -5,24 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from children import Child
-from finished_run import mark_finished
 from leftovers import leave_half
 
-from trifuse.architectures.dino_unet.train import DinoUNetRecipe
 from trifuse.architectures.runs import claim
-from trifuse.architectures.runs.claim import claim_run_folder, has_finished
-from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.runs.claim import claim_run_folder
 from trifuse.architectures.storage.record import write_record
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.run_folder import OutputFolderError, discard_replaced, lock_folder
 
 RUN = {
-    "split.json": "{}",
+    "split.json": '{"test": ["case_1"]}',
+    "results.json": '{"files": ["figures/test/overlays.png"]}',
     "log.csv": "epoch\n1\n",
     "report.md": "# a run",
     "test_cases.csv": "case_id",
@@ -33,6 +31,7 @@ RUN = {
     "cache/" + "0a" * 20 + ".npy": "slices",
 }
 OF_OTHERS = {"thesis.tex": "three years", "figures/heart.svg": "drawn", "best/notes.txt": "mine", "data/x.nii.gz": "x"}
+OF_OTHERS |= {"figures/x.png": "drawn", "predictions/test/case_1_mended.nii.gz": "hours of work"}
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def test_l4_a_run_is_neither_continued_nor_replaced_unasked(tmp_path):
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("moved", range(1, 11))
+@pytest.mark.parametrize("moved", range(1, 12))
 def test_l4_l15_a_kill_while_the_run_is_moved_loses_no_file_of_it(tmp_path, moved, monkeypatch):
     """At each file, and before the folder gets its name: at the next start everything is back."""
     out = make_run(tmp_path / "run")
@@ -354,24 +353,3 @@ def test_t1_t25_what_was_prepared_is_gone_on_with_under_the_same_recipe_alone(tm
     assert "under a changed recipe: training.epochs: 1 -> 2" in capsys.readouterr().err
     with claim_run_folder(out, other, resume=True):
         pass
-
-
-def test_a_run_has_finished_by_its_report_its_recipe_and_its_split(tmp_path):
-    run, split = tmp_path / "run", tmp_path / "split.json"
-    split.write_text('{"train": ["a"]}')
-    run.mkdir()
-    recipe = DinoUNetRecipe(DataRecipe(root="cohort", split=str(split)))
-    assert not has_finished(run, recipe)
-    mark_finished(run, recipe)
-    assert has_finished(run, recipe)
-    assert has_finished(run, replace(recipe, training=replace(recipe.training, workers=3)))
-    for name, value in (("epochs", 99), ("lr", 0.5)):
-        assert not has_finished(run, replace(recipe, training=replace(recipe.training, **{name: value})))
-    split.write_text('{"train": ["a", "b"]}')
-    assert not has_finished(run, recipe)
-    split.write_text('{\n"train": ["a"]}')
-    assert has_finished(run, recipe)
-    for name in ("report.md", "recipe.json", "split.json"):
-        mark_finished(run, recipe)
-        (run / name).unlink()
-        assert not has_finished(run, recipe), name

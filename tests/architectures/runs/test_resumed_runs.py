@@ -6,14 +6,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
-from trifuse.architectures.data.volumes.nifti import read_image, write_image
+from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_image
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.plain_unet.train import PlainUNetRecipe
 from trifuse.architectures.runs.pipeline import train
+from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
@@ -69,6 +71,31 @@ def test_t14_a_forced_resume_that_fails_leaves_the_run_as_it_was(cohort, tmp_pat
         train(recipe_of(cohort, base_dim=8), out, force_resume=True)
     assert (out / "run.json").read_bytes() == before
     train(recipe_of(cohort), out, resume=True)
+
+
+def test_l16_a_repeated_run_is_kept_only_if_it_was_made_of_these_data(cohort, tmp_path, capsys):
+    """Of a test case, too, whose files are in no run.json: the report is made anew."""
+    out = tmp_path / "runs"
+    train_repeats(recipe_of(cohort), out, 1)
+    capsys.readouterr()
+    train_repeats(recipe_of(cohort), out, 1, resume=True)
+    assert "run_1 has finished, with this recipe and of these data, and is kept" in capsys.readouterr().err
+    before = (out / "run_1" / "test_cases.csv").read_text()
+    tested = json.loads((cohort / "split.json").read_text())["test"][0]
+    label = next((cohort / "train_data" / tested).glob("*atriumSegImgMO*"))
+    truth = read_labels(label)
+    write_image(label, np.roll(truth.voxels, 5, axis=1), like=truth)
+    train_repeats(recipe_of(cohort), out, 1, resume=True)
+    assert "is kept" not in capsys.readouterr().err
+    assert (out / "run_1" / "test_cases.csv").read_text() != before
+    drawn = out / "run_1" / "figures"
+    (drawn / "mine.png").write_text("mine")
+    names = {path.relative_to(drawn).as_posix() for path in drawn.rglob("*.png")}
+    assert set(read_record(out / "run_1" / "results.json")["files"]) >= {
+        f"figures/{name}" for name in names - {"mine.png"}
+    }
+    with pytest.raises(OutputFolderError, match="another configuration"):
+        train_repeats(recipe_of(cohort, lr=0.5), out, 1, resume=True)
 
 
 def test_a_run_of_an_older_version_gets_digests_with_its_next_checkpoint(cohort, tmp_path):
