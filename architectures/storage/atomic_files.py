@@ -40,7 +40,8 @@ _written: ContextVar[set[Path] | None] = ContextVar("written", default=None)
 @contextmanager
 def written_files() -> Iterator[set[Path]]:
     """Yield a set of paths that grows by every file which is written in this context."""
-    token = _written.set(paths := set())
+    paths: set[Path] = set()
+    token = _written.set(paths)
     try:
         yield paths
     finally:
