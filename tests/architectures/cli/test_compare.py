@@ -44,6 +44,11 @@ def test_two_runs_by_the_days_between_ecg_and_mri(plain_run, scar_cohort, tmp_pa
         changed.append(",".join(cells))
     (other / "test_cases.csv").write_text("\n".join([*changed, ""]))
     words = ["compare", "--by", "interval", plain_run, other]
+    for command in (["compare", plain_run, other], [*words, "--out", out]):  # c22: it is not what the run wrote
+        code, _, errors = run_main(command, capsys)
+        assert code == 4
+        assert "other/test_cases.csv: the content has changed since the run wrote it" in errors
+    (other / "results.json").unlink()
     code, output, _ = run_main([*words, "--out", out], capsys)
     assert code == 0
     assert (out / "interval_bars.png").stat().st_size > 10_000

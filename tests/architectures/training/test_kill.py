@@ -177,7 +177,7 @@ def test_t4_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one
         assert order[swap + 1] == ("fsync", "."), "the folder is synced after the rename"
         named = [at for at in range(before, swap) if order[at][0] == "replace" and order[at][1].startswith("last.new/")]
         written = [at for at in named if "/.trifuse-" in order[at][1]]
-        assert (len(named), len(written)) == (5, 4), "weights, which get their name in two steps, and three more"
+        assert (len(named), len(written)) == (6, 5), "weights, which get their name in two steps, and four more"
         for at in written:
             assert order[at - 1] == ("fsync", order[at][1]), "a file is synced before it gets its name"
         assert ("fsync", "last.new") in order[named[-1] : swap], "names are synced before the checkpoint gets its own"
