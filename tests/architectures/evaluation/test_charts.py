@@ -90,6 +90,8 @@ def test_curves_mark_the_epoch_that_was_kept(tmp_path, monkeypatch, best, label)
     monkeypatch.setattr(charts, "save_picture", lambda figure, *rest: figures.append(figure))
     draw_training_curves(write_log(tmp_path / "log.csv"), tmp_path, best)
     assert [axis.get_xlabel() for axis in figures[0].axes][1] == label
+    lowest, highest = figures[0].axes[1].get_ylim()
+    assert -0.1 < lowest < 0 < 1 < highest < 1.1  # scores of 0 and of 1 do not lie on the frame
 
 
 @pytest.mark.parametrize("columns", [("loss",), ("val_dice",), ("lr",)])

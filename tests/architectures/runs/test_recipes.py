@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from typing import get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from trifuse.architectures.data.samples.preprocessing import Patches, Preprocess
 from trifuse.architectures.runs.decisions import field_names
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError, recipe_from
 from trifuse.architectures.runs.registry import experiments
-from trifuse.architectures.storage.config_json import config_from_json, config_to_json
+from trifuse.architectures.storage.config_json import config_from_json, config_to_json, dataclass_of
 from trifuse.architectures.taff_unet.pretrain import EcgPretrainingRecipe
 from trifuse.kernels import DataError
 
@@ -180,6 +181,18 @@ def test_l2_property_any_value_of_any_field_makes_a_finite_recipe_or_is_refused_
         json.dumps(config_to_json(recipe), allow_nan=False)
         return
     assert last in message or section.rpartition(".")[2] in message
+
+
+def parts_of(kind: type) -> set[type]:
+    """A recipe and the dataclasses that its fields are, or may be."""
+    parts = {part for hint in get_type_hints(kind).values() if (part := dataclass_of(hint)) is not None}
+    return {kind}.union(*map(parts_of, parts))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_a_recipe_nor_any_part_of_it_can_be_changed(kind):
+    """What a run was started with, and what its digests are of, stays what it is."""
+    assert [part.__name__ for part in parts_of(kind) if not part.__dataclass_params__.frozen] == []
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,9 @@ def test_b10_without_any_ecg_it_is_the_image_only_network(training, how):
     want = image_only(model)(images(), given["prior"])
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b)
-    assert not model.run(images(), **given).gate.any()
+    gate = model.run(images(), **given).gate
+    assert gate.shape == (3, 2)
+    assert not gate.any()
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -22,7 +22,7 @@ from trifuse.kernels import (
     spatial_gate,
     spatial_gate_reference,
 )
-from trifuse.kernels.testing import assert_op_matches, poisoned_empty, tensors
+from trifuse.kernels.testing import assert_op_matches, launches, poisoned_empty, tensors
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
 BACKENDS = (pytest.param("triton", marks=interpreted), "torch")
@@ -50,6 +50,13 @@ def check(op, name, x, gate):
         atol += torch.finfo(gate.dtype).eps * max(4, x.numel()) ** 0.5
     with backend(name), poisoned_empty():
         assert_op_matches(op, GATES[op][0], x, gate, atol=atol)
+
+
+@interpreted
+def test_a_sum_in_one_part_is_not_added_up_by_another_launch():
+    with backend("triton"), launches() as counted:
+        channel_gate(*random_arguments(channel_gate, (2, 3, 5, 7))).sum().backward()
+    assert counted.kernels == {"_gate_fwd_kernel": 1, "_channel_gate_bwd_kernel": 1}
 
 
 @both_gates

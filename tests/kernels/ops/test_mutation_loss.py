@@ -49,6 +49,20 @@ def naive(maps, target, gamma=0.4):
     return total
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_lies_beside_coarse_maps_in_memory_is_not_read(name):
+    """Their last row and column have no neighbour, not even one of weight 0: what lies there may be NaN."""
+    (coarse,), target = random_arguments(1, 3, [(3, 4)], (6, 9))
+    around = torch.full((1, 3, 5, 6), torch.nan)
+    around[..., 1:4, 1:5] = coarse.detach()
+    view = around[..., 1:4, 1:5].requires_grad_()
+    with backend(name):
+        losses = [mutation_loss([maps], target) for maps in (coarse, view)]
+        gradients = [torch.autograd.grad(loss, maps)[0] for loss, maps in zip(losses, (coarse, view), strict=True)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("name", [*BACKENDS, "reference"])
 @pytest.mark.parametrize("fixture", [name for name in fixture_names("losses") if "mutation_n" in name])
 def test_golden_mutation(name, fixture):

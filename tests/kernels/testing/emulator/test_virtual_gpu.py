@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import platform
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from ready_python import ROOT, SUPPORT, run_with_compiler
 
 from trifuse.kernels import BackendError, testing
+from trifuse.kernels.testing.emulator import machine
 from trifuse.kernels.testing.emulator.ptx import Place
 
 pytest.importorskip("triton", reason="the virtual GPU runs what triton compiles")
@@ -166,3 +168,13 @@ def test_a_dependence_on_the_order_counts_its_bytes_and_names_the_way_out(found)
     (finding,) = (f for f in found["order_of_programs"]["findings"] if f["kind"] == "order of programs")
     assert re.search(r": (1 byte of out depends|[2-9]\d* bytes of out depend) on the order", finding["text"])
     assert "write virtual_gpu(orders=1)" in finding["text"]
+
+
+def test_a_system_without_proc_has_a_processor_all_the_same(monkeypatch):
+    """It is part of the name under which the built machine is kept."""
+
+    def absent(path, **options):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert machine._processor() == platform.processor()
