@@ -31,7 +31,8 @@ _RANK_ROUND_EVERY = 5
 _MOST_BLOWS = 4  # in a round
 _MOST_NAMED = 4
 LAST_WEIGHTS = ("last/model.safetensors", "last/training_state.safetensors", "log.csv")
-_OF_THE_TIME = {".lock", "sessions.jsonl", "report.md"}
+_OF_THE_LOG = {"log.json", "results.json"}  # which have its digest, and it tells seconds
+_OF_THE_TIME = {".lock", "sessions.jsonl", "report.md", *_OF_THE_LOG}
 _PREPARED = re.compile(r"cache/\w+\.(npy|safetensors)")  # one more may be from when another case was damaged
 _OF_THE_WAY = {"last.old", "best.old"}  # the checkpoint before the newest one: after a resume, another one
 

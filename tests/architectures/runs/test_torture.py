@@ -54,6 +54,8 @@ def write_run(folder: Path, weights: bytes = b"weights", loss: float = 0.5, seco
     for name in ("last", "best"):
         (folder / name / "model.safetensors").write_bytes(weights)
     (folder / "last" / "training_state.safetensors").write_bytes(b"state")
+    for name in ("last/log.json", "results.json"):
+        (folder / name).write_text(f'{{"log": "{loss} {seconds}"}}')
     (folder / "run.json").write_text("{}")
     (folder / "log.csv").write_text(LOG.format(loss=loss, seconds=seconds))
 
