@@ -83,7 +83,9 @@ def train(
                 claimed.enter_context(
                     claim_run_folder(out, recipe, resume=goes_on, overwrite=overwrite, force=force_resume)
                 )
-            brought = side_inputs and side_inputs(recipe, *open_split(recipe.data, out), out, force_resume=force_resume)
+            with world.raise_on_any_rank():
+                found = open_split(recipe.data, out) if side_inputs else ()
+            brought = side_inputs and side_inputs(recipe, *found, out, force_resume=force_resume)
             with world.raise_on_any_rank():
                 data = prepare_data(recipe.data, out, side_inputs=brought)
                 recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)

@@ -92,7 +92,7 @@ def write_repeats_report(
 
 def _headline(scored: Scored, cases: int) -> str:
     (dsc,) = (summary for summary in headline_summaries(scored.summaries) if summary.metric == "dsc")
-    of_what = f"mean ± SD over {dsc.count} runs of {count(cases, 'case')} each"
+    of_what = f"mean ± SD over {count(dsc.count, 'run')} of {count(cases, 'case')} each"
     convention = f"empty masks `{scored.conventions.empty_masks}`"
     return (
         f"**DSC {mean_and_sd(dsc)}** for {dsc.class_name}, {of_what}, {convention}.{beside_the_scar(scored.summaries)}"

@@ -14,6 +14,7 @@ from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, run_section
 from trifuse.architectures.runs.nnunet_recipe import nnunet_data, nnunet_training, with_smoothed_dice
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError
+from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.architectures.training.losses import SegmentationLoss, check_weights
 from trifuse.architectures.training.recipe import Recipe
@@ -173,7 +174,8 @@ def training_side_inputs(
     if recipe.network.takes_prior and recipe.prior.source == "predicted" and labels is None:
         labels = first_pass(recipe, cohort, split, out, force_resume=force_resume)
     used = (*split.train, *split.val, *split.test)
-    return case_side_inputs(cohort, used, recipe.network, recipe.prior, recipe.ecg, labels=labels)
+    with open_world(recipe.training.device) as world, world.raise_on_any_rank():
+        return case_side_inputs(cohort, used, recipe.network, recipe.prior, recipe.ecg, labels=labels)
 
 
 def report(best: TaffUNet, recipe: TaffUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:

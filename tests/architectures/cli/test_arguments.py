@@ -50,6 +50,28 @@ def test_l1_l2_wrong_words_are_named_with_a_suggestion(words, message, capsys, t
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training]\nepohcs = 3\n", "training.epohcs: there is no field 'epohcs'; did you mean 'epochs'?"),
+        ("[trainig]\nepochs = 3\n", "trainig.epochs: there is no section 'trainig'; did you mean 'training'?"),
+        (
+            '[training]\nschedule = "ploy"\n',
+            "'schedule': expected one of 'warmup_cosine', 'poly', 'constant', got 'ploy'",
+        ),
+    ],
+    ids=["key", "section", "word"],
+)
+def test_l1_a_key_of_a_configuration_file_that_there_is_none_of(text, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text(text)
+    code, _, errors = run_main(["train", "plain_unet", "cohort", "--out", "x", "--config", "run.toml"], capsys)
+    assert (code, Path("x").exists()) == (2, False)
+    assert errors.startswith("trifuse: ")
+    assert "run.toml" in errors
+    assert message in errors
+
+
+@pytest.mark.parametrize(
     ("argv", "name", "value"),
     [
         (["train", "fias", "cohort", "--out", "x", "--keep", "labelled"], "slices", "labelled"),

@@ -89,6 +89,40 @@ def test_d20_a_frame_of_an_image_of_four_dimensions_is_chosen(atria_run, atria, 
     assert (tmp_path / "o" / "cine.nii.gz").read_bytes() == (tmp_path / "o" / "still.nii.gz").read_bytes()
 
 
+def test_l7_a_gpu_that_is_not_there(atria_run, atria, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
+    code, _, errors = run_main(["predict", atria_run, image, "--out", tmp_path / "o", "--device", "cuda"], capsys)
+    assert code == 2
+    assert "device 'cuda' needs GPU number 0; found 0 GPUs; use device 'cpu'" in errors
+    assert not (tmp_path / "o").exists()
+
+
+def test_l8_no_image_in_a_folder(atria_run, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    code, _, errors = run_main(["predict", atria_run, tmp_path / "images", "--out", tmp_path / "o"], capsys)
+    assert code == 3
+    assert "*.nii" in errors
+    assert not (tmp_path / "o").exists()
+
+
+def test_l9_a_broken_image_is_listed_and_the_next_call_predicts_it_alone(atria_run, atria, tmp_path, capsys):
+    images, out = tmp_path / "images", tmp_path / "o"
+    images.mkdir()
+    for number in (1, 2, 3):
+        shutil.copy(atria / "train_data" / f"train_{number}" / "enhanced.nii.gz", images / f"case_{number}.nii.gz")
+    whole = (images / "case_2.nii.gz").read_bytes()
+    (images / "case_2.nii.gz").write_bytes(whole[: len(whole) // 2])
+    words = ["predict", atria_run, images, "--out", out, "--image-size", "28"]
+    code, _, errors = run_main(words, capsys)
+    assert code == 3
+    assert ("case_2: not predicted" in errors, "case_1: " in errors, "case_3: " in errors) == (True, False, False)
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["case_1.nii.gz", "case_3.nii.gz"]
+    (images / "case_2.nii.gz").write_bytes(whole)
+    code, _, errors = run_main(words, capsys)
+    assert (code, "2 label maps kept" in errors, (out / "case_2.nii.gz").exists()) == (0, True, True)
+
+
 @pytest.mark.parametrize("address", ["https://huggingface.co/x/y", "x/../../y", "x/y", "file:///etc/passwd"])
 def test_c18_an_address_is_no_model(address, atria, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -179,11 +179,14 @@ def test_configuration_file_words_and_settings_in_that_order(tmp_path):
     assert (recipe.data.root, recipe.network.variant) == ("cohort", "giant")
 
 
-def test_l7_a_gpu_that_is_not_there(atria, tmp_path, capsys):
+def test_l7_a_gpu_that_is_not_there(atria, tmp_path, capsys, monkeypatch):
     words = ["train", "dino_unet", atria, "--out", tmp_path / "x", "--split", atria / "split.json", *ATRIA_TRAINING]
-    code, _, errors = run_main([*words, "--device", "cuda:99"], capsys)
-    assert code == 2
-    assert "needs GPU number 99; found" in errors
+    for found, device, needed in ((0, "cuda", 0), (2, "cuda:99", 99)):
+        monkeypatch.setattr("torch.cuda.device_count", lambda found=found: found)
+        code, _, errors = run_main([*words, "--device", device], capsys)
+        assert code == 2
+        assert f"needs GPU number {needed}; found {found} GPUs" in errors
+    assert not (tmp_path / "x").exists()
 
 
 def test_l8_no_case_matches(atria, tmp_path, capsys):

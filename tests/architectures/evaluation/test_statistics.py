@@ -232,7 +232,7 @@ def test_slices_are_averaged_to_their_case_first(tmp_path):
     assert row.t_test.count == 3
 
 
-def test_one_case_gives_no_p_value_and_no_crash(tmp_path):
+def test_t19_one_case_gives_no_p_value_and_no_crash(tmp_path):
     a, b = table(tmp_path / "a.csv", {"x": 0.7}), table(tmp_path / "b.csv", {"x": 0.8})
     rows = compare_runs(a, b)
     assert math.isnan(rows[0].t_test.p)

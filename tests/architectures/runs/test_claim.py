@@ -82,13 +82,14 @@ def fail(out: Path, files: dict[str, str], recipe=None, error=Failure, **how) ->
         raise error
 
 
-def test_t17_a_running_folder_is_not_overwritten(tmp_path):
-    """Before this was so, the files of a run were deleted under its hands."""
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"resume": True, "force": True}, {"overwrite": True}], ids=str)
+def test_t17_a_running_folder_is_not_written_by_a_second_run(tmp_path, how):
+    """Before this was so, --overwrite deleted the files of a run under its hands."""
     out = make_run(tmp_path / "run")
     before = contents(out)
 
     def second():
-        with pytest.raises(OutputFolderError, match="in use by process"), claim_run_folder(out, overwrite=True):
+        with pytest.raises(OutputFolderError, match="in use by process"), claim_run_folder(out, **how):
             pass
 
     with claim_run_folder(out, resume=True):

@@ -54,6 +54,12 @@ def test_mean_and_sd_over_runs_under_both_conventions(tmp_path):
         assert (tmp_path / link).is_file(), link
 
 
+def test_t19_one_run_has_no_spread(tmp_path):
+    text = write_repeats_report(tmp_path, [finished(tmp_path, 1)], title="t").read_text()
+    assert "**DSC 0.550 ± -** for mean of classes, mean ± SD over 1 run of 2 cases each" in text
+    assert "nan" not in text.lower()
+
+
 @pytest.mark.parametrize(("validate", "said"), [(["c"], False), ([], True)])
 def test_curves_of_runs_without_validation_cases_are_of_the_training_cases(tmp_path, validate, said):
     runs = [finished(tmp_path, k) for k in (1, 2)]

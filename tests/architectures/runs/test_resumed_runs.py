@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from children import run_ranks
 
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.phantoms.left_atrium import write_left_atrium_phantom
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_image
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.plain_unet.train import PlainUNetRecipe
+from trifuse.architectures.runs import pipeline
 from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.repeats import train_repeats
 from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
 from trifuse.architectures.training.run_folder import OutputFolderError
-from trifuse.kernels import CheckpointError
+from trifuse.kernels import CheckpointError, DataError, TrifuseError
 
 
 @pytest.fixture
@@ -71,6 +74,27 @@ def test_t14_a_forced_resume_that_fails_leaves_the_run_as_it_was(cohort, tmp_pat
         train(recipe_of(cohort, base_dim=8), out, force_resume=True)
     assert (out / "run.json").read_bytes() == before
     train(recipe_of(cohort), out, resume=True)
+
+
+def test_t11_a_case_that_one_rank_alone_finds_broken_stops_all_with_its_message(cohort, tmp_path):
+    def prepare_data(*arguments, **options):
+        raise DataError("train_2", "image", got="an input/output error")
+
+    def work():
+        rank = os.environ["RANK"]
+        if rank == "1":
+            pipeline.prepare_data = prepare_data
+        try:
+            train(recipe_of(cohort), tmp_path / "run")
+        except TrifuseError as error:
+            (tmp_path / rank).write_text(str(error))
+            raise
+
+    assert run_ranks(work) == [1, 1]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [
+        "another rank failed: rank 1: train_2: image: got an input/output error",
+        "train_2: image: got an input/output error",
+    ]
 
 
 def test_l16_a_repeated_run_is_kept_only_if_it_was_made_of_these_data(cohort, tmp_path, capsys):

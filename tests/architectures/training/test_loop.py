@@ -10,6 +10,7 @@ import torch
 from tiny_run import EVERYTHING, Squares, StopAt, TinyConfig, TinyNet, bits, run, validate
 
 from trifuse.architectures.storage.epoch_log import read_log
+from trifuse.architectures.training.parameter_groups import ParameterGroup
 from trifuse.architectures.training.schedules import warmup_cosine
 from trifuse.architectures.training.signals import Interrupted
 from trifuse.kernels.errors import BackendError, DataError, TrifuseError
@@ -47,6 +48,31 @@ def test_t15_learning_rate_follows_the_schedule(tmp_path):
     run(tmp_path, epochs=4, warmup_epochs=2, min_lr=1e-3)
     rates = [row["lr"] for row in read_log(tmp_path / "log.csv")]
     assert rates == [warmup_cosine(3 * epoch - 1, 12, 6, 1e-2, 1e-3) for epoch in range(1, 5)]
+
+
+@pytest.mark.parametrize("schedule", ["warmup_cosine", "poly", "constant"])
+@pytest.mark.parametrize("steps_before", [2, 3, 7], ids=["in the warm-up", "between epochs", "in the third epoch"])
+def test_t15_learning_rate_goes_on_with_the_schedule(tmp_path, monkeypatch, schedule, steps_before):
+    """At every step, and as the log has it: a run that was stopped has the rates of one that was not."""
+    taken: list[float] = []
+    set_rate = ParameterGroup.set_learning_rate
+
+    def note(group, *arguments):
+        taken.append(set_rate(group, *arguments))
+        return taken[-1]
+
+    monkeypatch.setattr(ParameterGroup, "set_learning_rate", note)
+    options = {"epochs": 4, "schedule": schedule, "warmup_epochs": 1, "min_lr": 1e-3}
+    run(tmp_path / "whole", **options)
+    whole = taken[:]
+    taken.clear()
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", **options, forward=StopAt(steps_before))
+    run(tmp_path / "cut", **options, resume=True)
+    assert taken == whole
+    logs = [[row["lr"] for row in read_log(tmp_path / name / "log.csv")] for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    assert len({*whole}) > 1 or schedule == "constant"
 
 
 def test_same_arguments_same_bits_and_the_callers_random_state_is_left_alone(tmp_path):

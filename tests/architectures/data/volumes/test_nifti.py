@@ -125,7 +125,12 @@ def test_volume_survives_pickling(good):
 
 def test_l14_header_text_is_not_carried_over(tmp_path):
     names = {"descrip": b"Doe^Jane", "aux_file": b"Doe", "intent_name": b"Doe", "db_name": b"Doe"}
-    volume = read_image(save(tmp_path / "a.nii.gz", **names))
+    source = save(tmp_path / "a.nii.gz", **names)
+    image = nib.load(source)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane, born 1950"))
+    nib.save(image, source)
+    assert gzip.decompress(source.read_bytes()).count(b"Doe") == 5
+    volume = read_image(source)
     write_image(tmp_path / "b.nii.gz", volume.voxels, like=volume)
     write_labels(tmp_path / "c.nii.gz", volume.voxels > 3, like=volume)
     for name in "bc":
