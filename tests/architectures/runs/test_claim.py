@@ -14,6 +14,7 @@ from leftovers import leave_half
 
 from trifuse.architectures.runs import claim
 from trifuse.architectures.runs.claim import claim_run_folder
+from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.storage.record import write_record
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.run_folder import OutputFolderError, discard_replaced, lock_folder
@@ -41,7 +42,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Whole:
-    data: Data = field(default_factory=Data)
+    data: Data | DataRecipe = field(default_factory=Data)
     training: Recipe = field(default_factory=lambda: Recipe(epochs=1, batch_size=1, lr=1.0))
 
 
@@ -269,6 +270,18 @@ def test_l5_what_the_new_run_reads_is_not_replaced(tmp_path):
     assert contents(out) == before
     with claim_run_folder(out, Whole(data=Data(str(tmp_path))), overwrite=True):  # a study that the run lies in
         begin(out)
+
+
+def test_l5_cases_of_the_new_run_that_are_links_into_the_old_one_are_not_replaced(tmp_path):
+    """Labels that the old run predicted, linked one by one into a cohort that lies elsewhere."""
+    out = make_run(tmp_path / "run")
+    before = contents(out)
+    cohort = fill(tmp_path / "cohort", {"images/a.nii.gz": "image"})
+    (cohort / "labels").mkdir()
+    (cohort / "labels" / "a.nii.gz").symlink_to(out / "predictions" / "test" / "case_1.nii.gz")
+    with pytest.raises(OutputFolderError, match=r"case_1\.nii\.gz is needed by the new run"):
+        claim_run_folder(out, Whole(data=DataRecipe(str(cohort))), overwrite=True).__enter__()
+    assert contents(out) == before
 
 
 def test_parts_of_repeats_are_looked_at_for_locks_too(tmp_path):

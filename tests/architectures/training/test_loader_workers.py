@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -95,7 +96,7 @@ MORE_THAN_THERE_IS = 1 << 46  # bytes
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("how", ["numpy", "torch", "collating"])
+@pytest.mark.parametrize("how", ["numpy", "torch", "system", "collating"])
 def test_t9_memory_that_runs_out_is_said_with_an_estimate_and_what_to_do(how, workers, tmp_path, monkeypatch):
     class Hungry(Squares):
         def __getitem__(self, key):
@@ -103,6 +104,8 @@ def test_t9_memory_that_runs_out_is_said_with_an_estimate_and_what_to_do(how, wo
                 np.empty(MORE_THAN_THERE_IS, np.uint8)
             if how == "torch":
                 torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
+            if how == "system":
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
             return super().__getitem__(key)
 
         def name_of(self, key):

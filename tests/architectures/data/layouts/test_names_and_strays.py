@@ -13,7 +13,7 @@ from trifuse.architectures.data.layouts.split import read_split
 from trifuse.architectures.data.volumes.files import nifti_named
 from trifuse.architectures.evaluation.scoring import prediction_path
 from trifuse.architectures.runs.recipes import DataRecipe, matching_cases
-from trifuse.architectures.storage.file_names import path_below
+from trifuse.architectures.storage.file_names import can_name_files, path_below
 
 NAME = "Müller_é"
 FORMS = [unicodedata.normalize(form, NAME) for form in ("NFC", "NFD")]
@@ -104,6 +104,12 @@ def test_d27_both_forms_in_one_folder(put_cohort, tmp_path):
     put_cohort(tmp_path, *FORMS)
     put_cohort(tmp_path, *FORMS[::-1])
     refused(tmp_path, "name 'Müller_é", "how accents are stored")
+
+
+@pytest.mark.parametrize(("letter", "longest"), [("a", 240), ("é", 120)])
+def test_d30_the_length_of_a_name_is_that_of_its_bytes(letter, longest):
+    assert can_name_files(letter * longest)
+    assert not can_name_files(letter * (longest + 1))
 
 
 @pytest.mark.parametrize("name", ["case[1]", "[abc]", "a*b", "what?"])

@@ -155,6 +155,15 @@ def test_one_of_several_channels(root):
     assert open_images(root, channel="ADC").cases[0].image.name == "a_0001.nii.gz"
 
 
+def test_d1_a_case_to_test_on_that_lacks_the_chosen_channel_is_not_scored_on_another(root):
+    for part, cases in (("Tr", "abc"), ("Ts", "de")):
+        fill(root, part, cases, channels=2)
+    describe(root, channel_names={"0": "T2", "1": "ADC"})
+    (root / "imagesTs" / "e_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match="channels of case e: expected 0000, 0001, got 0000"):
+        open_cohort(root, channel="ADC")
+
+
 def test_a_run_on_a_channel_predicts_from_that_channel(root, tmp_path_factory):
     fill(root, cases="a", channels=2)
     for case in "bc":
