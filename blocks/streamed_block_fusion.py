@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.library import autocast_available
 

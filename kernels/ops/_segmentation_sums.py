@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu import segmentation_sums as cpu
+from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 

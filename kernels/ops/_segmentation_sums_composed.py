@@ -12,10 +12,10 @@ from functools import reduce
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trifuse.kernels.cpu.segmentation_sums import SMALLEST_TOTAL, interpolation_weights
+from trifuse.kernels.differentiation import once_differentiable
 
 
 def subsets_of(maps: int) -> list[tuple[int, ...]]:

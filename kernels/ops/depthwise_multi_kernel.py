@@ -23,10 +23,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trifuse.kernels import library
+from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 

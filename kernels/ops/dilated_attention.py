@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu import dilated_attention as cpu
 from trifuse.kernels.cpu.dilated_attention import Windows
+from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import BackendError
 from trifuse.kernels.torch_internals import below_autograd
 

@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_sums import channel_sums
+from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 

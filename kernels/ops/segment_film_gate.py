@@ -32,11 +32,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_affine import channel_affine, channel_affine_gradients
+from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import DataError, ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 

@@ -24,10 +24,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_affine import channel_affine, channel_affine_gradients
+from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 

@@ -234,3 +234,21 @@ def test_k29_deterministic_algorithms_repeat_bit_for_bit(op, name):
         with deterministic():
             first, second = (outcome(call, name) for _ in range(2))
         assert all(map(torch.equal, first, second))
+
+
+@every_operator
+@every_backend
+def test_k23_a_second_derivative_is_refused_where_the_incoming_gradient_needs_none(op, name):
+    refused = 0
+    for call in calls_of(op, SHAPE):
+        if not (leaves := call.leaves()):
+            continue
+        with backend(name):
+            gradients = torch.autograd.grad(call().sum(), leaves, create_graph=True)
+        refusal = r"is once_differentiable.*backend\('reference'\)"
+        if op == "monte_carlo_pool" and name == "torch":
+            refusal += "|does not require grad"  # where it is plain PyTorch, which knows that it is linear
+        with pytest.raises(RuntimeError, match=refusal):
+            sum(gradient.square().sum() for gradient in gradients).backward()
+        refused += 1
+    assert refused or op == "upsample_argmax"
