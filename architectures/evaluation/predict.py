@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +36,15 @@ from .sliding_window import sliding_window_inference
 
 MANIFEST = "predictions.json"
 _EXTRAS, _IMAGES = "extras_sha256", "images_sha256"  # of each case, in the manifest
+
+
+class NotPredicted(DataError):
+    """Cases could not be predicted; all others were."""
+
+    @property
+    def by_case(self) -> dict[str, DataError]:
+        """What is wrong with each case."""
+        return {str(error.file): error for error in self.errors or [self]}
 
 
 def predict_volume(
@@ -108,7 +117,7 @@ def predict_cases(
     *,
     batch_size: int = 8,
     device: torch.device | str | None = None,
-    side_inputs: Mapping[str, SideInputs] | None = None,
+    side_inputs: Mapping[str, SideInputs | DataError] | None = None,
     replace: bool = False,
 ) -> list[Path]:
     """Predict cases of a cohort into ``out/<case_id>.nii.gz``, class ids on each image's own grid.
@@ -123,15 +132,15 @@ def predict_cases(
         case_ids: the cases to predict.
         out: folder for the label maps, of this model's predictions alone.
         preprocessing: as in training, see `predict_labels`.
-        side_inputs: what the cases bring beside their images; only with ``patches``.
+        side_inputs: what the cases bring beside their images, or what is wrong with it; only with ``patches``.
         replace: make label maps anew that another network made, or of which that is not known, instead of refusing.
 
     Returns:
         The paths of all predictions, in the order of ``case_ids``.
 
     Raises:
-        DataError: nothing to do, an unknown case, an output folder that holds inputs or another model's predictions;
-            or, after all the others are written, the cases that could not be predicted.
+        DataError: nothing to do, an unknown case, an output folder that holds inputs or another model's predictions.
+        NotPredicted: after all the others are written, the cases that could not be predicted.
     """
     if side_inputs is not None and preprocessing.patches is None:
         raise ValueError("side_inputs: expected none for whole slices; networks that take them see patches")
@@ -144,20 +153,23 @@ def predict_cases(
     made_by = _MadeBy(digest_of_tensors(model.state_dict()), preprocessing)
     images = {case.case_id: _image_of(case, preprocessing) for case in cases}
     folder = _Folder(out, made_by, images, replace=replace)
-    folder.open({name: None if one is None else one.digest() for name, one in brought.items()})
-    problems = []
+    broken = {name: one for name, one in brought.items() if isinstance(one, DataError)}
+    folder.open({name: one.digest() if isinstance(one, SideInputs) else None for name, one in brought.items()}, broken)
+    problems: list[DataError] = []
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
         if case.case_id in folder.kept:
             continue
         try:
             volume = load_image(case, nonfinite=preprocessing.nonfinite)
-            labels = predict_labels(model, volume, preprocessing, brought[case.case_id], batch_size, device)
+            if isinstance(given := brought[case.case_id], DataError):
+                raise given
+            labels = predict_labels(model, volume, preprocessing, given, batch_size, device)
             write_labels(prediction_path(out, case.case_id), labels, like=volume)
             folder.add(case.case_id)
         except (DataError, NumericError) as error:
-            problems.append(DataError(case.case_id, "not predicted", got=error))
+            problems.append(NotPredicted(case.case_id, "not predicted", got=error))
     if problems:
-        raise DataError.merge(problems)
+        raise NotPredicted.merge(problems)
     return [prediction_path(out, case.case_id) for case in cases]
 
 
@@ -264,10 +276,10 @@ class _Folder:
         self.kept: set[str] = set()
         self.outdated: list[str] = []
 
-    def open(self, side_inputs: Mapping[str, str | None]) -> None:
+    def open(self, side_inputs: Mapping[str, str | None], broken: Collection[str]) -> None:
         """Create the folder, or accept it if the same model made what is in it; clean up what a killed run left.
 
-        Of the side inputs, those of every case that is kept must be the same.
+        Of the side inputs, those of every case that is kept must be the same; of a ``broken`` one none is kept.
         """
         out, manifest = self._out, self._manifest
         if out.exists() and not out.is_dir():
@@ -285,7 +297,8 @@ class _Folder:
         elif not self._replace and any(out.glob("*.nii.gz")):
             raise DataError(out, "output folder", got="volumes of unknown origin", want="an empty or a new folder")
         there = [case_id for case_id in side_inputs if prediction_path(out, case_id).exists()]
-        self.kept = {case_id for case_id in there if _is_of(self._images[case_id], self._recorded.get(case_id))}
+        same = {case_id for case_id in there if _is_of(self._images[case_id], self._recorded.get(case_id))}
+        self.kept = same.difference(broken)
         changed = [name for name in there if name in self.kept and before.get(name) != side_inputs[name]]
         if self._replace:
             self.kept -= {*changed}

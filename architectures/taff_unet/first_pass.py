@@ -19,7 +19,7 @@ import numpy as np
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.volumes.nifti import read_labels
-from trifuse.architectures.evaluation.predict import made_of_these_images, predict_cases
+from trifuse.architectures.evaluation.predict import NotPredicted, made_of_these_images, predict_cases
 from trifuse.architectures.evaluation.scoring import prediction_path
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, SPLIT_FILE, is_main_process
 from trifuse.architectures.runs.parallel import run_each
@@ -148,11 +148,21 @@ def first_pass_labels(run: Path, prior: PriorRecipe) -> Path:
     return run / FIRST_PASS_FOLDER / LABELS if prior.labels is None else Path(prior.labels)
 
 
-def predict_first_pass(run: Path | None, cohort: Cohort, out: Path, prior: PriorRecipe, batch_size: int) -> Path:
+def predict_first_pass(
+    run: Path | None,
+    cohort: Cohort,
+    out: Path,
+    prior: PriorRecipe,
+    batch_size: int,
+    *,
+    broken: dict[str, DataError] | None = None,
+) -> Path:
     """Predict the wall of new images by the network of a run's first pass; return the folder of the label maps.
 
+    What is wrong with images that cannot be predicted is taken up by ``broken``, if that is given.
+
     Raises:
-        DataError: the run's prior is an oracle, or it has no first pass of its own.
+        DataError: the run's prior is an oracle, or it has no first pass of its own; see `predict_cases`.
     """
     want = "--prior-labels, a folder of label maps <case>.nii.gz to build the prior from"
     if prior.source == "gt":
@@ -161,12 +171,11 @@ def predict_first_pass(run: Path | None, cohort: Cohort, out: Path, prior: Prior
     if network is None or not (network / "best").is_dir():
         raise DataError(run or out, "prior", got="no first pass to predict the wall by", want=want)
     model, data = load_network(network)
-    predict_cases(
-        model,
-        cohort,
-        [case.case_id for case in cohort.cases],
-        out,
-        data.preprocessing,
-        batch_size=batch_size,
-    )
+    case_ids = [case.case_id for case in cohort.cases]
+    try:
+        predict_cases(model, cohort, case_ids, out, data.preprocessing, batch_size=batch_size)
+    except NotPredicted as error:
+        if broken is None:
+            raise
+        broken.update(error.by_case)
     return out

@@ -122,6 +122,7 @@ def case_side_inputs(
     ecg: EcgInputRecipe,
     *,
     labels: Path | None = None,
+    broken: dict[str, DataError] | None = None,
 ) -> dict[str, SideInputs]:
     """Return the side inputs of each case that the network takes.
 
@@ -132,13 +133,14 @@ def case_side_inputs(
         prior: how the prior is built.
         ecg: how ECGs become inputs.
         labels: folder of the label maps that the prior is built from; None takes the cohort's own.
+        broken: takes up what is wrong with cases, which are then left out, instead of an error.
 
     Raises:
         DataError: a reference label map cannot be divided into segments, landmarks are missing, or an ECG is unusable
             and must not be; all cases are looked at first.
     """
     side_inputs: dict[str, SideInputs] = {}
-    problems: list[DataError] = []
+    problems: dict[str, DataError] = {}
     arteries = None if prior.arteries is None else read_arteries(Path(prior.arteries))
     for case_id in case_ids:
         case = cohort.case(case_id)
@@ -149,13 +151,13 @@ def case_side_inputs(
                 segments = supplied_by(arteries, case_id, segments)
             constants = _ecg_inputs(case, network, ecg, notes) if network.takes_ecg else {}
         except DataError as error:
-            problems.append(error)
+            (problems if broken is None else broken)[case_id] = error
             continue
         if network.takes_segments and constants["has_ecg"] and segments is not None and not segments.any():
             notes.append("its ECG has no wall to say something about: it joins as the same at every position")
         side_inputs[case_id] = SideInputs(segments, constants, tuple(notes), network.takes_transform)
     if problems:
-        raise DataError.merge(problems)
+        raise DataError.merge([*problems.values()])
     return side_inputs
 
 

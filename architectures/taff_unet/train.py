@@ -19,6 +19,7 @@ from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.architectures.training.losses import SegmentationLoss, check_weights
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import ScarLoss
+from trifuse.kernels import DataError
 
 from .config import TaffUNetConfig
 from .first_pass import first_pass, predict_first_pass
@@ -142,8 +143,8 @@ def run_with_side_inputs(model: Any, batch: dict[str, Any]) -> TaffOutput:
 
 def prediction_side_inputs(
     model: TaffUNet, run: Path | None, cohort: Cohort, out: Path, *, prior_labels: Path | None, batch_size: int
-) -> Mapping[str, SideInputs]:
-    """Return what images to be predicted bring beside them.
+) -> Mapping[str, SideInputs | DataError]:
+    """Return what images to be predicted bring beside them, or what is wrong with it.
 
     Args:
         model: the network.
@@ -157,13 +158,14 @@ def prediction_side_inputs(
     Raises:
         DataError: there is nothing to build the prior from.
     """
-    prior, ecg = PriorRecipe("predicted"), EcgInputRecipe()
+    prior, ecg, broken = PriorRecipe("predicted"), EcgInputRecipe(), dict[str, DataError]()
     if run is not None:
         prior, ecg = run_section(run, "prior", PriorRecipe), run_section(run, "ecg", EcgInputRecipe)
     if model.config.takes_prior and prior_labels is None:
-        prior_labels = predict_first_pass(run, cohort, out / FIRST_PASS_FOLDER, prior, batch_size)
-    case_ids = [case.case_id for case in cohort.cases]
-    return case_side_inputs(cohort, case_ids, model.config, prior, ecg, labels=prior_labels)
+        prior_labels = predict_first_pass(run, cohort, out / FIRST_PASS_FOLDER, prior, batch_size, broken=broken)
+    case_ids = [case.case_id for case in cohort.cases if case.case_id not in broken]
+    found = case_side_inputs(cohort, case_ids, model.config, prior, ecg, labels=prior_labels, broken=broken)
+    return {**found, **broken}
 
 
 def training_side_inputs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
 from trifuse.kernels.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,7 @@ class SideInputs:
         return digest_of_tensors({**prior, **self.constants})
 
 
-def side_inputs_of(side_inputs: Mapping[str, SideInputs], case_id: str) -> SideInputs:
+def side_inputs_of(side_inputs: Mapping[str, T], case_id: str) -> T:
     """Return what a case brings.
 
     Raises:

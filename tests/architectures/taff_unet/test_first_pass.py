@@ -95,6 +95,11 @@ def test_it_trains_once_and_predicts_every_case_and_new_images(scar_cohort, coho
     some = replace(cohort, cases=cohort.cases[:1])
     assert predict_first_pass(tmp_path, some, tmp_path / "new", recipe.prior, 4) == tmp_path / "new"
     assert (tmp_path / "new" / "case001.nii.gz").exists()
+    (tmp_path / "half.nii.gz").write_bytes(some.cases[0].image.read_bytes()[:900])
+    two = replace(cohort, cases=(replace(cohort.cases[1], image=tmp_path / "half.nii.gz"), cohort.cases[2]))
+    broken: dict[str, DataError] = {}
+    predict_first_pass(tmp_path, two, tmp_path / "two", recipe.prior, 4, broken=broken)  # l9: the others go on
+    assert (broken.keys(), len([*(tmp_path / "two").glob("*.nii.gz")])) == ({"case002"}, 1)
 
 
 def test_t14_a_first_pass_goes_on_under_another_recipe_where_that_is_forced(scar_cohort, cohort, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from trifuse.architectures.runs.pipeline import train
 from trifuse.architectures.runs.predict import load_network, predict_images
 from trifuse.architectures.runs.recipes import RecipeError, recipe_from
 from trifuse.architectures.runs.repeats import train_repeats
+from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.taff_unet.config import TaffUNetConfig
 from trifuse.architectures.taff_unet.ecg_autoencoder import EcgAutoencoder, EcgAutoencoderConfig
 from trifuse.architectures.taff_unet.inputs import EcgInputRecipe, PriorRecipe, case_side_inputs
@@ -328,6 +330,27 @@ def test_new_images_bring_their_ecg_and_need_labels_for_an_oracle(finished, scar
     assert len(paths) == 7
     written = finished / "predictions" / "test" / "case007.nii.gz"
     assert (tmp_path / "labels" / "case007.nii.gz").read_bytes() == written.read_bytes()
+
+
+def test_l9_a_case_whose_inputs_are_broken_does_not_stop_the_others(finished, scar_cohort, tmp_path, capsys):
+    labels = shutil.copytree(scar_cohort / "seg", tmp_path / "seg")
+    name = next(labels.glob("case003*")).name
+    kept = (labels / name).read_bytes()
+    (labels / name).write_bytes(kept[:200])
+    out = tmp_path / "labels"
+    with pytest.raises(DataError, match=rf"(?s)^case003: not predicted: got .*seg/{name}"):
+        predict_images(finished, scar_cohort, out, prior_labels=labels)
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"case00{n}.nii.gz" for n in (1, 2, 4, 5, 6, 7)]
+    (labels / name).write_bytes(kept)
+    capsys.readouterr()
+    assert len(predict_images(finished, scar_cohort, out, prior_labels=labels)) == 7
+    assert "6 label maps kept, of the same images\n" in capsys.readouterr().err
+    before = (out / "case003.nii.gz").read_bytes()
+    (labels / name).unlink()  # what was made of it before is neither lost nor believed
+    with pytest.raises(DataError, match="case003: not predicted"):
+        predict_images(finished, scar_cohort, out, prior_labels=labels)
+    assert (out / "case003.nii.gz").read_bytes() == before
+    assert read_record(out / "predictions.json")["images_sha256"].keys() == {f"case00{n}" for n in (1, 2, 4, 5, 6, 7)}
 
 
 def test_the_loaded_network_is_the_one_that_was_trained(finished):
