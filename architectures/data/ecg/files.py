@@ -3,10 +3,11 @@
 ======== =======================================================================================================
 ``.hea`` a WFDB record; it may be named by its ``.hea``, its ``.dat`` or without a suffix
 ``.npy`` one array (12, T) or (T, 12), millivolts at 500 Hz unless the caller says otherwise
-``.npz`` ``signal`` or ``ecg`` as in ``.npy``; ``rate``, ``leads`` and ``units`` if the file knows them
-``.csv`` a line of lead names, perhaps with their unit (``I_mV``) and a column ``time_s``, then a line per sample;
-         between commas, or between semicolons or tabs, and then perhaps with decimal commas; empty cells were not
-         recorded
+``.npz`` ``signal`` or ``ecg`` as in ``.npy``; ``rate``, ``leads`` and ``units`` if the file knows them, each also by
+         its usual other names (``fs``, ``lead_names``); any other array is refused
+``.csv`` a line of lead names, perhaps with their unit (``I_mV``) and a column of the time (``time_s``, ``t [ms]``),
+         then a line per sample; between commas, or between semicolons or tabs, and then perhaps with decimal commas;
+         empty cells were not recorded
 ======== =======================================================================================================
 
 Nothing in a file is executed, and what a library cannot read becomes one sentence with the file's name. A
@@ -20,7 +21,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,17 @@ from .wfdb_header import WfdbHeader, WfdbSignal, read_header, without_date
 
 SUFFIXES = (".hea", ".npy", ".npz", ".csv")
 _UNITS = re.compile(r"[\s_(\[]+([mµμun]?V)[)\]]?$")  # I_mV, I (mV)
-_KEYS, _FACTS = ("leads", "units", "rate"), Limit(1 << 16, "as it is a fact about 12 leads")  # of .npz files
-_TIME_COLUMNS = ("time", "time_s", "t", "seconds")
+_FACTS = Limit(1 << 16, "as it is a fact about 12 leads")  # of .npz files
+_KEYS = {  # of .npz files: what arrays are for, and their names, the first of which is ours
+    "signal": ("signal", "ecg"),
+    "leads": ("leads", "lead_names", "lead_name", "sig_name", "channel_names"),
+    "rate": ("rate", "rate_hz", "fs", "sfreq", "sample_rate", "sampling_rate", "sampling_frequency", "frequency"),
+    "units": ("units", "unit"),
+}
+_TIME = re.compile(
+    r"(?:(?:time|zeit|t)(?:[\s_(\[]+|$))?(s|secs?|seconds?|ms|msecs?|milliseconds?)?[)\]]?", re.IGNORECASE
+)
+_COUNTERS = ("", "index", "sample", "samples")  # columns that number the samples: pandas leaves the name empty
 _WFDB_RATE_HZ = 250.0  # of a header that says none, by the definition of the format
 
 
@@ -166,12 +176,9 @@ def _channels_first(path: Path, array: np.ndarray) -> np.ndarray:
 
 def _read_npz(path: Path) -> _Content:
     with open_npz(path) as archive:
-        key = next((key for key in ("signal", "ecg") if key in archive.names), None)
-        if key is None:
-            got = f"arrays {', '.join(sorted(archive.names)) or 'none'}"
-            raise DataError(path, "content", got=got, want="an array named 'signal' or 'ecg'")
-        samples = _channels_first(path, archive.read(key, Limit.of_file(path)))
-        said = {name: archive.read(name, _FACTS, kinds=NUMBERS + TEXT) for name in archive.names if name in _KEYS}
+        keys = _keys_of(path, archive.names)
+        samples = _channels_first(path, archive.read(keys.pop("signal"), Limit.of_file(path)))
+        said = {fact: archive.read(key, _FACTS, kinds=NUMBERS + TEXT) for fact, key in keys.items()}
     names, units = (_texts(said[key]) if key in said else None for key in ("leads", "units"))
     rates = np.unique(said["rate"]).tolist() if "rate" in said else []
     if len(rates) > 1:
@@ -183,6 +190,25 @@ def _read_npz(path: Path) -> _Content:
     return _Content(samples, names, float(rates[0]) if rates else None, units)
 
 
+def _keys_of(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the name of each array by what it is for; refuse a second one for the same, and any other array."""
+    found = {fact: [name for name in names if name.lower() in known] for fact, known in _KEYS.items()}
+    if not found["signal"]:
+        got = f"arrays {', '.join(sorted(names)) or 'none'}"
+        raise DataError(path, "content", got=got, want="an array named 'signal' or 'ecg'")
+    problems = [
+        DataError(path, fact, got=f"arrays {listed(several)}", want="one array", hint="leave the others out")
+        for fact, several in found.items()
+        if len(several) > 1
+    ]
+    if others := sorted(set(names).difference(*found.values())):
+        want = f"none but {listed(_KEYS)}, as no other is used"
+        problems.append(DataError(path, "content", got=f"arrays {listed(others)}", want=want, hint="leave them out"))
+    if problems:
+        raise DataError.merge(problems)
+    return {fact: keys[0] for fact, keys in found.items() if keys}
+
+
 def _texts(array: np.ndarray) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else str(text) for text in np.atleast_1d(array).ravel().tolist()]
 
@@ -190,14 +216,14 @@ def _texts(array: np.ndarray) -> list[str]:
 def _read_csv(path: Path) -> _Content:
     header, table, notes = _table(path, read_text(path))
     columns = dict(zip(header, table.T, strict=True))
-    time = next((columns.pop(name) for name in header if name.lower() in _TIME_COLUMNS), None)
-    rate = None if time is None else _rate_of(path, time)
+    rate = _rate_of(path, {name: columns.pop(name) for name in header if name and _TIME.fullmatch(name)})
     named = [(name, _UNITS.search(name)) for name in columns]
     names = [name[: unit.start()] if unit else name for name, unit in named]
     units = {name: unit[1] if unit else "" for name, (_, unit) in zip(names, named, strict=True)}
     bare = [name for name in names if lead_row(name) is not None and not units[name]]
     if bare and any(units.values()):
         raise DataError(path, "units", got=f"none of {listed(bare)}", want="a unit in every lead's name, or in none")
+    _refuse_unnamed_time(path, {name: columns[column] for name, column in zip(names, list(columns), strict=True)})
     known = [units[name] or "mV" for name in names] if any(units.values()) else None  # of a stranger none is needed
     return _Content(np.stack(list(columns.values())), names, rate, known, notes)
 
@@ -230,12 +256,36 @@ def _table(path: Path, text: str) -> tuple[list[str], np.ndarray, list[str]]:
     return names, np.array(numbers, np.float64), ["commas are taken for decimal points"] if commas else []
 
 
-def _rate_of(path: Path, time_s: np.ndarray) -> float:
-    steps = np.diff(time_s)
-    step = float(time_s[-1] - time_s[0]) / max(len(steps), 1)  # of all: single ones are rounded
-    if not step > 0 or not np.abs(steps - step).max() <= step / 2:
-        raise DataError(path, "time", got="steps that differ", want="seconds that rise evenly")
-    return round(1 / step, 3)
+def _rate_of(path: Path, times: dict[str, np.ndarray]) -> float | None:
+    """Return samples per second by the columns of the time; None without one."""
+    rates = {}
+    for name, time in times.items():
+        unit = _TIME.fullmatch(name)[1] or "s"  # type: ignore[index]  # they match
+        if not (step := _even_step(time)):
+            raise DataError(path, name, got="steps that differ", want="a time that rises evenly")
+        rates[name] = round((1000 if unit.lower().startswith("m") else 1) / step, 3)
+    if len(set(rates.values())) > 1:
+        got = listed(f"{name} {rate:g} Hz" for name, rate in rates.items())
+        raise DataError(path, "time", got=got, want="one rate")
+    return next(iter(rates.values()), None)
+
+
+def _even_step(values: np.ndarray) -> float | None:
+    """Return the step by which values rise evenly, give or take what rounding does; None if they do not."""
+    steps = np.diff(values)
+    step = float(values[-1] - values[0]) / max(len(steps), 1)  # of all: single ones are rounded
+    return step if step > 0 and np.abs(steps - step).max() <= step / 2 else None
+
+
+def _refuse_unnamed_time(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Refuse a column of another name that rises evenly: a time, by which another rate than the usual may hold."""
+    for name, values in columns.items():
+        if lead_row(name) is not None or not (step := _even_step(values)):
+            continue
+        if name.lower() not in _COUNTERS or step != 1:
+            got = f"no lead, but values that rise by {step:g}"
+            hint = "a time: name it time_s or time_ms; anything else: leave it out"
+            raise DataError(path, f"column {name!r}", got=got, want="a lead", hint=hint)
 
 
 def _read_wfdb(path: Path) -> _Content:

@@ -7,7 +7,7 @@ names may also end in four digits that number cases, so only a case of which ``_
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from trifuse.architectures.storage.text import listed
@@ -62,20 +62,35 @@ def cases_of_images(
     return cases + [Case(name, name, path, None) for name, path in files.items() if name not in of_channels]
 
 
-def _number(folder: Path, channel: str) -> int:
-    """Return the number of a channel by its number or its name.
+def channel_number(channel: str, names: Sequence[str], file: Path) -> int:
+    """Return the number of a channel by its number or its name, one of ``names``, which ``file`` says.
 
     Raises:
-        DataError: it is neither.
+        DataError: it is neither, or may mean several channels.
     """
-    names: tuple[str, ...] = ()
-    if (folder.parent / DESCRIPTION_FILE).is_file():
-        names = read_description(folder.parent).channels or ()
-    if channel in names:
-        return names.index(channel)
+    meant = [number for number, name in enumerate(names) if channel in (name, str(number))]
+    if len(meant) == 1:
+        return meant[0]
+    got, want, hint = channel, f"one of {listed(dict.fromkeys((*names, *map(str, range(len(names))))))}", ""
+    if meant:
+        got = f"{channel}, which may be any of {listed(f'{number} ({names[number]})' for number in meant)}"
+        want, hint = (
+            "a name or number of one channel",
+            f"tell the channels apart in {file.name}, or name it by its number",
+        )
+    raise DataError(file, "channel", got=got, want=want, hint=hint)
+
+
+def _number(folder: Path, channel: str) -> int:
+    """Return the number of a channel of the images in ``folder``, whose names may be told beside it.
+
+    Raises:
+        DataError: it is no number, and no name that is told, or may mean several.
+    """
+    description = folder.parent / DESCRIPTION_FILE
+    if description.is_file() and (names := read_description(folder.parent).channels):
+        return channel_number(channel, names, description)
     if channel.isdecimal():
         return int(channel)
     hint = "name it by its number in the training's data set, such as 0"
-    raise DataError(
-        folder, "channel", got=channel, want=listed(names) or f"a {DESCRIPTION_FILE} that names it", hint=hint
-    )
+    raise DataError(folder, "channel", got=channel, want=f"a {DESCRIPTION_FILE} that names it", hint=hint)

@@ -20,7 +20,7 @@ from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.text import count, listed, natural_key
 from trifuse.kernels.errors import DataError
 
-from .channels import case_and_channel
+from .channels import case_and_channel, channel_number
 from .cohort import Case, Cohort, Split
 from .found import Classes, Found, by_name
 from .layout import Export, Layout, Option
@@ -55,7 +55,7 @@ def scan_nnunet(root: Path, channel: str | None) -> Found:
     number = _channel_number(described, channel)
     for name, files in {**train, **test}.items():
         _refuse_wrong_channels(described, name, files)
-    cases = [_case(name, files, number) for name, files in {**test, **train}.items() if files.images]
+    cases = [_case(name, files, number or 0) for name, files in {**test, **train}.items() if files.images]
     for name in sorted(set(train) & set(test), key=natural_key):
         problems.append(DataError(root, f"case {name}", got=f"{TRAIN_IMAGES} and {TEST_IMAGES}", want="one of them"))
     ids = [tuple(sorted(names, key=natural_key)) for names in (train, test)]
@@ -66,7 +66,7 @@ def scan_nnunet(root: Path, channel: str | None) -> Found:
         split=split,
         notes=tuple(described.notes),
         classes=_classes(described),
-        images_unclear=channel is None and any(case.other_channels for case in cases),
+        images_unclear=any(case.other_channels for case in cases) if channel is None else number is None,
     )
 
 
@@ -138,18 +138,19 @@ def _listed_files(described: Description) -> dict[str, _Files]:
     return {name: _Files(dict(enumerate(listing.images)), listing.label) for name, listing in cases.items()}
 
 
-def _channel_number(described: Description, channel: str | None) -> int:
-    """Return the number of the channel to use."""
+def _channel_number(described: Description, channel: str | None) -> int | None:
+    """Return the number of the channel to use; None, with a fault, where it is unclear."""
     names = described.channels or ("the only one",)
-    if channel is None and len(names) > 1:
+    if channel is not None:
+        try:
+            return channel_number(channel, names, described.path)
+        except DataError as error:
+            described.problems.append(error)
+            return None
+    if len(names) > 1:
         hint = "the networks see one: choose it with channel=NAME"
         described.refuse("channel_names", f"{len(names)} channels: {listed(names)}", "one channel", hint)
-    elif channel is not None:
-        numbers = {name: number for number, name in enumerate(names)}
-        numbers |= {str(number): number for number in range(len(names))}
-        if channel in numbers:
-            return numbers[channel]
-        described.refuse("channel", channel, f"one of {listed(numbers)}")
+        return None
     return 0
 
 

@@ -255,7 +255,47 @@ def test_csv_says_in_which_line_no_number_is(tmp_path):
     refused(path, "no line of numbers")
 
 
+@pytest.mark.parametrize(
+    "name", ["time_ms", "Time [ms]", "ms", "t (s)", "time [s]", "Time (s)", "Zeit_s", "sec", "Zeit", "T"]
+)
+def test_e2_csv_with_a_time_of_any_usual_name(tmp_path, name):
+    time = np.arange(SIGNAL.shape[1]) * (4.0 if "ms" in name else 0.004)
+    assert read_ecg(put_csv(tmp_path / "a.csv", [time, *SIGNAL], [name, *LEADS])).rate_hz == 250
+
+
+def test_e2_csv_with_a_time_of_another_name_is_refused(tmp_path):
+    number = np.arange(SIGNAL.shape[1])
+    for name in ("elapsed", "timestamp", "Zeit in s"):
+        path = put_csv(tmp_path / "a.csv", [number * 0.004, *SIGNAL], [name, *LEADS])
+        refused(path, f"column {name!r}", "values that rise by 0.004", "time_s or time_ms")
+    path = put_csv(tmp_path / "a.csv", [number * 0.004, number * 5, *SIGNAL], ["t", "ms", *LEADS])
+    refused(path, "time: expected one rate, got t 250 Hz, ms 200 Hz")
+    for name in ("", "Sample"):
+        path = put_csv(tmp_path / "a.csv", [number, *SIGNAL], [name, *LEADS])
+        assert read_ecg(path, rate_hz=250).rate_hz == 250
+
+
 # --------------------------------------------------------------------------- NumPy, and what callers say
+
+
+@pytest.mark.parametrize("rate", ["fs", "sampling_rate", "Sampling_Frequency"])
+@pytest.mark.parametrize("leads", ["lead_names", "sig_name"])
+def test_e1_e2_npz_that_uses_other_names(tmp_path, rate, leads):
+    order = [*range(6), *range(11, 5, -1)]
+    content = {rate: 250, leads: [LEADS[row] for row in order], "unit": "mV"}
+    np.savez(tmp_path / "a.npz", signal=SIGNAL[order], **content)
+    record = read_ecg(tmp_path / "a.npz")
+    np.testing.assert_array_equal(record.signal_mv, SIGNAL)
+    assert (record.rate_hz, record.notes) == (250, ())
+
+
+def test_e1_e2_npz_with_arrays_that_are_not_used(tmp_path):
+    np.savez(tmp_path / "a.npz", ecg=SIGNAL, elektroden=LEADS[::-1], hz=250)
+    refused(tmp_path / "a.npz", "got arrays elektroden, hz", "signal, leads, rate, units")
+    np.savez(tmp_path / "b.npz", ecg=SIGNAL, signal=SIGNAL * 2)
+    refused(tmp_path / "b.npz", "signal: expected one array", "ecg, signal")
+    np.savez(tmp_path / "c.npz", ecg=SIGNAL, rate=500, fs=250)
+    refused(tmp_path / "c.npz", "rate: expected one array", "rate, fs")
 
 
 def test_npz_with_rates_and_units_of_each_lead(tmp_path):

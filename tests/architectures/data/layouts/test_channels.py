@@ -59,7 +59,7 @@ def test_d37_a_run_chooses_its_channel(tmp_path):
     description = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "x": 1}}
     (tmp_path / "dataset.json").write_text(json.dumps({**description, "numTraining": 0, "file_ending": ".nii.gz"}))
     assert opened(folder, channel="T2") == {"a": "a_0001"}
-    refused(folder, "channel: expected T1, T2, got FLAIR", channel="FLAIR")
+    refused(folder, "channel: expected one of T1, T2, 0, 1, got FLAIR", channel="FLAIR")
 
 
 def test_d37_the_first_channel_is_not_taken_for_another_that_was_trained_on(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -145,6 +146,8 @@ def test_one_of_several_channels(root):
         open_cohort(root)
     with pytest.raises(DataError, match="channel: expected one of T2, ADC, 0, 1, got CT"):
         open_cohort(root, channel="CT")
+    with pytest.raises(DataError, match="channel: expected one of T2, ADC, 0, 1, got 2"):
+        open_images(root, channel="2")
     for channel in ("ADC", "1"):
         case = open_cohort(root, channel=channel).cases[0]
         assert case.image.name == "a_0001.nii.gz"
@@ -162,6 +165,21 @@ def test_d1_a_case_to_test_on_that_lacks_the_chosen_channel_is_not_scored_on_ano
     (root / "imagesTs" / "e_0001.nii.gz").unlink()
     with pytest.raises(DataError, match="channels of case e: expected 0000, 0001, got 0000"):
         open_cohort(root, channel="ADC")
+
+
+@pytest.mark.parametrize(
+    ("names", "channel", "meant"),
+    [
+        (("zscore", "zscore"), "zscore", "got zscore, which may be any of 0 (zscore), 1 (zscore)"),
+        (("1", "0"), "1", "got 1, which may be any of 0 (1), 1 (0)"),
+    ],
+)
+def test_d29_a_channel_that_may_be_two_is_refused(root, names, channel, meant):
+    fill(root, channels=2)
+    describe(root, channel_names=dict(zip("01", names, strict=True)))
+    for reader, folder in ((open_cohort, root), (open_images, root), (open_images, root / "imagesTr")):
+        with pytest.raises(DataError, match=re.escape(f"channel: expected a name or number of one channel, {meant}")):
+            reader(folder, channel=channel)
 
 
 def test_a_run_on_a_channel_predicts_from_that_channel(root, tmp_path_factory):
