@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from trifuse.architectures.data.layouts.cohort import Cohort
-from trifuse.architectures.data.layouts.split import Split, read_split, write_split
+from trifuse.architectures.data.layouts.split import Split, read_split, verify_split, write_split
 from trifuse.architectures.data.samples.patch_dataset import GridPatches, PatchDataset, median_spacing_mm
 from trifuse.architectures.data.samples.preprocessing import Slices
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.architectures.evaluation.report import check_extras
+from trifuse.architectures.storage.text import listed
 from trifuse.architectures.training.loop import forward_with_side_inputs
 from trifuse.architectures.training.validation import SliceValidation
+from trifuse.kernels import DataError
 
 from .folder import CACHE_FOLDER, SPLIT_FILE, is_main_process
 from .recipes import DataRecipe
@@ -63,7 +65,12 @@ class PreparedData:
 
 
 def prepare_data(
-    recipe: DataRecipe, out: Path, *, cache: Path | None = None, side_inputs: Mapping[str, SideInputs] | None = None
+    recipe: DataRecipe,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    split: Split | None = None,
+    side_inputs: Mapping[str, SideInputs] | None = None,
 ) -> PreparedData:
     """Open the cohort, split it, write the split into the run's folder, and prepare the slices.
 
@@ -73,6 +80,7 @@ def prepare_data(
         recipe: which cases, and how they are prepared.
         out: the run's folder; a split that lies there already, from the run that is resumed, is used as it is.
         cache: folder of the prepared slices; None takes one in ``out``.
+        split: another one than the recipe's; None takes that of `open_split`.
         side_inputs: what the cases bring beside their images, by case id; only with patches.
 
     Raises:
@@ -80,7 +88,11 @@ def prepare_data(
         MissingExtra: scipy or matplotlib is not installed.
     """
     check_extras()
-    cohort, split = open_split(recipe, out)
+    if split is None:
+        cohort, split = open_split(recipe, out)
+    else:
+        cohort = recipe.open()
+        verify_split(cohort, split)
     preprocessing = recipe.preprocessing
     if preprocessing.patches is not None and preprocessing.patches.spacing_mm is None:
         spacing_mm = median_spacing_mm(cohort, split.train, preprocessing.nonfinite)
@@ -105,7 +117,22 @@ def prepare_data(
 
 
 def open_split(recipe: DataRecipe, out: Path) -> tuple[Cohort, Split]:
-    """Open the cohort and return it with the split of the run in ``out``: the one that lies there, or the recipe's."""
+    """Open the cohort and return it with the split of the run in ``out``: the one that lies there, or the recipe's.
+
+    Raises:
+        DataError: the one that lies there is not what the recipe says by now, as after its file was edited: cases that
+            were trained on might test.
+    """
     cohort = recipe.open()
     written = out / SPLIT_FILE
-    return cohort, read_split(written, cohort) if written.exists() else recipe.choose_split(cohort)
+    if not written.exists():
+        return cohort, recipe.choose_split(cohort)
+    split = read_split(written, cohort)
+    if recipe.split is None or Path(recipe.split).exists():
+        said = recipe.said_split(cohort)
+        moved = [case_id for part in get_args(Part) for case_id in {*getattr(said, part)} ^ {*getattr(split, part)}]
+        if moved:
+            got = f"{listed(sorted({*map(repr, moved)}))} in other parts than when the run began"
+            hint = f"restore the split as it is in {written}, or begin a new run in another folder"
+            raise DataError(recipe.split or cohort.root, "split", got=got, want="the split of the run", hint=hint)
+    return cohort, split

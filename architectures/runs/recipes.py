@@ -103,7 +103,18 @@ class DataRecipe(CohortOptions):
         return open_cohort(Path(self.root), **cohort_arguments(self))
 
     def choose_split(self, cohort: Cohort) -> Split:
-        """Read, build or draw the split, or take the cohort's own, whichever the recipe says."""
+        """Read, build or draw the split, or take the cohort's own, whichever the recipe says.
+
+        Raises:
+            DataError: it says two things, as a file and patterns; or see `verify_split`.
+        """
+        for name in ("val_cases", "test_cases"):
+            if self.split is not None and (given := getattr(self, name)):
+                raise DataError(self.split, "split", got=listed(map(repr, given)), want=f"no {name} beside it")
+        return self.said_split(cohort)
+
+    def said_split(self, cohort: Cohort) -> Split:
+        """Return that split; runs of older versions may have patterns beside a file, which wins."""
         split = self._given_split(cohort)
         return split if self.val_patients is None else hold_out(cohort, split, self.val_patients, self.split_seed)
 

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
-from trifuse.architectures.data.layouts.split import write_split
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.evaluation.predict import NotPredicted, made_of_these_images, predict_cases
 from trifuse.architectures.evaluation.scoring import prediction_path
-from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, SPLIT_FILE, is_main_process
+from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, is_main_process
 from trifuse.architectures.runs.parallel import run_each
 from trifuse.architectures.runs.pipeline import fit_network
 from trifuse.architectures.runs.predict import load_network
@@ -94,10 +93,6 @@ def _train_and_predict(
     network = plain.load(plain.network)
     config = recipe.network
     with open_world(recipe.training.device) as world:
-        with world.raise_on_any_rank():
-            if world.is_main:
-                run.mkdir(parents=True, exist_ok=True)
-                write_split(run / SPLIT_FILE, split, sealed=True)
         epochs = recipe.prior.first_pass_epochs or recipe.training.epochs
         first = plain.load(plain.recipe)(
             data=recipe.data,
@@ -111,7 +106,7 @@ def _train_and_predict(
             training=replace(recipe.training, epochs=epochs, init=None, reset_head=False),
         )
         with world.raise_on_any_rank():
-            data = prepare_data(first.data, run)
+            data = prepare_data(first.data, run, split=split)
             model = network(first.network)
         fit_network(model, first, data, run, resume=True, force_resume=force_resume)
         with world.raise_on_any_rank():

@@ -17,6 +17,7 @@ from trifuse.architectures.data.volumes.nifti import read_image, write_image
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
 from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError, recipe_from
+from trifuse.kernels import DataError
 
 
 def run(capsys, *words):
@@ -107,6 +108,21 @@ def test_convert_splits_as_it_is_told(tmp_path, put_case, capsys):
     code, text = run(capsys, *words, tmp_path / "c", "--test-cases", "z*")
     assert code == 3
     assert "0 cases that match 'z*'" in text
+
+
+def test_d28_a_file_of_the_split_and_patterns_are_not_both_followed(tmp_path, put_case, capsys):
+    """The file would win, and cases that were named to test would be trained on."""
+    for name in ("a", "b", "c"):
+        put_case(name, seed=ord(name), root=tmp_path / "cohort")
+    write_split(tmp_path / "split.json", Split(("a",), ("b",), ("c",)))
+    given = ["--split", tmp_path / "split.json", "--test-cases", "a"]
+    words = ["data", "convert", tmp_path / "cohort", "--to", "nnunet", "--out", tmp_path / "out"]
+    code, text = run(capsys, *words, *given)
+    assert code == 3
+    assert "--split: expected no --test-cases beside it, got 'a'" in text
+    data = DataRecipe(str(tmp_path / "cohort"), split=str(tmp_path / "split.json"), val_cases=("a",))
+    with pytest.raises(DataError, match="no val_cases beside it, got 'a'"):
+        data.choose_split(data.open())
 
 
 def test_recipes_reach_every_field_of_the_data(tmp_path, put_synapse):

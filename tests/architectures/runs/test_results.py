@@ -8,11 +8,12 @@ import pytest
 from finished_run import mark_finished
 
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
+from trifuse.architectures.runs.prepared_data import open_split
 from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.runs.results import check_tables, has_finished, is_kept, named_files, noted_results
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.record import read_record, write_record
-from trifuse.kernels import CheckpointError
+from trifuse.kernels import CheckpointError, DataError
 
 
 @pytest.fixture
@@ -51,6 +52,21 @@ def test_l16_a_run_has_finished_by_its_report_its_recipe_and_its_split(run, reci
         mark_finished(run, recipe)
         (run / name).unlink()
         assert not has_finished(run, recipe), name
+
+
+def test_t14_a_run_does_not_go_on_under_another_split(run, recipe, tmp_path):
+    """By which cases that were trained on might test; a file that has gone says nothing, and the run has its own."""
+    split = tmp_path / "split.json"
+    split.write_text('{"train": ["a", "c"], "val": [], "test": ["b"]}')
+    with pytest.raises(DataError, match=r"split\.json: split: .*got 'b', 'c' in other parts than when the run began"):
+        open_split(recipe.data, run)
+    split.unlink()
+    assert open_split(recipe.data, run)[1].test == ("c",)
+    by_patterns = replace(recipe.data, split=None, test_cases=("c",))
+    assert open_split(by_patterns, run)[1].test == ("c",)
+    with pytest.raises(DataError, match="'b', 'c' in other parts"):
+        open_split(replace(by_patterns, test_cases=("b",)), run)
+    assert not has_finished(run, replace(recipe, data=replace(by_patterns, test_cases=("b",))))
 
 
 @pytest.mark.parametrize("file", ["images/a.nii.gz", "labels/c.nii.gz"])
