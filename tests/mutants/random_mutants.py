@@ -106,15 +106,19 @@ def _is_python(source: str) -> bool:
 
 
 def changed(place: Place) -> str:
-    """Return the text of the file with the change."""
+    """Return the text of the file with the change.
+
+    Raises:
+        ValueError: the file is another than the one that the place was drawn from.
+    """
+    from cosmic_ray.ast import get_ast
     from cosmic_ray.mutating import MutationVisitor
     from cosmic_ray.plugins import get_operator
 
-    source = (ROOT / place.file).read_text(encoding="utf-8")
-    text = MutationVisitor.mutate_code(source, get_operator(place.operator)(), place.occurrence)
-    if text is None or text == source:
-        raise ValueError(f"nothing to change at {place}: the file is another than the one that was drawn from")
-    return text
+    source, operator = (ROOT / place.file).read_text(encoding="utf-8"), get_operator(place.operator)()
+    if (place.line, place.column) not in list(_spots(get_ast(source), operator))[place.occurrence :][:1]:
+        raise ValueError(f"no such change: {place}; the file is another than the one that was drawn from")
+    return MutationVisitor.mutate_code(source, operator, place.occurrence)
 
 
 def patch_of(place: Place) -> str:

@@ -50,8 +50,8 @@ def test_a_place_is_where_it_says(clip):
 
 
 def test_a_place_in_another_file_than_was_drawn_from_is_refused(clip):
-    clip.write_text("nothing = None\n")
-    with pytest.raises(ValueError, match="nothing to change at Place"):
+    clip.write_text("\n" + SOURCE)
+    with pytest.raises(ValueError, match="no such change: Place"):
         mutants.changed(CLIP)
 
 

@@ -12,10 +12,16 @@ from trifuse.architectures.dino_unet.train import DinoUNetRecipe, fit_options, p
 from trifuse.architectures.runs.recipes import RecipeError, recipe_from
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.architectures.training.parameter_groups import make_groups
+from trifuse.architectures.training.recipe import Recipe
 
 
 def recipe_with(*settings: str) -> DinoUNetRecipe:
     return recipe_from(DinoUNetRecipe, given={"data.root": "cohort"}, settings=settings)
+
+
+def test_defaults_are_the_papers():
+    paper = Recipe(epochs=50, batch_size=32, lr=5e-5, weight_decay=1e-4, betas=(0.9, 0.95), warmup_epochs=5)
+    assert DinoUNetRecipe().training == paper
 
 
 def test_the_weights_of_the_loss_are_fields():

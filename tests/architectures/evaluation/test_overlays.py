@@ -101,6 +101,9 @@ def test_the_scale_is_in_pixels_where_nobody_knows_the_spacing(tmp_path, figures
     draw_overlays([organs(8, spacing_mm)], ("background", *ORGANS), tmp_path)
     (scale,) = (text for text in texts_on(figures[0])[0] if text[:1].isdecimal())
     assert scale.split()[1] == unit
+    (axis,) = (axis for axis in figures[0].axes if any(text.get_text() == scale for text in axis.texts))
+    (words,) = (text for text in axis.texts if text.get_text() == scale)
+    assert words.get_position()[1] < min(line.get_ydata()[0] for line in axis.lines)  # above its bar
     if unit == "pixels":
         assert not any("mm" in text for texts in texts_on(figures[0]) for text in texts)
 

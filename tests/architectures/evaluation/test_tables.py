@@ -13,7 +13,12 @@ import pytest
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.scoring import OK, Row
 from trifuse.architectures.evaluation.summary import Scored, summarise
-from trifuse.architectures.evaluation.tables import read_case_table, write_case_table, write_summary_table
+from trifuse.architectures.evaluation.tables import (
+    is_case_table,
+    read_case_table,
+    write_case_table,
+    write_summary_table,
+)
 from trifuse.kernels import DataError
 
 STRICT = Conventions()
@@ -108,3 +113,11 @@ def test_reading_what_is_not_there(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"binary\.csv"):
         read_case_table(tmp_path / "binary.csv")
+
+
+def test_what_is_a_case_table(tmp_path):
+    """A file that cannot be read is none, and neither is one of other columns."""
+    write_case_table(tmp_path / "cases.csv", [row("a", 0.5)])
+    (tmp_path / "other.csv").write_text("case,split\na,train\n")
+    names = ("cases.csv", "other.csv", "absent.csv", ".")
+    assert [is_case_table(tmp_path / name) for name in names] == [True, False, False, False]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from made_ecg import made_ecg, on_paper, waves_at
 
 from trifuse.architectures.data.ecg.files import read_ecg
-from trifuse.architectures.data.ecg.median_beat import Beat, load_beat, median_beat, network_ecg
+from trifuse.architectures.data.ecg.median_beat import Beat, _alike, load_beat, median_beat, network_ecg
 from trifuse.architectures.data.ecg.signal import LEADS, arrange_leads
 from trifuse.kernels import DataError, MissingExtra
 
@@ -85,6 +85,15 @@ def test_strange_beats_are_left_out():
     beat = median_beat(record_of(signal))
     assert beat.beats == 7
     assert likeness(beat) > 0.97
+
+
+def test_beats_are_compared_from_before_the_complex_to_behind_its_wave_and_no_further():
+    """From 0.2 s before R, sample 200, to 0.4 s behind it."""
+    wave = np.abs(TRUTH).max() * np.exp(-0.5 * (np.arange(-40, 40) / 15) ** 2)
+    for middle, kept in ((150, 19), (300, 19), (350, 19), (50, 20), (500, 20)):
+        beats = np.stack([TRUTH] * 20)
+        beats[0, :, middle - 40 : middle + 40] += wave
+        assert len(_alike(beats)) == kept, middle
 
 
 def test_the_median_shrugs_off_an_artefact():

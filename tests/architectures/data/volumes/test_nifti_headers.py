@@ -21,6 +21,11 @@ def test_d10_number_of_dimensions(tmp_path, count):
     refused(save(tmp_path / "a.nii.gz", dim=[count, 7, 6, 5, 1, 1, 1, 1]), "dim")
 
 
+def test_d10_the_most_dimensions_that_a_header_has(tmp_path):
+    volume = read_image(save(tmp_path / "a.nii.gz", dim=[7, 7, 6, 5, 1, 1, 1, 1]))
+    assert volume.voxels.shape == (5, 6, 7)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
 def test_d11_pixdim(tmp_path, value):
     refused(save(tmp_path / "a.nii.gz", pixdim=[1, 1, value, 4, 0, 0, 0, 0]), "pixdim", "positive")
