@@ -35,7 +35,6 @@ COLUMNS = ("file", "line", "column", "operator", "occurrence", "verdict", "notic
 NEEDS_NAMES = ("core/VariableInserter", "core/VariableReplacer")  # operators that are told what to replace
 NO_TESTS = 5  # pytest's exit code
 READY = ("torch", "pytest", "hypothesis", "scipy.ndimage", "nibabel", "safetensors.torch", "tqdm")
-SECONDS = 60  # for a test: one that a mutant keeps from ending is noticed
 
 
 @dataclass(frozen=True)
@@ -183,8 +182,7 @@ def outcome(place: Place, tests_by_ring: list[list[str]]) -> tuple[str, str]:
         patch.write(patch_of(place))
         patch.flush()
         for tests in tests_by_ring:
-            options = ["-m", "not slow", f"--timeout={SECONDS}"]
-            code, output = run_tests([*options, *tests], Path(patch.name), ready=READY)
+            code, output = run_tests(["-m", "not slow", *tests], Path(patch.name), ready=READY)
             if code not in (GREEN, NO_TESTS):
                 first = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR "))), "")
                 return "noticed", first.split(" - ")[0].partition(" ")[2]
