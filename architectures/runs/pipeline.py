@@ -20,7 +20,7 @@ from .folder import BEST_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, network_fol
 from .prepared_data import Part, PreparedData, open_split, prepare_data
 from .recipes import RecipeError
 from .registry import experiment_of
-from .report import report_run
+from .report import parts_to_report, report_run
 from .results import describe_results, noted_results
 from .run_description import describe_run
 
@@ -33,7 +33,8 @@ class RunOptions(TypedDict, total=False):
         overwrite: replace the run in the folder, which stays until the new one has its first checkpoint.
         force_resume: continue although anything else of the recipe, or the data, has changed.
         tensorboard: also write TensorBoard files.
-        parts: of the split to predict, score and report; the test cases if the option is not given.
+        parts: of the split to predict, score and report; the test cases if the option is not given. A run that goes on
+            reports those again that it has reported.
         command: the command line that does the run again, to be put into the report.
     """
 
@@ -95,6 +96,7 @@ def train(
             return None
         best = network.from_pretrained(out / BEST_FOLDER).to(next(model.parameters()).device)
         targets = len(data.cohort.class_names) - 1
+        parts = parts_to_report(out, parts)
         with noted_results(out, **describe_results(given, data.cohort, data.split, parts, data.digests)):
             return report_run(
                 out,

@@ -35,6 +35,12 @@ from .recipes import DataRecipe
 _PART_TITLES = {"train": "Training cases", "val": "Validation cases", "test": "Test cases"}
 
 
+def parts_to_report(out: Path, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return the parts that are asked for, and those that a run reported before: they would be of other weights."""
+    reported = [part for part in get_args(Part) if (out / f"{part}_cases.csv").exists()]
+    return tuple(dict.fromkeys([*parts, *reported]))
+
+
 def report_run(
     out: Path,
     model: nn.Module,

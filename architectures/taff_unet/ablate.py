@@ -82,12 +82,14 @@ def ablate(
         command: the command line that makes the table again, to be put below it.
 
     Raises:
-        RecipeError: both a cohort and the ambiguous phantom are asked for.
+        RecipeError: both a cohort and the ambiguous phantom, or a number of its cases, are asked for.
         DataError: ``out`` holds a phantom with another number of cases.
         Further ones: see `train`.
     """
-    if cohort is not None and phantom != "easy":
-        raise RecipeError(f"a cohort takes the place of the phantom: expected no phantom beside it, got {phantom!r}")
+    beside = {"phantom": None if phantom == "easy" else phantom, "cases": cases}  # what there would be no effect of
+    for name, value in beside.items():
+        if cohort is not None and value is not None:
+            raise RecipeError(f"a cohort takes the place of the phantom: expected no {name} beside it, got {value!r}")
     plan = ABLATIONS[phantom].of_cases(cases)
     plan = replace(plan, epochs=epochs or plan.epochs, seeds=seeds or plan.seeds)
     root = cohort or plan.write(out, keep=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from inspect import signature
 from pathlib import Path
+
+import pytest
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.runs.registry import experiment
@@ -49,6 +52,20 @@ def test_what_is_not_said_is_left_to_the_network(monkeypatch, tmp_path):
     said = [{name: value for name, value in options.items() if name != "command"} for options in asked]
     demo = {"seed": 0, "overwrite": False}
     assert said == [{}, {"phantom": "ambiguous", "seeds": 2, "jobs": 2}, {"phantom": "ambiguous", **demo}, demo]
+
+
+@pytest.mark.parametrize(("network", "cases"), [("fias", 2), ("dino_unet", 1), ("taff_unet", 1)])
+def test_l2_an_ablation_of_too_few_cases_is_refused_in_words(network, cases, tmp_path, capsys):
+    assert main(["ablate", network, "--out", str(tmp_path / "out"), "--cases", str(cases)]) == 3
+    assert re.search(r"cases: expected at least (3 cases|one)", capsys.readouterr().err)
+
+
+def test_a_cohort_of_ones_own_has_as_many_cases_as_it_has(tmp_path, capsys):
+    words = ["ablate", "taff_unet", "--out", str(tmp_path / "out"), "--cohort", str(tmp_path)]
+    assert main([*words, "--cases", "4"]) == 2
+    assert "expected no cases beside it, got 4" in capsys.readouterr().err
+    assert main([*words, "--phantom", "ambiguous"]) == 2
+    assert "expected no phantom beside it, got 'ambiguous'" in capsys.readouterr().err
 
 
 def test_the_help_says_what_an_ablation_does():

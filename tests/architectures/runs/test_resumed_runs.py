@@ -44,11 +44,14 @@ def recipe_of(cohort: Path, *, base_dim: int = 4, **training) -> PlainUNetRecipe
 
 def test_t13_a_finished_run_that_is_trained_longer_gets_its_report(cohort, tmp_path):
     out = tmp_path / "run"
-    train(recipe_of(cohort), out)
+    train(recipe_of(cohort), out, parts=("test", "train"))
     report = train(recipe_of(cohort, epochs=2), out, resume=True)
     assert "epoch 2 of 2" in report.read_text()
     weights = digest_of_tensors(PlainUNet.from_pretrained(out / "best").state_dict())
-    assert read_record(out / "predictions" / "test" / "predictions.json")["weights_sha256"] == weights
+    for part in ("test", "train"):  # what was reported once is not left behind
+        assert read_record(out / "predictions" / part / "predictions.json")["weights_sha256"] == weights
+    assert read_record(out / "results.json")["parts"] == ["test", "train"]
+    assert "Training cases" in report.read_text()
     assert [row["epoch"] for row in read_log(out / "log.csv")] == [1, 2]
     assert read_record(out / "run.json")["recipe"]["epochs"] == 2
 
