@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from trifuse.architectures.runs.torture_blows import (
     lose_a_rank,
     send_a_signal,
 )
-from trifuse.architectures.runs.torture_session import COUNTED, Alone, Trap
+from trifuse.architectures.runs.torture_session import COUNTED, Alone, Trap, handles
 
 LOG = "epoch,loss,seconds\n1,{loss},{seconds}\n"
 
@@ -308,3 +309,16 @@ def test_a_folder_that_holds_something_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("")
     assert main(["torture", "--out", str(tmp_path)]) == 2
     assert "is not empty; choose another folder" in capsys.readouterr().err
+
+
+def test_a_handler_is_told_by_its_signal():
+    """A blow that comes before the run has a handler would end it: it waits for this."""
+    numbers = (signal.SIGUSR1, signal.SIGSEGV, signal.SIGUSR2)  # 10, 11 and 12
+    before = [handles(os.getpid(), number) for number in numbers]
+    old = signal.signal(signal.SIGUSR2, lambda *_: None)
+    try:
+        assert [handles(os.getpid(), number) for number in numbers] == [*before[:2], True]
+    finally:
+        signal.signal(signal.SIGUSR2, old)
+    assert not before[2]
+    assert not handles(2**22 + 1, signal.SIGTERM)  # there is no such process

@@ -265,6 +265,13 @@ def test_a_column_without_a_complete_beat_is_not_used():
     assert not beat.signal_mv[9:].any()
 
 
+def test_a_lead_that_is_missing_on_paper_costs_no_other():
+    shown = on_paper(made_ecg(bpm=75))
+    shown[6] = np.nan
+    beat = median_beat(record_of(shown), min_beats=1)
+    assert list(np.flatnonzero(~beat.usable)) == [6]
+
+
 def test_paper_without_any_beat():
     shown = on_paper(made_ecg(4, bpm=75), rhythm=False)  # one second for each lead
     refused("at least 1", record=record_of(shown), min_beats=1)
