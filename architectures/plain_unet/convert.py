@@ -9,22 +9,34 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trifuse.architectures.data.samples.preprocessing import Patches
+from trifuse.architectures.runs.nnunet_recipe import nnunet_data
+from trifuse.architectures.storage.config_json import config_to_json
 from trifuse.architectures.storage.published_weights import (
     WRAPPER,
     ConversionReport,
     compare,
     convert_weights,
+    read_pickled,
     read_tensors,
+    tensors_in,
 )
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels.errors import CheckpointError
 
 from .model import PlainUNet, PlainUNetConfig
 
+_SCALINGS = {"ZScoreNormalization": "zscore", "RescaleTo01Normalization": "minmax", "NoNormalization": "as_is"}
+_NO_PLANS = (
+    "no plans lie beside its weights: trifuse predict takes z-scores, and asks for the spacing that it was trained at"
+)
 _WRAPPERS = f"(?:{WRAPPER})*"
 _ALIASES = (
     (r"^decoder\.encoder\.", "encoder."),
@@ -63,7 +75,44 @@ def read_nnunet(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Conver
     Raises:
         CheckpointError: nothing is there, it is damaged, holds code, or is not a whole plain 2D U-Net.
     """
-    return rename_nnunet(read_tensors(Path(path), PlainUNet.architecture), str(path))
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return rename_nnunet(read_tensors(path, PlainUNet.architecture), str(path))
+    content = read_pickled(path)
+    state, report = rename_nnunet(tensors_in(content, path), str(path))
+    return state, with_plans(report, content)
+
+
+def with_plans(report: ConversionReport, content: Any) -> ConversionReport:
+    """Add how images were prepared for a network, by the plans that nnU-Net saves beside its weights.
+
+    A way of scaling that `Preprocessing` lacks keeps nnU-Net's name, by which prediction refuses it.
+
+    Raises:
+        CheckpointError: the plans are not what nnU-Net writes.
+    """
+    arguments = content.get("init_args") if isinstance(content, dict) else None
+    if not (isinstance(arguments, dict) and isinstance(arguments.get("plans"), dict)):
+        return replace(report, notes=(*report.notes, _NO_PLANS))
+    try:
+        configurations = arguments["plans"]["configurations"]
+        plan = configurations[arguments["configuration"]]
+        plan = {**configurations[plan["inherits_from"]], **plan} if "inherits_from" in plan else plan
+        schemes, masked = plan["normalization_schemes"], any(plan.get("use_mask_for_norm", ()))
+        spacing_mm, sides = (tuple(plan[name]) for name in ("spacing", "patch_size"))
+        scheme = listed(dict.fromkeys(schemes)) + (" within the object" if masked else "")
+        patches = Patches((float(spacing_mm[-2]), float(spacing_mm[-1])))
+        prepared = replace(nnunet_data().preprocessing, image_size=int(min(sides)), patches=patches)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{report.source}: expected nnU-Net's plans in init_args, got {got}") from error
+    notes = []
+    if len(set(sides)) > 1:
+        notes.append(f"it was trained on patches of {' x '.join(map(str, sides))}: predicts by squares of {min(sides)}")
+    if scheme not in _SCALINGS:
+        notes.append(f"its images were scaled by {scheme}, which trifuse does not do: trifuse predict will refuse it")
+    preprocessing = {**config_to_json(prepared), "intensity": _SCALINGS.get(scheme, scheme)}
+    return replace(report, further={"preprocessing": preprocessing}, notes=(*report.notes, *notes))
 
 
 def rename_nnunet(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], ConversionReport]:

@@ -13,7 +13,8 @@ from trifuse.architectures.data.layouts.open_cohort import open_images
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.evaluation.predict import predict_cases
-from trifuse.architectures.storage.pretrained import read_description
+from trifuse.architectures.storage.config_json import config_from_json
+from trifuse.architectures.storage.pretrained import CONFIG_FILE, read_description
 from trifuse.architectures.training.distributed import choose_device
 from trifuse.kernels import CheckpointError, DataError
 
@@ -25,14 +26,16 @@ from .registry import NETWORKS, experiment
 def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     """Return the network of a run, or of a folder that ``save_pretrained`` wrote, and how its slices were prepared.
 
-    That is what the run says, also for the run's folder ``best``; a network without a run gets what its architecture
-    does by default.
+    That is what the run says, also for the run's folder ``best``; without a run, what the converter of a published
+    network found beside its weights, or else what the architecture does by default.
 
     Raises:
-        CheckpointError: the folder holds no network written by trifuse, or a damaged one.
+        CheckpointError: the folder holds no network written by trifuse, a damaged one, or one whose images were
+            prepared in a way that trifuse lacks.
     """
     run, weights = run_of(folder), network_folder(folder)
-    architecture = read_description(weights).get("architecture")
+    description = read_description(weights)
+    architecture = description.get("architecture")
     if architecture not in NETWORKS:
         raise CheckpointError(f"{weights}: unknown architecture {architecture!r}; known are {', '.join(NETWORKS)}")
     known = experiment(architecture)
@@ -40,8 +43,17 @@ def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     if run:
         return network, run_section(run, "data", DataRecipe)
     data = known.load(known.recipe)().data
+    if (said := description.get("preprocessing")) is not None:
+        return network, replace(data, preprocessing=_published_preprocessing(said, weights))
     size = getattr(network.config, "image_size", data.preprocessing.image_size)
     return network, data.with_preprocessing(image_size=size)
+
+
+def _published_preprocessing(said: Any, weights: Path) -> Preprocessing:
+    try:
+        return config_from_json(Preprocessing, said, weights / CONFIG_FILE)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; trifuse cannot prepare images as this network's training did") from error
 
 
 def predict_images(

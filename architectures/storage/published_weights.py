@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class ConversionReport:
         missing: our names, for which the checkpoint has nothing, or not all parts.
         misshapen: our names whose tensors have another shape than the network's, with both shapes.
         unexpected: published names that follow no known pattern.
+        further: what else the file says, for the description of the network.
+        notes: what is worth telling of it.
     """
 
     source: str
@@ -59,6 +61,8 @@ class ConversionReport:
     missing: tuple[str, ...]
     misshapen: tuple[str, ...]
     unexpected: tuple[str, ...]
+    further: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         found = (re.match(f"(?:{WRAPPER})+", name) for name in self.mapped)
@@ -72,7 +76,7 @@ class ConversionReport:
                 names = [name + note for name, note in zip_longest(names, near, fillvalue="")]
             if names:
                 lines.append(f"  {len(names)} {title}: {listed(names)}")
-        return "\n".join(lines)
+        return "\n".join((*lines, *(f"  note: {note}" for note in self.notes)))
 
 
 Read = Callable[[Path], tuple[dict[str, Tensor], ConversionReport]]
@@ -97,7 +101,7 @@ def convert_weights(
         raise CheckpointError(f"{path}: lies in the output folder {folder}, whose files would replace it; name another")
     state, report = read(path)
     source = {"file": path.name, "sha256": sha256_of(path)}
-    write_network(folder, state, architecture, report.config, {_SOURCE: source})
+    write_network(folder, state, architecture, report.config, {_SOURCE: source, **report.further})
     return report
 
 
@@ -118,7 +122,7 @@ def read_tensors(path: Path, architecture: str) -> dict[str, Tensor]:
     if path.is_dir():
         digest = recorded_digest(read_description(path, architecture), path)
         return read_safetensors(weights_file(path, digest), digest)
-    return read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else tensors_in(read_pickled(path), path)
 
 
 def compare(
@@ -158,8 +162,12 @@ def compare(
     return {name: state[name] for name in wanted}, report
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """Read tensors that `torch.save` wrote; a file that holds anything to be executed is refused unexecuted."""
+def read_pickled(path: Path) -> Any:
+    """Read what `torch.save` wrote; a file that holds anything to be executed is refused unexecuted.
+
+    Raises:
+        CheckpointError: nothing is there, it is damaged, or it holds code.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a checkpoint file or a folder of converted weights, found nothing")
     found = describe_content(path)
@@ -167,7 +175,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected tensors saved by PyTorch, found {found}; fetch the file itself again")
     try:
         with torch.serialization.safe_globals([(_NumpyNumber, name) for name in _NUMPY_NAMES]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: expected tensors saved by PyTorch, found {found} that holds code or something else; "
@@ -179,6 +187,14 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             f"{path}: expected tensors saved by PyTorch, found {found} that cannot be read ({error}); "
             "is it damaged or cut short?"
         ) from error
+
+
+def tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors in what `read_pickled` read from ``path``, however deep they lie.
+
+    Raises:
+        CheckpointError: there is no dictionary of named tensors.
+    """
     for _ in range(_DEEPEST):
         inner = content if isinstance(content, dict) else {}
         content = next((inner[key] for key in _NESTING if isinstance(inner.get(key), dict)), content)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trifuse.architectures.cli.main import main
+from trifuse.architectures.data.samples.preprocessing import Patches
+from trifuse.architectures.data.volumes.nifti import new_volume, write_image
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig, plain_unet
 from trifuse.architectures.plain_unet.convert import convert_nnunet, read_nnunet, rename_nnunet
+from trifuse.architectures.runs.predict import load_network, predict_images
 from trifuse.kernels import CheckpointError
 
 State = dict[str, Tensor]
@@ -50,7 +54,7 @@ def as_checkpoint(state: State) -> dict:
         "logging": {"ema_fg_dice": [np.float64(0.25), np.float32(0.5)], "epoch_end_timestamps": [1.5]},
         "_best_ema": np.float64(0.5),
         "current_epoch": 1000,
-        "init_args": {"plans": {"plans_name": "nnUNetPlans"}, "configuration": "2d", "device": torch.device("cuda")},
+        "init_args": {"configuration": "2d", "device": torch.device("cuda")},
         "trainer_name": "nnUNetTrainer",
         "inference_allowed_mirroring_axes": (0, 1),
     }
@@ -123,6 +127,64 @@ def test_golden_numbers_go_through(tmp_path):
     convert_nnunet(tmp_path / "weights.pth", tmp_path / "out")
     x = torch.randn(1, 2, 16, 16)
     assert torch.equal(PlainUNet.from_pretrained(tmp_path / "out")(x), model(x))
+
+
+# ----------------------------------------------------------------------------------------------------- plans
+
+
+def planned(**changes) -> dict:
+    """A checkpoint of a network of one channel whose plans say how images were prepared."""
+    plan = {
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "spacing": [0.8, 0.75],
+        "patch_size": [24, 16],
+        "unet_depth": 3,
+    }
+    arguments = {"plans": {"configurations": {"2d": {**plan, **changes}}}, "configuration": "2d"}
+    state = PlainUNet(replace(CONFIG, in_channels=1)).state_dict()
+    return as_checkpoint(state) | {"init_args": arguments}
+
+
+def converted(folder, **changes):
+    torch.save(planned(**changes), folder / "planned.pth")
+    report = convert_nnunet(folder / "planned.pth", folder / "out")
+    return str(report)
+
+
+def test_c12_images_are_prepared_as_the_plans_say(tmp_path):
+    assert "patches of 24 x 16: predicts by squares of 16" in converted(tmp_path)
+    preprocessing = load_network(tmp_path / "out")[1].preprocessing
+    assert (preprocessing.intensity, preprocessing.image_size) == ("zscore", 16)
+    assert preprocessing.patches == Patches((0.8, 0.75))
+    image = new_volume(np.random.default_rng(0).random((3, 20, 20), dtype=np.float32), np.diag([0.8, 0.8, 3, 1]))
+    write_image(tmp_path / "case.nii.gz", image.voxels, like=image)
+    with pytest.raises(CheckpointError, match=r"was trained at \(0.8, 0.75\) mm; leave the spacing to it"):
+        predict_images(tmp_path / "out", tmp_path / "case.nii.gz", tmp_path / "maps", spacing_mm=(1.5, 1.5))
+    assert len(predict_images(tmp_path / "out", tmp_path / "case.nii.gz", tmp_path / "maps")) == 1
+    converted(tmp_path, normalization_schemes=["RescaleTo01Normalization"])
+    assert load_network(tmp_path / "out")[1].preprocessing.intensity == "minmax"
+
+
+@pytest.mark.parametrize(
+    ("changes", "scheme"),
+    [
+        ({"normalization_schemes": ["CTNormalization"]}, "CTNormalization"),
+        ({"use_mask_for_norm": [True]}, "ZScoreNormalization within the object"),
+    ],
+)
+def test_c12_images_that_cannot_be_prepared_as_the_plans_say(tmp_path, changes, scheme):
+    assert f"scaled by {scheme}, which trifuse does not do" in converted(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=f"intensity.* got '{scheme}'; trifuse cannot prepare images"):
+        load_network(tmp_path / "out")
+
+
+def test_c12_plans_that_nnunet_did_not_write(tmp_path):
+    for changes in ({"spacing": [0.8]}, {"patch_size": None}, {"spacing": [-1, 1]}, {"inherits_from": "nobody"}):
+        with pytest.raises(CheckpointError, match=r"planned.pth: expected nnU-Net's plans in init_args, got"):
+            converted(tmp_path, **changes)
+    torch.save(planned() | {"init_args": {}}, tmp_path / "bare.pth")
+    assert "no plans lie beside its weights" in str(convert_nnunet(tmp_path / "bare.pth", tmp_path / "out"))
 
 
 # ----------------------------------------------------------------------------------------------------- refusals
