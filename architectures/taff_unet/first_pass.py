@@ -18,7 +18,8 @@ import numpy as np
 
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.volumes.nifti import read_labels
-from trifuse.architectures.evaluation.predict import NotPredicted, made_of_these_images, predict_cases
+from trifuse.architectures.evaluation.predict import NotPredicted, predict_cases
+from trifuse.architectures.evaluation.prediction_folder import made_of_these_images
 from trifuse.architectures.evaluation.scoring import prediction_path
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, is_main_process
 from trifuse.architectures.runs.parallel import run_each
@@ -43,7 +44,7 @@ def first_pass(
 ) -> Path:
     """Train the first pass of a run, or what is left of it, and return the folder of its label maps.
 
-    A network whose label maps are there, of the images that there are now, is not asked again.
+    A network whose label maps are there, as it wrote them, of the images that there are now, is not asked again.
 
     Args:
         recipe: of the run; the first pass takes its data, training, width and ``prior.folds``.
@@ -62,7 +63,7 @@ def first_pass(
         (recipe, part, predicted, folder / name, labels, force_resume)
         for name, part, predicted in first_pass_splits(cohort, split, recipe.prior.folds, recipe.training.seed)
         if not all(_is_whole(prediction_path(labels, case_id)) for case_id in predicted)
-        or not made_of_these_images(folder / name / PREDICTIONS, cohort, predicted, recipe.data.preprocessing)
+        or not made_of_these_images(folder / name / PREDICTIONS, labels, cohort, predicted, recipe.data.preprocessing)
     ]
     if jobs > 1:
         run_each(_train_and_predict, left, jobs)

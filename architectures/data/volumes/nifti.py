@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,13 @@ def read_labels(path: Path, *, like: Volume | None = None, frame: int | None = N
     return _volume(native, geometry, path, notes)
 
 
-def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
+def write_labels(
+    path: Path, labels: np.ndarray, like: Volume, before: Callable[[Path], object] = lambda temporary: None
+) -> None:
     """Write labels of shape (D, H, W) on the native grid of ``like``, in the smallest safe integer type.
 
-    The file appears whole or not at all, and is read back and compared before it takes its name.
+    The file appears whole or not at all, and is read back and compared before it takes its name; ``before`` is called
+    then, with its temporary name.
 
     Raises:
         DataError: the shape is not that of ``like``, or the labels are no integers.
@@ -95,7 +99,7 @@ def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
     if labels.dtype.kind not in "bui":
         raise DataError(path, "labels", got=f"values of type {labels.dtype}", want="integers or booleans")
     dtype = smallest_label_type(path, int(labels.min()), int(labels.max()))
-    _write(Path(path), labels.astype(dtype), like.geometry)
+    _write(Path(path), labels.astype(dtype), like.geometry, before)
 
 
 def write_image(path: Path, voxels: np.ndarray, like: Volume) -> None:
@@ -110,7 +114,7 @@ def write_image(path: Path, voxels: np.ndarray, like: Volume) -> None:
     if voxels.dtype not in _WRITABLE:
         names = ", ".join(str(dtype) for dtype in _WRITABLE)
         raise DataError(path, "voxels", got=f"type {voxels.dtype}", want=f"one of {names}")
-    _write(Path(path), voxels, like.geometry)
+    _write(Path(path), voxels, like.geometry, lambda temporary: None)
 
 
 def new_volume(native: np.ndarray, affine: np.ndarray) -> Volume:
@@ -261,8 +265,8 @@ def _of_shape(path: Path, shown: np.ndarray, like: Volume) -> np.ndarray:
     return shown
 
 
-def _write(path: Path, shown: np.ndarray, geometry: Geometry) -> None:
-    """Write atomically, and read back before the file takes its name."""
+def _write(path: Path, shown: np.ndarray, geometry: Geometry, before: Callable[[Path], object]) -> None:
+    """Write atomically, read back, and call ``before``, before the file takes its name."""
     if not path.name.lower().endswith(NIFTI_SUFFIXES):
         raise DataError(path, "name", got=path.name, want=f"a name that ends in {' or '.join(NIFTI_SUFFIXES)}")
     native = geometry.to_native(shown)
@@ -285,6 +289,7 @@ def _write(path: Path, shown: np.ndarray, geometry: Geometry) -> None:
         if not same:
             hint = "the disk may be failing; what stood there before is untouched"
             raise DataError(path, "writing", got="other bytes when read back", want="what was written", hint=hint)
+        before(temporary)
 
     with atomic_write(path, verify=verify) as stream:
         stream.write(payload)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -22,11 +21,8 @@ from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.volume_to_slices import preprocess_volume, resized_labels
 from trifuse.architectures.data.volumes.nifti import read_image
-from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases, predict_volume
-from trifuse.architectures.storage.atomic_files import sha256_of
-from trifuse.architectures.storage.config_json import config_to_json
-from trifuse.architectures.storage.record import read_record
-from trifuse.architectures.storage.safetensors_file import digest_of_tensors
+from trifuse.architectures.evaluation.predict import predict_cases, predict_volume
+from trifuse.architectures.evaluation.prediction_folder import MANIFEST
 from trifuse.kernels import DataError, NumericError
 
 SIZE = 28
@@ -219,89 +215,6 @@ def test_l5_the_folder_of_the_input_is_refused(make_cohort, threshold):
     assert (cohort.root / "images" / "a.nii.gz").read_bytes() == before
 
 
-def test_l4_predictions_of_another_model_are_not_mixed_in(make_cohort, threshold, tmp_path):
-    cohort = make_cohort("a", "b")
-    out = tmp_path / "out"
-    predict_cases(threshold(at=1.0), cohort, ["a"], out, PREPROCESSING)
-    for model, size in [(threshold(at=2.0), SIZE), (threshold(at=1.0), 2 * SIZE)]:
-        with pytest.raises(DataError, match="choose another output folder") as caught:
-            predict_cases(model, cohort, ids(cohort), out, Preprocessing(image_size=size))
-        assert "intensity" not in str(caught.value), "what is equal is not shown"
-    written = (out / MANIFEST).read_text()
-    for damaged in ("{", "[1]", "3", written.replace('"a": "', '"a": "0')):  # c22: the last with its old digest
-        (out / MANIFEST).write_text(damaged)
-        with pytest.raises(DataError, match="a damaged file"):
-            predict_cases(threshold(at=1.0), cohort, ids(cohort), out, PREPROCESSING)
-    with pytest.raises(DataError, match=r"output folder: expected a folder, .* got a file"):
-        predict_cases(threshold(at=1.0), cohort, ids(cohort), out / MANIFEST, PREPROCESSING)
-    (out / MANIFEST).unlink()
-    with pytest.raises(DataError, match="unknown origin"):
-        predict_cases(threshold(at=1.0), cohort, ids(cohort), out, PREPROCESSING)
-
-
-def test_manifest_names_the_weights(make_cohort, threshold, tmp_path):
-    cohort = make_cohort("a")
-    model = threshold()
-    predict_cases(model, cohort, ids(cohort), tmp_path / "out", PREPROCESSING)
-    assert read_record(tmp_path / "out" / MANIFEST) == {
-        "weights_sha256": digest_of_tensors(model.state_dict()),
-        "preprocessing": {name: value for name, value in config_to_json(PREPROCESSING).items() if name != "nonfinite"},
-        "images_sha256": {"a": sha256_of(cohort.cases[0].image)},
-    }
-
-
-def test_l16_predictions_of_an_older_version_are_continued(make_cohort, threshold, tmp_path, capsys):
-    cohort = make_cohort("a", "b")
-    out = tmp_path / "out"
-    predict_cases(threshold(), cohort, ["a"], out, PREPROCESSING)
-    written = read_record(out / MANIFEST)
-    scaling = {
-        name: written["preprocessing"][name] for name in ("intensity", "window", "resize", "channels", "restore")
-    }
-    old = {"weights_sha256": written["weights_sha256"], "image_size": SIZE, "preparation": scaling}
-    (out / MANIFEST).write_text(json.dumps(old))
-    predict_cases(threshold(), cohort, ["a", "b"], out, PREPROCESSING)
-    assert "1 label map made anew, because" in capsys.readouterr().err
-    images = {case.case_id: sha256_of(case.image) for case in cohort.cases}
-    assert read_record(out / MANIFEST) == {**written, "images_sha256": images}
-    (out / MANIFEST).write_text(json.dumps({**old, "patches": {"spacing_mm": [1.0, 2.0]}}))
-    with pytest.raises(DataError, match=r"preprocessing\.patches"):
-        predict_cases(threshold(), cohort, ["a", "b"], out, PREPROCESSING)
-
-
-def test_l16_a_replaced_image_is_predicted_anew_and_the_others_are_kept(make_cohort, threshold, tmp_path, capsys):
-    cohort = make_cohort("a", "b")
-    out, image = tmp_path / "out", cohort.case("b").image
-    predict_cases(threshold(), cohort, ids(cohort), out, PREPROCESSING)
-    assert capsys.readouterr().err == ""
-    make_cohort("b", depth=6)
-    model = threshold()
-    predict_cases(model, cohort, ids(cohort), out, PREPROCESSING)
-    assert (nib.load(out / "b.nii.gz").shape, [batch[0] for batch in model.seen]) == ((24, 20, 6), [6])
-    said = capsys.readouterr().err
-    assert said.startswith(f"note: {out}: 1 label map kept, of the same images; 1 label map made anew")
-    assert said.endswith(": b\n")
-    predict_cases(model, cohort, ids(cohort), out, PREPROCESSING)
-    assert (len(model.seen), capsys.readouterr().err) == (1, f"note: {out}: 2 label maps kept, of the same images\n")
-    sound, kept = image.read_bytes(), (out / "b.nii.gz").read_bytes()
-    image.write_bytes(sound[:-20])  # is no reason to lose a label map, nor to believe it
-    for _ in range(2):
-        with pytest.raises(DataError, match="b: not predicted"):
-            predict_cases(model, cohort, ids(cohort), out, PREPROCESSING)
-        assert (out / "b.nii.gz").read_bytes() == kept
-    image.write_bytes(sound)
-    predict_cases(model, cohort, ids(cohort), out, PREPROCESSING)
-    assert len(model.seen) == 2
-
-
-def test_l16_voxels_without_a_number_are_treated_as_asked_each_time(make_cohort, threshold, tmp_path):
-    cohort = make_cohort("a")
-    for treatment, predicted in (("zero", 1), ("zero", 0), ("median", 1), ("error", 1), ("zero", 0), ("median", 0)):
-        model = threshold()  # the image is all numbers, which none but "error" tells
-        predict_cases(model, cohort, ["a"], tmp_path / "out", replace(PREPROCESSING, nonfinite=treatment))
-        assert len(model.seen) == predicted, treatment
-
-
 def test_l8_no_case_and_unknown_cases(make_cohort, threshold, tmp_path):
     cohort = make_cohort("a")
     with pytest.raises(DataError, match="0 cases"):
@@ -391,10 +304,3 @@ def test_labels_are_chosen_before_they_are_resized_where_training_was_so(make_co
     np.testing.assert_array_equal(labels, want)
     resized_first = predict_volume(model, volume, replace(preprocessing, restore="logits"))
     assert (labels != resized_first).any()
-
-
-def test_l16_the_preparation_is_part_of_the_manifest(make_cohort, threshold, tmp_path):
-    cohort = make_cohort("a")
-    predict_cases(threshold(), cohort, ["a"], tmp_path / "out", PREPROCESSING)
-    with pytest.raises(DataError, match="choose another output folder"):
-        predict_cases(threshold(), cohort, ["a"], tmp_path / "out", replace(PREPROCESSING, channels=1))

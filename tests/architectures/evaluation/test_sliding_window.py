@@ -17,7 +17,8 @@ from trifuse.architectures.data.samples.resampling import PlaneGrid
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.architectures.evaluation.predict import MANIFEST, predict_cases
+from trifuse.architectures.evaluation.predict import predict_cases
+from trifuse.architectures.evaluation.prediction_folder import MANIFEST
 from trifuse.architectures.evaluation.sliding_window import sliding_window_inference, window_weights
 from trifuse.kernels import DataError, NumericError
 

@@ -78,6 +78,9 @@ def test_it_trains_once_and_predicts_every_case_and_new_images(scar_cohort, coho
         path.write_bytes(flipped)
     first_pass(recipe, cohort, cohort.split, tmp_path)
     assert [path.read_bytes() for path in damaged] == before
+    damaged[0].write_bytes(before[1])  # l16: whole, but not what the network wrote
+    first_pass(recipe, cohort, cohort.split, tmp_path)
+    assert damaged[0].read_bytes() == before[0] != before[1]
 
     image = cohort.case(cohort.split.test[0]).image
     stored, before = image.read_bytes(), written[labels / f"{cohort.split.test[0]}.nii.gz"]
