@@ -60,6 +60,14 @@ def specialised(
     return StaticCase(name, kernel, signature, own, aligned, threads)
 
 
+def in_units(kernel: Any, constants: Mapping[Any, object]) -> tuple[str, ...]:
+    """Return a kernel's arguments that are not multiples of 16 where they count units of several channels."""
+    if constants.get("UNIT", 1) == 1:
+        return ()
+    counted = ("channel_units", "_stride_b", "_stride_h", "_stride_w", "_strides")
+    return tuple(name for name in kernel.arg_names if name.endswith(counted))
+
+
 def in_form(name: str, choice: Mapping[str, int], choices: Sequence[Mapping[str, int]]) -> str:
     """Return the name of a case, with the choice that it is compiled for where that is not the first one."""
     return name if choice == choices[0] else ", ".join([name, *(f"{value} {key}" for key, value in choice.items())])

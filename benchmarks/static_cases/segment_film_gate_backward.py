@@ -13,7 +13,7 @@ from trifuse.kernels.gpu.segment_film_gate_backward import (
 )
 
 from .case import StaticCase, Traffic, in_form
-from .segment_film_gate import COLUMN, PAPER, film_case
+from .segment_film_gate import COLUMNS, PAPER, film_case
 
 TRAFFIC = [Traffic("backward", PAPER, "B * C * H * W", "3 * e + 1 / C", "3 * e + 1 / C")]
 
@@ -37,13 +37,16 @@ STATIC_CASES = [
     _planes("backward", "fp32"),
     _planes("backward of the rest", "bf16", constants=_ONLY_THE_REST),
     *(_planes("backward", "bf16", choice["pixels"]) for choice in BACKWARD_CHOICES[1:]),
-    film_case(
-        "backward, channels last",
-        _segment_film_columns_bwd_kernel,
-        "bf16",
-        tile=COLUMN,
-        channels_last=True,
-        constants={"SEGMENTS": 32},
+    *(
+        film_case(
+            f"backward, {name}",
+            _segment_film_columns_bwd_kernel,
+            "bf16",
+            tile=tile,
+            channels_last=True,
+            constants={"SEGMENTS": 32},
+        )
+        for name, tile in COLUMNS.items()
     ),
     film_case(
         "gradients from the sums",

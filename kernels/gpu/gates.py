@@ -18,6 +18,9 @@ three maps in all, 23.4 us, where the second read does not hit the L2 cache.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -27,23 +30,31 @@ from . import launching, tuning
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
+BYTES_PER_THREAD = 16
 TILE = 1024  # elements of a tile
 TILE_CHOICES = ({"tiles": 1}, {"tiles": 2})  # how many of those a program works on at once
-MOST_CHANNELS = 64  # of a tile that lies along the channels
-SPATIAL_PIXELS = 64  # of a tile that lies along the pixels, where the sum runs over the channels
+LEAST_CHANNELS, MOST_CHANNELS = 16, 64  # of a tile that lies along the channels
+MOST_IDLE = 1 / 8  # of the channels of such tiles, beyond those that there are
+TILES_SHARING = 2  # what a thread of a tile along the channels computes for each of its channels, in forward
+LEAST_SPATIAL_PIXELS, SPATIAL_PIXELS = (
+    8,
+    64,
+)  # of a tile that lies along the pixels, where the sum runs over the channels
 TILES_PER_PART = 16  # of a channel's pixels, where there are fewer programs than fill a GPU
 ENOUGH_PROGRAMS = 1024  # fixed, so that the order of summation does not depend on the device
+FEW_PROGRAMS = 256  # do not fill a GPU
 ADD_ROWS = 256
 _Gradients = tuple[Tensor, list[Tensor]]
 
 
 @triton.jit
-def pixel_offsets(pixels, width, stride_h, stride_w, FLAT: tl.constexpr):
+def pixel_offsets(pixels, width, stride_h, stride_w, FLAT: tl.constexpr, UNIT: tl.constexpr = 1):
     """Return the offsets of pixels given by their number, row by row; FLAT where these lie stride_w apart."""
     if FLAT:
-        offsets = pixels.to(tl.int64) * stride_w
+        offsets = pixels.to(tl.int64) * (stride_w * UNIT)
     else:
-        offsets = (pixels // width).to(tl.int64) * stride_h + (pixels % width).to(tl.int64) * stride_w
+        offsets = (pixels // width).to(tl.int64) * (stride_h * UNIT)
+        offsets += (pixels % width).to(tl.int64) * (stride_w * UNIT)
     return offsets
 
 
@@ -66,7 +77,7 @@ def _gate_fwd_kernel(
     x,
     gate,  # (B, C) or (B, H * W), contiguous
     gated,
-    channels,
+    channel_units,
     width,
     pixels,
     x_stride_b,
@@ -80,8 +91,10 @@ def _gate_fwd_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     blocks = tl.cdiv(pixels, PIXELS)
     b, c, channel_exists = channel_block(tl.program_id(0) // blocks, channels, CHANNELS)
     p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
@@ -91,10 +104,15 @@ def _gate_fwd_kernel(
     else:
         s = sigmoid(tl.load(gate + b * pixels + p, mask=p < pixels, other=0.0))[None, :]
     c = c.to(tl.int64)[:, None]
-    source = x + b * x_stride_b + c * x_stride_c + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT)[None, :]
+    source = (
+        x
+        + b * (x_stride_b * UNIT)
+        + c * x_stride_c
+        + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT, UNIT)[None, :]
+    )
     values = tl.load(source, mask=exists, other=0.0).to(tl.float32) * s
-    target = gated + b * gated_stride_b + c * gated_stride_c
-    target += pixel_offsets(p, width, gated_stride_h, gated_stride_w, FLAT)[None, :]
+    target = gated + b * (gated_stride_b * UNIT) + c * gated_stride_c
+    target += pixel_offsets(p, width, gated_stride_h, gated_stride_w, FLAT, UNIT)[None, :]
     tl.store(target, values.to(gated.dtype.element_ty), mask=exists)
 
 
@@ -105,7 +123,7 @@ def _channel_gate_bwd_kernel(
     gate,  # (B, C), contiguous
     x_grad,  # or None
     target,  # (splits, B * C): each part's share of the gate's gradient
-    channels,
+    channel_units,
     width,
     pixels,
     rows,  # B * C
@@ -125,24 +143,26 @@ def _channel_gate_bwd_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     split = tl.program_id(0) % splits
     b, c, channel_exists = channel_block(tl.program_id(0) // splits, channels, CHANNELS)
     s = sigmoid(tl.load(gate + b * channels + c, mask=channel_exists, other=0.0))
     wide_c = c.to(tl.int64)[:, None]
-    grads = grad + b * grad_stride_b + wide_c * grad_stride_c
-    maps = x + b * x_stride_b + wide_c * x_stride_c
+    grads = grad + b * (grad_stride_b * UNIT) + wide_c * grad_stride_c
+    maps = x + b * (x_stride_b * UNIT) + wide_c * x_stride_c
     sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
     for start in range(split * PIXELS, pixels, splits * PIXELS):
         p = start + tl.arange(0, PIXELS)
         exists = channel_exists[:, None] & (p < pixels)[None, :]
-        source = grads + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT)[None, :]
+        source = grads + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT, UNIT)[None, :]
         incoming = tl.load(source, mask=exists, other=0.0).to(tl.float32)
-        source = maps + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT)[None, :]
+        source = maps + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT, UNIT)[None, :]
         sums += incoming * tl.load(source, mask=exists, other=0.0).to(tl.float32)
         if x_grad is not None:
-            outgoing = x_grad + b * x_grad_stride_b + wide_c * x_grad_stride_c
-            outgoing += pixel_offsets(p, width, x_grad_stride_h, x_grad_stride_w, FLAT)[None, :]
+            outgoing = x_grad + b * (x_grad_stride_b * UNIT) + wide_c * x_grad_stride_c
+            outgoing += pixel_offsets(p, width, x_grad_stride_h, x_grad_stride_w, FLAT, UNIT)[None, :]
             tl.store(outgoing, (incoming * s[:, None]).to(x_grad.dtype.element_ty), mask=exists)
     share = tl.sum(sums, axis=1) * s * (1.0 - s)
     pointer = target + split.to(tl.int64) * rows + b * channels + c
@@ -156,7 +176,7 @@ def _spatial_gate_bwd_kernel(
     gate,  # (B, H * W), contiguous
     x_grad,  # or None
     gate_grad,  # (B, H * W)
-    channels,
+    channel_units,
     width,
     pixels,
     grad_stride_b,
@@ -174,14 +194,18 @@ def _spatial_gate_bwd_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     blocks = tl.cdiv(pixels, PIXELS)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
     on_map = p < pixels
     s = sigmoid(tl.load(gate + b * pixels + p, mask=on_map, other=0.0))
-    grads = grad + b * grad_stride_b + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT)[None, :]
-    maps = x + b * x_stride_b + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT)[None, :]
+    grads = (
+        grad + b * (grad_stride_b * UNIT) + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT, UNIT)[None, :]
+    )
+    maps = x + b * (x_stride_b * UNIT) + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT, UNIT)[None, :]
     sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
     for start in range(0, channels, CHANNELS):
         c = start + tl.arange(0, CHANNELS)
@@ -190,8 +214,8 @@ def _spatial_gate_bwd_kernel(
         incoming = tl.load(grads + c * grad_stride_c, mask=exists, other=0.0).to(tl.float32)
         sums += incoming * tl.load(maps + c * x_stride_c, mask=exists, other=0.0).to(tl.float32)
         if x_grad is not None:
-            outgoing = x_grad + b * x_grad_stride_b + c * x_grad_stride_c
-            outgoing += pixel_offsets(p, width, x_grad_stride_h, x_grad_stride_w, FLAT)[None, :]
+            outgoing = x_grad + b * (x_grad_stride_b * UNIT) + c * x_grad_stride_c
+            outgoing += pixel_offsets(p, width, x_grad_stride_h, x_grad_stride_w, FLAT, UNIT)[None, :]
             tl.store(outgoing, (incoming * s[None, :]).to(x_grad.dtype.element_ty), mask=exists)
     share = tl.sum(sums, axis=0) * s * (1.0 - s)
     tl.store(gate_grad + b * pixels + p, share.to(gate_grad.dtype.element_ty), mask=on_map)
@@ -215,7 +239,9 @@ def gate_forward(choice: tuning.Choice, x: Tensor, gate: Tensor) -> Tensor:
     gated = torch.empty_like(x)
     if gated.numel() == 0:
         return gated
-    channels, pixels = tile_of(x, choice["tiles"])
+    unit = unit_of(x, gated)
+    sharing = TILES_SHARING if unit > 1 and gate.ndim == 2 else 1
+    channels, pixels = tile_of(x, sharing * choice["tiles"])
     with torch.cuda.device_of(x):
         launching.launch(
             _gate_fwd_kernel,
@@ -223,14 +249,15 @@ def gate_forward(choice: tuning.Choice, x: Tensor, gate: Tensor) -> Tensor:
             x,
             gate.contiguous(),
             gated,
-            x.shape[1],
+            x.shape[1] // unit,
             x.shape[3],
             x.shape[2] * x.shape[3],
-            *strides_of(x),
-            *strides_of(gated),
+            *strides_of(x, unit),
+            *strides_of(gated, unit),
             CHANNELS=channels,
             PIXELS=pixels,
             FLAT=is_flat(x, gated),
+            UNIT=unit,
             PER_CHANNEL=gate.ndim == 2,
             num_warps=THREADS // WARP_SIZE,
         )
@@ -245,7 +272,7 @@ def channel_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) 
     x_grad = x_grads[0] if needs_x else None
     channels, pixels = tile_of(x)  # of two tiles at once, sm_100 spills a register
     programs, splits = part_programs(x, channels, pixels)
-    target = parts_of(gate, splits)
+    target, unit = parts_of(gate, splits), unit_of(grad, x, *x_grads)
     with torch.cuda.device_of(x):
         launching.launch(
             _channel_gate_bwd_kernel,
@@ -255,17 +282,18 @@ def channel_gate_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) 
             gate.contiguous(),
             x_grad,
             target,
-            x.shape[1],
+            x.shape[1] // unit,
             x.shape[3],
             x.shape[2] * x.shape[3],
             gate.numel(),
-            *strides_of(grad),
-            *strides_of(x),
-            *strides_of(x if x_grad is None else x_grad),
+            *strides_of(grad, unit),
+            *strides_of(x, unit),
+            *strides_of(x if x_grad is None else x_grad, unit),
             splits,
             CHANNELS=channels,
             PIXELS=pixels,
             FLAT=is_flat(grad, x, *x_grads),
+            UNIT=unit,
             num_warps=THREADS // WARP_SIZE,
         )
         return add_parts(target, gate.dtype), x_grads
@@ -279,7 +307,11 @@ def spatial_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: 
         return torch.zeros_like(gate, memory_format=torch.contiguous_format), x_grads
     x_grad = x_grads[0] if needs_x else None
     gate_grad = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    channels, pixels = tile_of(x, choice["tiles"], SPATIAL_PIXELS)
+    most = SPATIAL_PIXELS
+    while most > LEAST_SPATIAL_PIXELS and x.shape[0] * launching.cdiv(x.shape[2] * x.shape[3], most) < FEW_PROGRAMS:
+        most //= 2
+    channels, pixels = tile_of(x, choice["tiles"], most)
+    unit = unit_of(grad, x, *x_grads)
     with torch.cuda.device_of(x):
         launching.launch(
             _spatial_gate_bwd_kernel,
@@ -289,15 +321,16 @@ def spatial_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: 
             gate.contiguous(),
             x_grad,
             gate_grad,
-            x.shape[1],
+            x.shape[1] // unit,
             x.shape[3],
             x.shape[2] * x.shape[3],
-            *strides_of(grad),
-            *strides_of(x),
-            *strides_of(x if x_grad is None else x_grad),
+            *strides_of(grad, unit),
+            *strides_of(x, unit),
+            *strides_of(x if x_grad is None else x_grad, unit),
             CHANNELS=channels,
             PIXELS=pixels,
             FLAT=is_flat(grad, x, *x_grads),
+            UNIT=unit,
             num_warps=THREADS // WARP_SIZE,
         )
     return gate_grad, x_grads
@@ -318,6 +351,8 @@ def tile_of(x: Tensor, tiles: int = 1, most_pixels: int | None = None) -> tuple[
     channels, pixels = launching.next_power_of_2(x.shape[1]), launching.next_power_of_2(max(1, x.shape[2] * x.shape[3]))
     if x.stride(1) == 1 and x.stride(3) != 1:
         channels = min(channels, MOST_CHANNELS)
+        while channels > LEAST_CHANNELS and -x.shape[1] % channels > MOST_IDLE * x.shape[1]:
+            channels //= 2
         return channels, min(pixels, elements // channels)
     pixels = min(pixels, most_pixels or elements)
     return min(channels, elements // pixels), pixels
@@ -353,10 +388,34 @@ def is_flat(*maps: Tensor) -> bool:
     return all(m.shape[2] == 1 or m.stride(2) == m.shape[3] * strides_of(m)[3] for m in maps)
 
 
-def strides_of(x: Tensor) -> tuple[int, int, int, int]:
-    """Return the strides of x (B, C, H, W); in a map of one column, pixels lie a row apart."""
+def strides_of(x: Tensor, unit: int = 1) -> tuple[int, int, int, int]:
+    """Return the strides of x (B, C, H, W), all but the channels' in units; in one column, pixels lie a row apart."""
     b, c, h, w = x.stride()
-    return b, c, h, h if x.shape[3] == 1 else w
+    return b // unit, c, h // unit, (h if x.shape[3] == 1 else w) // unit
+
+
+def row_strides(row: Tensor, unit: int) -> tuple[int, int]:
+    """Return the strides of a row (B, C), the samples' in units."""
+    return row.stride(0) // unit, row.stride(1)
+
+
+def unit_of(*maps: Tensor, rows: Sequence[Tensor] = ()) -> int:
+    """Return the most channels, at most those of 16 bytes, that can be moved at once in each of the maps; 1 if none.
+
+    A compiler only believes in multiples of 16, and would move channels one by one where pixels lie 72 elements apart.
+    Counted in units of 8, the product with a constant tells it what it needs.
+
+    Args:
+        maps: (B, C, H, W).
+        rows: (B, C), whose samples must lie whole units apart as well.
+    """
+    if any(m.stride(1) != 1 or m.stride(3) == 1 for m in maps):
+        return 1
+    strides = [stride for m in maps for stride in (m.stride(0), m.stride(2), m.stride(3))]
+    strides += [row.stride(0) for row in rows]
+    if max(strides) >= 1 << 31:  # in units it would fit into 32 bits again, and its products in the kernels would not
+        return 1
+    return math.gcd(BYTES_PER_THREAD // maps[0].element_size(), maps[0].shape[1], *strides)
 
 
 def _channel_blocks(x: Tensor, channels: int) -> int:

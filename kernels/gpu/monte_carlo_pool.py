@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import launching, tuning
 from .gates import (
+    ENOUGH_PROGRAMS,
     THREADS,
     TILE_CHOICES,
     WARP_SIZE,
@@ -33,11 +34,14 @@ from .gates import (
     part_programs,
     parts_of,
     pixel_offsets,
+    row_strides,
     strides_of,
     tile_of,
+    unit_of,
 )
 
 MARK_PIXELS = 256
+MOST_STEPS = 8  # tiles of a program in backward, for which the draw's edges are computed once
 LARGEST_SCALE = tl.constexpr(2**15)  # that of the operator: cells of a grid are numbered in 32 bits
 
 
@@ -70,7 +74,7 @@ def _monte_carlo_pool_fwd_kernel(
     cells,
     permutation,  # (B, H * W) or None
     target,  # (splits, B * C): each part's share of the mean
-    channels,
+    channel_units,
     height,
     width,
     pixels,
@@ -88,20 +92,22 @@ def _monte_carlo_pool_fwd_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     split = tl.program_id(0) % splits
     b, c, channel_exists = channel_block(tl.program_id(0) // splits, channels, CHANNELS)
     scale, cell = _draw_of(b, scales, cells, scale_stride, cell_stride, scale, cell)
     top, cell_height = _edges(height, scale, cell // tl.maximum(scale, 1))
     left, cell_width = _edges(width, scale, cell % tl.maximum(scale, 1))
     count = cell_height * cell_width
-    maps = x + b * x_stride_b + c.to(tl.int64)[:, None] * x_stride_c
+    maps = x + b * (x_stride_b * UNIT) + c.to(tl.int64)[:, None] * x_stride_c
     sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
     if FLAT and scale == 1:  # the whole map, in its own order
         for start in range(split * PIXELS, pixels, splits * PIXELS):
             p = start + tl.arange(0, PIXELS)
             exists = channel_exists[:, None] & (p < pixels)[None, :]
-            sums += tl.load(maps + p.to(tl.int64)[None, :] * x_stride_w, mask=exists, other=0.0).to(tl.float32)
+            sums += tl.load(maps + p.to(tl.int64)[None, :] * (x_stride_w * UNIT), mask=exists, other=0.0).to(tl.float32)
     else:
         for start in range(split * PIXELS, count, splits * PIXELS):
             place = start + tl.arange(0, PIXELS)
@@ -110,7 +116,7 @@ def _monte_carlo_pool_fwd_kernel(
             if permutation is not None:
                 p = tl.load(permutation + b * permutation_stride + p, mask=in_cell, other=0).to(tl.int32)
             on_map = (p >= 0) & (p < pixels)
-            offsets = pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT)
+            offsets = pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT, UNIT)
             exists = channel_exists[:, None] & (in_cell & on_map)[None, :]
             values = tl.load(maps + offsets[None, :], mask=exists, other=0.0).to(tl.float32)
             sums += tl.where((in_cell & ~on_map)[None, :], float("nan"), values)
@@ -160,7 +166,7 @@ def _monte_carlo_pool_bwd_kernel(
     cells,
     chosen,  # (B or 1, H * W), or None: then the cell lies where the grid says
     x_grad,
-    channels,
+    channel_units,
     height,
     width,
     pixels,
@@ -175,24 +181,31 @@ def _monte_carlo_pool_bwd_kernel(
     cell,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
+    STEPS: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
-    blocks = tl.cdiv(pixels, PIXELS)
+    channels = channel_units * UNIT
+    blocks = tl.cdiv(pixels, STEPS * PIXELS)
     b, c, channel_exists = channel_block(tl.program_id(0) // blocks, channels, CHANNELS)
-    p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
     scale, cell = _draw_of(b, scales, cells, scale_stride, cell_stride, scale, cell)
     _, cell_height = _edges(height, scale, cell // tl.maximum(scale, 1))
     _, cell_width = _edges(width, scale, cell % tl.maximum(scale, 1))
-    if chosen is not None:
-        inside = tl.load(chosen + b * chosen_stride + p, mask=p < pixels, other=0) != 0
-    else:
-        inside = _in_cell(p, height, width, scale, cell)
-    incoming = tl.load(grad + b * grad_stride_b + c * grad_stride_c, mask=channel_exists, other=0.0).to(tl.float32)
-    share = incoming / tl.maximum(cell_height * cell_width, 1).to(tl.float32)
-    values = tl.where(inside[None, :], share[:, None], 0.0)
-    offsets = c.to(tl.int64)[:, None] * x_grad_stride_c + p.to(tl.int64)[None, :] * x_grad_stride_w
-    pointer = x_grad + b * pixels * channels + offsets
-    exists = channel_exists[:, None] & (p < pixels)[None, :]
-    tl.store(pointer, values.to(x_grad.dtype.element_ty), mask=exists)
+    first = (tl.program_id(0) % blocks) * STEPS * PIXELS
+    for step in tl.static_range(STEPS):
+        p = first + step * PIXELS + tl.arange(0, PIXELS)
+        if chosen is not None:
+            inside = tl.load(chosen + b * chosen_stride + p, mask=p < pixels, other=0) != 0
+        else:
+            inside = _in_cell(p, height, width, scale, cell)
+        if step == 0:  # before the loop it would cost registers
+            row = grad + b * (grad_stride_b * UNIT) + c * grad_stride_c
+            incoming = tl.load(row, mask=channel_exists, other=0.0).to(tl.float32)
+            share = incoming / tl.maximum(cell_height * cell_width, 1).to(tl.float32)
+        values = tl.where(inside[None, :], share[:, None], 0.0)
+        offsets = c.to(tl.int64)[:, None] * x_grad_stride_c + p.to(tl.int64)[None, :] * (x_grad_stride_w * UNIT)
+        pointer = x_grad + b * pixels * channels + offsets
+        exists = channel_exists[:, None] & (p < pixels)[None, :]
+        tl.store(pointer, values.to(x_grad.dtype.element_ty), mask=exists)
 
 
 @tuning.tunable(TILE_CHOICES, lambda x, *draw: map_key(x, draw[-1] is None))
@@ -211,7 +224,7 @@ def pool_forward(
         return pooled
     channels, pixels = tile_of(x, choice["tiles"])
     programs, splits = part_programs(x, channels, pixels)
-    target = parts_of(pooled, splits)
+    target, unit = parts_of(pooled, splits), unit_of(x)
     with torch.cuda.device_of(x):
         launching.launch(
             _monte_carlo_pool_fwd_kernel,
@@ -221,12 +234,12 @@ def pool_forward(
             cells,
             None if permutation is None else permutation.contiguous(),
             target,
-            x.shape[1],
+            x.shape[1] // unit,
             x.shape[2],
             x.shape[3],
             x.shape[2] * x.shape[3],
             pooled.numel(),
-            *strides_of(x),
+            *strides_of(x, unit),
             _sample_stride(scales, 0),
             _sample_stride(cells, 0),
             _sample_stride(permutation, 1),
@@ -236,6 +249,7 @@ def pool_forward(
             CHANNELS=channels,
             PIXELS=pixels,
             FLAT=is_flat(x),
+            UNIT=unit,
             num_warps=THREADS // WARP_SIZE,
         )
         return add_parts(target, x.dtype)
@@ -261,25 +275,27 @@ def pool_backward(
     if size[1] * grad.stride(1) >= 1 << 31:  # the kernel multiplies channels and their stride in 32 bits
         grad = grad.contiguous()
     channels, pixels = tile_of(x_grad, choice["tiles"])
-    positions = x_grad.shape[2] * x_grad.shape[3]
+    positions, unit = x_grad.shape[2] * x_grad.shape[3], unit_of(x_grad, rows=(grad,))
     with torch.cuda.device_of(grad):
         chosen = None
         if permutation is not None:
             chosen = _mark(size, scale, cell, scales, cells, permutation)
-        programs = size[0] * launching.cdiv(size[1], channels) * launching.cdiv(positions, pixels)
+        blocks, tiles = size[0] * launching.cdiv(size[1], channels), launching.cdiv(positions, pixels)
+        steps = max(1, min(MOST_STEPS, tiles, blocks * tiles // ENOUGH_PROGRAMS))
         launching.launch(
             _monte_carlo_pool_bwd_kernel,
-            (programs,),
+            (blocks * launching.cdiv(tiles, steps),),
             grad,
             scales,
             cells,
             chosen,
             x_grad,
-            *size[1:],
+            size[1] // unit,
+            *size[2:],
             positions,
-            *grad.stride(),
+            *row_strides(grad, unit),
             strides_of(x_grad)[1],
-            strides_of(x_grad)[3],
+            strides_of(x_grad, unit)[3],
             _sample_stride(scales, 0),
             _sample_stride(cells, 0),
             _sample_stride(chosen, 1),
@@ -287,6 +303,8 @@ def pool_backward(
             cell,
             CHANNELS=channels,
             PIXELS=pixels,
+            STEPS=steps,
+            UNIT=unit,
             num_warps=THREADS // WARP_SIZE,
         )
     return x_grad

@@ -21,22 +21,36 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .gates import THREADS, TILE_CHOICES, WARP_SIZE, channel_block, is_flat, map_key, pixel_offsets, strides_of, tile_of
+from .gates import (
+    THREADS,
+    TILE_CHOICES,
+    TILES_SHARING,
+    WARP_SIZE,
+    channel_block,
+    is_flat,
+    map_key,
+    pixel_offsets,
+    row_strides,
+    strides_of,
+    tile_of,
+    unit_of,
+)
 
 PLANE_PIXELS = 256  # of a tile that lies along the pixels
 
 
 @triton.jit
-def map_pointers(x, strides, b, c, p, width, FLAT: tl.constexpr):
+def map_pointers(x, strides, b, c, p, width, FLAT: tl.constexpr, UNIT: tl.constexpr):
     """Return pointers (channels, pixels) into a map (B, C, H, W)."""
-    rows = x + b * strides[0] + c.to(tl.int64)[:, None] * strides[1]
-    return rows + pixel_offsets(p, width, strides[2], strides[3], FLAT)[None, :]
+    rows = x + b * (strides[0] * UNIT) + c.to(tl.int64)[:, None] * strides[1]
+    return rows + pixel_offsets(p, width, strides[2], strides[3], FLAT, UNIT)[None, :]
 
 
 @triton.jit
-def row_values(values, strides, b, c, exists):
+def row_values(values, strides, b, c, exists, UNIT: tl.constexpr = 1):
     """Load one value per channel of a tensor (B, C), in float32."""
-    return tl.load(values + b * strides[0] + c.to(tl.int64) * strides[1], mask=exists, other=0.0).to(tl.float32)
+    pointers = values + b * (strides[0] * UNIT) + c.to(tl.int64) * strides[1]
+    return tl.load(pointers, mask=exists, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -67,7 +81,7 @@ def _segment_film_fwd_kernel(
     scale,
     shift,
     out,
-    channels,
+    channel_units,
     width,
     pixels,
     count,  # segments
@@ -83,23 +97,25 @@ def _segment_film_fwd_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     blocks = tl.cdiv(pixels, PIXELS)
     b, c, channel_exists = channel_block(tl.program_id(0) // blocks, channels, CHANNELS)
     p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
     on_map = p < pixels
     exists = channel_exists[:, None] & on_map[None, :]
-    source = map_pointers(features, features_strides, b, c, p, width, FLAT)
+    source = map_pointers(features, features_strides, b, c, p, width, FLAT, UNIT)
     values = tl.load(source, mask=exists, other=0.0).to(tl.float32)
     _, score = labels_and_scores(segments, segments_strides, scores, scores_strides, count, b, p, on_map, width, FLAT)
     w_mri, w_ecg = two_weights(weights, weights_strides, b)
-    modulation = 1.0 + row_values(scale, scale_strides, b, c, channel_exists)
+    modulation = 1.0 + row_values(scale, scale_strides, b, c, channel_exists, UNIT)
     of_ecg = w_ecg * modulation
-    added = of_ecg * row_values(shared, shared_strides, b, c, channel_exists)
-    added += row_values(shift, shift_strides, b, c, channel_exists)
-    along = of_ecg * row_values(direction, direction_strides, b, c, channel_exists)
+    added = of_ecg * row_values(shared, shared_strides, b, c, channel_exists, UNIT)
+    added += row_values(shift, shift_strides, b, c, channel_exists, UNIT)
+    along = of_ecg * row_values(direction, direction_strides, b, c, channel_exists, UNIT)
     values = values * (1.0 + w_mri * modulation)[:, None] + added[:, None] + along[:, None] * score[None, :]
-    target = map_pointers(out, out_strides, b, c, p, width, FLAT)
+    target = map_pointers(out, out_strides, b, c, p, width, FLAT, UNIT)
     tl.store(target, values.to(out.dtype.element_ty), mask=exists)
 
 
@@ -119,8 +135,8 @@ def forward(
     out = torch.empty_like(features)
     if out.numel() == 0:
         return out
-    channels, pixels = tile_of(features, choice["tiles"], PLANE_PIXELS)
-    positions = features.shape[2] * features.shape[3]
+    positions, unit = features.shape[2] * features.shape[3], unit_of(features, out, rows=(shared, scale, shift))
+    channels, pixels = tile_of(features, choice["tiles"] * (TILES_SHARING if unit > 1 else 1), PLANE_PIXELS)
     programs = features.shape[0] * launching.cdiv(features.shape[1], channels) * launching.cdiv(positions, pixels)
     with torch.cuda.device_of(features):
         launching.launch(
@@ -135,22 +151,23 @@ def forward(
             scale,
             shift,
             out,
-            features.shape[1],
+            features.shape[1] // unit,
             features.shape[3],
             positions,
             scores.shape[1],
-            strides_of(features),
+            strides_of(features, unit),
             label_strides(segments),
-            shared.stride(),
+            row_strides(shared, unit),
             scores.stride(),
             (0, *direction.stride()),
             weights.stride(),
-            scale.stride(),
-            shift.stride(),
-            strides_of(out),
+            row_strides(scale, unit),
+            row_strides(shift, unit),
+            strides_of(out, unit),
             CHANNELS=channels,
             PIXELS=pixels,
             FLAT=is_flat(features, out) and labels_are_flat(segments),
+            UNIT=unit,
             num_warps=THREADS // WARP_SIZE,
         )
     return out

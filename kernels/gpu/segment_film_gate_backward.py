@@ -36,8 +36,10 @@ from .gates import (
     map_key,
     part_programs,
     parts_of,
+    row_strides,
     strides_of,
     tile_of,
+    unit_of,
 )
 from .segment_film_gate import label_strides, labels_and_scores, labels_are_flat, map_pointers, row_values, two_weights
 
@@ -60,7 +62,7 @@ def _segment_film_planes_bwd_kernel(
     features_grad,  # or None
     sums,  # (blocks of pixels, 3, B * C): of grad, of grad * features, of grad * score
     segment_sums,  # (blocks of pixels * splits, B, segments)
-    channels,
+    channel_units,
     width,
     pixels,
     rows,  # B * C
@@ -79,7 +81,9 @@ def _segment_film_planes_bwd_kernel(
     PIXELS: tl.constexpr,
     SEGMENTS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     split = tl.program_id(0) % splits
     blocks = tl.cdiv(pixels, PIXELS)
     block = (tl.program_id(0) // splits) % blocks
@@ -95,11 +99,11 @@ def _segment_film_planes_bwd_kernel(
         c = start + tl.arange(0, CHANNELS)
         channel_exists = c < channels
         exists = channel_exists[:, None] & on_map[None, :]
-        modulation = 1.0 + row_values(scale, scale_strides, b, c, channel_exists)
-        along = w_ecg * modulation * row_values(direction, direction_strides, b, c, channel_exists)
-        source = map_pointers(grad, grad_strides, b, c, p, width, FLAT)
+        modulation = 1.0 + row_values(scale, scale_strides, b, c, channel_exists, UNIT)
+        along = w_ecg * modulation * row_values(direction, direction_strides, b, c, channel_exists, UNIT)
+        source = map_pointers(grad, grad_strides, b, c, p, width, FLAT, UNIT)
         incoming = tl.load(source, mask=exists, other=0.0).to(tl.float32)
-        source = map_pointers(features, features_strides, b, c, p, width, FLAT)
+        source = map_pointers(features, features_strides, b, c, p, width, FLAT, UNIT)
         values = tl.load(source, mask=exists, other=0.0).to(tl.float32)
         of_pixels += incoming * along[:, None]
         target = sums + block.to(tl.int64) * 3 * rows + b * channels + c
@@ -107,7 +111,7 @@ def _segment_film_planes_bwd_kernel(
         tl.store(target + rows, tl.sum(incoming * values, axis=1), mask=channel_exists)
         tl.store(target + 2 * rows, tl.sum(incoming * score[None, :], axis=1), mask=channel_exists)
         if features_grad is not None:
-            outgoing = map_pointers(features_grad, features_grad_strides, b, c, p, width, FLAT)
+            outgoing = map_pointers(features_grad, features_grad_strides, b, c, p, width, FLAT, UNIT)
             values = incoming * (1.0 + w_mri * modulation)[:, None]
             tl.store(outgoing, values.to(features_grad.dtype.element_ty), mask=exists)
     of_pixel = tl.sum(of_pixels, axis=0)
@@ -130,7 +134,7 @@ def _segment_film_columns_bwd_kernel(
     features_grad,  # or None
     sums,  # (splits, 3, B * C): of grad, of grad * features, of grad * score
     segment_sums,  # (blocks of channels * splits, B, segments)
-    channels,
+    channel_units,
     width,
     pixels,
     rows,  # B * C
@@ -149,13 +153,15 @@ def _segment_film_columns_bwd_kernel(
     PIXELS: tl.constexpr,
     SEGMENTS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     split = tl.program_id(0) % splits
     block = (tl.program_id(0) // splits) % tl.cdiv(channels, CHANNELS)
     b, c, channel_exists = channel_block(tl.program_id(0) // splits, channels, CHANNELS)
     w_mri, w_ecg = two_weights(weights, weights_strides, b)
-    modulation = 1.0 + row_values(scale, scale_strides, b, c, channel_exists)
-    along = w_ecg * modulation * row_values(direction, direction_strides, b, c, channel_exists)
+    modulation = 1.0 + row_values(scale, scale_strides, b, c, channel_exists, UNIT)
+    along = w_ecg * modulation * row_values(direction, direction_strides, b, c, channel_exists, UNIT)
     grad_sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
     product_sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
     score_sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
@@ -168,16 +174,16 @@ def _segment_film_columns_bwd_kernel(
         label, score = labels_and_scores(
             segments, segments_strides, scores, scores_strides, count, b, p, on_map, width, FLAT
         )
-        source = map_pointers(grad, grad_strides, b, c, p, width, FLAT)
+        source = map_pointers(grad, grad_strides, b, c, p, width, FLAT, UNIT)
         incoming = tl.load(source, mask=exists, other=0.0).to(tl.float32)
-        source = map_pointers(features, features_strides, b, c, p, width, FLAT)
+        source = map_pointers(features, features_strides, b, c, p, width, FLAT, UNIT)
         grad_sums += incoming
         product_sums += incoming * tl.load(source, mask=exists, other=0.0).to(tl.float32)
         score_sums += incoming * score[None, :]
         of_pixel = tl.sum(incoming * along[:, None], axis=0)
         sorted_sums += tl.where(label[None, :] == s[:, None], of_pixel[None, :], 0.0)
         if features_grad is not None:
-            outgoing = map_pointers(features_grad, features_grad_strides, b, c, p, width, FLAT)
+            outgoing = map_pointers(features_grad, features_grad_strides, b, c, p, width, FLAT, UNIT)
             values = incoming * (1.0 + w_mri * modulation)[:, None]
             tl.store(outgoing, values.to(features_grad.dtype.element_ty), mask=exists)
     target = sums + split.to(tl.int64) * 3 * rows + b * channels + c
@@ -311,6 +317,8 @@ def map_pass(
 ) -> tuple[Tensor, Tensor]:
     """Write the map's gradient; return the parts of the sums per channel and of those per segment."""
     batch, channels, height, width = features.shape
+    maps = (grad, features, features if map_grad is None else map_grad)
+    unit = unit_of(*maps, rows=(scale,))
     tile_channels, tile_pixels = tile_of(features, 1, choice["pixels"])
     blocks = launching.cdiv(height * width, tile_pixels)
     if _in_columns(features):
@@ -338,25 +346,26 @@ def map_pass(
         map_grad,
         sums,
         segment_sums,
-        channels,
+        channels // unit,
         width,
         height * width,
         batch * channels,
         scores.shape[1],
         scores.numel(),
-        strides_of(grad),
-        strides_of(features),
+        strides_of(grad, unit),
+        strides_of(features, unit),
         label_strides(segments),
         scores.stride(),
         (0, *direction.stride()),
         weights.stride(),
-        scale.stride(),
-        strides_of(features if map_grad is None else map_grad),
+        row_strides(scale, unit),
+        strides_of(maps[-1], unit),
         splits,
         CHANNELS=tile_channels,
         PIXELS=tile_pixels,
         SEGMENTS=at_once,
-        FLAT=is_flat(grad, features, features if map_grad is None else map_grad) and labels_are_flat(segments),
+        FLAT=is_flat(*maps) and labels_are_flat(segments),
+        UNIT=unit,
         num_warps=THREADS // WARP_SIZE,
     )
     return sums, segment_sums

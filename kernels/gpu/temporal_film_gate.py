@@ -26,14 +26,17 @@ from . import launching, tuning
 from .gates import (
     THREADS,
     TILE_CHOICES,
+    TILES_SHARING,
     WARP_SIZE,
     channel_block,
     is_flat,
     map_key,
     part_programs,
     pixel_offsets,
+    row_strides,
     strides_of,
     tile_of,
+    unit_of,
 )
 
 CHANNELS_AT_ONCE = 256  # of a sample, in the launch that follows the sums
@@ -54,7 +57,7 @@ def _temporal_film_fwd_kernel(
     scale,
     shift,
     out,
-    channels,
+    channel_units,
     width,
     pixels,
     features_stride_b,
@@ -76,23 +79,25 @@ def _temporal_film_fwd_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     blocks = tl.cdiv(pixels, PIXELS)
     b, c, channel_exists = channel_block(tl.program_id(0) // blocks, channels, CHANNELS)
     p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
     exists = channel_exists[:, None] & (p < pixels)[None, :]
     wide_c = c.to(tl.int64)[:, None]
-    source = features + b * features_stride_b + wide_c * features_stride_c
-    source += pixel_offsets(p, width, features_stride_h, features_stride_w, FLAT)[None, :]
+    source = features + b * (features_stride_b * UNIT) + wide_c * features_stride_c
+    source += pixel_offsets(p, width, features_stride_h, features_stride_w, FLAT, UNIT)[None, :]
     values = tl.load(source, mask=exists, other=0.0).to(tl.float32)
-    modulation = 1.0 + _load_row(scale, b, c, scale_stride_b, scale_stride_c, channel_exists)
+    modulation = 1.0 + _load_row(scale, b, c, scale_stride_b * UNIT, scale_stride_c, channel_exists)
     w_mri = tl.load(weights + b * weights_stride_b).to(tl.float32)
     w_ecg = tl.load(weights + b * weights_stride_b + weights_stride_k).to(tl.float32)
-    spread = w_ecg * _load_row(ecg, b, c, ecg_stride_b, ecg_stride_c, channel_exists)
-    added = spread * modulation + _load_row(shift, b, c, shift_stride_b, shift_stride_c, channel_exists)
+    spread = w_ecg * _load_row(ecg, b, c, ecg_stride_b * UNIT, ecg_stride_c, channel_exists)
+    added = spread * modulation + _load_row(shift, b, c, shift_stride_b * UNIT, shift_stride_c, channel_exists)
     values = values * (1.0 + w_mri * modulation)[:, None] + added[:, None]
-    target = out + b * out_stride_b + wide_c * out_stride_c
-    target += pixel_offsets(p, width, out_stride_h, out_stride_w, FLAT)[None, :]
+    target = out + b * (out_stride_b * UNIT) + wide_c * out_stride_c
+    target += pixel_offsets(p, width, out_stride_h, out_stride_w, FLAT, UNIT)[None, :]
     tl.store(target, values.to(out.dtype.element_ty), mask=exists)
 
 
@@ -104,7 +109,7 @@ def _temporal_film_bwd_kernel(
     scale,
     features_grad,  # or None
     sums,  # (splits, 2, B * C): each part's sum of grad and of grad * features; not touched without features
-    channels,
+    channel_units,
     width,
     pixels,
     rows,  # B * C
@@ -127,28 +132,30 @@ def _temporal_film_bwd_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     FLAT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
+    channels = channel_units * UNIT
     split = tl.program_id(0) % splits
     b, c, channel_exists = channel_block(tl.program_id(0) // splits, channels, CHANNELS)
     wide_c = c.to(tl.int64)[:, None]
-    grads = grad + b * grad_stride_b + wide_c * grad_stride_c
+    grads = grad + b * (grad_stride_b * UNIT) + wide_c * grad_stride_c
     w_mri = tl.load(weights + b * weights_stride_b).to(tl.float32)
-    a = 1.0 + w_mri * (1.0 + _load_row(scale, b, c, scale_stride_b, scale_stride_c, channel_exists))
+    a = 1.0 + w_mri * (1.0 + _load_row(scale, b, c, scale_stride_b * UNIT, scale_stride_c, channel_exists))
     grad_sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
     product_sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
     for start in range(split * PIXELS, pixels, splits * PIXELS):
         p = start + tl.arange(0, PIXELS)
         exists = channel_exists[:, None] & (p < pixels)[None, :]
-        source = grads + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT)[None, :]
+        source = grads + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT, UNIT)[None, :]
         incoming = tl.load(source, mask=exists, other=0.0).to(tl.float32)
         if features is not None:
-            source = features + b * features_stride_b + wide_c * features_stride_c
-            source += pixel_offsets(p, width, features_stride_h, features_stride_w, FLAT)[None, :]
+            source = features + b * (features_stride_b * UNIT) + wide_c * features_stride_c
+            source += pixel_offsets(p, width, features_stride_h, features_stride_w, FLAT, UNIT)[None, :]
             grad_sums += incoming
             product_sums += incoming * tl.load(source, mask=exists, other=0.0).to(tl.float32)
         if features_grad is not None:
-            outgoing = features_grad + b * features_grad_stride_b + wide_c * features_grad_stride_c
-            outgoing += pixel_offsets(p, width, features_grad_stride_h, features_grad_stride_w, FLAT)[None, :]
+            outgoing = features_grad + b * (features_grad_stride_b * UNIT) + wide_c * features_grad_stride_c
+            outgoing += pixel_offsets(p, width, features_grad_stride_h, features_grad_stride_w, FLAT, UNIT)[None, :]
             tl.store(outgoing, (incoming * a[:, None]).to(features_grad.dtype.element_ty), mask=exists)
     if features is not None:
         target = sums + split.to(tl.int64) * 2 * rows + b * channels + c
@@ -213,8 +220,8 @@ def forward(
     out = torch.empty_like(features)
     if out.numel() == 0:
         return out
-    channels, pixels = tile_of(features, choice["tiles"])
-    positions = features.shape[2] * features.shape[3]
+    positions, unit = features.shape[2] * features.shape[3], unit_of(features, out, rows=(ecg, scale, shift))
+    channels, pixels = tile_of(features, choice["tiles"] * (TILES_SHARING if unit > 1 else 1))
     programs = features.shape[0] * launching.cdiv(features.shape[1], channels) * launching.cdiv(positions, pixels)
     with torch.cuda.device_of(features):
         launching.launch(
@@ -226,18 +233,19 @@ def forward(
             scale,
             shift,
             out,
-            features.shape[1],
+            features.shape[1] // unit,
             features.shape[3],
             features.shape[2] * features.shape[3],
-            *strides_of(features),
-            *strides_of(out),
-            *ecg.stride(),
+            *strides_of(features, unit),
+            *strides_of(out, unit),
+            *row_strides(ecg, unit),
             *weights.stride(),
-            *scale.stride(),
-            *shift.stride(),
+            *row_strides(scale, unit),
+            *row_strides(shift, unit),
             CHANNELS=channels,
             PIXELS=pixels,
             FLAT=is_flat(features, out),
+            UNIT=unit,
             num_warps=THREADS // WARP_SIZE,
         )
     return out
@@ -263,7 +271,7 @@ def backward(
     if grad.numel() == 0:
         return [*(value.new_zeros(value.shape) for value in small), *map_grads]
     maps = (grad, *(() if features is None else (features,)), *map_grads)
-    map_grad = map_grads[0] if needs_features else None
+    map_grad, unit = map_grads[0] if needs_features else None, unit_of(*maps, rows=(scale,))
     channels, pixels = tile_of(like)  # of two tiles at once, sm_100 spills a register
     programs, splits = part_programs(like, channels, pixels)
     sums = torch.empty((splits, 2, *scale.shape), dtype=torch.float32, device=grad.device)
@@ -277,19 +285,20 @@ def backward(
             scale,
             map_grad,
             sums,
-            grad.shape[1],
+            grad.shape[1] // unit,
             grad.shape[3],
             grad.shape[2] * grad.shape[3],
             scale.numel(),
-            *strides_of(grad),
-            *strides_of(like),
-            *strides_of(like if map_grad is None else map_grad),
+            *strides_of(grad, unit),
+            *strides_of(like, unit),
+            *strides_of(like if map_grad is None else map_grad, unit),
             weights.stride(0),
-            *scale.stride(),
+            *row_strides(scale, unit),
             splits,
             CHANNELS=channels,
             PIXELS=pixels,
             FLAT=is_flat(*maps),
+            UNIT=unit,
             num_warps=THREADS // WARP_SIZE,
         )
         return [*(_small_gradients(sums, ecg, weights, scale, shift) if small else ()), *map_grads]

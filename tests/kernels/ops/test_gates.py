@@ -125,6 +125,29 @@ def test_k8_k9_k10_strides_and_offsets(op, name, layout):
 
 
 @both_gates
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_k8_k9_k14_channels_that_are_moved_sixteen_bytes_at_once(op, dtype):
+    gates = import_module("trifuse.kernels.gpu.gates")
+    x, gate = random_arguments(op, (2, 24, 3, 5), dtype)
+    wide = torch.cat([x, x], 1).detach().contiguous(memory_format=torch.channels_last)
+    for maps in (wide[:, :24].contiguous(memory_format=torch.channels_last), wide[:, :24], wide[:, 4:28]):
+        assert gates.unit_of(maps) == 16 // dtype.itemsize
+        check(op, "triton", maps.requires_grad_(), gate)
+    assert gates.unit_of(wide[:, :23]) == gates.unit_of(x) == gates.unit_of(wide, x) == 1
+
+
+@interpreted
+def test_tiles_along_the_channels_are_hardly_idle():
+    gates = import_module("trifuse.kernels.gpu.gates")
+    tiles = {
+        channels: gates.tile_of(torch.empty(1, channels, 64, 64).to(memory_format=torch.channels_last))
+        for channels in (2, 24, 64, 72, 144, 576)
+    }
+    assert tiles == {2: (2, 512), 24: (16, 64), 64: (64, 16), 72: (16, 64), 144: (32, 32), 576: (64, 16)}
+
+
+@both_gates
 @every_backend
 @given(data=st.data())
 def test_property_any_shape_layout_type_and_gradients(op, name, data):

@@ -153,6 +153,17 @@ def test_k8_k9_k10_strides_and_offsets(name, layout, kind):
     check(name, x, scale=torch.tensor([1, 2]), cell=torch.tensor([0, 3]), permutation=permutations(x.shape, kind))
 
 
+@interpreted
+@pytest.mark.parametrize("kind", ["ordered", "shuffled per sample"])
+def test_k8_k9_k14_channels_that_are_moved_sixteen_bytes_at_once(kind, monkeypatch):
+    kernels = import_module("trifuse.kernels.gpu.monte_carlo_pool")
+    monkeypatch.setattr(kernels, "ENOUGH_PROGRAMS", 1)  # so that programs take several steps
+    wide = random_maps((2, 24, 17, 9), requires_grad=False).contiguous(memory_format=torch.channels_last)
+    for x in (wide, wide[:, :12], wide[:, 4:20]):
+        check("triton", x.requires_grad_(), scale=2, cell=1, permutation=permutations(x.shape, kind))
+        wide = wide.detach()
+
+
 @every_backend
 @given(data=st.data())
 def test_property_any_shape_layout_type_and_draw(name, data):

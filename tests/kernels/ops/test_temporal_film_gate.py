@@ -123,6 +123,18 @@ def test_k8_k9_k10_strides_and_offsets(name, layout):
         assert temporal_film_gate(features, *small).stride() == torch.empty_like(features).stride()
 
 
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_k8_k9_k14_channels_that_are_moved_sixteen_bytes_at_once(dtype):
+    features, *small = random_arguments((2, 24, 3, 5))
+    scale, shift = torch.cat([small[2], small[3]], dim=1).detach().chunk(2, dim=1)
+    odd = torch.cat([small[2], small[3][:, :1]], dim=1).detach()[:, :24]
+    wide = torch.cat([features, features], 1).detach().to(dtype).contiguous(memory_format=torch.channels_last)
+    for maps, rows in ((wide[:, :24], (scale, shift)), (wide[:, 4:28], (scale, shift)), (wide[:, :24], (odd, shift))):
+        arguments = [maps, *small[:2], *rows]
+        check("triton", [value.detach().requires_grad_() for value in arguments])
+
+
 @every_backend
 @pytest.mark.parametrize("layout", ["planes", "channels last"])
 def test_k9_incoming_gradients_of_any_layout(name, layout):
