@@ -129,3 +129,11 @@ def test_a_weight_that_computes_in_its_own_way_is_not_plain():
     layer = nn.Linear(3, 2)
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
     assert not is_plain(layer)
+
+
+def test_b16_a_layer_of_whole_numbers_computes_in_the_type_of_its_scales():
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.int8), requires_grad=False)
+    assert dtype_of(layer) is torch.float32
+    layer.scale = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    assert dtype_of(layer) is torch.bfloat16

@@ -5,16 +5,23 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from argparse import Namespace
+from pathlib import Path
 
 from command import ABDOMEN_TRAINING, run_main
 
-from trifuse.architectures.cli.evaluate import CONVENTIONS
+from trifuse.architectures.cli.evaluate import CONVENTIONS, _tables
 from trifuse.architectures.evaluation.metrics import EMPTY_MASK_SCORES
 from trifuse.architectures.evaluation.tables import read_case_table
 
 
 def test_conventions_are_those_of_the_metrics():
     assert set(CONVENTIONS) == set(EMPTY_MASK_SCORES)
+
+
+def test_a_convention_that_is_said_twice_has_one_table_where_it_was_asked_for():
+    tables = _tables(Namespace(convention=["strict", "strict", "nnunet"], out=Path("scores.csv")))
+    assert tables == {"strict": Path("scores.csv"), "nnunet": Path("scores_nnunet.csv")}
 
 
 def test_predict_evaluate_and_compare(atria_run, atria, tmp_path, capsys):
