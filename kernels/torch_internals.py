@@ -19,6 +19,8 @@ Private name                        What it does                                
 ``kineto_results``, ``_EventType``  each allocation and release of the profiler       its memory timeline, which needs
                                     on a CPU                                          files, and rounds
 ``TorchDispatchMode``               sees every operator that a call reaches           nothing
+``FakeTensorMode``                  computes shapes and types alone, of a network     nothing
+                                    that has its weights
 ``_disable_current_modes``          hides operators from all of these, the caller's   nothing
                                     included
 ``_op_dk``, ``DispatchKey``         calls one operator's kernel for a CPU             nothing
@@ -31,6 +33,7 @@ Private name                        What it does                                
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -68,6 +71,13 @@ def without_values(tensors: Sequence[Tensor]) -> bool:
     if torch.compiler.is_compiling():
         return True
     return _dispatch_mode(_RECORDING) is not None or detect_fake_mode(tensors) is not None
+
+
+def computing_shapes_alone() -> AbstractContextManager[object]:
+    """Return a context in which operators compute shapes and types, no values, whatever tensors they are given."""
+    from torch._subclasses import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def constant_when_compiled(function: Answering) -> Answering:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.layouts.cohort_options import FRAME
-from trifuse.architectures.runs.options import positive
+from trifuse.architectures.runs.options import memory_size, positive
 
 from .arguments import NONFINITE, add_command
 
@@ -28,6 +28,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--frame", type=int, metavar="NUMBER", help=FRAME.help)
     parser.add_argument("--batch-size", type=positive, default=8, help="slices at a time (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
+    help = "memory that the command may take, such as 4G or 500M; a case that needs more is refused before any begins"
+    parser.add_argument("--max-ram", type=memory_size, metavar="SIZE", help=help)
     help = "how to treat NaN and infinite voxels (%(default)s)"
     parser.add_argument("--nonfinite", choices=NONFINITE, default="error", help=help)
 
@@ -46,6 +48,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
         batch_size=arguments.batch_size,
         device=arguments.device,
         nonfinite=arguments.nonfinite,
+        max_ram=arguments.max_ram,
         prior_labels=arguments.prior_labels,
         spacing_mm=None if arguments.spacing is None else tuple(arguments.spacing),
         frame=arguments.frame,

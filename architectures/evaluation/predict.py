@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def predict_cases(
     out: Path,
     preprocessing: Preprocessing,
     *,
-    batch_size: int = 8,
+    batch_size: int | Mapping[str, int] = 8,
     device: torch.device | str | None = None,
     side_inputs: Mapping[str, SideInputs | DataError] | None = None,
     replace: bool = False,
@@ -121,7 +121,8 @@ def predict_cases(
     the others: it is reported at the end.
 
     Args:
-        model, batch_size, device: see `predict_volume`.
+        model, device: see `predict_volume`.
+        batch_size: see there; one for all cases, or one for each, such as `batch_sizes_within` finds.
         cohort: where the images are.
         case_ids: the cases to predict.
         out: folder for the label maps, of this model's predictions alone.
@@ -154,18 +155,34 @@ def predict_cases(
     for case in tqdm(cases, desc="predict", unit="case", disable=not sys.stderr.isatty()):
         if case.case_id in folder.kept:
             continue
+        at_once = batch_size if isinstance(batch_size, int) else batch_size[case.case_id]
         try:
-            volume = load_image(case, nonfinite=preprocessing.nonfinite)
-            if isinstance(given := brought[case.case_id], DataError):
-                raise given
-            labels = predict_labels(model, volume, preprocessing, given, batch_size, device)
+            written = partial(folder.add, case.case_id)
             path = prediction_path(out, case.case_id)
-            write_labels(path, labels, like=volume, before=partial(folder.add, case.case_id))
+            _predict_case(model, case, path, preprocessing, brought[case.case_id], at_once, device, written)
         except (DataError, NumericError) as error:
             problems.append(NotPredicted(case.case_id, "not predicted", got=error))
     if problems:
         raise NotPredicted.merge(problems)
     return [prediction_path(out, case.case_id) for case in cases]
+
+
+def _predict_case(
+    model: nn.Module,
+    case: Case,
+    path: Path,
+    preprocessing: Preprocessing,
+    side_inputs: SideInputs | DataError | None,
+    batch_size: int,
+    device: torch.device | str | None,
+    written: Callable[[Path], object],
+) -> None:
+    """Write the label map of a case; its arrays are gone before the next one is read."""
+    volume = load_image(case, nonfinite=preprocessing.nonfinite)
+    if isinstance(side_inputs, DataError):
+        raise side_inputs
+    labels = predict_labels(model, volume, preprocessing, side_inputs, batch_size, device)
+    write_labels(path, labels, like=volume, before=written)
 
 
 def _head_maps(

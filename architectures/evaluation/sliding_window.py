@@ -33,7 +33,7 @@ from trifuse.kernels import upsample_argmax
 from .inference import evaluating, refuse_non_finite
 
 SIGMA_OF_PATCH = 1 / 8
-_MIRRORINGS = ((), (-1,), (-2,), (-2, -1))
+MIRRORINGS = ((), (-1,), (-2,), (-2, -1))
 
 
 def sliding_window_inference(
@@ -67,7 +67,7 @@ def sliding_window_inference(
     grid = PlaneGrid.of(volume, spacing_mm)
     slices = torch.from_numpy(grid.image(volume.voxels, preprocessing))
     segments = None if side_inputs.prior is None else torch.from_numpy(grid.nearest(side_inputs.prior))
-    windows = _Windows(grid.size, preprocessing.image_size, patches.step)
+    windows = Windows(grid.size, preprocessing.image_size, patches.step)
     labels = np.zeros(volume.voxels.shape, np.uint8)
     inside = labels[grid.box]
     with evaluating(model, device) as where, torch.inference_mode():
@@ -78,7 +78,7 @@ def sliding_window_inference(
 
 
 def _probabilities(
-    network: _Network, slices: Tensor, segments: Tensor | None, windows: _Windows, batch_size: int
+    network: _Network, slices: Tensor, segments: Tensor | None, windows: Windows, batch_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield a few slices at a time: which, and their probabilities (n, K, h, w)."""
     count = len(windows.squares)
@@ -95,7 +95,7 @@ def _probabilities(
         yield part, windows.average(torch.cat(found))
 
 
-class _Windows:
+class Windows:
     """The windows that cover slices of one size, and what each of their pixels counts."""
 
     def __init__(self, size: tuple[int, int], side: int, step: float) -> None:
@@ -148,7 +148,7 @@ class _Network(NamedTuple):
         inputs: dict[str, Tensor] = {name: one.expand(len(image), *one.shape) for name, one in constants.items()}
         image = network_input(image, self.preprocessing).to(self.device)
         prior = None if segments is None else one_hot_prior(segments.to(self.device))
-        mirrorings = _MIRRORINGS if self.mirror else _MIRRORINGS[:1]
+        mirrorings = MIRRORINGS if self.mirror else MIRRORINGS[:1]
         total = []
         for axes in mirrorings:
             if prior is not None:

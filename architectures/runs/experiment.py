@@ -145,8 +145,8 @@ class Experiment:
         training_inputs: reference of ``training_inputs(recipe, cohort, split, out, *, force_resume)``, what cases bring
             beside their images; called on every rank, once the folder is claimed, it may itself train networks below
             ``out``, which go on under another recipe or with other data if that is forced.
-        prediction_inputs: reference of ``prediction_inputs(model, run, cohort, out, *, prior_labels, batch_size)``,
-            what new images bring beside them, or a `DataError` that says what is wrong with it, by case.
+        prediction_inputs: reference of ``prediction_inputs(model, run, cohort, out, *, prior_labels, batch_size,
+            max_ram)``, what new images bring beside them, or a `DataError` that says what is wrong with it, by case.
         mechanisms: reference of ``mechanisms(model)``, the table of what the network is made of, for ``trifuse audit``.
         run_inputs: reference of ``run_inputs(model, run, cohort, case_ids)``, what cases of a finished run bring beside
             their images; nothing is trained for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,19 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return number
+
+
+def memory_size(text: str) -> int:
+    """Read the value of an option that is an amount of memory, such as 4G, 4GiB (both 4 x 1024^3), 500M or bytes.
+
+    Raises:
+        ArgumentTypeError: no such amount, or none at all.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?(?:([KMGT])(?:iB)?)?", text, re.IGNORECASE | re.ASCII)
+    size = int(float(match[1]) * 1024 ** " KMGT".index((match[2] or " ").upper())) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected an amount of memory such as 4G, 500M or bytes, got {text!r}")
+    return size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from trifuse.architectures.data.layouts.cohort_options import image_arguments
 from trifuse.architectures.data.layouts.open_cohort import open_images
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.volumes.files import NonFinite
+from trifuse.architectures.evaluation.memory_need import batch_sizes_within
 from trifuse.architectures.evaluation.predict import predict_cases
 from trifuse.architectures.storage.config_json import config_from_json
 from trifuse.architectures.storage.pretrained import CONFIG_FILE, read_description
@@ -69,6 +70,7 @@ def predict_images(
     prior_labels: Path | None = None,
     spacing_mm: tuple[float, float] | None = None,
     frame: int | None = None,
+    max_ram: int | None = None,
 ) -> list[Path]:
     """Segment a NIfTI file, a folder of them, or the images of a cohort; return the paths of the label maps.
 
@@ -85,11 +87,12 @@ def predict_images(
         spacing_mm: distance of rows and of columns that images are resampled to, for a network on patches whose run,
             which records it, is missing.
         frame: of images of four dimensions, the frame to segment, counted from 0.
+        max_ram: bytes of memory that this process may take: see `batch_sizes_within`.
 
     Raises:
         RecipeError: the window's lowest value is not below its highest, or a spacing is no length.
         CheckpointError: the spacing that a network on patches was trained at is unknown.
-        DataError: prior labels for a network that takes no prior; see `predict_cases`.
+        DataError: prior labels for a network that takes no prior; cases that need more memory; see `predict_cases`.
     """
     if window is not None:
         _with_window(Preprocessing(), window)  # refused before anything is loaded
@@ -106,8 +109,16 @@ def predict_images(
     bring = known.load(known.prediction_inputs)
     if bring is None and prior_labels is not None:
         raise DataError(prior_labels, "prior labels", got=model.architecture, want="a network that takes a prior")
+    shapes = known.load(known.input_shapes, lambda config, side: {})(model.config, preprocessing.image_size)
+    sizes = batch_sizes_within(max_ram, model, cohort.cases, preprocessing, batch_size, shapes)
     side_inputs = bring and bring(
-        model, run_of(model_folder), cohort, out, prior_labels=prior_labels, batch_size=batch_size
+        model,
+        run_of(model_folder),
+        cohort,
+        out,
+        prior_labels=prior_labels,
+        batch_size=batch_size,
+        max_ram=max_ram,
     )
     return predict_cases(
         model,
@@ -116,7 +127,7 @@ def predict_images(
         out,
         preprocessing,
         side_inputs=side_inputs,
-        batch_size=batch_size,
+        batch_size=sizes,
     )
 
 

@@ -101,6 +101,17 @@ class NpzFile:
         Raises:
             DataError: as `read_npy`; or there is no such array.
         """
+        with self._opened(name) as stream:
+            return _read(stream, self._path, name, kinds, limit)
+
+    def described(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Return the shape and the type of an array, by its header; raises as `read`."""
+        with self._opened(name) as stream:
+            header = _header(stream)
+            return header.shape, header.dtype
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
         info = self._members.get(name)
         if info is None:
             got = f"arrays {', '.join(sorted(self._members)) or 'none'}"
@@ -109,7 +120,7 @@ class NpzFile:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"a member packed by method {info.compress_type}, which NumPy does not use")
             with self._archive.open(info) as stream:
-                return _read(stream, self._path, name, kinds, limit)
+                yield stream
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.volumes.nifti import read_labels
+from trifuse.architectures.evaluation.memory_need import batch_sizes_within
 from trifuse.architectures.evaluation.predict import NotPredicted, predict_cases
 from trifuse.architectures.evaluation.prediction_folder import made_of_these_images
 from trifuse.architectures.evaluation.scoring import prediction_path
@@ -151,6 +152,7 @@ def predict_first_pass(
     prior: PriorRecipe,
     batch_size: int,
     *,
+    max_ram: int | None = None,
     broken: dict[str, DataError] | None = None,
 ) -> Path:
     """Predict the wall of new images by the network of a run's first pass; return the folder of the label maps.
@@ -158,7 +160,8 @@ def predict_first_pass(
     What is wrong with images that cannot be predicted is taken up by ``broken``, if that is given.
 
     Raises:
-        DataError: the run's prior is an oracle, or it has no first pass of its own; see `predict_cases`.
+        DataError: the run's prior is an oracle, or it has no first pass of its own, or ``max_ram`` bytes are too few;
+            see `predict_cases`.
     """
     want = "--prior-labels, a folder of label maps <case>.nii.gz to build the prior from"
     if prior.source == "gt":
@@ -168,8 +171,9 @@ def predict_first_pass(
         raise DataError(run or out, "prior", got="no first pass to predict the wall by", want=want)
     model, data = load_network(network)
     case_ids = [case.case_id for case in cohort.cases]
+    sizes = batch_sizes_within(max_ram, model, cohort.cases, data.preprocessing, batch_size)
     try:
-        predict_cases(model, cohort, case_ids, out, data.preprocessing, batch_size=batch_size)
+        predict_cases(model, cohort, case_ids, out, data.preprocessing, batch_size=sizes)
     except NotPredicted as error:
         if broken is None:
             raise

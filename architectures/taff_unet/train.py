@@ -142,7 +142,14 @@ def run_with_side_inputs(model: Any, batch: dict[str, Any]) -> TaffOutput:
 
 
 def prediction_side_inputs(
-    model: TaffUNet, run: Path | None, cohort: Cohort, out: Path, *, prior_labels: Path | None, batch_size: int
+    model: TaffUNet,
+    run: Path | None,
+    cohort: Cohort,
+    out: Path,
+    *,
+    prior_labels: Path | None,
+    batch_size: int,
+    max_ram: int | None = None,
 ) -> Mapping[str, SideInputs | DataError]:
     """Return what images to be predicted bring beside them, or what is wrong with it.
 
@@ -154,6 +161,7 @@ def prediction_side_inputs(
             ``first_pass`` in it.
         prior_labels: folder of label maps to build the prior from.
         batch_size: slices at a time.
+        max_ram: bytes that the first pass may take.
 
     Raises:
         DataError: there is nothing to build the prior from.
@@ -162,7 +170,9 @@ def prediction_side_inputs(
     if run is not None:
         prior, ecg = run_section(run, "prior", PriorRecipe), run_section(run, "ecg", EcgInputRecipe)
     if model.config.takes_prior and prior_labels is None:
-        prior_labels = predict_first_pass(run, cohort, out / FIRST_PASS_FOLDER, prior, batch_size, broken=broken)
+        prior_labels = predict_first_pass(
+            run, cohort, out / FIRST_PASS_FOLDER, prior, batch_size, max_ram=max_ram, broken=broken
+        )
     case_ids = [case.case_id for case in cohort.cases if case.case_id not in broken]
     found = case_side_inputs(cohort, case_ids, model.config, prior, ecg, labels=prior_labels, broken=broken)
     return {**found, **broken}

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from trifuse.architectures.data.volumes.arrays import read_array_image, read_array_labels
+from trifuse.architectures.data.volumes.arrays import array_size, read_array_image, read_array_labels
 from trifuse.architectures.data.volumes.files import NonFinite
-from trifuse.architectures.data.volumes.nifti import read_image, read_labels
-from trifuse.architectures.data.volumes.volume import Volume
+from trifuse.architectures.data.volumes.nifti import read_image, read_labels, stored_size
+from trifuse.architectures.data.volumes.volume import StoredSize, Volume
 from trifuse.architectures.storage.text import count, listed
 from trifuse.kernels.errors import DataError
 
@@ -50,6 +50,15 @@ def load_image(case: Case, *, nonfinite: NonFinite = "error") -> Volume:
     if case.arrays is not None:
         return read_array_image(case.arrays, nonfinite=nonfinite)
     return read_image(case.image, nonfinite=nonfinite, frame=case.frame)
+
+
+def image_size(case: Case) -> StoredSize:
+    """Return how large the image of a case is, without reading its voxels.
+
+    Raises:
+        DataError: a file is unusable, as far as its header tells.
+    """
+    return stored_size(case.image) if case.arrays is None else array_size(case.arrays)
 
 
 def map_labels(cohort: Cohort, raw: Volume) -> Volume:

@@ -6,7 +6,7 @@ slice stay where they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,7 @@ class PlaneGrid:
     def of(cls, volume: Volume, spacing_mm: tuple[float, float]) -> PlaneGrid:
         """Crop a volume to its non-zero voxels, and divide that box into pixels of ``spacing_mm`` (rows, columns)."""
         box = nonzero_box(volume.voxels)
-        lengths_mm = ((of.stop - of.start) * step for of, step in zip(box[1:], volume.spacing_mm[1:], strict=True))
-        rows, columns = (max(round(length / step), 1) for length, step in zip(lengths_mm, spacing_mm, strict=True))
-        return cls(box, (rows, columns))
+        return cls(box, plane_size([of.stop - of.start for of in box[1:]], volume.spacing_mm[1:], spacing_mm))
 
     def image(self, voxels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
         """Scale the values of the box, then resample by cubic splines: float32 of shape (d, h, w).
@@ -58,6 +56,14 @@ class PlaneGrid:
     def nearest(self, labels: np.ndarray) -> np.ndarray:
         """Take the nearest pixel's label, (d, h, w)."""
         return resized_labels(labels[self.box], self.size)
+
+
+def plane_size(pixels: Sequence[int], spacing_mm: Sequence[float], wanted_mm: Sequence[float]) -> tuple[int, int]:
+    """Return rows and columns of a plane of so many pixels, once it is resampled from one spacing to another."""
+    rows, columns = (
+        max(round(count * old / new), 1) for count, old, new in zip(pixels, spacing_mm, wanted_mm, strict=True)
+    )
+    return rows, columns
 
 
 def nonzero_box(voxels: np.ndarray) -> tuple[slice, slice, slice]:

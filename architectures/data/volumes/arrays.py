@@ -11,9 +11,10 @@ import os
 import resource
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from trifuse.kernels.errors import DataError, MissingExtra
 
 from .files import Arrays, NonFinite
 from .nifti import unplaced_volume
-from .volume import Note, Volume
+from .volume import Note, StoredSize, Volume
 from .voxel_values import rounded_labels, smallest_label_type, without_nonfinite
 
 _LARGEST_VALUE_BYTES = 8
@@ -48,6 +49,27 @@ def read_array_image(arrays: Arrays, *, nonfinite: NonFinite = "error") -> Volum
     if voxels.min() == voxels.max():
         notes += (Note("voxels", f"every voxel has the same value, {voxels.flat[0]:g}"),)
     return replace(unplaced_volume(voxels, path), notes=notes)
+
+
+def array_size(arrays: Arrays) -> StoredSize:
+    """Return how large an image is, without reading its values.
+
+    Raises:
+        DataError: a file is missing, damaged or of another kind, or lacks the array.
+        MissingExtra: h5py is not installed.
+    """
+    path, key = arrays.files[0], arrays.image_key
+    if _kind_of(path) == "a zip file":
+        with open_npz(path) as archive:
+            shape, dtype = archive.described(key)
+    else:
+        _require_survivable(path, key, partial(_described_h5, path, key))
+        with _named_errors(path, key):
+            shape, dtype = _described_h5(path, key)
+    shape = (len(arrays.files), *shape) if arrays.sliced else shape
+    if len(shape) != 3:
+        raise DataError(path, key, got=f"shape {shape}", want="(slices, rows, columns)")
+    return StoredSize((shape[0], shape[1], shape[2]), (1.0, 1.0, 1.0), math.prod(shape) * dtype.itemsize)
 
 
 def read_array_labels(arrays: Arrays, *, like: Volume) -> Volume:
@@ -89,7 +111,7 @@ def _read_array(path: Path, key: str, dimensions: int, voxels: int | None) -> np
         with open_npz(path) as archive:
             array = archive.read(key, limit)
     else:
-        _require_survivable(path, key, limit)
+        _require_survivable(path, key, partial(_from_h5, path, key, limit))
         with _named_errors(path, key):
             array = _from_h5(path, key, limit)
     if array.ndim != dimensions or 0 in array.shape:
@@ -124,13 +146,13 @@ def _named_errors(path: Path, key: str) -> Iterator[None]:
         ) from error
 
 
-def _require_survivable(path: Path, key: str, limit: Limit) -> None:
+def _require_survivable(path: Path, key: str, read: Callable[[], object]) -> None:
     """Read an HDF5 file in a process that may die of it: damage makes its library crash, and this process with it."""
     child = os.fork()
     if child == 0:
         try:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            _from_h5(path, key, limit)
+            read()
         finally:  # an error comes again, and is named, where the file is read
             os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -139,7 +161,21 @@ def _require_survivable(path: Path, key: str, limit: Limit) -> None:
         raise DataError(path, key, got=got, want="an intact HDF5 file", hint="fetch it again")
 
 
+def _described_h5(path: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    with _h5_array(path, key) as dataset:
+        return dataset.shape, dataset.dtype
+
+
 def _from_h5(path: Path, key: str, limit: Limit) -> np.ndarray:
+    with _h5_array(path, key) as dataset:
+        limit.check(path, key, dataset.shape, dataset.dtype)
+        _refuse_inflating(path, key, dataset)
+        return np.asarray(dataset[()])
+
+
+@contextmanager
+def _h5_array(path: Path, key: str) -> Iterator[Any]:
+    """Open an HDF5 file's own array of numbers."""
     try:
         h5py = import_module("h5py")
     except ImportError as error:
@@ -156,9 +192,7 @@ def _from_h5(path: Path, key: str, limit: Limit) -> np.ndarray:
         if dataset.dtype.kind not in NUMBERS or dataset.shape is None:
             got = "no values at all" if dataset.shape is None else f"values of type {dataset.dtype}"
             raise DataError(path, key, got=got, want="numbers")
-        limit.check(path, key, dataset.shape, dataset.dtype)
-        _refuse_inflating(path, key, dataset)
-        return np.asarray(dataset[()])
+        yield dataset
 
 
 def _refuse_inflating(path: Path, key: str, dataset: Any) -> None:

@@ -17,13 +17,16 @@ _SLACK_BYTES = 1 << 20  # padding that some writers leave behind the last voxel
 _CHUNK_BYTES = 1 << 20
 
 
-def gunzip(path: Path, header_bytes: int, promised_bytes: Callable[[bytearray], int]) -> bytearray:
+def gunzip(
+    path: Path, header_bytes: int, promised_bytes: Callable[[bytearray], int], *, only_header: bool = False
+) -> bytearray:
     """Decompress a gzip file to its end, checksum included, but never beyond what its header promises.
 
     Args:
         path: the file.
         header_bytes: how much of the content holds its header, at most.
         promised_bytes: reads that much, and returns the size of the whole content by its header.
+        only_header: stop there, where nothing that follows has been checked.
 
     Raises:
         DataError: the file is damaged, truncated, too short for what it promises, or inflates beyond it.
@@ -34,6 +37,8 @@ def gunzip(path: Path, header_bytes: int, promised_bytes: Callable[[bytearray], 
             content += piece
             if limit is None and len(content) >= header_bytes:
                 limit = _plausible(path, promised_bytes(content[:header_bytes])) + _SLACK_BYTES
+                if only_header:
+                    break
             if limit is not None and len(content) > limit:
                 hint = "it inflates to more than the image it claims to hold, and was not read further"
                 raise DataError(path, "gzip stream", got=f"more than {limit} bytes", want="what it promises", hint=hint)

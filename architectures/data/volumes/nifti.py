@@ -31,7 +31,7 @@ from .files import NIFTI_SUFFIXES, NonFinite
 from .geometry import Geometry, axis_lengths, display_axes
 from .gzip_stream import gunzip
 from .nifti_header import GEOMETRY_FIELDS, geometry_notes, layout, mended, mm_per_unit, promised_bytes, scaling
-from .volume import Note, Volume, match_grids
+from .volume import Note, StoredSize, Volume, match_grids
 from .voxel_values import rounded_labels, smallest_label_type, three_dimensional, without_nonfinite
 
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
@@ -82,6 +82,22 @@ def read_labels(path: Path, *, like: Volume | None = None, frame: int | None = N
         geometry, found = match_grids(path, geometry, like)
         notes += found
     return _volume(native, geometry, path, notes)
+
+
+def stored_size(path: Path) -> StoredSize:
+    """Return how large an image is by its header alone.
+
+    Raises:
+        DataError: the file is missing, no NIfTI file, damaged in its header, or too short for what that promises.
+    """
+    try:
+        header, _ = _read_content(Path(path), only_header=True)
+    except OSError as error:
+        raise DataError(path, "file", got=error.strerror or str(error), want="a readable NIfTI file") from error
+    shape, _, _ = layout(path, header)
+    geometry, _ = _geometry(path, header, shape[:3])
+    scaled = scaling(path, header) != (1.0, 0.0)
+    return StoredSize(geometry.display_shape, _spacing_mm(geometry), promised_bytes(path, header), scaled)
 
 
 def write_labels(
@@ -151,9 +167,14 @@ def unplaced_volume(shown: np.ndarray, path: Path) -> Volume:
 
 
 def _volume(native: np.ndarray, geometry: Geometry, path: Path | None, notes: tuple[Note, ...]) -> Volume:
-    spacing = np.linalg.norm(geometry.affine[:3, :3], axis=0)[list(geometry.axes)] * mm_per_unit(geometry.header)
     voxels = np.ascontiguousarray(geometry.to_display(native))
-    return Volume(voxels, (float(spacing[0]), float(spacing[1]), float(spacing[2])), geometry, path, notes)
+    return Volume(voxels, _spacing_mm(geometry), geometry, path, notes)
+
+
+def _spacing_mm(geometry: Geometry) -> tuple[float, float, float]:
+    """Return the spacing of the axes as they are shown."""
+    spacing = np.linalg.norm(geometry.affine[:3, :3], axis=0)[list(geometry.axes)] * mm_per_unit(geometry.header)
+    return float(spacing[0]), float(spacing[1]), float(spacing[2])
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -183,23 +204,32 @@ def _read(
     return data, geometry, notes + found
 
 
-def _read_content(path: Path) -> tuple[Any, bytes | bytearray]:
-    """Read the whole file, decompressed, and its header; every byte that a checksum covers has been checked."""
+def _read_content(path: Path, *, only_header: bool = False) -> tuple[Any, bytes | bytearray]:
+    """Read the whole file, decompressed, and its header; every byte that a checksum covers has been checked.
+
+    With ``only_header`` no voxels are read, and none are checked.
+    """
     compressed = path.name.lower().endswith(".gz")
     kind, want = describe_content(path), "a gzip file" if compressed else "an uncompressed NIfTI file"
     if kind != want:
         raise DataError(path, "content", got=kind, want=f"{want}, by its name")
     content: bytes | bytearray
     if compressed:
-        content = gunzip(path, _NIFTI2_BYTES, lambda head: promised_bytes(path, _parse_header(path, head)))
+        content = gunzip(
+            path,
+            _NIFTI2_BYTES,
+            lambda head: promised_bytes(path, _parse_header(path, head)),
+            only_header=only_header,
+        )
         header = _parse_header(path, content[:_NIFTI2_BYTES])
-        promised, size = promised_bytes(path, header), len(content)
+        promised = promised_bytes(path, header)
+        size = promised if only_header else len(content)
     else:
         with open(path, "rb") as stream:
             header = _parse_header(path, stream.read(_NIFTI2_BYTES))
             promised, size = promised_bytes(path, header), path.stat().st_size
             stream.seek(0)
-            content = stream.read(min(promised, size))
+            content = b"" if only_header else stream.read(min(promised, size))
     if size < promised:
         raise DataError(path, "voxels", got=f"{size} bytes", want=f"{promised} bytes, by its header")
     return header, content

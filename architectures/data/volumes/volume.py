@@ -43,6 +43,23 @@ class Volume:
         return affine
 
 
+@dataclass(frozen=True)
+class StoredSize:
+    """How large an image is, as its file says before a voxel is read.
+
+    Attributes:
+        shape: (D, H, W), as it will be shown.
+        spacing_mm: of these axes.
+        stored_bytes: its file's, decompressed.
+        scaled: whether stored values are multiplied or shifted, which takes float64.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    stored_bytes: int
+    scaled: bool = False
+
+
 def match_grids(path: Path, geometry: Geometry, like: Volume) -> tuple[Geometry, tuple[Note, ...]]:
     """Return the geometry that shows the volume of ``path`` as ``like`` is shown, with a note if it lies a little off.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import ArgumentTypeError
 
 import nibabel
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from trifuse.architectures.data.volumes.nifti import read_image, write_image
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.runs.options import memory_size
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.record import read_record, write_record
 
@@ -201,6 +203,32 @@ def test_plain_unet_from_a_cohort_to_a_report_and_to_new_images(plain_run, scar_
     code, _, errors = run_main(["predict", plain_run, scar_cohort, "--out", tmp_path / "x", "--spacing", 1, 1], capsys)
     assert code == 4
     assert "leave the spacing to it" in errors
+
+
+def test_memory_that_is_granted_is_enough_or_nothing_is_predicted(atria_run, atria, tmp_path, capsys):
+    image = atria / "train_data" / "train_4" / "enhanced.nii.gz"
+    words = ["predict", atria_run / "best", image, "--out", tmp_path / "o", "--image-size", "28", "--max-ram"]
+    code, _, said = run_main([*words, "20M"], capsys)
+    assert code == 3
+    assert f"{image}: memory that its prediction takes: expected at most 0.01 GiB (--max-ram), got " in said
+    assert "grant that much, or leave the case out" in said
+    assert not (tmp_path / "o").exists()
+    assert run_main([*words, "90G"], capsys)[0] == 0
+    assert (tmp_path / "o" / "enhanced.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4G", 4 << 30), ("4GiB", 4 << 30), ("500m", 500 << 20), ("1.5k", 1536), ("12", 12), ("2 TiB", 2 << 40)],
+)
+def test_an_amount_of_memory_is_read(text, size):
+    assert memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "0", "-1G", "4GB", "4 X", "1e9", "inf", "٣G", "0.0001", "9" * 400])
+def test_l2_what_is_no_amount_of_memory(text):
+    with pytest.raises(ArgumentTypeError, match="expected an amount of memory such as 4G"):
+        memory_size(text)
 
 
 def test_prior_labels_are_for_networks_with_a_prior(plain_run, scar_cohort, tmp_path, capsys):

@@ -96,6 +96,9 @@ def test_it_trains_once_and_predicts_every_case_and_new_images(scar_cohort, coho
     assert data.preprocessing.patches.spacing_mm is not None
 
     some = replace(cohort, cases=cohort.cases[:1])
+    with pytest.raises(DataError, match="memory that its prediction takes"):
+        predict_first_pass(tmp_path, some, tmp_path / "new", recipe.prior, 4, max_ram=1)
+    assert not (tmp_path / "new").exists()
     assert predict_first_pass(tmp_path, some, tmp_path / "new", recipe.prior, 4) == tmp_path / "new"
     assert (tmp_path / "new" / "case001.nii.gz").exists()
     (tmp_path / "half.nii.gz").write_bytes(some.cases[0].image.read_bytes()[:900])

@@ -185,7 +185,7 @@ except DataError as error:
 
 
 def test_too_little_memory_is_a_data_error(good, monkeypatch):
-    def gunzip(*args):
+    def gunzip(*args, **options):
         raise MemoryError
 
     monkeypatch.setattr(nifti, "gunzip", gunzip)
