@@ -108,7 +108,8 @@ def run_tests(python: Path, tests: Sequence[str], jobs: int, cache: Path) -> tup
             f"--basetemp={scratch}/pytest",
         ]
         start = time.monotonic()
-        subprocess.run([str(python), "-m", "pytest", *options, *tests], cwd=ROOT, env=environment)
+        # -P: this folder's "kernels" is not the package of that name, for which other packages look
+        subprocess.run([str(python), "-P", "-m", "pytest", *options, *tests], cwd=ROOT, env=environment)
         return counts_of(report) | {"seconds": str(round(time.monotonic() - start))}, failures_of(report)
 
 
