@@ -14,6 +14,7 @@ from .audit import audit_run
 from .claim import claim_run_folder
 from .parallel import one_thread
 from .pipeline import print_results, train
+from .recipes import RecipeError
 
 AUDITED_CASES = 2  # of the test cases: a demo shows what an audit is, and takes minutes
 
@@ -24,10 +25,17 @@ def write_phantom(folder: Path, write: Callable[[Path], Split]) -> tuple[Path, P
     Args:
         folder: is made if it does not exist.
         write: writes the cohort into the folder that it is given, and returns the split.
+
+    Raises:
+        RecipeError: there is no such phantom, as of too few cases.
     """
     cohort, split = folder / "phantom", folder / "phantom_split.json"
     folder.mkdir(parents=True, exist_ok=True)
-    write_split(split, write(cohort))
+    try:
+        drawn = write(cohort)
+    except ValueError as error:
+        raise RecipeError(f"phantom: {error}") from error
+    write_split(split, drawn)
     return cohort, split
 
 

@@ -6,18 +6,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor, nn
 
-from trifuse.architectures.data.ecg.beat_dataset import BeatDataset, BeatSource, LeftOut, NetworkBeat, load_beats
-from trifuse.architectures.data.ecg.ptbxl import TABLE, find_ecgs, open_ptbxl
-from trifuse.architectures.data.layouts import lge_ecg
-from trifuse.architectures.data.layouts.open_cohort import open_cohort
-from trifuse.architectures.data.layouts.split import read_split, verify_split
+from trifuse.architectures.data.ecg.beat_dataset import BeatDataset, LeftOut, NetworkBeat, load_beats
 from trifuse.architectures.evaluation.ecg_report import reconstruct, write_ecg_report
 from trifuse.architectures.evaluation.report import check_extras
 from trifuse.architectures.runs.claim import claim_run_folder
@@ -25,113 +20,20 @@ from trifuse.architectures.runs.pipeline import RunOptions
 from trifuse.architectures.runs.results import noted_results
 from trifuse.architectures.runs.run_description import describe_run, describe_training
 from trifuse.architectures.storage.best_epoch import LAST
-from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
-from trifuse.architectures.storage.text import listed, repeated
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import DIGESTS, FitResult, fit
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import reconstruction_loss
 from trifuse.kernels import CheckpointError, DataError
-from trifuse.kernels.choices import check_choice, check_choices
+from trifuse.kernels.choices import check_choice
 
 from .ecg_autoencoder import EcgAutoencoder, EcgAutoencoderConfig
+from .ecg_data import EcgData, Part
 
-Kind = Literal["auto", "ptbxl", "cohort", "records"]
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = get_args(Part)
 BEAT_STEPS = 608
-COHORT_TABLE = "cases.csv"
 WARMUP_SHARE = 0.2  # of all steps
 EXPLAINED = "val_explained"  # the score of a validation, as a column of the log
-
-
-@dataclass(frozen=True)
-class EcgData:
-    """Which ECGs a run uses.
-
-    Attributes:
-        root: folder of PTB-XL, of a cohort, or of records.
-        kind: which of these; ``"auto"`` tells by the tables that are there. Of a cohort only the training cases' ECGs
-            are read. Records all train, but for those that the patterns below name.
-        also: further folders of records, which train, too.
-        val_records: patterns of the records that choose the best epoch, whatever their fold, and
-        test_records: of those that the run never sees before its report.
-        split: JSON file that splits a cohort which brings no split.
-        min_beats: heart beats that a median beat needs.
-
-    Raises:
-        ValueError: an unknown kind, no beats, or records named of a cohort.
-    """
-
-    root: str = ""
-    kind: Kind = "auto"
-    also: tuple[str, ...] = ()
-    val_records: tuple[str, ...] = ()
-    test_records: tuple[str, ...] = ()
-    split: str | None = None
-    min_beats: int = 3
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.min_beats < 1:
-            raise ValueError(f"min_beats must be at least 1, got {self.min_beats}")
-
-    @staticmethod
-    def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-        """Translate what older versions wrote: a cohort was called a study."""
-        return {**values, "kind": "cohort"} if values.get("kind") == "study" else values
-
-    @property
-    def found_kind(self) -> Kind:
-        """What ``root`` is."""
-        if self.kind != "auto":
-            return self.kind
-        tables: dict[str, Kind] = {TABLE: "ptbxl", COHORT_TABLE: "cohort"}
-        return next((kind for table, kind in tables.items() if (Path(self.root) / table).is_file()), "records")
-
-    def sources(self) -> dict[Part, list[BeatSource]]:
-        """Find the ECGs of each part.
-
-        Raises:
-            DataError: there are none, a pattern names none, or a cohort has no split.
-        """
-        find = {"ptbxl": self._from_ptbxl, "cohort": self._from_cohort, "records": self._from_folder}
-        parts = find[self.found_kind]()
-        further = [source for folder in self.also for source in _records_of(Path(folder))]
-        there = [source.path for sources in parts.values() for source in sources]
-        if twice := set(repeated(str(real_path(path)) for path in (*{*there}, *(source.path for source in further)))):
-            want = "folders without records that are used already, be it to test"
-            raise DataError(self.root, "also", got=f"{listed(sorted(twice))} once more", want=want)
-        parts["train"] += further
-        named: list[tuple[Part, tuple[str, ...]]] = [("test", self.test_records), ("val", self.val_records)]
-        for part, patterns in named:
-            _move(parts, part, patterns)
-        if not parts["train"]:
-            raise DataError(self.root, "training records", got="none", want="at least one")
-        return parts
-
-    def _from_ptbxl(self) -> dict[Part, list[BeatSource]]:
-        table = open_ptbxl(Path(self.root))
-        return {part: [BeatSource(str(r.ecg_id), r.path) for r in table.part(part)] for part in PARTS}
-
-    def _from_folder(self) -> dict[Part, list[BeatSource]]:
-        return {"train": _records_of(Path(self.root)), "val": [], "test": []}
-
-    def _from_cohort(self) -> dict[Part, list[BeatSource]]:
-        cohort = open_cohort(Path(self.root), lge_ecg.LAYOUT.name)
-        split = read_split(Path(self.split), cohort) if self.split else cohort.split
-        if split is None:
-            hint = "name the split that the segmentation is trained with: data.split"
-            raise DataError(self.root, "split", got="none", want="a split, lest test cases be fitted", hint=hint)
-        cases = [cohort.case(case_id).clinical for case_id in verify_split(cohort, split).train]
-        names = split.train
-        found = [
-            BeatSource(name, clinical.ecg, clinical.ecg_rate_hz)
-            for name, clinical in zip(names, cases, strict=True)
-            if clinical is not None and clinical.ecg is not None
-        ]
-        return {"train": found, "val": [], "test": []}
 
 
 @dataclass(frozen=True)
@@ -377,20 +279,3 @@ def fit_network(
         config_type=type(recipe),
         **options,
     )
-
-
-def _records_of(folder: Path) -> list[BeatSource]:
-    root = folder if folder.is_dir() else folder.parent
-    return [BeatSource(path.relative_to(root).with_suffix("").as_posix(), path) for path in find_ecgs(folder)]
-
-
-def _move(parts: dict[Part, list[BeatSource]], part: Part, patterns: Sequence[str]) -> None:
-    """Move the records that a pattern names to a part, from any other."""
-    for pattern in patterns:
-        named = [(other, source) for other in PARTS for source in parts[other] if fnmatch(source.record, pattern)]
-        if not named:
-            known = [source.record for other in PARTS for source in parts[other]]
-            raise DataError(pattern, "record", got="none of that name", want=f"one of {', '.join(known[:12])}")
-        for other, source in named:
-            parts[other].remove(source)
-            parts[part].append(source)

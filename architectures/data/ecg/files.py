@@ -24,12 +24,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trifuse.architectures.storage.atomic_files import damage_advice
+from trifuse.architectures.storage.atomic_files import damage_advice, sha256_of
 from trifuse.architectures.storage.numpy_file import NUMBERS, TEXT, Limit, open_npz, read_npy
 from trifuse.architectures.storage.regular_file import require_regular
 from trifuse.architectures.storage.text import listed, read_text, repeated
@@ -113,6 +114,23 @@ def read_ecg(
         simultaneous=simultaneous,
         notes=notes,
     )
+
+
+def digest_of_samples(path: Path) -> str:
+    """Digest what a file holds of an ECG: of a WFDB record its samples and not its header, which has a name and a date.
+
+    Of a file that cannot be read it is none of its content.
+    """
+    path = Path(path)
+    header = path.with_suffix(".hea") if path.suffix in ("", ".dat", ".hea") else path
+    try:
+        found = read_header(header) if header.suffix == ".hea" else None
+        files = (path,) if found is None else found.files
+        signals = () if found is None else found.signals  # several records may share a file
+        told = [*map(sha256_of, files), *(str(signal.checksum) for signal in signals)]
+    except (OSError, ValueError):  # which whoever reads the ECG says
+        told = [str(path)]
+    return sha256(" ".join(told).encode()).hexdigest()
 
 
 def _refuse_contradictions(

@@ -104,7 +104,7 @@ class _Collected:
     Attributes:
         cohort, layout: what is checked.
         errors, warnings: what was found.
-        voxels: the first case with such voxels, by their digest.
+        contents: the first case with such voxels, or such a beat, by their digest.
         classes, background: in how many cases a class, and a label value that is no target, occurs.
         sizes: how many voxels a class has in all cases.
     """
@@ -113,7 +113,7 @@ class _Collected:
     layout: Layout
     errors: list[DataError]
     warnings: list[str]
-    voxels: dict[str, Case] = field(default_factory=dict)
+    contents: dict[str, Case] = field(default_factory=dict)
     classes: Counter[int] = field(default_factory=Counter)
     background: Counter[int] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
@@ -122,7 +122,7 @@ class _Collected:
         """Read the image and the labels of a case; raises what makes them unusable."""
         image, raw = load_raw_case(case)
         self.warnings += _notes(image) + ([] if raw is None else _notes(raw))
-        self._compare_voxels(case, image)
+        self._compare(case, case.image, "image", "voxels", image.voxels)
         if self.layout.check_case is not None:
             errors, warnings = self.layout.check_case(case, image, raw)
             self.errors += errors
@@ -145,17 +145,19 @@ class _Collected:
             return
         beat = load_beat(case.clinical.ecg, rate_hz=case.clinical.ecg_rate_hz)
         self.warnings += [f"{case.clinical.ecg}: ECG: {note}" for note in beat.notes]
+        self._compare(case, case.clinical.ecg, "ECG", "beat", beat.signal_mv)
 
-    def _compare_voxels(self, case: Case, image: Volume) -> None:
-        first = self.voxels.setdefault(_voxel_digest(image), case)
+    def _compare(self, case: Case, path: Path, what: str, content: str, values: np.ndarray) -> None:
+        """Compare what was read of a case with that of the cases before."""
+        first = self.contents.setdefault(f"{what} {hashlib.sha256(values.tobytes()).hexdigest()}", case)
         if first is case:
             return
-        text = f"{case.case_id} and {first.case_id} have the same voxels"
+        text = f"{case.case_id} and {first.case_id} have the same {content}"
         if first.patient == case.patient:
             self.warnings.append(text)
         else:
             hint = "if they were split apart, the test set would leak into training"
-            self.errors.append(DataError(case.image, "image", got=text, want="images that differ", hint=hint))
+            self.errors.append(DataError(path, what, got=text, want=f"{what}s that differ", hint=hint))
 
     def check_classes(self) -> None:
         """Compare the classes of the cohort with those of its cases."""
@@ -177,10 +179,6 @@ class _Collected:
 
 def _notes(volume: Volume) -> list[str]:
     return [f"{volume.path}: {note.field}: {note.text}" for note in volume.notes]
-
-
-def _voxel_digest(volume: Volume) -> str:
-    return hashlib.sha256(volume.voxels.tobytes()).hexdigest()
 
 
 def _compare_digests(cohort: Cohort, manifest: Path, errors: list[DataError], warnings: list[str]) -> None:

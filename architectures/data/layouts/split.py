@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from trifuse.architectures.data.ecg.files import digest_of_samples
 from trifuse.architectures.storage.atomic_files import write_json
 from trifuse.architectures.storage.file_names import composed
 from trifuse.architectures.storage.record import take_digest, write_record
@@ -85,7 +86,7 @@ def verify_split(cohort: Cohort, split: Split) -> Split:
     """Return the split if it fits the cohort and leaks nothing, or raise with everything that is wrong.
 
     Raises:
-        DataError: a case is unknown, named twice or not named at all; a patient, or one and the same image file,
+        DataError: a case is unknown, named twice or not named at all; a patient, or one and the same image file or ECG,
             stands in two parts; or nothing is left to train on.
     """
     parts = {name: ids for name, ids in asdict(split).items() if name != "unused"}
@@ -150,12 +151,15 @@ def _whole(fraction: float, count: int) -> int:
 
 
 def _leaks(cohort: Cohort, parts: dict[str, tuple[str, ...]]) -> list[DataError]:
-    """Find patients, and image files with the same bytes, that stand in two parts."""
+    """Find patients, and images and ECGs with the same bytes, that stand in two parts."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     problems = []
     for part, ids in parts.items():
         for case in map(cohort.case, ids):
-            for key in (("patient", case.patient), ("image", case.image_digest())):
+            keys = [("patient", case.patient), ("image", case.image_digest())]
+            if case.clinical is not None and case.clinical.ecg is not None:
+                keys.append(("ECG", digest_of_samples(case.clinical.ecg)))
+            for key in keys:
                 first_part, first_id = seen.setdefault(key, (part, case.case_id))
                 if first_part != part:
                     got = f"{first_id} in {first_part} and {case.case_id} in {part}"

@@ -20,7 +20,6 @@ import numpy as np
 from trifuse.architectures.data.layouts.export import write_synapse_package
 from trifuse.architectures.data.layouts.split import Split
 from trifuse.architectures.data.layouts.synapse import ABDOMEN_WINDOW_HU
-from trifuse.kernels.errors import DataError
 
 from .abdomen_anatomy import Abdomen
 from .solids import warped
@@ -55,11 +54,11 @@ def write_abdomen_phantom(
         size: columns, rows and slices of every case.
 
     Raises:
-        DataError: fewer than three cases.
+        ValueError: fewer than three cases.
         MissingExtra: h5py is not installed.
     """
     if cases < 3:
-        raise DataError(root, "cases", got=cases, want="at least 3 cases: one each to train, validate and test")
+        raise ValueError(f"expected at least 3 cases (one each to train, validate and test), got {cases}")
     test, val = max(round(cases / 4), 1), max(round(cases / 8), 1)
     names = tuple(f"case{number:04d}" for number in range(1, cases + 1))
     split = Split(names[: cases - test - val], names[cases - test - val : cases - test], names[cases - test :])

@@ -18,7 +18,6 @@ import numpy as np
 
 from trifuse.architectures.data.layouts.split import Split
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
-from trifuse.kernels.errors import DataError
 
 from .solids import coverage, ellipse, ellipsoid, tube, warped
 
@@ -57,10 +56,10 @@ def write_left_atrium_phantom(
         size: matrix of the training scanner: columns, rows, slices. The other scanner's is a sixth finer in plane.
 
     Raises:
-        DataError: fewer than three cases.
+        ValueError: fewer than three cases.
     """
     if cases < 3:
-        raise DataError(root, "cases", got=cases, want="at least 3 cases: one each to train, validate and test")
+        raise ValueError(f"expected at least 3 cases (one each to train, validate and test), got {cases}")
     test = max(round(cases / 4), 1)
     val = max(round(cases / 8), 1)
     names = [f"train_{number}" for number in range(1, cases + 1)]

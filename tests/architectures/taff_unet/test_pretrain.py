@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,7 +207,8 @@ def test_only_the_training_cases_of_a_cohort_are_read(cohort, tmp_path):
     (own / "ecg").mkdir()
     (own / "cases.csv").write_bytes((cohort / "cases.csv").read_bytes())
     for row in rows(cohort / "cases.csv"):  # the others' ECGs could not be read without an error or a word
-        content = (cohort / row["ecg_path"]).read_bytes() if row["split"] == "train" else b"never to be read"
+        never = f"never to be read: {row}".encode()
+        content = (cohort / row["ecg_path"]).read_bytes() if row["split"] == "train" else never
         (own / row["ecg_path"]).write_bytes(content)
     beats = prepare_beats(recipe(own))
     assert {part: len(found) for part, found in beats.parts.items()} == {"train": 3, "val": 0, "test": 0}
@@ -250,6 +252,34 @@ def test_records_that_are_named_twice_are_refused(records, tmp_path):
     for also in ((str(further), str(further)), (str(records),), (str(records / ".." / "records" / "r1.npy"),)):
         with pytest.raises(DataError, match="also: expected folders without records that are used already"):
             EcgData(root=str(records), also=also).sources()
+
+
+def test_d28_an_ecg_in_two_parts_is_refused(records, cohort, tmp_path):
+    """Whatever it is called; and a copy of that of a case which the run must not see."""
+    further = tmp_path / "further"
+    further.mkdir()
+    shutil.copy(records / "r1.npy", further / "other.npy")
+    data = EcgData(root=str(records), also=(str(further),), test_records=("r1",))
+    with pytest.raises(DataError, match=r"same ECG in two parts: .*other\.npy in train and .*r1\.npy in test"):
+        data.sources()
+    assert replace(data, test_records=("r1", "other")).sources()["test"][1].record == "other"
+    tested = next(row["ecg_path"] for row in rows(cohort / "cases.csv") if row["split"] == "test")
+    shutil.copy(cohort / tested, further / f"other{Path(tested).suffix}")
+    with pytest.raises(DataError, match=r"other\S+ in train and \S+ in a held-out case"):
+        EcgData(root=str(cohort), also=(str(further),)).sources()
+
+
+def test_t14_records_of_one_name_in_two_folders_are_told_apart(records, tmp_path):
+    """Else a change of one of them would go unnoticed."""
+    for name in ("a", "b"):
+        (tmp_path / name / "more").mkdir(parents=True)
+        np.save(tmp_path / name / "more" / "r1.npy", median(ord(name)).astype(np.float32))
+    also = tuple(str(tmp_path / name / "more") for name in ("a", "b"))
+    data = EcgData(root=str(records), also=also)
+    found = names(data)["train"]
+    assert found == ["broken", "r0", "r1", "r2", "r3", "more/r1", "b/more/r1"]
+    assert names(replace(data, test_records=("r1",)))["test"] == ["r1", "more/r1", "b/more/r1"]
+    assert names(replace(data, val_records=("b/*",)))["val"] == ["b/more/r1"]
 
 
 def test_records_and_patterns(records):

@@ -15,6 +15,7 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import new_volume, write_image, write_labels
 from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.kernels import DataError
 
 AFFINE = np.diag([-1.5, -1.5, 8.0, 1.0])
 HEADER = "case_id,split,lge_path,seg_path,ecg_path,ecg_rate_hz,mri_date,ecg_date,rv_ant_x,rv_ant_y,rv_inf_x,rv_inf_y"
@@ -85,6 +86,18 @@ def test_a_case_of_the_tables_own_validation_may_test(tmp_path):
     put_table(tmp_path, line("a"), line("b", split="val"), line("c", split="val"), line("d", split="test"))
     split = DataRecipe(str(tmp_path), test_cases=("c",)).choose_split(open_cohort(tmp_path))
     assert split == Split(("a", "d"), ("b",), ("c",))
+
+
+def test_d28_an_ecg_of_two_cases(tmp_path):
+    """Refused across the parts of a split, and said by data check whatever the split: here in another file format."""
+    put_table(tmp_path, line("a"), line("b", ecg_path="ecg/a.npy", split="test"), line("c", ecg_path="ecg/c.npz"))
+    np.savez(tmp_path / "ecg" / "c.npz", ecg=np.load(tmp_path / "ecg" / "a.npy"))
+    with pytest.raises(DataError, match="same ECG in two parts: expected one part, got a in train and b in test"):
+        DataRecipe(str(tmp_path)).choose_split(open_cohort(tmp_path))
+    errors = [str(error) for error in check_folder(tmp_path).errors]
+    assert len(errors) == 3
+    for word in ("same ECG in two parts", "b and a have the same beat", "c and a have the same beat"):
+        assert any(word in error for error in errors), word
 
 
 @given(days=st.integers(-90, 90))
