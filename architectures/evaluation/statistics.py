@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .tables import number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
 BOOTSTRAP_RESAMPLES = 10_000
+_DRAWS_AT_ONCE = 1 << 20
 MOST_NAMED = 8  # cases in a message: it has to fit on a screen
 
 
@@ -76,6 +77,8 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
 def wilcoxon_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     """Test whether ``b - a`` is symmetric about zero by signed ranks, zeros dropped; p is 1 if all are zero.
 
+    Differences that are equal but for the rounding of the scores have one rank. One pair has no p-value (NaN).
+
     Raises:
         ValueError: the scores are not two lists of one length, or not all finite.
         MissingExtra: scipy is not installed.
@@ -83,9 +86,9 @@ def wilcoxon_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     Source: Wilcoxon (1945), "Individual comparisons by ranking methods".
     """
     d = _differences(a, b)
-    if not d.size:
-        return PairedTest(math.nan, math.nan, 0)
-    d = np.where(np.abs(d) <= ROUNDING, 0.0, d)
+    if d.size < 2:
+        return PairedTest(math.nan, math.nan, d.size)
+    d = np.round(d / (ROUNDING * max(1.0, np.abs([a, b]).max())))  # ranks do not depend on the unit
     if not d.any():
         return PairedTest(0.0, 1.0, d.size)
     result = _stats().wilcoxon(d)
@@ -110,15 +113,44 @@ def bootstrap_interval(
     """
     d = np.asarray(differences, dtype=float)
     w = np.ones_like(d) if weights is None else np.asarray(weights, dtype=float)
-    d, w, who = d[w > 0], w[w > 0], np.asarray(patients)[w > 0]
-    names, index = np.unique(who, return_inverse=True)
-    if names.size < 2:
-        return math.nan, math.nan
-    sums, counts = np.bincount(index, weights=d * w), np.bincount(index, weights=w)
-    drawn = np.random.default_rng(seed).integers(names.size, size=(resamples, names.size))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return bootstrap_intervals([(d[w > 0], np.asarray(patients)[w > 0], w[w > 0])], level, resamples, seed)[0]
+
+
+def bootstrap_intervals(
+    scores: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    level: float = 0.95,
+    resamples: int = BOOTSTRAP_RESAMPLES,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Return what `bootstrap_interval` does for each of several scores: differences, patients, weights above 0.
+
+    Scores of equally many patients share their draws, so that many take little longer than one.
+    """
+    intervals = [(math.nan, math.nan)] * len(scores)
+    by_patients: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for place, (d, patients, w) in enumerate(scores):
+        names, index = np.unique(patients, return_inverse=True)
+        sums = np.bincount(index, weights=d * w), np.bincount(index, weights=w)
+        if names.size > 1:
+            by_patients.setdefault(names.size, {})[place] = sums
+    for of_scores in by_patients.values():
+        sums, counts = (np.stack(columns, axis=1) for columns in zip(*of_scores.values(), strict=True))
+        means = np.concatenate(
+            [(times @ sums) / (times @ counts) for times in _times_drawn(len(sums), resamples, seed)]
+        )
+        ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        for place, low, high in zip(of_scores, *ends, strict=True):
+            intervals[place] = float(low), float(high)
+    return intervals
+
+
+def _times_drawn(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each of so many patients is drawn, (n, count) for a few resamples at a time."""
+    generator, most = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // count)
+    for start in range(0, resamples, most):
+        n = min(most, resamples - start)
+        drawn = generator.integers(count, size=(n, count)) + count * np.arange(n)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=n * count).reshape(n, count).astype(float)
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
@@ -169,13 +201,20 @@ def compare_runs(table_a: Path, table_b: Path) -> list[Comparison]:
             hint="evaluate both runs under one convention",
         )
     _check_pairs(table_a, rows_a, table_b, rows_b)
-    compared = [
-        _compare(class_name, metric, rows_a, rows_b)
-        for class_name in sorted(dict.fromkeys(row.class_name for row in rows_a), key=lambda name: name != SCAR)
-        for metric in rows_a[0].conventions.metrics
-    ]
+    compared, differences = zip(
+        *[
+            _compare(class_name, metric, rows_a, rows_b)
+            for class_name in sorted(dict.fromkeys(row.class_name for row in rows_a), key=lambda name: name != SCAR)
+            for metric in rows_a[0].conventions.metrics
+        ],
+        strict=True,
+    )
     adjusted = holm([row.t_test.p for row in compared])
-    return [replace(row, p_holm=p) for row, p in zip(compared, adjusted, strict=True)]
+    intervals = bootstrap_intervals(differences)
+    return [
+        replace(row, p_holm=p, low=low, high=high)
+        for row, p, (low, high) in zip(compared, adjusted, intervals, strict=True)
+    ]
 
 
 def comparison_cells(rows: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
@@ -261,22 +300,24 @@ def _check_pairs(table_a: Path, rows_a: Sequence[Row], table_b: Path, rows_b: Se
         raise DataError.merge(problems)
 
 
-def _compare(class_name: str, metric: str, rows_a: Sequence[Row], rows_b: Sequence[Row]) -> Comparison:
+def _compare(
+    class_name: str, metric: str, rows_a: Sequence[Row], rows_b: Sequence[Row]
+) -> tuple[Comparison, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Compare one score of one class but for its interval; return also what `bootstrap_intervals` takes."""
     a, b = (case_means([r for r in rows if r.class_name == class_name], metric) for rows in (rows_a, rows_b))
     defined = [case_id for case_id in a if math.isfinite(a[case_id]) and math.isfinite(b[case_id])]
     patients = {row.case_id: row.patient for row in rows_a}
     first, second = np.array([a[c] for c in defined]), np.array([b[c] for c in defined])
     d = second - first
-    low, high = bootstrap_interval(d, [patients[case_id] for case_id in defined])
     sd = float(d.std(ddof=1)) if d.size > 1 else math.nan
-    return Comparison(
+    comparison = Comparison(
         class_name,
         metric,
         mean_a=float(first.mean()) if d.size else math.nan,
         mean_b=float(second.mean()) if d.size else math.nan,
         difference=float(d.mean()) if d.size else math.nan,
-        low=low,
-        high=high,
+        low=math.nan,
+        high=math.nan,
         effect_size=float(d.mean()) / sd if sd > ROUNDING else math.nan,
         t_test=paired_t_test(first, second),
         p_holm=math.nan,
@@ -284,6 +325,7 @@ def _compare(class_name: str, metric: str, rows_a: Sequence[Row], rows_b: Sequen
         undefined=len(a) - len(defined),
         conventions=rows_a[0].conventions,
     )
+    return comparison, (d, np.array([patients[case_id] for case_id in defined]), np.ones_like(d))
 
 
 def _stats() -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.storage.config_json import config_from_json
+from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import read_record
 from trifuse.kernels import CheckpointError
 
@@ -27,8 +28,8 @@ def is_main_process() -> bool:
 
 
 def run_of(folder: Path) -> Path | None:
-    """Return the run that a folder is, or whose folder ``best`` it is; None for a network without a run."""
-    for run in (folder, folder.parent if folder.name == BEST_FOLDER else folder):
+    """Return the run that a folder is, or that it lies in, as ``best`` and ``last.old`` do; None if there is none."""
+    for run in (folder, folder.parent, real_path(folder).parent):
         if (run / RUN_FILE).exists():
             return run
     return None

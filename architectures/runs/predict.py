@@ -27,8 +27,8 @@ from .registry import NETWORKS, experiment
 def load_network(folder: Path) -> tuple[Any, DataRecipe]:
     """Return the network of a run, or of a folder that ``save_pretrained`` wrote, and how its slices were prepared.
 
-    That is what the run says, also for the run's folder ``best``; without a run, what the converter of a published
-    network found beside its weights, or else what the architecture does by default.
+    That is what the run says, also for the folders of networks in it, such as ``best``; without a run, what the
+    converter of a published network found beside its weights, or else what the architecture does by default.
 
     Raises:
         CheckpointError: the folder holds no network written by trifuse, a damaged one, or one whose images were

@@ -15,6 +15,7 @@ from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.scoring import Row
 from trifuse.architectures.evaluation.statistics import (
     bootstrap_interval,
+    bootstrap_intervals,
     compare_runs,
     format_comparison,
     format_p,
@@ -95,6 +96,47 @@ def test_wilcoxon():
     assert wilcoxon_test(a, b).p == pytest.approx(stats.wilcoxon(b - a).pvalue)
     assert wilcoxon_test(a, a).p == 1
     assert wilcoxon_test([1, 2, 3, 4, 5], [2, 3, 4, 5, 6]).p == pytest.approx(2 / 2**5)
+
+
+@pytest.mark.parametrize("scale", [1, 93710.3])
+def test_equal_differences_have_one_rank_whatever_the_rounding_of_the_scores(scale):
+    a = scale * np.array([0.63, 0.13, 0.55, 0.88, 0.84])
+    d = np.array([-2, 2, -2, -2, 0])
+    b = a + scale / 100 * d
+    assert len(set(np.abs(b - a)[:4])) > 1, "they differ by rounding"
+    assert wilcoxon_test(a, b).p == pytest.approx(stats.wilcoxon(d).pvalue)
+
+
+def test_scores_share_draws_and_no_table_of_all_draws_is_made(monkeypatch):
+    """Each interval is what a table of all draws gives; the draws of 4000 patients are made once for six scores."""
+    rng = np.random.default_rng(1)
+    made, largest = [], 0
+    bincount = np.bincount
+
+    def watched(x, *args, **kwargs):
+        nonlocal largest
+        largest = max(largest, len(x))
+        return bincount(x, *args, **kwargs)
+
+    def generator(seed):
+        made.append(seed)
+        return np.random.Generator(np.random.PCG64(seed))
+
+    patients = np.array([f"p{i}" for i in range(4000)])
+    scores = [(rng.normal(size=4000), patients, np.ones(4000)) for _ in range(6)]
+    scores.append((rng.normal(size=30), np.repeat(patients[:10], 3), np.ones(30)))
+    with monkeypatch.context() as patch:
+        patch.setattr("numpy.bincount", watched)
+        patch.setattr("numpy.random.default_rng", generator)
+        intervals = bootstrap_intervals(scores, resamples=500, seed=7)
+    assert made == [7, 7]
+    assert largest <= 1 << 20 < 500 * 4000
+    for place in (0, 5, 6):
+        d, who, w = scores[place]
+        _, index = np.unique(who, return_inverse=True)
+        drawn = np.random.default_rng(7).integers(index.max() + 1, size=(500, index.max() + 1))
+        means = np.bincount(index, d)[drawn].sum(1) / np.bincount(index, w)[drawn].sum(1)
+        assert intervals[place] == pytest.approx(np.quantile(means, [0.025, 0.975]))
 
 
 @pytest.mark.parametrize("test", [paired_t_test, wilcoxon_test])
@@ -236,6 +278,7 @@ def test_t19_one_case_gives_no_p_value_and_no_crash(tmp_path):
     a, b = table(tmp_path / "a.csv", {"x": 0.7}), table(tmp_path / "b.csv", {"x": 0.8})
     rows = compare_runs(a, b)
     assert math.isnan(rows[0].t_test.p)
+    assert math.isnan(rows[0].wilcoxon.p)
     assert "nan" not in format_comparison(rows, "a", "b")
 
 

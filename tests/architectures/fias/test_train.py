@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -241,6 +242,15 @@ def test_the_run_is_described_and_its_network_comes_back_with_it(finished, tmp_p
         "labels",
     )
     assert load_network(finished / "best")[1] == data
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished / "run.json", tmp_path / "run" / "run.json")
+    for name in ("last", "last.old", "best.old"):  # their images are prepared as the run's, too
+        folder = shutil.copytree(finished / "best", tmp_path / "run" / name)
+        assert load_network(folder)[1] == data
+    with contextlib.chdir(folder):
+        assert load_network(Path())[1] == data
+    (tmp_path / "link").symlink_to(folder)
+    assert load_network(tmp_path / "link")[1] == data
     shutil.copytree(finished / "best", tmp_path / "best")
     network, data = load_network(tmp_path / "best")  # without its run
     assert data == FiasRecipe().data
