@@ -88,7 +88,7 @@ def wilcoxon_test(a: ArrayLike, b: ArrayLike) -> PairedTest:
     d = _differences(a, b)
     if d.size < 2:
         return PairedTest(math.nan, math.nan, d.size)
-    d = np.round(d / (ROUNDING * max(1.0, np.abs([a, b]).max())))  # ranks do not depend on the unit
+    d = np.round(d / (ROUNDING * max(1.0, np.abs(np.asarray([a, b])).max())))  # ranks do not depend on the unit
     if not d.any():
         return PairedTest(0.0, 1.0, d.size)
     result = _stats().wilcoxon(d)
@@ -130,9 +130,9 @@ def bootstrap_intervals(
     by_patients: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for place, (d, patients, w) in enumerate(scores):
         names, index = np.unique(patients, return_inverse=True)
-        sums = np.bincount(index, weights=d * w), np.bincount(index, weights=w)
         if names.size > 1:
-            by_patients.setdefault(names.size, {})[place] = sums
+            of_score = np.bincount(index, weights=d * w), np.bincount(index, weights=w)
+            by_patients.setdefault(names.size, {})[place] = of_score
     for of_scores in by_patients.values():
         sums, counts = (np.stack(columns, axis=1) for columns in zip(*of_scores.values(), strict=True))
         means = np.concatenate(
