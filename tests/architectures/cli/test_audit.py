@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from command import run_main
 
 from trifuse.architectures.dino_unet.model import DinoUNet
 from trifuse.architectures.runs.audit import audit_run
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels import CheckpointError
 
 
@@ -101,9 +101,9 @@ def test_an_unknown_split_and_one_without_cases_are_refused(atria_run, tmp_path,
     with pytest.raises(ValueError, match=r"part: expected one of .*, got 'tset'; did you mean 'test'"):
         audit_run(atria_run, part="tset")
     run = shutil.copytree(atria_run, tmp_path / "run", ignore=shutil.ignore_patterns("audit"))
-    split = json.loads((run / "split.json").read_text())
+    split = read_record(run / "split.json")
     split |= {"train": [*split["train"], *split["test"]], "test": []}
-    (run / "split.json").write_text(json.dumps(split))
+    write_record(run / "split.json", split)
     code, _, errors = run_main(["audit", run], capsys)
     assert code == 3
     assert "test cases: expected at least one to audit the network on, got none" in errors
