@@ -9,6 +9,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from trifuse.kernels.tested_versions import VERSIONS, read_verdicts
 
@@ -63,6 +64,24 @@ def test_every_pair_has_a_verdict_without_a_failure():
     # A file of tests that an old version does not collect would shrink a row.
     counts = [int(row["passed"]) + int(row["skipped"]) for row in verdicts]
     assert min(counts) == max(counts) > 1000
+
+
+def test_the_floors_of_other_packages_are_the_versions_that_were_tested():
+    named = {requirement for extra in SETTINGS["project"]["optional-dependencies"].values() for requirement in extra}
+    named |= {*SETTINGS["project"]["dependencies"]}
+    without = {one for one in named if ">=" not in one and not one.startswith("trifuse[")}
+    assert without <= {"ruff", "mypy", "build"}  # tools, of which no test depends on a version
+    tested = {row["others"]: row for row in read_verdicts(VERSIONS) if row["others"]}
+    held = {
+        bound: {name: Version(version) for name, version in (one.split("==") for one in row["packages"].split())}
+        for bound, row in tested.items()
+    }
+    floors = {name: Version(version) for name, version in runner.floors().items()}
+    assert held["floors"] == floors
+    assert tested["floors"]["torch"] == supported()[0][0]
+    for bound, row in tested.items():
+        assert held[bound].keys() == floors.keys()
+        assert (row["failed"], int(row["passed"]) > 1000) == ("0", True)
 
 
 def test_tests_run_on_this_tree_and_are_counted_by_what_came_of_them(tmp_path):
