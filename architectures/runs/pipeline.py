@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 
 from trifuse.architectures.evaluation.report import headline_of
 from trifuse.architectures.training.distributed import open_world
-from trifuse.architectures.training.loop import DIGESTS, FitResult, fit
+from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.memory import is_exhausted
+from trifuse.architectures.training.run_folder import DIGESTS
 from trifuse.kernels import DataError
 
 from .claim import claim_run_folder

@@ -22,8 +22,9 @@ from trifuse.architectures.runs.run_description import describe_run, describe_tr
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.training.distributed import open_world
-from trifuse.architectures.training.loop import DIGESTS, FitResult, fit
+from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.run_folder import DIGESTS
 from trifuse.architectures.training.scar_losses import reconstruction_loss
 from trifuse.kernels import CheckpointError, DataError
 from trifuse.kernels.choices import check_choice

@@ -145,7 +145,7 @@ class CheckpointManager:
             if self._failures >= _MOST_FAILURES:
                 raise SaveError(
                     f"{checkpoint.path}: {self._failures} saves in a row failed, the last one with: {error}; "
-                    "make room and resume"
+                    f"{self._remedy()}"
                 ) from error
             return False
         self._failures = 0
@@ -158,4 +158,9 @@ class CheckpointManager:
             SaveError: it failed.
         """
         if not self.save(self.last, fill):
-            raise SaveError(f"{self.last.path}: the final checkpoint could not be saved; make room and resume")
+            raise SaveError(f"{self.last.path}: the final checkpoint could not be saved; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        if self.last.path.parent.is_dir():
+            return "make room and resume"
+        return "the run's folder has gone from there: resume where it lies by now, or put it back and resume"

@@ -28,7 +28,7 @@ from .memory import OutOfMemory, named_exhaustion
 from .parameter_groups import GroupSpecification, make_groups
 from .progress import Progress
 from .recipe import Recipe
-from .run_folder import append_session, discard_replaced, lock_folder, open_run
+from .run_folder import DIGESTS, append_session, discard_replaced, lock_folder, open_run, with_same_data
 from .signals import Interrupted, StopSignals
 from .step import Batch, Forward, Loss, TrainingStep
 from .training_state import (
@@ -43,7 +43,6 @@ from .training_state import (
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
 SIDE_INPUTS = ("prior", "ecg", "interval", "has_ecg", "transform")  # inputs that a network may have beside the image
-DIGESTS = "digests"  # in the configuration of a run: of its samples' files, by name
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
 
 
@@ -173,6 +172,7 @@ def _upgraded(config_type: type | None, run_config: Mapping[str, Any], descripti
     config = {**ours, **description["config"], "training": description["recipe"]}
     if config_type is not None:
         config = upgraded_json(config_type, config)
+    config = with_same_data(config, run_config) if DIGESTS in description["config"] else config
     recipe = upgraded_json(Recipe, config.pop("training"))
     return {**description, "recipe": recipe, "config": config}
 

@@ -25,6 +25,7 @@ from trifuse.kernels.errors import CheckpointError, TrifuseError
 
 LOCK_FILE = ".lock"
 REPLACED_FOLDER = "replaced_run"  # of an output folder: the run that its run is to replace, until that has a checkpoint
+DIGESTS = "digests"  # in the configuration of a run: of its samples' files, by name
 _RUN_FILE = "run.json"
 _SESSIONS_FILE = "sessions.jsonl"
 _ABSENT = "(absent)"
@@ -168,13 +169,22 @@ def open_run(
     return differences, cache(lambda: None if written == new else write_record(path, new))
 
 
+def with_same_data(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's configuration with the paths of a new one if the digests say that its data lie there by now."""
+    before, after = old.get("data"), new.get("data")
+    if not before or not after or not new.get(DIGESTS) or old.get(DIGESTS) != new[DIGESTS]:
+        return old
+    moved = {name: after[name] for name in ("root", "split") if before.get(name) and after.get(name)}
+    return {**old, "data": {**before, **moved}}
+
+
 def _is_longer_alone(old: Any, new: Any) -> bool:
     """Tell whether two descriptions differ in nothing but more epochs."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return all(
         name in _EPOCHS and type(before.get(name)) is int and before[name] < after.get(name, 0)
         for name in before | after
-        if before.get(name, _ABSENT) != after.get(name, _ABSENT)
+        if not _agree(before.get(name, _ABSENT), after.get(name, _ABSENT))
     )
 
 
@@ -197,8 +207,20 @@ def _differences(old: Any, new: Any) -> list[str]:
     return [
         f"{name}: {before.get(name, _ABSENT)!r} -> {after.get(name, _ABSENT)!r}"
         for name in before | after
-        if before.get(name, _ABSENT) != after.get(name, _ABSENT)
+        if not _agree(before.get(name, _ABSENT), after.get(name, _ABSENT))
     ]
+
+
+def _agree(old: Any, new: Any) -> bool:
+    """Tell whether two values are equal, or paths to the same file or folder, however they are written."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return all(map(_agree, old, new))
+    if old != new and isinstance(old, str) and isinstance(new, str) and old and new:
+        try:
+            return os.path.samefile(old, new)
+        except (OSError, ValueError):
+            return False
+    return bool(old == new)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -69,6 +69,22 @@ def test_t14_data_that_changed_between_two_sessions_are_noticed(cohort, tmp_path
     train(recipe, out, resume=True)
 
 
+def test_t14_the_same_data_may_lie_elsewhere(cohort, tmp_path, monkeypatch):
+    """By another path to the same place, or moved: their digests tell. A run without digests does not know."""
+    out = tmp_path / "run"
+    train(recipe_of(cohort), out)
+    monkeypatch.chdir(tmp_path)
+    train(recipe_of(Path("atria")), out, resume=True)
+    moved = cohort.rename(tmp_path / "moved")
+    train(recipe_of(moved, epochs=2), out, resume=True)
+    assert read_record(out / "run.json")["config"]["data"]["root"] == str(moved)
+    described = read_record(out / "run.json")
+    del described["config"]["digests"]
+    (out / "run.json").write_text(json.dumps(described))
+    with pytest.raises(OutputFolderError, match=r"config\.data\.root: '.*moved' -> '.*further'"):
+        train(recipe_of(moved.rename(tmp_path / "further"), epochs=2), out, resume=True)
+
+
 def test_t14_a_forced_resume_that_fails_leaves_the_run_as_it_was(cohort, tmp_path):
     out = tmp_path / "run"
     train(recipe_of(cohort), out)

@@ -308,6 +308,15 @@ def test_a_best_epoch_that_could_not_be_saved_is_not_called_best(tmp_path):
         checkpoints.save(checkpoints.last, fails)
 
 
+def test_a_run_whose_folder_was_moved_away_is_not_told_to_make_room(tmp_path):
+    checkpoints = CheckpointManager(tmp_path / "moved", say=lambda text: None)
+    with pytest.raises(CheckpointError, match=r"last: the final .*; the run's folder has gone from there: resume"):
+        checkpoints.save_final(lambda folder: None)
+    assert checkpoints.save(checkpoints.last, lambda folder: None) is False
+    with pytest.raises(CheckpointError, match=r"3 saves in a row failed.*No such file.*the run's folder has gone"):
+        checkpoints.save(checkpoints.last, lambda folder: None)
+
+
 def test_c20_a_folder_that_cannot_be_written_fails_before_the_first_step(tmp_path, monkeypatch):
     steps = []
 

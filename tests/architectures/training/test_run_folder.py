@@ -177,3 +177,16 @@ def test_sessions_are_appended(tmp_path):
     sessions = [json.loads(line) for line in (tmp_path / "sessions.jsonl").read_text().splitlines()]
     assert [session["ranks"] for session in sessions] == [1, 2]
     assert {"started", "trifuse", "torch"} <= set(sessions[0])
+
+
+def test_t14_paths_to_one_place_are_one_value(tmp_path, monkeypatch):
+    """However they are written, and in lists; names that are no paths differ as ever."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    open_run(tmp_path / "a", {"init": "b", "also": ["a", "b"]}, resume=False, force=False)
+    same = {"init": str(tmp_path / "b"), "also": ["./a", "a/../b"]}
+    assert open_run(tmp_path / "a", same, resume=True, force=False)[0] == []
+    for other in ({**same, "init": "a"}, {**same, "init": "c"}, {**same, "also": ["b", "a"]}, {**same, "also": ["a"]}):
+        with pytest.raises(OutputFolderError, match="another configuration"):
+            open_run(tmp_path / "a", other, resume=True, force=False)
