@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trifuse.architectures.runs.options import duration
 from trifuse.kernels import OPERATORS
 
 from .arguments import add_command
@@ -23,7 +24,7 @@ def add_parser(commands: Any) -> None:
     names = part_names()
     help = f"what to time (all): {', '.join(names)}; an operator's name stands for the part that times it"
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=sorted({*names, *OPERATORS}), help=help)
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each form of a computation (%(default)s)")
+    parser.add_argument("--seconds", type=duration, default=0.5, help="for each form of a computation (%(default)s)")
 
 
 def part_names() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from trifuse.architectures.data.layouts import LAYOUTS
 from trifuse.architectures.data.layouts.cohort_options import cohort_arguments
 from trifuse.architectures.runs.options import positive
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.storage.text import count, listed
 
 from .arguments import NONFINITE, UsageError, add_cohort_options, add_command, add_commands, require_folder_of
 
@@ -121,7 +121,11 @@ def _convert(arguments: argparse.Namespace) -> None:
         print(f"note: {note}")
     if len({case.patient for case in cohort.cases}) < len(cohort.cases):
         print("note: this layout does not tell patients: when it is read, --patient finds them in the cases' names")
-    print(f"{count(len(cohort.cases), 'case')}, of which {len(split.test) if split else 0} test, in {arguments.out}")
+    unused = split.unused if split else ()
+    if unused:
+        print(f"note: left out, as the split does not use them: {listed(unused)}")
+    written = count(len(cohort.cases) - len(unused), "case")
+    print(f"{written}, of which {len(split.test) if split else 0} test, in {arguments.out}")
 
 
 def _write_phantom(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,21 @@ def memory_size(text: str) -> int:
     if size < 1:
         raise argparse.ArgumentTypeError(f"expected an amount of memory such as 4G, 500M or bytes, got {text!r}")
     return size
+
+
+def duration(text: str) -> float:
+    """Read the value of an option that is a time in seconds.
+
+    Raises:
+        ArgumentTypeError: no finite number of at least 0.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, 0 or more, got {text!r}")
+    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,8 @@ def zero_angles(
     if known.rv_mask is not None and known.reference == "rv_mask":
         return _contact_angles(known.rv_mask, plane, centres, filled, ring, turn), turn
     if known.reference == "fixed_angle":
+        if not abs(float(known.angle_deg)) <= 360:  # type: ignore[arg-type]  # that it is there was checked above
+            raise DataError(WHAT, "angle_deg", got=f"{known.angle_deg:g}", want="degrees, from -360 to 360")
         return np.full(depth, known.angle_deg, float), turn
     return np.full(depth, _septum_angle(plane) - turn * SEPTUM_DEG), turn
 

@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 from trifuse.architectures.storage.file_names import can_name_files, path_below
@@ -38,6 +38,7 @@ from .layout import Layout, Option
 TABLE = "cases.csv"
 SCAR_CLASSES = ("background", "blood pool", "myocardium", "scar")
 MAX_INTERVAL_DAYS = 90.0
+_FIRST_DAY = date(1977, 7, 3)  # of the first MRI of a human being
 """Most days between ECG and MRI, unless the caller allows more."""
 
 _PARTS = ("train", "val", "test", "unused")
@@ -68,7 +69,7 @@ def scan_scar_cohort(root: Path, max_interval_days: float | None = None) -> Foun
         raise DataError(root, "max_interval_days", got=allowed_days, want="a number of days, 0 or more")
     path = root / TABLE
     header, lines = _read_table(path)
-    notes, problems, cases = [], [], []
+    notes, odd_dates, problems, cases = [], [], [], []
     if strangers := [name for name in header if name not in _KNOWN]:
         notes.append(f"{TABLE}: unknown columns {listed(strangers)}: not read")
     parts: dict[str, str] = {}
@@ -82,6 +83,7 @@ def scan_scar_cohort(root: Path, max_interval_days: float | None = None) -> Foun
         case = line.case(root)
         problems += line.problems
         notes += line.notes
+        odd_dates += line.odd_dates
         if case is None:
             continue
         if (first := seen.setdefault(case.case_id, number)) != number:
@@ -90,6 +92,9 @@ def scan_scar_cohort(root: Path, max_interval_days: float | None = None) -> Foun
             continue
         cases.append(case)
         parts[case.case_id] = line.part()
+    if odd_dates:
+        why = "before there was MRI, or in the future; were the dates shifted?"
+        notes.append(f"{TABLE}: dates that cannot be right, such as {listed(odd_dates)}: {why}")
     split, missing = _split(path, parts)
     return Found(cases, [*problems, *missing], split=split, notes=tuple(notes))
 
@@ -125,6 +130,7 @@ class _Line:
     max_interval_days: float
     problems: list[DataError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    odd_dates: list[str] = field(default_factory=list)
 
     def case(self, root: Path) -> Case | None:
         """Return the case, None without image or usable name; what cannot be understood is left out and a problem."""
@@ -182,10 +188,13 @@ class _Line:
         try:
             if text and not _DATE.fullmatch(text):
                 raise ValueError("another form")
-            return date.fromisoformat(text) if text else None
+            day = date.fromisoformat(text) if text else None
         except ValueError:
             self._refuse(column, want="a date as YYYY-MM-DD")
             return None
+        if day is not None and not _FIRST_DAY <= day <= date.today() + timedelta(days=1):
+            self.odd_dates.append(f"case {self.cells['case_id']}, {column} {day}")
+        return day
 
     def _number(self, column: str) -> float | None:
         text = self.cells.get(column, "")

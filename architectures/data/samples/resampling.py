@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.kernels.errors import MissingExtra
+from trifuse.kernels.errors import DataError, MissingExtra
 
 from .preprocessing import Preprocessing
 from .volume_to_slices import resized_labels, scaled_voxels
+
+MOST_PIXELS_OF_ONE = 16  # along rows and along columns: beyond, nothing is seen, and slices take hours and gigabytes
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,20 @@ class PlaneGrid:
 
     @classmethod
     def of(cls, volume: Volume, spacing_mm: tuple[float, float]) -> PlaneGrid:
-        """Crop a volume to its non-zero voxels, and divide that box into pixels of ``spacing_mm`` (rows, columns)."""
+        """Crop a volume to its non-zero voxels, and divide that box into pixels of ``spacing_mm`` (rows, columns).
+
+        Raises:
+            DataError: the volume's own pixels are more than `MOST_PIXELS_OF_ONE` times as long.
+        """
+        if any(own > MOST_PIXELS_OF_ONE * new for own, new in zip(volume.spacing_mm[1:], spacing_mm, strict=True)):
+            own, new = (f"{rows:g} x {columns:g} mm" for rows, columns in (volume.spacing_mm[1:], spacing_mm))
+            raise DataError(
+                volume.path or "image",
+                "spacing",
+                got=f"pixels of {own}, which would be resampled to {new}",
+                want=f"at most {MOST_PIXELS_OF_ONE} times that of the resampled slices",
+                hint="is the header's spacing in mm?",
+            )
         box = nonzero_box(volume.voxels)
         return cls(box, plane_size([of.stop - of.start for of in box[1:]], volume.spacing_mm[1:], spacing_mm))
 

@@ -105,6 +105,9 @@ def test_convert_splits_as_it_is_told(tmp_path, put_case, capsys):
     write_split(tmp_path / "split.json", Split(("p1",), ("p2",), ("q",)))
     assert run(capsys, *words, tmp_path / "b", "--split", tmp_path / "split.json")[0] == 0
     assert open_cohort(tmp_path / "b").split == Split(("p1", "p2"), (), ("q",))
+    write_split(tmp_path / "part.json", Split(("p1",), (), ("q",), ("p2",)))
+    code, text = run(capsys, *words, tmp_path / "d", "--split", tmp_path / "part.json")
+    assert "note: left out, as the split does not use them: p2\n2 cases, of which 1 test" in text
     code, text = run(capsys, *words, tmp_path / "c", "--test-cases", "z*")
     assert code == 3
     assert "0 cases that match 'z*'" in text

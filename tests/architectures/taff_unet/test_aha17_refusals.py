@@ -75,6 +75,12 @@ def test_e10_no_insertion_of_the_right_ventricle(reference, missing):
         divide(reference=reference, angle_deg=None)
 
 
+@pytest.mark.parametrize("angle", [np.nan, np.inf, 1e30, -361])
+def test_e10_an_angle_that_is_none(angle):
+    with pytest.raises(DataError, match="angle_deg: expected degrees, from -360 to 360, got"):
+        divide(angle_deg=angle)
+
+
 @pytest.mark.parametrize("name", ["rv_anterior", "rv_inferior"])
 @pytest.mark.parametrize("point", [(np.nan, np.nan), (5.0, WIDTH), (-1.0, 5.0), ((HEIGHT - 1) / 2, (WIDTH - 1) / 2)])
 def test_e10_an_insertion_that_one_slice_lacks(name, point):

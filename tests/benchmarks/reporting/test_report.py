@@ -364,6 +364,14 @@ def test_the_command_hands_over_to_the_report(tmp_path, monkeypatch):
     assert "--only" not in started[1]
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "soon"])
+def test_l2_a_time_that_is_none_is_refused(tmp_path, monkeypatch, capsys, seconds):
+    monkeypatch.setattr(subprocess, "run", lambda command: pytest.fail(f"started {command}"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "--out", str(tmp_path), f"--seconds={seconds}"])
+    assert f"expected a number of seconds, 0 or more, got '{seconds}'" in capsys.readouterr().err
+
+
 def test_the_command_needs_its_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", lambda command: pytest.fail(f"started {command}"))

@@ -137,6 +137,15 @@ def test_e9_no_day_may_be_allowed(tmp_path):
     assert "case b" not in refused(tmp_path, "case a", "1 days", "[0, 0] days", max_interval_days=0.0)
 
 
+def test_e9_dates_that_cannot_be_right_are_told(tmp_path):
+    past, future = {"mri_date": "1850-03-01", "ecg_date": "1850-03-01"}, {"mri_date": "2999-03-01", "ecg_date": ""}
+    put_table(tmp_path, line("a", **past), line("b", ecg_path="", **future), line("c"))
+    *_, note = open_cohort(tmp_path).notes
+    assert "case a, mri_date 1850-03-01, case a, ecg_date 1850-03-01, case b, mri_date 2999-03-01:" in note
+    assert "were the dates shifted?" in note
+    assert any("were the dates shifted?" in str(warning) for warning in check_folder(tmp_path).warnings)
+
+
 def test_e9_a_case_without_an_ecg(tmp_path):
     put_table(tmp_path, line("a", ecg_path="", ecg_date=""), line("b", ecg_date=""), line("c", ecg_path=""), line("d"))
     cohort = open_cohort(tmp_path)

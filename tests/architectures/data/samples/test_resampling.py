@@ -15,7 +15,7 @@ from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.data.samples.resampling import PlaneGrid, nonzero_box
 from trifuse.architectures.data.samples.volume_to_slices import scaled_voxels
 from trifuse.architectures.data.volumes.volume import Volume
-from trifuse.kernels import MissingExtra
+from trifuse.kernels import DataError, MissingExtra
 
 AS_IS = Preprocessing("as_is", channels=1)
 ZSCORE = Preprocessing("zscore", channels=1)
@@ -50,6 +50,14 @@ def test_a_grid_divides_the_box_into_pixels_of_the_spacing():
     assert grid.box == (slice(1, 4), slice(2, 9), slice(3, 18))
     assert grid.size == (round(7 * 2 / 1.5), round(15 * 1 / 1.5))
     assert PlaneGrid.of(image, (1000.0, 1000.0)).size == (1, 1)
+
+
+def test_d14_an_image_that_would_become_many_times_larger_is_refused_beforehand():
+    assert PlaneGrid.of(volume(np.ones((1, 4, 4)), (8.0, 16.0, 16.0)), (1.0, 1.0)).size == (64, 64)
+    with pytest.raises(
+        DataError, match=r"spacing: .* got pixels of 90 x 1 mm, which would be resampled to 1\.5 x 1\.5 mm"
+    ):
+        PlaneGrid.of(volume(np.ones((1, 256, 256)), (8.0, 90.0, 1.0)), (1.5, 1.5))
 
 
 def test_at_its_own_spacing_all_is_cropped_and_nothing_resampled():
