@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from trifuse.architectures.runs.options import duration
-
 from .harness import RESULTS, TINY, Case, replay
 
 MOST_SECONDS = 1800  # a slow form on a slow machine is a result, not a fault
@@ -15,7 +13,7 @@ MOST_SECONDS = 1800  # a slow form on a slow machine is a result, not a fault
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("trifuse benchmarks")
-    group.addoption("--seconds", type=duration, default=2.0, help="time to spend on each provider of a case")
+    group.addoption("--seconds", type=float, default=2.0, help="time to spend on each provider of a case")
     group.addoption("--tiny", action="store_true", help="run tiny cases alone, which show only that everything runs")
     group.addoption("--results", type=Path, default=RESULTS, help="folder for the JSON files")
 

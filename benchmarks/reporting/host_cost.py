@@ -36,7 +36,6 @@ import torch
 from torch import Tensor
 
 from trifuse import kernels
-from trifuse.architectures.runs.options import duration
 from trifuse.benchmarks.baselines.depthwise_multi_kernel import separate_convolutions
 from trifuse.benchmarks.baselines.dice_ce_loss import foreground_dice_and_cross_entropy
 from trifuse.benchmarks.baselines.dilated_attention import unfold_attention
@@ -295,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure in a process in which triton interprets; see the top of this file."""
     parser = argparse.ArgumentParser(description="measure what a call costs the host, and count its launches")
     parser.add_argument("--out", type=Path, required=True, help="folder for the result file and the table of launches")
-    parser.add_argument("--seconds", type=duration, default=0.5, help="time to spend on each form")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each form")
     parser.add_argument("--tiny", action="store_true", help="accepted as of every part: all its calls are tiny")
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") != "1":

@@ -38,7 +38,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.runs.options import duration
 from trifuse.kernels import OPERATORS
 from trifuse.kernels.testing.tables import markdown, table
 
@@ -316,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=f"python -m {__package__}.report", description="time every operator and network on this machine"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the report, the result files and the logs")
-    parser.add_argument("--seconds", type=duration, default=0.5, help="time to spend on each form of a computation")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each form of a computation")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=sorted({*part_names(), *OPERATORS}), help="parts to run (all)"
     )

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from trifuse.architectures.runs.options import duration
 from trifuse.architectures.storage.atomic_files import write_json, write_text
 from trifuse.kernels.testing.counting import kernels_forced, launches_of
 from trifuse.kernels.testing.machine import MIB, default_device, stamp
@@ -229,7 +228,7 @@ def write(record: Mapping[str, Any], out: Path, device: torch.device) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="measure how time and memory grow")
     parser.add_argument("--out", type=Path, default=Path("scaling"), help="folder for the three files")
-    parser.add_argument("--seconds", type=duration, default=0.5, help="time to spend on each point")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time to spend on each point")
     parser.add_argument("--tiny", action="store_true", help="small sizes alone, to see that everything runs")
     options = parser.parse_args(argv)
     curves, rounds = (TINY_CURVES, 1) if options.tiny else (CURVES, 3)

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
-from trifuse.architectures.runs.options import duration
 from trifuse.architectures.storage.atomic_files import write_json
 from trifuse.architectures.training.batches import Batches
 from trifuse.architectures.training.distributed import open_world
@@ -129,7 +128,7 @@ def measure_processes(seconds: float, rounds: int) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="train as the rank that the environment names, and say how fast")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the samples per second")
-    parser.add_argument("--seconds", type=duration, default=2.0, help="how long to train")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long to train")
     options = parser.parse_args(argv)
     write_json(options.out, {"samples_per_s": train_as_a_rank(options.seconds)})
     return 0
