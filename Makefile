@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all versions lint mutants faults fuzz bench rehearsal kernels virtual-gpu clean
+.PHONY: demo test test-all versions lint mutants random-mutants faults fuzz bench rehearsal kernels virtual-gpu clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -33,6 +33,12 @@ lint: $(VENV)/.lint-ready
 
 mutants: $(VENV)/.test-ready
 	$(BIN)/python tests/mutants/run.py
+
+# What the tests let pass of so many random changes of the library.
+COUNT ?= 200
+SEED ?= 14
+random-mutants: $(VENV)/.mutation-ready
+	$(BIN)/python tests/mutants/random_mutants.py --count $(COUNT) --seed $(SEED)
 
 # The table of faults, from the tests that carry their ids.
 faults:
@@ -77,6 +83,10 @@ $(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
 $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	$(PIP) --editable '.[test]'
 	touch $@ $(VENV)/.demo-ready
+
+$(VENV)/.mutation-ready: $(VENV)/.test-ready
+	$(PIP) --editable '.[test,mutation]'
+	touch $@
 
 $(VENV)/.lint-ready: $(VENV)/.torch-ready pyproject.toml
 	$(PIP) --editable '.[dev]'

@@ -8,7 +8,8 @@ A mutant that outlives them has survived.
     python tests/mutants/random_mutants.py --count 200 --seed 14 --rings 1   # a sieve: the nearest tests alone
     python tests/mutants/random_mutants.py --survivors                       # all rings, for those that passed it
 
-A survivor that changes nothing anybody can see gets its reason in the last column of random_mutants.csv by hand.
+A row tells the commit at which it was run, whose lines it counts. A survivor that changes nothing anybody can see gets
+its reason in the last column of random_mutants.csv by hand.
 """
 
 from __future__ import annotations

@@ -104,3 +104,15 @@ def test_rings_hold_tests_that_exist():
     for path in paths[::20]:
         for tests in mutants.rings(path.relative_to(mutants.ROOT).as_posix()):
             assert all((mutants.ROOT / test.partition("::")[0]).exists() for test in tests)
+
+
+def test_at_most_one_in_twenty_of_two_hundred_survived_and_each_that_is_equivalent_has_its_reason():
+    rows = mutants.read_table()
+    assert len(rows) >= 200
+    assert {*rows[0]} == {*mutants.COLUMNS}
+    assert {row["verdict"] for row in rows} <= {"noticed", "survived"}
+    assert all(row["commit"] for row in rows), "run: python tests/mutants/random_mutants.py --survivors"
+    assert not [row for row in rows if row["verdict"] == "noticed" and row["equivalent_because"]]
+    alive = [row for row in rows if row["verdict"] == "survived" and not row["equivalent_because"]]
+    assert len(alive) <= len(rows) // 20
+    assert all(row["noticed_by"] for row in rows if row["verdict"] == "noticed")
