@@ -69,7 +69,8 @@ def in_words_of(*parsers: argparse.ArgumentParser) -> Callable[[str], str]:
     """Return a function that puts names of arguments into the words of a command: ``nonfinite="zero"`` is an option.
 
     Args:
-        parsers: of the command; and those of others, whose options are named where it has none of its own.
+        parsers: of the command; and those of others, whose options are named where it has none of its own, but for
+            a word that is all of a text, which may mean something else.
     """
     flags: dict[str, str] = {}
     for parser in parsers:
@@ -79,14 +80,15 @@ def in_words_of(*parsers: argparse.ArgumentParser) -> Callable[[str], str]:
                 flags.setdefault(action.dest, long[0])
     names = "|".join(sorted(flags, key=len, reverse=True))
     given = re.compile(rf"\b({names})=(?:([\"'])(.*?)\2|([^\s,;]+))")
-    mentioned = re.compile(rf"(?<![\w./-])({'|'.join(name for name in flags if '_' in name)})\b(?!=)")
+    mentioned = re.compile(rf"(?<![\w./-])({'|'.join(name for name in flags if '_' in name)})\b(?!=|/|\.\w)")
+    own = {action.dest for action in parsers[0]._actions}
 
     def value_after(match: re.Match[str]) -> str:
         value = match[3] or match[4]
         return flags[match[1]] if value == "True" else f"{flags[match[1]]} {shlex.quote(value)}"
 
     def reword(text: str) -> str:
-        text = flags.get(text, given.sub(value_after, text))
+        text = flags[text] if text in flags and text in own else given.sub(value_after, text)
         return mentioned.sub(lambda match: flags[match[1]], text)
 
     return reword
@@ -176,6 +178,22 @@ def refuse_existing(path: Path, what: str = "", replaceable: Callable[[Path], bo
             raise UsageError(f"{path} exists already, and --overwrite replaces {what} alone; choose another name")
     if path.suffix == ".csv":
         require_folder_of(path)
+
+
+def refuse_replacing(out: Path, name: str, inputs: Iterable[Path] = ()) -> None:
+    """Refuse to draw ``<name>.png``, and its table, over files that are read, or that are no earlier picture.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    from trifuse.architectures.evaluation.picture import is_picture
+    from trifuse.architectures.storage.file_names import real_path
+
+    png, table = out / f"{name}.png", out / f"{name}.csv"
+    read, drawn = set(map(real_path, inputs)), png.exists() and is_picture(png)
+    for path, what in ((table, "the table of an earlier picture"), (png, "an earlier picture")):
+        if path.exists() and (real_path(path) in read or not drawn):
+            raise UsageError(f"{path} is not {what}, and would be replaced; choose another --out")
 
 
 def require_folder_of(path: Path) -> None:

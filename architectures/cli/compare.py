@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import UsageError, add_command, refuse_existing
+from .arguments import UsageError, add_command, refuse_existing, refuse_replacing
 
 
 def add_parser(commands: Any) -> None:
@@ -53,6 +53,7 @@ def _draw(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{option} draws a picture: say with --out which folder it goes to")
     if files := [str(run) for run in arguments.runs if run.is_file()]:
         raise UsageError(f"{option} looks at the cases of a run: expected folders of runs, got {', '.join(files)}")
+    refuse_replacing(arguments.out, "interval_bars" if arguments.by else "model_overlays")
     if arguments.by:
         picture, table = compare_by_interval(arguments.runs, arguments.out)
         print(f"{table}\n\npicture: {picture.png}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.runs.options import positive
 
-from .arguments import UsageError, add_command, add_commands
+from .arguments import UsageError, add_command, add_commands, refuse_replacing
 
 REFERENCES = ("landmarks", "rv_mask", "orientation", "fixed_angle")
 
@@ -50,23 +49,11 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     print(f"picture: {picture.png}")
 
 
-def _refuse_replacing(table: Path, inputs: Sequence[Path]) -> None:
-    """Refuse to write a picture's table over a file that is read, or that no picture belongs to.
-
-    Raises:
-        UsageError: naming the file.
-    """
-    from trifuse.architectures.storage.file_names import real_path
-
-    if table.exists() and (real_path(table) in map(real_path, inputs) or not table.with_suffix(".png").exists()):
-        raise UsageError(f"{table} is not the table of an earlier picture, and would be replaced; choose another --out")
-
-
 def _draw_ecg(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from trifuse.architectures.data.ecg.median_beat import load_beat
     from trifuse.architectures.evaluation.ecg_figures import draw_ecg
 
-    _refuse_replacing(arguments.out / f"{arguments.file.stem}.csv", [arguments.file])
+    refuse_replacing(arguments.out, arguments.file.stem, [arguments.file])
     beat = load_beat(arguments.file, rate_hz=arguments.rate, min_beats=arguments.min_beats)
     return draw_ecg(beat, arguments.out, name=arguments.file.stem), beat.notes
 
@@ -76,7 +63,7 @@ def _draw_bullseye(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
     if both := sorted({*arguments.cavity} & {*arguments.wall}):
         raise UsageError(f"--cavity and --wall: expected classes of their own, got {', '.join(map(str, both))} in both")
-    _refuse_replacing(arguments.out / "bullseye.csv", arguments.labels)
+    refuse_replacing(arguments.out, "bullseye", arguments.labels)
     options = {} if arguments.angle is None else {"angle_deg": arguments.angle}
     return plot_scar_bullseyes(
         arguments.labels,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.storage.atomic_files import atomic_write
+from trifuse.architectures.storage.regular_file import open_regular
 from trifuse.architectures.storage.text import printable
 from trifuse.kernels import MissingExtra
 
@@ -25,6 +26,7 @@ VIOLET, LIME, BROWN = "#8F5CFF", "#A6E04A", "#A0703C"  # ours, for more classes 
 INK, FAINT = "#222222", "#6B6B6B"
 
 DPI = 150
+_BYTES_BEFORE_PIXELS = 1 << 16
 SMALL, NORMAL, LARGE = 8, 9, 11  # points
 
 
@@ -78,6 +80,15 @@ def save_picture(
     with atomic_write(picture.png) as stream:
         stream.write(drawn.getvalue())
     return picture
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether a file is a PNG that `save_picture` wrote, by the texts in it."""
+    with open_regular(path) as stream:
+        head = stream.read(_BYTES_BEFORE_PIXELS).partition(b"IDAT")[0]
+    return head.startswith(b"\x89PNG\r\n") and all(
+        word in head for word in (b"Title\0", b"Description\0", b"Matplotlib")
+    )
 
 
 def _spell_out(figure: Any) -> None:

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trifuse.architectures.data.layouts.found import MEAN_OF_CLASSES
 from trifuse.architectures.storage.text import count
 
 from .metrics import Conventions
 from .scoring import Row
 
-MEAN_OF_CLASSES = "mean of classes"
 SCAR = "scar"  # the class that speaks for a run where there is one
 
 METRIC_NAMES = {

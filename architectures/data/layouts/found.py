@@ -16,6 +16,7 @@ from .cohort import Case, Split
 Targets = int | Mapping[str, int | Sequence[int]] | Sequence[str]
 
 BACKGROUND, LONE_TARGET = "background", "target"
+MEAN_OF_CLASSES = "mean of classes"  # its place in tables of scores is beside those of the classes
 
 
 @dataclass(frozen=True)

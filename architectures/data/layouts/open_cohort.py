@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, nifti_files
+from trifuse.architectures.storage.epoch_log import SMOOTHED
 from trifuse.architectures.storage.file_names import can_name_files, composed
 from trifuse.architectures.storage.text import count, listed, natural_key, printable
 from trifuse.kernels.choices import check_choice
@@ -22,7 +23,7 @@ from . import LAYOUTS
 from .channels import cases_of_images
 from .cohort import MAX_CLASSES, Case, Cohort, Split, missing_files
 from .cohort_options import AUTO, COHORT_OPTIONS
-from .found import Classes, Found, Targets, by_name, chosen_classes, parse_targets
+from .found import MEAN_OF_CLASSES, Classes, Found, Targets, by_name, chosen_classes, parse_targets
 from .layout import Layout
 
 
@@ -70,6 +71,9 @@ def scan_cohort(
     classes = _classes(root, chosen, found, targets, values)
     if strange := [name for name in classes.names if printable(name) != name]:
         raise DataError(root, "class names", got=listed(map(ascii, strange)), want="text")
+    if taken := [name for name in classes.names if name == MEAN_OF_CLASSES or f"_{name}".endswith(SMOOTHED)]:
+        want = f"none called {MEAN_OF_CLASSES!r}, or with {SMOOTHED!r} at the end: tables of scores have such columns"
+        raise DataError(root, "class names", got=listed(taken), want=want)
     if len(classes.names) > MAX_CLASSES:
         got = f"{len(classes.names) - 1} beside the background"
         hint = "choose some of them with targets=NAME=VALUE, or join several with targets=NAME=VALUE,VALUE"

@@ -19,7 +19,13 @@ def test_several_networks_in_one_picture(plain_run, scar_cohort, tmp_path, capsy
     assert run_main(words, capsys)[0] == 0
     code, output, _ = run_main(["compare", "--overlay", plain_run, other, "--out", tmp_path / "sheet"], capsys)
     assert code == 0
-    assert (tmp_path / "sheet" / "model_overlays.png").exists()
+    own = (tmp_path / "sheet" / "model_overlays.png").read_bytes()
+    (tmp_path / "sheet" / "model_overlays.png").write_bytes(b"somebody's own")
+    again = ["compare", "--overlay", plain_run, other, "--out", tmp_path / "sheet"]
+    code, _, errors = run_main(again, capsys)
+    assert (code, "model_overlays.csv is not the table of an earlier picture" in errors) == (2, True)
+    (tmp_path / "sheet" / "model_overlays.png").write_bytes(own)
+    assert run_main(again, capsys)[0] == 0
     assert "model_overlays.png" in output
     assert run_main(["compare", plain_run, other], capsys)[0] == 0  # the paired test
     for wrong, message in (

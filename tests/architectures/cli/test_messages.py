@@ -30,6 +30,8 @@ COMMANDS = {parser.prog: parser for parser in commands_below(build_parser())}
         ("channel", "--channel"),
         ("a channel of the image", "a channel of the image"),
         ("/data/label_space/x_targets and my.label_space", "/data/label_space/x_targets and my.label_space"),
+        ("expected test_cases.csv, as of test_cases", "expected test_cases.csv, as of --test-cases"),
+        ("cohort", "cohort"),  # of other commands
         ("frame=0 chooses, base_first=False not", "--frame 0 chooses, base_first=False not"),
     ],
 )
@@ -40,7 +42,7 @@ def test_l20_arguments_become_options(text, words):
 def test_l20_only_what_is_wanted_and_advised_is_put_in_other_words():
     error = DataError("a/channel=1.nii", "channel", got="channel=1", want="channel=2", hint="pass label_space")
     merged = DataError.merge([error, DataError("b", "not predicted", got=error)])
-    reword = in_words_of(*COMMANDS.values())
+    reword = in_words_of(COMMANDS["trifuse data check"], *COMMANDS.values())
     said = "a/channel=1.nii: --channel: expected --channel 2, got channel=1; pass --label-space"
     assert error.told(reword) == said
     assert merged.told(reword) == f"2 problems in the data\n  - {said}\n  - b: not predicted: got {said}"

@@ -36,6 +36,12 @@ def test_l4_l5_a_picture_s_table_replaces_no_record_and_no_other_table(scar_coho
         assert (code, (tmp_path / name).read_text()) == (2, "somebody's own")
         assert f"{name} is not the table of an earlier picture, and would be replaced; choose another --out" in errors
         (tmp_path / name).unlink()
+        png = (tmp_path / name).with_suffix(".png")
+        png.write_bytes(b"\x89PNG\r\n\x1a\nsomebody's own")
+        code, _, errors = run_main(words, capsys)
+        assert (code, png.read_bytes()[8:]) == (2, b"somebody's own")
+        assert f"{png} is not an earlier picture, and would be replaced; choose another --out" in errors
+        png.unlink()
         for _ in range(2):  # a picture's own table is replaced
             assert run_main(words, capsys)[0] == 0
     drawn = (tmp_path / "case003.csv").read_bytes()

@@ -19,6 +19,14 @@ from trifuse.kernels.errors import DataError
 # ----------------------------------------------------------------------------------------- targets, names
 
 
+@pytest.mark.parametrize("name", ["mean of classes", "smoothed", "a_smoothed"])
+def test_classes_are_not_called_like_columns_of_scores(tmp_path, put_case, name):
+    put_case("plain", "a")
+    with pytest.raises(DataError, match=f"class names: .* got {name}"):
+        open_cohort(tmp_path, targets={"a": 1, name: 2})
+    assert open_cohort(tmp_path, targets={"a": 1, "smoothed wall": 2}).class_names[2] == "smoothed wall"
+
+
 @pytest.mark.parametrize("targets", [3, {"cavity": 3}, {"cavity": [3]}])
 def test_one_target_among_several_values(tmp_path, put_case, targets):
     stored = np.arange(8 * 7 * 4, dtype=np.uint8).reshape(4, 7, 8) % 5
