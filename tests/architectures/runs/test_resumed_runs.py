@@ -139,6 +139,20 @@ def test_l16_a_repeated_run_is_kept_only_if_it_was_made_of_these_data(cohort, tm
     }
     with pytest.raises(OutputFolderError, match="another configuration"):
         train_repeats(recipe_of(cohort, lr=0.5), out, 1, resume=True)
+    train_repeats(recipe_of(cohort), out, 1, resume=True, parts=("test", "train"))
+    assert (out / "run_1" / "train_cases.csv").exists()
+    split = json.loads((cohort / "split.json").read_text())
+    swapped = {**split, "train": [*split["train"][1:], *split["test"]], "test": split["train"][:1]}
+    (cohort / "split.json").write_text(json.dumps(swapped))
+    for forced in (False, True):
+        with pytest.raises(DataError, match="in other parts than when the run began"):
+            train_repeats(recipe_of(cohort), out, 2, resume=True, force_resume=forced)
+    (cohort / "split.json").write_text(json.dumps(split))
+    label = next((cohort / "train_data" / split["train"][0]).glob("*atriumSegImgMO*"))
+    write_image(label, np.roll(read_labels(label).voxels, 5, axis=1), like=read_labels(label))
+    with pytest.raises(OutputFolderError, match=r"config\.digests\."):
+        train_repeats(recipe_of(cohort), out, 2, resume=True)
+    assert not (out / "run_2").exists()
 
 
 def test_a_run_of_an_older_version_gets_digests_with_its_next_checkpoint(cohort, tmp_path):
