@@ -20,10 +20,12 @@ from trifuse.architectures.storage.atomic_files import sha256_of, written_files
 from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import read_record, write_record
+from trifuse.architectures.storage.text import listed
 from trifuse.kernels import CheckpointError, DataError
 
-from .folder import LOG_FILE, SPLIT_FILE
+from .folder import LOG_FILE, SPLIT_FILE, run_section
 from .prepared_data import Part, open_split
+from .recipes import DataRecipe
 from .run_description import describe_recipe
 
 RESULTS_FILE = "results.json"
@@ -111,6 +113,30 @@ def check_tables(run: Path) -> None:
                 f"{path}: the content has changed since the run wrote it: expected SHA-256 {expected}, got {found}; "
                 "restore the file, or let train --resume write it anew"
             )
+
+
+def check_same_cases(run: Path, first: Path) -> None:
+    """Refuse to score two runs against each other whose cases of one name were made of other files, or whose targets of
+    one name are other labels.
+
+    Runs on two channels or frames are of other files by intent; runs of older versions do not know theirs.
+
+    Raises:
+        DataError: naming the cases or targets.
+        CheckpointError: a folder holds no run.
+    """
+    read, first_read = (run_section(each, "data", DataRecipe) for each in (run, first))
+    values, known = (dict(each.partition("=")[::2] for each in data.targets or ()) for data in (read, first_read))
+    if other := [f"{name}={value}" for name, value in values.items() if known.get(name, value) != value]:
+        want = listed(f"{name}={value}" for name, value in known.items() if name in values)
+        raise DataError(run, "targets", got=listed(other), want=f"those of {first}: {want}")
+    if (read.channel, read.frame) != (first_read.channel, first_read.frame):
+        return
+    digests, expected = (_read(each).get("digests", {}) for each in (run, first))
+    if other := [case for case, digest in digests.items() if expected.get(case, digest) != digest]:
+        hint = "to compare them all the same, name their tables, such as test_cases.csv"
+        got = f"other images, labels or ECGs under the names {listed(other)}"
+        raise DataError(run, "cases", got=got, want=f"those of {first}", hint=hint)
 
 
 def named_files(run: Path) -> frozenset[str] | None:

@@ -11,6 +11,7 @@ from command import SCAR_TRAINING, run_main
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.evaluation.interval_figures import interval_days
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.storage.record import read_record, write_record
 
 
 def test_several_networks_in_one_picture(plain_run, scar_cohort, tmp_path, capsys):
@@ -36,6 +37,18 @@ def test_several_networks_in_one_picture(plain_run, scar_cohort, tmp_path, capsy
         code, _, errors = run_main(wrong, capsys)
         assert code == 2
         assert message in errors
+
+
+def test_t14_runs_on_other_cases_of_the_same_names_are_not_compared(plain_run, tmp_path, capsys):
+    other = shutil.copytree(plain_run, tmp_path / "other")
+    assert run_main(["compare", plain_run, other], capsys)[0] == 0
+    results = read_record(other / "results.json")
+    case = next(iter(read_case_table(other / "test_cases.csv"))).case_id
+    write_record(other / "results.json", {**results, "digests": {**results["digests"], case: "0" * 16}})
+    code, _, errors = run_main(["compare", plain_run, other], capsys)
+    assert code == 3
+    assert f"other images, labels or ECGs under the names {case}" in errors
+    assert run_main(["compare", *(run / "test_cases.csv" for run in (plain_run, other))], capsys)[0] == 0
 
 
 def test_two_runs_by_the_days_between_ecg_and_mri(plain_run, scar_cohort, tmp_path, capsys):

@@ -10,8 +10,16 @@ from finished_run import mark_finished
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
 from trifuse.architectures.runs.prepared_data import open_split
 from trifuse.architectures.runs.recipes import DataRecipe
-from trifuse.architectures.runs.results import check_tables, has_finished, is_kept, named_files, noted_results
+from trifuse.architectures.runs.results import (
+    check_same_cases,
+    check_tables,
+    has_finished,
+    is_kept,
+    named_files,
+    noted_results,
+)
 from trifuse.architectures.storage.atomic_files import write_text
+from trifuse.architectures.storage.config_json import config_to_json
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels import CheckpointError, DataError
 
@@ -89,6 +97,15 @@ def test_c22_a_table_that_has_changed_is_named_and_no_reason_to_keep_its_run(run
     assert not has_finished(run, recipe)
     (run / "results.json").unlink()  # as in runs of older versions
     check_tables(run)
+
+
+def test_t14_targets_of_one_name_that_are_other_labels_are_not_compared(tmp_path, recipe):
+    for name, targets in (("first", ("a=1", "b=2")), ("second", ("a=2", "c=2"))):
+        (tmp_path / name).mkdir()
+        described = {"config": {"data": config_to_json(replace(recipe.data, targets=targets))}}
+        write_record(tmp_path / name / "run.json", described)
+    with pytest.raises(DataError, match="targets: expected those of .*first: a=1, got a=2"):
+        check_same_cases(tmp_path / "second", tmp_path / "first")
 
 
 def test_l15_what_a_run_has_drawn_is_its_own_and_nothing_else(tmp_path):
