@@ -104,7 +104,7 @@ def test_t14_targets_of_one_name_that_are_other_labels_are_not_compared(tmp_path
         (tmp_path / name).mkdir()
         described = {"config": {"data": config_to_json(replace(recipe.data, targets=targets))}}
         write_record(tmp_path / name / "run.json", described)
-    with pytest.raises(DataError, match="targets: expected those of .*first: a=1, got a=2"):
+    with pytest.raises(DataError, match=r"targets: expected those of .*first: a=1, got a=2"):
         check_same_cases(tmp_path / "second", tmp_path / "first")
 
 
