@@ -107,6 +107,7 @@ class _Collected:
         contents: the first case with such voxels, or such a beat, by their digest.
         classes, background: in how many cases a class, and a label value that is no target, occurs.
         sizes: how many voxels a class has in all cases.
+        planes: the cases whose slices lie in a plane of the body.
     """
 
     cohort: Cohort
@@ -117,11 +118,13 @@ class _Collected:
     classes: Counter[int] = field(default_factory=Counter)
     background: Counter[int] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
+    planes: dict[str, list[str]] = field(default_factory=dict)
 
     def check_images(self, case: Case) -> None:
         """Read the image and the labels of a case; raises what makes them unusable."""
         image, raw = load_raw_case(case)
         self.warnings += _notes(image) + ([] if raw is None else _notes(raw))
+        self.planes.setdefault(image.geometry.plane, []).append(case.case_id)
         self._compare(case, case.image, "image", "voxels", image.voxels)
         if self.layout.check_case is not None:
             errors, warnings = self.layout.check_case(case, image, raw)
@@ -162,6 +165,10 @@ class _Collected:
     def check_classes(self) -> None:
         """Compare the classes of the cohort with those of its cases."""
         cohort = self.cohort
+        *few, most = sorted(self.planes, key=lambda plane: len(self.planes[plane])) or ("",)
+        for plane in few:
+            text = f"slices are {plane} in {listed(self.planes[plane])}, and {most} in most cases"
+            self.warnings.append(f"{cohort.root}: {text}; a network that learns the one does not know the other")
         for value, cases in sorted(self.background.items()):
             text = f"label value {value} is no target and becomes background in {count(cases, 'case')}"
             self.warnings.append(f"{cohort.root}: {text}")

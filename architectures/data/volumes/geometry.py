@@ -82,6 +82,11 @@ class Geometry:
         return affine
 
     @property
+    def plane(self) -> str:
+        """The plane of the body in which slices lie most nearly: sagittal, coronal or axial."""
+        return ("sagittal", "coronal", "axial")[int(np.abs(self.affine[:3, self.axes[0]]).argmax())]
+
+    @property
     def display_shape(self) -> tuple[int, int, int]:
         """The shape (D, H, W) as it is shown."""
         depth, height, width = (self.shape[axis] for axis in self.axes)

@@ -96,6 +96,14 @@ def test_d31_a_file_that_may_not_be_read(tmp_path, put_case):
         assert Child(as_nobody).wait() == 0
 
 
+def test_d13_slices_in_another_plane_than_in_most_cases_are_told(tmp_path, put_case):
+    for name, spacing in (("a", (0.8, 0.8, 1.5)), ("b", (0.8, 0.8, 1.5)), ("z", (0.8, 0.9, 0.5))):
+        put_case(name, affine=np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]), labels=None)
+    says(check_folder(tmp_path).warnings, "slices are coronal in z, and axial in most cases")
+    (tmp_path / "images" / "z.nii.gz").unlink()
+    assert not [warning for warning in check_folder(tmp_path).warnings if "slices are" in warning]
+
+
 def test_notes_become_warnings(tmp_path, put_case):
     put_case("a", affine=np.diag([-1.0, -1.0, 300.0, 1.0]))
     findings = check_folder(tmp_path)
