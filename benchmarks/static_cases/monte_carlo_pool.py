@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trifuse.kernels.gpu import tuning
-from trifuse.kernels.gpu.gates import TILE_CHOICES
+from trifuse.kernels.gpu.maps import TILE_CHOICES
 from trifuse.kernels.gpu.monte_carlo_pool import (
     MARK_PIXELS,
     MOST_STEPS,

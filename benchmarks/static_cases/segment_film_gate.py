@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trifuse.kernels.gpu.gates import TILE_CHOICES, TILES_SHARING
+from trifuse.kernels.gpu.maps import TILE_CHOICES, TILES_SHARING
 from trifuse.kernels.gpu.segment_film_gate import PLANE_PIXELS, _segment_film_fwd_kernel
 
 from .case import StaticCase, Traffic, in_form, in_units, specialised

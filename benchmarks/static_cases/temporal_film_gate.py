@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trifuse.kernels.gpu.gates import TILE_CHOICES, TILES_SHARING
+from trifuse.kernels.gpu.maps import TILE_CHOICES, TILES_SHARING
 from trifuse.kernels.gpu.temporal_film_gate import (
     CHANNELS_AT_ONCE,
     _temporal_film_bwd_kernel,

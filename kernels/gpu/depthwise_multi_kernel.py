@@ -23,7 +23,6 @@ the map, whose shares are written and read once more.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +32,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
+from .maps import strides_of, unit_of
 
 THREADS = 128
 WARP_SIZE = 64 if torch.version.hip else 32
-BYTES_PER_THREAD = 16
 FORWARD_CHOICES = ({"rows": 4}, {"rows": 8})  # of a tile; only 16-byte loads of a 2-byte type leave registers for 8
 BACKWARD_CHOICES = ({"rows": 4}, {"rows": 2})  # of the kernels' gradient
 TILE = 1024  # columns times channels of a tile: 8 values per thread and row
@@ -221,10 +220,10 @@ def _depthwise_multi_kernel_split_kernel(
 
 
 def _key(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> tuning.Key:
-    return tuning.key_of(x, _unit(x), weights[-1].shape[-1])
+    return tuning.key_of(x, unit_of(x), weights[-1].shape[-1])
 
 
-@tuning.tunable(FORWARD_CHOICES, _key, lambda choice, x, *_, **__: choice["rows"] < 8 or _unit(x) == 8)
+@tuning.tunable(FORWARD_CHOICES, _key, lambda choice, x, *_, **__: choice["rows"] < 8 or unit_of(x) == 8)
 def convolve(
     choice: tuning.Choice, x: Tensor, weights: Sequence[Tensor], residual: bool, memory_format: torch.memory_format,
     *, flipped: bool,
@@ -236,7 +235,7 @@ def convolve(
     _, channels, height, width = x.shape
     sides = tuple(weight.shape[-1] for weight in weights)
     side, tile = max(sides), _tile(width, choice["rows"])
-    unit = _unit(x, out)
+    unit = unit_of(x, out)
     with torch.cuda.device_of(x):
         merged = torch.empty((side * side, channels), dtype=torch.float32, device=x.device)
         launching.launch(
@@ -260,8 +259,8 @@ def convolve(
             merged,
             out,
             *(channels // unit, height, width),
-            _strides(x, unit),
-            _strides(out, unit),
+            strides_of(x, unit),
+            strides_of(out, unit),
             UNIT=unit,
             K=side,
             **tile,
@@ -285,7 +284,7 @@ def weight_gradients(
     _, channels, height, width = x.shape
     sides = tuple(weight.shape[-1] for weight in weights)
     side, tile = max(sides), _tile(width, choice["rows"])
-    tiles, unit = _tiles(x, tile), _unit(grad, x)
+    tiles, unit = _tiles(x, tile), unit_of(grad, x)
     share_count = min(tiles, MAX_SHARES)
     with torch.cuda.device_of(grad):
         shares = torch.empty((share_count, side * side, channels), dtype=torch.float32, device=grad.device)
@@ -297,8 +296,8 @@ def weight_gradients(
             shares,
             *(channels // unit, height, width),
             *(tiles, share_count),
-            _strides(grad, unit),
-            _strides(x, unit),
+            strides_of(grad, unit),
+            strides_of(x, unit),
             UNIT=unit,
             K=side,
             **tile,
@@ -329,21 +328,3 @@ def _tile(width: int, rows: int) -> dict[str, int]:
 def _tiles(x: Tensor, tile: dict[str, int]) -> int:
     batch, _, height, width = x.shape
     return batch * launching.cdiv(height, tile["ROWS"]) * launching.cdiv(width, tile["PIXELS"])
-
-
-def _strides(x: Tensor, unit: int) -> tuple[int, int, int, int]:
-    batch, channel, row, column = x.stride()
-    return batch // unit, channel, row // unit, column // unit
-
-
-def _unit(*maps: Tensor) -> int:
-    """Return the most channels, at most those of 16 bytes, that can be loaded at once from each of the maps; 1 if none.
-
-    With columns innermost it is 1 too, and a column's stride of 1 tells the compiler what it needs.
-    """
-    if any(m.stride(1) != 1 for m in maps):
-        return 1
-    strides = [stride for m in maps for stride in (m.stride(0), m.stride(2), m.stride(3))]
-    if max(strides) >= 1 << 31:  # in units it would fit into 32 bits again, and its products in the kernels would not
-        return 1
-    return math.gcd(BYTES_PER_THREAD // maps[0].element_size(), maps[0].shape[1], *strides)

@@ -1,7 +1,7 @@
 """Triton kernels of Monte Carlo attention's pooling: the mean over one drawn cell of a map.
 
 Programs work on tiles of a few channels and many of the cell's positions, or the other way round in channels-last maps
-(`gates` has the tiles that all kernels of maps share). A cell of one row and column per map is read in the map's own
+(`maps` has the tiles that all kernels of maps share). A cell of one row and column per map is read in the map's own
 order, 16 bytes per thread; others by their rows and columns, or through the permutation. The draw is read on the GPU,
 so a recorded graph serves any draw; a cell that does not exist gives NaN.
 
@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .gates import (
+from .maps import (
     ENOUGH_PROGRAMS,
     THREADS,
     TILE_CHOICES,

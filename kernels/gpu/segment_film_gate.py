@@ -2,7 +2,7 @@
 
     out = a * features + b + d * t,   t = the score of the pixel's segment, 0 outside the wall
 
-Programs work on the tiles that all kernels of maps share (`gates`), but in planes on ``PLANE_PIXELS`` pixels at most,
+Programs work on the tiles that all kernels of maps share (`maps`), but in planes on ``PLANE_PIXELS`` pixels at most,
 so that a pixel's label is looked up once for several channels. What is looked up are a sample's few scores, which stay
 in the nearest cache; labels are one byte per pixel. The ECG's map is never made, and nothing is copied. A label above
 the number of segments reads no score: it counts as 0.
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .gates import (
+from .maps import (
     THREADS,
     TILE_CHOICES,
     TILES_SHARING,

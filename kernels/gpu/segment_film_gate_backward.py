@@ -25,22 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching, temporal_film_gate, tuning
-from .gates import (
-    ENOUGH_PROGRAMS,
-    THREADS,
-    WARP_SIZE,
-    add_parts,
-    channel_block,
-    is_flat,
-    map_key,
-    part_programs,
-    parts_of,
-    row_strides,
-    strides_of,
-    tile_of,
-    unit_of,
-)
+from . import launching, maps, temporal_film_gate, tuning
+from .maps import ENOUGH_PROGRAMS, THREADS, WARP_SIZE, channel_block
 from .segment_film_gate import label_strides, labels_and_scores, labels_are_flat, map_pointers, row_values, two_weights
 
 BACKWARD_CHOICES = ({"pixels": 256}, {"pixels": 128})  # most of a tile that lies along the pixels
@@ -301,7 +287,7 @@ def backward(
 
 @tuning.tunable(
     BACKWARD_CHOICES,
-    lambda grad, features, *others: map_key(features, others[-1] is not None),
+    lambda grad, features, *others: maps.map_key(features, others[-1] is not None),
     lambda choice, grad, features, *others: not _in_columns(features) or choice == BACKWARD_CHOICES[0],
 )
 def map_pass(
@@ -317,14 +303,14 @@ def map_pass(
 ) -> tuple[Tensor, Tensor]:
     """Write the map's gradient; return the parts of the sums per channel and of those per segment."""
     batch, channels, height, width = features.shape
-    maps = (grad, features, features if map_grad is None else map_grad)
-    unit = unit_of(*maps, rows=(scale,))
-    tile_channels, tile_pixels = tile_of(features, 1, choice["pixels"])
+    tensors = (grad, features, features if map_grad is None else map_grad)
+    unit = maps.unit_of(*tensors, rows=(scale,))
+    tile_channels, tile_pixels = maps.tile_of(features, 1, choice["pixels"])
     blocks = launching.cdiv(height * width, tile_pixels)
     if _in_columns(features):
         kernel, at_once = _segment_film_columns_bwd_kernel, launching.next_power_of_2(max(1, scores.shape[1]))
         tile_pixels = min(tile_pixels, max(1, MOST_SORTED // at_once))
-        programs, splits = part_programs(features, tile_channels, tile_pixels)
+        programs, splits = maps.part_programs(features, tile_channels, tile_pixels)
         parts = splits
     else:
         kernel, at_once = _segment_film_planes_bwd_kernel, SEGMENTS_AT_ONCE
@@ -352,19 +338,19 @@ def map_pass(
         batch * channels,
         scores.shape[1],
         scores.numel(),
-        strides_of(grad, unit),
-        strides_of(features, unit),
+        maps.strides_of(grad, unit),
+        maps.strides_of(features, unit),
         label_strides(segments),
         scores.stride(),
         (0, *direction.stride()),
         weights.stride(),
-        row_strides(scale, unit),
-        strides_of(maps[-1], unit),
+        maps.row_strides(scale, unit),
+        maps.strides_of(tensors[-1], unit),
         splits,
         CHANNELS=tile_channels,
         PIXELS=tile_pixels,
         SEGMENTS=at_once,
-        FLAT=is_flat(*maps) and labels_are_flat(segments),
+        FLAT=maps.is_flat(*tensors) and labels_are_flat(segments),
         UNIT=unit,
         num_warps=THREADS // WARP_SIZE,
     )
@@ -379,7 +365,7 @@ def _in_columns(x: Tensor) -> bool:
 def _small_gradients(sums: Tensor, segment_sums: Tensor, *small: Tensor) -> list[Tensor]:
     shared, scores, direction, weights, scale, shift = small
     grads = [value.new_empty(value.shape) for value in (shared, scores, weights, scale, shift)]
-    shares = parts_of(direction, len(shared))  # (B, C)
+    shares = maps.parts_of(direction, len(shared))  # (B, C)
     launching.launch(
         _segment_film_small_bwd_kernel,
         (len(shared),),
@@ -406,4 +392,4 @@ def _small_gradients(sums: Tensor, segment_sums: Tensor, *small: Tensor) -> list
         PARTS=PARTS_AT_ONCE,
         num_warps=THREADS // WARP_SIZE,
     )
-    return [*grads[:2], add_parts(shares, direction.dtype), *grads[2:]]
+    return [*grads[:2], maps.add_parts(shares, direction.dtype), *grads[2:]]

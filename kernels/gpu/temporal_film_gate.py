@@ -1,6 +1,6 @@
 """Triton kernels of the temporal FiLM gate: one affine map per sample and channel.
 
-Programs work on the tiles that all kernels of maps share (`gates`): pixels of one or a few channels, or channels of a
+Programs work on the tiles that all kernels of maps share (`maps`): pixels of one or a few channels, or channels of a
 few pixels in channels-last maps, 16 bytes per thread at once where sizes and strides allow it. Each program works its
 channels' two coefficients out from the five arguments; the ECG's map is never made, and nothing is copied.
 
@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .gates import (
+from .maps import (
     THREADS,
     TILE_CHOICES,
     TILES_SHARING,

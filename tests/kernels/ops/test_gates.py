@@ -128,20 +128,20 @@ def test_k8_k9_k10_strides_and_offsets(op, name, layout):
 @interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_k8_k9_k14_channels_that_are_moved_sixteen_bytes_at_once(op, dtype):
-    gates = import_module("trifuse.kernels.gpu.gates")
+    maps = import_module("trifuse.kernels.gpu.maps")
     x, gate = random_arguments(op, (2, 24, 3, 5), dtype)
     wide = torch.cat([x, x], 1).detach().contiguous(memory_format=torch.channels_last)
-    for maps in (wide[:, :24].contiguous(memory_format=torch.channels_last), wide[:, :24], wide[:, 4:28]):
-        assert gates.unit_of(maps) == 16 // dtype.itemsize
-        check(op, "triton", maps.requires_grad_(), gate)
-    assert gates.unit_of(wide[:, :23]) == gates.unit_of(x) == gates.unit_of(wide, x) == 1
+    for part in (wide[:, :24].contiguous(memory_format=torch.channels_last), wide[:, :24], wide[:, 4:28]):
+        assert maps.unit_of(part) == 16 // dtype.itemsize
+        check(op, "triton", part.requires_grad_(), gate)
+    assert maps.unit_of(wide[:, :23]) == maps.unit_of(x) == maps.unit_of(wide, x) == 1
 
 
 @interpreted
 def test_tiles_along_the_channels_are_hardly_idle():
-    gates = import_module("trifuse.kernels.gpu.gates")
+    maps = import_module("trifuse.kernels.gpu.maps")
     tiles = {
-        channels: gates.tile_of(torch.empty(1, channels, 64, 64).to(memory_format=torch.channels_last))
+        channels: maps.tile_of(torch.empty(1, channels, 64, 64).to(memory_format=torch.channels_last))
         for channels in (2, 24, 64, 72, 144, 576)
     }
     assert tiles == {2: (2, 512), 24: (16, 64), 64: (64, 16), 72: (16, 64), 144: (32, 32), 576: (64, 16)}
@@ -308,15 +308,15 @@ def test_results_repeat_bit_for_bit(op, name):
 @interpreted
 @pytest.mark.parametrize("layout", [lambda x: x, LAYOUTS["channels last"]], ids=["planes", "channels last"])
 def test_channels_of_many_pixels_are_summed_in_parts(monkeypatch, layout):
-    gates = import_module("trifuse.kernels.gpu.gates")
-    monkeypatch.setattr(gates, "TILE", 16)
-    monkeypatch.setattr(gates, "TILES_PER_PART", 2)
-    monkeypatch.setattr(gates, "ADD_ROWS", 4)
+    maps = import_module("trifuse.kernels.gpu.maps")
+    monkeypatch.setattr(maps, "TILE", 16)
+    monkeypatch.setattr(maps, "TILES_PER_PART", 2)
+    monkeypatch.setattr(maps, "ADD_ROWS", 4)
     x, gate = random_arguments(channel_gate, (2, 3, 7, 11), torch.bfloat16)
-    assert gates.part_programs(layout(x.detach()), *gates.tile_of(layout(x.detach())))[1] > 1
+    assert maps.part_programs(layout(x.detach()), *maps.tile_of(layout(x.detach())))[1] > 1
     check(channel_gate, "triton", layout(x.detach()).requires_grad_(), gate)
-    monkeypatch.setattr(gates, "ENOUGH_PROGRAMS", 1)
-    assert gates.part_programs(x, 1, 16)[1] == 1
+    monkeypatch.setattr(maps, "ENOUGH_PROGRAMS", 1)
+    assert maps.part_programs(x, 1, 16)[1] == 1
 
 
 @both_gates

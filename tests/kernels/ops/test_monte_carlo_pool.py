@@ -296,11 +296,11 @@ def test_k25_autocast_changes_nothing(name):
 @pytest.mark.parametrize("layout", [lambda x: x, LAYOUTS["channels last"]], ids=["planes", "channels last"])
 @pytest.mark.parametrize("scale", [1, 2])
 def test_large_cells_are_summed_in_parts(monkeypatch, layout, scale):
-    gates = import_module("trifuse.kernels.gpu.gates")
-    monkeypatch.setattr(gates, "TILE", 16)
-    monkeypatch.setattr(gates, "TILES_PER_PART", 2)
+    maps = import_module("trifuse.kernels.gpu.maps")
+    monkeypatch.setattr(maps, "TILE", 16)
+    monkeypatch.setattr(maps, "TILES_PER_PART", 2)
     x = layout(random_maps((2, 3, 7, 11), torch.bfloat16, requires_grad=False))
-    assert gates.part_programs(x, *gates.tile_of(x))[1] > 1
+    assert maps.part_programs(x, *maps.tile_of(x))[1] > 1
     check("triton", x.requires_grad_(), scale=scale, cell=0, permutation=permutations(x.shape, "shuffled"))
 
 

@@ -268,11 +268,11 @@ def test_k26_vmap_functional_and_forward_mode_differentiation(name):
 @pytest.mark.parametrize("layout", ["planes", "channels last"])
 def test_channels_of_many_pixels_are_summed_in_parts(monkeypatch, layout):
     """More channels than the second launch takes at once, too."""
-    gates, film = (import_module(f"trifuse.kernels.gpu.{name}") for name in ("gates", "temporal_film_gate"))
-    monkeypatch.setattr(gates, "TILE", 16)
-    monkeypatch.setattr(gates, "TILES_PER_PART", 2)
+    maps, film = (import_module(f"trifuse.kernels.gpu.{name}") for name in ("maps", "temporal_film_gate"))
+    monkeypatch.setattr(maps, "TILE", 16)
+    monkeypatch.setattr(maps, "TILES_PER_PART", 2)
     monkeypatch.setattr(film, "CHANNELS_AT_ONCE", 2)
     features, *small = random_arguments((2, 3, 7, 11), torch.bfloat16)
     features = LAYOUTS[layout](features.detach()).requires_grad_()
-    assert gates.part_programs(features, *gates.tile_of(features))[1] > 1
+    assert maps.part_programs(features, *maps.tile_of(features))[1] > 1
     check("triton", [features, *small])
