@@ -318,12 +318,12 @@ def test_k26_vmap_functional_and_forward_mode_differentiation(name):
 @pytest.mark.parametrize("layout", ["planes", "channels last"])
 def test_sums_are_made_in_parts(monkeypatch, layout):
     """More channels than the second launch takes at once, too, and more segments than are sorted at once."""
-    gates, tuning, film = (
-        import_module(f"trifuse.kernels.gpu.{name}") for name in ("gates", "tuning", "segment_film_gate_backward")
+    maps, tuning, film = (
+        import_module(f"trifuse.kernels.gpu.{name}") for name in ("maps", "tuning", "segment_film_gate_backward")
     )
-    monkeypatch.setattr(gates, "TILE", 16)
-    monkeypatch.setattr(gates, "TILES_PER_PART", 2)
-    monkeypatch.setattr(gates, "MOST_CHANNELS", 2)
+    monkeypatch.setattr(maps, "TILE", 16)
+    monkeypatch.setattr(maps, "TILES_PER_PART", 2)
+    monkeypatch.setattr(maps, "MOST_CHANNELS", 2)
     monkeypatch.setattr(import_module("trifuse.kernels.gpu.segment_film_gate"), "PLANE_PIXELS", 8)
     monkeypatch.setattr(film, "TILES_PER_WALK", 1)
     monkeypatch.setattr(film, "CHANNELS_AT_ONCE", 2)
