@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from trifuse.kernels.gpu.gates import (
+    ADD_ROWS,
     SPATIAL_PIXELS,
+    _add_parts_kernel,
     _channel_gate_bwd_kernel,
     _gate_fwd_kernel,
     _spatial_gate_bwd_kernel,
 )
 from trifuse.kernels.gpu.maps import (
-    ADD_ROWS,
     LEAST_CHANNELS,
     MOST_CHANNELS,
     TILE,
     TILE_CHOICES,
     TILES_SHARING,
-    _add_parts_kernel,
 )
 
 from .case import StaticCase, Traffic, in_form, in_units, specialised

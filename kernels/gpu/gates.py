@@ -26,7 +26,6 @@ from .maps import (
     TILE_CHOICES,
     TILES_SHARING,
     WARP_SIZE,
-    add_parts,
     channel_block,
     channel_blocks,
     is_flat,
@@ -41,6 +40,7 @@ from .maps import (
 
 # Of a tile that lies along the pixels, where the sum runs over the channels.
 LEAST_SPATIAL_PIXELS, SPATIAL_PIXELS = 8, 64
+ADD_ROWS = 256
 FEW_PROGRAMS = 256  # do not fill a GPU
 _Gradients = tuple[Tensor, list[Tensor]]
 
@@ -200,6 +200,18 @@ def _spatial_gate_bwd_kernel(
     tl.store(gate_grad + b * pixels + p, share.to(gate_grad.dtype.element_ty), mask=on_map)
 
 
+@triton.jit(do_not_specialize=["splits"])
+def _add_parts_kernel(parts, total, rows, splits, ROWS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exists = row < rows
+    added = tl.zeros((ROWS,), dtype=tl.float32)
+    pointer = parts + row
+    for _ in range(splits):
+        added += tl.load(pointer, mask=exists, other=0.0)
+        pointer += rows
+    tl.store(total + row, added.to(total.dtype.element_ty), mask=exists)
+
+
 @tuning.tunable(TILE_CHOICES, lambda x, gate: map_key(x, gate.ndim))
 def gate_forward(choice: tuning.Choice, x: Tensor, gate: Tensor) -> Tensor:
     """Launch the forward kernel: x (B, C, H, W), and a gate of shape (B, C) or (B, 1, H, W)."""
@@ -301,3 +313,15 @@ def spatial_gate_backward(choice: tuning.Choice, grad: Tensor, x: Tensor, gate: 
             num_warps=THREADS // WARP_SIZE,
         )
     return gate_grad, x_grads
+
+
+def add_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add up parts (splits, B, C) in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    total = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
+    grid = (launching.cdiv(total.numel(), ADD_ROWS),)
+    launching.launch(
+        _add_parts_kernel, grid, parts, total, total.numel(), len(parts), ROWS=ADD_ROWS, num_warps=THREADS // WARP_SIZE
+    )
+    return total

@@ -30,7 +30,6 @@ LEAST_CHANNELS, MOST_CHANNELS = 16, 64  # of a tile that lies along the channels
 MOST_IDLE = 1 / 8  # of the channels of such tiles, beyond those that there are
 TILES_PER_PART = 16  # of a channel's pixels, where there are fewer programs than fill a GPU
 ENOUGH_PROGRAMS = 1024  # fixed, so that the order of summation does not depend on the device
-ADD_ROWS = 256
 TILES_SHARING = 2  # what a thread of a tile along the channels computes for each of its channels, in forward
 
 
@@ -51,18 +50,6 @@ def channel_block(program, channels, CHANNELS: tl.constexpr):
     blocks = tl.cdiv(channels, CHANNELS)
     c = (program % blocks) * CHANNELS + tl.arange(0, CHANNELS)
     return (program // blocks).to(tl.int64), c, c < channels
-
-
-@triton.jit(do_not_specialize=["splits"])
-def _add_parts_kernel(parts, total, rows, splits, ROWS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    added = tl.zeros((ROWS,), dtype=tl.float32)
-    pointer = parts + row
-    for _ in range(splits):
-        added += tl.load(pointer, mask=exists, other=0.0)
-        pointer += rows
-    tl.store(total + row, added.to(total.dtype.element_ty), mask=exists)
 
 
 def map_key(x: Tensor, *facts: object) -> tuning.Key:
@@ -95,18 +82,6 @@ def parts_of(total: Tensor, splits: int) -> Tensor:
     """Return where the parts of a total (B, C) go: (splits, B, C); in its own type where there is but one."""
     dtype = total.dtype if splits == 1 else torch.float32
     return torch.empty((splits, *total.shape), dtype=dtype, device=total.device)
-
-
-def add_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Add up parts (splits, B, C) in their order."""
-    if len(parts) == 1:
-        return parts[0]
-    total = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
-    grid = (launching.cdiv(total.numel(), ADD_ROWS),)
-    launching.launch(
-        _add_parts_kernel, grid, parts, total, total.numel(), len(parts), ROWS=ADD_ROWS, num_warps=THREADS // WARP_SIZE
-    )
-    return total
 
 
 def is_flat(*maps: Tensor) -> bool:

@@ -22,12 +22,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
+from .gates import add_parts
 from .maps import (
     ENOUGH_PROGRAMS,
     THREADS,
     TILE_CHOICES,
     WARP_SIZE,
-    add_parts,
     channel_block,
     is_flat,
     map_key,

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, maps, temporal_film_gate, tuning
+from .gates import add_parts
 from .maps import ENOUGH_PROGRAMS, THREADS, WARP_SIZE, channel_block
 from .segment_film_gate import label_strides, labels_and_scores, labels_are_flat, map_pointers, row_values, two_weights
 
@@ -392,4 +393,4 @@ def _small_gradients(sums: Tensor, segment_sums: Tensor, *small: Tensor) -> list
         PARTS=PARTS_AT_ONCE,
         num_warps=THREADS // WARP_SIZE,
     )
-    return [*grads[:2], maps.add_parts(shares, direction.dtype), *grads[2:]]
+    return [*grads[:2], add_parts(shares, direction.dtype), *grads[2:]]

@@ -311,7 +311,7 @@ def test_channels_of_many_pixels_are_summed_in_parts(monkeypatch, layout):
     maps = import_module("trifuse.kernels.gpu.maps")
     monkeypatch.setattr(maps, "TILE", 16)
     monkeypatch.setattr(maps, "TILES_PER_PART", 2)
-    monkeypatch.setattr(maps, "ADD_ROWS", 4)
+    monkeypatch.setattr(import_module("trifuse.kernels.gpu.gates"), "ADD_ROWS", 4)
     x, gate = random_arguments(channel_gate, (2, 3, 7, 11), torch.bfloat16)
     assert maps.part_programs(layout(x.detach()), *maps.tile_of(layout(x.detach())))[1] > 1
     check(channel_gate, "triton", layout(x.detach()).requires_grad_(), gate)
