@@ -122,7 +122,7 @@ def _mend_quaternion(header: Any) -> bool:
         header.get_qform_quaternion()
     except ValueError:
         names = ("quatern_b", "quatern_c", "quatern_d")
-        length = math.sqrt(sum(float(header[name]) ** 2 for name in names))
+        length = math.hypot(*(float(header[name]) for name in names))
         if 1 < length**2 < 1 + _ROUNDING:
             for name in names:
                 header[name] = header[name] / length
