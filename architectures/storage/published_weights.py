@@ -25,11 +25,13 @@ from .config_json import nearest_note
 from .file_names import real_path
 from .pretrained import read_description, recorded_digest, weights_file, write_network
 from .safetensors_file import read_safetensors
+from .survival import fatality
 from .text import listed
 
 _NESTING = ("teacher", "model", "state_dict", "model_state_dict", "module", "net", "network", "network_weights")
 _SOURCE = "converted_from"  # in the description of a network: the file that it was converted from
 _COMPARED = 10  # so many missing names are compared with the unexpected ones: no more are shown
+_MEMORY_PER_BYTE, _LEAST_MEMORY_BYTES = 4, 1 << 30  # that reading a file may take
 _DEEPEST = 3  # so many of them may be nested
 WRAPPER = r"(?:module|_orig_mod|model|net|network|backbone|state_dict)\."
 """What Lightning, timm, DDP, compilation and people's own modules put before the names of a network, as a pattern."""
@@ -165,17 +167,24 @@ def compare(
 def read_pickled(path: Path) -> Any:
     """Read what `torch.save` wrote; a file that holds anything to be executed is refused unexecuted.
 
+    It is read in a process of its own first: what ends that one, or takes all its memory, is refused.
+
     Raises:
-        CheckpointError: nothing is there, it is damaged, or it holds code.
+        CheckpointError: nothing is there, it is damaged, it holds code, or what it asks for has no bounds.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a checkpoint file or a folder of converted weights, found nothing")
     found = describe_content(path)
     if found.startswith(_NOT_FETCHED):
         raise CheckpointError(f"{path}: expected tensors saved by PyTorch, found {found}; fetch the file itself again")
+    most_bytes = _MEMORY_PER_BYTE * path.stat().st_size + _LEAST_MEMORY_BYTES
+    if end := fatality(lambda: _load_weights_only(path), most_bytes):
+        raise CheckpointError(
+            f"{path}: expected tensors saved by PyTorch, found {found} that ends its reader with {end}: more than "
+            f"{most_bytes / 2**30:.1f} GiB for {path.stat().st_size / 2**20:.1f} MiB, or damage; fetch the file again"
+        )
     try:
-        with torch.serialization.safe_globals([(_NumpyNumber, name) for name in _NUMPY_NAMES]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_weights_only(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: expected tensors saved by PyTorch, found {found} that holds code or something else; "
@@ -187,6 +196,11 @@ def read_pickled(path: Path) -> Any:
             f"{path}: expected tensors saved by PyTorch, found {found} that cannot be read ({error}); "
             "is it damaged or cut short?"
         ) from error
+
+
+def _load_weights_only(path: Path) -> Any:
+    with torch.serialization.safe_globals([(_NumpyNumber, name) for name in _NUMPY_NAMES]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def tensors_in(content: Any, path: Path) -> dict[str, Tensor]:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trifuse.architectures.storage.survival import is_exhausted
 from trifuse.architectures.storage.text import read_text
 
 from .signals import Interrupted
 
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "size calculation")
 _ADVICE = "use fewer workers, smaller batches, or more micro-batches per step (training.accumulate)"
 
 
 class OutOfMemory(Interrupted):
     """Memory ran out; the run can be resumed."""
-
-
-def is_exhausted(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, which NumPy, PyTorch and the system say in different ways."""
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
 
 
 @contextmanager

@@ -7,9 +7,6 @@ them is executed: pickled objects and links to other files are refused.
 from __future__ import annotations
 
 import math
-import os
-import resource
-import signal
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +20,7 @@ import numpy as np
 
 from trifuse.architectures.storage.atomic_files import damage_advice, describe_content
 from trifuse.architectures.storage.numpy_file import NUMBERS, Limit, open_npz
+from trifuse.architectures.storage.survival import fatality
 from trifuse.kernels.errors import DataError, MissingExtra
 
 from .files import Arrays, NonFinite
@@ -148,16 +146,8 @@ def _named_errors(path: Path, key: str) -> Iterator[None]:
 
 def _require_survivable(path: Path, key: str, read: Callable[[], object]) -> None:
     """Read an HDF5 file in a process that may die of it: damage makes its library crash, and this process with it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            read()
-        finally:  # an error comes again, and is named, where the file is read
-            os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code < 0:
-        got = f"a file that ends its reader with {signal.Signals(-code).name}"
+    if end := fatality(read):
+        got = f"a file that ends its reader with {end}"
         raise DataError(path, key, got=got, want="an intact HDF5 file", hint="fetch it again")
 
 
