@@ -71,6 +71,11 @@ class EcgAutoencoderConfig:
         for name in ("time_steps", "z_dim", "base_dim", "downsample"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.downsample >= self.time_steps.bit_length():
+            most = self.time_steps.bit_length() - 1
+            raise ValueError(
+                f"downsample {self.downsample} leaves nothing of {self.time_steps} samples; at most {most}"
+            )
         check_choices(self)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")

@@ -225,6 +225,7 @@ def test_saved_and_loaded(tmp_path):
             r"time_steps 600 is not divisible by 32 .* to 608 samples, with four zeros on either side",
         ),
         ({"time_steps": 607}, "to 608 samples, with 0 zeros before and 1 after"),
+        ({"downsample": 2**31}, "downsample 2147483648 leaves nothing of 608 samples; at most 9"),
         ({"time_steps": 0}, "time_steps must be at least 1, got 0"),
         ({"base_dim": 1}, "8 attention heads do not divide the 4 features of base_dim 1 .* use an even base_dim"),
         ({"lead_layout": "mixed"}, "lead_layout: expected one of 'correct', 'upstream', got 'mixed'"),
