@@ -123,7 +123,7 @@ def _mend_quaternion(header: Any) -> bool:
     except ValueError:
         names = ("quatern_b", "quatern_c", "quatern_d")
         length = math.hypot(*(float(header[name]) for name in names))
-        if 1 < length**2 < 1 + _ROUNDING:
+        if 1 < length * length < 1 + _ROUNDING:
             for name in names:
                 header[name] = header[name] / length
             return True
