@@ -163,6 +163,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Train what the arguments describe, and print the headline and where the report lies."""
     from trifuse.architectures.evaluation.report import headline_of
+    from trifuse.architectures.runs.folder import epochs_of
     from trifuse.architectures.runs.pipeline import RunOptions, train
     from trifuse.architectures.runs.recipes import recipe_from
     from trifuse.architectures.runs.repeats import train_repeats
@@ -170,6 +171,8 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     experiment, training = arguments.experiment, arguments.training
     given = given_values(arguments, arguments.options)
     defaults = experiment.load(training.defaults, lambda given, config: {})(given, arguments.config)
+    if (arguments.resume or arguments.force_resume) and (epochs := epochs_of(arguments.out)):
+        defaults = {**defaults, "training.epochs": epochs}  # who resumes without a number means the run's
     recipe = recipe_from(experiment.load(training.recipe), arguments.config, given, arguments.set, defaults=defaults)
     options: RunOptions = {
         "resume": arguments.resume,

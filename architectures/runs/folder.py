@@ -35,6 +35,16 @@ def run_of(folder: Path) -> Path | None:
     return None
 
 
+def epochs_of(run: Path) -> int | None:
+    """Return how many epochs a run was to train when it was last begun; None where there is none that says so."""
+    try:
+        description = read_record(run / RUN_FILE)
+        training = description["repeated"]["training"] if "repeated" in description else description["recipe"]
+        return int(training["epochs"])
+    except (OSError, CheckpointError, KeyError, TypeError, ValueError):  # said where the run is opened
+        return None
+
+
 def network_folder(folder: Path) -> Path:
     """Return where the network of a run lies, or the folder itself where that is no run's."""
     return folder / BEST_FOLDER if run_of(folder) == folder else folder

@@ -10,6 +10,7 @@ from command import run_main
 from decision_rows import decisions_of_report
 
 from trifuse.architectures.cli.main import main
+from trifuse.architectures.storage.record import write_record
 
 
 def test_one_command_leads_from_a_cohort_to_a_report(abdomen_run):
@@ -76,6 +77,25 @@ def test_acdc_is_trained_for_longer_unless_said_otherwise(tmp_path, monkeypatch,
         "trifuse.architectures.runs.pipeline.train", lambda recipe, out, **options: recipes.append(recipe)
     )
     assert main(["train", "fias", str(tmp_path), "--out", str(tmp_path / "out"), *words]) == 0
+    assert recipes[0].training.epochs == epochs
+
+
+@pytest.mark.parametrize("described", [{"recipe": {"epochs": 4}}, {"repeated": {"training": {"epochs": 4}}}])
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [(["--resume"], 4), (["--force-resume"], 4), (["--resume", "--epochs", "6"], 6), (["--overwrite"], 300)],
+)
+def test_t13_who_resumes_without_a_number_of_epochs_means_that_of_the_run(
+    abdomen, tmp_path, monkeypatch, described, words, epochs
+):
+    write_record(tmp_path / "run.json", described)
+    recipes = []
+    for name in ("pipeline.train", "repeats.train_repeats"):
+        monkeypatch.setattr(
+            f"trifuse.architectures.runs.{name}", lambda recipe, *given, **options: recipes.append(recipe)
+        )
+    repeats = ["--repeats", "2"] if "repeated" in described else []
+    assert main(["train", "fias", str(abdomen), "--out", str(tmp_path), *repeats, *words]) == 0
     assert recipes[0].training.epochs == epochs
 
 
