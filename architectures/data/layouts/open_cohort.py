@@ -12,7 +12,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
-from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, nifti_files
+from trifuse.architectures.data.volumes.files import NIFTI_SUFFIXES, nifti_files, unread_images
 from trifuse.architectures.storage.epoch_log import SMOOTHED
 from trifuse.architectures.storage.file_names import can_name_files, composed
 from trifuse.architectures.storage.text import count, listed, natural_key, printable
@@ -114,7 +114,7 @@ def open_images(path: Path, **options: Any) -> Cohort:
     else:
         images = list(nifti_files(path)) if path.is_dir() else []
     root = path.parent if path.is_file() else path
-    problems: list[DataError] = []
+    problems = unread_images(path) if images and path.is_dir() else []
     if images:
         found = Found(cases_of_images(root, by_name(images, problems), problems, channel=options.get("channel") or ""))
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from trifuse.architectures.data.volumes.files import nifti_files
+from trifuse.architectures.data.volumes.files import nifti_files, unread_images
 from trifuse.architectures.storage.text import natural_key
 from trifuse.kernels.errors import DataError
 
@@ -23,8 +23,8 @@ from .layout import Layout
 def scan_plain(root: Path) -> Found:
     """Pair images and labels by their names; labels without an image are a problem."""
     images, labels = root / "images", root / "labels"
-    of_images: list[DataError] = []
-    problems: list[DataError] = []
+    of_images = unread_images(images) if images.is_dir() else []
+    problems = unread_images(labels) if labels.is_dir() else []
     label_files = by_name(nifti_files(labels) if labels.is_dir() else (), problems)
     image_files = by_name(nifti_files(images) if images.is_dir() else (), of_images)
     cases = cases_of_images(images, image_files, of_images, channel="", whole=label_files)

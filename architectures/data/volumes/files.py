@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from trifuse.architectures.storage.file_names import as_stored, composed
+from trifuse.kernels.errors import DataError
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (
@@ -43,6 +44,19 @@ def nifti_files(folder: Path) -> Iterator[tuple[str, Path]]:
         suffix = next((suffix for suffix in NIFTI_SUFFIXES if path.name.lower().endswith(suffix)), None)
         if suffix and not path.name.startswith("."):
             yield composed(path.name[: -len(suffix)]), path
+
+
+def unread_images(folder: Path) -> list[DataError]:
+    """Return a fault for each image of a folder in a format that is not read, so that no case is lost unseen."""
+    hint = "convert it to NIfTI; or move it elsewhere, if it is no case"
+    return [
+        DataError(path, "file ending", got=path.name, want=" or ".join(NIFTI_SUFFIXES), hint=hint)
+        for path in sorted(folder.iterdir())
+        if path.name.lower().endswith(IMAGE_SUFFIXES)
+        and not path.name.lower().endswith(NIFTI_SUFFIXES)
+        and not path.name.startswith(".")
+        and path.is_file()
+    ]
 
 
 def nifti_named(folder: Path, name: str) -> Path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
+import pytest
 from refused_cohort import refused
 
-from trifuse.architectures.data.layouts.open_cohort import open_cohort
+from trifuse.architectures.data.layouts.open_cohort import open_cohort, open_images
 from trifuse.architectures.data.layouts.read_case import load_case
+from trifuse.kernels import DataError
 
 
 def test_plain_pairs_by_name(tmp_path, put_case):
@@ -20,6 +24,21 @@ def test_plain_pairs_by_name(tmp_path, put_case):
         image, labels = load_case(cohort, case)
         np.testing.assert_array_equal(labels.voxels, truth[case.case_id])
         assert image.voxels.shape == labels.voxels.shape
+
+
+@pytest.mark.parametrize("name", ["c.nrrd", "c.mha", "c.DCM", "c.hdr", "c.h5"])
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_d1_an_image_in_a_format_that_is_not_read_is_no_case_that_is_lost_unseen(tmp_path, put_case, folder, name):
+    put_case("b")
+    (tmp_path / folder / name).write_bytes(b"an image of another format")
+    message = rf"{re.escape(name)}: file ending: .*\.nii\.gz or \.nii.*; convert it to NIfTI"
+    with pytest.raises(DataError, match=message):
+        open_cohort(tmp_path)
+    if folder == "images":
+        for given in (tmp_path, tmp_path / "images"):
+            with pytest.raises(DataError, match=message):
+                open_images(given)
+    assert [case.case_id for case in open_images(tmp_path / "images" / "b.nii.gz").cases] == ["b"]
 
 
 def test_plain_with_channel_suffix(tmp_path, put_case):
