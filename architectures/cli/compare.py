@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Compare two runs, or draw several."""
     from trifuse.architectures.evaluation.statistics import compare_runs, format_comparison, write_comparison_table
+    from trifuse.architectures.runs.folder import RUN_FILE
     from trifuse.architectures.runs.results import check_same_cases
     from trifuse.architectures.storage.file_names import real_path
 
@@ -39,9 +40,10 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     a, b = arguments.runs
     if real_path(a) == real_path(b):
         raise UsageError(f"expected two runs to compare, got {a} twice")
-    if a.is_dir() and b.is_dir():
+    tables = _case_table(a), _case_table(b)
+    if all((run / RUN_FILE).is_file() for run in (a, b)):
         check_same_cases(b, a)
-    rows = compare_runs(_case_table(a), _case_table(b))
+    rows = compare_runs(*tables)
     print(format_comparison(rows, str(a), str(b)))
     if arguments.out is not None:
         write_comparison_table(arguments.out, rows)

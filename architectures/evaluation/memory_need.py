@@ -242,9 +242,8 @@ class NetworkNeed:
         maps = [maps] if isinstance(maps, Tensor) else list(maps)
         size = sum(_FLOAT * one.numel() for one in maps)
         classes = max(2, maps[0].shape[1])
-        return _Taken(
-            int(_FRAGMENTED * held.most) if device.type == "cpu" else 0, size * classes // maps[0].shape[1], classes
-        )
+        on_host = device.type == "cpu"
+        return _Taken(on_host * int(_FRAGMENTED * held.most), size * classes // maps[0].shape[1], classes)
 
 
 class _Held(TorchDispatchMode):

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import checkpoint_readers
 import readers
@@ -17,7 +18,12 @@ from trifuse.architectures.cli import main as entry_point
 from trifuse.architectures.cli.main import build_parser, main
 from trifuse.architectures.plain_unet.model import PlainUNet, PlainUNetConfig
 
-entry_point.build_parser = cache(build_parser)  # which is most of the time that a command takes here
+_parser_built_once = cache(build_parser)  # which is most of the time that a command takes here
+
+
+def _main(words: list[str]) -> int:
+    with patch.object(entry_point, "build_parser", _parser_built_once):
+        return main(words)
 
 
 def _command(*words: str, above: int = 0) -> Callable[[Path], object]:
@@ -33,7 +39,7 @@ def _command(*words: str, above: int = 0) -> Callable[[Path], object]:
         shutil.rmtree(folder / "out", ignore_errors=True)
         (folder / "out").unlink(missing_ok=True)
         given = [word.replace("@file", str(path)).replace("@", str(folder)) for word in words]
-        code = main(given)
+        code = _main(given)
         if (escaped := folder.parent / "escaped").exists():
             shutil.rmtree(escaped) if escaped.is_dir() else escaped.unlink()
             raise AssertionError("wrote outside of its folder")
@@ -91,7 +97,7 @@ def _predict(path: Path) -> object:
     folder = next(parent for parent in path.parents if (parent / "image.nii.gz").exists())
     shutil.rmtree(folder / "out", ignore_errors=True)
     words = ("--out", folder / "out", "--device", "cpu")
-    return main([str(word) for word in ("predict", folder / "run", folder / "image.nii.gz", *words)])
+    return _main([str(word) for word in ("predict", folder / "run", folder / "image.nii.gz", *words)])
 
 
 _CHECK = ("data", "check", "@")

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for run, which random_mutants imports
+sys.path.insert(0, str(Path(__file__).parent))  # for run, which random_mutants imports; other folders have one, too
+others = sys.modules.pop("run", None)
 
-import random_mutants as mutants
+import random_mutants as mutants  # noqa: E402
+
+sys.modules.pop("run")
+if others is not None:
+    sys.modules["run"] = others
 
 SOURCE = """
 def clip(value: int | None, least: int = 3) -> int | None:
