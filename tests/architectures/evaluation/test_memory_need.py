@@ -1,7 +1,9 @@
 """What is said before of the memory that predictions take: never less than they take, and not far more."""
 
-from __future__ import ctypes
+from __future__ import annotations
 
+import ctypes
+from pathlib import Path
 from pathlib import Path
 
 import nibabel as nib
