@@ -14,7 +14,7 @@ from trifuse.architectures.runs.experiment import Experiment, Pretraining
 from trifuse.architectures.runs.options import OptionGroup, RecipeOption, positive
 from trifuse.architectures.runs.registry import experiments
 
-from .arguments import COHORT, add_command, add_commands, add_group, given_values
+from .arguments import COHORT, NONFINITE, add_command, add_commands, add_group, given_values
 
 PARTS = ("train", "val", "test")
 _PATTERNS = {"nargs": "+", "metavar": "PATTERN"}
@@ -38,6 +38,12 @@ CASES = OptionGroup(
             "clip intensities to LOW..HIGH, e.g. -125 275 HU for a CT",
             {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")},
             sets={"data.preprocessing.intensity": "window"},
+        ),
+        RecipeOption(
+            "data.preprocessing.nonfinite",
+            "--nonfinite",
+            "how to treat NaN and infinite voxels (error)",
+            {"choices": NONFINITE},
         ),
         RecipeOption(
             "data.slices",

@@ -68,6 +68,15 @@ def test_a_window_is_one_word_for_two_fields(abdomen, tmp_path, monkeypatch):
     assert (preprocessing.intensity, preprocessing.window) == ("window", (-125.0, 275.0))
 
 
+def test_what_is_advised_for_voxels_that_are_no_numbers_is_an_option_of_training(abdomen, tmp_path, monkeypatch):
+    recipes = []
+    monkeypatch.setattr(
+        "trifuse.architectures.runs.pipeline.train", lambda recipe, out, **options: recipes.append(recipe)
+    )
+    assert main(["train", "fias", str(abdomen), "--out", str(tmp_path), "--nonfinite", "median"]) == 0
+    assert recipes[0].data.preprocessing.nonfinite == "median"
+
+
 @pytest.mark.parametrize(("words", "epochs"), [([], 400), (["--epochs", "7"], 7), (["--set", "training.epochs=9"], 9)])
 def test_acdc_is_trained_for_longer_unless_said_otherwise(tmp_path, monkeypatch, words, epochs):
     (tmp_path / "patient001").mkdir()
