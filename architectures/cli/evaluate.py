@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trifuse.architectures.data.layouts.cohort_options import cohort_arguments
-from trifuse.architectures.storage.text import count
+from trifuse.architectures.storage.text import count, listed
 
 from .arguments import UsageError, add_cohort_options, add_command, refuse_existing
 
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Score every case under every convention, write a table of each, and print the summary."""
     from trifuse.architectures.data.layouts.open_cohort import open_cohort
     from trifuse.architectures.evaluation.metrics import Conventions
+    from trifuse.architectures.evaluation.prediction_folder import MANIFEST, made_of_other_images
     from trifuse.architectures.evaluation.scoring import evaluate_cases
     from trifuse.architectures.evaluation.summary import (
         Scored,
@@ -67,6 +68,13 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
     labelled = [case.case_id for case in cohort.cases if case.label is not None]
     cases = matching_cases(cohort, labelled, arguments.cases)
     _require_predictions(arguments.predictions, cases)
+    chosen = set(cases)
+    if others := made_of_other_images(arguments.predictions, [case for case in cohort.cases if case.case_id in chosen]):
+        print(
+            f"note: {arguments.predictions}: {count(len(others), 'label map')} made of other files than the images of "
+            f"{arguments.data}, by {MANIFEST}: {listed(others)}",
+            file=sys.stderr,
+        )
     scored, headlines = [], []
     for convention, table in tables.items():
         conventions = Conventions(

@@ -80,6 +80,21 @@ def made_of_these_images(
     )
 
 
+def made_of_other_images(out: Path, cases: Sequence[Case]) -> list[str]:
+    """Name the cases whose label maps in a folder were made of other files than their images, by the folder's manifest.
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
+    manifest = Path(out) / MANIFEST
+    recorded = (_read_manifest(manifest)[2] if manifest.exists() else None) or {}
+    return [
+        case.case_id
+        for case in cases
+        if case.case_id in recorded and recorded[case.case_id].partition(" ")[0] != case.image_digest()
+    ]
+
+
 def _is_of(image: str, made_of: str | None) -> bool:
     """Tell whether what a label map was made of is this image; both see `image_of`."""
     return bool(image) and made_of in (image, image.partition(" ")[0])

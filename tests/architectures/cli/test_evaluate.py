@@ -13,6 +13,7 @@ from command import ABDOMEN_TRAINING, run_main
 from trifuse.architectures.cli.evaluate import CONVENTIONS, _tables
 from trifuse.architectures.evaluation.metrics import EMPTY_MASK_SCORES
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.storage.record import read_record, write_record
 
 
 def test_conventions_are_those_of_the_metrics():
@@ -35,8 +36,8 @@ def test_predict_evaluate_and_compare(atria_run, atria, tmp_path, capsys):
 
     table = tmp_path / "scores.csv"
     cases = ["--cases", "train_3", "train_4"]
-    code, output, _ = run_main(["evaluate", labels, atria, "--out", table, *cases], capsys)
-    assert code == 0
+    code, output, errors = run_main(["evaluate", labels, atria, "--out", table, *cases], capsys)
+    assert (code, errors) == (0, "")
     assert "left atrium" in output
     headline, tables = output.splitlines()[-2:]
     of_what = "for left atrium, mean ± SD over 2 volumes, empty masks strict."
@@ -46,6 +47,17 @@ def test_predict_evaluate_and_compare(atria_run, atria, tmp_path, capsys):
         kept = {row["case_id"]: row for row in csv.DictReader(two)}
         (expected,) = csv.DictReader(one)
     assert kept["train_4"]["dsc"] == expected["dsc"]
+
+    manifest = read_record(labels / "predictions.json")
+    manifest["images_sha256"]["train_4"] = manifest["images_sha256"]["train_3"]
+    write_record(labels / "predictions.json", manifest)
+    code, _, errors = run_main(["evaluate", labels, atria, "--out", tmp_path / "other.csv", *cases], capsys)
+    assert (code, "1 label map made of other files than the images of" in errors, "train_3" in errors) == (
+        0,
+        True,
+        False,
+    )
+    assert errors.rstrip().endswith("by predictions.json: train_4")
 
     (labels / "train_3.nii.gz").unlink()
     code, _, errors = run_main(["evaluate", labels, atria, "--out", tmp_path / "two.csv", *cases], capsys)
