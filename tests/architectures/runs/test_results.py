@@ -68,6 +68,9 @@ def test_t14_a_run_does_not_go_on_under_another_split(run, recipe, tmp_path):
     split.write_text('{"train": ["a", "c"], "val": [], "test": ["b"]}')
     with pytest.raises(DataError, match=r"split\.json: split: .*got 'b', 'c' in other parts than when the run began"):
         open_split(recipe.data, run)
+    split.write_text('{"train": ["a"], "val": [], "test": ["c"], "unused": ["b"]}')
+    with pytest.raises(DataError, match=r"got 'b' in other parts than when the run began"):
+        open_split(recipe.data, run)
     split.unlink()
     assert open_split(recipe.data, run)[1].test == ("c",)
     by_patterns = replace(recipe.data, split=None, test_cases=("c",))

@@ -9,7 +9,8 @@ import sys
 import pytest
 from children import Child
 
-from trifuse.architectures.storage.epoch_log import EpochLog, read_log
+from trifuse.architectures.storage.atomic_files import sha256_of
+from trifuse.architectures.storage.epoch_log import EpochLog, read_digest, read_log
 from trifuse.kernels.errors import DataError, MissingExtra
 
 
@@ -94,6 +95,10 @@ def test_a_log_is_widened_where_the_recipe_has_changed(tmp_path):
         for epoch in (3, 4):
             log.append({"epoch": epoch, "loss": 0.3, "lr_new": 1e-3})
             log.write()
+        log.write_digest(tmp_path)
+    assert read_digest(tmp_path) == sha256_of(path)
+    with EpochLog(path, 4, digest=read_digest(tmp_path)):  # a plain resume goes on from there
+        pass
     lines = path.read_text().splitlines()
     assert lines == ["epoch,loss,val_dice,lr_new", "1,0.1,1e-09,", "2,0.2,nan,", "3,0.3,nan,0.001", "4,0.3,nan,0.001"]
     append_again = {"epoch": 5, "loss": 0.1, "val_dice": 0.5}

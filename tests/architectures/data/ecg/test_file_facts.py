@@ -268,6 +268,9 @@ def test_e2_csv_with_a_time_of_another_name_is_refused(tmp_path):
     for name in ("elapsed", "timestamp", "Zeit in s"):
         path = put_csv(tmp_path / "a.csv", [number * 0.004, *SIGNAL], [name, *LEADS])
         refused(path, f"column {name!r}", "values that rise by 0.004", "time_s or time_ms")
+    for name, step in (("elapsed", 1), ("Sample", 2)):  # neither alone, the name or the step, makes it a count
+        path = put_csv(tmp_path / "a.csv", [number * step, *SIGNAL], [name, *LEADS])
+        refused(path, f"column {name!r}", f"values that rise by {step}")
     path = put_csv(tmp_path / "a.csv", [number * 0.004, number * 5, *SIGNAL], ["t", "ms", *LEADS])
     refused(path, "time: expected one rate, got t 250 Hz, ms 200 Hz")
     for name in ("", "Sample"):
