@@ -68,8 +68,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
     labelled = [case.case_id for case in cohort.cases if case.label is not None]
     cases = matching_cases(cohort, labelled, arguments.cases)
     _require_predictions(arguments.predictions, cases)
-    chosen = set(cases)
-    if others := made_of_other_images(arguments.predictions, [case for case in cohort.cases if case.case_id in chosen]):
+    if others := made_of_other_images(arguments.predictions, [cohort.case(case_id) for case_id in cases]):
         print(
             f"note: {arguments.predictions}: {count(len(others), 'label map')} made of other files than the images of "
             f"{arguments.data}, by {MANIFEST}: {listed(others)}",

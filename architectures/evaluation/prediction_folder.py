@@ -50,11 +50,15 @@ def image_of(case: Case, preprocessing: Preprocessing) -> str:
 
     Of an image whose voxels are all numbers that says nothing, and such it is where others are refused.
     """
+    digest = _digest_of_image(case)
+    return digest if not digest or preprocessing.nonfinite == "error" else f"{digest} {preprocessing.nonfinite}"
+
+
+def _digest_of_image(case: Case) -> str:
     try:
-        digest = case.image_digest()
+        return case.image_digest()
     except OSError:
         return ""  # reading it will say why
-    return digest if preprocessing.nonfinite == "error" else f"{digest} {preprocessing.nonfinite}"
 
 
 def made_of_these_images(
@@ -83,15 +87,17 @@ def made_of_these_images(
 def made_of_other_images(out: Path, cases: Sequence[Case]) -> list[str]:
     """Name the cases whose label maps in a folder were made of other files than their images, by the folder's manifest.
 
-    Raises:
-        DataError: the manifest is damaged.
+    Of images that cannot be read, and without a manifest of trifuse, nothing is known.
     """
     manifest = Path(out) / MANIFEST
-    recorded = (_read_manifest(manifest)[2] if manifest.exists() else None) or {}
+    try:
+        recorded = (_read_manifest(manifest)[2] if manifest.exists() else None) or {}
+    except DataError:
+        return []
     return [
         case.case_id
         for case in cases
-        if case.case_id in recorded and recorded[case.case_id].partition(" ")[0] != case.image_digest()
+        if case.case_id in recorded and _digest_of_image(case) not in ("", recorded[case.case_id].partition(" ")[0])
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.evaluation.predict import predict_cases
-from trifuse.architectures.evaluation.prediction_folder import MANIFEST
+from trifuse.architectures.evaluation.prediction_folder import MANIFEST, made_of_other_images
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.config_json import config_to_json
 from trifuse.architectures.storage.record import read_record
@@ -163,3 +163,17 @@ def test_l16_the_preparation_is_part_of_the_manifest(make_cohort, threshold, tmp
     predict_cases(threshold(), cohort, ["a"], tmp_path / "out", PREPROCESSING)
     with pytest.raises(DataError, match="choose another output folder"):
         predict_cases(threshold(), cohort, ["a"], tmp_path / "out", replace(PREPROCESSING, channels=1))
+
+
+def test_l16_what_is_not_known_of_images_is_not_said_of_label_maps(make_cohort, threshold, tmp_path):
+    cohort = make_cohort("a", "b")
+    out = tmp_path / "out"
+    predict_cases(threshold(at=1.0), cohort, ids(cohort), out, PREPROCESSING)
+    first, second = cohort.cases
+    assert made_of_other_images(out, cohort.cases) == []
+    second.image.write_bytes(first.image.read_bytes())
+    assert made_of_other_images(out, cohort.cases) == ["b"]
+    second.image.unlink()
+    assert made_of_other_images(out, cohort.cases) == []
+    (out / MANIFEST).write_text("[]")  # of another program
+    assert made_of_other_images(out, [first]) == []
