@@ -32,10 +32,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .maps import strides_of, unit_of
+from .maps import THREADS, WARP_SIZE, strides_of, unit_of
 
-THREADS = 128
-WARP_SIZE = 64 if torch.version.hip else 32
 FORWARD_CHOICES = ({"rows": 4}, {"rows": 8})  # of a tile; only 16-byte loads of a 2-byte type leave registers for 8
 BACKWARD_CHOICES = ({"rows": 4}, {"rows": 2})  # of the kernels' gradient
 TILE = 1024  # columns times channels of a tile: 8 values per thread and row

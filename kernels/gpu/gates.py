@@ -24,7 +24,6 @@ from . import launching, tuning
 from .maps import (
     THREADS,
     TILE_CHOICES,
-    TILES_SHARING,
     WARP_SIZE,
     channel_block,
     channel_blocks,
@@ -35,6 +34,7 @@ from .maps import (
     pixel_offsets,
     strides_of,
     tile_of,
+    tiles_sharing,
     unit_of,
 )
 
@@ -83,12 +83,8 @@ def _gate_fwd_kernel(
     else:
         s = sigmoid(tl.load(gate + b * pixels + p, mask=p < pixels, other=0.0))[None, :]
     c = c.to(tl.int64)[:, None]
-    source = (
-        x
-        + b * (x_stride_b * UNIT)
-        + c * x_stride_c
-        + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT, UNIT)[None, :]
-    )
+    source = x + b * (x_stride_b * UNIT) + c * x_stride_c
+    source += pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT, UNIT)[None, :]
     values = tl.load(source, mask=exists, other=0.0).to(tl.float32) * s
     target = gated + b * (gated_stride_b * UNIT) + c * gated_stride_c
     target += pixel_offsets(p, width, gated_stride_h, gated_stride_w, FLAT, UNIT)[None, :]
@@ -181,9 +177,8 @@ def _spatial_gate_bwd_kernel(
     p = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)
     on_map = p < pixels
     s = sigmoid(tl.load(gate + b * pixels + p, mask=on_map, other=0.0))
-    grads = (
-        grad + b * (grad_stride_b * UNIT) + pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT, UNIT)[None, :]
-    )
+    grads = grad + b * (grad_stride_b * UNIT)
+    grads += pixel_offsets(p, width, grad_stride_h, grad_stride_w, FLAT, UNIT)[None, :]
     maps = x + b * (x_stride_b * UNIT) + pixel_offsets(p, width, x_stride_h, x_stride_w, FLAT, UNIT)[None, :]
     sums = tl.zeros((CHANNELS, PIXELS), dtype=tl.float32)
     for start in range(0, channels, CHANNELS):
@@ -219,8 +214,7 @@ def gate_forward(choice: tuning.Choice, x: Tensor, gate: Tensor) -> Tensor:
     if gated.numel() == 0:
         return gated
     unit = unit_of(x, gated)
-    sharing = TILES_SHARING if unit > 1 and gate.ndim == 2 else 1
-    channels, pixels = tile_of(x, sharing * choice["tiles"])
+    channels, pixels = tile_of(x, choice["tiles"] * (tiles_sharing(unit) if gate.ndim == 2 else 1))
     with torch.cuda.device_of(x):
         launching.launch(
             _gate_fwd_kernel,

@@ -30,7 +30,7 @@ LEAST_CHANNELS, MOST_CHANNELS = 16, 64  # of a tile that lies along the channels
 MOST_IDLE = 1 / 8  # of the channels of such tiles, beyond those that there are
 TILES_PER_PART = 16  # of a channel's pixels, where there are fewer programs than fill a GPU
 ENOUGH_PROGRAMS = 1024  # fixed, so that the order of summation does not depend on the device
-TILES_SHARING = 2  # what a thread of a tile along the channels computes for each of its channels, in forward
+TILES_SHARING = 2  # of those that lie along the channels
 
 
 @triton.jit
@@ -69,6 +69,11 @@ def tile_of(x: Tensor, tiles: int = 1, most_pixels: int | None = None) -> tuple[
         return channels, min(pixels, elements // channels)
     pixels = min(pixels, most_pixels or elements)
     return min(channels, elements // pixels), pixels
+
+
+def tiles_sharing(unit: int) -> int:
+    """Return how many tiles a forward program takes, so that what a thread computes per channel serves several."""
+    return TILES_SHARING if unit > 1 else 1
 
 
 def part_programs(x: Tensor, channels: int, pixels: int) -> tuple[int, int]:

@@ -24,7 +24,6 @@ from . import launching, tuning
 from .maps import (
     THREADS,
     TILE_CHOICES,
-    TILES_SHARING,
     WARP_SIZE,
     channel_block,
     is_flat,
@@ -33,6 +32,7 @@ from .maps import (
     row_strides,
     strides_of,
     tile_of,
+    tiles_sharing,
     unit_of,
 )
 
@@ -136,7 +136,7 @@ def forward(
     if out.numel() == 0:
         return out
     positions, unit = features.shape[2] * features.shape[3], unit_of(features, out, rows=(shared, scale, shift))
-    channels, pixels = tile_of(features, choice["tiles"] * (TILES_SHARING if unit > 1 else 1), PLANE_PIXELS)
+    channels, pixels = tile_of(features, choice["tiles"] * tiles_sharing(unit), PLANE_PIXELS)
     programs = features.shape[0] * launching.cdiv(features.shape[1], channels) * launching.cdiv(positions, pixels)
     with torch.cuda.device_of(features):
         launching.launch(

@@ -26,7 +26,6 @@ from . import launching, tuning
 from .maps import (
     THREADS,
     TILE_CHOICES,
-    TILES_SHARING,
     WARP_SIZE,
     channel_block,
     is_flat,
@@ -36,6 +35,7 @@ from .maps import (
     row_strides,
     strides_of,
     tile_of,
+    tiles_sharing,
     unit_of,
 )
 
@@ -221,7 +221,7 @@ def forward(
     if out.numel() == 0:
         return out
     positions, unit = features.shape[2] * features.shape[3], unit_of(features, out, rows=(ecg, scale, shift))
-    channels, pixels = tile_of(features, choice["tiles"] * (TILES_SHARING if unit > 1 else 1))
+    channels, pixels = tile_of(features, choice["tiles"] * tiles_sharing(unit))
     programs = features.shape[0] * launching.cdiv(features.shape[1], channels) * launching.cdiv(positions, pixels)
     with torch.cuda.device_of(features):
         launching.launch(
@@ -235,7 +235,7 @@ def forward(
             out,
             features.shape[1] // unit,
             features.shape[3],
-            features.shape[2] * features.shape[3],
+            positions,
             *strides_of(features, unit),
             *strides_of(out, unit),
             *row_strides(ecg, unit),
