@@ -43,13 +43,14 @@ def check_map(block: str, name: str, x: Tensor, channels: int) -> None:
         )
 
 
-def convolution_layout(x: Tensor) -> Tensor:
-    """Return a map (B, C, H, W) laid out as the convolutions to come are fastest: on a CPU, channels last.
+def channels_last(x: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) with channels innermost in memory, as a copy, also where it has one channel.
 
-    They keep the layout that they find, so that one copy in front of a network decides it for all maps; weights,
-    gradients and checkpoints stay as they are. On other devices the map is returned as it is.
+    Convolutions, and batch norms, keep the layout that they find, so that one copy in front of a network decides it for
+    all maps; weights, gradients and checkpoints stay as they are.
 
-    Mind the norms that follow: in this layout PyTorch's group norm on a CPU, also as an instance norm, takes the
-    variance from the mean of squares, and loses one to two digits; batch norm loses fewer.
+    Mind other norms: on a CPU, PyTorch's group norm, also as an instance norm, takes the variance from the mean of
+    squares in this layout, and loses one to two digits, while batch norm loses fewer; on a GPU it copies the map to the
+    other layout and leaves it there.
     """
-    return x.clone(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    return x.clone(memory_format=torch.channels_last)

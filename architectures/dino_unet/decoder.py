@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trifuse.blocks.conv_norm_relu import init_convs
 from trifuse.blocks.image_branch import ImageBranch, resize_bilinear
-from trifuse.blocks.image_input import convolution_layout
+from trifuse.blocks.image_input import channels_last
 from trifuse.blocks.normalization import make_norm
 from trifuse.blocks.plain_layers import dtype_of
 from trifuse.blocks.unet_decoder import UNetDecoderStage
@@ -108,8 +108,8 @@ class DinoUNetDecoder(nn.Module):
         """
         self._check(last, fused, skips, grid)
         x = self._bottleneck(last, fused, grid)
-        if self.norm == "batch":  # the other norms lose digits in this layout on a CPU
-            image = convolution_layout(image)
+        if self.norm == "batch" and image.device.type == "cpu":  # where other norms lose digits in this layout
+            image = channels_last(image)
         for j, stage in enumerate(self.stages):
             size = (2 * x.shape[2], 2 * x.shape[3])
             skip = self.skips[j](skips[j], grid, scale=None if skip_scales is None else skip_scales[j])

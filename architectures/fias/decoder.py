@@ -119,5 +119,5 @@ class FiasDecoder(nn.Module):
         logits = []
         for block, head, skip in zip(self.blocks[1:], self.heads, skips[1:], strict=True):
             x = block(x, skip, generator)
-            logits.append(head(x))
+            logits.append(head(x).contiguous())  # losses read a class at a time
         return logits

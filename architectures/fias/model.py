@@ -17,7 +17,7 @@ from trifuse.architectures.storage.pretrained import Pretrained, weights_generat
 from trifuse.blocks.context_aware_fusion import ChannelWeights, SpatialPool
 from trifuse.blocks.conv_norm_relu import init_convs
 from trifuse.blocks.depthwise_multi_kernel import KsGroups
-from trifuse.blocks.image_input import check_image
+from trifuse.blocks.image_input import channels_last, check_image
 from trifuse.blocks.mixing_attention import PositionalEncoding
 from trifuse.blocks.monte_carlo_attention import Draw, Gate
 from trifuse.kernels.choices import check_choice, check_choices
@@ -257,8 +257,13 @@ class Fias(Pretrained, nn.Module):
         return [_resize(logits, (x.shape[2], x.shape[3]))[..., :height, :width] for logits in maps]
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Return the fused maps of prepared images, finest first: (B, C, H/4, W/4) to (B, 8C, H/32, W/32)."""
+        """Return the fused maps of prepared images, finest first: (B, C, H/4, W/4) to (B, 8C, H/32, W/32).
+
+        With batch norms all maps from here to the heads have channels innermost in memory; other norms do not keep it.
+        """
         x = self.adapter(x)
+        if self.config.norm == "batch":
+            x = channels_last(x)
         context = self.global_encoder(x)
         if not self.fusions:
             return context

@@ -32,6 +32,6 @@ class TransformersDinoUNet(nn.Module):
             features = [self.encoder.model.layernorm(x)[:, 1:] for x in tokens]
         with (
             mock.patch.object(fusion_block, "weighted_block_fusion", stack_einsum),
-            mock.patch.object(decoder, "convolution_layout", lambda x: x),
+            mock.patch.object(decoder, "channels_last", lambda x: x),
         ):
             return self.network.forward_features(features, self.network.encoder.grid_of(image), image)

@@ -83,7 +83,15 @@ def _project(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 
 def _add_products(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """Project two maps by the halves of a weight (N, 2C), or (B, N, 2C) of one per sample, and add: (B, N, H, W)."""
+    """Project two maps by the halves of a weight (N, 2C), or (B, N, 2C) of one per sample, and add: (B, N, H, W).
+
+    The result has channels innermost where the first map has.
+    """
     first_weight, second_weight = weight.expand(first.shape[0], *weight.shape[-2:]).chunk(2, dim=2)
+    if first.stride(1) == 1 and first.stride(3) != 1:
+        first_weight, second_weight = first_weight.mT, second_weight.mT
+        first, second = first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)
+        total = torch.baddbmm(second.flatten(1, 2) @ second_weight, first.flatten(1, 2), first_weight)
+        return total.unflatten(1, first.shape[1:3]).permute(0, 3, 1, 2)
     total = torch.baddbmm(second_weight @ second.flatten(2), first_weight, first.flatten(2))
     return total.unflatten(2, first.shape[2:])

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from trifuse.architectures.fias import Fias, FiasConfig, fias
 from trifuse.architectures.fias.variants import DilateFormerShape
 from trifuse.blocks import ContextAwareFusion
+from trifuse.blocks.image_input import channels_last
 from trifuse.kernels import ShapeError
 
 THIN = DilateFormerShape(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3))
@@ -316,10 +317,10 @@ def test_bypass_and_duplicate():
     x = image(1, 1, 64, 64)
     bypass = thin(no_dmk="bypass").eval()
     assert (bypass.local_encoder, len(bypass.fusions)) == (None, 0)
-    context = bypass.global_encoder(bypass.adapter(x))
+    context = bypass.global_encoder(channels_last(bypass.adapter(x)))
     assert all(torch.equal(a, b) for a, b in zip(bypass.encode(x), context, strict=True))
     double = thin(no_dmk="dup", fusion="sum").eval()
-    context = double.global_encoder(double.adapter(x))
+    context = double.global_encoder(channels_last(double.adapter(x)))
     assert all(torch.equal(a, 2 * b) for a, b in zip(double.encode(x), context, strict=True))
 
 

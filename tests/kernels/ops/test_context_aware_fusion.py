@@ -79,6 +79,19 @@ def test_mean_projection(name, shape, single):
         assert_same(mean_projection, definition, random_tensors(shape, shape, weight_shape, weight_shape))
 
 
+def test_results_have_the_layout_of_the_maps():
+    """With one, the same numbers as without; where a map has fewer positions than channels, too."""
+    for shape in [(2, 3, 4, 5), (3, 8, 2, 3)]:
+        c = shape[1]
+        weight, scale, *maps = random_tensors((c, 2 * c, 1, 1), (shape[0], 2 * c), shape, shape)
+        expected = recalibrated_sum(*maps, weight, scale)
+        assert expected.is_contiguous()
+        laid_out = [x.detach().contiguous(memory_format=torch.channels_last) for x in maps]
+        result = recalibrated_sum(*laid_out, weight, scale)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_means_of_half_precision_maps_are_taken_in_float32():
     """4096 positions of 1 and one of 4096: a sum in float16 would lose whole positions."""
     x = torch.ones(1, 1, 64, 64, dtype=torch.float16)
