@@ -284,6 +284,17 @@ def test_l5_cases_of_the_new_run_that_are_links_into_the_old_one_are_not_replace
     assert contents(out) == before
 
 
+def test_l4_repeats_replace_others_once_one_of_them_has_a_checkpoint(tmp_path):
+    out = make_run(tmp_path / "runs", {})
+    make_run(out / "run_1")
+    write_record(out / "run.json", {"repeated": {}})
+    with claim_run_folder(out, overwrite=True):
+        write_record(out / "run.json", {"repeated": {"new": 1}})
+        begin(out / "run_1")
+        assert (out / "replaced_run" / "run_1" / "log.csv").exists()
+    assert contents(out).keys() == {"run.json", *(f"run_1/{name}" for name in contents(out / "run_1"))}
+
+
 def test_parts_of_repeats_are_looked_at_for_locks_too(tmp_path):
     out = make_run(tmp_path / "runs", {})
     write_record(out / "run.json", {"repeated": {}})

@@ -89,6 +89,14 @@ def test_l16_a_run_on_other_data_has_not_finished(run, recipe, tmp_path, put_cas
     assert not has_finished(run, recipe)
 
 
+def test_l16_a_run_whose_validation_case_has_changed_has_not_finished(run, recipe, tmp_path, put_case):
+    (tmp_path / "split.json").write_text('{"train": ["a"], "val": ["b"], "test": ["c"]}')
+    mark_finished(run, recipe)
+    assert has_finished(run, recipe)
+    put_case("b", seed=9, root=tmp_path / "cohort")
+    assert not has_finished(run, recipe)
+
+
 def test_c22_a_table_that_has_changed_is_named_and_no_reason_to_keep_its_run(run, recipe):
     with noted_results(run, **read_record(run / "results.json")):
         write_text(run / "test_cases.csv", "case_id,dsc\nc,0.25\n")

@@ -91,6 +91,14 @@ def test_a_moving_average_comes_and_goes_where_it_is_forced(tmp_path):
     assert smoothed == pytest.approx([NAN, 0.6, NAN], nan_ok=True)
 
 
+def test_a_moving_average_of_another_score_begins_anew(tmp_path):
+    chosen(tmp_path, epochs=2, best_epoch_smoothing=0.5)
+    options = {"epochs": 4, "best_epoch_by": "val_dice_scar", "best_epoch_smoothing": 0.5, "force_resume": True}
+    assert chosen(tmp_path, **options) == BestEpoch(3, "dice_scar_smoothed", 0.2)
+    smoothed = [row["val_dice_scar_smoothed"] for row in read_log(tmp_path / "log.csv")]
+    assert smoothed == pytest.approx([NAN, NAN, 0.2, 0.15], nan_ok=True)
+
+
 def test_a_run_that_knew_no_choice_is_resumed_as_what_it_was(tmp_path):
     chosen(tmp_path, epochs=2)
     description = read_record(tmp_path / "run.json")

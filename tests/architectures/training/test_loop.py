@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 
 import pytest
 import torch
+from children import run_ranks
 from tiny_run import EVERYTHING, Squares, StopAt, TinyConfig, TinyNet, bits, run, validate
 
 from trifuse.architectures.storage.epoch_log import read_log
@@ -85,6 +87,26 @@ def test_same_arguments_same_bits_and_the_callers_random_state_is_left_alone(tmp
     run(tmp_path / "c", **EVERYTHING, seed=43)
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
     assert bits(tmp_path / "a")["last/model.safetensors"] != bits(tmp_path / "c")["last/model.safetensors"]
+
+
+def test_every_forward_pass_of_every_rank_draws_its_own_numbers(tmp_path):
+    """As dropout does: micro-batches, steps and epochs share none, nor do ranks."""
+
+    def work():
+        drawn = tmp_path / os.environ["RANK"]
+
+        def forward(model, batch):
+            with open(drawn, "a") as file:
+                print(float(torch.rand(())), file=file)
+            return model(batch["image"])
+
+        run(tmp_path / "run", accumulate=2, epochs=2, forward=forward)
+
+    assert run_ranks(work) == [0, 0]
+    passes = 2 * (2 + 2 + 1)
+    drawn = [(tmp_path / rank).read_text().split() for rank in "01"]
+    assert [len(of_rank) for of_rank in drawn] == [passes, passes]
+    assert len({*drawn[0], *drawn[1]}) == 2 * passes
 
 
 def test_workers_change_nothing(tmp_path):

@@ -280,6 +280,8 @@ def test_d34_a_second_data_set_decodes_nothing_and_entries_depend_on_the_transfo
         patch.setattr(resampled_cases, "_TRANSFORM_VERSION", resampled_cases._TRANSFORM_VERSION + 1)
         patches_of(cohort, cache=cache)
     assert len(list(cache.iterdir())) == 5
+    patches_of(cohort, cache=cache, preprocessing=replace(AS_IS, nonfinite="zero"))
+    assert len(list(cache.iterdir())) == 6
     monkeypatch.setattr(resampled_cases, "load_raw_case", lambda *args, **options: pytest.fail("decoded again"))
     again = patches_of(cohort, cache=cache, size=P + 2, side_inputs={"a": SideInputs(np.ones(SHAPE, np.uint8))})
     assert again[(0, 0, 0)]["prior"].shape == (17, P + 2, P + 2)
