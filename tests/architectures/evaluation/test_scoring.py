@@ -146,6 +146,12 @@ def test_l11_a_missing_prediction_of_an_empty_case_is_still_a_failure(make_cohor
     assert (scored.status, scored.scores["dsc"]) == (MISSING, 0)
 
 
+def test_l11_a_missing_prediction_is_as_far_off_as_a_slice_allows_where_slices_are_scored(make_cohort, tmp_path):
+    rows = evaluate_cases(tmp_path, make_cohort("a"), ["a"], Conventions(aggregation="slice"))
+    assert [(row.slice, row.status) for row in rows] == [(number, MISSING) for number in range(4)]
+    assert [row.scores["hd95_mm"] for row in rows] == [pytest.approx(image_diagonal((20, 24), (1.5, 1.25)))] * 4
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [("truncate", "gzip stream"), ("shape", "shape"), ("affine", "affine"), ("float", "labels"), ("text", "content")],

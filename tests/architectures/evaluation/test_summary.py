@@ -115,8 +115,10 @@ def test_undefined_scores_name_their_convention():
     strict, voxels = both_conventions()
     strict[0].scores["dsc"] = math.nan
     strict[0].scores["iou"] = math.nan  # is not shown, and not spoken of
+    voxels[0].scores["hd95_vox"] = math.nan
     text = format_summary(*(Scored(rows[0].conventions, summarise(rows)) for rows in (strict, voxels)))
     assert "strict: DSC of LV: 1 of 2 undefined and left out of the mean." in text
+    assert "transunet: HD95, voxels of LV: 1 of 2 undefined and left out of the mean." in text
     assert "IoU" not in text
 
 

@@ -11,26 +11,15 @@ from pathlib import Path
 import pytest
 from children import Child
 from leftovers import leave_half
+from run_folders import begin, contents, fill, make_run
 
 from trifuse.architectures.runs import claim
 from trifuse.architectures.runs.claim import claim_run_folder
 from trifuse.architectures.runs.recipes import DataRecipe
 from trifuse.architectures.storage.record import write_record
 from trifuse.architectures.training.recipe import Recipe
-from trifuse.architectures.training.run_folder import OutputFolderError, discard_replaced, lock_folder
+from trifuse.architectures.training.run_folder import OutputFolderError, lock_folder
 
-RUN = {
-    "split.json": '{"test": ["case_1"]}',
-    "results.json": '{"files": ["figures/test/overlays.png"]}',
-    "log.csv": "epoch\n1\n",
-    "report.md": "# a run",
-    "test_cases.csv": "case_id",
-    "best/model.safetensors": "best",
-    "last/training_state.json": '{"position": {"step": 9}}',
-    "predictions/test/case_1.nii.gz": "labels",
-    "figures/test/overlays.png": "picture",
-    "cache/" + "0a" * 20 + ".npy": "slices",
-}
 OF_OTHERS = {"thesis.tex": "three years", "figures/heart.svg": "drawn", "best/notes.txt": "mine", "data/x.nii.gz": "x"}
 OF_OTHERS |= {"figures/x.png": "drawn", "predictions/test/case_1_mended.nii.gz": "hours of work"}
 
@@ -48,32 +37,6 @@ class Whole:
 
 class Failure(Exception):
     """What a new run fails with."""
-
-
-def fill(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
-def make_run(folder: Path, files: dict[str, str] = RUN) -> Path:
-    fill(folder, files or {"log.csv": "epoch"})
-    write_record(folder / "run.json", {"recipe": {}, "config": {}})
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in sorted(files.items()) if name != ".lock"}
-
-
-def begin(out: Path, *, discards: bool = True) -> None:
-    """Do what a new run does up to its first checkpoint."""
-    fill(out, {"split.json": "new", "last/training_state.json": '{"position": {"step": 1}}'})
-    write_record(out / "run.json", {"recipe": {"new": 1}, "config": {}})
-    if discards:
-        discard_replaced(out)
 
 
 def fail(out: Path, files: dict[str, str], recipe=None, error=Failure, **how) -> None:
@@ -159,6 +122,20 @@ def test_l4_the_folder_of_others_is_refused_and_left_as_it_is(tmp_path, files, h
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == files.keys()
     assert "overwrite" not in str(refusal.value)
     assert "by hand" not in str(refusal.value)
+
+
+def test_c22_a_run_whose_description_is_damaged_is_still_a_run(tmp_path):
+    out = make_run(tmp_path / "run")
+    whole = (out / "run.json").read_text()
+    for damaged in (whole[:-3], whole.replace("recipe", "recipf")):
+        (out / "run.json").write_text(damaged)
+        with pytest.raises(OutputFolderError, match="holds a run; pass --resume"), claim_run_folder(out):
+            pass
+        with claim_run_folder(out, resume=True):  # where training refuses it, by its name
+            pass
+    (out / "run.json").write_text(whole[:5])
+    with pytest.raises(OutputFolderError, match="holds no run of trifuse"), claim_run_folder(out, resume=True):
+        pass
 
 
 def test_l4_a_run_is_neither_continued_nor_replaced_unasked(tmp_path):

@@ -110,6 +110,33 @@ def test_c22_a_table_that_has_changed_is_named_and_no_reason_to_keep_its_run(run
     check_tables(run)
 
 
+def test_c22_what_is_added_to_a_run_forgets_none_of_its_tables(run, recipe):
+    """Its log, which training wrote before, is one of them."""
+    (run / "log.csv").write_text("epoch,loss\n1,0.5\n")
+    with noted_results(run, **read_record(run / "results.json")):
+        write_text(run / "test_cases.csv", "case_id,dsc\nc,0.25\n")
+    with noted_results(run):
+        write_text(run / "val_cases.csv", "case_id,dsc\nb,0.5\n")
+    assert has_finished(run, recipe)
+    for name in ("test_cases.csv", "val_cases.csv", "log.csv"):
+        written = (run / name).read_text()
+        (run / name).write_text(written.replace("5\n", "6\n"))
+        with pytest.raises(CheckpointError, match=rf"{name}: the content has changed"):
+            check_tables(run)
+        (run / name).write_text(written)
+
+
+@pytest.mark.parametrize("option", [{"channel": "1"}, {"frame": 1}])
+def test_t14_cases_are_of_other_files_by_intent_on_another_channel_or_frame(tmp_path, recipe, option):
+    for name, data in (("first", recipe.data), ("same", recipe.data), ("other", replace(recipe.data, **option))):
+        (tmp_path / name).mkdir()
+        write_record(tmp_path / name / "run.json", {"config": {"data": config_to_json(data)}})
+        write_record(tmp_path / name / "results.json", {"digests": {"a": name}})
+    check_same_cases(tmp_path / "other", tmp_path / "first")
+    with pytest.raises(DataError, match="other images, labels or ECGs under the names a"):
+        check_same_cases(tmp_path / "same", tmp_path / "first")
+
+
 def test_t14_targets_of_one_name_that_are_other_labels_are_not_compared(tmp_path, recipe):
     for name, targets in (("first", ("a=1", "b=2")), ("second", ("a=2", "c=2"))):
         (tmp_path / name).mkdir()

@@ -97,6 +97,7 @@ def test_t13_resumed_with_another_number_of_ranks(tmp_path, capfd):
     assert run_ranks(lambda: run(tmp_path / "two", **options, forward=StopOneRank(3), resume=True), ranks=1) == [75]
     assert "resuming after step 4 (epoch 2, step 1); ranks: 2 before, 1 now" in capfd.readouterr().out
     assert run_ranks(lambda: run(tmp_path / "two", **options, resume=True)) == [0, 0]
+    assert "resuming after step 7 (epoch 3, step 1); ranks: 1 before, 2 now" in capfd.readouterr().out
     assert_same_run(tmp_path / "one", tmp_path / "two")
     sessions = [json.loads(line) for line in (tmp_path / "two" / "sessions.jsonl").read_text().splitlines()]
     assert [(session["ranks"], session["steps_done"]) for session in sessions] == [(2, 0), (1, 4), (2, 7)]

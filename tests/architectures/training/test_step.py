@@ -11,7 +11,7 @@ from tiny_run import Squares, StopAt, TinyNet, bits, recipe, run
 from torch import nn
 
 from trifuse.architectures.storage.epoch_log import read_log
-from trifuse.architectures.training.batches import plan_epoch
+from trifuse.architectures.training.batches import keyed_seed, plan_epoch
 from trifuse.architectures.training.signals import Interrupted
 from trifuse.kernels.errors import NumericError
 from trifuse.kernels.torch_internals import has_hooks
@@ -63,6 +63,16 @@ def test_t6_nan_in_a_sample_stops_and_is_found(tmp_path, ema_decay):
     assert report["case_ids"] == ["case_7"]
     assert json.loads((tmp_path / "last" / "training_state.json").read_text())["position"]["step"] == at
     assert all(p.isfinite().all() for p in TinyNet.from_pretrained(tmp_path / "last").parameters())
+
+
+def test_t6_nan_in_a_later_micro_batch_is_found_there(tmp_path):
+    options = {"epochs": 1, "accumulate": 2}
+    first, second = (micro.keys for micro in plan_epoch(10, recipe(**options), 0, 0, 1)[0])
+    with pytest.raises(NumericError, match="loss is not finite at step 0; first seen in the input 'image'"):
+        run(tmp_path, poison=second[1][2], **options)
+    report = json.loads((tmp_path / "crash" / "step_0_rank_0.json").read_text())
+    assert report["sample_keys"] == [list(key) for key in second] != [list(key) for key in first]
+    assert report["forward_seed"] == keyed_seed(42, 0, 1, 0)
 
 
 class _Burst(nn.Module):
@@ -133,6 +143,15 @@ def test_t7_fp16_skips_are_counted_and_bounded(tmp_path, overflows, fails):
         state = json.loads((tmp_path / "last" / "training_state.json").read_text())["position"]["loss_scaling"]
         assert state["scale"] == 65536 / 2**overflows
         assert state["skipped_in_a_row"] == 0
+
+
+def test_t7_skips_in_a_row_are_counted_on_when_a_run_goes_on(tmp_path):
+    _Overflow.left = 21
+    stop, options = StopAt(8), {"precision": "fp16", "epochs": 10}
+    with pytest.raises(Interrupted):
+        run(tmp_path, **options, forward=lambda m, batch: _Overflow.apply(stop(m, batch).float()))
+    with pytest.raises(NumericError, match="gradient is not finite at step 20"):
+        run(tmp_path, **options, resume=True, forward=lambda m, batch: _Overflow.apply(m(batch["image"]).float()))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
