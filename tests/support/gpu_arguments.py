@@ -66,8 +66,8 @@ def depthwise_arguments(device, dtype):
 
 def argmax_arguments(device, dtype):
     """Few enough pixels that no two classes of drawn logits come as near each other as rounding."""
-    for sides, size in (((4, 8, 16), (37, 53)), ((40,), (16, 20))):
-        yield [normal(device, 2, 5, side, side, dtype=dtype, seed=side).detach() for side in sides], size
+    for sides, size, classes in (((4, 8, 16), (37, 53), 5), ((40,), (16, 20), 5), ((3, 5), (18, 9), 17)):
+        yield [normal(device, 2, classes, side, side, dtype=dtype, seed=side).detach() for side in sides], size
 
 
 def gate_arguments(per_channel):

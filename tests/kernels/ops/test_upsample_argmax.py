@@ -27,13 +27,15 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU mac
 BACKENDS = (pytest.param("triton", marks=interpreted), "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (B, K), the maps' sizes, the labels' size: one of everything, coarse to fine, prime sizes, finer maps than labels,
-# a row of more than one block, all that uint8 can tell apart
+# a row of more than one block, all that uint8 can tell apart, more classes than one walk takes, two strips of rows
 CASES = [
     ((1, 1), [(1, 1)], (1, 1)),
     ((2, 4), [(2, 3), (4, 6), (8, 12)], (9, 13)),
     ((1, 3), [(5, 7), (11, 4)], (4, 3)),
     ((1, 2), [(1, 30)], (2, 140)),
     ((1, 256), [(1, 2)], (1, 3)),
+    ((1, 35), [(2, 3), (3, 2)], (5, 4)),
+    ((2, 3), [(7, 2), (20, 3)], (37, 5)),
 ]
 
 
