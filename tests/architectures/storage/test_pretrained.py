@@ -230,6 +230,17 @@ def test_the_head_of_the_same_classes_may_be_drawn_anew(tmp_path):
     assert_same(fresh.state_dict(), saved.state_dict())
 
 
+def test_t2_training_starts_from_the_new_weights_of_a_save_that_was_cut_short(tmp_path, monkeypatch):
+    old, new, fresh = (ClassesNet(ClassesConfig()) for _ in range(3))
+    old.save_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "replace", interrupt)
+        with pytest.raises(Interrupted):
+            new.save_pretrained(tmp_path)
+    fresh.start_from(tmp_path)
+    assert_same(fresh.state_dict(), new.state_dict())
+
+
 def test_c1_missing_parts_of_a_folder(saved, tmp_path):
     _, folder = saved
     with pytest.raises(CheckpointError, match=r"nowhere: not found; expected a folder with config.json and model.saf"):

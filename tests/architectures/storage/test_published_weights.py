@@ -11,6 +11,9 @@ from trifuse.architectures.fias.convert import read_dilateformer
 from trifuse.architectures.fias.dilateformer import DilateFormer
 from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.plain_unet.convert import read_nnunet
+from trifuse.architectures.storage import pretrained
+from trifuse.architectures.storage.pretrained import write_network
+from trifuse.architectures.storage.published_weights import read_tensors
 from trifuse.kernels import CheckpointError
 
 PREFIXES = [
@@ -93,6 +96,21 @@ def test_c8_one_network_under_two_words(networks, tmp_path):
     changed = {f"net.{name}": tensor + 1 for name, tensor in state.items()}
     with pytest.raises(CheckpointError, match="a second time"):
         read(saved(state | changed, tmp_path / "a.ckpt"))
+
+
+def test_t2_a_conversion_that_was_cut_short_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    old, new = ({"weight": torch.full((2,), value)} for value in (1.0, 2.0))
+    write_network(tmp_path, old, "unet", PlainUNetConfig())
+    assert_same(read_tensors(tmp_path, "unet"), old)
+
+    def killed(pending, weights):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_network(tmp_path, new, "unet", PlainUNetConfig())
+    assert_same(read_tensors(tmp_path, "unet"), new)
 
 
 def test_c21_names_of_many_wrappers_are_read_in_time(networks, tmp_path):
