@@ -143,6 +143,16 @@ def test_a_run_repeats_itself_and_its_folder_is_its_own(records, tmp_path):
         train(recipe(records, mixing=0.5), tmp_path / "a", resume=True)
 
 
+def test_t14_a_run_does_not_go_on_with_other_records_to_validate_on(records, tmp_path):
+    plan = recipe(records, data={"val_records": ("r1",)})
+    beats = prepare_beats(plan)
+    fit_network(build_network(plan), plan, beats, tmp_path / "run")
+    np.save(records / "r1.npy", median(9).astype(np.float32))
+    with pytest.raises(OutputFolderError, match=r"digests\.r1: "):
+        fit_network(build_network(plan), plan, prepare_beats(plan), tmp_path / "run", resume=True)
+    fit_network(build_network(plan), plan, beats, tmp_path / "run", resume=True)
+
+
 def test_it_learns(records, tmp_path):
     plan = recipe(records, epochs=12, lead_masking=0.0)
     log = fitted(replace(plan, training=replace(plan.training, lr=2e-2)), tmp_path / "run")
@@ -263,10 +273,11 @@ def test_d28_an_ecg_in_two_parts_is_refused(records, cohort, tmp_path):
     with pytest.raises(DataError, match=r"same ECG in two parts: .*other\.npy in train and .*r1\.npy in test"):
         data.sources()
     assert replace(data, test_records=("r1", "other")).sources()["test"][1].record == "other"
-    tested = next(row["ecg_path"] for row in rows(cohort / "cases.csv") if row["split"] == "test")
-    shutil.copy(cohort / tested, further / f"other{Path(tested).suffix}")
-    with pytest.raises(DataError, match=r"other\S+ in train and \S+ in a held-out case"):
-        EcgData(root=str(cohort), also=(str(further),)).sources()
+    for part in ("val", "test"):
+        held = next(row["ecg_path"] for row in rows(cohort / "cases.csv") if row["split"] == part)
+        shutil.copy(cohort / held, further / f"other{Path(held).suffix}")
+        with pytest.raises(DataError, match=rf"other\S+ in train and \S+{Path(held).name} in a held-out case"):
+            EcgData(root=str(cohort), also=(str(further),)).sources()
 
 
 def test_t14_records_of_one_name_in_two_folders_are_told_apart(records, tmp_path):

@@ -123,6 +123,9 @@ def test_cases_that_the_description_lists(root):
     assert [case.case_id for case in open_cohort(root).cases] == ["a", "b"]
     describe(root, dataset={**listed, "c": {**listed["b"], "images": ["imagesTr/c_0000.nii.gz"]}}, numTraining=3)
     finds(root, "dataset: expected each file once: an image of one case and channel, got", "b.nii.gz more than once")
+    for wrong in ({"images": ["imagesTr/a_0000.nii"]}, {"label": "labelsTr/a.nii"}):
+        describe(root, dataset={**listed, "a": {**listed["a"], **wrong}}, numTraining=2)
+        finds(root, ".nii: file ending: expected .nii.gz, by dataset.json, got a")
     describe(root, dataset=listed, numTraining=2)
     (root / "labelsTr" / "a.nii.gz").unlink()
     finds(root, "labelsTr/a.nii.gz: label of case a: expected a file")
