@@ -11,7 +11,7 @@ import pytest
 
 from trifuse.architectures.data.samples.preprocessing import Preprocessing
 from trifuse.architectures.evaluation.predict import predict_cases
-from trifuse.architectures.evaluation.prediction_folder import MANIFEST, made_of_other_images
+from trifuse.architectures.evaluation.prediction_folder import MANIFEST, made_of_other_images, made_of_these_images
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.config_json import config_to_json
 from trifuse.architectures.storage.record import read_record
@@ -156,6 +156,16 @@ def test_l16_voxels_without_a_number_are_treated_as_asked_each_time(make_cohort,
         model = threshold()  # the image is all numbers, which none but "error" tells
         predict_cases(model, cohort, ["a"], tmp_path / "out", replace(PREPROCESSING, nonfinite=treatment))
         assert len(model.seen) == predicted, treatment
+
+
+def test_l16_copies_are_of_these_images_where_voxels_without_a_number_are_treated_alike(
+    make_cohort, threshold, tmp_path
+):
+    cohort, out = make_cohort("a"), tmp_path / "out"
+    of = {treatment: replace(PREPROCESSING, nonfinite=treatment) for treatment in ("zero", "median")}
+    predict_cases(threshold(), cohort, ["a"], out, of["zero"])
+    assert made_of_these_images(out, out, cohort, ["a"], of["zero"])
+    assert not made_of_these_images(out, out, cohort, ["a"], of["median"])
 
 
 def test_l16_the_preparation_is_part_of_the_manifest(make_cohort, threshold, tmp_path):

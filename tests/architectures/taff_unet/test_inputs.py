@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_ecg import made_ecg
 
-from trifuse.architectures.data.ecg.median_beat import load_beat
+from trifuse.architectures.data.ecg.median_beat import load_beat, network_ecg
 from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.layouts.read_case import load_case
 from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
@@ -156,6 +157,18 @@ def test_an_ecg_is_scaled_as_its_autoencoder_takes_it(cohort):
     assert found["voltage"].digest() != found["zscore"].digest()
     said = describe_inputs({"case001": found["voltage"]}, network, ORACLE_PRIOR)["ECG's leads"]
     assert said == "of 0.1 mV about each lead's mean"
+
+
+def test_an_ecg_is_read_at_its_rate_and_down_to_as_many_beats_as_are_asked_for(cohort, tmp_path):
+    path, case = tmp_path / "short.npy", cohort.case("case001")
+    np.save(path, made_ecg(seconds=2.5, rate_hz=250))
+    short = replace(case, clinical=replace(case.clinical, ecg=path, ecg_rate_hz=250.0))
+    of_short = replace(cohort, cases=(short,))
+    for min_beats, usable in ((3, False), (1, True)):
+        recipe = EcgInputRecipe(min_beats=min_beats)
+        found = case_side_inputs(of_short, ["case001"], FULL, ORACLE_PRIOR, recipe)["case001"].constants
+        assert found["has_ecg"] == usable
+    assert torch.equal(found["ecg"], network_ecg(load_beat(path, rate_hz=250, min_beats=1)))
 
 
 def test_e10_a_reference_without_a_wall_is_refused_with_its_case(cohort):

@@ -253,12 +253,16 @@ def test_k26_vmap_functional_and_forward_mode_differentiation(name, draw):
     x = random_maps((2, 3, 4, 5), requires_grad=False)
     scale, cell = DRAWS[draw]
     draw = {"scale": scale, "cell": cell, "permutation": permutations(x.shape, "shuffled")}
+    orders = torch.stack([draw["permutation"], draw["permutation"].flip(-1)])
     with backend(name):
         mapped = torch.vmap(lambda x: monte_carlo_pool(x, **draw))(torch.stack([x, -x]))
         _, pushed = torch.func.jvp(lambda x: monte_carlo_pool(x, **draw), (x,), (torch.ones_like(x),))
         pulled = torch.func.grad(lambda x: monte_carlo_pool(x, **draw).sum())(x)
+        reordered = torch.vmap(lambda order: monte_carlo_pool(x, **draw | {"permutation": order}))(orders)
     expected = monte_carlo_pool_reference(x, **draw)
     torch.testing.assert_close(mapped, torch.stack([expected, -expected]))
+    one_by_one = [monte_carlo_pool_reference(x, **draw | {"permutation": order}) for order in orders]
+    torch.testing.assert_close(reordered, torch.stack(one_by_one))
     torch.testing.assert_close(pushed, torch.ones(2, 3))
     torch.testing.assert_close(pulled.sum((2, 3)), torch.ones(2, 3))
 

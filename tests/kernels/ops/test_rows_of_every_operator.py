@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -252,3 +253,23 @@ def test_k23_a_second_derivative_is_refused_where_the_incoming_gradient_needs_no
             sum(gradient.square().sum() for gradient in gradients).backward()
         refused += 1
     assert refused or op == "upsample_argmax"
+
+
+def computed_with(call: Call, place: int, value: Tensor) -> Tensor:
+    """The result of a call one of whose arguments, flattened, is another one."""
+    leaves, tree = tree_flatten((call.arguments, call.options))
+    arguments, options = tree_unflatten([*leaves[:place], value, *leaves[place + 1 :]], tree)
+    return call.function(*arguments, **options)
+
+
+@every_operator
+@pytest.mark.parametrize("name", BACKENDS)
+def test_k26_any_argument_alone_may_be_mapped(op, name):
+    """Be it a map, a weight, or a target, while the others are the same for all."""
+    for call in calls_of(op, SHAPE):
+        for place, leaf in enumerate(tree_flatten((call.arguments, call.options))[0]):
+            if isinstance(leaf, Tensor):
+                several = torch.stack([leaf.detach(), leaf.detach().flip(-1) if leaf.ndim > 1 else leaf.detach()])
+                with backend(name):
+                    one_by_one = torch.stack([computed_with(call, place, value) for value in several])
+                    torch.testing.assert_close(torch.vmap(partial(computed_with, call, place))(several), one_by_one)
