@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,12 +12,13 @@ from trifuse.architectures.data.layouts.open_cohort import open_cohort
 from trifuse.architectures.data.samples.preprocessing import Patches
 from trifuse.architectures.data.volumes.nifti import read_image, write_image
 from trifuse.architectures.runs.predict import load_network
-from trifuse.architectures.storage.record import read_record
+from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.architectures.taff_unet import first_pass as first_pass_file
 from trifuse.architectures.taff_unet import train as taff_train
 from trifuse.architectures.taff_unet.first_pass import first_pass, first_pass_splits, predict_first_pass
-from trifuse.architectures.taff_unet.inputs import PriorRecipe
-from trifuse.architectures.taff_unet.train import TaffUNetRecipe, training_side_inputs
+from trifuse.architectures.taff_unet.inputs import EcgInputRecipe, PriorRecipe
+from trifuse.architectures.taff_unet.train import TaffUNetRecipe, prediction_side_inputs, training_side_inputs
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import DataError
 
@@ -156,3 +158,24 @@ def test_its_trainings_are_as_long_as_the_run_or_as_the_recipe_says(
 def test_new_images_need_a_first_pass_or_labels(cohort, tmp_path, prior, message):
     with pytest.raises(DataError, match=rf"--prior-labels(.|\n)*{message}"):
         predict_first_pass(tmp_path, cohort, tmp_path / "new", prior, 4)
+
+
+def test_new_images_bring_what_the_run_says_in_the_memory_that_is_granted(cohort, tmp_path, monkeypatch):
+    asked = {}
+
+    def find_the_wall(run, cohort, out, prior, batch_size, *, max_ram, broken):
+        asked["first pass"] = run, prior, batch_size, max_ram
+        return out
+
+    def read(cohort, case_ids, network, prior, ecg, *, labels, broken):
+        asked["inputs"] = prior, ecg, labels
+        return {}
+
+    monkeypatch.setattr(taff_train, "predict_first_pass", find_the_wall)
+    monkeypatch.setattr(taff_train, "case_side_inputs", read)
+    prior, ecg = PriorRecipe("predicted", reference="orientation"), EcgInputRecipe(min_beats=1)
+    write_record(tmp_path / "run.json", {"config": {"prior": config_to_json(prior), "ecg": config_to_json(ecg)}})
+    model, out = SimpleNamespace(config=TaffUNetRecipe().network), tmp_path / "out"
+    prediction_side_inputs(model, tmp_path, cohort, out, prior_labels=None, batch_size=4, max_ram=1 << 30)
+    found = out / "first_pass"
+    assert asked == {"first pass": (tmp_path, prior, 4, 1 << 30), "inputs": (prior, ecg, found)}
