@@ -132,6 +132,13 @@ def test_mixing_keeps_the_voltage():
     assert all(torch.allclose(target, low.ecg, atol=1e-4) for target in mixed)
 
 
+def test_a_lead_that_the_other_beat_lacks_is_not_mixed():
+    dataset = BeatDataset([scored(beat(0)), scored(beat(1, unusable=(3,)))], mixing=0.9, scaling="voltage")
+    targets = [dataset[(0, epoch, 0)]["target"] for epoch in range(10)]
+    assert all(torch.allclose(target[3], dataset.beats[0].ecg[3], atol=1e-5) for target in targets)
+    assert not all(torch.allclose(target[4], dataset.beats[0].ecg[4]) for target in targets)
+
+
 def scored(beat: NetworkBeat) -> NetworkBeat:
     ecg = torch.zeros(12, 608)
     inner = beat.ecg[:, 4:-4] - beat.ecg[:, 4:-4].mean(1, keepdim=True)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_ecg import made_ecg, on_paper
 
-from trifuse.architectures.data.ecg.files import read_ecg
+from trifuse.architectures.data.ecg.files import digest_of_samples, read_ecg
 from trifuse.architectures.data.ecg.signal import LEADS
 from trifuse.kernels import DataError, MissingExtra
 
@@ -312,3 +312,13 @@ def test_reading_prints_and_warns_nothing(tmp_path, capsys):
         warnings.simplefilter("error")
         read_ecg(tmp_path / "rec")
     assert capsys.readouterr() == ("", "")
+
+
+def test_d28_records_that_share_a_file_are_told_apart_by_their_checksums(tmp_path):
+    (tmp_path / "both.dat").write_bytes(bytes(4000))
+    for name, checksum in (("first", 7), ("second", 8), ("copy", 7)):
+        lines = [f"{name} 2 500 1000", *(f"both.dat 16 200 16 0 0 {checksum} 0 {lead}" for lead in ("I", "II"))]
+        (tmp_path / f"{name}.hea").write_text("\n".join(lines) + "\n")
+    first, second, copy = (digest_of_samples(tmp_path / name) for name in ("first", "second", "copy"))
+    assert first == copy != second
+    assert first == digest_of_samples(tmp_path / "first.hea") == digest_of_samples(tmp_path / "first.dat")
