@@ -67,10 +67,14 @@ def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
 
 
 def without_values(tensors: Sequence[Tensor]) -> bool:
-    """Return whether operations are recorded or only their shapes computed, so that no value may be read."""
+    """Return whether operations are recorded or only their shapes computed, so that no value may be read.
+
+    Tensors on the meta device have none, and no device that a kernel could be built for.
+    """
     if torch.compiler.is_compiling():
         return True
-    return _dispatch_mode(_RECORDING) is not None or detect_fake_mode(tensors) is not None
+    on_meta = any(tensor.device.type == "meta" for tensor in tensors)
+    return on_meta or _dispatch_mode(_RECORDING) is not None or detect_fake_mode(tensors) is not None
 
 
 def computing_shapes_alone() -> AbstractContextManager[object]:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -140,30 +140,39 @@ def rules_that_hold(broken: dict[str, str], triton: str) -> dict[str, str]:
 
 def compile_case(case: StaticCase, target: str) -> Cost:
     """Compile one case for one target and read its cost."""
+    attributes = {path: [["tt.divisibility", 16]] for path in _aligned_paths(case)}
+    facts = {"signature": dict(case.signature), "constexprs": dict(case.constants), "attrs": attributes}
+    return compile_source(case.kernel, facts, case.threads, target)
+
+
+def compile_source(kernel: Any, facts: Mapping[str, Any], threads: int, target: str) -> Cost:
+    """Compile a kernel for one target and read its cost.
+
+    Args:
+        kernel: the ``triton.jit`` function.
+        facts: what Triton compiles it for: ``signature``, ``constexprs`` and ``attrs``.
+        threads: per program.
+        target: one of `TARGETS`.
+    """
     from trifuse.kernels.gpu.triton_internals import ASTSource, GPUTarget, compilation, compile_kernel
 
-    for function in functions_of(case):
+    for function in functions_of(kernel):
         # Without line information the code is the same wherever it stands; the cache shall not take it for another.
         function.starting_line_number = 0
     nvidia = target in NVIDIA_TARGETS
     gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32) if nvidia else GPUTarget("hip", target, 64)
-    source = ASTSource(
-        fn=case.kernel,
-        signature=dict(case.signature),
-        constexprs=dict(case.constants),
-        attrs={path: [["tt.divisibility", 16]] for path in _aligned_paths(case)},
-    )
+    source = ASTSource(fn=kernel, **facts)
     with compilation.scope():
         compilation.disable_line_info = True
         compilation.store_binary_only = nvidia  # AMD's code is read as text, which is a stage of its own
-        compiled = compile_kernel(source, target=gpu, options={"num_warps": case.threads // gpu.warp_size})
+        compiled = compile_kernel(source, target=gpu, options={"num_warps": threads // gpu.warp_size})
     code = compiled.asm["cubin" if nvidia else "amdgcn"]
     return _cost_of(code, compiled.metadata.shared)
 
 
-def functions_of(case: StaticCase) -> list[Any]:
-    """Return a case's kernel, and all jit functions that it calls, directly or through others."""
-    found = [case.kernel]
+def functions_of(kernel: Any) -> list[Any]:
+    """Return a kernel, and all jit functions that it calls, directly or through others."""
+    found = [kernel]
     for function in found:  # which grows on the way
         names = sorted(function.fn.__code__.co_names)
         called = [function.fn.__globals__.get(name) for name in names]

@@ -89,12 +89,20 @@ def occupancy(registers: int, shared_bytes: int, threads: int, target: str) -> f
 
 
 def source_hash(case: StaticCase) -> str:
-    """Return a hash of what a case compiles: the code of its kernel and of all that this calls, types, and constants.
+    """Return a hash of what a case compiles: its kernel's code, types, and constants."""
+    settings = (_code_of(case.kernel), list(case.signature.items()), sorted(case.constants.items(), key=repr))
+    return _hash_of((settings, case.aligned, case.threads))
 
-    Comments and the place in the file do not count.
-    """
+
+def kernel_hash(kernel: Any) -> str:
+    """Return a hash of a kernel's code."""
+    return _hash_of(_code_of(kernel))
+
+
+def _code_of(kernel: Any) -> list[tuple[str, str]]:
+    """Return the code of a kernel and of all that it calls, by name; without comments, wherever it stands."""
     seen: dict[str, str] = {}
-    for function in functions_of(case):
+    for function in functions_of(kernel):
         python = function.fn
         name = f"{python.__module__}.{python.__qualname__}"
         tokens = tokenize.generate_tokens(io.StringIO(inspect.getsource(python)).readline)
@@ -103,8 +111,11 @@ def source_hash(case: StaticCase) -> str:
             value = python.__globals__.get(word)
             if hasattr(value, "value"):
                 seen[f"{name}: {word}"] = repr(value.value)
-    settings = (sorted(seen.items()), list(case.signature.items()), sorted(case.constants.items(), key=repr))
-    return hashlib.sha256(repr((settings, case.aligned, case.threads)).encode()).hexdigest()[:16]
+    return sorted(seen.items())
+
+
+def _hash_of(facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def pass_row(module: str, traffic: Traffic) -> dict[str, Any]:

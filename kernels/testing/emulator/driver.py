@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trifuse.kernels.gpu.triton_internals import DriverBase, GPUTarget, active_driver
 
@@ -30,8 +30,16 @@ PROPERTIES = {
 }
 MOST_THREADS = 1024
 
-# Runs a kernel: its PTX, its source, its metadata, the grid, the arguments.
-Run = Callable[[str, Any, Any, tuple[int, int, int], tuple[Any, ...]], None]
+
+class Code(NamedTuple):
+    """A compiled kernel: as text, which the machine runs, and as the GPU would take it."""
+
+    ptx: str
+    cubin: bytes
+
+
+# Runs a kernel: its code, its source, its metadata, the grid, the arguments.
+Run = Callable[[Code, Any, Any, tuple[int, int, int], tuple[Any, ...]], None]
 
 
 class VirtualDriver(DriverBase):
@@ -87,7 +95,7 @@ class Loader:
         return dict(PROPERTIES)
 
     def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[Any, ...]:
-        return 0, _loaded.ptx, 32, 0, MOST_THREADS
+        return 0, Code(_loaded.ptx, code), 32, 0, MOST_THREADS
 
 
 class Launcher:
@@ -102,14 +110,14 @@ class Launcher:
         y: int,
         z: int,
         stream: int,
-        ptx: str,
+        code: Code,
         packed: Any,
         launch: Any,
         enter: Any,
         leave: Any,
         *arguments: Any,
     ) -> None:
-        active_driver().run(ptx, self.source, self.metadata, (x, y, z), arguments)
+        active_driver().run(code, self.source, self.metadata, (x, y, z), arguments)
 
 
 class _Loaded(threading.local):

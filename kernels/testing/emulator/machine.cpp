@@ -13,7 +13,8 @@ public:
     // A program that runs more than `most_instructions`, counted by warps, is taken not to end.
     Machine(const Program& program, const uint8_t* parameters, const uint32_t* grid, bool checks_races,
             uint64_t most_instructions)
-        : memory(program, checks_races), most_instructions_(most_instructions), program_(program), grid_{grid[0], grid[1], grid[2]} {
+        : memory(program, checks_races), counts(program.instructions.size()), most_instructions_(most_instructions),
+          program_(program), grid_{grid[0], grid[1], grid[2]} {
         for (uint32_t index = 0; index < program.warps; ++index) {
             warps_.emplace_back(program, memory, index);
             warps_.back().parameters = parameters;
@@ -35,6 +36,7 @@ public:
     }
 
     Memory memory;
+    std::vector<uint64_t> counts;  // of each instruction, how often warps ran it
 
 private:
     void begin(uint32_t number) {
@@ -70,6 +72,7 @@ private:
                 mask &= instruction.guard_negated ? ~holding : holding;
             }
             ++executed_;
+            ++counts[group.position];
             if (instruction.store == instruction.position) memory.clock.begin_store();
             if (instruction.kind == Kind::Compute) {
                 if (mask) instruction.run(warp, instruction, mask);
@@ -196,6 +199,12 @@ uint32_t machine_findings(const void* machine, emulator::Finding* findings, uint
     const auto& found = static_cast<const emulator::Machine*>(machine)->memory.findings.found();
     std::copy_n(found.begin(), std::min<size_t>(room, found.size()), findings);
     return found.size();
+}
+
+// Writes how often warps ran each instruction of the kernel, in all programs so far.
+void machine_counts(const void* machine, uint64_t* counts) {
+    const auto& counted = static_cast<const emulator::Machine*>(machine)->counts;
+    std::copy(counted.begin(), counted.end(), counts);
 }
 
 void machine_delete(void* machine) { delete static_cast<emulator::Machine*>(machine); }

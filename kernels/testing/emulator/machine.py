@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -184,12 +186,53 @@ class Program:
         Returns:
             What was found, and for each storage whether the launch wrote to it.
         """
+        programs, warps = list(range(math.prod(grid))), list(range(self.warps))
+        draw.shuffle(programs)
+        draw.shuffle(warps)
+        if backward:
+            programs.reverse()
+            warps.reverse()
+        with self._machine(grid, parameters, memories, not backward, most_instructions) as machine:
+            _run_programs(machine, programs, warps)
+            records = (Record * MOST_FINDINGS)()
+            count = library().machine_findings(machine, records, MOST_FINDINGS)
+            stored = [library().machine_stored(machine, number) for number in range(len(memories))]
+            return list(records[: min(count, MOST_FINDINGS)]), stored
+
+    def count(
+        self, grid: tuple[int, int, int], parameters: bytes, memories: Sequence[Memory], programs: Sequence[int]
+    ) -> list[int]:
+        """Run some programs of a grid; return how often warps ran each instruction, in all of them together.
+
+        What other programs would have written before is not there.
+
+        Args:
+            grid: programs along each axis.
+            parameters: the kernel's parameters, as they lie in its memory.
+            memories: the storages that it may touch.
+            programs: the numbers of those to run.
+        """
+        counts = (ctypes.c_uint64 * len(self.kernel.code))()
+        with self._machine(grid, parameters, memories, False, MOST_INSTRUCTIONS) as machine:
+            _run_programs(machine, programs, range(self.warps))
+            library().machine_counts(machine, counts)
+        return list(counts)
+
+    @contextmanager
+    def _machine(
+        self,
+        grid: tuple[int, int, int],
+        parameters: bytes,
+        memories: Sequence[Memory],
+        checks_races: bool,
+        most_instructions: int,
+    ) -> Iterator[ctypes.c_void_p]:
         machine = ctypes.c_void_p(
             library().machine_new(
                 ctypes.c_void_p(self.handle),
                 parameters,
                 (ctypes.c_uint32 * 3)(*grid),
-                ctypes.c_bool(not backward),
+                ctypes.c_bool(checks_races),
                 ctypes.c_uint64(most_instructions),
             )
         )
@@ -203,30 +246,21 @@ class Program:
                     ctypes.c_void_p(memory.written),
                     memory.granule,
                 )
-            self._run_programs(machine, grid[0] * grid[1] * grid[2], draw, backward)
-            records = (Record * MOST_FINDINGS)()
-            count = library().machine_findings(machine, records, MOST_FINDINGS)
-            stored = [library().machine_stored(machine, number) for number in range(len(memories))]
-            return list(records[: min(count, MOST_FINDINGS)]), stored
+            yield machine
         finally:
             library().machine_delete(machine)
 
-    def _run_programs(self, machine: ctypes.c_void_p, total: int, draw: random.Random, backward: bool) -> None:
-        programs = list(range(total))
-        draw.shuffle(programs)
-        warps = list(range(self.warps))
-        draw.shuffle(warps)
-        if backward:
-            programs.reverse()
-            warps.reverse()
-        listed, warp_order = (ctypes.c_uint32 * total)(*programs), (ctypes.c_uint32 * self.warps)(*warps)
-        at, endless = 0, ctypes.c_bool()
-        while at < total and not endless:
-            at += library().machine_run(
-                machine,
-                ctypes.byref(listed, 4 * at),
-                total - at,
-                warp_order,
-                ctypes.c_uint64(SLICE),
-                ctypes.byref(endless),
-            )
+
+def _run_programs(machine: ctypes.c_void_p, programs: Sequence[int], warps: Sequence[int]) -> None:
+    total = len(programs)
+    listed, warp_order = (ctypes.c_uint32 * total)(*programs), (ctypes.c_uint32 * len(warps))(*warps)
+    at, endless = 0, ctypes.c_bool()
+    while at < total and not endless:
+        at += library().machine_run(
+            machine,
+            ctypes.byref(listed, 4 * at),
+            total - at,
+            warp_order,
+            ctypes.c_uint64(SLICE),
+            ctypes.byref(endless),
+        )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .arguments import Arguments
+    from .driver import Code
     from .machine import Program
 
 
@@ -163,13 +164,13 @@ class virtual_gpu(metaclass=OfBlocks):
             self._launch_alone(*launch)
 
     def _launch_alone(
-        self, ptx: str, source: Any, metadata: Any, grid: tuple[int, int, int], values: tuple[Any, ...]
+        self, code: Code, source: Any, metadata: Any, grid: tuple[int, int, int], values: tuple[Any, ...]
     ) -> None:
         from .arguments import bind
 
         _check_grid(source.fn.fn.__name__, grid)
 
-        program = _program(ptx, source.fn.fn.__code__.co_filename, metadata.num_warps, metadata.shared)
+        program = _program(code.ptx, source.fn.fn.__code__.co_filename, metadata.num_warps, metadata.shared)
         arguments = bind(program.kernel, source.signature, values, self._allocations)
         self.launches.append(Launch(program.kernel.name, grid))
         for finding in self._found_in_all_orders(program, grid, arguments):

@@ -1,0 +1,254 @@
+"""How long a GPU takes at least to issue the instructions of the networks' operators: a part of `make kernels`.
+
+    python -m trifuse.benchmarks.reporting.issue_time --out FOLDER
+
+traces a training step of each network, compiles every call of an operator in it for a GPU of compute capability 9.0,
+counts the instructions of its machine code that are executed, and writes ``issue_time.json``, with everything, and
+``issue_time.md``, the tables of the documentation. The forms in which the networks launch the kernels are compiled for
+all other targets, too; it fails where one spills registers or uses atomics.
+
+Nothing in it is a measurement on a GPU. Issue time and the floor that bytes set are lower bounds, and a kernel can be
+no faster than the larger of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from trifuse import kernels
+from trifuse.architectures.storage.atomic_files import write_text
+from trifuse.kernels.testing.emulator.executed import Executed, launches_counted
+
+from .ahead_of_time import TARGETS, compile_source
+from .machine_code import executed_instructions, opcode
+from .network_calls import STEPS, Call, Dense, trace
+from .static_report import BYTES_PER_SECOND, LABEL, RESULTS, kernel_hash, stamp
+
+BATCH = 32
+WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9  # of an H100 or H200: multiprocessors, schedulers of each, clock
+DRAWN_SCALE, DRAWN_CELL = 2, 1  # of Monte Carlo attention, whose draw a trace does not know
+POOL = "monte_carlo_pool"
+ACCESS = re.compile(r"(?P<kind>LDG|STG)\.E(?:\.\w+)*?(?:\.(?:(?P<bits>64|128|256)|[US](?P<small>8|16)))?(?:\.|$)")
+Source = tuple[Any, ...]
+
+
+def arguments_of(call: Call) -> list[Any]:
+    """Return arguments of a call as it was traced: tensors of zeros, and a draw where there is one."""
+    values = [_real(argument) for argument in call.arguments]
+    if is_drawn(call):
+        scales, cells, permutation = (k for k, argument in enumerate(call.arguments) if _is_whole(argument))
+        values[scales].fill_(DRAWN_SCALE)
+        values[cells].fill_(DRAWN_CELL)
+        values[permutation] = torch.arange(values[permutation].numel()).expand(values[permutation].shape)
+    return values
+
+
+def is_drawn(call: Call) -> bool:
+    """Tell whether a call pools a cell that was drawn on the device, or is its gradient."""
+    return call.operator.startswith(POOL) and any(_is_whole(argument) for argument in call.arguments)
+
+
+def _real(argument: Any) -> Any:
+    if isinstance(argument, tuple):
+        return [_real(each) for each in argument]
+    return argument.zeros() if isinstance(argument, Dense) else argument
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Dense) and value.dtype is torch.int64
+
+
+def launches_of(call: Call) -> list[Executed]:
+    """Compile and run what a call launches."""
+    with launches_counted() as found, torch.no_grad():
+        getattr(torch.ops.trifuse, call.operator)(*arguments_of(call))
+    return found
+
+
+def launch_row(launch: Executed) -> dict[str, Any]:
+    """Return what is counted of a launch: per warp, with accesses to global memory by their width in bits."""
+    code, counts = executed_instructions(launch)
+    accesses: Counter[tuple[str, int]] = Counter()
+    for instruction, times in zip(code, counts, strict=True):
+        if match := ACCESS.match(opcode(instruction)):
+            accesses[match["kind"], int(match["bits"] or match["small"] or 32)] += times
+    return {
+        "kernel": launch.kernel.name,
+        "programs": launch.programs,
+        "warps": launch.warps,
+        "executed": round(sum(counts), 1),
+        **{
+            name: {str(bits): round(n, 1) for (of, bits), n in sorted(accesses.items(), reverse=True) if of == kind}
+            for name, kind in (("loads", "LDG"), ("stores", "STG"))
+        },
+    }
+
+
+def issue_us(launch: dict[str, Any]) -> float:
+    """Return the microseconds in which a GPU can issue a launch's instructions."""
+    return 1e6 * launch["programs"] * launch["warps"] * launch["executed"] / WARP_INSTRUCTIONS_PER_SECOND
+
+
+def floor_us(call: Call) -> float:
+    """Return the microseconds in which a GPU can read a call's arguments and write its results, once each.
+
+    Of the map that Monte Carlo attention pools, that is the drawn cell.
+    """
+    nbytes = call.nbytes
+    if call.operator == POOL and is_drawn(call):
+        nbytes -= round(call.arguments[0].nbytes * (1 - 1 / DRAWN_SCALE**2))
+    return 1e6 * nbytes / BYTES_PER_SECOND
+
+
+def call_row(call: Call, times: int, launches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is computed of a call."""
+    return {
+        "operator": call.operator,
+        "arguments": described(call.arguments),
+        "times": times,
+        "floor_us": round(floor_us(call), 2),
+        "issue_us": round(sum(map(issue_us, launches)), 2),
+        "launches": list(launches),
+    }
+
+
+def described(arguments: Sequence[Any]) -> str:
+    """Return the tensors among the arguments of a call in words, the rest as it is."""
+    words: list[str] = []
+    for argument in arguments:
+        if isinstance(argument, Dense):
+            words.append(_dense_words(argument))
+        elif isinstance(argument, tuple) and argument and isinstance(argument[0], Dense):
+            each = [_dense_words(dense) for dense in argument]
+            words.append(f"{len(each)} x {each[0]}" if len(set(each)) == 1 else " + ".join(each))
+        else:
+            words.append(str(argument))
+    return "; ".join(words)
+
+
+def _dense_words(dense: Dense) -> str:
+    place = torch.empty_strided(dense.shape, dense.stride, device="meta")
+    last = place.ndim == 4 and place.is_contiguous(memory_format=torch.channels_last) and not place.is_contiguous()
+    layout = "" if place.is_contiguous() else " channels last" if last else f" strides {dense.stride}"
+    return f"{dense.shape} {str(dense.dtype).removeprefix('torch.')}{layout}"
+
+
+def network_rows(name: str, sources: dict[str, Source]) -> dict[str, Any]:
+    """Return what is computed of a network's step; adds the forms that it launches to ``sources``."""
+    rows = []
+    for call, times in trace(name, BATCH).calls.items():
+        launches = launches_of(call)
+        for launch in launches:
+            sources.setdefault(form_of(launch), (launch.source, launch.warps * 32))
+        rows.append(call_row(call, times, [launch_row(launch) for launch in launches]))
+    return {"network": name, "batch": BATCH, "calls": rows}
+
+
+def form_of(launch: Executed) -> str:
+    """Name the form in which a kernel is launched: types, constants and what is a multiple of 16."""
+    source = launch.source
+    facts = (source.signature, sorted(source.constants.items()), sorted(source.attrs.items()), launch.warps)
+    return f"{launch.kernel.name} {facts}"
+
+
+def form_rows(sources: dict[str, Source]) -> list[dict[str, Any]]:
+    """Compile every form for every target, on all cores."""
+    _forms.update(sources)
+    jobs = [(form, target) for form in sources for target in TARGETS]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("fork")) as pool:
+        costs = dict(zip(jobs, pool.map(_form_cost, jobs), strict=True))
+    return [
+        {
+            "kernel": form.split()[0],
+            "form": form.partition(" ")[2],
+            "source": kernel_hash(source.fn),
+            "costs": {target: costs[form, target] for target in TARGETS},
+        }
+        for form, (source, _) in sources.items()
+    ]
+
+
+_forms: dict[str, Source] = {}
+
+
+def _form_cost(job: tuple[str, str]) -> dict[str, Any]:
+    form, target = job
+    source, threads = _forms[form]
+    facts = {"signature": source.signature, "constexprs": source.constants, "attrs": source.attrs}
+    return asdict(compile_source(source.fn, facts, threads, target))
+
+
+def faults_of(record: dict[str, Any]) -> list[str]:
+    """Name each form that spills registers or uses atomics, and where."""
+    return [
+        f"{row['kernel']} on {target}: {rule}: {cost[rule]}, at most 0, in the form {row['form']}"
+        for row in record["forms"]
+        for target, cost in row["costs"].items()
+        for rule in ("spills", "atomics")
+        if cost[rule]
+    ]
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the report as the documentation shows it."""
+    stamp = record["stamp"]
+    lines = [
+        f"Machine code of triton {stamp['triton']} for sm_90, torch {stamp['torch']}, commit {stamp['commit']}; "
+        f"{record['label']}. A call's microseconds: to move its bytes once at {BYTES_PER_SECOND / 1e12:g} TB/s, and to "
+        f"issue its instructions at {WARP_INSTRUCTIONS_PER_SECOND / 1e9:.0f} per nanosecond.",
+    ]
+    for network in record["networks"]:
+        lines += ["", f"**{network['network']}**, batch of {network['batch']}", "", *_network_lines(network["calls"])]
+    return "\n".join([*lines, ""])
+
+
+def _network_lines(calls: Iterable[dict[str, Any]]) -> Iterator[str]:
+    yield "| operator | of | times | launches | bytes, us | issue, us | binds |"
+    yield "|---|---|---:|---:|---:|---:|---|"
+    totals = [0.0, 0.0, 0.0, 0.0]
+    for row in calls:
+        binds = "issue" if row["issue_us"] > row["floor_us"] else "bytes"
+        times, launches = row["times"], len(row["launches"])
+        numbers = (times, launches * times, row["floor_us"] * times, row["issue_us"] * times)
+        totals = [total + number for total, number in zip(totals, numbers, strict=True)]
+        first = row["arguments"].split("; ")[0]
+        of = first if not re.fullmatch(r".* x .*", first) and "(" in first else first
+        yield f"| `{row['operator']}` | {of} | {times} | {launches} | {row['floor_us']:.1f} | {row['issue_us']:.1f} | {binds} |"
+    yield f"| all | | {totals[0]:.0f} | {totals[1]:.0f} | {totals[2]:.1f} | {totals[3]:.1f} | |"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, count, print the tables, and write them; returns 1 where a form breaks a rule."""
+    parser = argparse.ArgumentParser(description="how long the networks' operators take at least to issue")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for issue_time.json and issue_time.md")
+    options = parser.parse_args(arguments)
+    for name in kernels.OPERATORS:
+        getattr(kernels, name)  # which registers it
+    sources: dict[str, Source] = {}
+    networks = [network_rows(name, sources) for name in STEPS]
+    record = {"label": LABEL, "stamp": stamp(), "networks": networks, "forms": form_rows(sources)}
+    text = markdown(record)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_text(options.out / "issue_time.json", json.dumps(record, indent=1) + "\n")
+    write_text(options.out / "issue_time.md", text)
+    print(text)
+    faults = faults_of(record)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""NVIDIA's machine code as text, its loops, and how many of its instructions a warp executes.
+
+The code that ptxas makes is not run here. What is run is the PTX that it was made from (`trifuse.kernels.testing`), and
+the rounds of its loops are carried over: a loop of the machine code is the loop of the PTX in the same place, and where
+it was unrolled, one round of it does as many rounds of the other as it has more of what ptxas neither adds nor removes:
+accesses to memory, exponentials and the like. Branches forward count as not taken.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from trifuse.kernels.testing.emulator.executed import Executed
+
+# What ptxas keeps, the surest first: how it begins in PTX, and in machine code.
+KEPT = (
+    (r"(?:ld|st)\.global", r"LDG|STG"),
+    (r"ex2|lg2|sin|cos|tanh", r"MUFU\.(?:EX2|LG2|SIN|COS|TANH)"),
+    (r"shfl", r"SHFL"),
+    (r"bar\.sync", r"BAR\.SYNC"),
+    (r"ld\.shared|st\.shared", r"LDS|STS"),
+    (r"fma|mul\.f|add\.f|mul\.rn|add\.rn", r"FFMA|FMUL|FADD"),
+)
+TARGET = re.compile(r"\.L_x_\d+")
+
+
+@dataclass
+class Loop:
+    """A loop: the positions of its first and last instruction, and the loops right inside it."""
+
+    first: int
+    last: int
+    inner: list[Loop] = field(default_factory=list)
+
+    def own(self) -> Iterable[int]:
+        """Yield the positions of its instructions that are in no inner loop."""
+        inside = {k for loop in self.inner for k in range(loop.first, loop.last + 1)}
+        return (k for k in range(self.first, self.last + 1) if k not in inside)
+
+
+def instructions_of(cubin: bytes) -> tuple[list[str], dict[int, int]]:
+    """Return the instructions of a kernel's machine code without padding, and where each branch among them leads."""
+    from trifuse.kernels.gpu.triton_internals import NVIDIA_TOOLS
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as stream:
+        stream.write(cubin)
+        stream.flush()
+        command = [str(NVIDIA_TOOLS / "nvdisasm"), "-c", "-ndf", stream.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: list[str] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(rf"({TARGET.pattern}):", line):
+            labels[label[1]] = len(found)
+        elif (code := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;", line)) and opcode(code[1]) != "NOP":
+            found.append(code[1])
+    branches = {
+        k: labels[target[0]]
+        for k, code in enumerate(found)
+        if opcode(code).startswith("BRA") and (target := TARGET.search(code))
+    }
+    return found, branches
+
+
+def opcode(instruction: str) -> str:
+    """Return the name of an instruction of machine code or PTX, without what it is guarded by."""
+    return re.sub(r"^\{?\s*(?:@!?U?%?\w+\s+)?", "", instruction).split()[0]
+
+
+def loops_of(branches: dict[int, int]) -> list[Loop]:
+    """Return the loops that backward branches make, nested; a branch to itself ends a program and is none."""
+    loops: dict[int, Loop] = {}
+    for last, first in sorted(branches.items()):
+        if first < last:
+            loops[first] = Loop(first, last)  # of branches back to one place, the last one closes the loop
+    outermost: list[Loop] = []
+    for loop in sorted(loops.values(), key=lambda loop: (loop.first, -loop.last)):
+        level = outermost
+        while level and level[-1].last >= loop.last:
+            level = level[-1].inner
+        level.append(loop)
+    return outermost
+
+
+def executed_instructions(launch: Executed) -> tuple[list[str], list[float]]:
+    """Return the instructions of a launch's machine code, and how often a warp executes each, on average.
+
+    Raises:
+        ValueError: the loops of the machine code are not found again in the PTX.
+    """
+    code, branches = instructions_of(launch.cubin)
+    ptx = [instruction.text for instruction in launch.kernel.instructions]
+    targets = {k: int(line.rsplit(">", 1)[1]) for k, line in enumerate(launch.kernel.code) if line.startswith("bra")}
+    counts = [1.0] * len(code)
+    try:
+        _count(loops_of(branches), loops_of(targets), code, ptx, launch.counts, counts)
+    except ValueError as error:
+        raise ValueError(f"{launch.kernel.name}: {error}") from None
+    return code, counts
+
+
+def _count(
+    loops: Sequence[Loop], models: Sequence[Loop], code: list[str], ptx: list[str], rounds: Sequence[float],
+    counts: list[float],
+) -> None:  # fmt: skip
+    """Set how often the instructions of some loops are executed, after the loops of the PTX in the same place."""
+    shares = _matched([_kept(loop, code, 1) for loop in loops], [_kept(model, ptx, 0) for model in models])
+    for model, group in zip(models, shares, strict=True):
+        left = rounds[model.first]
+        for k in sorted(group, key=lambda k: -group[k]):  # what was unrolled most comes first, the rest does the rest
+            times = left / group[k] if k == min(group, key=lambda k: group[k]) else left // group[k]
+            left -= times * group[k]
+            for position in range(loops[k].first, loops[k].last + 1):
+                counts[position] = times
+            _count(loops[k].inner, model.inner, code, ptx, rounds, counts)
+
+
+def _kept(loop: Loop, code: Sequence[str], side: int) -> Counter[int]:
+    """Count what ptxas keeps, in a loop without the loops inside it."""
+    names = [opcode(code[k]) for k in loop.own()]
+    return Counter({kind: n for kind, pair in enumerate(KEPT) if (n := sum(bool(re.match(pair[side], x)) for x in names))})
+
+
+def _matched(loops: Sequence[Counter[int]], models: Sequence[Counter[int]]) -> list[dict[int, int]]:
+    """Return for each loop of the PTX, in order, those of the machine code that it became, and how often unrolled.
+
+    One that became none was unrolled whole.
+    """
+    best: list[dict[int, int]] | None = None
+    for groups in _splits(len(loops), len(models)):
+        found = [{k: _unrolled(loops[k], model) for k in group} for group, model in zip(groups, models, strict=True)]
+        if all(n for group in found for n in group.values()) and (best is None or _empty(found) < _empty(best)):
+            best = found
+    if best is None:
+        raise ValueError(f"expected loops like those of the PTX, {models}, got {loops}; count this kernel by hand")
+    return best
+
+
+def _empty(groups: Sequence[dict[int, int]]) -> int:
+    return sum(not group for group in groups)
+
+
+def _splits(loops: int, models: int) -> Iterable[list[range]]:
+    """Yield every way to give consecutive loops to models in order."""
+    if models == 0:
+        if loops == 0:
+            yield []
+        return
+    for taken in range(loops + 1):
+        for rest in _splits(loops - taken, models - 1):
+            yield [range(taken), *(range(r.start + taken, r.stop + taken) for r in rest)]
+
+
+def _unrolled(loop: Counter[int], model: Counter[int]) -> int:
+    """Return how many rounds of a loop of the PTX one round of a loop of the machine code does; 0 if that is not clear.
+
+    Some of what is surely kept may have been moved out of the loop: then the next kind tells.
+    """
+    for kind in sorted(model):
+        times, rest = divmod(loop[kind], model[kind])
+        if times and not rest:
+            return times
+    return 0 if model else 1
+
+
+def count(code: Sequence[str], counts: Sequence[float], is_counted: Callable[[str], object] = bool) -> float:
+    """Add up how often a warp executes the instructions whose names fit."""
+    return sum(n for instruction, n in zip(code, counts, strict=True) if is_counted(opcode(instruction)))

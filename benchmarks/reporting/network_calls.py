@@ -1,0 +1,162 @@
+"""The operators' calls in a training step of each network, traced without values: shapes, strides, types, how often.
+
+Weights, images and maps are in bfloat16, as matrix products and convolutions have them under autocast; the loss is the
+network's own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig
+from trifuse.architectures.fias import Fias, FiasConfig
+from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
+from trifuse.architectures.taff_unet import TaffUNet, TaffUNetConfig
+from trifuse.architectures.training.losses import SegmentationLoss
+from trifuse.kernels import mutation_loss, upsample_argmax
+
+DTYPE = torch.bfloat16
+OURS = "trifuse::"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A tensor without values: its shape, strides and type."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Dense:
+        """Describe a tensor."""
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+    def zeros(self) -> Tensor:
+        """Return such a tensor, of zeros."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype).zero_()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an operator.
+
+    Args:
+        operator: its name, that of the registered function.
+        arguments: its arguments, with a `Dense` for each tensor, as nested tuples.
+        results: what it returns, likewise.
+    """
+
+    operator: str
+    arguments: tuple[Any, ...]
+    results: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors: each is read or written at least once."""
+        return sum(leaf.nbytes for leaf in tree_leaves((self.arguments, self.results)) if isinstance(leaf, Dense))
+
+
+class Recorder(TorchDispatchMode):
+    """Count our operators' calls inside the block, and the bytes that all operations read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[Call] = Counter()
+        self.nbytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: Mapping[str, Any] | None = None
+    ) -> Any:
+        results = function(*arguments, **(options or {}))
+        name = function._schema.name
+        call = Call(name.removeprefix(OURS), _frozen(arguments), _frozen(results))
+        if name.startswith(OURS):
+            self.calls[call] += 1
+        if not function.is_view:
+            self.nbytes[name] += call.nbytes
+        return results
+
+
+def _frozen(value: Any) -> Any:
+    described = tree_map_only(Tensor, Dense.of, value)
+    return _tuples(described)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _target(batch: int, side: int) -> Tensor:
+    return torch.empty(batch, side, side, dtype=torch.int64)
+
+
+def _fias(batch: int) -> None:
+    network = Fias(FiasConfig(num_classes=9)).to(DTYPE).train()
+    mutation_loss(network(torch.empty(batch, 1, 256, 256, dtype=DTYPE)), _target(batch, 256)).backward()
+
+
+def _fias_inference(batch: int) -> None:
+    network = Fias(FiasConfig(num_classes=9)).to(DTYPE).eval()
+    with torch.inference_mode():
+        upsample_argmax(network.head_maps(torch.empty(batch, 1, 256, 256, dtype=DTYPE)), (256, 256))
+
+
+def _taff_unet(batch: int) -> None:
+    network = TaffUNet(TaffUNetConfig()).train()
+    _cast_all_but(network, "ecg")
+    image, prior = (torch.empty(batch, channels, 256, 256, dtype=DTYPE) for channels in (1, 17))
+    output = network(image, prior, torch.empty(batch, 12, network.config.ecg.time_steps), torch.empty(batch))
+    SegmentationLoss()(output, {"target": _target(batch, 256)}, None).backward()
+
+
+def _plain_unet(batch: int) -> None:
+    network = PlainUNet(PlainUNetConfig(1, 4, 256, 32)).to(DTYPE).train()
+    output = network(torch.empty(batch, 1, 256, 256, dtype=DTYPE))
+    SegmentationLoss()(output, {"target": _target(batch, 256)}, None).backward()
+
+
+def _dino_unet(variant: str) -> Callable[[int], None]:
+    def step(batch: int) -> None:
+        network = DinoUNet(DinoUNetConfig(variant=variant, encoder_dtype="bfloat16")).train()
+        _cast_all_but(network, "encoder")
+        output = network(torch.empty(batch, 3, 448, 448, dtype=DTYPE))
+        SegmentationLoss()(output, {"target": _target(batch, 448)}, None).backward()
+
+    return step
+
+
+def _cast_all_but(network: nn.Module, kept: str) -> None:
+    for name, child in network.named_children():
+        if name != kept:
+            child.to(DTYPE)
+
+
+STEPS: dict[str, Callable[[int], None]] = {
+    "FIAS": _fias,
+    "FIAS, inference": _fias_inference,
+    "TAFF-UNet": _taff_unet,
+    "plain U-Net": _plain_unet,
+    "DINO-UNet base": _dino_unet("base"),
+    "DINO-UNet giant": _dino_unet("giant"),
+}
+
+
+def trace(name: str, batch: int) -> Recorder:
+    """Trace one step of a network on images of its paper's size; needs no memory for maps or weights."""
+    with torch.device("meta"), Recorder() as recorder:
+        STEPS[name](batch)
+    return recorder
