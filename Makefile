@@ -57,9 +57,10 @@ rehearsal: $(VENV)/.test-ready
 	rm -rf build/rehearsal
 	$(BIN)/python tests/rehearsal/run_report.py --out build/rehearsal
 
-# What every Triton kernel costs, read from machine code for GPUs that need not be here.
+# What every Triton kernel costs, read from machine code for GPUs that need not be here: ten minutes the first time.
 kernels: $(VENV)/.test-ready
 	$(BIN)/python -m trifuse.benchmarks.reporting.static_report
+	TRITON_INTERPRET=0 $(BIN)/python -m trifuse.benchmarks.reporting.issue_time
 	$(BIN)/python -m trifuse.benchmarks.reporting.tables
 
 # Every call of the GPU tests, as compiled for a GPU, on an emulated one; its verdicts are shown by `trifuse doctor`.

@@ -20,13 +20,15 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
+
 from trifuse import kernels
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.kernels.testing.emulator.executed import Executed, launches_counted
@@ -39,6 +41,7 @@ from .static_report import BYTES_PER_SECOND, LABEL, RESULTS, kernel_hash, stamp
 BATCH = 32
 WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9  # of an H100 or H200: multiprocessors, schedulers of each, clock
 DRAWN_SCALE, DRAWN_CELL = 2, 1  # of Monte Carlo attention, whose draw a trace does not know
+WARP_SIZE = 32
 POOL = "monte_carlo_pool"
 ACCESS = re.compile(r"(?P<kind>LDG|STG)\.E(?:\.\w+)*?(?:\.(?:(?P<bits>64|128|256)|[US](?P<small>8|16)))?(?:\.|$)")
 Source = tuple[Any, ...]
@@ -64,6 +67,12 @@ def _real(argument: Any) -> Any:
     if isinstance(argument, tuple):
         return [_real(each) for each in argument]
     return argument.zeros() if isinstance(argument, Dense) else argument
+
+
+def _map_bytes(argument: Any) -> int:
+    return sum(
+        part.nbytes for part in tree_leaves(argument) if isinstance(part, Dense) and part.dtype.is_floating_point
+    )
 
 
 def _is_whole(value: object) -> bool:
@@ -117,6 +126,7 @@ def call_row(call: Call, times: int, launches: Sequence[dict[str, Any]]) -> dict
     return {
         "operator": call.operator,
         "arguments": described(call.arguments),
+        "map": described([max(call.arguments, key=_map_bytes)])[0],
         "times": times,
         "floor_us": round(floor_us(call), 2),
         "issue_us": round(sum(map(issue_us, launches)), 2),
@@ -124,18 +134,15 @@ def call_row(call: Call, times: int, launches: Sequence[dict[str, Any]]) -> dict
     }
 
 
-def described(arguments: Sequence[Any]) -> str:
-    """Return the tensors among the arguments of a call in words, the rest as it is."""
+def described(arguments: Sequence[Any]) -> list[str]:
+    """Return the arguments of a call in words: of tensors shape, type and layout."""
     words: list[str] = []
     for argument in arguments:
-        if isinstance(argument, Dense):
-            words.append(_dense_words(argument))
-        elif isinstance(argument, tuple) and argument and isinstance(argument[0], Dense):
-            each = [_dense_words(dense) for dense in argument]
-            words.append(f"{len(each)} x {each[0]}" if len(set(each)) == 1 else " + ".join(each))
-        else:
-            words.append(str(argument))
-    return "; ".join(words)
+        each = argument if isinstance(argument, tuple) else (argument,)
+        texts = [_dense_words(part) if isinstance(part, Dense) else str(part) for part in each]
+        alike = len(texts) > 1 and len(set(texts)) == 1
+        words.append(f"{len(texts)} x {texts[0]}" if alike else " + ".join(texts))
+    return words
 
 
 def _dense_words(dense: Dense) -> str:
@@ -148,19 +155,36 @@ def _dense_words(dense: Dense) -> str:
 def network_rows(name: str, sources: dict[str, Source]) -> dict[str, Any]:
     """Return what is computed of a network's step; adds the forms that it launches to ``sources``."""
     rows = []
-    for call, times in trace(name, BATCH).calls.items():
+    calls = trace(name, BATCH).calls
+    for call, times in sorted(calls.items(), key=lambda item: (item[0].operator, -item[0].nbytes)):
         launches = launches_of(call)
         for launch in launches:
-            sources.setdefault(form_of(launch), (launch.source, launch.warps * 32))
+            form = json.dumps(form_of(launch), default=str)
+            sources.setdefault(form, (launch.source, launch.warps * WARP_SIZE))
         rows.append(call_row(call, times, [launch_row(launch) for launch in launches]))
     return {"network": name, "batch": BATCH, "calls": rows}
 
 
-def form_of(launch: Executed) -> str:
-    """Name the form in which a kernel is launched: types, constants and what is a multiple of 16."""
+def form_of(launch: Executed) -> dict[str, Any]:
+    """Return the form in which a kernel is launched: types, constants, and what is a multiple of 16, by name."""
     source = launch.source
-    facts = (source.signature, sorted(source.constants.items()), sorted(source.attrs.items()), launch.warps)
-    return f"{launch.kernel.name} {facts}"
+    names = source.fn.arg_names
+    aligned = [_name_of(path, names) for path, attributes in sorted(source.attrs.items()) if attributes]
+    return {
+        "kernel": launch.kernel.name,
+        "types": {name: _flat_type(kind) for name, kind in source.signature.items() if kind != "constexpr"},
+        "constants": {_name_of(path, names): value for path, value in sorted(source.constants.items())},
+        "aligned": aligned,
+        "threads": launch.warps * WARP_SIZE,
+    }
+
+
+def _name_of(path: tuple[int, ...], names: Sequence[str]) -> str:
+    return names[path[0]] + "".join(f"[{k}]" for k in path[1:])
+
+
+def _flat_type(kind: Any) -> str:
+    return kind if isinstance(kind, str) else f"({', '.join(map(_flat_type, kind))})"
 
 
 def form_rows(sources: dict[str, Source]) -> list[dict[str, Any]]:
@@ -170,12 +194,7 @@ def form_rows(sources: dict[str, Source]) -> list[dict[str, Any]]:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("fork")) as pool:
         costs = dict(zip(jobs, pool.map(_form_cost, jobs), strict=True))
     return [
-        {
-            "kernel": form.split()[0],
-            "form": form.partition(" ")[2],
-            "source": kernel_hash(source.fn),
-            "costs": {target: costs[form, target] for target in TARGETS},
-        }
+        {**json.loads(form), "source": kernel_hash(source.fn), "costs": {each: costs[form, each] for each in TARGETS}}
         for form, (source, _) in sources.items()
     ]
 
@@ -193,7 +212,7 @@ def _form_cost(job: tuple[str, str]) -> dict[str, Any]:
 def faults_of(record: dict[str, Any]) -> list[str]:
     """Name each form that spills registers or uses atomics, and where."""
     return [
-        f"{row['kernel']} on {target}: {rule}: {cost[rule]}, at most 0, in the form {row['form']}"
+        f"{row['kernel']} on {target}: {rule}: {cost[rule]}, at most 0, where {row['constants']}"
         for row in record["forms"]
         for target, cost in row["costs"].items()
         for rule in ("spills", "atomics")
@@ -215,18 +234,20 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def _network_lines(calls: Iterable[dict[str, Any]]) -> Iterator[str]:
-    yield "| operator | of | times | launches | bytes, us | issue, us | binds |"
+    yield "| operator | its map | times | launches | bytes, us | issue, us | binds |"
     yield "|---|---|---:|---:|---:|---:|---|"
-    totals = [0.0, 0.0, 0.0, 0.0]
+    total: Counter[str] = Counter()
     for row in calls:
+        numbers = {"times": 1, "launches": len(row["launches"]), "floor": row["floor_us"], "issue": row["issue_us"]}
+        total.update({name: number * row["times"] for name, number in numbers.items()})
         binds = "issue" if row["issue_us"] > row["floor_us"] else "bytes"
-        times, launches = row["times"], len(row["launches"])
-        numbers = (times, launches * times, row["floor_us"] * times, row["issue_us"] * times)
-        totals = [total + number for total, number in zip(totals, numbers, strict=True)]
-        first = row["arguments"].split("; ")[0]
-        of = first if not re.fullmatch(r".* x .*", first) and "(" in first else first
-        yield f"| `{row['operator']}` | {of} | {times} | {launches} | {row['floor_us']:.1f} | {row['issue_us']:.1f} | {binds} |"
-    yield f"| all | | {totals[0]:.0f} | {totals[1]:.0f} | {totals[2]:.1f} | {totals[3]:.1f} | |"
+        yield _line(f"`{row['operator']}`", row["map"], {**numbers, "times": row["times"]}, binds)
+    yield _line("all", "", total, "")
+
+
+def _line(operator: str, of: str, numbers: Mapping[str, float], binds: str) -> str:
+    times = f"{numbers['floor']:.1f} | {numbers['issue']:.1f}"
+    return f"| {operator} | {of} | {numbers['times']} | {numbers['launches']} | {times} | {binds} |"
 
 
 def main(arguments: list[str] | None = None) -> int:

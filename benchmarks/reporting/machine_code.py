@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trifuse.kernels.testing.emulator.executed import Executed
@@ -121,9 +121,10 @@ def _count(
 
 
 def _kept(loop: Loop, code: Sequence[str], side: int) -> Counter[int]:
-    """Count what ptxas keeps, in a loop without the loops inside it."""
+    """Count what ptxas keeps, by its place in `KEPT`, in a loop without the loops inside it."""
     names = [opcode(code[k]) for k in loop.own()]
-    return Counter({kind: n for kind, pair in enumerate(KEPT) if (n := sum(bool(re.match(pair[side], x)) for x in names))})
+    counts = {kind: sum(bool(re.match(pair[side], name)) for name in names) for kind, pair in enumerate(KEPT)}
+    return Counter({kind: n for kind, n in counts.items() if n})
 
 
 def _matched(loops: Sequence[Counter[int]], models: Sequence[Counter[int]]) -> list[dict[int, int]]:
@@ -166,8 +167,3 @@ def _unrolled(loop: Counter[int], model: Counter[int]) -> int:
         if times and not rest:
             return times
     return 0 if model else 1
-
-
-def count(code: Sequence[str], counts: Sequence[float], is_counted: Callable[[str], object] = bool) -> float:
-    """Add up how often a warp executes the instructions whose names fit."""
-    return sum(n for instruction, n in zip(code, counts, strict=True) if is_counted(opcode(instruction)))

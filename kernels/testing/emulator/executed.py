@@ -13,9 +13,9 @@ from trifuse.kernels import library
 from .allocations import Allocations
 from .arguments import bind
 from .driver import Code, VirtualDriver, keep_ptx
-from .machine import Program, library as built_library
+from .machine import Program
+from .machine import library as built_library
 from .ptx import Kernel, read_ptx
-from .virtual_gpu import LARGEST_GRID
 
 PROGRAMS = 4  # of a launch, spread evenly
 
