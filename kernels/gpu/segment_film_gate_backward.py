@@ -90,17 +90,17 @@ def _segment_film_planes_bwd_kernel(
         along = w_ecg * modulation * row_values(direction, direction_strides, b, c, channel_exists, UNIT)
         source = map_pointers(grad, grad_strides, b, c, p, width, FLAT, UNIT)
         incoming = tl.load(source, mask=exists, other=0.0).to(tl.float32)
-        source = map_pointers(features, features_strides, b, c, p, width, FLAT, UNIT)
-        values = tl.load(source, mask=exists, other=0.0).to(tl.float32)
         of_pixels += incoming * along[:, None]
-        target = sums + block.to(tl.int64) * 3 * rows + b * channels + c
-        tl.store(target, tl.sum(incoming, axis=1), mask=channel_exists)
-        tl.store(target + rows, tl.sum(incoming * values, axis=1), mask=channel_exists)
-        tl.store(target + 2 * rows, tl.sum(incoming * score[None, :], axis=1), mask=channel_exists)
         if features_grad is not None:
             outgoing = map_pointers(features_grad, features_grad_strides, b, c, p, width, FLAT, UNIT)
             values = incoming * (1.0 + w_mri * modulation)[:, None]
             tl.store(outgoing, values.to(features_grad.dtype.element_ty), mask=exists)
+        source = map_pointers(features, features_strides, b, c, p, width, FLAT, UNIT)
+        values = tl.load(source, mask=exists, other=0.0).to(tl.float32)
+        target = sums + block.to(tl.int64) * 3 * rows + b * channels + c
+        tl.store(target, tl.sum(incoming, axis=1), mask=channel_exists)
+        tl.store(target + rows, tl.sum(incoming * values, axis=1), mask=channel_exists)
+        tl.store(target + 2 * rows, tl.sum(incoming * score[None, :], axis=1), mask=channel_exists)
     of_pixel = tl.sum(of_pixels, axis=0)
     target = segment_sums + (block * splits + split).to(tl.int64) * segment_rows + b * count
     for start in range(1, count + 1, SEGMENTS):
