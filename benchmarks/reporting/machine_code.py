@@ -3,7 +3,7 @@
 The code that ptxas makes is not run here. What is run is the PTX that it was made from (`trifuse.kernels.testing`), and
 the rounds of its loops are carried over: a loop of the machine code is the loop of the PTX in the same place, and where
 it was unrolled, one round of it does as many rounds of the other as it has more of what ptxas neither adds nor removes:
-accesses to memory, exponentials and the like. Branches forward count as not taken.
+accesses to memory, exponentials and the like. What a branch forward may skip counts as executed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,34 @@ from trifuse.kernels.testing.emulator.executed import Executed
 
 # What ptxas keeps, the surest first: how it begins in PTX, and in machine code.
 KEPT = (
-    (r"(?:ld|st)\.global", r"LDG|STG"),
+    (r"ld\.global", r"LDG"),
+    (r"st\.global", r"STG"),
     (r"ex2|lg2|sin|cos|tanh", r"MUFU\.(?:EX2|LG2|SIN|COS|TANH)"),
     (r"shfl", r"SHFL"),
     (r"bar\.sync", r"BAR\.SYNC"),
-    (r"ld\.shared|st\.shared", r"LDS|STS"),
+    (r"ld\.shared", r"LDS"),
+    (r"st\.shared", r"STS"),
     (r"fma|mul\.f|add\.f|mul\.rn|add\.rn", r"FFMA|FMUL|FADD"),
 )
+ARITHMETIC = len(KEPT) - 1
 TARGET = re.compile(r"\.L_x_\d+")
 
 
 @dataclass
 class Loop:
-    """A loop: the positions of its first and last instruction, and the loops right inside it."""
+    """A loop.
+
+    Args:
+        first: position of its first instruction.
+        last: of its last one.
+        inner: the loops right inside it.
+        kept: how many of its own instructions are of which kind that ptxas keeps, by the place in `KEPT`.
+    """
 
     first: int
     last: int
     inner: list[Loop] = field(default_factory=list)
+    kept: Counter[int] = field(default_factory=Counter)
 
     def own(self) -> Iterable[int]:
         """Yield the positions of its instructions that are in no inner loop."""
@@ -109,11 +120,15 @@ def _count(
     counts: list[float],
 ) -> None:  # fmt: skip
     """Set how often the instructions of some loops are executed, after the loops of the PTX in the same place."""
-    shares = _matched([_kept(loop, code, 1) for loop in loops], [_kept(model, ptx, 0) for model in models])
-    for model, group in zip(models, shares, strict=True):
+    for loop in loops:
+        loop.kept = _kept(loop, code, 1)
+    for model in models:
+        model.kept = _kept(model, ptx, 0)
+    for model, group in zip(models, _matched(loops, models), strict=True):
         left = rounds[model.first]
-        for k in sorted(group, key=lambda k: -group[k]):  # what was unrolled most comes first, the rest does the rest
-            times = left / group[k] if k == min(group, key=lambda k: group[k]) else left // group[k]
+        order = sorted(group, key=lambda k: -group[k])  # what was unrolled most comes first, another does the rest
+        for k in order:
+            times = left / group[k] if k == order[-1] else left // group[k]
             left -= times * group[k]
             for position in range(loops[k].first, loops[k].last + 1):
                 counts[position] = times
@@ -127,7 +142,7 @@ def _kept(loop: Loop, code: Sequence[str], side: int) -> Counter[int]:
     return Counter({kind: n for kind, n in counts.items() if n})
 
 
-def _matched(loops: Sequence[Counter[int]], models: Sequence[Counter[int]]) -> list[dict[int, int]]:
+def _matched(loops: Sequence[Loop], models: Sequence[Loop]) -> list[dict[int, int]]:
     """Return for each loop of the PTX, in order, those of the machine code that it became, and how often unrolled.
 
     One that became none was unrolled whole.
@@ -138,7 +153,7 @@ def _matched(loops: Sequence[Counter[int]], models: Sequence[Counter[int]]) -> l
         if all(n for group in found for n in group.values()) and (best is None or _empty(found) < _empty(best)):
             best = found
     if best is None:
-        raise ValueError(f"expected loops like those of the PTX, {models}, got {loops}; count this kernel by hand")
+        raise ValueError(f"expected loops like those of the PTX, {models}, got {loops}")
     return best
 
 
@@ -157,13 +172,16 @@ def _splits(loops: int, models: int) -> Iterable[list[range]]:
             yield [range(taken), *(range(r.start + taken, r.stop + taken) for r in rest)]
 
 
-def _unrolled(loop: Counter[int], model: Counter[int]) -> int:
+def _unrolled(loop: Loop, model: Loop) -> int:
     """Return how many rounds of a loop of the PTX one round of a loop of the machine code does; 0 if that is not clear.
 
-    Some of what is surely kept may have been moved out of the loop: then the next kind tells.
+    What ptxas moved out of a loop leaves less of a kind, or a broken part, so that the most of the kinds tells; an
+    inner loop that it unrolled whole leaves more of some, so that the least tells. It writes arithmetic in its own way,
+    which tells only where nothing else does.
     """
-    for kind in sorted(model):
-        times, rest = divmod(loop[kind], model[kind])
-        if times and not rest:
-            return times
-    return 0 if model else 1
+    times = {kind: divmod(loop.kept[kind], count) for kind, count in model.kept.items()}
+    whole = {kind: quotient for kind, (quotient, rest) in times.items() if quotient and not rest}
+    sure = [quotient for kind, quotient in whole.items() if kind != ARITHMETIC] or list(whole.values())
+    if not model.kept:
+        return 1
+    return (min if len(loop.inner) < len(model.inner) else max)(sure, default=0)

@@ -1,0 +1,140 @@
+"""Issue time: what is committed is of these networks and kernels, breaks no rule, and is computed as it says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from functools import cache
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels are triton's")
+
+from trifuse.benchmarks.reporting import issue_time
+from trifuse.benchmarks.reporting.ahead_of_time import TARGETS, kernels_of
+from trifuse.benchmarks.reporting.network_calls import STEPS, Call, Dense, trace
+from trifuse.benchmarks.reporting.static_report import kernel_hash
+from trifuse.kernels import gpu
+
+COMMITTED = issue_time.RESULTS / "issue_time.json"
+RECORD = json.loads(COMMITTED.read_text(encoding="utf-8"))
+NETWORKS = {network["network"]: network for network in RECORD["networks"]}
+AGAIN = "run: make kernels"
+
+
+@cache
+def all_kernels() -> dict:
+    found = {}
+    for _, name, _ in pkgutil.iter_modules(gpu.__path__):
+        found |= kernels_of(importlib.import_module(f"{gpu.__name__}.{name}"))
+    return found
+
+
+# ------------------------------------------------------------------------------------------- what is committed
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_committed_calls_are_those_of_the_network(name):
+    current = {
+        (call.operator, tuple(issue_time.described(call.arguments)), times, round(issue_time.floor_us(call), 2))
+        for call, times in trace(name, issue_time.BATCH).calls.items()
+    }
+    rows = NETWORKS[name]["calls"]
+    assert {(r["operator"], tuple(r["arguments"]), r["times"], r["floor_us"]) for r in rows} == current, AGAIN
+    assert NETWORKS[name]["batch"] == issue_time.BATCH
+
+
+def test_committed_issue_times_are_those_of_their_launches():
+    for network in NETWORKS.values():
+        for row in network["calls"]:
+            assert row["launches"], row["operator"]
+            assert row["issue_us"] == round(sum(map(issue_time.issue_us, row["launches"])), 2)
+
+
+def test_committed_forms_are_of_these_kernels_and_break_no_rule():
+    launched = {row["kernel"] for network in NETWORKS.values() for call in network["calls"] for row in call["launches"]}
+    assert {form["kernel"] for form in RECORD["forms"]} == launched
+    for form in RECORD["forms"]:
+        assert form["source"] == kernel_hash(all_kernels()[form["kernel"]]), (form["kernel"], AGAIN)
+        assert tuple(form["costs"]) == TARGETS
+    assert issue_time.faults_of(RECORD) == []
+
+
+def test_committed_tables_are_those_of_the_report():
+    assert COMMITTED.with_suffix(".md").read_text(encoding="utf-8") == issue_time.markdown(RECORD), AGAIN
+
+
+# --------------------------------------------------------------------------------------------- how it is computed
+
+
+def test_issue_time_is_instructions_over_the_rate():
+    launch = {"programs": 1000, "warps": 4, "executed": 224.4}
+    assert issue_time.issue_us(launch) == pytest.approx(1000 * 4 * 224.4 / (132 * 4 * 1700), rel=1e-12)
+
+
+def dense(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Dense:
+    return Dense.of(torch.empty(shape, dtype=dtype, device="meta"))
+
+
+DRAWN = (dense(dtype=torch.int64), dense(dtype=torch.int64), dense(16, dtype=torch.int64))
+
+
+def pool_call(*draw: object) -> Call:
+    return Call("monte_carlo_pool", (dense(2, 8, 4, 4), 1, 0, *draw), dense(2, 8))
+
+
+def test_the_floor_of_a_drawn_pool_reads_the_cell_alone():
+    whole = pool_call(None, None, None)
+    assert issue_time.floor_us(whole) == pytest.approx(1e6 * (512 + 32) / issue_time.BYTES_PER_SECOND)
+    drawn = pool_call(*DRAWN)
+    assert issue_time.floor_us(drawn) == pytest.approx(1e6 * (128 + 32 + 18 * 8) / issue_time.BYTES_PER_SECOND)
+
+
+def test_a_drawn_pool_is_given_a_draw():
+    x, *_, scale, cell, permutation = issue_time.arguments_of(pool_call(*DRAWN))
+    assert (scale.item(), cell.item(), permutation.tolist()) == (2, 1, list(range(16)))
+    assert (x.shape, x.dtype, x.any().item()) == ((2, 8, 4, 4), torch.bfloat16, False)
+
+
+def test_lists_of_tensors_stay_lists():
+    (features, _) = issue_time.arguments_of(Call("fusion", ((dense(2, 3), dense(2, 3)), dense(2)), dense(2, 3)))
+    assert [tuple(x.shape) for x in features] == [(2, 3), (2, 3)]
+
+
+def test_arguments_are_told_by_shape_type_and_layout():
+    last = Dense((2, 8, 4, 4), (128, 1, 32, 8), torch.bfloat16)
+    strided = Dense((2, 8), (9, 1), torch.float32)
+    arguments = (last, (dense(2, 3), dense(2, 3)), (dense(1), strided), strided, 3, None)
+    assert issue_time.described(arguments) == [
+        "(2, 8, 4, 4) bfloat16 channels last",
+        "2 x (2, 3) bfloat16",
+        "(1,) bfloat16 + (2, 8) float32 strides (9, 1)",
+        "(2, 8) float32 strides (9, 1)",
+        "3",
+        "None",
+    ]
+
+
+def test_the_map_of_a_call_is_its_largest_of_floats():
+    call = Call("loss", (dense(2, 3), dense(2, 8, 4, 4), dense(2, 4, 4, dtype=torch.int64)), dense(2))
+    assert issue_time.call_row(call, 1, [])["map"] == "(2, 8, 4, 4) bfloat16"
+
+
+def test_a_form_that_spills_or_is_atomic_is_a_fault():
+    cost = {"spills": 0, "atomics": 0}
+    costs = {"sm_80": cost, "sm_90": {**cost, "spills": 13}, "gfx942": {**cost, "atomics": 1}}
+    record = {"forms": [{"kernel": "some_kernel", "constants": {"K": 4}, "costs": costs}]}
+    assert issue_time.faults_of(record) == [
+        "some_kernel on sm_90: spills: 13, at most 0, where {'K': 4}",
+        "some_kernel on gfx942: atomics: 1, at most 0, where {'K': 4}",
+    ]
+
+
+def test_totals_count_every_call_as_often_as_it_is_made():
+    launch = {"programs": 1, "warps": 1, "executed": 1.0}
+    row = {"operator": "gate", "map": "(2, 3)", "times": 3, "floor_us": 2.0, "issue_us": 1.5, "launches": [launch] * 2}
+    *_, line, total = issue_time._network_lines([row])
+    assert line == "| `gate` | (2, 3) | 3 | 2 | 2.0 | 1.5 | bytes |"
+    assert total == "| all |  | 3 | 6 | 6.0 | 4.5 |  |"

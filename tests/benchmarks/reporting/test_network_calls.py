@@ -1,0 +1,44 @@
+"""A step's calls are traced as the network makes them."""
+
+from __future__ import annotations
+
+import torch
+
+from trifuse.benchmarks.reporting.network_calls import Call, Dense, Recorder, trace
+from trifuse.kernels import channel_gate
+
+
+def test_a_call_is_recorded_with_shapes_strides_and_types_and_counted():
+    x = torch.empty(2, 8, 4, 4, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
+    gate = torch.empty(2, 8, device="meta")
+    with Recorder() as recorder:
+        for _ in range(3):
+            channel_gate(x, gate)
+    dense = Dense((2, 8, 4, 4), (128, 1, 32, 8), torch.bfloat16)
+    call = Call("channel_gate", (dense, Dense((2, 8), (8, 1), torch.float32)), dense)
+    assert recorder.calls == {call: 3}
+    assert call.nbytes == 2 * 2 * 8 * 4 * 4 * 2 + 2 * 8 * 4
+    assert recorder.nbytes == {"trifuse::channel_gate": 3 * call.nbytes}
+
+
+def test_views_move_no_bytes_and_other_operations_do():
+    x = torch.empty(4, 6, device="meta")
+    with Recorder() as recorder:
+        x.t().reshape(6, 4)
+        x + x
+    assert recorder.nbytes == {"aten::add": 3 * 4 * 6 * 4}
+    assert recorder.calls == {}
+
+
+def test_a_described_tensor_is_made_again():
+    dense = Dense.of(torch.empty(2, 3, 4).transpose(1, 2))
+    assert Dense.of(dense.zeros()) == dense
+    assert not dense.zeros().any()
+
+
+def test_the_gradients_of_a_step_are_calls_of_it():
+    assert {call.operator for call in trace("TAFF-UNet", 2).calls} >= {
+        "segment_film_gate",
+        "segment_film_gate_backward",
+        "segmentation_sums_backward",
+    }
