@@ -72,7 +72,16 @@ TRAINING = OptionGroup(
         RecipeOption("training.batch_size", "--batch-size", "slices per step, over all processes", {"type": int}),
         RecipeOption("training.lr", "--lr", "highest learning rate", {"type": float}),
         RecipeOption(
-            "training.precision", "--precision", "of the forward pass (fp32)", {"choices": ("fp32", "bf16", "fp16")}
+            "training.precision",
+            "--precision",
+            "of the forward pass: auto is bf16 on a GPU that computes in it, fp32 elsewhere (auto)",
+            {"choices": ("auto", "fp32", "bf16", "fp16")},
+        ),
+        RecipeOption(
+            "training.tf32",
+            "--tf32",
+            "let float32 products on a GPU round to TF32, or none; without it, convolutions alone do",
+            {"action": argparse.BooleanOptionalAction, "default": None},
         ),
         RecipeOption("training.accumulate", "--accumulate", "micro-batches per step (1)", {"type": int}),
         RecipeOption(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any
 
 from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.training.distributed import choose_device
 from trifuse.architectures.training.loop import FREE_TO_CHANGE as TRAINING_FREE_TO_CHANGE
 from trifuse.architectures.training.recipe import Recipe
 
@@ -23,8 +24,9 @@ def describe_run(recipe: Any) -> dict[str, Any]:
 
 
 def describe_recipe(recipe: Any) -> dict[str, Any]:
-    """Return a recipe as JSON values, but for the fields of its training that do not change the result."""
-    description = config_to_json(recipe)
+    """Return a recipe as JSON values, as its device runs it, but for what does not change its training's result."""
+    device = choose_device(recipe.training.device)
+    description = config_to_json(replace(recipe, training=recipe.training.on(device)))
     kept = {name: value for name, value in description["training"].items() if name not in TRAINING_FREE_TO_CHANGE}
     return {**description, "training": kept}
 

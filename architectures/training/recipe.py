@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN
 from trifuse.architectures.storage.epoch_log import SMOOTHED
 from trifuse.kernels.choices import choice_problems
 
+from .precision import Precision, precision_on
+
 Optimizer = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["warmup_cosine", "poly", "constant"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 DICE = f"{SCORE_COLUMN}dice"
 
@@ -34,7 +37,10 @@ class Recipe:
         schedule: "warmup_cosine" and "constant" move with every step, "poly" with every epoch.
         warmup_epochs: linear rise of "warmup_cosine"; may be a fraction of an epoch.
         min_lr: where "warmup_cosine" ends.
-        precision: of the forward pass; weights, losses and optimiser states stay float32.
+        precision: of the forward pass; weights, losses and optimiser states stay float32. "auto" is "bf16" on a GPU
+            that computes in it, "fp32" elsewhere.
+        tf32: whether products of float32 numbers on a GPU may round their factors to TF32; None leaves PyTorch's
+            settings, by which convolutions do and matrix products do not.
         accumulate: micro-batches per optimiser step; divides the memory, not the batch.
         ema_decay: of the moving average of the weights that is evaluated and kept as best; None for none.
         grad_clip: largest gradient norm of a parameter group; None for no limit.
@@ -65,7 +71,8 @@ class Recipe:
     schedule: Schedule = "warmup_cosine"
     warmup_epochs: float = 0.0
     min_lr: float = 0.0
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
+    tf32: bool | None = None
     accumulate: int = 1
     ema_decay: float | None = None
     grad_clip: float | None = None
@@ -111,10 +118,15 @@ class Recipe:
             return self
         return replace(self, best_epoch_by=DICE if validates else LAST)
 
+    def on(self, device: torch.device) -> Recipe:
+        """Return the recipe with the precision that "auto" means on a device."""
+        return replace(self, precision=precision_on(device, self.precision))
+
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         """Spell out what older versions did: Dice chose the best epoch, on training cases too; weights were drawn."""
-        return {"best_epoch_by": DICE, "best_epoch_smoothing": None, "init": None, "reset_head": False, **values}
+        added = {"best_epoch_smoothing": None, "init": None, "reset_head": False, "tf32": None}
+        return {"best_epoch_by": DICE, **added, **values}
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -142,6 +154,7 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "momentum": ("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1),
     "warmup_epochs": _NOT_NEGATIVE,
     "min_lr": _NOT_NEGATIVE,
+    "tf32": ("None, true or false", lambda value: value is None or type(value) is bool),
     "accumulate": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
     "ema_decay": _SHARE,
     "grad_clip": ("None or a number > 0", lambda value: value is None or (_is_number(value) and value > 0)),

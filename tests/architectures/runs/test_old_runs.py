@@ -226,6 +226,7 @@ def test_an_old_recipe_of_defaults_is_the_recipe_of_defaults(network):
     values = json.loads((OLD_RUNS / network / "default_recipe.json").read_text())
     recipe = RECIPES[network]()
     training = recipe.training.settled(validates=True)  # which was the only choice
+    training = training.on(torch.device("cpu"))  # as all devices computed
     expected = replace(recipe, network=replace(recipe.network, **FIRST_NETWORKS.get(network, {})), training=training)
     assert config_from_json(RECIPES[network], values, "default_recipe.json") == expected
 

@@ -52,7 +52,7 @@ def test_l2_field_value_and_allowed_are_named(field, value, allowed):
     [
         ("optimizer", "lion", "'adamw', 'adam', 'sgd'"),
         ("schedule", "step", "'warmup_cosine', 'poly', 'constant'"),
-        ("precision", "fp8", "'fp32', 'bf16', 'fp16'"),
+        ("precision", "fp8", "'auto', 'fp32', 'bf16', 'fp16'"),
     ],
 )
 def test_the_choices_of_a_field_are_named(field, value, allowed):

@@ -1,0 +1,154 @@
+"""In what precision a run computes: chosen by its device, recorded, kept when it is resumed, and said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import StopAt, TinyNet, bits, run
+
+from trifuse.architectures.plain_unet.train import PlainUNetRecipe
+from trifuse.architectures.runs.run_description import describe_recipe
+from trifuse.architectures.training import loop, precision
+from trifuse.architectures.training.precision import precision_lines, precision_on, tf32_allowed
+from trifuse.architectures.training.run_folder import OutputFolderError
+from trifuse.architectures.training.signals import Interrupted
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+TF32 = (torch.backends.cuda.matmul, torch.backends.cudnn)
+
+
+@pytest.fixture
+def gpu_of(monkeypatch):
+    """Let GPU number 1 have a compute capability, on NVIDIA's platform or AMD's."""
+
+    def capable(capability: tuple[int, int], hip: str | None = None) -> None:
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", {GPU: capability}.__getitem__)
+
+    return capable
+
+
+@pytest.fixture
+def in_bf16(monkeypatch):
+    """Let every device compute in bf16."""
+    monkeypatch.setattr(precision, "_computes_in_bf16", lambda device: True)
+
+
+def tf32() -> list[bool]:
+    return [backend.allow_tf32 for backend in TF32]
+
+
+def recorded(out: Path) -> str:
+    return json.loads((out / "run.json").read_text())["recipe"]["precision"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "chosen"),
+    [((7, 5), None, "fp32"), ((8, 0), None, "bf16"), ((9, 0), None, "bf16"), ((7, 5), "6.4", "bf16")],
+)
+def test_auto_is_bf16_where_the_gpu_computes_in_it(gpu_of, capability, hip, chosen):
+    gpu_of(capability, hip)
+    assert (precision_on(GPU, "auto"), precision_on(CPU, "auto")) == (chosen, "fp32")
+
+
+@pytest.mark.parametrize("named", ["fp32", "bf16", "fp16"])
+def test_a_precision_that_is_named_is_kept_everywhere(gpu_of, named):
+    gpu_of((7, 0))
+    assert precision_on(GPU, named) == precision_on(CPU, named) == named
+
+
+def test_a_run_computes_in_what_auto_means_and_records_it(tmp_path):
+    run(tmp_path / "auto", precision="auto")
+    run(tmp_path / "fp32", precision="fp32")
+    assert bits(tmp_path / "auto") == bits(tmp_path / "fp32")
+    assert recorded(tmp_path / "auto") == "fp32"
+    (session,) = map(json.loads, (tmp_path / "auto" / "sessions.jsonl").read_text().splitlines())
+    assert session["precision"] == "fp32"
+
+
+def test_a_run_on_a_device_with_bf16_computes_in_it(tmp_path, in_bf16):
+    seen = []
+
+    def forward(model, batch):
+        outputs = model(batch["image"])
+        seen.append(outputs.dtype)
+        return outputs
+
+    run(tmp_path, model=TinyNet(), precision="auto", forward=forward)
+    assert set(seen) == {torch.bfloat16}
+    assert recorded(tmp_path) == "bf16"
+
+
+def test_a_run_is_not_gone_on_with_in_another_precision_unasked(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        run(tmp_path, precision="auto", forward=StopAt(4))
+    monkeypatch.setattr(precision, "_computes_in_bf16", lambda device: True)
+    with pytest.raises(OutputFolderError, match="precision: 'fp32' -> 'bf16'"):
+        run(tmp_path, precision="auto", resume=True)
+    run(tmp_path, precision="fp32", resume=True)
+    assert recorded(tmp_path) == "fp32"
+
+
+def test_what_is_prepared_is_described_as_its_device_runs_it(monkeypatch):
+    recipe = PlainUNetRecipe()
+    assert recipe.training.precision == "auto"
+    assert describe_recipe(recipe)["training"]["precision"] == "fp32"
+    monkeypatch.setattr(precision, "_computes_in_bf16", lambda device: True)
+    assert describe_recipe(recipe)["training"]["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("allowed", [True, False, None])
+def test_tf32_is_allowed_inside_a_block_and_as_before_after_it(allowed):
+    before = tf32()
+    inside = []
+
+    def fails():
+        with tf32_allowed(allowed):
+            inside.append(tf32())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert inside == [before if allowed is None else [allowed] * 2]
+    assert tf32() == before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_run_computes_with_tf32_as_its_recipe_says(tmp_path, allowed):
+    before, seen = tf32(), []
+
+    def forward(model, batch):
+        seen.append(tf32())
+        return model(batch["image"])
+
+    run(tmp_path, tf32=allowed, forward=forward)
+    assert all(flags == [allowed] * 2 for flags in seen)
+    assert (len(seen) > 0, tf32()) == (True, before)
+
+
+@pytest.mark.parametrize(
+    ("capability", "named", "allowed", "line"),
+    [
+        ((9, 0), "auto", True, "bf16, as this GPU computes in it; {} matrix products and convolutions"),
+        ((9, 0), "bf16", False, "bf16; {} no product"),
+        ((7, 5), "auto", None, "fp32; {} convolutions"),
+    ],
+)
+def test_of_a_gpu_it_is_said_what_it_computes_in(gpu_of, capability, named, allowed, line):
+    gpu_of(capability)
+    with tf32_allowed(allowed):
+        said = precision_lines(GPU, named)
+    assert said == ["forward pass in " + line.format("float32 numbers are rounded to TF32 in")]
+
+
+def test_of_a_cpu_nothing_is_said():
+    assert precision_lines(CPU, "auto") == []
+
+
+def test_a_run_says_it_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "precision_lines", lambda device, precision: [f"{device} computes in {precision}"])
+    run(tmp_path, precision="bf16")
+    assert "".join(capsys.readouterr()).count("cpu computes in bf16") == 1
