@@ -80,8 +80,8 @@ TRAINING = OptionGroup(
         RecipeOption(
             "training.tf32",
             "--tf32",
-            "let float32 products on a GPU round to TF32, or none; without it, convolutions alone do",
-            {"action": argparse.BooleanOptionalAction, "default": None},
+            "whether float32 products on a GPU round to TF32; by default convolutions alone do (default)",
+            {"choices": ("default", "on", "off")},
         ),
         RecipeOption("training.accumulate", "--accumulate", "micro-batches per step (1)", {"type": int}),
         RecipeOption(

@@ -136,6 +136,7 @@ SILENT = (
     Decision("Moving average of weights", NOT_SAID, "training.ema_decay", by=OURS),
     Decision("Micro-batches per step", NOT_SAID, "training.accumulate", by=OURS),
     Decision("Precision", NOT_SAID, "training.precision", by=OURS),
+    Decision("Rounding of float32 products on a GPU", NOT_SAID, "training.tf32", by=OURS),
     Decision("Starts from weights", NOT_SAID, START, by=OURS, answer=where_it_starts),
     Decision("Seeds", NOT_SAID, SEEDS, by=OURS),
     Decision("NaN and infinite voxels", NOT_SAID, "data.preprocessing.nonfinite", by=OURS),

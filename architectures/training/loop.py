@@ -26,7 +26,7 @@ from .ema import WeightAverage, evaluation_mode
 from .loader_workers import WorkerLost
 from .memory import OutOfMemory, named_exhaustion
 from .parameter_groups import GroupSpecification, make_groups
-from .precision import precision_lines, precision_on, tf32_allowed
+from .precision import computing, precision_on
 from .progress import Progress
 from .recipe import Recipe
 from .run_folder import DIGESTS, append_session, discard_replaced, lock_folder, open_run, with_same_data
@@ -135,10 +135,7 @@ def fit(
     out, recipe = Path(out), recipe.settled()
     with ExitStack() as stack:
         world = stack.enter_context(open_world(recipe.device))
-        stack.enter_context(tf32_allowed(recipe.tf32))
         progress = Progress(world.is_main)
-        for line in precision_lines(world.device, recipe.precision):
-            progress.say(line)
         with world.raise_on_any_rank():
             if world.is_main:
                 stack.enter_context(lock_folder(out))
@@ -157,8 +154,7 @@ def fit(
             if world.is_main:
                 run.accept = accept
                 run.log = stack.enter_context(run.open_log(out, tensorboard, force_resume))
-        gpus = [world.device] if world.device.type == "cuda" else []
-        stack.enter_context(torch.random.fork_rng(gpus))  # the caller's random state stays as it was
+        stack.enter_context(computing(world.device, recipe.precision, recipe.tf32, progress.say))
         return run.train(stack.enter_context(StopSignals()))
 
 

@@ -14,7 +14,7 @@ from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN
 from trifuse.architectures.storage.epoch_log import SMOOTHED
 from trifuse.kernels.choices import choice_problems
 
-from .precision import Precision, precision_on
+from .precision import Precision, Tf32, precision_on
 
 Optimizer = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["warmup_cosine", "poly", "constant"]
@@ -39,8 +39,8 @@ class Recipe:
         min_lr: where "warmup_cosine" ends.
         precision: of the forward pass; weights, losses and optimiser states stay float32. "auto" is "bf16" on a GPU
             that computes in it, "fp32" elsewhere.
-        tf32: whether products of float32 numbers on a GPU may round their factors to TF32; None leaves PyTorch's
-            settings, by which convolutions do and matrix products do not.
+        tf32: whether products of float32 numbers on a GPU round their factors to TF32: "on", "off", or "default", as
+            PyTorch is set; unless told otherwise, it lets convolutions do so and matrix products not.
         accumulate: micro-batches per optimiser step; divides the memory, not the batch.
         ema_decay: of the moving average of the weights that is evaluated and kept as best; None for none.
         grad_clip: largest gradient norm of a parameter group; None for no limit.
@@ -72,7 +72,7 @@ class Recipe:
     warmup_epochs: float = 0.0
     min_lr: float = 0.0
     precision: Precision = "auto"
-    tf32: bool | None = None
+    tf32: Tf32 = "default"
     accumulate: int = 1
     ema_decay: float | None = None
     grad_clip: float | None = None
@@ -125,7 +125,7 @@ class Recipe:
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         """Spell out what older versions did: Dice chose the best epoch, on training cases too; weights were drawn."""
-        added = {"best_epoch_smoothing": None, "init": None, "reset_head": False, "tf32": None}
+        added = {"best_epoch_smoothing": None, "init": None, "reset_head": False, "tf32": "default"}
         return {"best_epoch_by": DICE, **added, **values}
 
 
@@ -154,7 +154,6 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "momentum": ("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1),
     "warmup_epochs": _NOT_NEGATIVE,
     "min_lr": _NOT_NEGATIVE,
-    "tf32": ("None, true or false", lambda value: value is None or type(value) is bool),
     "accumulate": ("a whole number >= 1", lambda value: _is_whole(value, 1)),
     "ema_decay": _SHARE,
     "grad_clip": ("None or a number > 0", lambda value: value is None or (_is_number(value) and value > 0)),

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from trifuse import kernels
 from trifuse.architectures.storage.atomic_files import write_text
@@ -35,7 +34,7 @@ from trifuse.kernels.testing.emulator.executed import Executed, launches_counted
 
 from .ahead_of_time import TARGETS, compile_source
 from .machine_code import executed_instructions, opcode
-from .network_calls import STEPS, Call, Dense, trace
+from .network_calls import STEPS, Call, Dense, dense_in, trace
 from .static_report import BYTES_PER_SECOND, LABEL, RESULTS, kernel_hash, stamp
 
 BATCH = 32
@@ -70,9 +69,7 @@ def _real(argument: Any) -> Any:
 
 
 def _map_bytes(argument: Any) -> int:
-    return sum(
-        part.nbytes for part in tree_leaves(argument) if isinstance(part, Dense) and part.dtype.is_floating_point
-    )
+    return sum(dense.nbytes for dense in dense_in(argument) if dense.dtype.is_floating_point)
 
 
 def _is_whole(value: object) -> bool:

@@ -7,14 +7,12 @@ network's own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig
 from trifuse.architectures.fias import Fias, FiasConfig
@@ -22,6 +20,7 @@ from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.taff_unet import TaffUNet, TaffUNetConfig
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.kernels import mutation_loss, upsample_argmax
+from trifuse.kernels.torch_internals import TorchDispatchMode
 
 DTYPE = torch.bfloat16
 OURS = "trifuse::"
@@ -67,7 +66,16 @@ class Call:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors: each is read or written at least once."""
-        return sum(leaf.nbytes for leaf in tree_leaves((self.arguments, self.results)) if isinstance(leaf, Dense))
+        return sum(dense.nbytes for dense in dense_in((self.arguments, self.results)))
+
+
+def dense_in(value: Any) -> Iterator[Dense]:
+    """Yield all tensors in nested tuples."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from dense_in(part)
+    elif isinstance(value, Dense):
+        yield value
 
 
 class Recorder(TorchDispatchMode):
@@ -92,12 +100,9 @@ class Recorder(TorchDispatchMode):
 
 
 def _frozen(value: Any) -> Any:
-    described = tree_map_only(Tensor, Dense.of, value)
-    return _tuples(described)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    return Dense.of(value) if isinstance(value, Tensor) else value
 
 
 def _target(batch: int, side: int) -> Tensor:

@@ -71,6 +71,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "ecg_checkpoint": "tests/architectures/taff_unet/test_model.py",
     },
     "training": {
+        "tf32": "tests/architectures/training/test_precision.py",
         "init": "tests/architectures/cli/test_train.py",
         "reset_head": "tests/architectures/cli/test_train.py",
         "workers": "tests/architectures/training/test_loop.py",  # changes nothing that is left behind

@@ -11,8 +11,8 @@ from tiny_run import StopAt, TinyNet, bits, run
 
 from trifuse.architectures.plain_unet.train import PlainUNetRecipe
 from trifuse.architectures.runs.run_description import describe_recipe
-from trifuse.architectures.training import loop, precision
-from trifuse.architectures.training.precision import precision_lines, precision_on, tf32_allowed
+from trifuse.architectures.training import precision
+from trifuse.architectures.training.precision import computing, precision_lines, precision_on
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.architectures.training.signals import Interrupted
 
@@ -37,7 +37,7 @@ def in_bf16(monkeypatch):
     monkeypatch.setattr(precision, "_computes_in_bf16", lambda device: True)
 
 
-def tf32() -> list[bool]:
+def allowed() -> list[bool]:
     return [backend.allow_tf32 for backend in TF32]
 
 
@@ -100,46 +100,45 @@ def test_what_is_prepared_is_described_as_its_device_runs_it(monkeypatch):
     assert describe_recipe(recipe)["training"]["precision"] == "bf16"
 
 
-@pytest.mark.parametrize("allowed", [True, False, None])
-def test_tf32_is_allowed_inside_a_block_and_as_before_after_it(allowed):
-    before = tf32()
-    inside = []
+@pytest.mark.parametrize(("tf32", "flags"), [("on", [True, True]), ("off", [False, False]), ("default", None)])
+def test_tf32_is_as_asked_for_inside_a_block_and_as_before_after_it(tf32, flags):
+    before, inside = allowed(), []
 
     def fails():
-        with tf32_allowed(allowed):
-            inside.append(tf32())
+        with computing(CPU, "auto", tf32, print):
+            inside.append(allowed())
             raise KeyError
 
     with pytest.raises(KeyError):
         fails()
-    assert inside == [before if allowed is None else [allowed] * 2]
-    assert tf32() == before
+    assert inside == [flags or before]
+    assert allowed() == before
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_a_run_computes_with_tf32_as_its_recipe_says(tmp_path, allowed):
-    before, seen = tf32(), []
+@pytest.mark.parametrize(("tf32", "flags"), [("on", [True, True]), ("off", [False, False])])
+def test_a_run_computes_with_tf32_as_its_recipe_says(tmp_path, tf32, flags):
+    before, seen = allowed(), []
 
     def forward(model, batch):
-        seen.append(tf32())
+        seen.append(allowed())
         return model(batch["image"])
 
-    run(tmp_path, tf32=allowed, forward=forward)
-    assert all(flags == [allowed] * 2 for flags in seen)
-    assert (len(seen) > 0, tf32()) == (True, before)
+    run(tmp_path, tf32=tf32, forward=forward)
+    assert all(each == flags for each in seen)
+    assert (len(seen) > 0, allowed()) == (True, before)
 
 
 @pytest.mark.parametrize(
-    ("capability", "named", "allowed", "line"),
+    ("capability", "named", "tf32", "line"),
     [
-        ((9, 0), "auto", True, "bf16, as this GPU computes in it; {} matrix products and convolutions"),
-        ((9, 0), "bf16", False, "bf16; {} no product"),
-        ((7, 5), "auto", None, "fp32; {} convolutions"),
+        ((9, 0), "auto", "on", "bf16, as this GPU computes in it; {} matrix products and convolutions"),
+        ((9, 0), "bf16", "off", "bf16; {} no product"),
+        ((7, 5), "auto", "default", "fp32; {} convolutions"),
     ],
 )
-def test_of_a_gpu_it_is_said_what_it_computes_in(gpu_of, capability, named, allowed, line):
+def test_of_a_gpu_it_is_said_what_it_computes_in(gpu_of, capability, named, tf32, line):
     gpu_of(capability)
-    with tf32_allowed(allowed):
+    with computing(CPU, named, tf32, print):
         said = precision_lines(GPU, named)
     assert said == ["forward pass in " + line.format("float32 numbers are rounded to TF32 in")]
 
@@ -149,6 +148,6 @@ def test_of_a_cpu_nothing_is_said():
 
 
 def test_a_run_says_it_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "precision_lines", lambda device, precision: [f"{device} computes in {precision}"])
+    monkeypatch.setattr(precision, "precision_lines", lambda device, named: [f"{device} computes in {named}"])
     run(tmp_path, precision="bf16")
     assert "".join(capsys.readouterr()).count("cpu computes in bf16") == 1
