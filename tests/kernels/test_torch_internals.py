@@ -94,7 +94,7 @@ def test_transforms_are_told_by_the_tensors_that_they_are_about(transform):
     assert found == [False, True, True]
 
 
-def test_recording_and_fake_tensors_are_told():
+def test_recording_and_tensors_without_values_are_told():
     found = []
 
     def function(x: Tensor) -> Tensor:
@@ -106,7 +106,8 @@ def test_recording_and_fake_tensors_are_told():
     with FakeTensorMode():
         x = torch.ones(2)
     function(x)
-    assert found == [False, True, True]
+    function(torch.ones(2, device="meta"))
+    assert found == [False, True, True, True]
 
 
 def test_a_running_backward_pass_is_told():

@@ -254,3 +254,12 @@ def test_k17_attention_over_more_positions_than_kernels_number_is_refused():
     gpu = pytest.importorskip("trifuse.kernels.gpu.dilated_attention")
     with pytest.raises(BackendError, match="a map of 32768 x 32769 has more than 1073741824 positions"):
         gpu.forward([wide] * 3, 3, (1, 2, 3), 1.0, "zero")
+
+
+def test_for_tensors_on_the_meta_device_nothing_is_built(refuse, recwarn):
+    """A network is traced there to count its parameters or its bytes, often without any GPU."""
+    refuse(OBSTACLES[0])
+    x = torch.empty(1, 8, 4, 4, device="meta", requires_grad=True)
+    spatial_gate(x, torch.empty(1, 1, 4, 4, device="meta")).sum().backward()
+    assert x.grad.shape == x.shape
+    assert (list(recwarn), library.fallbacks()) == ([], {})
