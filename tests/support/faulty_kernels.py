@@ -158,9 +158,9 @@ def edited(gpu, *change):
     """Launch with a text of the compiled PTX replaced."""
     launch = gpu._launch
 
-    def launch_edited(ptx, *rest):
-        assert change[0] in ptx
-        launch(ptx.replace(*change), *rest)
+    def launch_edited(code, *rest):
+        assert change[0] in code.ptx
+        launch(code._replace(ptx=code.ptx.replace(*change)), *rest)
 
     gpu._driver.run = launch_edited
     yield
