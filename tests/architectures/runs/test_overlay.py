@@ -92,12 +92,13 @@ def test_runs_without_test_cases_show_those_that_validated(root, tmp_path):
 def test_what_cannot_be_compared(root, tmp_path):
     cohort = open_cohort(root)
     one, two, *_ = (case.case_id for case in cohort.cases)
-    a = write_run(tmp_path / "a", cohort, (one,))
+    a, b = write_run(tmp_path / "a", cohort, (one,)), write_run(tmp_path / "b", cohort, (two,))
     with pytest.raises(DataError, match="none in common"):
-        compare_overlay([a, write_run(tmp_path / "b", cohort, (two,))], tmp_path / "out")
+        compare_overlay([a, b], tmp_path / "out")
     other = write_run(tmp_path / "c", cohort, (one,), root=write_cohort(tmp_path / "other"))
-    with pytest.raises(DataError, match=r"cohort: expected .*, as the first run has, got .*other"):
-        compare_overlay([a, other], tmp_path / "out")
+    for runs in ([a, other], [a, b, other]):
+        with pytest.raises(DataError, match=r"cohort: expected .*, as the first run has, got .*other"):
+            compare_overlay(runs, tmp_path / "out")
     renamed = write_run(tmp_path / "d", cohort, (one,))
     (renamed / "run.json").write_text(json.dumps({"config": {"data": {"root": str(root), "targets": ["atrium=1"]}}}))
     with pytest.raises(DataError, match=r"classes: expected .*, as the first run has, got .*atrium"):
