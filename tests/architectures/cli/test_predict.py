@@ -12,11 +12,15 @@ import pytest
 from command import run_main
 from safetensors.torch import load_file, save_file
 
+from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.volumes.nifti import read_image, write_image
 from trifuse.architectures.evaluation.tables import read_case_table
+from trifuse.architectures.runs import predict
 from trifuse.architectures.runs.options import memory_size
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.record import read_record, write_record
+from trifuse.architectures.taff_unet import TaffUNet, TaffUNetConfig
+from trifuse.architectures.taff_unet import train as taff_train
 
 
 def test_one_file_is_predicted_as_well(atria_run, atria, tmp_path, capsys):
@@ -252,3 +256,34 @@ def test_l3_a_run_whose_description_is_broken(plain_run, scar_cohort, tmp_path, 
     (run / "run.json").write_text(content)
     code, _, errors = run_main(["predict", run, scar_cohort, "--out", tmp_path / "x"], capsys)
     assert (code, "run.json: " in errors) == (4, True)
+
+
+def test_options_of_a_prediction_reach_what_they_are_for(atria, tmp_path, monkeypatch):
+    """Memory that is granted decides the batches, and holds for what finds the wall, too."""
+    TaffUNet(TaffUNetConfig("full", image_size=32, base_dim=4)).save_pretrained(tmp_path / "model")
+    image, asked = atria / "train_data" / "train_4" / "enhanced.nii.gz", {}
+
+    def sizes(max_ram, model, cases, preprocessing, batch_size, inputs):
+        asked["sizes"] = max_ram, batch_size, preprocessing.image_size, inputs["prior"]
+        return {case.case_id: 2 for case in cases}
+
+    def side_inputs(model, run, cohort, out, *, prior_labels, batch_size, max_ram):
+        asked["side inputs"] = max_ram, batch_size, prior_labels, cohort.cases[0].frame
+        return {}
+
+    def cases(model, cohort, case_ids, out, preprocessing, *, side_inputs, batch_size):
+        asked["cases"] = batch_size, preprocessing.nonfinite, preprocessing.image_size, preprocessing.patches.spacing_mm
+        return []
+
+    monkeypatch.setattr(predict, "batch_sizes_within", sizes)
+    monkeypatch.setattr(predict, "predict_cases", cases)
+    monkeypatch.setattr(taff_train, "prediction_side_inputs", side_inputs)
+    options = {"--spacing": "1 2", "--batch-size": "5", "--max-ram": "9K", "--nonfinite": "median", "--frame": "3"}
+    options |= {"--image-size": "64", "--prior-labels": str(tmp_path)}
+    words = [word for name, values in options.items() for word in (name, *values.split())]
+    assert main(["predict", str(tmp_path / "model"), str(image), "--out", str(tmp_path / "out"), *words]) == 0
+    assert asked == {
+        "sizes": (9 << 10, 5, 64, (17, 64, 64)),
+        "side inputs": (9 << 10, 5, tmp_path, 3),
+        "cases": ({"enhanced": 2}, "median", 64, (1.0, 2.0)),
+    }
