@@ -8,10 +8,11 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 from command import ABDOMEN_TRAINING, run_main
 
 from trifuse.architectures.cli.evaluate import CONVENTIONS, _tables
-from trifuse.architectures.evaluation.metrics import EMPTY_MASK_SCORES
+from trifuse.architectures.evaluation.metrics import EMPTY_MASK_SCORES, Conventions
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.storage.record import read_record, write_record
 
@@ -148,3 +149,19 @@ def test_volume_differences_are_stated_as_asked(plain_run, scar_cohort, tmp_path
     assert run_main([*words, "--out", tmp_path / "b.csv", "--volume", "relative"], capsys)[0] == 0
     assert "volume_difference_ml" in (tmp_path / "a.csv").read_text()
     assert "volume_difference_relative" in (tmp_path / "b.csv").read_text()
+
+
+def test_options_of_an_evaluation_are_those_of_its_scores(put_case, tmp_path, capsys):
+    labels = np.zeros((4, 7, 8), np.uint8)
+    labels[1:3, 2:5, 2:4] = 1
+    put_case("a", labels=labels, affine=np.diag([1e-3, 1e-3, 5e-3, 1]), root=tmp_path / "cohort")
+    words = ["evaluate", tmp_path / "cohort" / "labels", tmp_path / "cohort", "--out", tmp_path / "scores.csv"]
+    words += ["--voxels", "--per-slice", "--slices", "labelled", "--volume", "signed", "--convention", "nnunet"]
+    code, _, errors = run_main(words, capsys)
+    assert (code, "--accept-spacing" in errors) == (3, True)
+    assert run_main([*words, "--accept-spacing"], capsys)[0] == 0
+    rows = read_case_table(tmp_path / "scores.csv")
+    assert [row.slice for row in rows] == [1, 2]
+    assert rows[0].conventions == Conventions(
+        "nnunet", hd_unit="vox", volume="signed", aggregation="slice", slices="labelled"
+    )
