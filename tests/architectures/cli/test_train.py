@@ -7,18 +7,22 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from command import ATRIA_TRAINING, run_main
 from decision_rows import decisions_of_report
+from made_ecg import median
 from torch import nn
 
 from trifuse.architectures.cli.main import main
 from trifuse.architectures.data.volumes.nifti import read_image, read_labels, write_labels
 from trifuse.architectures.dino_unet import DinoUNetConfig
 from trifuse.architectures.dino_unet.train import DinoUNetRecipe
+from trifuse.architectures.runs import pipeline
 from trifuse.architectures.runs.pipeline import build, with_classes
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError
 from trifuse.architectures.storage.epoch_log import read_log
+from trifuse.architectures.taff_unet import pretrain
 from trifuse.kernels import DataError
 
 
@@ -205,3 +209,22 @@ def test_a_short_run_warms_up_for_a_tenth_of_it(atria, tmp_path):
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["recipe"]["warmup_epochs"] == pytest.approx(0.2)
+
+
+class Asked(Exception):
+    """That a training was about to begin, and with which options."""
+
+
+@pytest.mark.parametrize("words", [["dino_unet"], ["dino_unet", "--repeats", "2"], ["ecg"]], ids=" ".join)
+def test_tensorboard_is_written_where_it_is_asked_for(atria, tmp_path, monkeypatch, words):
+    def ask(*_, tensorboard, **__):
+        raise Asked(tensorboard)
+
+    monkeypatch.setattr(pipeline, "fit", ask)
+    monkeypatch.setattr(pretrain, "fit", ask)
+    np.save(tmp_path / "beat.npy", median())
+    data = [tmp_path / "beat.npy"] if words == ["ecg"] else [atria, *ATRIA_TRAINING]
+    for number, option in enumerate(([], ["--tensorboard"])):
+        with pytest.raises(Asked) as caught:
+            main([*map(str, ["train", *words, *data, "--out", tmp_path / str(number), *option])])
+        assert caught.value.args == (bool(option),)

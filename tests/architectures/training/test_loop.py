@@ -46,6 +46,13 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path, capsys):
     assert lines[-1].startswith("epoch 25, step 75, lr ")
 
 
+def test_tensorboard_gets_its_files_where_it_is_asked_for(tmp_path):
+    pytest.importorskip("tensorboard")
+    for name, asked in (("with", True), ("without", False)):
+        run(tmp_path / name, epochs=1, tensorboard=asked)
+        assert bool([*tmp_path.glob(f"{name}/tensorboard/events.*")]) == asked
+
+
 def test_t15_learning_rate_follows_the_schedule(tmp_path):
     run(tmp_path, epochs=4, warmup_epochs=2, min_lr=1e-3)
     rates = [row["lr"] for row in read_log(tmp_path / "log.csv")]
