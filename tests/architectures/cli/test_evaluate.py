@@ -101,6 +101,7 @@ def test_predict_and_evaluate_under_two_conventions(abdomen_run, abdomen, tmp_pa
     assert table.read_text() == (abdomen_run / "test_cases.csv").read_text()
     beside = tmp_path / "scores_transunet.csv"
     assert beside.read_text() == (abdomen_run / "test_transunet_cases.csv").read_text()
+    assert output.endswith(f"\ncases: {table}, {beside}\n")
     table.unlink()
     code, _, errors = run_main([*words, "--out", table, "--convention", "strict", "transunet"], capsys)
     assert (code, table.exists()) == (2, False)
