@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from trifuse.architectures.data.layouts.cohort import Case, Cohort
 from trifuse.architectures.data.layouts.read_case import load_raw_case, map_labels
+from trifuse.architectures.data.volumes.files import NonFinite
 from trifuse.architectures.data.volumes.nifti import read_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.file_names import as_stored, composed
@@ -120,11 +121,7 @@ def evaluate_cases(
     values = _Values(cohort)
     for case in _find_labelled(cohort, case_ids):
         try:
-            image, raw = load_raw_case(case, nonfinite="zero")
-            assert raw is not None  # `_find_labelled` has seen to it
-            if not accept_spacing:
-                _check_spacing(case, (image, raw))
-            truth = map_labels(cohort, raw)
+            raw, truth = _read_truth(cohort, case, "zero", accept_spacing=accept_spacing)
         except DataError as error:
             problems.append(error)
             continue
@@ -150,6 +147,37 @@ def evaluate_cases(
     for stem in _extra_predictions(pred_dir, cohort):
         rows += [Row(stem, stem, name, None, EXTRA, worst, conventions) for name in cohort.class_names[1:]]
     return rows
+
+
+def check_scorable(cohort: Cohort, case_ids: Sequence[str], nonfinite: NonFinite) -> None:
+    """Read cases as they will be predicted and scored, to learn what is wrong with them before there is a network.
+
+    Args:
+        cohort: where they are.
+        case_ids: the cases; none is fine.
+        nonfinite: what prediction does with NaN and infinite voxels.
+
+    Raises:
+        DataError: images or labels cannot be read, labels are missing or have no class, or a spacing looks implausible;
+            all such problems at once.
+    """
+    problems: list[DataError] = []
+    for case in _find_labelled(cohort, case_ids) if case_ids else ():
+        try:
+            _read_truth(cohort, case, nonfinite, accept_spacing=False)
+        except DataError as error:
+            problems.append(error)
+    if problems:
+        raise DataError.merge(problems)
+
+
+def _read_truth(cohort: Cohort, case: Case, nonfinite: NonFinite, *, accept_spacing: bool) -> tuple[Volume, Volume]:
+    """Return the labels of a labelled case as they are stored, and as classes."""
+    image, raw = load_raw_case(case, nonfinite=nonfinite)
+    assert raw is not None  # `_find_labelled` has seen to it
+    if not accept_spacing:
+        _check_spacing(case, (image, raw))
+    return raw, map_labels(cohort, raw)
 
 
 def find_cases(cohort: Cohort, case_ids: Sequence[str]) -> list[Case]:
@@ -187,7 +215,8 @@ def _find_labelled(cohort: Cohort, case_ids: Sequence[str]) -> list[Case]:
     cases = find_cases(cohort, case_ids)
     unlabelled = [case.case_id for case in cases if case.label is None]
     if unlabelled:
-        raise DataError.merge([DataError(i, "label", got="none", want="a label to score against") for i in unlabelled])
+        want, hint = "a label to score against", "leave the case out of those to score"
+        raise DataError.merge([DataError(i, "label", got="none", want=want, hint=hint) for i in unlabelled])
     return cases
 
 

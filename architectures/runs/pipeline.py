@@ -89,7 +89,7 @@ def train(
                 found = open_split(recipe.data, out) if side_inputs else ()
             brought = side_inputs and side_inputs(recipe, *found, out, force_resume=force_resume)
             with world.raise_on_any_rank():
-                data = prepare_data(recipe.data, out, side_inputs=brought)
+                data = prepare_data(recipe.data, out, side_inputs=brought, scored=parts)
                 recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)
                 model = build(network, recipe)
             fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)

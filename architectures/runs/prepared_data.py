@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ from trifuse.architectures.data.samples.preprocessing import Slices
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.architectures.evaluation.report import check_extras
+from trifuse.architectures.evaluation.scoring import check_scorable
 from trifuse.architectures.storage.text import listed
 from trifuse.architectures.training.loop import forward_with_side_inputs
 from trifuse.architectures.training.validation import SliceValidation
@@ -59,6 +60,10 @@ class PreparedData:
         """Return what scores a network on the validation set, giving it the side inputs that there are."""
         return SliceValidation(self.val_set, self.cohort.class_names, batch_size, forward_with_side_inputs)
 
+    def scored(self, parts: Sequence[Part]) -> list[Part]:
+        """Return which of some parts are scored, each once: those with cases; without any, those that validate."""
+        return [part for part in dict.fromkeys(parts) if self.cases_of(part)] or [self.validated_on]
+
     def cases_of(self, part: Part) -> tuple[str, ...]:
         """Return the case ids of a part of the split."""
         return getattr(self.split, part)
@@ -71,6 +76,7 @@ def prepare_data(
     cache: Path | None = None,
     split: Split | None = None,
     side_inputs: Mapping[str, SideInputs] | None = None,
+    scored: Sequence[Part] = (),
 ) -> PreparedData:
     """Open the cohort, split it, write the split into the run's folder, and prepare the slices.
 
@@ -82,9 +88,10 @@ def prepare_data(
         cache: folder of the prepared slices; None takes one in ``out``.
         split: another one than the recipe's; None takes that of `open_split`.
         side_inputs: what the cases bring beside their images, by case id; only with patches.
+        scored: the parts that will be reported on; when the run begins their cases are read as for that.
 
     Raises:
-        DataError: everything that is wrong with the cases, at once.
+        DataError: everything that is wrong with the cases, at once: those to train on, then those to report on.
         MissingExtra: scipy or matplotlib is not installed.
     """
     check_extras()
@@ -111,9 +118,13 @@ def prepare_data(
     train_set.require_every_class()
     slices: Slices = "labelled" if recipe.slices == "labelled" else "all"
     val_set = samples[1](cohort, split.val or split.train, preprocessing, slices=slices, **options)
+    data = PreparedData(cohort, split, train_set, val_set, recipe, side_inputs)
     if is_main_process():
+        if scored and not (out / SPLIT_FILE).exists():
+            for part in data.scored(scored):
+                check_scorable(cohort, data.cases_of(part), preprocessing.nonfinite)
         write_split(out / SPLIT_FILE, split, sealed=True)
-    return PreparedData(cohort, split, train_set, val_set, recipe, side_inputs)
+    return data
 
 
 def open_split(recipe: DataRecipe, out: Path) -> tuple[Cohort, Split]:

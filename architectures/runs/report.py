@@ -77,7 +77,7 @@ def report_run(
         paper_tables: what the publication reports.
         paper: how to cite it.
     """
-    scored: list[Part] = [part for part in dict.fromkeys(parts) if data.cases_of(part)] or [data.validated_on]
+    scored = data.scored(parts)
     evaluations, overlays = [], []
     figures = out / FIGURES_FOLDER
     for part in scored:
