@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         dilated_attention_weights_reference,
     )
     from .ops.gates import channel_gate, channel_gate_reference, spatial_gate, spatial_gate_reference
+    from .ops.instance_norm_leaky_relu import instance_norm_leaky_relu, instance_norm_leaky_relu_reference
     from .ops.memory_efficient_attention import memory_efficient_attention, memory_efficient_attention_reference
     from .ops.monte_carlo_pool import monte_carlo_pool, monte_carlo_pool_reference
     from .ops.mutation_loss import mutation_loss, mutation_loss_reference
@@ -57,6 +58,8 @@ __all__ = [
     "dilated_attention_reference",
     "dilated_attention_weights",
     "dilated_attention_weights_reference",
+    "instance_norm_leaky_relu",
+    "instance_norm_leaky_relu_reference",
     "memory_efficient_attention",
     "memory_efficient_attention_reference",
     "monte_carlo_pool",
@@ -82,6 +85,7 @@ OPERATORS = {
     "dice_ce_loss": "dice_ce_loss",
     "dilated_attention": "dilated_attention",
     "dilated_attention_weights": "dilated_attention",
+    "instance_norm_leaky_relu": "instance_norm_leaky_relu",
     "memory_efficient_attention": "memory_efficient_attention",
     "monte_carlo_pool": "monte_carlo_pool",
     "mutation_loss": "mutation_loss",

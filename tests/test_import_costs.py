@@ -41,6 +41,7 @@ CPU_CALLS = {
     "dice_ce_loss": "torch.zeros(1, 3, 4, 4, requires_grad=True), torch.ones(1, 4, 4, dtype=torch.int64)",
     "dilated_attention": "*torch.ones(3, 1, 4, 4, 24, requires_grad=True), num_heads=3",
     "dilated_attention_weights": "*torch.ones(2, 1, 4, 4, 24, requires_grad=True), num_heads=3",
+    "instance_norm_leaky_relu": "torch.randn(1, 3, 4, 4, requires_grad=True), torch.ones(3), torch.zeros(3)",
     "memory_efficient_attention": "*torch.ones(3, 1, 4, 2, 8, requires_grad=True)",
     "monte_carlo_pool": "torch.ones(1, 3, 4, 4, requires_grad=True), scale=2, cell=1",
     "mutation_loss": "[torch.zeros(1, 3, 4, 4, requires_grad=True)] * 2, torch.ones(1, 8, 8, dtype=torch.int64)",

@@ -40,6 +40,7 @@ from trifuse.benchmarks.baselines.depthwise_multi_kernel import separate_convolu
 from trifuse.benchmarks.baselines.dice_ce_loss import foreground_dice_and_cross_entropy
 from trifuse.benchmarks.baselines.dilated_attention import unfold_attention
 from trifuse.benchmarks.baselines.gates import broadcast_channel_gate, broadcast_spatial_gate
+from trifuse.benchmarks.baselines.instance_norm_leaky_relu import norm_then_rectifier
 from trifuse.benchmarks.baselines.monte_carlo_pool import shuffled_adaptive_pool
 from trifuse.benchmarks.baselines.mutation_loss import separate_losses
 from trifuse.benchmarks.baselines.segment_film_gate import segment_film_by_the_equations
@@ -79,6 +80,7 @@ def arguments_of(name: str, *, grad: bool) -> tuple[Any, ...]:
             torch.ones(1, 4, 4, dtype=torch.uint8),
             *(random(*shape) for shape in ((1, 8), (1, 17), (8,), (1, 2), (1, 8), (1, 8))),
         ),
+        "instance_norm_leaky_relu": lambda: (x, random(8), random(8)),
         "mutation_loss": lambda: ([random(1, 4, 4, 4) for _ in range(3)], torch.zeros(1, 4, 4, dtype=torch.int64)),
         "dice_ce_loss": lambda: (random(1, 4, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)),
         "depthwise_multi_kernel": lambda: (x, [random(8, 1, 5, 5), random(8, 1, 7, 7)]),
@@ -115,6 +117,7 @@ FORMS: dict[str, tuple[Form, Form]] = {
     "spatial_gate": (kernels.spatial_gate, broadcast_spatial_gate),
     "temporal_film_gate": (kernels.temporal_film_gate, film_by_the_equations),
     "segment_film_gate": (kernels.segment_film_gate, segment_film_by_the_equations),
+    "instance_norm_leaky_relu": (kernels.instance_norm_leaky_relu, norm_then_rectifier),
     "depthwise_multi_kernel": (kernels.depthwise_multi_kernel, separate_convolutions),
     "monte_carlo_pool": (pool, shuffled_adaptive_pool),
     "mutation_loss": (kernels.mutation_loss, separate_losses),

@@ -66,6 +66,7 @@ GPU_SHARES = {
     "context_aware_fusion": 16,
     "temporal_film_gate": 20,
     "segment_film_gate": 20,
+    "instance_norm_leaky_relu": 20,
     "upsample_argmax": 14,
     "host_cost": 15,
     "fias": 20,

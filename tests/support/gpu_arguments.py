@@ -89,6 +89,15 @@ def gate_arguments(per_channel):
     return arguments
 
 
+def norm_arguments(device, dtype):
+    """The maps of the gates, but for a single position; a plane of many tiles, also in parts, in both layouts."""
+    for x, weight in gate_arguments(True)(device, dtype):
+        if x.shape[2] * x.shape[3] > 1:
+            yield x, weight.detach()[0].requires_grad_(), normal(device, x.shape[1], seed=2)
+    last = normal(device, 1, 72, 34, 34, dtype=dtype).detach().contiguous(memory_format=torch.channels_last)
+    yield last.requires_grad_(), normal(device, 72, dtype=dtype, seed=3), {"negative_slope": 0.2, "eps": 1e-3}
+
+
 def pool_arguments(device, dtype):
     """A draw in tensors, shared or not, in numbers, permuted or not, on the layouts that the gates take."""
     for x, _ in gate_arguments(True)(device, dtype):
@@ -150,6 +159,7 @@ ARGUMENTS = {
     "dilated_attention": dilated_arguments,
     "dilated_attention_weights": dilated_weights_arguments,
     "memory_efficient_attention": attention_arguments,
+    "instance_norm_leaky_relu": norm_arguments,
     "mutation_loss": mutation_arguments,
     "upsample_argmax": argmax_arguments,
     "monte_carlo_pool": pool_arguments,

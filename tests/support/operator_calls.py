@@ -87,6 +87,10 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
         sizes = ((batch, channels), (batch, 3), (channels,), (batch, 2), (batch, channels), (batch, channels))
         return [Call(kernels.segment_film_gate, (normal(*shape), segments, *(normal(*size) for size in sizes)), {})]
 
+    def norm() -> list[Call]:
+        x = normal(batch, channels, height, width + 1)  # a single position has no deviation
+        return [Call(kernels.instance_norm_leaky_relu, (x, normal(channels), normal(channels)), {})]
+
     def argmax() -> list[Call]:
         maps = [normal(*shape).detach(), normal(*shape).detach()]
         return [Call(kernels.upsample_argmax, (maps, (2 * height, width + 1)), {})]
@@ -98,6 +102,7 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
         "channel_gate": lambda: gate("channel_gate", (batch, channels)),
         "depthwise_multi_kernel": convolution,
         "dilated_attention": attention,
+        "instance_norm_leaky_relu": norm,
         "monte_carlo_pool": pool,
         "segment_film_gate": segment_film,
         "segmentation_sums": losses,
@@ -112,6 +117,7 @@ OPERATORS = (
     "channel_gate",
     "depthwise_multi_kernel",
     "dilated_attention",
+    "instance_norm_leaky_relu",
     "monte_carlo_pool",
     "segment_film_gate",
     "segmentation_sums",
@@ -125,6 +131,7 @@ OPERATORS = (
 OF_TWO_LAYOUTS = {
     "channel_gate",
     "depthwise_multi_kernel",
+    "instance_norm_leaky_relu",
     "monte_carlo_pool",
     "segment_film_gate",
     "spatial_gate",

@@ -42,6 +42,7 @@ TINY = {
     "dilated_attention_head_dim_32": dilated.attention_case("tiny", (1, 6, 7, 96), FLOAT, device="cpu"),
     "dilated_attention_stage_2": dilated.attention_case("tiny", (1, 6, 7, 144), FLOAT, device="cpu"),
     "dilated_attention_weights": NARROW,
+    "instance_norm_leaky_relu": FILES["instance_norm_leaky_relu"].case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "memory_efficient_attention": FILES["memory_efficient_attention"].attention_case("tiny", 1, 5, 2, FLOAT, "cpu"),
     "monte_carlo_pool": pools.pool_case("tiny", (2, 3, 5, 4), 2, FLOAT, "cpu"),
     "mutation_loss": FILES["mutation_loss"].loss_case("tiny", 2, (2, 4, 8), 8, FLOAT, device="cpu"),
@@ -96,6 +97,7 @@ def test_least_bytes_count_what_has_to_be_moved():
         "dice_ce_loss": 3 * 216 + 2 * 72 * 2,  # logits; logits, their gradient; and the int64 target twice
         "dilated_attention": 11 * 42 * 72,  # q, k, v, out; grad, q, k, v, three gradients
         "dilated_attention_weights": 6 * 42 * 72 + 2 * 42 * 27,  # q, k; q, k, both gradients; weights, their gradient
+        "instance_norm_leaky_relu": 5 * 120,
         "memory_efficient_attention": 11 * 5 * 128,
         "monte_carlo_pool": 120 // 4 + 120,  # a cell of four; the gradient of the whole
         "mutation_loss": 3 * 18 * (4 + 16 + 64) + 2 * 128 * 2,

@@ -82,6 +82,10 @@ def _segment_film(B, C, H, W, **_):
     return kernels.segment_film_gate(_tensor(B, C, H, W), segments, *(_tensor(*size) for size in sizes))
 
 
+def _norm(B, C, H, W, **_):
+    return kernels.instance_norm_leaky_relu(_tensor(B, C, H, W), _tensor(C), _tensor(C))
+
+
 def _depthwise(B, C, H, W, K, **_):
     return kernels.depthwise_multi_kernel(_tensor(B, C, H, W), [_tensor(C, 1, K, K)])
 
@@ -116,6 +120,9 @@ RUNS = [
     ("segmentation_sums", "forward", _LOSS | {"N": 1}, _segmentation),
     ("segmentation_sums", "forward", _LOSS | {"N": 2}, _segmentation),
     ("segmentation_sums_backward", "backward", _LOSS | {"N": 2}, _segmentation),
+    *((file, f"{name}, {planes} planes", _MAP | size, _norm)
+      for file, name in (("instance_norm_leaky_relu", "forward"), ("instance_norm_leaky_relu_backward", "backward"))
+      for planes, size in (("held", {}), ("large", {"C": 1, "H": 160, "W": 128}))),
     *(("depthwise_multi_kernel", name, {"B": 1, "C": 16, "H": 16, "W": 64, "K": 3, "shares": 4}, _depthwise)
       for name in ("forward", "backward")),
     ("upsample_argmax", "labels", {"B": 1, "K": 3, "H": 8, "W": 128, "cells": 16}, _labels),

@@ -29,6 +29,7 @@ CALLS = {
     "dice_ce_loss": lambda: (leaf(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.int64)),
     "dilated_attention": lambda: (*leaf(3, 1, 2, 2, 6).unbind(), {"num_heads": 3}),
     "dilated_attention_weights": lambda: (*leaf(2, 1, 2, 2, 6).unbind(), {"num_heads": 3}),
+    "instance_norm_leaky_relu": lambda: (leaf(1, 2, 2, 2), leaf(2), leaf(2)),
     "memory_efficient_attention": lambda: leaf(3, 1, 2, 1, 4).unbind(),
     "monte_carlo_pool": lambda: (leaf(1, 2, 2, 2), {"scale": 1, "cell": 0}),
     "mutation_loss": lambda: ([leaf(1, 2, 2, 2), leaf(1, 2, 1, 1)], torch.ones(1, 2, 2, dtype=torch.int64)),

@@ -72,6 +72,12 @@ CHECKS = {
             "dilated_attention", *(values(1, 5, 14, 8, seed=i) for i in range(3)), num_heads=1, dilations=(1,)
         ),
     ),
+    "instance_norm_leaky_relu": (
+        ("instance_norm_leaky_relu.normalise", "instance_norm_leaky_relu_backward.map_gradient"),
+        lambda: check(
+            "instance_norm_leaky_relu", values(1, 1, 130, 130), values(1, seed=1), values(1, seed=2), atol=1e-3
+        ),
+    ),
     "monte_carlo_pool": (
         ("monte_carlo_pool.pool_forward", "monte_carlo_pool.pool_backward"),
         lambda: check("monte_carlo_pool", values(1, 2, 33, 65), scale=1, cell=0),

@@ -17,6 +17,7 @@ SMALL = (
     "dice_ce_loss:float32:1",
     "dilated_attention:bfloat16:1",
     "monte_carlo_pool:float32:12",
+    "instance_norm_leaky_relu:bfloat16:3",
     "mutation_loss:bfloat16:0",
     "segment_film_gate:bfloat16:3",
     "spatial_gate:float32:3",
