@@ -10,12 +10,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trifuse.kernels.errors import ShapeError
 
 from .image_input import check_map
 from .normalization import InstanceNorm
+from .plain_layers import norm_leaky_relu
 
 CONVS_PER_STAGE = 2
 NEGATIVE_SLOPE = 0.01  # of the leaky rectifier, and what the initialisation counts on
@@ -75,13 +75,13 @@ class ConvUnit(nn.Module):
         self.norm = InstanceNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(x)), NEGATIVE_SLOPE, inplace=True)
+        return norm_leaky_relu(self.norm, self.conv(x), NEGATIVE_SLOPE)
 
     def with_means(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the unit's map, and what its norm takes away: the means (B, C) of the convolution's, in float32."""
         convolved = self.conv(x)
         means = convolved.mean((2, 3), dtype=torch.promote_types(convolved.dtype, torch.float32))
-        return F.leaky_relu(self.norm(convolved), NEGATIVE_SLOPE, inplace=True), means
+        return norm_leaky_relu(self.norm, convolved, NEGATIVE_SLOPE), means
 
 
 class ConvStack(nn.Module):

@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from trifuse.blocks import ContextAwareFusion
 from trifuse.blocks.plain_layers import dtype_of, is_plain
+from trifuse.blocks.plain_unet import ConvUnit
+from trifuse.kernels import backend
+from trifuse.kernels.testing import launches
 
 WITH_LAYERS = [name for name, block in BLOCKS.items() if any(layers_of(block.make()))]
 FUSED = [name for name in WITH_LAYERS if BLOCKS[name].fused]
@@ -109,6 +112,54 @@ def test_b16_a_changed_layer_is_not_plain_and_is_again_without_the_change(change
     CHANGES[change](parent, "0")
     assert not is_plain(parent[0])
     assert dtype_of(parent[0]) is torch.bfloat16
+
+
+def doubled_by_a_hook(unit: ConvUnit) -> None:
+    unit.norm.register_forward_hook(lambda norm, given, result: 2 * result)
+
+
+def doubled_by_its_forward(unit: ConvUnit) -> None:
+    forward = unit.norm.forward
+    unit.norm.forward = lambda x: 2 * forward(x)
+
+
+def doubled_in_its_place(unit: ConvUnit) -> None:
+    unit.norm = Doubled(unit.norm)
+
+
+class Doubled(nn.Module):
+    """Stands in a norm's place, and shows its weight and bias."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.weight, self.bias, self.eps = norm, norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.norm(x)
+
+
+@pytest.mark.parametrize("change", [doubled_by_a_hook, doubled_by_its_forward, doubled_in_its_place])
+@pytest.mark.parametrize("with_means", [False, True])
+def test_b16_what_is_done_to_a_norm_acts_before_the_rectifier(change, with_means):
+    """And the rectifier writes over nothing that a hook may hold."""
+    unit = ConvUnit(2, 3).double()
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64)
+    run = (lambda x: unit.with_means(x)[0]) if with_means else unit
+    norm, plain = unit.norm, run(x)
+    change(unit)
+    held: list[Tensor] = []
+    unit.norm.register_forward_hook(lambda norm, given, result: held.append(result))
+    torch.testing.assert_close(run(x), 2 * plain)
+    torch.testing.assert_close(held[0], 2 * nn.functional.group_norm(unit.conv(x), 3, norm.weight, norm.bias))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
+def test_a_plain_norm_and_its_rectifier_are_one_launch():
+    unit, x = ConvUnit(2, 3), torch.randn(2, 2, 4, 5)
+    with backend("triton"), launches() as counted:
+        unit(x)
+        unit.with_means(x)
+    assert counted.kernels == {"_held_fwd_kernel": 2}
 
 
 def test_a_removed_hook_leaves_a_layer_plain():
