@@ -11,7 +11,7 @@ from trifuse.kernels.gpu.instance_norm_leaky_relu import (
     ROWS,
     STATISTICS_TILES,
     _held_fwd_kernel,
-    _merge_kernel,
+    _merge_statistics_kernel,
     _normalise_kernel,
     _statistics_kernel,
 )
@@ -92,7 +92,7 @@ STATIC_CASES = [
     *walking_cases("statistics", _statistics_kernel, STATISTICS_TILES),
     specialised(
         "statistics merged",
-        _merge_kernel,
+        _merge_statistics_kernel,
         dict.fromkeys(_OTHERS, "*fp32") | {"eps": "fp32"},
         {"ROWS": ROWS},
         ("splits", "eps"),

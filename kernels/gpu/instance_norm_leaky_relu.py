@@ -143,7 +143,9 @@ def _statistics_kernel(
 
 
 @triton.jit(do_not_specialize=["splits"])
-def _merge_kernel(part_means, part_spreads, means, rstds, rows, pixels, part_pixels, eps, splits, ROWS: tl.constexpr):
+def _merge_statistics_kernel(
+    part_means, part_spreads, means, rstds, rows, pixels, part_pixels, eps, splits, ROWS: tl.constexpr
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = row < rows
     mean = tl.zeros((ROWS,), dtype=tl.float32)
@@ -273,7 +275,7 @@ def _make_statistics(x: Tensor, means: Tensor, rstds: Tensor, eps: float) -> Non
     )
     if splits > 1:
         launching.launch(
-            _merge_kernel,
+            _merge_statistics_kernel,
             (launching.cdiv(rows, ROWS),),
             *(*parts, means, rstds, rows, sizes[2], part, eps, splits),
             ROWS=ROWS,

@@ -191,7 +191,7 @@ def test_launches_of_held_and_of_large_planes(monkeypatch):
     forward = import_module("trifuse.kernels.gpu.instance_norm_leaky_relu")
     held = {"_held_fwd_kernel": 1, "_held_bwd_kernel": 1, "_affine_gradients_kernel": 1}
     walked = {"_statistics_kernel": 1, "_normalise_kernel": 1, "_gradient_kernel": 2, "_affine_gradients_kernel": 1}
-    in_parts = {**walked, "_merge_kernel": 1, "_add_parts_kernel": 1}
+    in_parts = {**walked, "_merge_statistics_kernel": 1, "_add_parts_kernel": 1}
     for expected in (held, walked, in_parts):
         with backend("triton"), launches() as counted:
             instance_norm_leaky_relu(*random_arguments((2, 3, 50, 50))).sum().backward()
