@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,6 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     """Compare two runs, or draw several."""
     from trifuse.architectures.evaluation.statistics import compare_runs, format_comparison, write_comparison_table
-    from trifuse.architectures.runs.folder import RUN_FILE
-    from trifuse.architectures.runs.results import check_same_cases
     from trifuse.architectures.storage.file_names import real_path
 
     if len(arguments.runs) < 2 or (len(arguments.runs) > 2 and not arguments.overlay):
@@ -41,8 +40,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     if real_path(a) == real_path(b):
         raise UsageError(f"expected two runs to compare, got {a} twice")
     tables = _case_table(a), _case_table(b)
-    if all((run / RUN_FILE).is_file() for run in (a, b)):
-        check_same_cases(b, a)
+    _check_same_cases(arguments.runs)
     rows = compare_runs(*tables)
     print(format_comparison(rows, str(a), str(b)))
     if arguments.out is not None:
@@ -59,11 +57,22 @@ def _draw(arguments: argparse.Namespace) -> None:
     if files := [str(run) for run in arguments.runs if run.is_file()]:
         raise UsageError(f"{option} looks at the cases of a run: expected folders of runs, got {', '.join(files)}")
     refuse_replacing(arguments.out, "interval_bars" if arguments.by else "model_overlays")
+    _check_same_cases(arguments.runs)
     if arguments.by:
         picture, table = compare_by_interval(arguments.runs, arguments.out)
         print(f"{table}\n\npicture: {picture.png}")
         return
     print(f"picture: {compare_overlay(arguments.runs, arguments.out).png}")
+
+
+def _check_same_cases(runs: Sequence[Path]) -> None:
+    """Refuse runs whose cases or targets are others than those of the first one, as far as they are folders of runs."""
+    from trifuse.architectures.runs.folder import RUN_FILE
+    from trifuse.architectures.runs.results import check_same_cases
+
+    folders = [run for run in runs if (run / RUN_FILE).is_file()]
+    for run in folders[1:]:
+        check_same_cases(run, folders[0])
 
 
 def _case_table(path: Path) -> Path:

@@ -48,6 +48,10 @@ def test_t14_runs_on_other_cases_of_the_same_names_are_not_compared(plain_run, t
     code, _, errors = run_main(["compare", plain_run, other], capsys)
     assert code == 3
     assert f"other images, labels or ECGs under the names {case}" in errors
+    for drawn in (["--overlay"], ["--by", "interval"]):
+        words = ["compare", *drawn, plain_run, other, "--out", tmp_path / "drawn"]
+        code, _, errors = run_main(words, capsys)
+        assert (code, f"other images, labels or ECGs under the names {case}" in errors) == (3, True), drawn
     assert run_main(["compare", *(run / "test_cases.csv" for run in (plain_run, other))], capsys)[0] == 0
 
 
