@@ -1,30 +1,26 @@
 """Triton kernels of the depthwise multi-kernel convolution.
 
 A first, small kernel merges all kernels and the identity into one of K x K taps, stored tap by tap in float32 with
-channels innermost. After that there is one depthwise convolution.
+channels innermost. After that there is one depthwise convolution; its gradient uses the merged kernel again.
 
-A tile is ROWS rows of PIXELS columns and CHANNELS channels. Its taps are visited by kernel column: for each, the
-ROWS + K - 1 rows of the map under the tile are loaded once and serve up to K kernel rows each, from accumulators and
-weights in registers. The loop over kernel columns is not unrolled, which keeps the loads, and so the registers, few.
-The kernels take any strides; where channels are innermost, UNIT, a common divisor of the channels and of the other
-strides, tells the compiler that 16 bytes can be loaded at once.
+A lane owns COLUMNS columns of one channel of one sample, and walks down their rows. It keeps all K x K taps in
+registers, loads the COLUMNS + K - 1 pixels around its columns once for each row, while it works on the row before, and
+adds each to the K output rows that it counts for; the sums move up by one with every row, and the first of them is
+done. So three of four instructions are multiply-adds, and neither rows outside of the map nor idle lanes cost any. The
+distance of pixels is compiled in, as addresses are then constants from one pointer for each row. Where there are few
+lanes, each walks a part of the rows.
 
-The gradient of the map is the same convolution with the taps in reverse order. For the gradient of the merged kernel
-a program owns one kernel column and one block of channels, visits a fixed share of the tiles, and writes K sums per
-channel; a last kernel adds up the shares in a fixed order and writes each part's centre of the merged gradient. No
-atomics: results repeat bit for bit.
+The gradient of the map is the same convolution with the taps in reverse order, that of the merged kernel has a file of
+its own, and merged kernels wider than `WIDEST` have one. No atomics anywhere: results repeat bit for bit.
 
 Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
 * forward, B=32 C=72 H=64 W=64 K=7: 4.00 bytes per element, least 4.00; 8.8 us, floor 8.8 us; multiply-adds 15.4 us
-* backward, B=32 C=72 H=64 W=64 K=7: 8.19 bytes per element, least 6.00; 18.0 us, floor 13.2 us; multiply-adds 30.8 us
-Multiply-adds bind, not memory. Backward reads the gradient in two launches, as only that of the kernels needs sums over
-the map, whose shares are written and read once more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -32,13 +28,21 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
-from .maps import THREADS, WARP_SIZE, strides_of, unit_of
+from .depthwise_multi_kernel_wide import convolve_wide
+from .lanes import (
+    LANES,
+    WIDEST,
+    channels_innermost,
+    lane_place,
+    of_existing,
+    pixels_around,
+    row_line,
+    shape_key,
+    walk_of,
+)
+from .maps import THREADS, WARP_SIZE, strides_of
 
-FORWARD_CHOICES = ({"rows": 4}, {"rows": 8})  # of a tile; only 16-byte loads of a 2-byte type leave registers for 8
-BACKWARD_CHOICES = ({"rows": 4}, {"rows": 2})  # of the kernels' gradient
-TILE = 1024  # columns times channels of a tile: 8 values per thread and row
-LEAST_CHANNELS = 16
-MAX_SHARES = 64  # of the tiles, in the kernels' gradient; fixed, so that the order of summation is the same everywhere
+FORWARD_CHOICES = ({"columns": 4}, {"columns": 8})  # of a lane
 MERGE_CHANNELS = 16
 
 
@@ -51,7 +55,7 @@ def _taps(channels, K: tl.constexpr, TAPS: tl.constexpr, CHANNELS: tl.constexpr)
 
 
 @triton.jit
-def _part_offsets(tap, c, SIDE: tl.constexpr, K: tl.constexpr):
+def part_offsets(tap, c, SIDE: tl.constexpr, K: tl.constexpr):
     """Return where taps of the merged kernel lie in a part (C, SIDE, SIDE), and which of them lie in it at all."""
     row, column = tap // K - (K - SIDE) // 2, tap % K - (K - SIDE) // 2
     inside = (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
@@ -66,7 +70,6 @@ def _merge_kernel(
     SIDES: tl.constexpr,
     K: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    FLIPPED: tl.constexpr,
     TAPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -75,32 +78,16 @@ def _merge_kernel(
     if RESIDUAL:
         total += tl.where(tap == (K * K) // 2, 1.0, 0.0)
     for i in tl.static_range(len(SIDES)):
-        offsets, inside = _part_offsets(tap, c, SIDES[i], K)
+        offsets, inside = part_offsets(tap, c, SIDES[i], K)
         total += tl.load(weights[i] + offsets, mask=exists & inside, other=0.0).to(tl.float32)
-    place = K * K - 1 - tap if FLIPPED else tap
-    tl.store(merged + place * channels + c, total, mask=exists)
+    tl.store(merged + tap * channels + c, total, mask=exists)
 
 
 @triton.jit
-def _tile_place(tile, height, width, ROWS: tl.constexpr, PIXELS: tl.constexpr):
-    """Return the sample of a tile, its first row and its first column."""
-    across, down = tl.cdiv(width, PIXELS), tl.cdiv(height, ROWS)
-    return (tile // (across * down)).to(tl.int64), (tile // across) % down * ROWS, tile % across * PIXELS
-
-
-@triton.jit
-def _load_row(x, sample, row, columns, c, height, width, channels, strides, UNIT: tl.constexpr):
-    """Load columns x channels of one row of a sample, zeros outside the map, in float32."""
-    exists = ((columns >= 0) & (columns < width) & (row >= 0) & (row < height))[:, None] & (c < channels)[None, :]
-    offsets = _row_offsets(sample, row, columns, c, strides, UNIT)
-    return tl.load(x + offsets, mask=exists, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _row_offsets(sample, row, columns, c, strides, UNIT: tl.constexpr):
-    start = sample * (strides[0] * UNIT) + row.to(tl.int64) * (strides[2] * UNIT)
-    across = start + columns.to(tl.int64) * (strides[3] * UNIT)
-    return across[:, None] + (c.to(tl.int64) * strides[1])[None, :]
+def _store_pixels(line, values, mask, column, width, STEP: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+    for q in tl.static_range(COLUMNS):
+        exists = mask if WHOLE else mask & (column + q < width)
+        tl.store(line + q * STEP, values[q].to(line.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -108,221 +95,121 @@ def _depthwise_multi_kernel_fwd_kernel(
     x,  # (B, C, H, W) by strides
     merged,  # (K * K, C) float32
     out,  # (B, C, H, W) by strides
-    channel_units,
+    lanes,  # B * strips * C
+    channels,
     height,
     width,
+    strips,  # of columns
+    parts,  # of the rows
+    part_rows,
     x_strides,
     out_strides,
-    UNIT: tl.constexpr,  # what the channels and all strides but the channels' are counted in
+    X_STEP: tl.constexpr,  # distance of pixels
+    OUT_STEP: tl.constexpr,
+    FLIPPED: tl.constexpr,  # whether the kernel is turned by half a turn
+    CHANNELS_INNERMOST: tl.constexpr,
+    WHOLE: tl.constexpr,
     K: tl.constexpr,
-    ROWS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    channels = channel_units * UNIT
-    blocks = tl.cdiv(channels, CHANNELS)
-    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    sample, first_row, first_column = _tile_place(tl.program_id(0) // blocks, height, width, ROWS, PIXELS)
-    columns = first_column + tl.arange(0, PIXELS)
-    sums = ()
-    for _ in tl.static_range(ROWS):
-        sums = sums + (tl.zeros((PIXELS, CHANNELS), dtype=tl.float32),)
-    for j in range(K):
-        taps = ()
+    AROUND: tl.constexpr = K // 2
+    exists, c, strip, sample = lane_place(lanes, channels, strips, parts, CHANNELS_INNERMOST, LANES)
+    column = strip * COLUMNS
+    first_row = tl.program_id(0) % parts * part_rows
+    end_row = tl.minimum(first_row + part_rows, height)
+    start, end = tl.maximum(first_row - AROUND, 0), tl.minimum(end_row + AROUND, height)  # of the rows that are read
+    first_tap, step = merged + c, channels
+    if FLIPPED:
+        first_tap, step = first_tap + (K * K - 1) * channels, -channels
+    taps = ()
+    for tap in tl.static_range(K * K):
+        taps = taps + (tl.load(first_tap + tap * step),)
+    line = row_line(x, sample, c, start, column, x_strides, X_STEP)
+    out_line = row_line(out, sample, c, start - AROUND, column, out_strides, OUT_STEP)
+    pixels = of_existing(exists, pixels_around(line, None, column, width, X_STEP, AROUND, COLUMNS, WHOLE))
+    zeros = ()
+    for _ in tl.static_range(COLUMNS):
+        zeros = zeros + (tl.zeros((LANES,), dtype=tl.float32),)
+    sums = ()  # of the output rows that are not done, from the top
+    for _ in tl.static_range(K - 1):
+        sums = sums + zeros
+    for row in range(start, end):
+        line += tl.where(row + 1 < end, x_strides[2], 0)
+        following = pixels_around(line, None, column, width, X_STEP, AROUND, COLUMNS, WHOLE)
+        sums = sums + zeros
+        updated = ()
         for i in tl.static_range(K):
-            taps = taps + (tl.load(merged + (i * K + j) * channels + c, mask=c < channels, other=0.0),)
-        for above in tl.static_range(ROWS + K - 1):
-            row, shifted = first_row + above - K // 2, columns + j - K // 2
-            values = _load_row(x, sample, row, shifted, c, height, width, channels, x_strides, UNIT)
-            updated = ()
-            for r in tl.static_range(ROWS):
-                if above - r >= 0 and above - r < K:
-                    updated = updated + (sums[r] + values * taps[above - r][None, :],)
-                else:
-                    updated = updated + (sums[r],)
-            sums = updated
-    exists = (columns < width)[:, None] & (c < channels)[None, :]
-    for r in tl.static_range(ROWS):
-        offsets = _row_offsets(sample, first_row + r, columns, c, out_strides, UNIT)
-        tl.store(out + offsets, sums[r].to(out.dtype.element_ty), mask=exists & (first_row + r < height))
+            for q in tl.static_range(COLUMNS):
+                total = sums[i * COLUMNS + q]
+                for j in tl.static_range(K):
+                    total += pixels[q + j] * taps[(K - 1 - i) * K + j]
+                updated = updated + (total,)
+        if row - AROUND >= first_row:
+            _store_pixels(out_line, updated, exists, column, width, OUT_STEP, COLUMNS, WHOLE)
+        out_line += out_strides[2]
+        sums, pixels = updated[COLUMNS:], following
+    for k in tl.static_range(AROUND):  # what rows below the map would only add zeros to
+        out_row = end - AROUND + k
+        if (out_row >= first_row) & (out_row < end_row):
+            _store_pixels(out_line, sums[k * COLUMNS :], exists, column, width, OUT_STEP, COLUMNS, WHOLE)
+        out_line += out_strides[2]
 
 
-@triton.jit
-def _depthwise_multi_kernel_dw_kernel(
-    grad,  # (B, C, H, W) by strides
-    x,  # (B, C, H, W) by strides
-    shares,  # (programs' shares, K * K, C) float32
-    channel_units,
-    height,
-    width,
-    tiles,
-    share_count,
-    grad_strides,
-    x_strides,
-    UNIT: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    channels = channel_units * UNIT
-    blocks = tl.cdiv(channels, CHANNELS)
-    j = tl.program_id(0) % K  # neighbours read the same tiles
-    c = tl.program_id(0) // K % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    share = tl.program_id(0) // (K * blocks)
-    sums = ()
-    for _ in tl.static_range(K):
-        sums = sums + (tl.zeros((PIXELS, CHANNELS), dtype=tl.float32),)
-    for tile in range(share, tiles, share_count):
-        sample, first_row, first_column = _tile_place(tile, height, width, ROWS, PIXELS)
-        columns = first_column + tl.arange(0, PIXELS)
-        incoming = ()
-        for r in tl.static_range(ROWS):
-            row = _load_row(grad, sample, first_row + r, columns, c, height, width, channels, grad_strides, UNIT)
-            incoming = incoming + (row,)
-        for above in tl.static_range(ROWS + K - 1):
-            row, shifted = first_row + above - K // 2, columns + j - K // 2
-            values = _load_row(x, sample, row, shifted, c, height, width, channels, x_strides, UNIT)
-            updated = ()
-            for i in tl.static_range(K):
-                if above - i >= 0 and above - i < ROWS:
-                    updated = updated + (sums[i] + values * incoming[above - i],)
-                else:
-                    updated = updated + (sums[i],)
-            sums = updated
-    for i in tl.static_range(K):
-        place = (share.to(tl.int64) * (K * K) + i * K + j) * channels + c
-        tl.store(shares + place, tl.sum(sums[i], axis=0), mask=c < channels)
+def merge(weights: Sequence[Tensor], residual: bool) -> Tensor:
+    """Launch the sum of all kernels and the identity, (K * K, C) in float32."""
+    sides = tuple(weight.shape[-1] for weight in weights)
+    side, channels = max(sides), weights[0].shape[0]
+    merged = torch.empty((side * side, channels), dtype=torch.float32, device=weights[0].device)
+    if channels:
+        with torch.cuda.device_of(merged):
+            launching.launch(
+                _merge_kernel,
+                (launching.cdiv(channels, MERGE_CHANNELS),),
+                tuple(weight.contiguous() for weight in weights),
+                merged,
+                channels,
+                SIDES=sides,
+                K=side,
+                RESIDUAL=residual,
+                TAPS=launching.next_power_of_2(side * side),
+                CHANNELS=MERGE_CHANNELS,
+                num_warps=THREADS // WARP_SIZE,
+            )
+    return merged
 
 
-@triton.jit
-def _depthwise_multi_kernel_split_kernel(
-    shares,  # (share_count, K * K, C) float32
-    weight_grads,  # N pointers to (C, SIDES[i], SIDES[i]), contiguous, None where no gradient is asked for
-    channels,
-    share_count,
-    SIDES: tl.constexpr,
-    K: tl.constexpr,
-    TAPS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    tap, c, exists = _taps(channels, K, TAPS, CHANNELS)
-    total = tl.zeros((TAPS, CHANNELS), dtype=tl.float32)
-    for share in range(share_count):
-        place = (tl.cast(share, tl.int64) * (K * K) + tap) * channels + c
-        total += tl.load(shares + place, mask=exists, other=0.0)
-    for i in tl.static_range(len(SIDES)):
-        if weight_grads[i] is not None:
-            offsets, inside = _part_offsets(tap, c, SIDES[i], K)
-            tl.store(weight_grads[i] + offsets, total.to(weight_grads[i].dtype.element_ty), mask=exists & inside)
-
-
-def _key(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> tuning.Key:
-    return tuning.key_of(x, unit_of(x), weights[-1].shape[-1])
-
-
-@tuning.tunable(FORWARD_CHOICES, _key, lambda choice, x, *_, **__: choice["rows"] < 8 or unit_of(x) == 8)
+@tuning.tunable(FORWARD_CHOICES, shape_key)
 def convolve(
-    choice: tuning.Choice, x: Tensor, weights: Sequence[Tensor], residual: bool, memory_format: torch.memory_format,
-    *, flipped: bool,
-) -> Tensor:  # fmt: skip
+    choice: tuning.Choice, x: Tensor, merged: Tensor, memory_format: torch.memory_format, *, flipped: bool
+) -> Tensor:
     """Launch the convolution of a map (B, C, H, W), or, flipped, of the incoming gradient into the map's."""
     out = torch.empty_like(x, memory_format=memory_format)
     if out.numel() == 0:
         return out
-    _, channels, height, width = x.shape
-    sides = tuple(weight.shape[-1] for weight in weights)
-    side, tile = max(sides), _tile(width, choice["rows"])
-    unit = unit_of(x, out)
+    side = math.isqrt(merged.shape[0])
     with torch.cuda.device_of(x):
-        merged = torch.empty((side * side, channels), dtype=torch.float32, device=x.device)
-        launching.launch(
-            _merge_kernel,
-            (launching.cdiv(channels, MERGE_CHANNELS),),
-            tuple(weight.contiguous() for weight in weights),
-            merged,
-            channels,
-            SIDES=sides,
-            K=side,
-            RESIDUAL=residual,
-            FLIPPED=flipped,
-            TAPS=launching.next_power_of_2(side * side),
-            CHANNELS=MERGE_CHANNELS,
-            num_warps=THREADS // WARP_SIZE,
-        )
+        if side > WIDEST:
+            convolve_wide(x, merged, out, side, flipped)
+            return out
+        walk = walk_of(x, choice["columns"])
         launching.launch(
             _depthwise_multi_kernel_fwd_kernel,
-            (_tiles(x, tile) * launching.cdiv(channels, tile["CHANNELS"]),),
+            (launching.cdiv(walk.lanes, LANES) * walk.parts,),
             x,
             merged,
             out,
-            *(channels // unit, height, width),
-            strides_of(x, unit),
-            strides_of(out, unit),
-            UNIT=unit,
+            *(walk.lanes, *x.shape[1:], walk.strips, walk.parts, walk.part_rows),
+            strides_of(x),
+            strides_of(out),
+            X_STEP=x.stride(3),
+            OUT_STEP=out.stride(3),
+            FLIPPED=flipped,
+            CHANNELS_INNERMOST=channels_innermost(x),
+            WHOLE=x.shape[3] % choice["columns"] == 0,
             K=side,
-            **tile,
-            num_warps=THREADS // WARP_SIZE,
+            COLUMNS=choice["columns"],
+            LANES=LANES,
+            num_warps=LANES // WARP_SIZE,
         )
     return out
-
-
-@tuning.tunable(BACKWARD_CHOICES, lambda grad, *rest: _key(*rest))
-def weight_gradients(
-    choice: tuning.Choice, grad: Tensor, x: Tensor, weights: Sequence[Tensor], needed: Sequence[bool]
-) -> list[Tensor]:
-    """Launch the gradients of those kernels that need one."""
-    grads = [
-        torch.empty(w.shape, dtype=w.dtype, device=w.device) if n else None
-        for w, n in zip(weights, needed, strict=True)
-    ]
-    asked = [weight_grad for weight_grad in grads if weight_grad is not None]
-    if grad.numel() == 0:
-        return [weight_grad.zero_() for weight_grad in asked]
-    _, channels, height, width = x.shape
-    sides = tuple(weight.shape[-1] for weight in weights)
-    side, tile = max(sides), _tile(width, choice["rows"])
-    tiles, unit = _tiles(x, tile), unit_of(grad, x)
-    share_count = min(tiles, MAX_SHARES)
-    with torch.cuda.device_of(grad):
-        shares = torch.empty((share_count, side * side, channels), dtype=torch.float32, device=grad.device)
-        launching.launch(
-            _depthwise_multi_kernel_dw_kernel,
-            (share_count * side * launching.cdiv(channels, tile["CHANNELS"]),),
-            grad,
-            x,
-            shares,
-            *(channels // unit, height, width),
-            *(tiles, share_count),
-            strides_of(grad, unit),
-            strides_of(x, unit),
-            UNIT=unit,
-            K=side,
-            **tile,
-            num_warps=THREADS // WARP_SIZE,
-        )
-        launching.launch(
-            _depthwise_multi_kernel_split_kernel,
-            (launching.cdiv(channels, MERGE_CHANNELS),),
-            shares,
-            tuple(grads),
-            channels,
-            share_count,
-            SIDES=sides,
-            K=side,
-            TAPS=launching.next_power_of_2(side * side),
-            CHANNELS=MERGE_CHANNELS,
-            num_warps=THREADS // WARP_SIZE,
-        )
-    return asked
-
-
-def _tile(width: int, rows: int) -> dict[str, int]:
-    """Return the size of a tile: no wider than the map needs, and the more channels the narrower."""
-    pixels = min(launching.next_power_of_2(width), TILE // LEAST_CHANNELS)
-    return {"ROWS": rows, "PIXELS": pixels, "CHANNELS": TILE // pixels}
-
-
-def _tiles(x: Tensor, tile: dict[str, int]) -> int:
-    batch, _, height, width = x.shape
-    return batch * launching.cdiv(height, tile["ROWS"]) * launching.cdiv(width, tile["PIXELS"])

@@ -13,7 +13,7 @@ them do, in training as well.
 Source: FIAS, the depthwise multi-kernel encoder (kernels 5 and 7 and the identity).
 
 What fusing saves: two convolutions and two additions read six maps and write four, and again in backward; here forward
-reads one map and writes one. Nothing but the arguments is saved for backward.
+reads one map and writes one. Nothing but the arguments and the merged kernel is saved for backward.
 """
 
 from __future__ import annotations
@@ -158,28 +158,35 @@ class _MergedConvolution(torch.autograd.Function):
 # --------------------------------------------------------------------------------------- the registered operator
 
 
-def _launch_forward(x: Tensor, weights: Sequence[Tensor], residual: bool) -> Tensor:
+def _launch_forward(x: Tensor, weights: Sequence[Tensor], residual: bool) -> tuple[Tensor, Tensor]:
     from trifuse.kernels.gpu import depthwise_multi_kernel as gpu
 
-    return gpu.convolve(x, weights, residual, _format(x), flipped=False)
+    merged = gpu.merge(weights, residual)
+    return gpu.convolve(x, merged, _format(x), flipped=False), merged
 
 
-def _launch_input_gradient(grad: Tensor, weights: Sequence[Tensor], residual: bool) -> Tensor:
+def _launch_input_gradient(grad: Tensor, merged: Tensor) -> Tensor:
     from trifuse.kernels.gpu import depthwise_multi_kernel as gpu
 
-    return gpu.convolve(grad, weights, residual, _format(grad), flipped=True)
+    return gpu.convolve(grad, merged, _format(grad), flipped=True)
 
 
 def _launch_weight_gradients(
     grad: Tensor, x: Tensor, weights: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor]:
-    from trifuse.kernels.gpu import depthwise_multi_kernel as gpu
+    from trifuse.kernels.gpu import depthwise_multi_kernel_backward as gpu
 
     return gpu.weight_gradients(grad, x, weights, needed)
 
 
-def _shape_like_first(x: Tensor, weights: Sequence[Tensor], residual: bool) -> Tensor:
-    return torch.empty_like(x, memory_format=_format(x))
+def _shape_forward(x: Tensor, weights: Sequence[Tensor], residual: bool) -> tuple[Tensor, Tensor]:
+    side = max(weight.shape[-1] for weight in weights)
+    merged = x.new_empty((side * side, x.shape[1]), dtype=torch.float32)
+    return torch.empty_like(x, memory_format=_format(x)), merged
+
+
+def _shape_input_gradient(grad: Tensor, merged: Tensor) -> Tensor:
+    return torch.empty_like(grad, memory_format=_format(grad))
 
 
 def _shape_weight_gradients(grad: Tensor, x: Tensor, weights: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
@@ -190,34 +197,38 @@ class _TritonConvolution(torch.autograd.Function):
     """The gradient of the registered operator: only what is asked for is saved, computed and returned."""
 
     @staticmethod
-    def forward(ctx, residual: bool, x: Tensor, *weights: Tensor) -> Tensor:
-        ctx.residual, trains = residual, any(ctx.needs_input_grad[2:])
-        ctx.save_for_backward(x if trains else None, *weights)
+    def forward(ctx, residual: bool, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         with below_autograd():
-            return torch.ops.trifuse.depthwise_multi_kernel(x, weights, residual)
+            out, merged = torch.ops.trifuse.depthwise_multi_kernel(x, weights, residual)
+        trains = any(ctx.needs_input_grad[2:])
+        ctx.save_for_backward(x if trains else None, merged, *weights)
+        ctx.mark_non_differentiable(merged)
+        ctx.set_materialize_grads(False)  # or zeros would be made for the merged kernel
+        return out, merged
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x, merged, *weights = ctx.saved_tensors
         _, needs_x, *needed = ctx.needs_input_grad
         ops = torch.ops.trifuse
-        x_grad = ops.depthwise_multi_kernel_input_gradient(grad, weights, ctx.residual) if needs_x else None
+        x_grad = ops.depthwise_multi_kernel_input_gradient(grad, merged) if needs_x else None
         grads = iter(ops.depthwise_multi_kernel_weight_gradients(grad, x, weights, needed) if any(needed) else ())
         return None, x_grad, *(next(grads) if need else None for need in needed)
 
 
-def _differentiate(x: Tensor, weights: Sequence[Tensor], residual: bool) -> Tensor:
+def _differentiate(x: Tensor, weights: Sequence[Tensor], residual: bool) -> tuple[Tensor, Tensor]:
     return _TritonConvolution.apply(residual, x, *weights)
 
 
 library.register(
-    f"{OP}(Tensor x, Tensor[] weights, bool residual) -> Tensor", _launch_forward, _shape_like_first, _differentiate
+    f"{OP}(Tensor x, Tensor[] weights, bool residual) -> (Tensor, Tensor)",
+    _launch_forward,
+    _shape_forward,
+    _differentiate,
 )
 library.register(
-    f"{OP}_input_gradient(Tensor grad, Tensor[] weights, bool residual) -> Tensor",
-    _launch_input_gradient,
-    _shape_like_first,
+    f"{OP}_input_gradient(Tensor grad, Tensor merged) -> Tensor", _launch_input_gradient, _shape_input_gradient
 )
 library.register(
     f"{OP}_weight_gradients(Tensor grad, Tensor x, Tensor[] weights, bool[] needed) -> Tensor[]",
@@ -264,7 +275,7 @@ def depthwise_multi_kernel(x: Tensor, weights: Sequence[Tensor], *, residual: bo
     if backend == "reference" or library.under_functional_transform((x, *weights)):
         return depthwise_multi_kernel_reference(x, weights, residual=residual)
     if backend == "triton":
-        return torch.ops.trifuse.depthwise_multi_kernel(x, weights, residual)
+        return torch.ops.trifuse.depthwise_multi_kernel(x, weights, residual)[0]
     if x.device.type != "cpu" or library.without_values((x, *weights)):
         return _convolve_as_stored(x, _merged(weights, residual, torch.promote_types(x.dtype, torch.float32)))
     return _MergedConvolution.apply(residual, x, *weights)

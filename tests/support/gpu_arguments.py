@@ -56,9 +56,14 @@ def dilated_weights_arguments(device, dtype):
 
 
 def depthwise_arguments(device, dtype):
-    """Both memory formats, several tiles, odd sizes, and a map smaller than the kernels."""
-    for shape in ((2, 72, 33, 65), (1, 17, 5, 3)):
-        weights = [normal(device, shape[1], 1, k, k, seed=k) for k in (5, 7)]
+    """Both memory formats; strips that fill the width and that do not, a map smaller than the kernels, wide kernels."""
+    for shape, sides in (
+        ((2, 72, 33, 65), (5, 7)),
+        ((1, 17, 5, 3), (5, 7)),
+        ((2, 40, 32, 16), (5, 7)),
+        ((1, 3, 11, 6), (3, 9)),
+    ):
+        weights = [normal(device, shape[1], 1, k, k, seed=k) for k in sides]
         for memory_format in (torch.channels_last, torch.contiguous_format):
             x = normal(device, *shape, dtype=dtype).detach().contiguous(memory_format=memory_format)
             yield x.requires_grad_(), weights

@@ -26,7 +26,7 @@ LAUNCHES = {
     "temporal_film_gate": ((1, 0), (3, 0)),  # backward: the map with its sums, and what follows from these
     "segment_film_gate": ((1, 0), (3, 0)),  # backward: likewise; of more samples than one, the direction's shares
     "instance_norm_leaky_relu": ((1, 0), (3, 0)),  # backward: the map with its sums, and those of all samples
-    "depthwise_multi_kernel": ((2, 0), (6, 0)),  # merge, convolve; the same turned, the kernels' sums, and their parts
+    "depthwise_multi_kernel": ((2, 0), (5, 0)),  # merge, convolve; the same turned, the kernels' sums, and their parts
     "monte_carlo_pool": ((1, 0), (3, 0)),  # backward: the draw's positions, and the map
     "mutation_loss": ((1, 16), (2, 25)),  # the others: sums of parts, and from the sums the loss
     "dice_ce_loss": ((1, 15), (2, 23)),

@@ -97,6 +97,8 @@ def _labels(B, K, H, W, cells, **_):
 
 _MAP = {"B": 1, "C": 4, "H": 16, "W": 64}
 _FUSED = {"B": 2, "M": 16, "D": 64, "N": 3, "launches": 1}
+_CONVOLVED = {"B": 1, "C": 16, "H": 16, "W": 64, "K": 3}
+_CONVOLVED_WIDE = {"B": 1, "C": 4, "H": 64, "W": 64, "K": 9, "samples": 1}
 _LOSS = {"B": 1, "K": 2, "H": 16, "W": 128}
 # Module, pass, sizes with whole tiles, and what to run; a backward pass is what follows the forward one.
 RUNS = [
@@ -123,8 +125,9 @@ RUNS = [
     *((file, f"{name}, {planes} planes", _MAP | size, _norm)
       for file, name in (("instance_norm_leaky_relu", "forward"), ("instance_norm_leaky_relu_backward", "backward"))
       for planes, size in (("held", {}), ("large", {"C": 1, "H": 160, "W": 128}))),
-    *(("depthwise_multi_kernel", name, {"B": 1, "C": 16, "H": 16, "W": 64, "K": 3, "shares": 4}, _depthwise)
-      for name in ("forward", "backward")),
+    ("depthwise_multi_kernel", "forward", _CONVOLVED, _depthwise),
+    ("depthwise_multi_kernel_backward", "backward", _CONVOLVED, _depthwise),
+    *(("depthwise_multi_kernel_wide", name, _CONVOLVED_WIDE, _depthwise) for name in ("forward", "backward")),
     ("upsample_argmax", "labels", {"B": 1, "K": 3, "H": 8, "W": 128, "cells": 16}, _labels),
 ]  # fmt: skip
 

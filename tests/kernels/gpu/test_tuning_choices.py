@@ -63,7 +63,7 @@ CHECKS = {
         lambda: check("channel_gate", values(1, 2, 33, 65), values(1, 2, seed=1), atol=2e-4),
     ),
     "depthwise_multi_kernel": (
-        ("depthwise_multi_kernel.convolve", "depthwise_multi_kernel.weight_gradients"),
+        ("depthwise_multi_kernel.convolve", "depthwise_multi_kernel_backward.weight_gradients"),
         lambda: check("depthwise_multi_kernel", values(1, 2, 5, 3), [values(2, 1, 3, 3, seed=1)], atol=1e-5),
     ),
     "dilated_attention": (

@@ -10,12 +10,13 @@ import torch
 
 @pytest.fixture
 def low_tiles():
-    """The interpreter takes its time for each row of a tile: most tests do with few rows."""
+    """The interpreter takes its time for each column of a lane: most tests do with few."""
     if torch.cuda.is_available():
         yield
         return
     from trifuse.kernels.gpu import tuning
 
-    gpu = import_module("trifuse.kernels.gpu.depthwise_multi_kernel")
-    with tuning.forced(gpu.convolve, {"rows": 2}), tuning.forced(gpu.weight_gradients, {"rows": 2}):
+    forward = import_module("trifuse.kernels.gpu.depthwise_multi_kernel").convolve
+    backward = import_module("trifuse.kernels.gpu.depthwise_multi_kernel_backward").weight_gradients
+    with tuning.forced(forward, {"columns": 2}), tuning.forced(backward, {"columns": 2}):
         yield

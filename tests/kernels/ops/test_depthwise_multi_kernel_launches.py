@@ -10,6 +10,8 @@ import torch
 from depthwise_arguments import BACKENDS, check, interpreted, random_arguments
 
 from trifuse.kernels import backend, depthwise_multi_kernel
+from trifuse.kernels.gpu import tuning
+from trifuse.kernels.testing.counting import launches
 
 pytestmark = pytest.mark.usefixtures("low_tiles")
 
@@ -26,10 +28,85 @@ def test_results_repeat_bit_for_bit(name):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
+FORWARD = "trifuse.kernels.gpu.depthwise_multi_kernel"
+BACKWARD = f"{FORWARD}_backward"
+LANES = "trifuse.kernels.gpu.lanes"
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+
+
+def laid_out(layout, shape, sides, **options):
+    x, weights = random_arguments(shape, sides, **options)
+    return x.detach().contiguous(memory_format=layout).requires_grad_(), weights
+
+
 @interpreted
-def test_gradient_of_the_kernels_adds_up_many_tiles_in_few_shares(monkeypatch):
-    monkeypatch.setattr(import_module("trifuse.kernels.gpu.depthwise_multi_kernel"), "MAX_SHARES", 3)
-    check("triton", *random_arguments((2, 2, 9, 4), (3,), x_grad=False))
+@LAYOUTS
+@pytest.mark.parametrize("columns", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("shape", "sides"),
+    [
+        ((1, 3, 8, 8), (3, 5)),  # strips that fill the width, rows four at once
+        ((2, 3, 6, 9), (5,)),  # a last strip of one column, rows two at once
+        ((1, 2, 5, 3), (7,)),  # fewer columns than a strip, rows one by one, a map smaller than the kernel
+        ((1, 2, 2, 6), (7,)),  # more neighbours than a strip of two has columns
+    ],
+    ids=str,
+)
+def test_strips_of_columns(columns, shape, sides, layout):
+    forward, backward = import_module(FORWARD).convolve, import_module(BACKWARD).weight_gradients
+    with tuning.forced(forward, {"columns": columns}), tuning.forced(backward, {"columns": columns}):
+        check("triton", *laid_out(layout, shape, sides))
+
+
+@interpreted
+@LAYOUTS
+@pytest.mark.parametrize("height", [9, 12])
+def test_few_lanes_share_out_the_rows(height, layout, monkeypatch):
+    monkeypatch.setattr(import_module(LANES), "LEAST_ROWS", 2)
+    check("triton", *laid_out(layout, (1, 3, height, 4), (3, 5)))
+
+
+@interpreted
+@LAYOUTS
+def test_many_lanes_walk_several_samples(layout, monkeypatch):
+    monkeypatch.setattr(import_module(LANES), "ENOUGH_LANES", 3)
+    check("triton", *laid_out(layout, (4, 3, 4, 3), (3, 5), x_grad=False))
+
+
+@interpreted
+@LAYOUTS
+@pytest.mark.parametrize("enough_entries", [1, 1 << 14], ids=["many", "few"])
+def test_gradient_of_the_kernels_adds_up_many_shares(enough_entries, layout, monkeypatch):
+    module = import_module(BACKWARD)
+    monkeypatch.setattr(module, "SUMMED", 2 * (module.MANY_ENTRIES if enough_entries == 1 else module.FEW_ENTRIES))
+    monkeypatch.setattr(module, "ENOUGH_ENTRIES", enough_entries)
+    check("triton", *laid_out(layout, (3, 5, 4, 5), (3, 1), x_grad=False))
+
+
+@interpreted
+@LAYOUTS
+def test_kernels_wider_than_registers_hold(layout, monkeypatch):
+    for module in (FORWARD, BACKWARD):
+        monkeypatch.setattr(import_module(module), "WIDEST", 1)
+    wide = import_module(f"{FORWARD}_wide")
+    monkeypatch.setattr(wide, "TAPS", 2)
+    monkeypatch.setattr(import_module(LANES), "ENOUGH_LANES", 3)
+    with launches() as counted:
+        check("triton", *laid_out(layout, (2, 3, 6, 5), (3, 5)))
+    assert {"_wide_convolution_kernel", "_wide_gradient_kernel"} <= counted.kernels.keys()
+
+
+@interpreted
+def test_kernels_are_merged_once_for_both_passes():
+    x, weights = random_arguments((1, 2, 3, 4), (1, 3))
+    with backend("triton"):
+        with launches() as forward:
+            out = depthwise_multi_kernel(x, weights)
+        with launches() as backward:
+            out.sum().backward()
+    assert forward.kernels.total() == 2
+    assert backward.kernels.total() == 3
+    assert (forward.kernels["_merge_kernel"], backward.kernels["_merge_kernel"]) == (1, 0)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
