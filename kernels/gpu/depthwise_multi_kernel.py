@@ -39,6 +39,7 @@ from .lanes import (
     row_line,
     shape_key,
     walk_of,
+    zero_sums,
 )
 from .maps import THREADS, WARP_SIZE, strides_of
 
@@ -128,12 +129,8 @@ def _depthwise_multi_kernel_fwd_kernel(
     line = row_line(x, sample, c, start, column, x_strides, X_STEP)
     out_line = row_line(out, sample, c, start - AROUND, column, out_strides, OUT_STEP)
     pixels = of_existing(exists, pixels_around(line, None, column, width, X_STEP, AROUND, COLUMNS, WHOLE))
-    zeros = ()
-    for _ in tl.static_range(COLUMNS):
-        zeros = zeros + (tl.zeros((LANES,), dtype=tl.float32),)
-    sums = ()  # of the output rows that are not done, from the top
-    for _ in tl.static_range(K - 1):
-        sums = sums + zeros
+    zeros = zero_sums(COLUMNS, LANES)
+    sums = zero_sums((K - 1) * COLUMNS, LANES)  # of the output rows that are not done, from the top
     for row in range(start, end):
         line += tl.where(row + 1 < end, x_strides[2], 0)
         following = pixels_around(line, None, column, width, X_STEP, AROUND, COLUMNS, WHOLE)

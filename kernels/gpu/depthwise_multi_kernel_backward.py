@@ -37,6 +37,7 @@ from .lanes import (
     samples_of,
     shape_key,
     walk_of,
+    zero_sums,
 )
 from .maps import THREADS, WARP_SIZE, strides_of
 
@@ -80,9 +81,7 @@ def _depthwise_multi_kernel_dw_kernel(
     part = tl.program_id(0) % parts
     first_row = part * part_rows
     end_row = tl.minimum(first_row + part_rows, height)
-    sums = ()
-    for _ in tl.static_range(K * K):
-        sums = sums + (tl.zeros((LANES,), dtype=tl.float32),)
+    sums = zero_sums(K * K, LANES)
     for number in range(samples):
         sample = group * samples + number
         line = row_line(x, sample, c, first_row, column, x_strides, X_STEP)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .lanes import LANES, channels_innermost, lane_place, new_shares, row_line, samples_of
+from .lanes import LANES, channels_innermost, lane_place, new_shares, row_line, samples_of, zero_sums
 from .maps import WARP_SIZE, strides_of
 
 COLUMNS, TAPS = 4, 8
@@ -70,9 +70,7 @@ def _wide_convolution_kernel(
 ):
     exists, c, strip, sample = lane_place(lanes, channels, strips, height, CHANNELS_INNERMOST, LANES)
     row, column, around = tl.program_id(0) % height, strip * COLUMNS, side // 2
-    sums = ()
-    for _ in tl.static_range(COLUMNS):
-        sums = sums + (tl.zeros((LANES,), dtype=tl.float32),)
+    sums = zero_sums(COLUMNS, LANES)
     for i in range(tl.maximum(around - row, 0), tl.minimum(side, height + around - row)):
         line = row_line(x, sample, c, row + i - around, column - around, x_strides, X_STEP)
         tap, tap_stride = merged + i * side * channels + c, channels
@@ -117,9 +115,7 @@ def _wide_gradient_kernel(
     i, first = tl.program_id(0) % (side * chunks) // chunks, tl.program_id(0) % chunks * TAPS
     column, around = strip * COLUMNS, side // 2
     start = column + first - around  # of the pixels under the taps
-    sums = ()
-    for _ in tl.static_range(TAPS):
-        sums = sums + (tl.zeros((LANES,), dtype=tl.float32),)
+    sums = zero_sums(TAPS, LANES)
     for number in range(samples):
         sample = group * samples + number
         for row in range(tl.maximum(around - i, 0), tl.minimum(height, height + around - i)):

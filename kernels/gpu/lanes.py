@@ -74,6 +74,15 @@ def pixels_around(
 
 
 @triton.jit
+def zero_sums(COUNT: tl.constexpr, LANES: tl.constexpr):
+    """Return COUNT sums for each lane, in float32."""
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + (tl.zeros((LANES,), dtype=tl.float32),)
+    return sums
+
+
+@triton.jit
 def of_existing(exists, values):
     """Zero the values of lanes that do not exist.
 
