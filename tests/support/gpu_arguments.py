@@ -56,17 +56,16 @@ def dilated_weights_arguments(device, dtype):
 
 
 def depthwise_arguments(device, dtype):
-    """Both memory formats; strips that fill the width and that do not, a map smaller than the kernels, wide kernels."""
-    for shape, sides in (
-        ((2, 72, 9, 18), (5, 7)),
-        ((1, 17, 5, 3), (5, 7)),
-        ((1, 8, 32, 8), (5, 7)),
-        ((1, 3, 11, 6), (3, 9)),
+    """Strips that fill the width and that do not, rows in parts, a map smaller than the kernels, wide kernels."""
+    for shape, sides, memory_format in (
+        ((2, 72, 9, 18), (5, 7), torch.channels_last),
+        ((1, 17, 5, 3), (5, 7), torch.contiguous_format),
+        ((1, 8, 32, 8), (5, 7), torch.channels_last),
+        ((1, 8, 32, 8), (5, 7), torch.contiguous_format),
+        ((1, 3, 11, 6), (3, 9), torch.channels_last),
     ):
-        weights = [normal(device, shape[1], 1, k, k, seed=k) for k in sides]
-        for memory_format in (torch.channels_last, torch.contiguous_format):
-            x = normal(device, *shape, dtype=dtype).detach().contiguous(memory_format=memory_format)
-            yield x.requires_grad_(), weights
+        x = normal(device, *shape, dtype=dtype).detach().contiguous(memory_format=memory_format)
+        yield x.requires_grad_(), [normal(device, shape[1], 1, k, k, seed=k) for k in sides]
 
 
 def argmax_arguments(device, dtype):

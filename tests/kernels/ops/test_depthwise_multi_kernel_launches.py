@@ -69,7 +69,7 @@ def test_few_lanes_share_out_the_rows(height, layout, monkeypatch):
 @interpreted
 @LAYOUTS
 def test_many_lanes_walk_several_samples(layout, monkeypatch):
-    monkeypatch.setattr(import_module(LANES), "ENOUGH_LANES", 3)
+    monkeypatch.setattr(import_module(LANES), "ENOUGH_LANES", 12)  # of 24: two samples each, and two groups of them
     check("triton", *laid_out(layout, (4, 3, 4, 3), (3, 5), x_grad=False))
 
 
