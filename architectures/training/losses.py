@@ -2,7 +2,7 @@
 
 Every loss forms sums per sample, adds them over samples and ranks (``reduce``), and only then applies its formula, so
 that it does not depend on how many ranks share a batch. The sums, the only heavy part, are one fused operator:
-`trifuse.kernels.ops._segmentation_sums`.
+`trifuse.kernels.ops._segmentation_loss`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trifuse.kernels.ops._segmentation_sums import check_target, dice_ce, segmentation_sums
+from trifuse.kernels.ops._segmentation_loss import segmentation_loss
+from trifuse.kernels.ops._segmentation_sums import check_target
 from trifuse.kernels.ops.mutation_loss import mutation_loss_of_ranks
 
 from .distributed import Reduce
@@ -55,13 +56,14 @@ def dice_ce_nnunet(
     check_target("dice_ce_nnunet", logits, target, ignore_index)
     if logits.ndim != 4:  # which axis a pixel lies on does not matter
         logits, target = logits.unsqueeze(2).flatten(2, -2), target.unsqueeze(1).flatten(1, -2)
-    sums = segmentation_sums([logits], target, squared=False, ignore_index=ignore_index)
-    loss = dice_ce(
-        sums,
+    loss = segmentation_loss(
+        [logits],
+        target,
         flavour="nnunet",
         batch_dice=batch_dice,
         w_ce=w_ce,
         w_dice=w_dice,
+        ignore_index=ignore_index,
         sample_weight=sample_weight,
         reduce=reduce,
     )
@@ -106,13 +108,12 @@ class SegmentationLoss:
         """Return the loss for ``batch["target"]``; ``batch["sample_weight"]`` may silence samples."""
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         terms = [
-            share
-            * dice_ce_nnunet(
+            dice_ce_nnunet(
                 logits,
                 _resize_target(batch["target"], logits.shape[2:]),
                 batch_dice=self.batch_dice,
-                w_ce=self.w_ce,
-                w_dice=self.w_dice,
+                w_ce=share * self.w_ce,
+                w_dice=share * self.w_dice,
                 ignore_index=self.ignore_index,
                 sample_weight=batch.get("sample_weight"),
                 reduce=reduce,
@@ -120,7 +121,7 @@ class SegmentationLoss:
             for share, logits in zip(deep_supervision_weights(len(outputs)), outputs, strict=True)
             if share
         ]
-        return torch.stack(terms).sum()
+        return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,10 @@ def deep_supervision_weights(outputs: int) -> list[float]:
 
 
 def _resize_target(target: Tensor, size: torch.Size) -> Tensor:
+    """Bring a target to a size by nearest neighbour; a view of it where the size divides its own."""
     if target.shape[1:] == size:
         return target
+    sides = list(zip(target.shape[1:], size, strict=True))
+    if all(small and not large % small for large, small in sides):
+        return target[(slice(None), *(slice(None, None, large // small) for large, small in sides))]
     return F.interpolate(target.unsqueeze(1).float(), size=tuple(size), mode="nearest").squeeze(1).long()

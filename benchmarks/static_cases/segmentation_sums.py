@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from trifuse.kernels.gpu import tuning
 from trifuse.kernels.gpu.segmentation_sums import (
+    ADDED_COLUMNS,
+    ADDED_ROWS,
     FORWARD_CHOICES,
     TILE,
+    _add_programs_kernel,
     _segmentation_sums_fwd_kernel,
     subsets_per_program,
 )
@@ -66,7 +69,24 @@ def sums_case(
     )
 
 
+def _added_case() -> StaticCase:
+    signature = {
+        **dict.fromkeys(("partial", "partial_true", "sums", "true"), "*fp32"),
+        **dict.fromkeys(("programs", "columns", "classes"), "i32"),
+        **dict.fromkeys(("ROWS", "COLUMNS"), "constexpr"),
+    }
+    return StaticCase(
+        name="sums of programs added up",
+        kernel=_add_programs_kernel,
+        signature=signature,
+        constants={"ROWS": ADDED_ROWS, "COLUMNS": ADDED_COLUMNS},
+        aligned=("partial", "partial_true", "sums", "true"),
+        threads=TILE,
+    )
+
+
 STATIC_CASES = [
+    _added_case(),
     sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False),
     sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False),
     sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True),

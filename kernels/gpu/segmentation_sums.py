@@ -6,7 +6,8 @@ would be fewer, but underflow where maps disagree, and take the registers of the
 pixels of one row; a program walks down some rows of one sample. Where no map is coarse, the pixels are not rows but one
 line, cut into rows of TILE pixels.
 
-A subset's sums stay in registers during the walk, and each program writes one partial sum. As many subsets as registers
+A subset's sums stay in registers during the walk, and each program writes one partial sum; a second launch adds these
+up for each sample. As many subsets as registers
 allow share a program, and its neighbour, for others, finds the logits in a cache: it is one launch for all subsets. No
 atomics, and a fixed order: results repeat bit for bit.
 
@@ -34,6 +35,7 @@ TILE = 128  # pixels, one per thread
 WARP_SIZE = 64 if torch.version.hip else 32
 FORWARD_CHOICES = ({"steps": 16}, {"steps": 8}, {"steps": 32})  # tiles that a program walks over
 STEPS = FORWARD_CHOICES[0]["steps"]
+ADDED_ROWS, ADDED_COLUMNS = 32, 32  # of the tile in which the programs' sums are added up
 REGISTERS = 150  # sums, logits and probabilities of one thread in the forward pass
 
 
@@ -193,6 +195,36 @@ def _segmentation_sums_fwd_kernel(
         tl.store(partial_true + place * K + k, tl.sum(sums[COUNT * (2 * K + 1) + k], axis=0), mask=first == 0)
 
 
+@triton.jit
+def _add_programs_kernel(
+    partial,  # (B, programs, columns)
+    partial_true,  # (B, programs, classes)
+    sums,  # (B, columns)
+    true,  # (B, classes)
+    programs,
+    columns,
+    classes,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    blocks = tl.cdiv(columns + classes, COLUMNS)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    of_sums = column < columns
+    of_true = (column >= columns) & (column < columns + classes)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, programs, ROWS):
+        program = start + tl.arange(0, ROWS)
+        row = (sample * programs + program)[:, None]
+        there = (program < programs)[:, None]
+        total += tl.load(partial + row * columns + column[None, :], mask=there & of_sums[None, :], other=0.0)
+        place = partial_true + row * classes + (column - columns)[None, :]
+        total += tl.load(place, mask=there & of_true[None, :], other=0.0)
+    added = tl.sum(total, axis=0)
+    tl.store(sums + sample * columns + column, added, mask=of_sums)
+    tl.store(true + sample * classes + (column - columns), added, mask=of_true)
+
+
 @tuning.tunable(FORWARD_CHOICES, lambda maps, target, *_: walk_key(maps, target))
 def forward(
     choice: tuning.Choice, maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
@@ -202,6 +234,8 @@ def forward(
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
     partial = target.new_empty((walk.samples, walk.programs, subsets, 2 * classes + 1), dtype=torch.float32)
     partial_true = target.new_empty((walk.samples, walk.programs, classes), dtype=torch.float32)
+    sums = target.new_empty((walk.samples, subsets, 2 * classes + 1), dtype=torch.float32)
+    true = target.new_empty((walk.samples, classes), dtype=torch.float32)
     together = subsets_per_program(len(maps), classes)
     grid = (walk.grid[0] * launching.cdiv(subsets, together),)
     if grid[0]:
@@ -223,7 +257,24 @@ def forward(
                 TILE=TILE,
                 num_warps=TILE // WARP_SIZE,
             )
-    return partial.sum(1), partial_true.sum(1)
+            launching.launch(
+                _add_programs_kernel,
+                (walk.samples * launching.cdiv(subsets * (2 * classes + 1) + classes, ADDED_COLUMNS),),
+                partial,
+                partial_true,
+                sums,
+                true,
+                walk.programs,
+                subsets * (2 * classes + 1),
+                classes,
+                ROWS=ADDED_ROWS,
+                COLUMNS=ADDED_COLUMNS,
+                num_warps=TILE // WARP_SIZE,
+            )
+    else:
+        sums.zero_()
+        true.zero_()
+    return sums, true
 
 
 def subsets_per_program(maps: int, classes: int) -> int:

@@ -193,12 +193,16 @@ def backward(
     squared: bool,
     ignore_index: int | None,
     needed: Sequence[bool],
+    doubled: bool = False,
 ) -> list[Tensor]:
-    """Launch the backward kernels on the gradient of the sums; return that of each map that needs one."""
+    """Launch the backward kernels on the gradient of the sums; return that of each map that needs one.
+
+    The gradients of squares may be ``doubled`` already, as those are that `segmentation_loss.forward` returns.
+    """
     walk = Walk(maps, target, choice["steps"])
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
     sum_grads = grad.contiguous()
-    if squared:  # 2 p is the slope of a square
+    if squared and not doubled:  # 2 p is the slope of a square
         sum_grads = sum_grads.clone()
         sum_grads[..., classes : 2 * classes].mul_(2)
     results = [m.new_empty(m.shape) if need else None for m, need in zip(maps, needed, strict=True)]

@@ -58,8 +58,7 @@ def segmentation_sums(
         squared: whether ``predicted`` sums squares.
         ignore_index: a class of the target whose pixels count for nothing.
     """
-    if maps[0].shape[1] == 1:
-        maps = [torch.cat([torch.zeros_like(m), m], 1) for m in maps]  # a sigmoid is the softmax of (0, x)
+    maps = with_background(maps)
     arguments = (maps, target, squared, ignore_index)
     backend = library.choose_backend(OP, maps[0])
     if backend == "reference" or library.under_functional_transform((target, *maps)):
@@ -76,6 +75,13 @@ def segmentation_sums(
             elif not library.without_values((target, *maps)):
                 return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
     return SegmentationSums(*composed.composed_sums(*arguments))
+
+
+def with_background(maps: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return maps of at least two classes: a sigmoid of x is the softmax of (0, x)."""
+    if maps[0].shape[1] > 1:
+        return maps
+    return [torch.cat([torch.zeros_like(m), m], 1) for m in maps]
 
 
 def dice_ce(
@@ -202,10 +208,11 @@ def _launch_backward(
     squared: bool,
     ignore_index: int | None,
     needed: Sequence[bool],
+    doubled: bool = False,
 ) -> list[Tensor]:
     from trifuse.kernels.gpu import segmentation_sums_backward as gpu
 
-    return gpu.backward(grad, maps, target, squared, ignore_index, needed)
+    return gpu.backward(grad, maps, target, squared, ignore_index, needed, doubled)
 
 
 def _shape_forward(
@@ -223,6 +230,7 @@ def _shape_backward(
     squared: bool,
     ignore_index: int | None,
     needed: Sequence[bool],
+    doubled: bool = False,
 ) -> list[Tensor]:
     return [m.new_empty(m.shape) for m, need in zip(maps, needed, strict=True) if need]
 
@@ -263,7 +271,7 @@ library.register(
 )
 library.register(
     "segmentation_sums_backward(Tensor grad, Tensor[] maps, Tensor target, bool squared, int? ignore_index,"
-    " bool[] needed) -> Tensor[]",
+    " bool[] needed, bool doubled=False) -> Tensor[]",
     _launch_backward,
     _shape_backward,
 )

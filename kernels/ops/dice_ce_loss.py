@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.library import forced_backend
 
-from ._segmentation_sums import SMOOTH, check_maps, dice_ce, segmentation_sums
+from ._segmentation_loss import segmentation_loss
+from ._segmentation_sums import SMOOTH, check_maps
 from ._segmentation_sums_composed import upsampled
 
 OP = "dice_ce_loss"
@@ -106,5 +107,4 @@ def dice_ce_loss(
     options: dict[str, Any] = {"flavour": flavour, "batch_dice": batch_dice, "w_ce": w_ce, "w_dice": w_dice}
     if forced_backend() == "reference":
         return dice_ce_loss_reference(logits, target, ignore_index=ignore_index, **options)
-    sums = segmentation_sums([logits], target, squared=flavour == "transunet", ignore_index=ignore_index)
-    return dice_ce(sums, **options).squeeze(0)
+    return segmentation_loss([logits], target, ignore_index=ignore_index, **options).squeeze(0)

@@ -25,7 +25,8 @@ from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.library import forced_backend
 
-from ._segmentation_sums import check_maps, dice_ce, segmentation_sums
+from ._segmentation_loss import segmentation_loss
+from ._segmentation_sums import check_maps
 from ._segmentation_sums_composed import subsets_of, upsampled
 from .dice_ce_loss import dice_ce_loss_reference
 
@@ -132,12 +133,14 @@ def mutation_loss_of_ranks(
     groups: list[list[Tensor]]
     groups = {"mutation": [maps], "deep_supervision": [[m] for m in maps], "last": [maps[-1:]]}[subsets]
     losses = [
-        dice_ce(
-            segmentation_sums(group, target, squared=True, ignore_index=ignore_index),
+        segmentation_loss(
+            group,
+            target,
             flavour="transunet",
             batch_dice=True,
             w_ce=1 - gamma,
             w_dice=gamma,
+            ignore_index=ignore_index,
             sample_weight=sample_weight,
             reduce=reduce,
         )

@@ -14,7 +14,7 @@ from triton.runtime import interpreter
 
 from trifuse import kernels
 from trifuse.benchmarks.reporting.ahead_of_time import case_modules
-from trifuse.kernels.gpu import launching
+from trifuse.kernels.gpu import launching, segmentation_loss
 
 TRAFFIC = [(file, traffic) for file, module in case_modules().items() for traffic in module.TRAFFIC]
 MOST_BEYOND = 0.03  # of what is declared: logits, gates, kernels and partial sums, at these small sizes
@@ -70,6 +70,11 @@ def _segmentation(B, K, H, W, N, **_):
     if N == 1:
         return kernels.dice_ce_loss(_tensor(B, K, H, W), target)
     return kernels.mutation_loss([_tensor(B, K, H, W) for _ in range(N)], target)
+
+
+def _losses(B, K, S, **_):
+    options = {"first": 0, "batch_dice": True, "squared": True, "w_ce": 1.0, "w_dice": 1.0, "best": 1.0, "smooth": 1e-5}
+    return segmentation_loss.forward(_tensor(B, S, 2 * K + 1), _tensor(B, K), None, **options)
 
 
 def _film(B, C, H, W, **_):
@@ -128,6 +133,7 @@ RUNS = [
     ("depthwise_multi_kernel", "forward", _CONVOLVED, _depthwise),
     ("depthwise_multi_kernel_backward", "backward", _CONVOLVED, _depthwise),
     *(("depthwise_multi_kernel_wide", name, _CONVOLVED_WIDE, _depthwise) for name in ("forward", "backward")),
+    ("segmentation_loss", "losses", {"B": 40, "K": 4, "S": 3}, _losses),
     ("upsample_argmax", "labels", {"B": 1, "K": 3, "H": 8, "W": 128, "cells": 16}, _labels),
 ]  # fmt: skip
 

@@ -1,0 +1,42 @@
+"""The kernel of Dice and cross-entropy as it is compiled for the gate, and what the pass moves."""
+
+from __future__ import annotations
+
+from trifuse.kernels.gpu.segmentation_loss import SAMPLES, _dice_ce_kernel
+
+from .case import StaticCase, Traffic
+
+_BYTES = "8 + 4 * K / (S * (2 * K + 1))"
+TRAFFIC = [Traffic("losses", {"B": 24, "K": 9, "S": 7}, "B * S * (2 * K + 1)", _BYTES, _BYTES)]
+
+
+def _case(subsets: int, classes: int, *, batch_dice: bool, weighted: bool) -> StaticCase:
+    switches: dict[str | tuple[int, ...], object] = {
+        "SUBSETS": subsets,
+        "K": classes,
+        "FIRST": 0 if batch_dice else 1,
+        "BATCH_DICE": batch_dice,
+        "SQUARED": batch_dice,
+        "SAMPLES": SAMPLES,
+        "COLUMNS": 1 << (classes - 1).bit_length(),
+    }
+    missing: dict[str | tuple[int, ...], object] = {"weight_stride": 1} | ({} if weighted else {"weights": None})
+    return StaticCase(
+        name=f"{subsets} subset{'s'[: subsets - 1]}, {'batch' if batch_dice else 'weighted samples'}",
+        kernel=_dice_ce_kernel,
+        signature={
+            "sums": "*fp32",
+            "true": "*fp32",
+            "weights": "*fp32" if weighted else "constexpr",
+            **dict.fromkeys(("losses", "slopes"), "*fp32"),
+            "samples": "i32",
+            "weight_stride": "constexpr",
+            **dict.fromkeys(("w_ce", "w_dice", "best", "smooth", "tiny"), "fp32"),
+            **dict.fromkeys(map(str, switches), "constexpr"),
+        },
+        constants=missing | switches,
+        aligned=("sums", "true", "weights", "losses", "slopes"),
+    )
+
+
+STATIC_CASES = [_case(7, 9, batch_dice=True, weighted=False), _case(1, 4, batch_dice=False, weighted=True)]
