@@ -16,6 +16,7 @@ from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
 from trifuse.kernels.ops.mutation_loss import mutation_loss_of_ranks
 
 NAMESPACE = "trifuse::"
+ALONE = {"gamma": 0.4, "subsets": "last", "reduction": "sum", "ignore_index": None, "reduce": Tensor.clone}
 
 
 class Call(NamedTuple):
@@ -74,11 +75,10 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
 
     def losses() -> list[Call]:
         coarse = normal(batch, channels, math.ceil(height / 2), math.ceil(width / 2))
-        alone = {"gamma": 0.4, "subsets": "last", "reduction": "sum", "ignore_index": None, "reduce": Tensor.clone}
         return [
             Call(kernels.dice_ce_loss, (normal(*shape), labels(channels)), {}),
             Call(kernels.mutation_loss, ([normal(*shape), coarse], labels(channels)), {}),
-            Call(mutation_loss_of_ranks, ([normal(*shape)], labels(channels)), alone),  # needs the sums themselves
+            Call(mutation_loss_of_ranks, ([normal(*shape)], labels(channels)), ALONE),  # needs the sums themselves
         ]
 
     def film() -> list[Call]:
