@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
@@ -39,6 +40,12 @@ def test_table_survives_the_disk(tmp_path):
         (first, _) = csv.DictReader(stream)
     assert "empty_masks=strict" in first["conventions"]
     assert "hd_unit=mm" in first["conventions"]
+
+
+def test_d27_names_in_a_table_are_read_with_their_accents_composed(tmp_path):
+    write_case_table(tmp_path / "t.csv", [row(unicodedata.normalize("NFD", "Müller_é"), 0.5)])
+    (back,) = read_case_table(tmp_path / "t.csv")
+    assert (back.case_id, back.patient) == ("Müller_é", "Müller_é")
 
 
 def test_t22_decimals_have_a_dot_whatever_the_locale(tmp_path):

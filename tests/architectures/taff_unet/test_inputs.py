@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -265,7 +266,7 @@ def test_an_ecg_needs_a_beat():
 
 def with_arteries(cohort, lines):
     table = cohort.root / "arteries.csv"
-    table.write_text("case_id,artery\n" + "".join(f"{line}\n" for line in lines))
+    table.write_text("case_id,artery\n" + "".join(f"{line}\n" for line in lines), encoding="utf-8")
     return PriorRecipe("gt", arteries=str(table))
 
 
@@ -282,6 +283,16 @@ def test_the_prior_of_a_known_artery_holds_its_segments_alone(cohort):
     facts = describe_inputs(known, FULL, prior)
     assert facts["Prior"].startswith("oracle prior of the given artery: AHA-17 of the reference annotation")
     assert "of the artery in arteries.csv alone" in facts["Prior"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_d27_an_artery_is_found_by_either_form_of_a_name(form, cohort):
+    name, line = "Müller_é", f"{unicodedata.normalize(form, 'Müller_é')},LAD"
+    cohort = replace(cohort, cases=(replace(cohort.case("case001"), case_id=name),))
+    inputs = case_side_inputs(cohort, [name], FULL, with_arteries(cohort, [line]), EcgInputRecipe())
+    assert {*np.unique(inputs[name].prior)} <= {0, *ARTERY_SEGMENTS["LAD"]}
+    with pytest.raises(DataError, match=f"each case once, got {name} more than once"):
+        case_side_inputs(cohort, [name], FULL, with_arteries(cohort, [line, f"{name},RCA"]), EcgInputRecipe())
 
 
 def test_the_arteries_divide_the_segments():

@@ -65,7 +65,7 @@ def put_acdc(root, folder, file):
 
 def put_table(root, stored, listed):
     put(root, f"lge/{stored}/image.nii", "cases.csv")
-    (root / "cases.csv").write_text(f"case_id,lge_path\n{listed},lge/{listed}/image.nii\n")
+    (root / "cases.csv").write_text(f"case_id,lge_path,split\n{listed},lge/{listed}/image.nii,train\n")
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -77,6 +77,7 @@ def test_d27_one_name_in_two_forms(put_cohort, pair, tmp_path):
     ids = [case.case_id for case in cohort.cases]
     assert FORMS[0] in ids or ids == [f"{FORMS[0]}_frame01", f"{FORMS[0]}_frame09"]
     assert all(case.image.is_file() and (case.label is None or case.label.is_file()) for case in cohort.cases)
+    assert {case.patient for case in cohort.cases} <= {FORMS[0], "other"}
     assert cohort.split is None or {*cohort.split.train, *cohort.split.test} == {*ids}
     apart = any(not unicodedata.is_normalized("NFC", path.name) for path in tmp_path.rglob("*"))
     said = any("accents stored apart" in note for note in cohort.notes)
