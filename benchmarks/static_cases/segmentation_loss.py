@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from trifuse.kernels.gpu.segmentation_loss import SAMPLES, _dice_ce_kernel
+from trifuse.kernels.gpu import tuning
+from trifuse.kernels.gpu.segmentation_loss import CHOICES, _dice_ce_kernel
 
-from .case import StaticCase, Traffic
+from .case import StaticCase, Traffic, in_form
 
 _BYTES = "8 + 4 * K / (S * (2 * K + 1))"
 TRAFFIC = [Traffic("losses", {"B": 24, "K": 9, "S": 7}, "B * S * (2 * K + 1)", _BYTES, _BYTES)]
 
 
-def _case(subsets: int, classes: int, *, batch_dice: bool, weighted: bool) -> StaticCase:
+def _case(
+    subsets: int, classes: int, *, batch_dice: bool, weighted: bool, choice: tuning.Choice = CHOICES[0]
+) -> StaticCase:
     switches: dict[str | tuple[int, ...], object] = {
         "SUBSETS": subsets,
         "K": classes,
         "FIRST": 0 if batch_dice else 1,
         "BATCH_DICE": batch_dice,
         "SQUARED": batch_dice,
-        "SAMPLES": SAMPLES,
+        "SAMPLES": choice["samples"],
         "COLUMNS": 1 << (classes - 1).bit_length(),
     }
     missing: dict[str | tuple[int, ...], object] = {"weight_stride": 1} | ({} if weighted else {"weights": None})
+    name = f"{subsets} subset{'s'[: subsets - 1]}, {'batch' if batch_dice else 'weighted samples'}"
     return StaticCase(
-        name=f"{subsets} subset{'s'[: subsets - 1]}, {'batch' if batch_dice else 'weighted samples'}",
+        name=in_form(name, choice, CHOICES),
         kernel=_dice_ce_kernel,
         signature={
             "sums": "*fp32",
@@ -39,4 +43,7 @@ def _case(subsets: int, classes: int, *, batch_dice: bool, weighted: bool) -> St
     )
 
 
-STATIC_CASES = [_case(7, 9, batch_dice=True, weighted=False), _case(1, 4, batch_dice=False, weighted=True)]
+STATIC_CASES = [
+    *(_case(7, 9, batch_dice=True, weighted=False, choice=choice) for choice in CHOICES),
+    _case(1, 4, batch_dice=False, weighted=True),
+]

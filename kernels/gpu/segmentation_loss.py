@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
+from . import launching, tuning
 
-SAMPLES = 32  # that are read at once
+CHOICES = ({"samples": 32}, {"samples": 64})  # that are read at once
 WARPS = 4
 WARP_SIZE = 64 if torch.version.hip else 32
 TINY = torch.finfo(torch.float32).tiny
@@ -117,7 +117,9 @@ def _dice_ce_kernel(
         tl.store(row + 2 * K, weight * w_ce / pixels, mask=there)
 
 
+@tuning.tunable(CHOICES, lambda sums, *_, **__: tuning.key_of(sums))
 def forward(
+    choice: tuning.Choice,
     sums: Tensor,
     true: Tensor,
     sample_weight: Tensor | None,
@@ -167,7 +169,7 @@ def forward(
             FIRST=first,
             BATCH_DICE=batch_dice,
             SQUARED=squared,
-            SAMPLES=SAMPLES,
+            SAMPLES=choice["samples"],
             COLUMNS=launching.next_power_of_2(true.shape[1]),
             num_warps=WARPS * 32 // WARP_SIZE,
         )

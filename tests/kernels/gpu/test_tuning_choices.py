@@ -83,7 +83,10 @@ CHECKS = {
         lambda: check("monte_carlo_pool", values(1, 2, 33, 65), scale=1, cell=0),
     ),
     "segment_film_gate": (("segment_film_gate.forward", "segment_film_gate_backward.map_pass"), check_segments),
-    "segmentation_sums": (("segmentation_sums.forward", "segmentation_sums_backward.backward"), check_sums),
+    "segmentation_sums": (
+        ("segmentation_sums.forward", "segmentation_loss.forward", "segmentation_sums_backward.backward"),
+        check_sums,
+    ),
     "spatial_gate": (
         ("gates.gate_forward", "gates.spatial_gate_backward"),
         lambda: check("spatial_gate", values(1, 40, 5, 13), values(1, 1, 5, 13, seed=1), atol=1e-5),
