@@ -9,6 +9,8 @@ Backward takes two launches. The first gathers dq over the nine keys of each que
 softmax's gradient subtracts; the second gathers dk and dv over the queries that see each pixel. Their loops over taps
 are not unrolled: unrolled, they would need more registers than there are. No atomics: results repeat bit for bit.
 
+Kernels of this file give each thread one pixel. Those of `dilated_attention_pairs` give it two where they can.
+
 Strides are given in units of UNIT elements. A compiler only believes in multiples of 16, and would load element by
 element what lies 216 elements apart, although that is a multiple of 16 bytes.
 
@@ -29,6 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import dilated_attention_pairs as pairs
 from . import launching, tuning
 
 CHOICES = ({"threads": 128}, {"threads": 64})  # per program
@@ -302,8 +305,12 @@ def forward(
     settings = _settings(choice["threads"], layouts, num_heads, tuple(dilations), border)
     with torch.cuda.device_of(q):
         if out.numel():
+            strides = _strides(layouts, settings["UNIT"])
+            if pairs.serves(maps, settings, border):
+                pairs.launch("fwd", maps, strides, (normaliser,), scale, settings, border)
+                return out, normaliser
             grid, others = _grid(q, num_heads, settings), (normaliser, height, width, scale)
-            strides, constants = _strides(layouts, settings["UNIT"]), settings | {"MASK": border == "mask"}
+            constants = settings | {"MASK": border == "mask"}
             launching.launch(_dilated_attention_fwd_kernel, grid, maps, strides, *others, **constants)
     return out, normaliser
 
@@ -324,11 +331,16 @@ def backward(
         (_dilated_attention_dq_kernel, (*maps, grads[0]), 9, grads[:2]),
         (_dilated_attention_dkdv_kernel, (*maps, *grads[1:]), 25 if border == "shift" else 9, grads[1:]),
     )
+    in_pairs = pairs.serves((grad, *maps, *grads), settings, border)
     with torch.cuda.device_of(grad):
         for kernel, others, taps, wanted in launches:
             if any(x is not None for x in wanted):
-                tensors = ((grad, *others), _strides(_layouts((grad, *others)), settings["UNIT"]), *sums)
-                launching.launch(kernel, grid, *tensors, height, width, taps, scale, **settings)
+                tensors, strides = (grad, *others), _strides(_layouts((grad, *others)), settings["UNIT"])
+                if in_pairs:
+                    step = "dq" if kernel is _dilated_attention_dq_kernel else "dkdv"
+                    pairs.launch(step, tensors, strides, sums, scale, settings, border)
+                else:
+                    launching.launch(kernel, grid, tensors, strides, *sums, height, width, taps, scale, **settings)
 
 
 def _layouts(maps: Sequence[Tensor | None]) -> Layouts:

@@ -61,8 +61,9 @@ def _fusion(trained: bool) -> Callable:
     )
 
 
-def _windows(B, H, W, C, heads, **_):
-    return kernels.dilated_attention(*(_tensor(B, H, W, C) for _ in range(3)), num_heads=heads)
+def _windows(B, H, W, C, heads, e=4, **_):
+    dtype = {2: torch.bfloat16, 4: torch.float32}[e]
+    return kernels.dilated_attention(*(_tensor(B, H, W, C).to(dtype) for _ in range(3)), num_heads=heads)
 
 
 def _segmentation(B, K, H, W, N, **_):
@@ -113,6 +114,8 @@ RUNS = [
     ("weighted_block_fusion", "backward, trained maps", _FUSED, _fusion(True)),
     *(("dilated_attention", name, {"B": 1, "H": 8, "W": 16, "C": 72, "heads": 3}, _windows)
       for name in ("forward", "backward")),
+    *(("dilated_attention_pairs", name, {"B": 1, "H": 8, "W": 16, "C": 72, "heads": 3, "e": 2}, _windows)
+      for name in ("forward", "backward")),
     *(("gates", name, _MAP, lambda B, C, H, W, **_: kernels.channel_gate(_tensor(B, C, H, W), _tensor(B, C)))
       for name in ("forward", "backward")),
     *(("gates", name, _MAP | {"C": 64, "H": 4},
@@ -145,8 +148,8 @@ def test_pass_moves_what_is_declared(module, name, sizes, run, monkeypatch):
         result = run(**sizes)
         if name.startswith("backward"):
             meter.bytes = 0
-            result.backward(_tensor(*result.shape, grad=False))
-    sizes = {**sizes, "e": 4}
+            result.backward(_tensor(*result.shape, grad=False).to(result.dtype))
+    sizes = {"e": 4, **sizes}
     for traffic in [traffic for file, traffic in TRAFFIC if (file, traffic.name) == (module, name)]:
         declared = traffic.evaluate(traffic.elements, **sizes) * traffic.evaluate(traffic.moved, **sizes)
         assert declared <= meter.bytes <= (1 + MOST_BEYOND) * declared

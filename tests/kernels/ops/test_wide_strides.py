@@ -21,6 +21,7 @@ from operator_calls import OF_TWO_LAYOUTS, OPERATORS, Call, calls_of
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from trifuse import kernels
 from trifuse.kernels import backend
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
@@ -95,6 +96,24 @@ def check(op: str) -> None:
 @pytest.mark.parametrize("op", OPERATORS)
 def test_k17_every_argument_far_apart_along_every_axis(op, low_tiles):
     assert Child(lambda: check(op)).wait(280) == 0
+
+
+def check_pairs() -> None:
+    """Compare dilated attention in bfloat16, whose kernels take pairs of pixels, along every axis but the channels'."""
+    with sparse_memory() as memory:
+        for axis, stride in itertools.product(range(3), FAR):
+            maps = [torch.randn(2, 4, 3, 8).bfloat16().requires_grad_() for _ in range(3)]
+            call = Call(kernels.dilated_attention, tuple(maps), {"num_heads": 1, "dilations": (1,)})
+            grad = torch.randn(2, 4, 3, 8).bfloat16()
+            moved = far_apart(call, grad, axis, stride, memory)
+            found, truth = results(*moved, "triton"), results(call, grad, "torch")
+            eps = 4 * torch.finfo(torch.bfloat16).eps  # the interpreter cuts off what a GPU rounds
+            torch.testing.assert_close(found, truth, atol=eps, rtol=eps)
+
+
+@interpreted
+def test_k17_pairs_of_pixels_far_apart():
+    assert Child(check_pairs).wait(280) == 0
 
 
 @interpreted
