@@ -1,13 +1,13 @@
 """The operators' calls in a training step of each network, traced without values: shapes, strides, types, how often.
 
 Weights, images and maps are in bfloat16, as matrix products and convolutions have them under autocast; the loss is the
-network's own.
+network's own. Maps lie as they do on a GPU, where a convolution keeps the layout of its input.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,14 +89,29 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: Mapping[str, Any] | None = None
     ) -> Any:
-        results = function(*arguments, **(options or {}))
         name = function._schema.name
+        results = _laid_out_as_on_a_gpu(name, arguments, function(*arguments, **(options or {})))
         call = Call(name.removeprefix(OURS), _frozen(arguments), _frozen(results))
         if name.startswith(OURS):
             self.calls[call] += 1
         if not function.is_view:
             self.nbytes[name] += call.nbytes
         return results
+
+
+def _laid_out_as_on_a_gpu(name: str, arguments: Sequence[Any], results: Any) -> Any:
+    """Return a convolution's maps in the layout of its input: on the meta device PyTorch makes them contiguous."""
+    if name == "aten::convolution" and is_channels_last(arguments[0]):
+        return results.contiguous(memory_format=torch.channels_last)
+    if name == "aten::convolution_backward" and is_channels_last(arguments[1]) and results[0] is not None:
+        return results[0].contiguous(memory_format=torch.channels_last), *results[1:]
+    return results
+
+
+def is_channels_last(x: Tensor | Dense) -> bool:
+    """Tell whether a tensor is maps (B, C, H, W) whose channels lie side by side, and whose columns do not."""
+    stride = x.stride if isinstance(x, Dense) else x.stride()
+    return len(stride) == 4 and stride[1] == 1 and stride[3] != 1
 
 
 def _frozen(value: Any) -> Any:

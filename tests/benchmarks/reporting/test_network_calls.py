@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from trifuse.benchmarks.reporting.network_calls import Call, Dense, Recorder, trace
+from trifuse.benchmarks.reporting.network_calls import Call, Dense, Recorder, is_channels_last, trace
 from trifuse.kernels import channel_gate
 
 
@@ -28,6 +29,17 @@ def test_views_move_no_bytes_and_other_operations_do():
         x + x
     assert recorder.nbytes == {"aten::add": 3 * 4 * 6 * 4}
     assert recorder.calls == {}
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_convolution_keeps_the_layout_of_its_input_as_on_a_gpu(last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(2, 8, 4, 4, device="meta").contiguous(memory_format=layout).requires_grad_()
+    weight = torch.empty(6, 8, 3, 3, device="meta")
+    with Recorder():
+        out = torch.conv2d(x, weight, padding=1)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+    assert [is_channels_last(out), is_channels_last(grad)] == [last, last]
 
 
 def test_a_described_tensor_is_made_again():
