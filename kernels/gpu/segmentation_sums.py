@@ -165,9 +165,9 @@ def _segmentation_sums_fwd_kernel(
     for step in range(0, steps):
         row = top + step
         exists = (columns < width) & (row.to(tl.int64) * width + columns < pixels)
+        logits = all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
         label, counts, wrong = labels(target, target_strides, sample, row, columns, exists, IGNORED, K)
         weight = tl.where(counts, 1.0, 0.0)
-        logits = all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
         added = ()
         for s in tl.static_range(COUNT):
             members = ()

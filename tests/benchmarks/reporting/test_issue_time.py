@@ -53,12 +53,13 @@ def test_committed_issue_times_are_those_of_their_launches():
             assert row["issue_us"] == round(sum(map(issue_time.issue_us, row["launches"])), 2)
 
 
-def test_committed_forms_are_of_these_kernels():
+def test_committed_forms_are_of_these_kernels_and_break_no_rule():
     launched = {row["kernel"] for network in NETWORKS.values() for call in network["calls"] for row in call["launches"]}
     assert {form["kernel"] for form in RECORD["forms"]} == launched
     for form in RECORD["forms"]:
         assert form["source"] == kernel_hash(all_kernels()[form["kernel"]]), (form["kernel"], AGAIN)
         assert tuple(form["costs"]) == TARGETS
+    assert issue_time.faults_of(RECORD) == []
 
 
 def test_committed_tables_are_those_of_the_report():
