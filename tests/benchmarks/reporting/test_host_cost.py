@@ -28,8 +28,8 @@ LAUNCHES = {
     "instance_norm_leaky_relu": ((1, 0), (3, 0)),  # backward: the map with its sums, and those of all samples
     "depthwise_multi_kernel": ((2, 0), (5, 0)),  # merge, convolve; the same turned, the kernels' sums, and their parts
     "monte_carlo_pool": ((1, 0), (3, 0)),  # backward: the draw's positions, and the map
-    "mutation_loss": ((1, 16), (2, 25)),  # the others: sums of parts, and from the sums the loss
-    "dice_ce_loss": ((1, 15), (2, 23)),
+    "mutation_loss": ((3, 1), (4, 2)),  # sums of parts, sums of those, the loss; the others are PyTorch's
+    "dice_ce_loss": ((3, 0), (4, 1)),
     "upsample_argmax": ((1, 0), None),
 }
 

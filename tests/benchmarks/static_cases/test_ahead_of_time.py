@@ -191,9 +191,10 @@ def test_gate_sees_each_broken_rule():
 
 
 LAUNCHED_FROM = {"dilated_attention_pairs": "dilated_attention"}  # kernels that launchers of another file choose
+OF_ONE_FORM = ("depthwise_multi_kernel_wide",)  # whichever form their launchers choose for other kernels
 
 
-@pytest.mark.parametrize("file", CASES)
+@pytest.mark.parametrize("file", [file for file in CASES if file not in OF_ONE_FORM])
 def test_every_form_that_warm_up_may_choose_is_compiled(file):
     """In each form at least as many kernels are compiled as there are launchers that have it."""
     cases = {(f"{case.name},", case.kernel.fn.__name__) for case in CASES[file].STATIC_CASES}
