@@ -165,9 +165,9 @@ def _segmentation_sums_fwd_kernel(
     for step in range(0, steps):
         row = top + step
         exists = (columns < width) & (row.to(tl.int64) * width + columns < pixels)
-        logits = all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
         label, counts, wrong = labels(target, target_strides, sample, row, columns, exists, IGNORED, K)
         weight = tl.where(counts, 1.0, 0.0)
+        logits = all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
         added = ()
         for s in tl.static_range(COUNT):
             members = ()
@@ -175,7 +175,7 @@ def _segmentation_sums_fwd_kernel(
                 members = members + (((first + s + 1) >> i) & 1,)
             p, missed = softmax(logits, label, members, N, K)
             for k in tl.static_range(K):
-                hit = tl.where(counts & (label == k), p[k], 0.0)
+                hit = tl.where(label == k, weight * p[k], 0.0)
                 added = added + (sums[s * (2 * K + 1) + k] + hit,)
             for k in tl.static_range(K):
                 size = weight * p[k]
