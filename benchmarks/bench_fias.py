@@ -52,7 +52,7 @@ CASES = [
     case("tiny", 2, 128, "cpu"),
     case("tiny", 2, 256, "cuda"),
     case("tiny", 16, 256, "cuda"),
-    case("smallest", 2, 32, TINY, **SMALLEST),
+    case("smallest", 4, 32, TINY, **SMALLEST),  # of two, batch norms of the coarsest maps would be of two numbers
 ]
 
 
@@ -89,7 +89,7 @@ TRAINING_STEP = Comparison(
     providers={"published algorithms, plainly": step_plainly, "trifuse": step},
     truth=step_plainly,
     exact=False,
-    depth=100,  # in float32 either form is up to 1.5e-3 from its gradient in float64, where the two agree to 1e-14
+    depth=100,  # batch norms over few numbers amplify what float32 rounds; on the smallest case the two differ by 8e-6
 )
 
 INFERENCE = Comparison(
