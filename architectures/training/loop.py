@@ -26,7 +26,7 @@ from .ema import WeightAverage, evaluation_mode
 from .loader_workers import WorkerLost
 from .memory import OutOfMemory, named_exhaustion
 from .parameter_groups import GroupSpecification, make_groups
-from .precision import computing, precision_on
+from .precision import computing
 from .progress import Progress
 from .recipe import Recipe
 from .run_folder import DIGESTS, append_session, discard_replaced, lock_folder, open_run, with_same_data
@@ -135,11 +135,12 @@ def fit(
     out, recipe = Path(out), recipe.settled()
     with ExitStack() as stack:
         world = stack.enter_context(open_world(recipe.device))
+        asked, recipe = recipe.precision, recipe.on(world.device)
         progress = Progress(world.is_main)
         with world.raise_on_any_rank():
             if world.is_main:
                 stack.enter_context(lock_folder(out))
-                description = _describe(recipe, world.device, run_config, len(train_set))
+                description = _describe(recipe, run_config, len(train_set))
                 upgrade = partial(_upgraded, config_type, run_config)
                 changed, accept = open_run(out, description, resume=resume, force=force_resume, upgrade=upgrade)
                 for difference in changed:
@@ -154,13 +155,13 @@ def fit(
             if world.is_main:
                 run.accept = accept
                 run.log = stack.enter_context(run.open_log(out, tensorboard, force_resume))
-        stack.enter_context(computing(world.device, recipe.precision, recipe.tf32, progress.say))
+        stack.enter_context(computing(world.device, asked, recipe.tf32, progress.say))
         return run.train(stack.enter_context(StopSignals()))
 
 
-def _describe(recipe: Recipe, device: torch.device, run_config: Mapping[str, Any], samples: int) -> dict[str, Any]:
+def _describe(recipe: Recipe, run_config: Mapping[str, Any], samples: int) -> dict[str, Any]:
     """Return all that decides the result of a run, which resuming must not change."""
-    kept = {name: value for name, value in asdict(recipe.on(device)).items() if name not in FREE_TO_CHANGE}
+    kept = {name: value for name, value in asdict(recipe).items() if name not in FREE_TO_CHANGE}
     return {"recipe": kept, "config": dict(run_config), "training_samples": samples}
 
 
@@ -223,8 +224,7 @@ class _Run:
 
     def open_log(self, out: Path, tensorboard: bool, widen: bool) -> EpochLog:
         """Note in the output folder where and from which step the run goes on, and open its log of epochs."""
-        options = {name: getattr(self.recipe, name) for name in FREE_TO_CHANGE}
-        options |= {"precision": precision_on(self.world.device, self.recipe.precision)}
+        options = {name: getattr(self.recipe, name) for name in (*FREE_TO_CHANGE, "precision")}
         runs_on, steps_done = str(self.world.device), self.state.global_step
         append_session(out, steps_done=steps_done, ranks=self.world.size, **options, runs_on=runs_on)
         board, digest = out / "tensorboard" if tensorboard else None, None if widen else self.log_digest

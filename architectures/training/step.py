@@ -18,7 +18,6 @@ from .crash import first_non_finite, write_crash_report
 from .distributed import Reduce, World
 from .ema import WeightAverage
 from .parameter_groups import ParameterGroup
-from .precision import precision_on
 from .recipe import Recipe
 
 Batch = dict[str, Any]
@@ -53,7 +52,7 @@ class TrainingStep:
         loss: of the outputs; sums over ranks before its formula.
         groups: the optimisers.
         average: moving average of the weights, or None.
-        recipe: precision and seed.
+        recipe: precision, as its device chose it, and seed.
         world: the ranks.
         steps_per_epoch: for the schedules.
         crash_folder: where a step that is not finite is described.
@@ -76,9 +75,7 @@ class TrainingStep:
         self._recipe, self._world, self._steps_per_epoch = recipe, world, steps_per_epoch
         self._crash_folder = crash_folder
         self._skipped_in_a_row = 0
-        precision = precision_on(world.device, recipe.precision)
-        self._autocast = _AUTOCAST[precision]
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
     def __call__(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], global_step: int) -> StepResult:
         """Take one optimiser step, the ``global_step``-th of the run, counted from 0.
@@ -141,7 +138,8 @@ class TrainingStep:
 
     def _run_forward(self, batch: Batch, seed: int) -> Any:
         torch.manual_seed(seed)  # dropout draws from the global generators and from nothing else
-        with torch.autocast(self._world.device.type, self._autocast, enabled=self._autocast is not None):
+        dtype = _AUTOCAST[self._recipe.precision]
+        with torch.autocast(self._world.device.type, dtype, enabled=dtype is not None):
             return self._forward(self.model, batch)
 
     def _count_skipped(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], global_step: int) -> None:

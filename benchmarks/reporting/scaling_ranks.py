@@ -63,7 +63,7 @@ def train_as_a_rank(seconds: float) -> float:
     """Train a small U-Net as one of the ranks that the environment names; return samples per second, all ranks'."""
     with open_world("cpu") as world, tempfile.TemporaryDirectory() as scratch:
         network = PlainUNet(PlainUNetConfig(num_classes=4, image_size=SIDE, base_dim=16)).train()
-        recipe = Recipe(epochs=1, batch_size=BATCH, lr=1e-3, device="cpu")
+        recipe = Recipe(epochs=1, batch_size=BATCH, lr=1e-3, precision="fp32", device="cpu")
         batches = Batches(Phantoms(), recipe, world)
         step = TrainingStep(
             network,

@@ -73,7 +73,7 @@ def run_description() -> dict[str, Any]:
     """Return what a run.json holds."""
     recipe = recipe_from(PlainUNetRecipe, given={"data.root": "cohort"})
     config = {name: value for name, value in config_to_json(recipe).items() if name != "training"}
-    return json.loads(json.dumps(_describe(recipe.training, torch.device("cpu"), config, 7)))
+    return json.loads(json.dumps(_describe(recipe.training.on(torch.device("cpu")), config, 7)))
 
 
 def _runs(folder: Path) -> list[bytes]:
