@@ -6,11 +6,13 @@ Triton calls what a driver's launcher and loader are, and a hook that tells whic
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trifuse.kernels.gpu.triton_internals import DriverBase, GPUTarget, active_driver
+from trifuse.kernels import library
+from trifuse.kernels.gpu.triton_internals import DriverBase, GPUTarget, active_driver, launching_through
 
 from .findings import UnsupportedInstruction
 
@@ -40,6 +42,19 @@ class Code(NamedTuple):
 
 # Runs a kernel: its code, its source, its metadata, the grid, the arguments.
 Run = Callable[[Code, Any, Any, tuple[int, int, int], tuple[Any, ...]], None]
+
+
+@contextmanager
+def kernels_run_by(run: Run) -> Iterator[VirtualDriver]:
+    """Let operators run on their kernels inside the block, on CPU tensors, and every launch call a function."""
+    driver = VirtualDriver(run)
+    with (
+        launching_through(driver, keep_ptx),
+        library.compiled_on_cpu(),
+        library.backend("triton", strict=False),
+        library.failed_builds_forgotten(),
+    ):
+        yield driver
 
 
 class VirtualDriver(DriverBase):

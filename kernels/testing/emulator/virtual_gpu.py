@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from trifuse.kernels import library
 from trifuse.kernels.errors import BackendError, NoKernelRan
 
 from .allocations import Allocations
@@ -122,19 +121,13 @@ class virtual_gpu(metaclass=OfBlocks):
         return self
 
     def _enter(self) -> None:
-        from trifuse.kernels.gpu.triton_internals import launching_through
-
         from . import driver, machine
 
         machine.library()
         self._ran = False
         _open.blocks.append(self)
         self._block.callback(_open.blocks.remove, self)
-        self._driver = driver.VirtualDriver(self._launch)
-        self._block.enter_context(launching_through(self._driver, driver.keep_ptx))
-        self._block.enter_context(library.compiled_on_cpu())
-        self._block.enter_context(library.backend("triton", strict=False))
-        self._block.enter_context(library.failed_builds_forgotten())
+        self._driver = self._block.enter_context(driver.kernels_run_by(self._launch))
         self._block.enter_context(self._allocations.tracked())
 
     def __call__(self, function: object) -> None:
@@ -170,7 +163,7 @@ class virtual_gpu(metaclass=OfBlocks):
 
         _check_grid(source.fn.fn.__name__, grid)
 
-        program = _program(code.ptx, source.fn.fn.__code__.co_filename, metadata.num_warps, metadata.shared)
+        program = program_of(code, source, metadata)
         arguments = bind(program.kernel, source.signature, values, self._allocations)
         self.launches.append(Launch(program.kernel.name, grid))
         for finding in self._found_in_all_orders(program, grid, arguments):
@@ -210,6 +203,11 @@ class virtual_gpu(metaclass=OfBlocks):
                 self.findings[number] = replace(known, count=known.count + finding.count)
                 return
         self.findings.append(finding)
+
+
+def program_of(code: Code, source: Any, metadata: Any) -> Program:
+    """Return the kernel that Triton launches, made ready for the machine."""
+    return _program(code.ptx, source.fn.fn.__code__.co_filename, metadata.num_warps, metadata.shared)
 
 
 @cache
