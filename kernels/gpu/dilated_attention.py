@@ -328,16 +328,15 @@ def backward(
     grid = _grid(grad, num_heads, settings)
     sums = (normaliser, torch.empty_like(normaliser))  # the second one is written by the first launch
     launches = (
-        (_dilated_attention_dq_kernel, (*maps, grads[0]), 9, grads[:2]),
-        (_dilated_attention_dkdv_kernel, (*maps, *grads[1:]), 25 if border == "shift" else 9, grads[1:]),
+        ("dq", _dilated_attention_dq_kernel, (*maps, grads[0]), 9, grads[:2]),
+        ("dkdv", _dilated_attention_dkdv_kernel, (*maps, *grads[1:]), 25 if border == "shift" else 9, grads[1:]),
     )
     in_pairs = pairs.serves((grad, *maps, *grads), settings, border)
     with torch.cuda.device_of(grad):
-        for kernel, others, taps, wanted in launches:
+        for step, kernel, others, taps, wanted in launches:
             if any(x is not None for x in wanted):
                 tensors, strides = (grad, *others), _strides(_layouts((grad, *others)), settings["UNIT"])
                 if in_pairs:
-                    step = "dq" if kernel is _dilated_attention_dq_kernel else "dkdv"
                     pairs.launch(step, tensors, strides, sums, scale, settings, border)
                 else:
                     launching.launch(kernel, grid, tensors, strides, *sums, height, width, taps, scale, **settings)
