@@ -31,12 +31,12 @@ from .maps import (
     channel_blocks,
     is_flat,
     map_key,
+    map_pointers,
     part_programs,
     strides_of,
     tile_of,
     unit_of,
 )
-from .segment_film_gate import map_pointers
 
 MOST_HELD = 1 << 14  # elements of the planes that one program holds in its registers
 HELD_PER_THREAD = 32  # of them at most

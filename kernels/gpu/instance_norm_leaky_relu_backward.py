@@ -39,11 +39,11 @@ from .maps import (
     channel_blocks,
     is_flat,
     map_key,
+    map_pointers,
     strides_of,
     tile_of,
     unit_of,
 )
-from .segment_film_gate import map_pointers
 
 SAMPLES_AT_ONCE, CHANNELS_AT_ONCE = 16, 32  # of the sums that make the gradients of weight and bias
 Saved = Sequence[Tensor | None]  # weight, bias, means, reciprocal deviations

@@ -45,6 +45,13 @@ def pixel_offsets(pixels, width, stride_h, stride_w, FLAT: tl.constexpr, UNIT: t
 
 
 @triton.jit
+def map_pointers(x, strides, b, c, p, width, FLAT: tl.constexpr, UNIT: tl.constexpr):
+    """Return pointers (channels, pixels) into a map (B, C, H, W)."""
+    rows = x + b * (strides[0] * UNIT) + c.to(tl.int64)[:, None] * strides[1]
+    return rows + pixel_offsets(p, width, strides[2], strides[3], FLAT, UNIT)[None, :]
+
+
+@triton.jit
 def channel_block(program, channels, CHANNELS: tl.constexpr):
     """Return the sample of a program, its channels, and which of them exist."""
     blocks = tl.cdiv(channels, CHANNELS)

@@ -28,6 +28,7 @@ from .maps import (
     channel_block,
     is_flat,
     map_key,
+    map_pointers,
     pixel_offsets,
     row_strides,
     strides_of,
@@ -37,13 +38,6 @@ from .maps import (
 )
 
 PLANE_PIXELS = 256  # of a tile that lies along the pixels
-
-
-@triton.jit
-def map_pointers(x, strides, b, c, p, width, FLAT: tl.constexpr, UNIT: tl.constexpr):
-    """Return pointers (channels, pixels) into a map (B, C, H, W)."""
-    rows = x + b * (strides[0] * UNIT) + c.to(tl.int64)[:, None] * strides[1]
-    return rows + pixel_offsets(p, width, strides[2], strides[3], FLAT, UNIT)[None, :]
 
 
 @triton.jit

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from . import launching, maps, temporal_film_gate, tuning
 from .gates import add_parts
-from .maps import ENOUGH_PROGRAMS, THREADS, WARP_SIZE, channel_block
-from .segment_film_gate import label_strides, labels_and_scores, labels_are_flat, map_pointers, row_values, two_weights
+from .maps import ENOUGH_PROGRAMS, THREADS, WARP_SIZE, channel_block, map_pointers
+from .segment_film_gate import label_strides, labels_and_scores, labels_are_flat, row_values, two_weights
 
 BACKWARD_CHOICES = ({"pixels": 256}, {"pixels": 128})  # most of a tile that lies along the pixels
 TILES_PER_WALK = 8  # along the channels of planes, where there are fewer programs than fill a GPU
