@@ -28,6 +28,20 @@ from trifuse.kernels.errors import BackendError, TrifuseError
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks, differentiably; what a loss applies to its sums before its formula."""
 
+
+def of_one_rank(values: Tensor) -> Tensor:
+    """Return the sum over all ranks where there is but one: what it is given."""
+    return values
+
+
+def across_ranks(reduce: Reduce | None) -> Reduce | None:
+    """Return None for `of_one_rank`: a loss then need not stop between its sums and its formula.
+
+    Any other function may do anything, and must be called.
+    """
+    return None if reduce is of_one_rank else reduce
+
+
 _LONGEST_WAIT = timedelta(hours=2)  # the other ranks wait while rank 0 validates; a rank that dies is noticed at once
 
 
@@ -50,9 +64,10 @@ class World:
         """Whether this is rank 0, the one that validates, logs and saves."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks; the gradient passes through, see `sum_gradients`."""
-        return values if self.size == 1 else _SumOverRanks.apply(values)  # type: ignore[no-any-return]
+    @property
+    def sum(self) -> Reduce:
+        """Sums a tensor over all ranks; the gradient passes through, see `sum_gradients`."""
+        return of_one_rank if self.size == 1 else _SumOverRanks.apply
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Give every rank the sum of all ranks' gradients, in one transfer.

@@ -1,8 +1,8 @@
 """Dice and cross-entropy over the samples of all ranks: nnU-Net's loss, and FIAS' over all subsets of its outputs.
 
 Every loss forms sums per sample, adds them over samples and ranks (``reduce``), and only then applies its formula, so
-that it does not depend on how many ranks share a batch. The sums, the only heavy part, are one fused operator:
-`trifuse.kernels.ops._segmentation_loss`.
+that it does not depend on how many ranks share a batch. The sums, the only heavy part, are one fused operator, and with
+one rank so is all of the loss: `trifuse.kernels.ops._segmentation_loss`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trifuse.kernels.ops._segmentation_loss import segmentation_loss
 from trifuse.kernels.ops._segmentation_sums import check_target
 from trifuse.kernels.ops.mutation_loss import mutation_loss_of_ranks
 
-from .distributed import Reduce
+from .distributed import Reduce, across_ranks
 
 
 def dice_ce_nnunet(
@@ -65,7 +65,7 @@ def dice_ce_nnunet(
         w_dice=w_dice,
         ignore_index=ignore_index,
         sample_weight=sample_weight,
-        reduce=reduce,
+        reduce=across_ranks(reduce),
     )
     return loss.squeeze(0)
 
@@ -148,7 +148,7 @@ class MutationLoss:
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             sample_weight=batch.get("sample_weight"),
-            reduce=reduce,
+            reduce=across_ranks(reduce),
         )
 
 

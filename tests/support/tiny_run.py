@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trifuse.architectures.storage.epoch_log import read_log
@@ -134,6 +135,17 @@ def bits(out: Path) -> dict[str, bytes]:
     last = ("last/model.safetensors", "last/training_state.safetensors", "last/training_state.json")
     names = ("start.json", *best, *last)
     return {name: (out / name).read_bytes() for name in names} | {"log": repr(log).encode()}
+
+
+def assert_same_run(one: Path, other: Path, atol: float = 1e-5) -> None:
+    """Hold two runs against each other: weights within a distance, and what they logged."""
+    for name in ("last/model.safetensors", "best/model.safetensors"):
+        for key, tensor in load_file(one / name).items():
+            torch.testing.assert_close(load_file(other / name)[key], tensor, rtol=0, atol=atol, msg=f"{name} {key}")
+    first, second = read_log(one / "log.csv"), read_log(other / "log.csv")
+    assert [row["step"] for row in first] == [row["step"] for row in second]
+    for name in ("loss", "gradient_norm", "val_dice"):
+        torch.testing.assert_close(*([row[name] for row in rows] for rows in (second, first)), rtol=0, atol=1e-4)
 
 
 def die() -> None:

@@ -17,9 +17,8 @@ import torch.distributed as dist
 from children import run_ranks
 from ready_python import run_python
 from safetensors.torch import load_file
-from tiny_run import StopAt, TinyConfig, TinyNet, run
+from tiny_run import StopAt, TinyConfig, TinyNet, assert_same_run, run
 
-from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.training.distributed import World, open_world
 from trifuse.architectures.training.signals import Interrupted
 from trifuse.kernels.errors import TrifuseError
@@ -29,16 +28,6 @@ PROGRAM = Path(__file__).parents[2] / "support" / "tiny_run.py"
 
 def rank() -> int:
     return int(os.environ["RANK"])
-
-
-def assert_same_run(one: Path, other: Path, atol: float = 1e-5) -> None:
-    for name in ("last/model.safetensors", "best/model.safetensors"):
-        for key, tensor in load_file(one / name).items():
-            torch.testing.assert_close(load_file(other / name)[key], tensor, rtol=0, atol=atol, msg=f"{name} {key}")
-    first, second = read_log(one / "log.csv"), read_log(other / "log.csv")
-    assert [row["step"] for row in first] == [row["step"] for row in second]
-    for name in ("loss", "gradient_norm", "val_dice"):
-        assert [row[name] for row in second] == pytest.approx([row[name] for row in first], abs=1e-4), name
 
 
 @pytest.mark.parametrize(
