@@ -72,19 +72,22 @@ def _chunked_sum(features: Sequence[Tensor], logits: Tensor) -> Tensor:
 
 
 def _logits_gradient(grad: Tensor, features: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """Return the gradient of the logits (N,) on a CPU: dot products by chunk, added up in Python's float64.
+    """Return the gradient of the logits (N,) on a CPU: sums of products by chunk, added up in Python's float64.
 
-    It is a difference of sums that may be far larger: small maps, which show every rounding, are multiplied in float64.
+    It is a difference of sums that may be far larger, and so shows every rounding. `torch.sum` adds up in a tree, whose
+    rounding hardly grows with the chunk; a dot product adds one after the other. Small maps are multiplied in float64.
     """
     compute_dtype = torch.promote_types(grad.dtype, torch.float64 if grad.numel() <= FEW_ELEMENTS else torch.float32)
-    dots = [0.0] * len(features)
+    sums = [0.0] * len(features)
     for chunk, *parts in _chunks([grad, *features]):
-        chunk = chunk.reshape(-1).to(compute_dtype)
+        chunk = chunk.to(compute_dtype)
+        products = torch.empty_like(chunk)  # stays in a core's cache, as the chunk does
         for i, part in enumerate(parts):
-            dots[i] += torch.dot(chunk, part.reshape(-1).to(compute_dtype)).item()
+            sums[i] += torch.mul(chunk, part, out=products).sum().item()
+        del products  # or it would stay in memory while the next one is made
     weights = torch.softmax(logits.double(), dim=0)
-    products = torch.tensor(dots, dtype=torch.float64)
-    return (weights * (products - weights.dot(products))).to(logits.dtype)
+    totals = torch.tensor(sums, dtype=torch.float64)
+    return (weights * (totals - weights.dot(totals))).to(logits.dtype)
 
 
 def _map_gradients(grad: Tensor, logits: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:

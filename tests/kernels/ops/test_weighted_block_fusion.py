@@ -114,6 +114,26 @@ def test_logit_gradients_of_small_maps_lose_nothing_to_cancellation():
         torch.testing.assert_close(found.double(), exact, atol=0, rtol=3e-7)
 
 
+@pytest.mark.parametrize("common", [0, 1, 30])
+def test_logit_gradients_of_large_maps_lose_no_more_than_the_reference(common):
+    """Maps of which all share a part, as the blocks of one network do: what it adds to every sum cancels.
+
+    Errors are those of eight gradients together: one alone may be right by luck.
+    """
+    lost = dict.fromkeys((weighted_block_fusion, weighted_block_fusion_reference), 0.0)
+    for seed in range(2):
+        maps, logits = random_arguments(4, 1, 512, 768, maps_grad=False, seed=seed)
+        (grad, shared), _ = random_arguments(2, 1, 512, 768, maps_grad=False, seed=seed + 100)
+        maps = [feature + common * shared for feature in maps]
+        wide = logits.detach().double().requires_grad_()
+        fused = weighted_block_fusion_reference([feature.double() for feature in maps], wide)
+        (exact,) = torch.autograd.grad(fused, wide, grad.double())
+        for op in lost:
+            (found,) = torch.autograd.grad(op(maps, logits), logits, grad)
+            lost[op] += (found.double() - exact).square().sum().item()
+    assert lost[weighted_block_fusion] <= 3**2 * lost[weighted_block_fusion_reference]
+
+
 @given(tensors(st.tuples(st.integers(1, 5), st.just(2), st.just(3), st.just(4))), st.floats(-50, 50))
 def test_property_shift_invariance_and_gradients_that_sum_to_zero(stacked, shift):
     logits = torch.linspace(-1, 1, len(stacked), requires_grad=True)
