@@ -48,7 +48,7 @@ def choice_problems(config: Any) -> list[str]:
 
 def choice_problem(what: str, value: object, choices: Any) -> str:
     """Return what is wrong with a value that is none of the choices; empty if it is one."""
-    allowed = choices_of(choices) or tuple(choices)
+    allowed = choices if isinstance(choices, tuple) else choices_of(choices) or tuple(choices)
     for choice in allowed:  # an equal value of another type, such as True for 1, is none of them
         if value == choice and isinstance(value, type(choice)) and not isinstance(value, bool):
             return ""

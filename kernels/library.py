@@ -21,7 +21,7 @@ import os
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -284,7 +284,7 @@ def _named_after(op: str, launch: Callable[..., object]) -> Callable[..., object
     return launch_with_named_errors
 
 
-def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
+def _tensors(arguments: Iterable[Any]) -> list[Tensor]:
     found: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
@@ -345,10 +345,14 @@ def check_shapes(
             )
 
 
-def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
-    """Refuse arguments that lie on different devices."""
-    if len({tensor.device for tensor in tensors.values()}) > 1:
-        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+def check_same_device(op: str, given: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
+    """Refuse arguments that lie on different devices; of a sequence, each has its number after its name."""
+    if len({tensor.device for tensor in _tensors(given.values())}) > 1:
+        named = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        for name, value in given.items():
+            if name not in named:
+                named |= {f"{name}[{i}]": tensor for i, tensor in enumerate(value)}
+        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in named.items())
         raise ShapeError(f"{op}: expected all arguments on one device, got {places}; move them with .to(device)")
 
 

@@ -297,19 +297,21 @@ class Walk:
     def __init__(self, maps: Sequence[Tensor], target: Tensor, steps: int) -> None:
         self.steps = steps
         self.samples, height, width = target.shape
-        full = [m.shape[2:] == target.shape[1:] for m in maps]
-        line = all(full) and all(x.stride(-2) == width * x.stride(-1) for x in (*maps, target))
+        shapes, given = [m.shape for m in maps], [x.stride() for x in (*maps, target)]
+        full = [shape[2] == height and shape[3] == width for shape in shapes]
+        line = False not in full and False not in [stride[-2] == width * stride[-1] for stride in given]
         rows, columns = (launching.cdiv(height * width, TILE), TILE) if line else (height, width)
         across, self.strips = launching.cdiv(columns, TILE), launching.cdiv(rows, steps)
         self.programs = across * self.strips
         self.grid = (self.samples * self.programs,)
         self.width = width
-        down = [TILE * x.stride(-1) if line else x.stride(-2) for x in (*maps, target)]
-        strides = [s for m, d in zip(maps, down, strict=False) for s in (m.stride(0), m.stride(1), d, m.stride(3))]
-        sizes = [None if whole else s for m, whole in zip(maps, full, strict=True) for s in m.shape[2:]]
-        self.reads = (
-            tuple(maps), tuple(strides), tuple(sizes), target, (target.stride(0), down[-1], target.stride(2))
-        )  # fmt: skip
+        strides: list[int] = []
+        sizes: list[int | None] = []
+        for (b, c, h, w), shape, whole in zip(given[:-1], shapes, full, strict=True):
+            strides += (b, c, TILE * w if line else h, w)
+            sizes += (None, None) if whole else shape[2:]
+        b, h, w = given[-1]
+        self.reads = (tuple(maps), tuple(strides), tuple(sizes), target, (b, TILE * w if line else h, w))
         self.geometry = (rows, columns, height * width, across, self.strips)
         self.folded = [
             0 if whole else launching.cdiv((steps - 1) * m.shape[2], height) + 3

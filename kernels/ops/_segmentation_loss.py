@@ -36,7 +36,7 @@ def segmentation_loss(
     """Return the loss of all 2**n - 1 sums of n maps, of shape (S,): see `segmentation_sums` and `dice_ce`."""
     squared = flavour == "transunet"
     weights = [] if sample_weight is None else [sample_weight]
-    known = reduce is None and not any(weight.requires_grad for weight in weights)
+    known = reduce is None and (sample_weight is None or not sample_weight.requires_grad)
     fused = known and target.numel() and library.choose_backend(OP, maps[0]) == "triton"
     if fused and not library.under_functional_transform((target, *weights, *maps)):
         weight = None if sample_weight is None else sample_weight.to(maps[0].device, torch.float32)

@@ -279,33 +279,35 @@ library.register(
 
 def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: int | None) -> None:
     """Refuse logit maps (B, K, h, w) that do not belong together, or not to the target (B, H, W)."""
+    largest = target.shape[1:] if isinstance(target, Tensor) and target.ndim == 3 else None
     for i, logits in enumerate(maps):
         name = f"logits[{i}]" if len(maps) > 1 else "logits"
         library.check_dtype(op, name, logits)
-        if logits.ndim != 4 or not logits.shape[1]:
+        shape = logits.shape
+        if len(shape) != 4 or not shape[1]:
+            raise ShapeError(f"{op}: {name} has shape {tuple(shape)}; expected (B, K, h, w) with at least one class")
+        if i == 0:
+            samples_and_classes, dtype = shape[:2], logits.dtype
+        if shape[:2] != samples_and_classes:
             raise ShapeError(
-                f"{op}: {name} has shape {tuple(logits.shape)}; expected (B, K, h, w) with at least one class"
+                f"{op}: {name} has shape {tuple(shape)}; expected {tuple(samples_and_classes)} samples and classes, "
+                "those of logits[0]"
             )
-        if logits.shape[:2] != maps[0].shape[:2]:
-            raise ShapeError(
-                f"{op}: {name} has shape {tuple(logits.shape)}; expected {tuple(maps[0].shape[:2])} samples and "
-                "classes, those of logits[0]"
-            )
-        if logits.dtype != maps[0].dtype:
+        if logits.dtype != dtype:
             raise TypeError(
-                f"{op}: {name} is {logits.dtype}; expected {maps[0].dtype}, the type of logits[0]; "
-                "convert with .to(...)"
+                f"{op}: {name} is {logits.dtype}; expected {dtype}, the type of logits[0]; convert with .to(...)"
             )
-        coarse = isinstance(target, Tensor) and target.ndim == 3
-        sizes = zip(logits.shape[2:], target.shape[1:], strict=True) if coarse else ()
-        if any(small != large and not 0 < small < large for small, large in sizes):
+        size = shape[2:]
+        if largest is None or size == largest:
+            continue
+        if any(small != large and not 0 < small < large for small, large in zip(size, largest, strict=True)):
             raise ShapeError(
-                f"{op}: {name} is {tuple(logits.shape[2:])}; expected at most the target's size "
-                f"{tuple(target.shape[1:])}; crop or pool it, or give the target at full size"
+                f"{op}: {name} is {tuple(size)}; expected at most the target's size {tuple(largest)}; crop or pool it, "
+                "or give the target at full size"
             )
     library.check_tensor(op, "target", target)
-    library.check_same_device(op, {"target": target, **{f"logits[{i}]": m for i, m in enumerate(maps)}})
-    if target.ndim != 3 or len(target) != len(maps[0]):
+    library.check_same_device(op, {"target": target, "logits": maps})
+    if target.ndim != 3 or target.shape[0] != maps[0].shape[0]:
         raise ShapeError(
             f"{op}: expected a target (B, H, W) for logits {tuple(maps[0].shape)}, got {tuple(target.shape)}"
         )

@@ -297,5 +297,5 @@ def _checked(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
                 f"{OP}: weights[{i}] has shape {tuple(weight.shape)}; expected ({x.shape[1]}, 1, k, k) with k odd: one "
                 f"kernel for each of the {x.shape[1]} channels of x"
             )
-    library.check_same_device(OP, {"x": x, **{f"weights[{i}]": weight for i, weight in enumerate(kernels)}})
+    library.check_same_device(OP, {"x": x, "weights": kernels})
     return kernels

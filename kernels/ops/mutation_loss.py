@@ -130,8 +130,8 @@ def mutation_loss_of_ranks(
         reduce: adds a tensor up over all ranks, differentiably.
     """
     maps = _checked(logits, target, subsets, reduction, ignore_index)
-    groups: list[list[Tensor]]
-    groups = {"mutation": [maps], "deep_supervision": [[m] for m in maps], "last": [maps[-1:]]}[subsets]
+    together = maps[-1:] if subsets == "last" else maps
+    groups = [[m] for m in maps] if subsets == "deep_supervision" else [together]
     losses = [
         segmentation_loss(
             group,

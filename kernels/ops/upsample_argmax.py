@@ -172,7 +172,7 @@ def _checked(logits: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, .
         raise ShapeError(
             f"{OP}: logits have {maps[0].shape[1]} classes; expected at most {MOST_CLASSES}: labels are uint8"
         )
-    library.check_same_device(OP, {f"logits[{i}]": m for i, m in enumerate(maps)})
+    library.check_same_device(OP, {"logits": maps})
     if len(size) != 2 or size[0] < 1 or size[1] < 1:
         raise ShapeError(f"{OP}: size is {tuple(size)}; expected (height, width), both at least 1")
     return maps
