@@ -44,9 +44,10 @@ def run_report(out: Path, words: Sequence[str] = ()) -> int:
     return _run(command, out)
 
 
-def run_benchmarks(out: Path) -> int:
-    """Run the tiny case of each comparison as tests of pytest; return its exit code."""
-    words = ["benchmarks", "-q", "-p", "no:cacheprovider", "--benchmark-only", "--tiny"]
+def run_benchmarks(out: Path, *files: str) -> int:
+    """Run the tiny case of each comparison, or of each in some files, as tests of pytest; return its exit code."""
+    which = [f"benchmarks/{file}" for file in files] or ["benchmarks"]
+    words = [*which, "-q", "-p", "no:cacheprovider", "--benchmark-only", "--tiny"]
     return _run([sys.executable, "-m", "pytest", *words, f"--results={out}", f"--seconds={SECONDS}"], out)
 
 
@@ -56,10 +57,10 @@ def _run(command: Sequence[str], out: Path) -> int:
         return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
 
-def amiss_in_results(out: Path) -> Iterator[str]:
-    """Yield what is wrong with the result files of a folder."""
+def amiss_in_results(out: Path, *files: str) -> Iterator[str]:
+    """Yield what is wrong with the result files of a folder, which are those of all benchmarks or of some files."""
     found = {path.name.removesuffix(".cuda.json"): path for path in out.glob("*.cuda.json")}
-    yield from (f"{name} has no result file" for name in sorted(comparisons() - found.keys()))
+    yield from (f"{name} has no result file" for name in sorted(comparisons(*files) - found.keys()))
     for path in found.values():
         yield from doubts(path)
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -92,16 +93,16 @@ def amiss_in_report(out: Path) -> Iterator[str]:
             yield f"{name}: {count} launches"
 
 
-def comparisons() -> set[str]:
-    """Return the names that result files shall have."""
+def comparisons(*files: str) -> set[str]:
+    """Return the names that result files shall have: those of all benchmarks, or of some files."""
     ask = (
         "import importlib, sys; from trifuse.benchmarks.harness import Comparison\n"
         "for name in sys.argv[1:]:\n"
         "    values = vars(importlib.import_module(f'trifuse.benchmarks.{name}')).values()\n"
         "    print(*(value.name for value in values if isinstance(value, Comparison)), sep='\\n')"
     )
-    files = [path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")]
-    said = subprocess.run([sys.executable, "-c", ask, *files], stdout=subprocess.PIPE, text=True, check=True)
+    names = [Path(file).stem for file in files or (ROOT / "benchmarks").glob("bench_*.py")]
+    said = subprocess.run([sys.executable, "-c", ask, *names], stdout=subprocess.PIPE, text=True, check=True)
     return set(said.stdout.split())
 
 
