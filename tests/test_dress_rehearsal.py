@@ -45,6 +45,17 @@ def test_the_rehearsals_succeed(rehearsed):
     assert child.returncode == 0, child.stdout[-20000:] + child.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", REHEARSALS, ids=lambda path: path.stem)
+def test_a_rehearsal_succeeds_alone(path):
+    """As whoever works on what it rehearses runs it."""
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(path))
+    environment = stand_in_gpu.environment(OMP_NUM_THREADS="1")
+    child = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stdout[-20000:] + child.stderr
+
+
 @pytest.mark.timeout(900)
 def test_every_line_that_only_runs_with_a_gpu_has_run(rehearsed):
     listed = gpu_only_lines()

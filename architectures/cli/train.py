@@ -83,6 +83,18 @@ TRAINING = OptionGroup(
             "whether float32 products on a GPU round to TF32; by default convolutions alone do (default)",
             {"choices": ("default", "on", "off")},
         ),
+        RecipeOption(
+            "training.compile",
+            "--compile",
+            "compile the forward and backward pass, for a run of many steps",
+            {"action": "store_true", "default": None},
+        ),
+        RecipeOption(
+            "training.cuda_graph",
+            "--cuda-graph",
+            "record a step on the GPU, and replay it",
+            {"action": "store_true", "default": None},
+        ),
         RecipeOption("training.accumulate", "--accumulate", "micro-batches per step (1)", {"type": int}),
         RecipeOption(
             "training.init", "--init", "folder of a run, or of its network, whose weights to start from", {"type": Path}

@@ -24,6 +24,8 @@ NO_ROW = {
     "training.workers": "how fast samples are loaded",
     "training.checkpoint_every_steps": "how much an interruption costs",
     "training.device": "stated with the machine",
+    "training.compile": "the same steps, rounded otherwise",
+    "training.cuda_graph": "how fast a step is launched",
 }
 """Fields of every recipe that change no result, or that a report states in another place, and why."""
 

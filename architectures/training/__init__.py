@@ -10,6 +10,8 @@ parameter_groups.py      one optimiser per group of parameters
 schedules.py             learning rate as a function of the step
 ema.py                   moving average of the weights
 step.py                  one optimiser step: from a batch to changed weights
+compiled_forward.py      its forward and backward pass, compiled
+recorded_step.py         the whole step as CUDA graphs
 validation.py            the score by which the best epoch is chosen
 training_state.py        what is saved so that a run continues as if it had never stopped
 checkpoint.py            folders that always hold one whole checkpoint, and the saving of them

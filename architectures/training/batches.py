@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,18 @@ def on_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return [on_device(part, device) for part in batch]
     return batch
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Yield all tensors of a batch or of what a network makes of it, in lists and dictionaries too."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)
 
 
 class Batches:

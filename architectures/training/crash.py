@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trifuse.architectures.storage.atomic_files import write_json
+
+from .batches import tensors_in
 
 
 def first_non_finite(model: nn.Module, batch: Mapping[str, Any], forward: Callable[[], object]) -> str:
@@ -62,19 +64,8 @@ class _Watch:
         self._name, self._found = name, found
 
     def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
-        if not all(map(_is_finite, _tensors(output))):
+        if not all(map(_is_finite, tensors_in(output))):
             self._found.append(f"the output of module {self._name or '(the network)'!r} ({type(module).__name__})")
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
 
 
 def _is_finite(value: object) -> bool:

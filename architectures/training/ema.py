@@ -24,13 +24,17 @@ class WeightAverage:
         self._decay = decay
         self._live = _what_training_changes(model)
         self.shadow = {name: tensor.detach().float().clone() for name, tensor in self._live.items()}
+        self._share = next(iter(self.shadow.values())).new_zeros(())  # a recorded update reads it where it lies
+
+    def set_step(self, steps: int) -> None:
+        """Say that the next update comes after ``steps`` optimiser steps."""
+        self._share.fill_(1 - min(self._decay, (1 + steps) / (10 + steps)))
 
     @torch.no_grad()
-    def update(self, steps: int) -> None:
-        """Take in the weights after ``steps`` optimiser steps."""
-        decay = min(self._decay, (1 + steps) / (10 + steps))
+    def update(self) -> None:
+        """Take in the weights."""
         for name, average in self.shadow.items():
-            average.lerp_(self._live[name].float(), 1 - decay)
+            average.lerp_(self._live[name].float(), self._share)
 
     def load(self, shadow: Mapping[str, Tensor]) -> None:
         """Take over averages that were saved."""

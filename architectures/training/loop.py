@@ -29,9 +29,10 @@ from .parameter_groups import GroupSpecification, make_groups
 from .precision import computing
 from .progress import Progress
 from .recipe import Recipe
+from .recorded_step import step_type
 from .run_folder import DIGESTS, append_session, discard_replaced, lock_folder, open_run, with_same_data
 from .signals import Interrupted, StopSignals
-from .step import Batch, Forward, Loss, TrainingStep
+from .step import Batch, Forward, Loss
 from .training_state import (
     FrozenBase,
     TrainerState,
@@ -44,7 +45,7 @@ from .training_state import (
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
 SIDE_INPUTS = ("prior", "ecg", "interval", "has_ecg", "transform")  # inputs that a network may have beside the image
-FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps")  # on resume: they do not change the result
+FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps", "cuda_graph")  # on resume: they change no result
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class _Run:
         self.groups = make_groups(model, recipe, param_groups)
         self.average = None if recipe.ema_decay is None else WeightAverage(model, recipe.ema_decay)
         self.batches = Batches(train_set, recipe, world)
-        self.training_step = TrainingStep(
+        self.training_step = step_type(recipe, world, progress.say)(
             model,
             forward,
             loss,
@@ -217,6 +218,7 @@ class _Run:
             world,
             steps_per_epoch=self.batches.steps_per_epoch,
             crash_folder=out / "crash",
+            say=progress.say,
         )
         self.log_digest: str | None = None
         self.state = self._load(forced) if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
@@ -259,9 +261,7 @@ class _Run:
 
     def _train_epoch(self, stop: StopSignals) -> None:
         state, steps = self.state, self.batches.steps_per_epoch
-        self.model.train()
-        for listener in (self.model, self.training_step.loss):
-            getattr(listener, "start_epoch", lambda epoch: None)(state.epoch)
+        self.training_step.start_epoch(state.epoch)
         self.progress.start(f"epoch {state.epoch + 1} of {self.recipe.epochs}", steps, state.step_in_epoch)
         started_s = time.monotonic()
         for micro_batches in self.batches.epoch(state.epoch, state.step_in_epoch):

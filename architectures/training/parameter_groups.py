@@ -42,7 +42,11 @@ class ParameterGroup:
     def set_learning_rate(self, recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         """Set and return the learning rate of a step, counted from 0."""
         lr = learning_rate(self.schedule, recipe, lr=self.lr, step=step, steps_per_epoch=steps_per_epoch)
-        self.optimizer.param_groups[0]["lr"] = lr
+        settings = self.optimizer.param_groups[0]
+        if isinstance(settings["lr"], Tensor):
+            settings["lr"].fill_(lr)
+        else:
+            settings["lr"] = lr
         return lr
 
     @property
@@ -117,11 +121,15 @@ def _make_group(group: Mapping[str, Any], parameters: dict[str, nn.Parameter], r
 def _make_optimizer(
     kind: Optimizer, parameters: Iterable[nn.Parameter], recipe: Recipe, *, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
+    device = next(iter(parameters)).device
+    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    if device.type == "cuda":  # few launches, which read the learning rate where it lies: they can be recorded
+        options |= {"lr": torch.tensor(lr, device=device), "fused": True}
     if kind == "sgd":
         momentum = recipe.momentum
-        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+        return torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0, **options)
     family = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return family(parameters, lr, betas=recipe.betas, weight_decay=weight_decay)
+    return family(parameters, betas=recipe.betas, **options)
 
 
 def _check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:

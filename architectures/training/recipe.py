@@ -41,6 +41,8 @@ class Recipe:
             that computes in it, "fp32" elsewhere.
         tf32: whether products of float32 numbers on a GPU round their factors to TF32: "on", "off", or "default", as
             PyTorch is set; unless told otherwise, it lets convolutions do so and matrix products not.
+        compile: compile the forward pass of training and its backward pass, see `CompiledForward`.
+        cuda_graph: record a step as CUDA graphs and replay them, see `RecordedStep`.
         accumulate: micro-batches per optimiser step; divides the memory, not the batch.
         ema_decay: of the moving average of the weights that is evaluated and kept as best; None for none.
         grad_clip: largest gradient norm of a parameter group; None for no limit.
@@ -73,6 +75,8 @@ class Recipe:
     min_lr: float = 0.0
     precision: Precision = "auto"
     tf32: Tf32 = "default"
+    compile: bool = False
+    cuda_graph: bool = False
     accumulate: int = 1
     ema_decay: float | None = None
     grad_clip: float | None = None
@@ -125,7 +129,7 @@ class Recipe:
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         """Spell out what older versions did: Dice chose the best epoch, on training cases too; weights were drawn."""
-        added = {"best_epoch_smoothing": None, "init": None, "reset_head": False, "tf32": "default"}
+        added = {"best_epoch_smoothing": None, "init": None, "reset_head": False, "tf32": "default", "compile": False}
         return {"best_epoch_by": DICE, **added, **values}
 
 
@@ -163,7 +167,7 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "best_epoch_smoothing": _SHARE,
     "init": ("None or a folder", lambda value: value is None or (isinstance(value, str) and value != "")),
-    "reset_head": ("true or false", lambda value: type(value) is bool),
+    **{name: ("true or false", lambda value: type(value) is bool) for name in ("compile", "cuda_graph", "reset_head")},
     "seed": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
     "workers": ("a whole number >= 0", lambda value: _is_whole(value, 0)),
     "checkpoint_every_steps": ("None or a whole number >= 1", lambda value: value is None or _is_whole(value, 1)),

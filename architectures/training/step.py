@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trifuse.kernels.errors import NumericError
 
 from .batches import MicroBatch, keyed_seed
+from .compiled_forward import CompiledForward
 from .crash import first_non_finite, write_crash_report
 from .distributed import Reduce, World
 from .ema import WeightAverage
@@ -47,15 +48,16 @@ class TrainingStep:
     """Forward, loss, backward, exchange, clip, update: in this order, and nothing else.
 
     Args:
-        model: in training mode.
-        forward: what to compute from a batch.
+        model: the network.
+        forward: what to compute from a batch; compiled, if the recipe says so.
         loss: of the outputs; sums over ranks before its formula.
         groups: the optimisers.
         average: moving average of the weights, or None.
-        recipe: precision, as its device chose it, and seed.
+        recipe: precision, as its device chose it, whether to compile, and seed.
         world: the ranks.
         steps_per_epoch: for the schedules.
         crash_folder: where a step that is not finite is described.
+        say: takes a line on how steps are computed.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class TrainingStep:
         *,
         steps_per_epoch: int,
         crash_folder: Path,
+        say: Callable[[str], None],
     ) -> None:
-        self.model, self.loss, self._forward, self._groups, self._average = model, loss, forward, groups, average
+        self.model, self.loss, self._eager_forward, self._groups, self._average = model, loss, forward, groups, average
+        self._forward, self._say = CompiledForward(forward, say) if recipe.compile else forward, say
         self._recipe, self._world, self._steps_per_epoch = recipe, world, steps_per_epoch
         self._crash_folder = crash_folder
         self._skipped_in_a_row = 0
@@ -84,17 +88,11 @@ class TrainingStep:
             NumericError: the loss or its gradient is not finite; the weights are as before the step.
         """
         for group in self._groups:
-            group.optimizer.zero_grad(set_to_none=True)
             group.set_learning_rate(self._recipe, global_step, self._steps_per_epoch)
-
+        if self._average is not None:
+            self._average.set_step(global_step + 1)
         seeds = [keyed_seed(self._recipe.seed, global_step, n, self._world.rank) for n in range(len(micro_batches))]
-        parts = [self._accumulate(*part, seed) for part, seed in zip(micro_batches, seeds, strict=True)]
-        self._world.sum_gradients([p for group in self._groups for p in group.parameters.values()])
-
-        for group in self._groups:
-            self.scaler.unscale_(group.optimizer)
-        norms = [group.clip_gradient() for group in self._groups]
-        losses, norm = self._read(parts, norms)
+        losses, norm = self._read(*self._find_gradient(micro_batches, seeds))
         for loss, part, seed in zip(losses, micro_batches, seeds, strict=True):
             if not math.isfinite(loss):
                 self._stop("the loss", global_step, [part], self._first_non_finite(part[1], seed), seed)
@@ -103,13 +101,15 @@ class TrainingStep:
             self._count_skipped(micro_batches, global_step)
         else:
             self._skipped_in_a_row = 0
-            for group in self._groups:
-                if group.has_gradient:  # an ECG's has none after a batch without ECGs, and the scaler insists on one
-                    self.scaler.step(group.optimizer)
-            if self._average is not None:
-                self._average.update(global_step + 1)
+            self._update()
         self.scaler.update()
         return StepResult(math.fsum(losses), norm, skipped)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Let the network train, and tell it and the loss, if they listen, which epoch it is, counted from 0."""
+        self.model.train()
+        for listener in (self.model, self.loss):
+            getattr(listener, "start_epoch", lambda epoch: None)(epoch)
 
     def state(self) -> dict[str, float]:
         """Return the loss scaler's state."""
@@ -121,11 +121,41 @@ class TrainingStep:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({k: v for k, v in state.items() if k != "skipped_in_a_row"})
 
+    def _find_gradient(
+        self, micro_batches: Sequence[tuple[MicroBatch, Batch]], seeds: Sequence[int]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Leave the gradient of a step in the parameters, clipped; return the parts of its loss, and norms before."""
+        self._forget_gradient()
+        parts = [self._accumulate(*part, seed) for part, seed in zip(micro_batches, seeds, strict=True)]
+        self._world.sum_gradients([p for group in self._groups for p in group.parameters.values()])
+        for group in self._groups:
+            self.scaler.unscale_(group.optimizer)
+        return parts, self._clip_gradient()
+
+    def _forget_gradient(self) -> None:
+        for group in self._groups:
+            group.optimizer.zero_grad(set_to_none=True)
+
     def _accumulate(self, micro_batch: MicroBatch, batch: Batch, seed: int) -> Tensor:
+        torch.manual_seed(seed)  # dropout draws from the global generators and from nothing else
+        return self._differentiate(micro_batch, batch)
+
+    def _differentiate(self, micro_batch: MicroBatch, batch: Batch) -> Tensor:
         """Add a micro-batch's part to the gradients and return its part of the loss."""
-        loss = self.loss(self._run_forward(batch, seed), batch, self._world.sum) * micro_batch.share
+        loss = self.loss(self._run(self._forward, batch), batch, self._world.sum) * micro_batch.share
         self.scaler.scale(loss).backward()
         return loss.detach()
+
+    def _clip_gradient(self) -> list[Tensor]:
+        return [group.clip_gradient() for group in self._groups]
+
+    def _update(self) -> None:
+        """Let the gradient change the weights, and these their average."""
+        for group in self._groups:
+            if group.has_gradient:  # an ECG's has none after a batch without ECGs, and the scaler insists on one
+                self.scaler.step(group.optimizer)
+        if self._average is not None:
+            self._average.update()
 
     @staticmethod
     def _read(parts: Sequence[Tensor], norms: Sequence[Tensor]) -> tuple[list[float], float]:
@@ -134,13 +164,16 @@ class TrainingStep:
         return numbers[: len(parts)], max(numbers[len(parts) :])
 
     def _first_non_finite(self, batch: Batch, seed: int) -> str:
-        return first_non_finite(self.model, batch, lambda: self._run_forward(batch, seed))
+        def again() -> None:
+            torch.manual_seed(seed)
+            self._run(self._eager_forward, batch)
 
-    def _run_forward(self, batch: Batch, seed: int) -> Any:
-        torch.manual_seed(seed)  # dropout draws from the global generators and from nothing else
+        return first_non_finite(self.model, batch, again)
+
+    def _run(self, forward: Forward, batch: Batch) -> Any:
         dtype = _AUTOCAST[self._recipe.precision]
         with torch.autocast(self._world.device.type, dtype, enabled=dtype is not None):
-            return self._forward(self.model, batch)
+            return forward(self.model, batch)
 
     def _count_skipped(self, micro_batches: Sequence[tuple[MicroBatch, Batch]], global_step: int) -> None:
         """Let fp16 try again with a smaller loss scale, a bounded number of times; elsewhere stop."""
@@ -169,7 +202,7 @@ class TrainingStep:
             "sample_keys": [list(key) for key in samples],
             "case_ids": cases,
             "forward_seed": seed,
-            "learning_rates": {g.name: g.optimizer.param_groups[0]["lr"] for g in self._groups},
+            "learning_rates": {g.name: float(g.optimizer.param_groups[0]["lr"]) for g in self._groups},
             "loss_scale": self.scaler.get_scale(),
         }
         path = write_crash_report(self._crash_folder, report)

@@ -75,6 +75,7 @@ def train_as_a_rank(seconds: float) -> float:
             world,
             steps_per_epoch=batches.steps_per_epoch,
             crash_folder=Path(scratch),
+            say=print,
         )
         loaded = list(batches.epoch(0))
         times: list[float] = []

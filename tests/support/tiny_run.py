@@ -102,7 +102,8 @@ class StopAt:
 def validate(model: nn.Module) -> dict[str, float]:
     """Dice on four squares that training does not see."""
     samples = [Squares(104)[0, 0, index] for index in range(100, 104)]
-    predicted = model(torch.stack([s["image"] for s in samples])).argmax(1)
+    device = next(model.parameters()).device
+    predicted = model(torch.stack([s["image"] for s in samples]).to(device)).argmax(1).cpu()
     truth = torch.stack([s["target"] for s in samples])
     return {"dice": float(2 * (predicted * truth).sum() / (predicted + truth).sum())}
 

@@ -72,6 +72,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "training": {
         "tf32": "tests/architectures/training/test_precision.py",
+        "compile": "tests/architectures/training/test_compiled_forward.py",  # rounds otherwise
+        "cuda_graph": "tests/rehearsal/rehearse_recorded_steps.py",
         "init": "tests/architectures/cli/test_train.py",
         "reset_head": "tests/architectures/cli/test_train.py",
         "workers": "tests/architectures/training/test_loop.py",  # changes nothing that is left behind

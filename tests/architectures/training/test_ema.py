@@ -25,7 +25,8 @@ def test_statistics_of_batch_norm_are_averaged_with_the_weights_and_nothing_that
     }
     torch.manual_seed(0)
     model[2](torch.randn(8, 3) * 2 + 5)  # moves the statistics, as a step of training does
-    average.update(100)
+    average.set_step(100)
+    average.update()
     live = model[2].running_mean.clone()
     assert live.abs().min() > 0.1
     with evaluation_mode(model, average):
@@ -39,5 +40,6 @@ def test_a_short_run_is_not_dominated_by_where_it_began(steps, moved):
     average, start = WeightAverage(model, 0.9), model[1].weight.detach().clone()
     with torch.no_grad():
         model[1].weight.add_(1.0)
-    average.update(steps)
+    average.set_step(steps)
+    average.update()
     torch.testing.assert_close(average.shadow["1.weight"], start + moved)

@@ -141,6 +141,10 @@ def _set_rng_state(state: torch.Tensor, device: Any = "cuda") -> None:
     default_generator.set_state(state)
 
 
+def _set_sync_debug_mode(mode: int | str) -> None:
+    MODE.waits_are_said = {"default": 0, "warn": 1}.get(mode, mode)
+
+
 def _answering(answer: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: answer
 
@@ -168,6 +172,8 @@ def install(name: str) -> None:
         "_exchange_device": _exchange,
         "_maybe_exchange_device": _exchange,
         "synchronize": synchronize,
+        "get_sync_debug_mode": lambda: MODE.waits_are_said,
+        "set_sync_debug_mode": _set_sync_debug_mode,
         "is_current_stream_capturing": lambda: MODE.recording is not None,
         "memory_allocated": lambda device=None: held.now,
         "memory_reserved": lambda device=None: held.now,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -139,6 +140,7 @@ class Mode(TorchDispatchMode):
 
     recording: Recording | None = None
     making: tuple[Any] | None = None  # the device that a function of Python which makes tensors was given
+    waits_are_said: int | str = 0  # by a warning, as `torch.cuda.set_sync_debug_mode` asks
     inside = 0  # of one of our own operators, which is recorded as a whole
 
     supports_higher_order_operators = True  # FlexAttention is one
@@ -203,6 +205,8 @@ class Mode(TorchDispatchMode):
         if self.recording is not None and gpu and (name in _WAITS or (len(places) > 1 and name in _MIXES)):
             raise RuntimeError(f"CUDA error: {RECORDING} ({name})")
         asked = kwargs.get("device")  # the CPU may be what PyTorch says of a tensor that lies here
+        if self.waits_are_said and gpu and name in _WAITS:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=4)
         if asked is not None and torch.device(asked).type == "cpu":
             asked = self.making and self.making[0]
         if asked is not None:

@@ -59,6 +59,8 @@ def install() -> None:
     torch.Generator = Generator
     grouping = torch.nn.utils.clip_grad
     grouping._group_tensors_by_device_and_dtype = _by_place(grouping._group_tensors_by_device_and_dtype)
+    optimizer = torch.optim.Optimizer
+    optimizer._group_tensors_by_device_and_dtype = staticmethod(_by_place(optimizer._group_tensors_by_device_and_dtype))
 
 
 def _by_place(original: Callable[..., dict]) -> Callable[..., dict]:
