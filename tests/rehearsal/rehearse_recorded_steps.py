@@ -94,6 +94,21 @@ def test_a_replay_that_is_not_finite_changes_no_weight(tmp_path, replays):
     assert isinstance(json.loads(path.read_text())["learning_rates"]["all"], float)
 
 
+def test_a_gradient_of_a_replay_that_is_not_finite_is_found(tmp_path, replays):
+    """Although the step before, of another shape, had gradients of its own."""
+
+    class Grounded(Squares):
+        def __getitem__(self, key):
+            return super().__getitem__(key) | {"ground": torch.tensor(float(key[1] < EPOCHS - 2))}
+
+    def forward(model, batch):
+        return model(batch["image"]) + (model.head.bias[0] * 0 + batch["ground"].mean()).sqrt()
+
+    with pytest.raises(NumericError, match=r"at step 6; first seen in the gradient of 'head.bias'"):
+        run(tmp_path, cuda_graph=True, data=Grounded(10), forward=forward, **OPTIONS)
+    assert replays
+
+
 def test_what_a_loss_decides_for_an_epoch_is_recorded_for_it(tmp_path, said, replays):
     class Fading(SegmentationLoss):
         def start_epoch(self, epoch):
