@@ -218,6 +218,7 @@ def _waits() -> Iterator[list[str]]:
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # may not find all: recording finds the rest
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield found

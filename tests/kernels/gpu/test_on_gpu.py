@@ -15,8 +15,12 @@ from gpu_arguments import DTYPES, assert_call_matches, calls, normal
 from tiny_networks import NETWORKS
 
 from trifuse import kernels
+from trifuse.architectures.training import recorded_step
+from trifuse.architectures.training.batches import MicroBatch
+from trifuse.architectures.training.distributed import World
 from trifuse.architectures.training.parameter_groups import make_groups
 from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.step import TrainingStep
 from trifuse.kernels.testing import compare, peak_memory_bytes
 
 pytestmark = [
@@ -120,35 +124,26 @@ def test_a_recorded_operator_gives_what_it_gives_eagerly(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_recorded_training_step_trains_as_an_eager_one(name):
-    """Clipped and updated as `fit` does it; a replay draws anew, and from one seed what an eager step draws from it."""
-    network = NETWORKS[name]
+def test_a_recorded_training_step_trains_as_an_eager_one(name, tmp_path, monkeypatch):
+    """As `fit` takes both: a replay draws from a seed what an eager step draws from it."""
+    monkeypatch.setattr(recorded_step, "EAGER_STEPS", WARM_UP_STEPS)
+    network, said = NETWORKS[name], []
     batch = {key: value.to(DEVICE) for key, value in network.batch(2).items()}
-    recipe = Recipe(epochs=1, batch_size=2, lr=1e-3, optimizer="sgd", grad_clip=1.0)
+    recipe = Recipe(epochs=1, batch_size=2, lr=1e-3, optimizer="sgd", grad_clip=1.0, precision="fp32")
+    model = network.make().to(DEVICE).train()
+    world = World(0, 1, next(model.parameters()).device)
 
-    def stepping(model):
-        (group,) = make_groups(model, recipe, None)
+    def trained(kind):
+        """Return the network after some steps, each with a seed of its own."""
+        twin = copy.deepcopy(model)
+        groups = make_groups(twin, recipe, None)
+        options = {"steps_per_epoch": 10, "crash_folder": tmp_path, "say": said.append}
+        step = kind(twin, network.forward, network.loss, groups, None, recipe, world, **options)
+        with on_kernels(name, expected=network.kernels):
+            for number in range(WARM_UP_STEPS + (1 if INTERPRETED else 2)):
+                step([(MicroBatch((), True, 1.0), batch)], number)
+        return twin
 
-        def step():
-            group.optimizer.zero_grad(set_to_none=True)
-            with on_kernels(name, expected=network.kernels):
-                network.step(model, batch).backward()
-            group.clip_gradient()
-            group.optimizer.step()
-
-        return step
-
-    eager = network.make().to(DEVICE).train()
-    recorded = copy.deepcopy(eager)
-    steps = stepping(eager), stepping(recorded)
-    for step in steps:
-        torch.cuda.manual_seed(0)  # they draw, too
-        warmed_up(step)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        steps[1]()
-    for seed in range(1 if INTERPRETED else 2):
-        for run in (steps[0], graph.replay):
-            torch.cuda.manual_seed(seed)
-            run()
+    eager, recorded = (trained(kind) for kind in (TrainingStep, recorded_step.RecordedStep))
+    assert said == ["steps are recorded as CUDA graphs"]
     torch.testing.assert_close(recorded.state_dict(), eager.state_dict(), atol=1e-4, rtol=1e-3)
