@@ -119,12 +119,13 @@ class Burst(nn.Module):
         return torch.where(x == x.max(), torch.inf, x)
 
 
-def test_a_number_that_is_not_finite_is_sought_in_the_eager_pass(tmp_path, traced_alone):
-    """Compiled code has no modules to look at."""
+def test_a_number_that_is_not_finite_is_sought_in_the_eager_pass(tmp_path, said, traced_alone):
+    """What looks at the modules is no part of the code that was compiled."""
     model = TinyNet()
     model.norm = Burst()
     with pytest.raises(NumericError, match=r"first seen in the output of module 'norm' \(Burst\)"):
         run(tmp_path / "run", compile=True, model=model)
+    assert said() == [COMPILED]
 
 
 def test_compiling_is_no_free_choice_of_a_resumed_run(tmp_path):
