@@ -33,7 +33,13 @@ from . import torch_internals
 from .choices import check_choice
 from .errors import BackendError, ShapeError, UnusableKernel
 from .forcing import Forced, forced, forcing
-from .torch_internals import constant_when_compiled, inside_backward, outside_of_modes, without_values
+from .torch_internals import (
+    constant_when_compiled,
+    inside_backward,
+    inside_transform,
+    outside_of_modes,
+    without_values,
+)
 from .torch_internals import under_functional_transform as under_functional_transform
 
 BACKENDS = ("triton", "torch", "reference")
@@ -195,13 +201,16 @@ def register(
     launch: Callable[..., object],
     meta: Callable[..., object],
     autograd: Callable[..., object] | None = None,
-) -> None:
-    """Register ``trifuse::<schema>``: its Triton launch, its shape rule, and its gradient if it has one.
+) -> Callable[..., Any]:
+    """Register ``trifuse::<schema>``: its Triton launch, its shape rule, and its gradient if it has one; return it.
 
     The launch serves GPU tensors, and CPU tensors where the Triton interpreter is on. Registration through
     `torch.library.Library` costs about half the host time per call of `torch.library.custom_op`. A gradient that is an
     operator of its own is registered after its operator, and named after it. What the gradient launches is built before
     the first forward pass that needs it returns.
+
+    What is returned calls the operator. Where a dispatcher would find nothing but the gradient, it calls that at once,
+    which calls the operator: modes and profilers see it as ever.
     """
     name = schema.split("(")[0]
     op = next((known for known in _registered if name.startswith(known)), name)
@@ -211,28 +220,43 @@ def register(
     _library.impl(name, launch, "CUDA")
     _library.impl(name, launch, "CPU")
     _library.impl(name, lambda *given: (meta if building.device is None else launch)(*given), "Meta")
-    if autograd is not None:
-        _library.impl(name, _with_backward(op, autograd), "Autograd")
+    operator: Callable[..., Any] = getattr(torch.ops.trifuse, name).default
+    if autograd is None:
+        return operator
+    differentiate = _with_backward(op, autograd)
+    _library.impl(name, differentiate, "Autograd")
+
+    def call(*arguments: Any) -> Any:
+        dispatched = torch.compiler.is_compiling() or not torch.is_grad_enabled() or inside_transform()
+        return operator(*arguments) if dispatched else differentiate(*arguments)
+
+    return call
 
 
 def _with_backward(op: str, autograd: Callable[..., Any]) -> Callable[..., Any]:
     """Have a gradient's kernels built by the first forward pass that needs it, which can still choose plain PyTorch.
 
-    What is needed is told by the device, the type, and which arguments have gradients. Another shape may need another
-    form of a kernel; what keeps kernels from being built at all is hardly ever the shape.
+    What is needed is told by the device, the type, and which arguments have gradients, as autograd has found out.
+    Another shape may need another form of a kernel; what keeps kernels from being built is hardly ever the shape.
     """
 
     def differentiate(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() and building.device is None:
-            tensors = _tensors(arguments)
-            needed = tuple([tensor.requires_grad for tensor in tensors])
-            call = (op, tensors[0].device, tensors[0].dtype, needed)
-            if call not in _built and True in needed and not torch_internals.without_values(tensors):
-                _build(autograd, arguments, tensors[0])
+        results = autograd(*arguments)
+        node: Any = (results if isinstance(results, Tensor) else results[0]).grad_fn
+        if node is not None and building.device is None:
+            first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+            call = (op, first.device, first.dtype, node.needs_input_grad)
+            if call not in _built and _has_values(first, arguments):
+                _build(autograd, arguments, first)
                 _built.add(call)
-        return autograd(*arguments)
+        return results
 
     return differentiate
+
+
+def _has_values(first: Tensor, arguments: Sequence[Any]) -> bool:
+    """Return whether a call is about to run on a device: what is asked for shapes alone needs no kernels."""
+    return first.device.type != "meta" and not torch_internals.without_values(_tensors(arguments))
 
 
 def _build(autograd: Callable[..., Any], arguments: Sequence[Any], first: Tensor) -> None:
@@ -244,7 +268,8 @@ def _build(autograd: Callable[..., Any], arguments: Sequence[Any], first: Tensor
     building.device = first.device
     try:
         with outside_of_modes(), no_hooks, torch.cuda.device_of(first):
-            given = [[*map(_without_memory, x)] if isinstance(x, list) else _without_memory(x) for x in arguments]
+            listed = (list, tuple)
+            given = [[*map(_without_memory, x)] if isinstance(x, listed) else _without_memory(x) for x in arguments]
             leaves = [tensor for tensor in _tensors(given) if tensor.requires_grad]
             results = autograd(*given)
             results = [result for result in _tensors([results]) if result.requires_grad]
@@ -326,11 +351,17 @@ def check_tensor(op: str, argument: str, value: object) -> None:
 
 
 def check_dtype(op: str, argument: str, tensor: Tensor) -> None:
+    """Refuse types that the operators do not compute in, and what `check_tensor` does."""
+    if type(tensor) is not Tensor:
+        check_tensor(op, argument, tensor)
+    check_float(op, argument, tensor.dtype)
+
+
+def check_float(op: str, argument: str, dtype: torch.dtype) -> None:
     """Refuse types that the operators do not compute in."""
-    check_tensor(op, argument, tensor)
-    if tensor.dtype not in FLOAT_DTYPES:
+    if dtype not in FLOAT_DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
-        raise TypeError(f"{op}: {argument} is {tensor.dtype}; expected one of {allowed}; convert it with .to(...)")
+        raise TypeError(f"{op}: {argument} is {dtype}; expected one of {allowed}; convert it with .to(...)")
 
 
 def check_shapes(
@@ -347,12 +378,19 @@ def check_shapes(
 
 def check_same_device(op: str, given: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
     """Refuse arguments that lie on different devices; of a sequence, each has its number after its name."""
-    if len({tensor.device for tensor in _tensors(given.values())}) > 1:
-        named = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        for name, value in given.items():
-            if name not in named:
-                named |= {f"{name}[{i}]": tensor for i, tensor in enumerate(value)}
-        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in named.items())
+    if len({tensor.device for tensor in _tensors(given.values())}) == 1:
+        return
+    places: dict[str, torch.device] = {}
+    for name, value in given.items():
+        named = {name: value} if isinstance(value, Tensor) else {f"{name}[{i}]": one for i, one in enumerate(value)}
+        places |= {name: tensor.device for name, tensor in named.items()}
+    check_one_device(op, places)
+
+
+def check_one_device(op: str, devices: Mapping[str, torch.device]) -> None:
+    """Refuse devices of arguments that differ."""
+    if len(set(devices.values())) > 1:
+        places = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ShapeError(f"{op}: expected all arguments on one device, got {places}; move them with .to(device)")
 
 

@@ -11,7 +11,8 @@ Private name                        What it does                                
 ``forward_ad._current_level``       tells forward-mode differentiation: -1 outside    nothing
 ``peek_interpreter_stack``          tells transforms of `torch.func`: None outside    nothing
 ``is_functorch_wrapped_tensor``     tells the tensors that such a transform is about  nothing
-``_get_dispatch_mode``, ``PROXY``   tells that operations are recorded (`make_fx`)    nothing
+``_get_dispatch_mode``, ``PROXY``,  tells that operations are recorded (`make_fx`),   nothing
+``FAKE``                            or only shapes computed (`FakeTensorMode`)
 ``detect_fake_mode``                tells tensors with shapes and no values           nothing
 ``_dynamo_marked_constant``         has `torch.compile` call a function, and keep     `assume_constant_result`, which
                                     its result, instead of tracing it                 loads the compiler at import
@@ -41,6 +42,7 @@ import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 Answering = TypeVar("Answering", bound=Callable[..., object])
@@ -52,7 +54,12 @@ _innermost_transform = torch._C._functorch.peek_interpreter_stack
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 _dispatch_mode = torch._C._get_dispatch_mode
 _backward_pass = torch._C._current_graph_task_id
-_RECORDING = torch._C._TorchDispatchModeKey.PROXY
+_RECORDING, _FAKING = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
+
+
+def inside_transform() -> bool:
+    """Return whether a transform of `torch.func` is active, whatever tensors it is about; not for a compiler to ask."""
+    return _innermost_transform() is not None
 
 
 def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
@@ -69,12 +76,14 @@ def under_functional_transform(tensors: Sequence[Tensor]) -> bool:
 def without_values(tensors: Sequence[Tensor]) -> bool:
     """Return whether operations are recorded or only their shapes computed, so that no value may be read.
 
-    Tensors on the meta device have none, and no device that a kernel could be built for.
+    Whether tensors lie on a device that has values, their callers know: the meta device has none.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _dispatch_mode(_RECORDING) is not None or _dispatch_mode(_FAKING) is not None:
         return True
-    on_meta = any(tensor.device.type == "meta" for tensor in tensors)
-    return on_meta or _dispatch_mode(_RECORDING) is not None or detect_fake_mode(tensors) is not None
+    for tensor in tensors:  # of a type of their own where they have no values; most calls end here
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+            return detect_fake_mode(tensors) is not None
+    return False
 
 
 def computing_shapes_alone() -> AbstractContextManager[object]:

@@ -46,6 +46,7 @@ from trifuse.benchmarks.baselines.mutation_loss import separate_losses
 from trifuse.benchmarks.baselines.segment_film_gate import segment_film_by_the_equations
 from trifuse.benchmarks.baselines.temporal_film_gate import film_by_the_equations
 from trifuse.benchmarks.baselines.weighted_block_fusion import stack_einsum
+from trifuse.kernels import library
 from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
 from trifuse.kernels.testing.machine import stamp
 from trifuse.kernels.testing.measuring import tensors_in
@@ -153,9 +154,10 @@ def _true(_: Sequence[Tensor]) -> bool:
 
 @contextmanager
 def as_on_a_gpu(launch: Callable[..., None]) -> Iterator[None]:
-    """Force the Triton backend, have ``launch`` called for each launch, and have no value looked at."""
+    """Force the Triton backend, as if made for a CPU, have ``launch`` called at each launch, and no value looked at."""
     with (
         kernels.backend("triton"),
+        library.compiled_on_cpu(),
         mock.patch("trifuse.kernels.gpu.launching.launch", launch),
         mock.patch("trifuse.kernels.library.without_values", _true),
     ):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 # Maps of fewer are normalised in planes all the same: that takes fewer steps.
-FEWEST_ELEMENTS = 1 << 13
+FEWEST_ELEMENTS = 1 << 16
 
 
 def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

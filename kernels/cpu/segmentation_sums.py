@@ -17,6 +17,8 @@ from torch import Tensor
 
 # Elements of the softmaxes of all subsets of a chunk: small enough to stay in a second-level cache or close to it.
 CHUNK_ELEMENTS = 1 << 20
+# Of a single map of fewer, all that autograd keeps stays in a cache, and its gradients take fewer steps.
+FEWEST_ELEMENTS = 1 << 19
 # A product of exponentials below this may have lost classes that matter; above, they are lost below rounding.
 SMALLEST_TOTAL = 1e-25
 
@@ -64,6 +66,30 @@ def interpolation_weights(size: int, full: int, dtype: torch.dtype) -> Tensor:
     """Return the (full, size) matrix of linear interpolation between the centres of cells."""
     centres = ((torch.arange(full, dtype=torch.float64) + 0.5) * (size / full) - 0.5).clamp(0, size - 1)
     return (1 - (centres[:, None] - torch.arange(size)).abs()).clamp(min=0).to(dtype)
+
+
+def is_small(maps: Sequence[Tensor], target: Tensor) -> bool:
+    """Return whether `forward_of_few` takes these maps, and less time for them than `forward` and `backward` do."""
+    return len(maps) == 1 and maps[0].numel() < FEWEST_ELEMENTS and maps[0].shape[2:] == target.shape[1:]
+
+
+def forward_of_few(
+    logits: Tensor, target: Tensor, squared: bool, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what `forward` does of one small map, at the target's size, by differentiable operations alone."""
+    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(2).log_softmax(1)
+    label, p, truth = target.flatten(1).unsqueeze(1), log_p.exp(), torch.zeros_like(log_p)
+    if ignore_index is None:
+        truth.scatter_(1, label, 1.0)
+        reached = log_p.gather(1, label)
+    else:
+        known = label != ignore_index
+        label, counts = torch.where(known, label, 0), known.to(p.dtype)
+        p = p * counts
+        truth.scatter_(1, label, counts)
+        reached = torch.where(known, log_p.gather(1, label), 0)
+    intersection, predicted = (p * truth).sum(2), (p * p if squared else p).sum(2)
+    return intersection.unsqueeze(1), predicted.unsqueeze(1), -reached.sum(2), truth.sum(2)
 
 
 def forward(

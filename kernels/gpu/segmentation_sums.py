@@ -23,6 +23,8 @@ where seven subsets need 63 of them a pixel; maps' own exponentials, multiplied,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -295,30 +297,40 @@ class Walk:
     """How the programs of a launch walk over the pixels: down the rows, or along the one line that they form."""
 
     def __init__(self, maps: Sequence[Tensor], target: Tensor, steps: int) -> None:
+        layouts = tuple([(m.shape, m.stride()) for m in maps])
+        (
+            self.samples, self.width, self.strips, self.programs, self.geometry, self.folded, strides, sizes, of_target
+        ) = _walk(layouts, target.shape, target.stride(), steps)  # fmt: skip
         self.steps = steps
-        self.samples, height, width = target.shape
-        shapes, given = [m.shape for m in maps], [x.stride() for x in (*maps, target)]
-        full = [shape[2] == height and shape[3] == width for shape in shapes]
-        line = False not in full and False not in [stride[-2] == width * stride[-1] for stride in given]
-        rows, columns = (launching.cdiv(height * width, TILE), TILE) if line else (height, width)
-        across, self.strips = launching.cdiv(columns, TILE), launching.cdiv(rows, steps)
-        self.programs = across * self.strips
         self.grid = (self.samples * self.programs,)
-        self.width = width
-        strides: list[int] = []
-        sizes: list[int | None] = []
-        for (b, c, h, w), shape, whole in zip(given[:-1], shapes, full, strict=True):
-            strides += (b, c, TILE * w if line else h, w)
-            sizes += (None, None) if whole else shape[2:]
-        b, h, w = given[-1]
-        self.reads = (tuple(maps), tuple(strides), tuple(sizes), target, (b, TILE * w if line else h, w))
-        self.geometry = (rows, columns, height * width, across, self.strips)
-        self.folded = [
-            0 if whole else launching.cdiv((steps - 1) * m.shape[2], height) + 3
-            for m, whole in zip(maps, full, strict=True)
-        ]
+        self.reads = (tuple(maps), strides, sizes, target, of_target)
 
     def partial_rows(self, i: int, classes: int) -> Tensor:
         """Return memory for the coarse rows of map i that each program touches."""
         shape = (self.samples, self.strips, self.folded[i], classes, self.width)
         return self.reads[3].new_empty(shape, dtype=torch.float32)
+
+
+@lru_cache(maxsize=256)
+def _walk(
+    layouts: tuple[tuple[torch.Size, tuple[int, ...]], ...],
+    shape: torch.Size,
+    target_strides: tuple[int, ...],
+    steps: int,
+) -> tuple[Any, ...]:
+    """Return what a `Walk` knows of maps of these shapes and strides; training asks for the same at every step."""
+    samples, height, width = shape
+    full = [shape[2] == height and shape[3] == width for shape, _ in layouts]
+    line = all(full) and all(s[-2] == width * s[-1] for s in (*(s for _, s in layouts), target_strides))
+    rows, columns = (launching.cdiv(height * width, TILE), TILE) if line else (height, width)
+    across, strips = launching.cdiv(columns, TILE), launching.cdiv(rows, steps)
+    strides = [s for _, (b, c, h, w) in layouts for s in (b, c, TILE * w if line else h, w)]
+    sizes = [None if whole else s for (m, _), whole in zip(layouts, full, strict=True) for s in m[2:]]
+    b, h, w = target_strides
+    folded = [
+        0 if whole else launching.cdiv((steps - 1) * m[2], height) + 3
+        for (m, _), whole in zip(layouts, full, strict=True)
+    ]
+    geometry = (rows, columns, height * width, across, strips)
+    of_target = (b, TILE * w if line else h, w)
+    return samples, width, strips, across * strips, geometry, folded, tuple(strides), tuple(sizes), of_target

@@ -29,8 +29,10 @@ def check_arguments(
     dilations: Sequence[int] = (1, 2, 3),
     scale: float | None = None,
     border: str = "zero",
+    *,
+    packed: int = 1,
 ) -> Windows:
-    """Return the windows, or raise what is wrong with the maps or with them."""
+    """Return the windows, or raise what is wrong with them or with the maps; each holds ``packed`` in equal parts."""
     for name, tensor in maps.items():
         library.check_dtype(op, name, tensor)
     library.check_same_device(op, maps)
@@ -49,11 +51,11 @@ def check_arguments(
                 f"{op}: expected {name} of the shape of q, {tuple(q.shape)}, got {tuple(tensor.shape)}; "
                 "queries, keys and values come from one map"
             )
-    dilations = tuple(dilations)
-    check_windows(op, q.shape[-1], num_heads, kernel_size, dilations, border)
+    dilations, channels = tuple(dilations), q.shape[-1] // packed
+    check_windows(op, channels, num_heads, kernel_size, dilations, border)
     if border == "shift":
         _check_room(op, q.shape[1:3], kernel_size, max(dilations))
-    scale = max(q.shape[-1] // num_heads, 1) ** -0.5 if scale is None else scale
+    scale = max(channels // num_heads, 1) ** -0.5 if scale is None else scale
     return Windows(num_heads, kernel_size, dilations, scale, border)
 
 

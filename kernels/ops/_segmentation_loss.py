@@ -41,9 +41,7 @@ def segmentation_loss(
     if fused and not library.under_functional_transform((target, *weights, *maps)):
         weight = None if sample_weight is None else sample_weight.to(maps[0].device, torch.float32)
         formula = (FIRST_CLASS[flavour], w_ce, w_dice, BEST_DICE_LOSS[flavour])
-        losses, _ = torch.ops.trifuse.segmentation_sums_loss(
-            with_background(maps), target, weight, squared, ignore_index, batch_dice, *formula
-        )
+        losses, _ = _operator(with_background(maps), target, weight, squared, ignore_index, batch_dice, *formula)
         return losses
     return dice_ce(
         segmentation_sums(maps, target, squared=squared, ignore_index=ignore_index),
@@ -125,7 +123,7 @@ def _differentiate(
     return _TritonLoss.apply(target, sample_weight, options, *maps)
 
 
-library.register(
+_operator = library.register(
     "segmentation_sums_loss(Tensor[] maps, Tensor target, Tensor? sample_weight, bool squared, int? ignore_index,"
     " bool batch_dice, int first, float w_ce, float w_dice, float best) -> (Tensor, Tensor)",
     _launch,

@@ -16,6 +16,7 @@ logit makes NaN of the sums of its sample, for the subsets that its map belongs 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -64,16 +65,20 @@ def segmentation_sums(
     if backend == "reference" or library.under_functional_transform((target, *maps)):
         return SegmentationSums(*composed.composed_sums(*arguments))
     if backend == "triton":
-        sums, true = torch.ops.trifuse.segmentation_sums(*arguments)
+        sums, true = _operator(*arguments)
         intersection, predicted, nll = sums.split((true.shape[1], true.shape[1], 1), dim=2)
         return SegmentationSums(intersection, predicted, nll.squeeze(2), true)
     if maps[0].device.type == "cpu" and target.numel():
-        with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
-            if torch.compiler.is_compiling():
-                if torch.is_grad_enabled() and any(m.requires_grad for m in maps):  # else it traces no Function
-                    return SegmentationSums(*composed.CompiledSums.apply(target, squared, ignore_index, *maps))
-            elif not library.without_values((target, *maps)):
-                return SegmentationSums(*_ChunkedSums.apply(target, squared, ignore_index, *maps))
+        own: type[torch.autograd.Function] | None = None
+        if not library.without_values((target, *maps)):
+            if cpu.is_small(maps, target):
+                return SegmentationSums(*cpu.forward_of_few(maps[0], target, squared, ignore_index))
+            own = _ChunkedSums
+        elif torch.compiler.is_compiling() and torch.is_grad_enabled() and any(m.requires_grad for m in maps):
+            own = composed.CompiledSums  # a compiler traces no Function where nothing is differentiated
+        if own is not None:
+            with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
+                return SegmentationSums(*own.apply(target, squared, ignore_index, *maps))
     return SegmentationSums(*composed.composed_sums(*arguments))
 
 
@@ -263,7 +268,7 @@ def _differentiate(
     return _TritonSums.apply(target, squared, ignore_index, *maps)
 
 
-library.register(
+_operator = library.register(
     "segmentation_sums(Tensor[] maps, Tensor target, bool squared, int? ignore_index) -> (Tensor, Tensor)",
     _launch_forward,
     _shape_forward,
@@ -279,39 +284,50 @@ library.register(
 
 def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: int | None) -> None:
     """Refuse logit maps (B, K, h, w) that do not belong together, or not to the target (B, H, W)."""
-    largest = target.shape[1:] if isinstance(target, Tensor) and target.ndim == 3 else None
-    for i, logits in enumerate(maps):
-        name = f"logits[{i}]" if len(maps) > 1 else "logits"
-        library.check_dtype(op, name, logits)
-        shape = logits.shape
+    check = _check_signature if torch.compiler.is_compiling() else _check_once
+    for i, tensor in enumerate((*maps, target)):
+        if type(tensor) is not Tensor:
+            library.check_tensor(op, "target" if i == len(maps) else _name(i, len(maps)), tensor)
+            check = _check_signature  # the sizes of other types may be symbols, which cannot be looked up
+    check(op, tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in (target, *maps)]))
+    _check_classes(op, target, maps[0].shape[1], ignore_index)
+
+
+def _check_signature(op: str, signature: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]) -> None:
+    """Refuse shapes, types and devices, the target's and then the maps', that do not belong together."""
+    (full, _, device), *given = signature
+    first, first_dtype, _ = given[0]
+    for i, (shape, dtype, _) in enumerate(given):
+        name = _name(i, len(given))
+        library.check_float(op, name, dtype)
         if len(shape) != 4 or not shape[1]:
             raise ShapeError(f"{op}: {name} has shape {tuple(shape)}; expected (B, K, h, w) with at least one class")
-        if i == 0:
-            samples_and_classes, dtype = shape[:2], logits.dtype
-        if shape[:2] != samples_and_classes:
+        if shape[:2] != first[:2]:
             raise ShapeError(
-                f"{op}: {name} has shape {tuple(shape)}; expected {tuple(samples_and_classes)} samples and classes, "
-                "those of logits[0]"
+                f"{op}: {name} has shape {tuple(shape)}; expected {tuple(first[:2])} samples and classes, those "
+                "of logits[0]"
             )
-        if logits.dtype != dtype:
+        if dtype != first_dtype:
             raise TypeError(
-                f"{op}: {name} is {logits.dtype}; expected {dtype}, the type of logits[0]; convert with .to(...)"
+                f"{op}: {name} is {dtype}; expected {first_dtype}, the type of logits[0]; convert with .to(...)"
             )
-        size = shape[2:]
-        if largest is None or size == largest:
-            continue
-        if any(small != large and not 0 < small < large for small, large in zip(size, largest, strict=True)):
+        sizes = zip(shape[2:], full[1:], strict=True) if len(full) == 3 else ()
+        if any(small != large and not 0 < small < large for small, large in sizes):
             raise ShapeError(
-                f"{op}: {name} is {tuple(size)}; expected at most the target's size {tuple(largest)}; crop or pool it, "
-                "or give the target at full size"
+                f"{op}: {name} is {tuple(shape[2:])}; expected at most the target's size {tuple(full[1:])}; crop or "
+                "pool it, or give the target at full size"
             )
-    library.check_tensor(op, "target", target)
-    library.check_same_device(op, {"target": target, "logits": maps})
-    if target.ndim != 3 or target.shape[0] != maps[0].shape[0]:
-        raise ShapeError(
-            f"{op}: expected a target (B, H, W) for logits {tuple(maps[0].shape)}, got {tuple(target.shape)}"
-        )
-    _check_classes(op, target, maps[0].shape[1], ignore_index)
+    places = {"target": device, **{f"logits[{i}]": place for i, (_, _, place) in enumerate(given)}}
+    library.check_one_device(op, places)
+    if len(full) != 3 or full[0] != first[0]:
+        raise ShapeError(f"{op}: expected a target (B, H, W) for logits {tuple(first)}, got {tuple(full)}")
+
+
+_check_once = lru_cache(maxsize=256)(_check_signature)  # what was not refused never will be
+
+
+def _name(i: int, maps: int) -> str:
+    return f"logits[{i}]" if maps > 1 else "logits"
 
 
 def check_target(op: str, logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
@@ -333,7 +349,7 @@ def _check_classes(op: str, target: Tensor, classes: int, ignore_index: int | No
         return
     classes = max(classes, 2)
     lowest, highest = target.aminmax()
-    if lowest >= 0 and highest < classes:
+    if lowest.item() >= 0 and highest.item() < classes:
         return
     wrong = (target < 0) | (target >= classes)
     if ignore_index is not None:

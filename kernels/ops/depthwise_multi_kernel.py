@@ -221,7 +221,7 @@ def _differentiate(x: Tensor, weights: Sequence[Tensor], residual: bool) -> tupl
     return _TritonConvolution.apply(residual, x, *weights)
 
 
-library.register(
+_operator = library.register(
     f"{OP}(Tensor x, Tensor[] weights, bool residual) -> (Tensor, Tensor)",
     _launch_forward,
     _shape_forward,
@@ -275,7 +275,7 @@ def depthwise_multi_kernel(x: Tensor, weights: Sequence[Tensor], *, residual: bo
     if backend == "reference" or library.under_functional_transform((x, *weights)):
         return depthwise_multi_kernel_reference(x, weights, residual=residual)
     if backend == "triton":
-        return torch.ops.trifuse.depthwise_multi_kernel(x, weights, residual)[0]
+        return _operator(x, weights, residual)[0]
     if x.device.type != "cpu" or library.without_values((x, *weights)):
         return _convolve_as_stored(x, _merged(weights, residual, torch.promote_types(x.dtype, torch.float32)))
     return _MergedConvolution.apply(residual, x, *weights)

@@ -206,7 +206,7 @@ def _differentiate(
     return _TritonAttention.apply(num_heads, dilations, scale, border, *maps)
 
 
-library.register(
+_operator = library.register(
     f"{OP}(Tensor[] maps, {_ARGUMENTS}) -> (Tensor, Tensor)", _launch_forward, _shape_forward, _differentiate
 )
 library.register(
@@ -276,9 +276,9 @@ def packed_dilated_attention(qkv: Tensor, **windows: Any) -> Tensor:
 
     Autograd would put the gradients of three slices together by another pass over all of them.
     """
-    thirds = qkv.detach().chunk(3, dim=-1)  # to be looked at: a view that has a gradient costs thrice as much
-    checked = thirds[:1] if qkv.shape[-1] % 3 == 0 else thirds  # equal thirds of one map do not differ in anything
-    return _attend((qkv,), check_arguments(OP, dict(zip("qkv", checked, strict=False)), **windows))
+    if type(qkv) is Tensor and qkv.ndim == 4 and qkv.shape[-1] % 3 == 0:  # equal thirds differ in nothing
+        return _attend((qkv,), check_arguments(OP, {"q": qkv}, **windows, packed=3))
+    return _attend((qkv,), check_arguments(OP, dict(zip("qkv", qkv.chunk(3, dim=-1), strict=False)), **windows))
 
 
 @library.falls_back
@@ -297,7 +297,7 @@ def _attend(maps: tuple[Tensor, ...], windows: Windows) -> Tensor:
         return _dilated_windows.attend(_split(maps), windows)
     if backend == "triton":
         options = (windows.num_heads, windows.dilations, windows.scale, windows.border)
-        return torch.ops.trifuse.dilated_attention(maps, *options)[0]
+        return _operator(maps, *options)[0]
     if maps[0].device.type != "cpu" or windows.border == "shift" or library.without_values(maps):
         return _dilated_windows.attend(_split(maps), windows)
     return _PlanarAttention.apply(windows, *maps)

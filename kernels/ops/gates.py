@@ -9,7 +9,8 @@
 Sources: Hu et al., Squeeze-and-Excitation Networks, Eq. 4, for the channels; FIAS, equation 6, for the positions.
 
 What fusing saves: the gate reads the map once and writes it once; backward reads the gradient and the map once for
-both gradients, where autograd writes their product as a map. Nothing but the arguments is saved.
+both gradients, where autograd writes their product as a map. Nothing but the arguments is saved. Small maps of a CPU
+leave it nothing to save: there the gate is PyTorch's own sigmoid and product.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ CHANNEL_GATE = "channel_gate"
 SPATIAL_GATE = "spatial_gate"
 # Products of a map and a gradient that stay in a core's cache until they are added up.
 CHUNK_ELEMENTS = 1 << 18
+# Of fewer, in float32 or wider, the product that autograd makes stays in a cache as well, and takes fewer steps.
+FEWEST_ELEMENTS = 1 << 20
+WIDE = (torch.float32, torch.float64)
 
 
 def channel_gate_reference(x: Tensor, gate: Tensor) -> Tensor:
     """Define `channel_gate`: multiply each channel by the sigmoid of its gate."""
-    return _gated(x, gate[:, :, None, None])
+    return _gated(x, gate)
 
 
 def spatial_gate_reference(x: Tensor, gate: Tensor) -> Tensor:
@@ -42,16 +46,23 @@ def spatial_gate_reference(x: Tensor, gate: Tensor) -> Tensor:
 
 
 def _gated(x: Tensor, gate: Tensor) -> Tensor:
-    """Multiply a map by the sigmoid of a broadcasting gate, in float32 or wider, and return the map's type."""
-    compute_dtype = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(compute_dtype) * torch.sigmoid(gate.to(compute_dtype))).to(x.dtype)
+    """Multiply a map by the sigmoid of a gate (B, C) or (B, 1, H, W), in float32 or wider; return the map's type."""
+    if x.dtype not in WIDE or gate.dtype != x.dtype:  # conversions to the same type would take a third of a small gate
+        compute_dtype = torch.promote_types(x.dtype, torch.float32)
+        return _gated(x.to(compute_dtype), gate.to(compute_dtype)).to(x.dtype)
+    return x * _broadcast(torch.sigmoid(gate))
+
+
+def _broadcast(gate: Tensor) -> Tensor:
+    """View a gate (B, C) or (B, 1, H, W) so that it is broadcast over a map."""
+    return gate[:, :, None, None] if gate.ndim == 2 else gate
 
 
 # -------------------------------------------------------------------------------------------------------- plain PyTorch
 
 
 class _EagerGate(torch.autograd.Function):
-    """The CPU path with its own backward: autograd would keep a float32 copy of a map of lower precision."""
+    """The gate with a backward of its own: autograd would make a product map, and keep a wider copy of a narrow map."""
 
     @staticmethod
     def forward(ctx, x: Tensor, gate: Tensor) -> Tensor:
@@ -64,7 +75,7 @@ class _EagerGate(torch.autograd.Function):
         gate, *saved = ctx.saved_tensors
         compute_dtype = torch.promote_types(grad.dtype, torch.float32)
         s = torch.sigmoid(gate.to(compute_dtype))
-        x_grad = (grad.to(compute_dtype) * s).to(grad.dtype) if ctx.needs_input_grad[0] else None
+        x_grad = (grad.to(compute_dtype) * _broadcast(s)).to(grad.dtype) if ctx.needs_input_grad[0] else None
         if not saved:
             return x_grad, None
         sums = _products_summed(grad, saved[0], gate.shape, compute_dtype)
@@ -72,9 +83,9 @@ class _EagerGate(torch.autograd.Function):
 
 
 def _products_summed(grad: Tensor, x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Return the sum of ``grad * x`` over what a gate of ``shape``, (B, C, 1, 1) or (B, 1, H, W), is shared by."""
-    if shape[1:] == (x.shape[1], 1, 1):  # a single position has a gate (B, 1, 1, 1), which is not of the channels
-        return channel_sums(grad, x, dtype)[0].view(shape)
+    """Return the sum of ``grad * x`` over what a gate of ``shape``, (B, C) or (B, 1, H, W), is shared by."""
+    if len(shape) == 2:
+        return channel_sums(grad, x, dtype)[0]
     sums = torch.empty(shape, dtype=dtype)
     samples = len(x) if x.numel() <= CHUNK_ELEMENTS else max(1, CHUNK_ELEMENTS // x[0].numel())
     for g, part, total in zip(*(t.split(samples) for t in (grad, x, sums)), strict=True):
@@ -85,8 +96,8 @@ def _products_summed(grad: Tensor, x: Tensor, shape: torch.Size, dtype: torch.dt
 # --------------------------------------------------------------------------------------------- the registered operators
 
 
-def _register(op: str) -> None:
-    """Register ``op(x, gate)`` and its backward, which returns the gate's gradient and, if asked, the map's."""
+def _register(op: str) -> Callable[..., Tensor]:
+    """Register ``op(x, gate)``, which is returned, and its backward: the gate's gradient and, if asked, the map's."""
 
     class TritonGate(torch.autograd.Function):
         @staticmethod
@@ -118,7 +129,7 @@ def _register(op: str) -> None:
     def shape_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> tuple[Tensor, list[Tensor]]:
         return gate.new_empty(gate.shape), [torch.empty_like(x)] if needs_x else []
 
-    library.register(
+    operator = library.register(
         f"{op}(Tensor x, Tensor gate) -> Tensor",
         launch_forward,
         lambda x, gate: torch.empty_like(x),
@@ -129,10 +140,10 @@ def _register(op: str) -> None:
         launch_backward,
         shape_backward,
     )
+    return operator
 
 
-_register(CHANNEL_GATE)
-_register(SPATIAL_GATE)
+_OPERATORS = {op: _register(op) for op in (CHANNEL_GATE, SPATIAL_GATE)}
 
 
 # ------------------------------------------------------------------------------------------------------ the public face
@@ -141,8 +152,8 @@ _register(SPATIAL_GATE)
 def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
     """Multiply every channel by the sigmoid of its gate: (B, C, H, W), (B, C) -> (B, C, H, W).
 
-    The result and both gradients are deterministic on every backend. The Triton and CPU paths can be differentiated
-    once; a second differentiation raises.
+    The result and both gradients are deterministic on every backend. The Triton path can be differentiated once, and so
+    can maps on a CPU that are large, or of less than float32; a second differentiation raises.
 
     Args:
         x: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64.
@@ -157,17 +168,14 @@ def channel_gate(x: Tensor, gate: Tensor) -> Tensor:
 
     Source: Hu et al., Squeeze-and-Excitation Networks, Eq. 4.
     """
-    _check(CHANNEL_GATE, x, gate, lambda shape: tuple(shape[:2]), "(B, C)")
-    if library.choose_backend(CHANNEL_GATE, x) == "reference":
-        return channel_gate_reference(x, gate)
-    return _apply(CHANNEL_GATE, x, gate, gate[:, :, None, None])
+    return _apply(CHANNEL_GATE, x, gate)
 
 
 def spatial_gate(x: Tensor, gate: Tensor) -> Tensor:
     """Multiply every position by the sigmoid of its gate: (B, C, H, W), (B, 1, H, W) -> (B, C, H, W).
 
-    The result and both gradients are deterministic on every backend. The Triton and CPU paths can be differentiated
-    once; a second differentiation raises.
+    The result and both gradients are deterministic on every backend. The Triton path can be differentiated once, and so
+    can maps on a CPU that are large, or of less than float32; a second differentiation raises.
 
     Args:
         x: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64.
@@ -183,35 +191,40 @@ def spatial_gate(x: Tensor, gate: Tensor) -> Tensor:
 
     Source: FIAS, equation 6.
     """
-    _check(SPATIAL_GATE, x, gate, lambda shape: (shape[0], 1, *shape[2:]), "(B, 1, H, W)")
-    if library.choose_backend(SPATIAL_GATE, x) == "reference":
-        return spatial_gate_reference(x, gate)
-    return _apply(SPATIAL_GATE, x, gate, gate)
+    return _apply(SPATIAL_GATE, x, gate)
 
 
-def _check(op: str, x: Tensor, gate: Tensor, expected: Callable[[torch.Size], tuple[int, ...]], letters: str) -> None:
-    """Refuse a map that is not (B, C, H, W), and a gate that is not of the shape ``expected`` of it."""
+@library.falls_back
+def _apply(op: str, x: Tensor, gate: Tensor) -> Tensor:
+    _check(op, x, gate)
+    backend = library.choose_backend(op, x)
+    if backend == "triton" and not library.under_functional_transform((x, gate)):
+        return _OPERATORS[op](x, gate)
+    if backend == "torch" and _own_backward_pays(x, gate):
+        return _EagerGate.apply(x, gate)
+    return _gated(x, gate)
+
+
+def _check(op: str, x: Tensor, gate: Tensor) -> None:
     library.check_dtype(op, "x", x)
     library.check_dtype(op, "gate", gate)
-    if x.ndim != 4:
-        raise ShapeError(f"{op}: x has shape {tuple(x.shape)}; expected (B, C, H, W); add what is missing with x[None]")
-    if gate.shape != expected(x.shape):
+    shape = x.shape
+    if len(shape) != 4:
+        raise ShapeError(f"{op}: x has shape {tuple(shape)}; expected (B, C, H, W); add what is missing with x[None]")
+    expected = shape[:2] if op == CHANNEL_GATE else (shape[0], 1, *shape[2:])
+    if gate.shape != expected:
+        letters = "(B, C)" if op == CHANNEL_GATE else "(B, 1, H, W)"
         raise ShapeError(
-            f"{op}: gate has shape {tuple(gate.shape)}; expected {letters} = {expected(x.shape)} for x of shape "
-            f"{tuple(x.shape)}; reshape it"
+            f"{op}: gate has shape {tuple(gate.shape)}; expected {letters} = {tuple(expected)} for x of shape "
+            f"{tuple(shape)}; reshape it"
         )
     library.check_same_device(op, {"x": x, "gate": gate})
 
 
-@library.falls_back
-def _apply(op: str, x: Tensor, gate: Tensor, broadcast: Tensor) -> Tensor:
-    """Run a checked gate on the backend of choice, the reference aside; ``broadcast`` is the gate, broadcasting."""
-    if library.under_functional_transform((x, gate)):
-        return _gated(x, broadcast)
-    if library.choose_backend(op, x) == "triton":
-        return getattr(torch.ops.trifuse, op)(x, gate)
-    if x.device.type != "cpu" or library.without_values((x, gate)):
-        return _gated(x, broadcast)
-    if not (torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad)):
-        return _gated(x, broadcast)
-    return _EagerGate.apply(x, broadcast)
+def _own_backward_pays(x: Tensor, gate: Tensor) -> bool:
+    """Return whether plain PyTorch would spend more on a gate's gradients than `_EagerGate`, which is for a CPU."""
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad)):
+        return False
+    if x.device.type != "cpu" or (x.dtype in WIDE and x.numel() < FEWEST_ELEMENTS):
+        return False
+    return not (library.under_functional_transform((x, gate)) or library.without_values((x, gate)))

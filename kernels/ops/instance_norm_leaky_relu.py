@@ -132,7 +132,7 @@ class _TritonNorm(torch.autograd.Function):
 
 
 _AFFINE = "Tensor x, Tensor? weight, Tensor? bias"
-library.register(
+_operator = library.register(
     f"{OP}({_AFFINE}, float eps, float negative_slope) -> (Tensor, Tensor, Tensor)",
     _launch_forward,
     _shape_forward,
@@ -188,7 +188,7 @@ def instance_norm_leaky_relu(
     given = [value for value in (x, weight, bias) if value is not None]
     transformed = backend != "reference" and library.under_functional_transform(given)
     if backend == "triton" and not transformed:
-        return torch.ops.trifuse.instance_norm_leaky_relu(x, weight, bias, eps, negative_slope)[0]
+        return _operator(x, weight, bias, eps, negative_slope)[0]
     composed = x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling()
     if backend == "reference" or transformed or composed:
         return instance_norm_leaky_relu_reference(x, weight, bias, eps=eps, negative_slope=negative_slope)

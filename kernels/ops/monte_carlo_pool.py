@@ -178,7 +178,7 @@ class _TritonPool(torch.autograd.Function):
 
 
 _DRAW = "int scale, int cell, Tensor? scales, Tensor? cells, Tensor? permutation"
-library.register(
+_operator = library.register(
     f"{POOL}(Tensor x, {_DRAW}) -> Tensor",
     _launch_pool,
     lambda x, scale, cell, scales, cells, permutation: x.new_empty(x.shape[:2]),
@@ -236,7 +236,7 @@ def monte_carlo_pool(
     if backend == "triton" and not transformed:
         numbers = [value if isinstance(value, int) else 0 for value in (scale, cell)]
         tensors = [value if isinstance(value, Tensor) else None for value in (scale, cell, permutation)]
-        return torch.ops.trifuse.monte_carlo_pool(x, *numbers, *tensors)
+        return _operator(x, *numbers, *tensors)
     if isinstance(scale, int) and isinstance(cell, int) and (permutation is None or permutation.ndim == 1):
         return _pool_drawn(x, scale, cell, permutation)
     if x.device.type == "cpu" and not transformed and not library.without_values(given):

@@ -42,6 +42,8 @@ from trifuse.kernels.torch_internals import below_autograd
 
 OP = "segment_film_gate"
 MOST_SEGMENTS = 255  # that labels of a byte name, beside 0
+# Of fewer, in float32 or wider, the maps that autograd makes stay in a cache, and its gradients take fewer steps.
+FEWEST_ELEMENTS = 1 << 18
 
 
 def segment_film_gate_reference(
@@ -204,7 +206,7 @@ _OTHERS = (
     "Tensor segments, Tensor shared, Tensor segment_scores, Tensor direction, Tensor weights, Tensor scale, "
     "Tensor shift"
 )
-library.register(
+_operator = library.register(
     f"{OP}(Tensor features, {_OTHERS}) -> Tensor",
     _launch_forward,
     lambda features, *others: torch.empty_like(features),
@@ -236,8 +238,8 @@ def segment_film_gate(
     The result is ``features + (features * w_mri + ecg * w_ecg) * (1 + scale) + shift``, where the ecg at a position of
     segment s is ``shared + segment_scores[s] * direction``, and ``shared`` alone at a position of none. Where a
     sample's weights, scale and shift are 0 and its ECG is finite, its result equals its features. The result and all
-    gradients are deterministic on every backend. The Triton and CPU paths can be differentiated once; a second
-    differentiation raises.
+    gradients are deterministic on every backend. The Triton path can be differentiated once, and so can maps on a CPU
+    that are large, or of less than float32; a second differentiation raises.
 
     Args:
         features: maps of shape (B, C, H, W), strided as they may be; float32, bfloat16, float16 or float64.
@@ -277,12 +279,14 @@ def segment_film_gate(
     if backend == "reference":
         return segment_film_gate_reference(*arguments)
     if backend == "triton" and not transformed:
-        return torch.ops.trifuse.segment_film_gate(*arguments)
+        return _operator(*arguments)
     dtype = torch.promote_types(features.dtype, torch.float32)
     a, b, d = _coefficients(shared, direction, weights, scale, shift, dtype)
     if transformed or features.device.type != "cpu" or library.without_values(arguments):
         return _affine(features, a, b, d, _scores_by_comparison(segments, segment_scores.to(dtype)))
-    return _SegmentAffine.apply(features, a, b, d, _scores_by_lookup(segments, segment_scores.to(dtype)))
+    t = _scores_by_lookup(segments, segment_scores.to(dtype))
+    few = features.dtype == dtype and features.numel() < FEWEST_ELEMENTS
+    return _affine(features, a, b, d, t) if few else _SegmentAffine.apply(features, a, b, d, t)
 
 
 def _check(features: Tensor, segments: Tensor, *small: Tensor) -> None:

@@ -134,7 +134,7 @@ class _TritonGate(torch.autograd.Function):
 
 
 _SMALL = "Tensor ecg, Tensor weights, Tensor scale, Tensor shift"
-library.register(
+_operator = library.register(
     f"{OP}(Tensor features, {_SMALL}) -> Tensor",
     _launch_forward,
     lambda features, *small: torch.empty_like(features),
@@ -186,7 +186,7 @@ def temporal_film_gate(features: Tensor, ecg: Tensor, weights: Tensor, scale: Te
         return temporal_film_gate_reference(*arguments)
     transformed = library.under_functional_transform(arguments)
     if backend == "triton" and not transformed:
-        return torch.ops.trifuse.temporal_film_gate(*arguments)
+        return _operator(*arguments)
     a, b = _coefficients(ecg, weights, scale, shift, torch.promote_types(features.dtype, torch.float32))
     if transformed or features.device.type != "cpu" or library.without_values(arguments):
         return _affine(features, a, b)

@@ -177,7 +177,9 @@ def _differentiate(features: Sequence[Tensor], logits: Tensor) -> Tensor:
     return _TritonFusion.apply(logits, *features)
 
 
-library.register(f"{OP}(Tensor[] features, Tensor logits) -> Tensor", _launch_forward, _shape_forward, _differentiate)
+_operator = library.register(
+    f"{OP}(Tensor[] features, Tensor logits) -> Tensor", _launch_forward, _shape_forward, _differentiate
+)
 library.register(
     f"{OP}_backward(Tensor grad, Tensor[] features, Tensor logits, bool[] needs_features) -> (Tensor, Tensor[])",
     _launch_backward,
@@ -222,7 +224,7 @@ def weighted_block_fusion(features: Sequence[Tensor] | Tensor, logits: Tensor) -
     if library.under_functional_transform((logits, *features)):
         return _running_sum(features, logits)
     if backend == "triton":
-        return torch.ops.trifuse.weighted_block_fusion(features, logits)
+        return _operator(features, logits)
     if features[0].device.type != "cpu" or library.without_values((logits, *features)):
         return _running_sum(features, logits)
     return _ChunkedFusion.apply(logits, *features)

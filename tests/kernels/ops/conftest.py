@@ -1,4 +1,4 @@
-"""A fixture of the depthwise multi-kernel convolution's tests, which lie in several files."""
+"""Fixtures of the operators' tests: which form small tensors take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from importlib import import_module
 
 import pytest
 import torch
+
+WITH_PLAIN_FORMS = ("kernels.cpu.segmentation_sums", "kernels.ops.gates", "kernels.ops.segment_film_gate")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_too_small(monkeypatch):
+    """On a CPU small tensors are left to PyTorch's gradients: `test_small_tensors.py` tests that, the others ours."""
+    for module in WITH_PLAIN_FORMS:
+        monkeypatch.setattr(import_module(f"trifuse.{module}"), "FEWEST_ELEMENTS", 0)
 
 
 @pytest.fixture

@@ -98,10 +98,10 @@ def test_values_and_every_gradient(name, dtype, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, True, True)])
-def test_channels_last_maps_are_normalised_sample_by_sample_on_a_cpu(dtype, needed):
+def test_channels_last_maps_are_normalised_sample_by_sample_on_a_cpu(dtype, needed, monkeypatch):
+    monkeypatch.setattr(import_module("trifuse.kernels.cpu.instance_norm"), "FEWEST_ELEMENTS", 1)
     x, *affine = random_arguments((3, 16, 14, 13), dtype, needed)
     x = LAYOUTS["channels last"](x.detach()).requires_grad_(needed[0])
-    assert x.numel() >= import_module("trifuse.kernels.cpu.instance_norm").FEWEST_ELEMENTS
     check("torch", x, *affine)
     with backend("torch"):
         assert instance_norm_leaky_relu(x, *affine).is_contiguous(memory_format=torch.channels_last)

@@ -345,6 +345,26 @@ def test_k25_autocast_changes_nothing(name):
             assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(again, maps), grads, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda maps, target: (maps, target[:, :3]), r"logits\[1\] is \(4, 4\); expected at most"),
+        (lambda maps, target: ([m.repeat(2, 1, 1, 1) for m in maps], target), "expected a target"),
+        (lambda maps, target: ([m.long() for m in maps], target), r"logits\[0\] is torch.int64; expected one of"),
+        (lambda maps, target: ([maps[0], maps[1].double()], target), r"logits\[1\] is torch.float64"),
+        (lambda maps, target: (maps, target.to("meta")), "target on meta"),
+        (lambda maps, target: (maps, target.int()), "type torch.int64"),
+    ],
+)
+def test_what_fits_is_remembered_and_nothing_else(change, message):
+    """What differs in one thing from arguments that fitted is refused."""
+    arguments = random_arguments(1, 3, [(2, 2), (4, 4)], (4, 4))
+    for _ in range(2):
+        mutation_loss(*arguments)
+        with pytest.raises((ShapeError, TypeError), match=message):
+            mutation_loss(*change(*arguments))
+
+
 def test_rejects():
     maps, target = random_arguments(1, 3, [(2, 2), (4, 4)], (4, 4))
     for wrong in ([], [maps[1]] * 6):

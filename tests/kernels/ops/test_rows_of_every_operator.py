@@ -262,6 +262,17 @@ def computed_with(call: Call, place: int, value: Tensor) -> Tensor:
     return call.function(*arguments, **options)
 
 
+@interpreted
+@every_operator
+def test_k26_kernels_may_run_in_a_transform_of_something_else(op):
+    factors = torch.arange(3.0)
+    for call in calls_of(op, SHAPE):
+        with backend("triton"):
+            mapped = torch.vmap(lambda factor, call=call: factor * call().detach())(factors)
+            expected = call().detach()
+        torch.testing.assert_close(mapped, torch.stack([factor * expected for factor in factors]))
+
+
 @every_operator
 @pytest.mark.parametrize("name", BACKENDS)
 def test_k26_any_argument_alone_may_be_mapped(op, name):
