@@ -82,7 +82,8 @@ class World:
         dist.all_reduce(flat)
         *summed, used_by = flat.split([gradient.numel() for gradient in gradients] + [len(gradients)])
         for parameter, gradient, count in zip(parameters, summed, used_by.tolist(), strict=True):
-            parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
+            laid_out = torch.empty_like(parameter).copy_(gradient.view_as(parameter)) if count else None
+            parameter.grad = laid_out  # in memory as its parameter is, which fused optimisers insist on
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors of all ranks with those of rank 0."""

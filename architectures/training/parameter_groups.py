@@ -76,11 +76,20 @@ class ParameterGroup:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned."""
         entries: dict[int, dict[str, Tensor]] = {}
-        for index, name in enumerate(self.parameters):
-            own = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
+        for index, (name, parameter) in enumerate(self.parameters.items()):
+            own = {
+                key.rpartition("/")[2]: _laid_out_as(parameter, value)
+                for key, value in state.items()
+                if key.rpartition("/")[0] == name
+            }
             if own:
                 entries[index] = own
         self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return a state in memory as its parameter is, which fused optimisers insist on; a file has lost that."""
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
 
 
 def make_groups(

@@ -163,6 +163,20 @@ def test_sum_is_differentiable():
     assert run_ranks(work) == [0, 0]
 
 
+def test_summed_gradients_lie_as_their_parameters_do():
+    """Fused optimisers, which are those of a GPU, take no others."""
+
+    def work():
+        with open_world("cpu") as world:
+            weight = torch.nn.Parameter(torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last))
+            weight.grad = torch.arange(120.0).view(2, 3, 4, 5)
+            world.sum_gradients([weight])
+            assert weight.grad.stride() == weight.stride()
+            assert torch.equal(weight.grad, 2 * torch.arange(120.0).view(2, 3, 4, 5))
+
+    assert run_ranks(work) == [0, 0]
+
+
 NO_THREAD_IS_LEFT = """
 from pathlib import Path
 from trifuse.architectures.training.distributed import dist

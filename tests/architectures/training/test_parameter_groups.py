@@ -114,3 +114,18 @@ def test_state_round_trip(optimizer, steps):
     trained(other, copy, 2)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_saved_state_lies_as_its_parameter_does_again(optimizer):
+    """Fused optimisers, which are those of a GPU, take no other; a file keeps values alone."""
+    model = TinyNet().to(memory_format=torch.channels_last)
+    (group,) = make_groups(model, recipe(optimizer=optimizer), None)
+    model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    group.optimizer.step()
+    group.load_state(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in group.state().items()}
+    )
+    of_body = [x for x in group.optimizer.state[model.body.weight].values() if torch.is_tensor(x) and x.ndim]
+    assert of_body
+    assert all(x.stride() == model.body.weight.stride() for x in of_body)
