@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .ops.memory_efficient_attention import memory_efficient_attention, memory_efficient_attention_reference
     from .ops.monte_carlo_pool import monte_carlo_pool, monte_carlo_pool_reference
     from .ops.mutation_loss import mutation_loss, mutation_loss_reference
+    from .ops.residual_layer_norm import residual_layer_norm, residual_layer_norm_reference
     from .ops.segment_film_gate import segment_film_gate, segment_film_gate_reference
     from .ops.temporal_film_gate import temporal_film_gate, temporal_film_gate_reference
     from .ops.upsample_argmax import upsample_argmax, upsample_argmax_reference
@@ -66,6 +67,8 @@ __all__ = [
     "monte_carlo_pool_reference",
     "mutation_loss",
     "mutation_loss_reference",
+    "residual_layer_norm",
+    "residual_layer_norm_reference",
     "segment_film_gate",
     "segment_film_gate_reference",
     "spatial_gate",
@@ -89,6 +92,7 @@ OPERATORS = {
     "memory_efficient_attention": "memory_efficient_attention",
     "monte_carlo_pool": "monte_carlo_pool",
     "mutation_loss": "mutation_loss",
+    "residual_layer_norm": "residual_layer_norm",
     "segment_film_gate": "segment_film_gate",
     "spatial_gate": "gates",
     "temporal_film_gate": "temporal_film_gate",
