@@ -14,6 +14,7 @@ from trifuse.kernels.errors import ShapeError
 from .conv_norm_relu import ConvNormReLU, init_convs
 from .memory_efficient_attention import MemoryEfficientAttention, init_linear
 from .monte_carlo_attention import MonteCarloAttention
+from .plain_layers import normalise
 from .transformer_block import LAYER_NORM_EPS
 
 PositionalEncoding = Literal["none", "dwconv"]
@@ -126,5 +127,5 @@ class MixingAttention(nn.Module):
         """Let every pixel of (B, C, H, W) attend to all others."""
         if self.pos is not None:
             x = x + self.pos(x)
-        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        tokens = normalise(self.norm, x.flatten(2).transpose(1, 2))
         return self.attn(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])

@@ -10,26 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trifuse.kernels import instance_norm_leaky_relu
+from trifuse.kernels import instance_norm_leaky_relu, residual_layer_norm
 from trifuse.kernels.torch_internals import has_hooks
 
+from .layer_scale import LayerScale
 from .normalization import InstanceNorm
 
-PLAIN = (nn.Conv2d, nn.Linear, InstanceNorm)
+PLAIN = (nn.Conv2d, nn.Linear, nn.LayerNorm, InstanceNorm, LayerScale)
 
 
 def is_plain(*layers: nn.Module) -> bool:
-    """Return whether calling each layer gives what it is named for, by ``weight`` and ``bias``, and no more.
+    """Return whether calling each layer gives what it is named for, by its parameters, and no more.
 
     Not of other classes, subclasses and parametrized layers included, and not with hooks, a forward of the instance's
     own, or a weight that computes in its own way, as a quantised one does.
     """
     for layer in layers:
-        if type(layer) not in PLAIN or has_hooks(layer):
+        if type(layer) not in PLAIN or not as_its_class_says(layer):
             return False
-        if "forward" in layer.__dict__ or hasattr(layer.weight, "__tensor_flatten__"):
+        if any(hasattr(parameter, "__tensor_flatten__") for parameter in layer.parameters()):
             return False
     return True
+
+
+def as_its_class_says(module: nn.Module) -> bool:
+    """Return whether calling a module runs the forward of its class, and nothing else: no hooks, no other forward."""
+    return not has_hooks(module) and "forward" not in module.__dict__
 
 
 def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
@@ -47,6 +53,44 @@ def norm_leaky_relu(norm: nn.Module, x: Tensor, negative_slope: float) -> Tensor
         return F.leaky_relu(norm(x), negative_slope)
     weight, bias = norm.weight, norm.bias
     return instance_norm_leaky_relu(x, weight, bias, eps=norm.eps, negative_slope=negative_slope)  # type: ignore[arg-type]
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer norm to the channels of tokens (B, ..., C), strided as they may be."""
+    if not is_plain(norm):
+        return norm(x)
+    return residual_layer_norm(x, None, norm.weight, norm.bias, eps=norm.eps)[1]  # type: ignore[arg-type]
+
+
+def add_and_normalise(
+    x: Tensor,
+    branch: Tensor,
+    norm: nn.Module,
+    *,
+    layer_scale: nn.Module | None = None,
+    sample_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to its residual, and apply a layer norm to the sum, both at once; return both.
+
+    Args:
+        x: the residual, (B, ..., C).
+        branch: what is added, (B, ..., C).
+        norm: an `nn.LayerNorm` over the channels.
+        layer_scale: a `LayerScale` that adds the branch; None adds it as it is.
+        sample_scale: factor of the branch for each sample, (B,); not beside ``layer_scale``.
+    """
+    if is_plain(norm) and (layer_scale is None or is_plain(layer_scale)):
+        factors = {"layer_scale": None if layer_scale is None else layer_scale.gamma, "sample_scale": sample_scale}
+        return residual_layer_norm(x, branch, norm.weight, norm.bias, eps=norm.eps, **factors)  # type: ignore[arg-type]
+    x = add_branch(x, branch, sample_scale) if layer_scale is None else layer_scale(x, branch)
+    return x, normalise(norm, x)
+
+
+def add_branch(x: Tensor, branch: Tensor, sample_scale: Tensor | None) -> Tensor:
+    """Add a branch to its residual (B, ..., C), weighted by a factor of each sample, (B,), if there is one."""
+    if sample_scale is None:
+        return x + branch
+    return torch.addcmul(x, branch, sample_scale.reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def dtype_of(layer: nn.Module) -> torch.dtype:

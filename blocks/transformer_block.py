@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layer_scale import LayerScale
 from .memory_efficient_attention import MemoryEfficientAttention, init_linear
+from .plain_layers import add_and_normalise, as_its_class_says, normalise
 
 LAYER_NORM_EPS = 1e-6
-
-
-class LayerScale(nn.Module):
-    """Add a branch to its residual, each channel weighted by a learned factor: ``residual + gamma * branch``.
-
-    Both are of shape (..., D); one pass over memory does both steps.
-
-    Source: Touvron et al., Going deeper with Image Transformers, Eq. 4.
-    """
-
-    def __init__(self, dim: int, init_values: float = 1.0) -> None:
-        super().__init__()
-        self.init_values = init_values
-        self.gamma = nn.Parameter(torch.empty(dim))
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        nn.init.constant_(self.gamma, self.init_values)
-
-    def forward(self, residual: Tensor, branch: Tensor) -> Tensor:
-        return torch.addcmul(residual, branch, self.gamma)
 
 
 class Mlp(nn.Module):
@@ -107,8 +90,37 @@ class TransformerBlock(nn.Module):
             part.reset_parameters(generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.ls1(x, self.attn(self.norm1(x)))
-        return self.ls2(x, self.mlp(self.norm2(x)))
+        return self._forward_normalised(x, normalise(self.norm1, x), None)[0]
+
+    def _forward_normalised(
+        self, x: Tensor, normalised: Tensor, following: nn.Module | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the block's result for x, of which ``norm1(x)`` is known, and what ``following`` makes of the result.
+
+        What the last norm of one block and the first of the next read is written once, and each sum is normalised
+        while it is at hand.
+        """
+        x, normalised = add_and_normalise(x, self.attn(normalised), self.norm2, layer_scale=self.ls1)
+        if following is None:
+            return self.ls2(x, self.mlp(normalised)), None
+        return add_and_normalise(x, self.mlp(normalised), following, layer_scale=self.ls2)
+
+
+def iterate_blocks(blocks: Sequence[nn.Module], x: Tensor) -> Iterator[Tensor]:
+    """Yield the results of pre-norm blocks, each called on the result of the one before, the first on x (B, M, D).
+
+    Between two `TransformerBlock` that are what their class says, the sum that ends the first is normalised for the
+    second in the same pass. Any other block, and one with hooks, is called.
+    """
+    normalised = None
+    for block, after in zip_longest(blocks, blocks[1:]):
+        if type(block) is TransformerBlock and as_its_class_says(block):
+            following = after.norm1 if type(after) is TransformerBlock and as_its_class_says(after) else None
+            normalised = normalise(block.norm1, x) if normalised is None else normalised
+            x, normalised = block._forward_normalised(x, normalised, following)
+        else:
+            x, normalised = block(x), None
+        yield x
 
 
 def _feed_forward(ffn: str, dim: int, hidden_dim: int) -> Mlp | SwiGLU:

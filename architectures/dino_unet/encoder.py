@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.memory_efficient_attention import INIT_STD
-from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
+from trifuse.blocks.plain_layers import normalise
+from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock, iterate_blocks
 from trifuse.kernels import CheckpointError, ShapeError, TrifuseError
 from trifuse.kernels.choices import check_choice
 
@@ -203,10 +204,7 @@ class DinoV2Encoder(nn.Module):
 
     def _streams(self, x: Tensor, stop: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (block index, all tokens after it (B, 1 + registers + M, D)) for the first ``stop`` blocks."""
-        tokens = self._embed(x)
-        for index in range(stop):
-            tokens = self.blocks[index](tokens)
-            yield index, tokens
+        yield from enumerate(iterate_blocks(list(self.blocks)[:stop], self._embed(x)))
 
     def _embed(self, x: Tensor) -> Tensor:
         h, w = self.grid_of(x)
@@ -237,7 +235,7 @@ class DinoV2Encoder(nn.Module):
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:
         patches = tokens[:, 1 + self.num_registers :]
-        return self.norm(patches) if self.norm_blocks else patches.clone(memory_format=torch.contiguous_format)
+        return normalise(self.norm, patches) if self.norm_blocks else patches.clone(memory_format=torch.contiguous_format)
 
     def _ascending(self, blocks: str | Sequence[int]) -> list[int]:
         if isinstance(blocks, str):

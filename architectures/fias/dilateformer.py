@@ -22,6 +22,7 @@ from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.dilated_attention import DilatedAttention
 from trifuse.blocks.memory_efficient_attention import MemoryEfficientAttention, init_linear
 from trifuse.blocks.normalization import BatchNorm
+from trifuse.blocks.plain_layers import add_and_normalise, add_branch, normalise
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, Mlp
 from trifuse.kernels import CheckpointError, ShapeError
 from trifuse.kernels.choices import check_choice
@@ -97,20 +98,23 @@ class DilateFormerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = x + self._drop(self._attend(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
+        positions = self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x, normalised = add_and_normalise(x, positions, self.norm1)
+        branch = self._attend(normalised)
+        x, normalised = add_and_normalise(x, branch, self.norm2, sample_scale=self._draw(branch))
+        branch = self.mlp(normalised)
+        return add_branch(x, branch, self._draw(branch))
 
     def _attend(self, x: Tensor) -> Tensor:
         return self.attn(x) if self.local else self.attn(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        """Zero the branch of some samples and scale that of the others, so that its mean is kept."""
+    def _draw(self, branch: Tensor) -> Tensor | None:
+        """Draw a factor of each sample, (B,): 0 for those that skip a branch, for others what keeps its mean."""
         if not self.training or self.drop_path == 0.0:
-            return branch
+            return None
         keep = 1.0 - self.drop_path
-        kept = torch.empty(branch.shape[0], 1, 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(keep)
-        return branch * (kept / keep)
+        kept = torch.empty(branch.shape[0], dtype=branch.dtype, device=branch.device).bernoulli_(keep)
+        return kept / keep
 
 
 class Stage(nn.Module):
@@ -227,7 +231,7 @@ class DilateFormer(nn.Module):
         norms = [*getattr(self, "out_norms", [nn.Identity()] * 3), self.norm]
         for stage, norm in zip(self.stages, norms, strict=True):
             features = stage(x)
-            maps.append(norm(features).permute(0, 3, 1, 2))
+            maps.append(normalise(norm, features).permute(0, 3, 1, 2))
             x = cast(Stage, stage).downsample(features.permute(0, 3, 1, 2))
         return maps
 
