@@ -45,6 +45,7 @@ CPU_CALLS = {
     "memory_efficient_attention": "*torch.ones(3, 1, 4, 2, 8, requires_grad=True)",
     "monte_carlo_pool": "torch.ones(1, 3, 4, 4, requires_grad=True), scale=2, cell=1",
     "mutation_loss": "[torch.zeros(1, 3, 4, 4, requires_grad=True)] * 2, torch.ones(1, 8, 8, dtype=torch.int64)",
+    "residual_layer_norm": "*torch.ones(2, 1, 3, 4, requires_grad=True), torch.ones(4), torch.zeros(4)",
     "segment_film_gate": (
         "torch.ones(1, 3, 4, 4, requires_grad=True), torch.ones(1, 4, 4, dtype=torch.uint8), torch.ones(1, 3), "
         "torch.ones(1, 17), torch.ones(3), torch.ones(1, 2), *torch.zeros(2, 1, 3)"
@@ -64,6 +65,7 @@ def loaded_by_operators() -> dict[str, list[str]]:
     code = "import sys\nbefore, loaded = set(sys.modules), {}\nimport torch\n"
     for name in kernels.OPERATORS:
         code += f"from trifuse.kernels import {name}\nout = {name}({CPU_CALLS[name]})\n"
+        code += "out = out[-1] if isinstance(out, tuple) else out\n"
         code += "if out.requires_grad:\n    out.sum().backward()\n"
         code += f"loaded[{name!r}], before = [*(set(sys.modules) - before)], set(sys.modules)\n"
     return json.loads(output_of(f"{code}import json\nprint(json.dumps(loaded))"))

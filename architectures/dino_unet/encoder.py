@@ -235,7 +235,9 @@ class DinoV2Encoder(nn.Module):
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:
         patches = tokens[:, 1 + self.num_registers :]
-        return normalise(self.norm, patches) if self.norm_blocks else patches.clone(memory_format=torch.contiguous_format)
+        return (
+            normalise(self.norm, patches) if self.norm_blocks else patches.clone(memory_format=torch.contiguous_format)
+        )
 
     def _ascending(self, blocks: str | Sequence[int]) -> list[int]:
         if isinstance(blocks, str):

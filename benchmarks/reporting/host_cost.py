@@ -43,6 +43,7 @@ from trifuse.benchmarks.baselines.gates import broadcast_channel_gate, broadcast
 from trifuse.benchmarks.baselines.instance_norm_leaky_relu import norm_then_rectifier
 from trifuse.benchmarks.baselines.monte_carlo_pool import shuffled_adaptive_pool
 from trifuse.benchmarks.baselines.mutation_loss import separate_losses
+from trifuse.benchmarks.baselines.residual_layer_norm import add_then_norm
 from trifuse.benchmarks.baselines.segment_film_gate import segment_film_by_the_equations
 from trifuse.benchmarks.baselines.temporal_film_gate import film_by_the_equations
 from trifuse.benchmarks.baselines.weighted_block_fusion import stack_einsum
@@ -82,6 +83,7 @@ def arguments_of(name: str, *, grad: bool) -> tuple[Any, ...]:
             *(random(*shape) for shape in ((1, 8), (1, 17), (8,), (1, 2), (1, 8), (1, 8))),
         ),
         "instance_norm_leaky_relu": lambda: (x, random(8), random(8)),
+        "residual_layer_norm": lambda: (random(1, 4, 8), random(1, 4, 8), *(random(8) for _ in range(3))),
         "mutation_loss": lambda: ([random(1, 4, 4, 4) for _ in range(3)], torch.zeros(1, 4, 4, dtype=torch.int64)),
         "dice_ce_loss": lambda: (random(1, 4, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)),
         "depthwise_multi_kernel": lambda: (x, [random(8, 1, 5, 5), random(8, 1, 7, 7)]),
@@ -110,6 +112,11 @@ def labels(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return sum(torch.nn.functional.interpolate(m, size, mode="bilinear") for m in logits).argmax(dim=1)
 
 
+def normalised(form: Callable[..., tuple[Tensor, Tensor]]) -> Form:
+    """Return a form of the residual sum and its layer norm that returns the second result alone."""
+    return lambda *tensors: form(*tensors[:4], layer_scale=tensors[4])[1]
+
+
 # Every operator with kernels, and what people write without it.
 FORMS: dict[str, tuple[Form, Form]] = {
     "weighted_block_fusion": (kernels.weighted_block_fusion, stack_einsum),
@@ -119,6 +126,7 @@ FORMS: dict[str, tuple[Form, Form]] = {
     "temporal_film_gate": (kernels.temporal_film_gate, film_by_the_equations),
     "segment_film_gate": (kernels.segment_film_gate, segment_film_by_the_equations),
     "instance_norm_leaky_relu": (kernels.instance_norm_leaky_relu, norm_then_rectifier),
+    "residual_layer_norm": (normalised(kernels.residual_layer_norm), normalised(add_then_norm)),
     "depthwise_multi_kernel": (kernels.depthwise_multi_kernel, separate_convolutions),
     "monte_carlo_pool": (pool, shuffled_adaptive_pool),
     "mutation_loss": (kernels.mutation_loss, separate_losses),

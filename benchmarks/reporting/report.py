@@ -67,6 +67,7 @@ GPU_SHARES = {
     "temporal_film_gate": 20,
     "segment_film_gate": 20,
     "instance_norm_leaky_relu": 20,
+    "residual_layer_norm": 20,
     "upsample_argmax": 14,
     "host_cost": 15,
     "fias": 20,

@@ -42,7 +42,9 @@ def token_case(
     kinds |= {name: ("i32", "i32") for name in kernel.arg_names if name.endswith("_strides")}
     unaligned = ("count", "tokens", "eps", *in_units(kernel, switches))
     threads = min(MOST_THREADS, max(THREADS, tile // ELEMENTS_PER_THREAD))
-    return specialised(f"{name}, {width} channels, {described(stream, branch)}", kernel, kinds, switches, unaligned, threads)
+    return specialised(
+        f"{name}, {width} channels, {described(stream, branch)}", kernel, kinds, switches, unaligned, threads
+    )
 
 
 def described(stream: str, branch: str) -> str:
@@ -50,7 +52,9 @@ def described(stream: str, branch: str) -> str:
     return stream if stream == branch else f"{stream} and {branch}"
 
 
-def forward_case(name: str, width: int, stream: str, branch: str, absent: tuple[str, ...], affine: str = "fp32") -> StaticCase:
+def forward_case(
+    name: str, width: int, stream: str, branch: str, absent: tuple[str, ...], affine: str = "fp32"
+) -> StaticCase:
     return token_case(name, _residual_layer_norm_fwd_kernel, width, stream, branch, absent, affine)
 
 

@@ -130,7 +130,7 @@ def forward(
         needs: the means (B, ...), and the reciprocals of the deviations, in float32.
     """
     normalised = torch.empty(x.shape, dtype=dtype, device=x.device)
-    total = x.new_empty(0) if branch is None else empty_total(x, branch)
+    total = torch.empty(0 if branch is None else x.shape, dtype=x.dtype, device=x.device)
     means, rstds = (torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) for _ in range(2))
     if x.numel() == 0:
         return total, normalised, means.zero_(), rstds.zero_()
@@ -151,11 +151,6 @@ def forward(
             num_warps=threads // WARP_SIZE,
         )
     return total, normalised, means, rstds
-
-
-def empty_total(x: Tensor, branch: Tensor) -> Tensor:
-    """Return where a sum goes: dense, in the type that its terms promote to."""
-    return torch.empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype), device=x.device)
 
 
 def dense(values: Tensor | None) -> Tensor | None:

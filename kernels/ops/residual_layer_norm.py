@@ -46,13 +46,12 @@ def residual_layer_norm_reference(
     """Define `residual_layer_norm`: weigh and add; subtract the mean, divide by the deviation, scale and shift."""
     total = x
     if branch is not None:
-        dtype = torch.promote_types(x.dtype, branch.dtype)
-        wide = branch.to(torch.promote_types(dtype, torch.float32))
+        wide = branch.to(torch.promote_types(x.dtype, torch.float32))
         if layer_scale is not None:
             wide = wide * layer_scale.to(wide.dtype)
         if sample_scale is not None:
             wide = wide * _per_sample(sample_scale.to(wide.dtype), x)
-        total = (x.to(wide.dtype) + wide).to(dtype)
+        total = (x.to(wide.dtype) + wide).to(x.dtype)
     wide = total.to(torch.promote_types(total.dtype, torch.float32))
     centred = wide - wide.mean(-1, keepdim=True)
     z = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -67,13 +66,12 @@ def _per_sample(scale: Tensor, x: Tensor) -> Tensor:
     return scale.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _normalised_dtype(x: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
-    """Return the type of what is normalised: that of the sum, or autocast's where it is on."""
-    dtype = dtype or x.dtype
+def _normalised_dtype(x: Tensor) -> torch.dtype:
+    """Return the type of what is normalised: that of the residual, or autocast's where it is on."""
     kind = x.device.type
-    if dtype != torch.float64 and library.autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if x.dtype != torch.float64 and library.autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
-    return dtype
+    return x.dtype
 
 
 # ---------------------------------------------------------------------------------------------- plain PyTorch
@@ -96,7 +94,7 @@ def _composed(
             of_samples = _per_sample(sample_scale, x)
             factor = of_samples if layer_scale is None else of_samples * layer_scale
         total = x + branch if factor is None else torch.addcmul(x, branch, factor)
-        total = total.to(torch.promote_types(x.dtype, branch.dtype))  # whatever the type of the factors
+        total = total.to(x.dtype)
     dtype = _normalised_dtype(total)
     affine = [value for value in (weight, bias) if value is not None]
     wide = total
@@ -122,9 +120,7 @@ def _launch_backward(*arguments) -> list[Tensor]:
 
 
 def _shape_forward(x, branch, weight, bias, layer_scale, sample_scale, eps, dtype):
-    total = x.new_empty(0)
-    if branch is not None:
-        total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
+    total = x.new_empty(0 if branch is None else x.shape)
     means, rstds = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     return total, x.new_empty(x.shape, dtype=dtype), means, rstds
 
@@ -153,7 +149,7 @@ class _TritonNorm(torch.autograd.Function):
         statistics = (means, rstds)
         summed = x if branch is None else total
         ctx.save_for_backward(summed, read_again, weight, bias, layer_scale, sample_scale, *statistics)
-        ctx.x_dtype, ctx.branch_dtype = x.dtype, None if branch is None else branch.dtype
+        ctx.branch_dtype = None if branch is None else branch.dtype
         ctx.mark_non_differentiable(*statistics, *([total] if branch is None else []))
         ctx.set_materialize_grads(False)  # which would be zeros for those
         return total, normalised, means, rstds
@@ -171,7 +167,7 @@ class _TritonNorm(torch.autograd.Function):
         branch_dtype = ctx.branch_dtype or summed.dtype
         found = iter(torch.ops.trifuse.residual_layer_norm_backward(*arguments, branch_dtype, needed))
         grads = [next(found) if need else None for need in needed]
-        x_grad = grads[0].to(ctx.x_dtype) if of_x else None
+        x_grad = grads[0] if of_x else None
         branch_grad = grads[0] if of_branch and shared else grads[1]
         return x_grad, branch_grad, *grads[2:], None, None, None
 
@@ -222,9 +218,9 @@ def residual_layer_norm(
         eps: added to the variance.
 
     Returns:
-        The sum, in the type that x and branch promote to (x itself where nothing is added), and the sum normalised, in
-        the same type: under autocast in autocast's, as the layer that follows would cast it. Computed in float32
-        (float64 for float64 tensors), and dense.
+        The sum, in the type of x (x itself where nothing is added), and the sum normalised, in the same type: under
+        autocast in autocast's, as the layer that follows would cast it. Computed in float32 (float64 for float64
+        tensors); from the kernels, contiguous.
 
     Raises:
         ShapeError: x has fewer than two dimensions, or another argument does not have the shape above, or lies on
@@ -244,9 +240,8 @@ def residual_layer_norm(
         )
     if backend == "torch" or library.under_functional_transform(given):
         return _composed(x, branch, weight, bias, layer_scale, sample_scale, eps)
-    dtype = _normalised_dtype(x, x.dtype if branch is None else torch.promote_types(x.dtype, branch.dtype))
     total, normalised, *_ = torch.ops.trifuse.residual_layer_norm(
-        x, branch, weight, bias, layer_scale, sample_scale, eps, dtype
+        x, branch, weight, bias, layer_scale, sample_scale, eps, _normalised_dtype(x)
     )
     return x if branch is None else total, normalised
 

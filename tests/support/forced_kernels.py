@@ -35,7 +35,7 @@ def step_on_kernels(name: str, arguments: tuple[Any, ...], operator: Callable[..
     """Call an operator, and take the gradients of the sum of its squares; each of the two must launch kernels.
 
     Returns:
-        The result, and the gradients of the arguments that require one.
+        The result or results, and the gradients of the arguments that require one.
     """
     operator = operator or getattr(kernels, name)
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
@@ -45,5 +45,6 @@ def step_on_kernels(name: str, arguments: tuple[Any, ...], operator: Callable[..
     if not leaves:
         return [out]
     with on_kernels(f"{name}, backward", expected=name not in WITHOUT_KERNELS):
-        gradients = torch.autograd.grad(out.square().sum(), leaves)
-    return [out.detach(), *gradients]
+        outs = [out] if isinstance(out, Tensor) else out
+        gradients = torch.autograd.grad(sum(one.square().sum() for one in outs), leaves)
+    return [*(one.detach() for one in outs), *gradients]

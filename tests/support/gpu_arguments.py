@@ -102,6 +102,23 @@ def norm_arguments(device, dtype):
     yield last.requires_grad_(), normal(device, 72, dtype=dtype, seed=3), {"negative_slope": 0.2, "eps": 1e-3}
 
 
+def tokens_arguments(device, dtype):
+    """Widths of the networks and others, a class token left out, factors, terms of two types, nothing added."""
+
+    def factors(width, samples):
+        kept = normal(device, samples, seed=6).detach()
+        return {"layer_scale": normal(device, width, seed=5), "sample_scale": kept}
+
+    for samples, tokens, width in ((2, 130, 72), (1, 33, 768), (3, 5, 1536), (2, 3, 7), (1, 1, 1)):
+        x, branch = (normal(device, samples, tokens + 1, width, dtype=dtype, seed=i).detach()[:, 1:] for i in (0, 1))
+        affine = [normal(device, width, seed=i) for i in (2, 3)]
+        yield x.requires_grad_(), branch.requires_grad_(), *affine, factors(width, samples)
+        yield x, branch, *affine
+    x, branch = normal(device, 2, 9, 24), normal(device, 2, 9, 24, dtype=dtype, seed=1)
+    yield x, branch, normal(device, 24, seed=2), None, {"layer_scale": normal(device, 24, dtype=dtype, seed=5)}
+    yield normal(device, 2, 300, 144, dtype=dtype), None, *(normal(device, 144, dtype=dtype, seed=i) for i in (2, 3))
+
+
 def pool_arguments(device, dtype):
     """A draw in tensors, shared or not, in numbers, permuted or not, on the layouts that the gates take."""
     for x, _ in gate_arguments(True)(device, dtype):
@@ -165,6 +182,7 @@ ARGUMENTS = {
     "memory_efficient_attention": attention_arguments,
     "instance_norm_leaky_relu": norm_arguments,
     "mutation_loss": mutation_arguments,
+    "residual_layer_norm": tokens_arguments,
     "upsample_argmax": argmax_arguments,
     "monte_carlo_pool": pool_arguments,
     "segment_film_gate": segment_film_arguments,

@@ -19,6 +19,18 @@ NAMESPACE = "trifuse::"
 ALONE = {"gamma": 0.4, "subsets": "last", "reduction": "sum", "ignore_index": None, "reduce": Tensor.clone}
 
 
+def residual_and_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+    """Return both results of a residual sum and its layer norm as one tensor."""
+    kept = torch.arange(1.0, len(x) + 1)
+    given = {"layer_scale": scale, "sample_scale": kept, "eps": 1.0}
+    return torch.stack(kernels.residual_layer_norm(x, branch, weight, bias, **given))
+
+
+def norm_of_tokens(x: Tensor) -> Tensor:
+    """Return tokens normalised, nothing being added."""
+    return kernels.residual_layer_norm(x, eps=1.0)[1]
+
+
 class Call(NamedTuple):
     """One call of a public function; its floating-point tensors require gradients."""
 
@@ -82,8 +94,8 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
         ]
 
     def film() -> list[Call]:
-        small = [normal(batch, size) for size in (channels, 2, channels, channels)]
-        return [Call(kernels.temporal_film_gate, (normal(*shape), *small), {})]
+        given = (normal(*shape), *(normal(batch, size) for size in (channels, 2, channels, channels)))
+        return [Call(kernels.temporal_film_gate, given, {})]
 
     def segment_film() -> list[Call]:
         segments = torch.randint(0, 4, (batch, height, width), generator=generator, dtype=torch.uint8)
@@ -95,25 +107,26 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
         # a large eps: of two positions alone, gradients otherwise cancel but for what rounding leaves
         return [Call(kernels.instance_norm_leaky_relu, (x, normal(channels), normal(channels)), {"eps": 1.0})]
 
-    def argmax() -> list[Call]:
-        maps = [normal(*shape).detach(), normal(*shape).detach()]
-        return [Call(kernels.upsample_argmax, (maps, (2 * height, width + 1)), {})]
-
-    def fusion() -> list[Call]:
-        return [Call(kernels.weighted_block_fusion, ([normal(*shape[:3]) for _ in range(3)], normal(3)), {})]
-
     return {
         "channel_gate": lambda: gate("channel_gate", (batch, channels)),
         "depthwise_multi_kernel": convolution,
         "dilated_attention": attention,
         "instance_norm_leaky_relu": norm,
         "monte_carlo_pool": pool,
+        "residual_layer_norm": lambda: [
+            Call(residual_and_norm, (normal(*shape), normal(*shape), *(normal(width) for _ in range(3))), {}),
+            Call(norm_of_tokens, (normal(*shape),), {}),
+        ],
         "segment_film_gate": segment_film,
         "segmentation_sums": losses,
         "spatial_gate": lambda: gate("spatial_gate", (batch, 1, height, width)),
         "temporal_film_gate": film,
-        "upsample_argmax": argmax,
-        "weighted_block_fusion": fusion,
+        "upsample_argmax": lambda: [
+            Call(kernels.upsample_argmax, ([normal(*shape).detach() for _ in range(2)], (2 * height, width + 1)), {})
+        ],
+        "weighted_block_fusion": lambda: [
+            Call(kernels.weighted_block_fusion, ([normal(*shape[:3]) for _ in range(3)], normal(3)), {})
+        ],
     }[op]()
 
 
@@ -123,6 +136,7 @@ OPERATORS = (
     "dilated_attention",
     "instance_norm_leaky_relu",
     "monte_carlo_pool",
+    "residual_layer_norm",
     "segment_film_gate",
     "segmentation_sums",
     "spatial_gate",

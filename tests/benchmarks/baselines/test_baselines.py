@@ -46,6 +46,7 @@ TINY = {
     "memory_efficient_attention": FILES["memory_efficient_attention"].attention_case("tiny", 1, 5, 2, FLOAT, "cpu"),
     "monte_carlo_pool": pools.pool_case("tiny", (2, 3, 5, 4), 2, FLOAT, "cpu"),
     "mutation_loss": FILES["mutation_loss"].loss_case("tiny", 2, (2, 4, 8), 8, FLOAT, device="cpu"),
+    "residual_layer_norm": FILES["residual_layer_norm"].case("tiny", (2, 3, 8), FLOAT, "cpu"),
     "segment_film_gate": FILES["segment_film_gate"].case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "spatial_gate": gates.position_case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "temporal_film_gate": FILES["temporal_film_gate"].case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
@@ -101,6 +102,7 @@ def test_least_bytes_count_what_has_to_be_moved():
         "memory_efficient_attention": 11 * 5 * 128,
         "monte_carlo_pool": 120 // 4 + 120,  # a cell of four; the gradient of the whole
         "mutation_loss": 3 * 18 * (4 + 16 + 64) + 2 * 128 * 2,
+        "residual_layer_norm": 8 * 48,  # x, branch, sum, normalised; two gradients and the sum, one gradient
         "segment_film_gate": 5 * 120 + 2 * 40 // 4,  # and a byte per position, each way
         "spatial_gate": 5 * 120,
         "temporal_film_gate": 5 * 120,
@@ -116,10 +118,12 @@ def as_run(function, arguments, timed):
     for leaf in leaves:
         leaf.requires_grad_()
     result = function(*arguments)
+    results = [result] if isinstance(result, torch.Tensor) else [*result]
     if not leaves:
-        return [result]
-    incoming = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result)
-    return [result.detach(), *torch.autograd.grad(result, leaves, incoming)]
+        return results
+    generator = torch.Generator().manual_seed(1)
+    incoming = [torch.randn(one.shape, generator=generator).to(one) for one in results]
+    return [*(one.detach() for one in results), *torch.autograd.grad(results, leaves, incoming)]
 
 
 def in_float64(value):

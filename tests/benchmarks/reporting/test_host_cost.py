@@ -26,6 +26,7 @@ LAUNCHES = {
     "temporal_film_gate": ((1, 0), (3, 0)),  # backward: the map with its sums, and what follows from these
     "segment_film_gate": ((1, 0), (3, 0)),  # backward: likewise; of more samples than one, the direction's shares
     "instance_norm_leaky_relu": ((1, 0), (3, 0)),  # backward: the map with its sums, and those of all samples
+    "residual_layer_norm": ((1, 0), (3, 0)),  # backward: the tokens with their sums, and those of all programs
     "depthwise_multi_kernel": ((2, 0), (5, 0)),  # merge, convolve; the same turned, the kernels' sums, and their parts
     "monte_carlo_pool": ((1, 0), (3, 0)),  # backward: the draw's positions, and the map
     "mutation_loss": ((3, 1), (4, 2)),  # sums of parts, sums of those, the loss; the others are PyTorch's

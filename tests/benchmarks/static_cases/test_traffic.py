@@ -92,6 +92,16 @@ def _norm(B, C, H, W, **_):
     return kernels.instance_norm_leaky_relu(_tensor(B, C, H, W), _tensor(C), _tensor(C))
 
 
+def _tokens(with_branch, **options):
+    def run(B, M, C, **_):
+        terms = [_tensor(B, M, C) for _ in range(1 + with_branch)]
+        kept = {name: torch.ones(B) for name in options}
+        results = kernels.residual_layer_norm(*terms, *[None] * (2 - len(terms)), _tensor(C), _tensor(C), **kept)
+        return torch.stack(results) if with_branch else results[1]
+
+    return run
+
+
 def _depthwise(B, C, H, W, K, **_):
     return kernels.depthwise_multi_kernel(_tensor(B, C, H, W), [_tensor(C, 1, K, K)])
 
@@ -105,6 +115,7 @@ _MAP = {"B": 1, "C": 4, "H": 16, "W": 64}
 _FUSED = {"B": 2, "M": 16, "D": 64, "N": 3, "launches": 1}
 _CONVOLVED = {"B": 1, "C": 16, "H": 16, "W": 64, "K": 3}
 _CONVOLVED_WIDE = {"B": 1, "C": 4, "H": 64, "W": 64, "K": 9, "samples": 1}
+_TOKENS = {"B": 2, "M": 192, "C": 128, "parts": 6}
 _LOSS = {"B": 1, "K": 2, "H": 16, "W": 128}
 # Module, pass, sizes with whole tiles, and what to run; a backward pass is what follows the forward one.
 RUNS = [
@@ -133,6 +144,10 @@ RUNS = [
     *((file, f"{name}, {planes} planes", _MAP | size, _norm)
       for file, name in (("instance_norm_leaky_relu", "forward"), ("instance_norm_leaky_relu_backward", "backward"))
       for planes, size in (("held", {}), ("large", {"C": 1, "H": 160, "W": 128}))),
+    ("residual_layer_norm", "forward", _TOKENS, _tokens(True)),
+    ("residual_layer_norm", "forward, nothing added", _TOKENS, _tokens(False)),
+    ("residual_layer_norm_backward", "backward", _TOKENS, _tokens(True)),
+    ("residual_layer_norm_backward", "backward, branch apart", _TOKENS, _tokens(True, sample_scale=True)),
     ("depthwise_multi_kernel", "forward", _CONVOLVED, _depthwise),
     ("depthwise_multi_kernel_backward", "backward", _CONVOLVED, _depthwise),
     *(("depthwise_multi_kernel_wide", name, _CONVOLVED_WIDE, _depthwise) for name in ("forward", "backward")),

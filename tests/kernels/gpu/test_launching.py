@@ -39,6 +39,7 @@ CALLS = {
     "dilated_attention": lambda: kernels.dilated_attention(*(ones(1, 2, 2, 24) for _ in range(3)), num_heads=3),
     "instance_norm_leaky_relu": lambda: kernels.instance_norm_leaky_relu(ones(1, 2, 2, 2), ones(2), ones(2)),
     "monte_carlo_pool": lambda: kernels.monte_carlo_pool(ones(1, 2, 2, 2), scale=1, cell=0),
+    "residual_layer_norm": lambda: kernels.residual_layer_norm(ones(1, 2, 4), ones(1, 2, 4))[1],
     "segment_film_gate": lambda: kernels.segment_film_gate(
         ones(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.uint8), ones(1, 2), ones(1, 3), ones(2), *ones(3, 1, 2)
     ),

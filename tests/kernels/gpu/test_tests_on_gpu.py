@@ -33,6 +33,7 @@ CALLS = {
     "memory_efficient_attention": lambda: leaf(3, 1, 2, 1, 4).unbind(),
     "monte_carlo_pool": lambda: (leaf(1, 2, 2, 2), {"scale": 1, "cell": 0}),
     "mutation_loss": lambda: ([leaf(1, 2, 2, 2), leaf(1, 2, 1, 1)], torch.ones(1, 2, 2, dtype=torch.int64)),
+    "residual_layer_norm": lambda: (leaf(1, 2, 4), leaf(1, 2, 4), leaf(4), leaf(4)),
     "segment_film_gate": lambda: (
         leaf(1, 2, 2, 2),
         torch.ones(1, 2, 2, dtype=torch.uint8),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -249,7 +249,9 @@ def test_k23_a_second_derivative_is_refused_where_the_incoming_gradient_needs_no
         refusal = r"is once_differentiable.*backend\('reference'\)"
         if op == "monte_carlo_pool" and name == "torch":
             refusal += "|does not require grad"  # where it is plain PyTorch, which knows that it is linear
-        with pytest.raises(RuntimeError, match=refusal):
+        if (op, name) == ("residual_layer_norm", "torch"):  # plain PyTorch, which differentiates again
+            refusal = None
+        with nullcontext() if refusal is None else pytest.raises(RuntimeError, match=refusal):
             sum(gradient.square().sum() for gradient in gradients).backward()
         refused += 1
     assert refused or op == "upsample_argmax"
