@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trifuse.kernels.gpu.maps import THREADS
 from trifuse.kernels.gpu.residual_layer_norm import (
     ELEMENTS_PER_THREAD,
     MOST_THREADS,
@@ -11,7 +12,6 @@ from trifuse.kernels.gpu.residual_layer_norm import (
     TILE,
     _residual_layer_norm_fwd_kernel,
 )
-from trifuse.kernels.gpu.maps import THREADS
 
 from .case import StaticCase, Traffic, in_units, specialised
 

@@ -64,10 +64,6 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
     def gate(name: str, size: Sequence[int]) -> list[Call]:
         return [Call(getattr(kernels, name), (normal(*shape), normal(*size)), {})]
 
-    def convolution() -> list[Call]:
-        weights = [normal(channels, 1, side, side) for side in (1, 3)]
-        return [Call(kernels.depthwise_multi_kernel, (normal(*shape), weights), {})]
-
     def attention() -> list[Call]:
         options = {"num_heads": 2, "dilations": (1, 2)}
         maps = [torch.randn(batch, height, width, 4 * channels, generator=generator) for _ in range(6)]
@@ -94,8 +90,8 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
         ]
 
     def film() -> list[Call]:
-        given = (normal(*shape), *(normal(batch, size) for size in (channels, 2, channels, channels)))
-        return [Call(kernels.temporal_film_gate, given, {})]
+        small = (normal(batch, size) for size in (channels, 2, channels, channels))
+        return [Call(kernels.temporal_film_gate, (normal(*shape), *small), {})]
 
     def segment_film() -> list[Call]:
         segments = torch.randint(0, 4, (batch, height, width), generator=generator, dtype=torch.uint8)
@@ -109,7 +105,9 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
 
     return {
         "channel_gate": lambda: gate("channel_gate", (batch, channels)),
-        "depthwise_multi_kernel": convolution,
+        "depthwise_multi_kernel": lambda: [
+            Call(kernels.depthwise_multi_kernel, (normal(*shape), [normal(channels, 1, k, k) for k in (1, 3)]), {})
+        ],
         "dilated_attention": attention,
         "instance_norm_leaky_relu": norm,
         "monte_carlo_pool": pool,
