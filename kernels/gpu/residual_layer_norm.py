@@ -48,6 +48,16 @@ def load_channels(values, c, exists):
 
 
 @triton.jit
+def row_sum(products, exists):
+    """Add up products over the channels of each token; what lies outside counts nothing.
+
+    The choice between a product and zero keeps the compiler from fusing a product with the first addition: threads that
+    add two products crosswise would each round the other's alone, and so disagree in the last bit of one sum.
+    """
+    return tl.sum(tl.where(exists, products, 0.0), axis=1)
+
+
+@triton.jit
 def branch_factor(layer_scale, sample_scale, t, tokens, token_exists):
     """Return what a branch is multiplied by, (tokens, channels) or less of it: a row, a column or 1, in float32."""
     factor = 1.0
@@ -105,8 +115,8 @@ def _residual_layer_norm_fwd_kernel(
             tl.store(total + target, rounded, mask=exists)
             values = rounded.to(tl.float32)
         mean = tl.sum(values, axis=1) / channels
-        centred = tl.where(exists, values - mean[:, None], 0.0)
-        rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + eps)
+        centred = values - mean[:, None]
+        rstd = tl.rsqrt(row_sum(centred * centred, exists) / channels + eps)
         tl.store(means + t, mean, mask=token_exists)
         tl.store(rstds + t, rstd, mask=token_exists)
         result = centred * rstd[:, None] * scale + shift

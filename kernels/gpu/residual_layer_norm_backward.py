@@ -23,6 +23,7 @@ from .residual_layer_norm import (
     branch_factor,
     dense,
     load_channels,
+    row_sum,
     rows_of,
     strides_of,
     tile_of,
@@ -87,8 +88,8 @@ def _residual_layer_norm_bwd_kernel(
             of_weight += incoming * hat
             of_bias += incoming
         scaled = incoming * scale
-        product_mean = tl.sum(scaled * hat, axis=1)[:, None] / channels
-        outgoing = (scaled - tl.sum(scaled, axis=1)[:, None] / channels - hat * product_mean) * rstd
+        product_mean = row_sum(scaled * hat, exists)[:, None] / channels
+        outgoing = (scaled - row_sum(scaled, exists)[:, None] / channels - hat * product_mean) * rstd
         if total_grad is not None:
             source = total_grad + token_offsets(t, tokens, total_grad_strides, UNIT) + c[None, :]
             outgoing += tl.load(source, mask=exists, other=0.0).to(tl.float32)

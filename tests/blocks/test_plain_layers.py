@@ -93,7 +93,8 @@ def test_b16_layers_without_parameters_are_called(name):
     assert not torch.allclose(result_of(block, given), before)
 
 
-READING = ["ContextAwareFusion", "DepthwiseMultiKernel", "DilatedAttention", "MonteCarloAttention"]
+READING = ["ContextAwareFusion", "DepthwiseMultiKernel", "DilatedAttention", "MixingAttention", "MonteCarloAttention"]
+READING += ["TransformerBlock"]
 """The blocks that read weights of their layers."""
 
 

@@ -7,9 +7,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from trifuse.blocks.transformer_block import LayerScale, Mlp, SwiGLU, TransformerBlock
+from trifuse.blocks.transformer_block import LayerScale, Mlp, SwiGLU, TransformerBlock, iterate_blocks
+from trifuse.kernels import backend
+from trifuse.kernels.testing import launches
+
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
 
 
 def seeded(seed=0):
@@ -119,3 +124,88 @@ def test_b14_copies_and_compiles():
     assert torch.equal(copy.deepcopy(block)(x), block(x))
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), block(x))
+
+
+# --------------------------------------------------------------------------------------------------- blocks in a row
+
+
+def row_of_blocks(count=3):
+    return [randomised(TransformerBlock(12, 3)).float() for _ in range(count)]
+
+
+def called(blocks, x):
+    results = []
+    for block in blocks:
+        x = block(x)
+        results.append(x)
+    return results
+
+
+def test_blocks_in_a_row_give_what_each_gives_called_on_the_last():
+    blocks, x = row_of_blocks(), tokens(2, 5, 12).float()
+    found, expected = list(iterate_blocks(blocks, x)), called(blocks, x)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert list(iterate_blocks([], x)) == []
+
+
+@interpreted
+def test_blocks_in_a_row_add_and_normalise_in_one_launch():
+    """A norm before the first block, and one in the middle and at the end of each; behind the last a sum alone."""
+    blocks, x = row_of_blocks(), tokens(2, 5, 12).float()
+    with torch.no_grad(), backend("triton", strict=False), launches() as counted:
+        found = list(iterate_blocks(blocks, x))
+    assert counted.kernels == {"_residual_layer_norm_fwd_kernel": 2 * len(blocks)}
+    torch.testing.assert_close(found, called(blocks, x), rtol=1e-5, atol=1e-4)
+
+
+def doubled(module, given, result):
+    return 2 * result
+
+
+def hooked(blocks):
+    blocks[1].register_forward_hook(doubled)
+
+
+def hooked_before(blocks):
+    blocks[1].register_forward_pre_hook(lambda block, given: (2 * given[0],))
+
+
+def forward_of_its_own(blocks):
+    written = blocks[1].forward
+    blocks[1].forward = lambda x: 2 * written(x)
+
+
+def another_block(blocks):
+    blocks[1] = nn.Sequential(blocks[1], nn.Linear(12, 12))
+
+
+def another_class(blocks):
+    class Doubled(TransformerBlock):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    blocks[1].__class__ = Doubled
+
+
+def another_norm(blocks):
+    blocks[1].norm1 = nn.Sequential(blocks[1].norm1, nn.Linear(12, 12))
+
+
+def hooked_parts(blocks):
+    for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2"):
+        getattr(blocks[1], name).register_forward_hook(doubled)
+
+
+CHANGES = [hooked, hooked_before, forward_of_its_own, another_block, another_class, another_norm, hooked_parts]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_b16_what_is_done_to_a_block_in_a_row_acts(change):
+    blocks, x = row_of_blocks(), tokens(2, 5, 12).float()
+    before = called(blocks, x)
+    change(blocks)
+    found, expected = list(iterate_blocks(blocks, x)), called(blocks, x)
+    assert torch.equal(found[0], before[0])
+    assert not torch.allclose(found[1], before[1])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -1,4 +1,4 @@
-"""What people do to the convolutions and linear layers of a network that is there already."""
+"""What people do to the convolutions, linear layers and layer norms of a network that is there already."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.Linear)
 
 
 class Adapter(nn.Module):
@@ -122,7 +122,7 @@ rounded = _replaced(Rounded)
 
 
 def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield the path of every convolution and linear layer, the module that holds it, and its name there."""
+    """Yield the path of every convolution, linear layer and layer norm, the module that holds it, and its name there."""
     for path, module in list(model.named_modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, LAYERS):

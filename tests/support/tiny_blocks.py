@@ -75,7 +75,7 @@ BLOCKS = {
         fused=True,
     ),
     "TemporalFiLMGate": Tiny(lambda: blocks.TemporalFiLMGate(4), film, fused=True),
-    "TransformerBlock": Tiny(lambda: blocks.TransformerBlock(8, 2), lambda n: (drawn(n, 5, 8),)),
+    "TransformerBlock": Tiny(lambda: blocks.TransformerBlock(8, 2), lambda n: (drawn(n, 5, 8),), fused=True),
     "UNetDecoderStage": Tiny(
         lambda: blocks.UNetDecoderStage(4, 3, side_dims=[2]), lambda n: (drawn(n, 4, 3, 3), [drawn(n, 2, 6, 6)])
     ),

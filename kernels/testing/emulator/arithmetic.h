@@ -178,6 +178,24 @@ void define_float(Table& table, const std::string& name) {
     define_comparisons<T>(table, name);
 }
 
+// Two narrow numbers in one register.
+template <class T>
+struct Pair {
+    T low, high;
+};
+
+template <class T>
+void define_pairs(Table& table, const std::string& type) {
+    using P = Pair<T>;
+    using W = Wide<T>;
+    for (const std::string rounding : {"", ".rn"}) {
+        const std::string end = rounding + "." + type + "x2";
+        define<P, P, P>(table, "add" + end, [](P a, P b) -> P { return {T(W(a.low) + W(b.low)), T(W(a.high) + W(b.high))}; });
+        define<P, P, P>(table, "sub" + end, [](P a, P b) -> P { return {T(W(a.low) - W(b.low)), T(W(a.high) - W(b.high))}; });
+        define<P, P, P>(table, "mul" + end, [](P a, P b) -> P { return {T(W(a.low) * W(b.low)), T(W(a.high) * W(b.high))}; });
+    }
+}
+
 template <class T>
 void define_roots(Table& table, const std::string& type) {
     define<T, T, T>(table, "div.rn." + type, [](T a, T b) { return a / b; });
@@ -269,6 +287,8 @@ inline void define_arithmetic(Table& table) {
     define_float<double>(table, "f64");
     define_float<Half>(table, "f16");
     define_float<BFloat16>(table, "bf16");
+    define_pairs<Half>(table, "f16");
+    define_pairs<BFloat16>(table, "bf16");
     define_roots<float>(table, "f32");
     define_roots<double>(table, "f64");
     define_approximations(table);

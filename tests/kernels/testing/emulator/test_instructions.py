@@ -314,6 +314,16 @@ def test_fused_products_of_narrow_types_are_rounded_once():
     assert fused(torch.float16, half) == torch.tensor(half[0] ** 2 + half[2], dtype=torch.float16).item()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "compute_pair"), [("add", torch.add), ("sub.rn", torch.sub), ("mul", torch.mul)])
+def test_pairs_of_narrow_numbers(name, compute_pair, dtype):
+    a, b = torch.tensor([[1.0, -3.5], [0.1, 7.0]]).to(dtype), torch.tensor([[2**-9, 1000.0], [-0.1, 3e-5]]).to(dtype)
+    kind = "bf16x2" if dtype is torch.bfloat16 else "f16x2"
+    words = [("r", [word % (1 << 32) for word in pairs.view(torch.int32).flatten().tolist()]) for pairs in (a, b)]
+    expected = compute_pair(a, b).view(torch.int32).flatten().tolist()
+    assert compute(f"{name}.{kind}", "r", *words) == [word % (1 << 32) for word in expected]
+
+
 def test_an_overrun_never_leads_into_another_tensor():
     """Whatever the distance, the access belongs to the tensor whose address it was computed from."""
     first, second = torch.zeros(16), torch.zeros(16)

@@ -19,7 +19,7 @@ SMALL = (
     "monte_carlo_pool:float32:12",
     "instance_norm_leaky_relu:bfloat16:3",
     "mutation_loss:bfloat16:0",
-    "residual_layer_norm:bfloat16:8",
+    "residual_layer_norm:float32:6",
     "segment_film_gate:bfloat16:3",
     "spatial_gate:float32:3",
     "temporal_film_gate:float16:3",
