@@ -122,7 +122,7 @@ rounded = _replaced(Rounded)
 
 
 def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield the path of every convolution, linear layer and layer norm, the module that holds it, and its name there."""
+    """Yield the path of every convolution, linear layer and layer norm, its parent module, and its name there."""
     for path, module in list(model.named_modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, LAYERS):
