@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("selections", nargs="*", metavar="OPERATOR[:DTYPE[:CASE]]")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    stamp = {"commit": commit(), "torch": version("torch"), "triton": version("triton")}
+    stamp = {"commit": commit(), "torch": version("torch"), "triton": version("triton")} if options.out else {}
     sound = True
     for name, dtype, case, arguments in selected(options.selections):
         start = time.process_time()
