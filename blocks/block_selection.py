@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trifuse.kernels import weighted_block_fusion
 from trifuse.kernels.library import values_at_hand
 
 Order = Literal["depth", "weight"]
@@ -69,11 +70,12 @@ def heaviest_blocks(logits: Tensor, top_k: int, order: Order) -> Tensor:
 
 
 class SelectedMaps:
-    """The maps of the selected blocks, collected while the maps of all blocks are iterated over.
+    """The maps of the selected blocks, collected while the maps of all blocks are fused, or iterated over.
 
     Where the host can read the selection, they are the maps themselves. On a GPU, where reading would wait for the
-    device, and where operations are recorded, they are copies: each map is written to the position of its block in the
-    selection, or to a spare position, so that the same launches serve every selection.
+    device, and where operations are recorded, they are copies, made by the same launches whatever the selection is:
+    the fusion writes those that are selected; iterating writes each map to the position of its block in the selection,
+    or to a spare position.
 
     Args:
         indices: the selected blocks, int64 of shape (k,).
@@ -89,11 +91,16 @@ class SelectedMaps:
         self.indices = indices
         self.known = tuple(indices.tolist()) if fixed is None and values_at_hand((indices,)) else fixed
         self._kept: dict[int, Tensor] = {}
-        self._copies: Tensor | None = None
-        if self.known is None:
-            top_k = len(indices)
-            order = torch.arange(top_k, device=indices.device)
-            self._positions = indices.new_full((num_blocks,), top_k).scatter(0, indices, order)
+        self._copies: Tensor | list[Tensor] | None = None
+        self._num_blocks = num_blocks
+
+    def fuse(self, maps: Sequence[Tensor] | Tensor, logits: Tensor) -> Tensor:
+        """Fuse the maps (B, M, D) of all blocks by their logits (N,), and keep what is selected."""
+        if self.known is not None:
+            self._kept = {index: maps[index] for index in self.known}
+            return weighted_block_fusion(maps, logits)
+        fused, *self._copies = weighted_block_fusion(maps, logits, self.indices)
+        return fused
 
     def collect_from(self, maps: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Yield every (block index, map (B, M, D)) unchanged, and keep what is selected."""
@@ -106,13 +113,17 @@ class SelectedMaps:
             del tokens  # or it would stay in memory while the next one is made
 
     def collected(self) -> list[Tensor]:
-        """Return the selected maps in the order of the selection, once all maps have been iterated over."""
+        """Return the selected maps in the order of the selection, once all maps have been fused or iterated over."""
         if self.known is not None:
             return [self._kept[index] for index in self.known]
         assert self._copies is not None
-        return list(self._copies[:-1].unbind())
+        return [self._copies[position] for position in range(len(self.indices))]
 
     def _copy(self, index: int, tokens: Tensor) -> None:
+        top_k = len(self.indices)
         if self._copies is None:
-            self._copies = tokens.new_empty(len(self.indices) + 1, *tokens.shape)
+            order = torch.arange(top_k, device=self.indices.device)
+            self._positions = self.indices.new_full((self._num_blocks,), top_k).scatter(0, self.indices, order)
+            self._copies = tokens.new_empty(top_k + 1, *tokens.shape)
+        assert isinstance(self._copies, Tensor)
         self._copies.index_copy_(0, self._positions[index : index + 1], tokens.detach()[None])

@@ -103,9 +103,14 @@ class WeightedBlockFusion(nn.Module):
         """Keep the present selection from now on, whatever the logits become; saved with the weights."""
         self.frozen_selection.copy_(torch.tensor(self.selected))
 
-    def forward(self, features: Sequence[Tensor] | Tensor) -> Tensor:
-        """Fuse N maps of shape (B, M, D), a list or stacked, into one of shape (B, M, D)."""
-        return weighted_block_fusion(features, self._learned_logits())
+    def forward(self, features: Sequence[Tensor] | Tensor, selected: SelectedMaps | None = None) -> Tensor:
+        """Fuse N maps of shape (B, M, D), a list or stacked, into one of shape (B, M, D).
+
+        ``selected``, from `selected_maps`, then has the maps of the selected blocks, at the cost of one more write of
+        each at most.
+        """
+        logits = self._learned_logits()
+        return weighted_block_fusion(features, logits) if selected is None else selected.fuse(features, logits)
 
     def stream(
         self,

@@ -251,13 +251,13 @@ class DinoUNet(Pretrained, nn.Module):
         blocks = self.required_blocks()
         if len(features) != len(blocks):
             raise ShapeError(f"DinoUNet: expected the features of blocks {blocks}, got {len(features)} maps")
-        fused = None
+        picked, fused = self.fusion.selected_maps(), None
         if self.decoder.proj_fused is not None:
-            fused = self.fusion(features)
+            fused = self.fusion(features, picked)
             fused = self.decoder.proj_fused(fused.to(dtype_of(self.decoder.proj_fused)))
-        picked = self.fusion.selected_maps()
-        maps = dict(picked.collect_from(zip(blocks, features, strict=True)))
-        return self._decode(maps[self.encoder.depth - 1], picked, fused, grid, image)
+        else:
+            list(picked.collect_from(zip(blocks, features, strict=True)))
+        return self._decode(features[-1], picked, fused, grid, image)
 
     def required_blocks(self) -> tuple[int, ...]:
         """Return the blocks whose features the network may ever use, ascending: all where they are learned."""

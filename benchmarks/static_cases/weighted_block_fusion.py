@@ -7,6 +7,7 @@ from trifuse.kernels.gpu.weighted_block_fusion import (
     BACKWARD_CHOICES,
     FORWARD_CHOICES,
     MAPS_IN_FLIGHT,
+    MAPS_PER_GROUP,
     REDUCE_ELEMENTS,
     REDUCE_THREADS,
     _weighted_block_fusion_bwd_kernel,
@@ -21,30 +22,45 @@ _DEEP = {**_PAPER, "D": 1536, "N": 40, "launches": 2}
 TRAFFIC = [
     Traffic("forward", _PAPER, "B * M * D", "(N + 1) * e", "(N + 1) * e"),
     Traffic("forward", _DEEP, "B * M * D", "(N + 1) * e", "(N + 1) * e"),
+    Traffic("forward, selecting", _PAPER | {"K": 4}, "B * M * D", "(N + 1 + K) * e", "(N + 1 + K) * e"),
+    Traffic("forward, selecting", _DEEP | {"K": 4}, "B * M * D", "(N + 1 + K) * e", "(N + 1 + K) * e"),
     Traffic("backward, frozen maps", _PAPER, "B * M * D", "(N + launches) * e", "(N + 1) * e"),
     Traffic("backward, frozen maps", _DEEP, "B * M * D", "(N + launches) * e", "(N + 1) * e"),
     Traffic("backward, trained maps", _PAPER, "B * M * D", "(2 * N + launches) * e", "(2 * N + 1) * e"),
 ]
 
 _VECTORS = {"bf16": 8, "fp32": 4}
+_ALIGNED_SIZES = ("row_elements", "map_stride")
 
 
-def _forward_case(n: int, dtype: str, choice: tuning.Choice = FORWARD_CHOICES[0]) -> StaticCase:
+def _forward_case(n: int, dtype: str, choice: tuning.Choice = FORWARD_CHOICES[0], selected: int = 0) -> StaticCase:
+    name = f"forward, {n} maps, {f'{selected} selected, ' * (selected > 0)}{dtype}"
     return StaticCase(
-        name=in_form(f"forward, {n} maps, {dtype}", choice, FORWARD_CHOICES),
+        name=in_form(name, choice, FORWARD_CHOICES),
         kernel=_weighted_block_fusion_fwd_kernel,
         signature={
             "maps": (f"*{dtype}",) * n,
             "logits": "*fp32",
             "fused": f"*{dtype}",
+            "selection": "*i64" if selected else "constexpr",
+            "selected": (f"*{dtype}",) * selected if selected else "constexpr",
             "row_elements": "i32",
             "map_stride": "i32",
             "N": "constexpr",
+            "K": "constexpr",
             "TILE": "constexpr",
+            "GROUP": "constexpr",
             "IN_FLIGHT": "constexpr",
         },
-        constants={"N": n, "TILE": choice["threads"] * _VECTORS[dtype], "IN_FLIGHT": MAPS_IN_FLIGHT},
-        aligned=("maps", "logits", "fused", "row_elements", "map_stride"),
+        constants={
+            "N": n,
+            "K": selected,
+            "TILE": choice["threads"] * _VECTORS[dtype],
+            "GROUP": MAPS_PER_GROUP if selected else 1,
+            "IN_FLIGHT": MAPS_IN_FLIGHT,
+            **({} if selected else {"selection": None, "selected": None}),
+        },
+        aligned=("maps", "logits", "fused", *(("selection", "selected") if selected else ()), *_ALIGNED_SIZES),
         threads=choice["threads"],
     )
 
@@ -109,13 +125,17 @@ STATIC_CASES = [
     _forward_case(24, "bf16"),
     _forward_case(40, "bf16"),
     _forward_case(64, "fp32"),
+    _forward_case(12, "bf16", selected=4),
+    _forward_case(12, "fp32", selected=4),
+    _forward_case(24, "bf16", selected=4),
+    _forward_case(40, "bf16", selected=4),
     _backward_case(12, 12, False, "bf16"),
     _backward_case(24, 24, False, "bf16"),
     _backward_case(40, 20, False, "bf16"),
     _backward_case(24, 24, False, "fp32"),
     _backward_case(24, 24, True, "bf16"),
     _backward_case(24, 24, True, "fp32"),
-    *(_forward_case(12, "bf16", choice) for choice in FORWARD_CHOICES[1:]),
+    *(_forward_case(12, "bf16", choice, selected) for selected in (0, 4) for choice in FORWARD_CHOICES[1:]),
     *(_backward_case(12, 12, trained, "bf16", choice) for trained in (False, True) for choice in BACKWARD_CHOICES[1:]),
     _logits_case(12),
     _logits_case(64),

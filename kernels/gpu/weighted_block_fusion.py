@@ -5,14 +5,19 @@ once, each thread moving 16 bytes per load. A tile is TILE consecutive elements 
 views that leave out leading tokens (the class token) without a copy. The softmax of the logits is recomputed by
 every program: N scalars against N * TILE elements.
 
-Forward reads N maps and writes one. Backward reads the gradient and the N maps once, and writes the maps' gradients
-that are asked for; more than MAPS_PER_LAUNCH maps take several launches, each reading the gradient again, so that the
-sums stay in registers. Each of at most MAX_PROGRAMS programs adds up its tiles in a fixed order and writes one partial
-sum per map; a last, single program adds these up in a fixed order. No atomics: results repeat bit for bit.
+Forward reads N maps and writes one; and each selected map once more while its tile is in registers. The selection is
+read on the GPU: of the k stores that every map has, those run whose place in the selection names the map.
+
+Backward reads the gradient and the N maps once, and writes the maps' gradients that are asked for; more than
+MAPS_PER_LAUNCH maps take several launches, each reading the gradient again, so that the sums stay in registers. Each of
+at most MAX_PROGRAMS programs adds up its tiles in a fixed order and writes one partial sum per map; a last, single
+program adds these up in a fixed order. No atomics: results repeat bit for bit.
 
 Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
 * forward, B=32 M=1025 D=768 N=12: 26.00 bytes per element, least 26.00; 152.3 us, floor 152.3 us
 * forward, B=32 M=1025 D=1536 N=40: 82.00 bytes per element, least 82.00; 960.8 us, floor 960.8 us
+* forward, selecting, B=32 M=1025 D=768 N=12 K=4: 34.00 bytes per element, least 34.00; 199.2 us, floor 199.2 us
+* forward, selecting, B=32 M=1025 D=1536 N=40 K=4: 90.00 bytes per element, least 90.00; 1054.5 us, floor 1054.5 us
 * backward, frozen maps, B=32 M=1025 D=768 N=12: 26.00 bytes per element, least 26.00; 152.3 us, floor 152.3 us
 * backward, frozen maps, B=32 M=1025 D=1536 N=40: 84.00 bytes per element, least 82.00; 984.2 us, floor 960.8 us
 * backward, trained maps, B=32 M=1025 D=768 N=12: 50.00 bytes per element, least 50.00; 292.9 us, floor 292.9 us
@@ -37,6 +42,7 @@ THREADS = FORWARD_CHOICES[0]["threads"]
 WARP_SIZE = 64 if torch.version.hip else 32
 BYTES_PER_THREAD = 16
 MAPS_IN_FLIGHT = 32  # of the forward pass: a barrier keeps the compiler from loading more before the first is used
+MAPS_PER_GROUP = 8  # of the forward pass, where selected maps are written
 MAPS_PER_LAUNCH = 24  # of the backward pass
 MAX_PROGRAMS = 1024  # of the backward pass; fixed, so that the order of summation does not depend on the device
 REDUCE_ELEMENTS = 8192  # partial sums that the reducing program holds at once
@@ -75,21 +81,44 @@ def _weighted_block_fusion_fwd_kernel(
     maps,  # N pointers to (B, row_elements), samples map_stride apart
     logits,  # (N,)
     fused,  # (B, row_elements), contiguous
+    selection,  # (K,), which maps are written once more; None where there are none
+    selected,  # K pointers to (B, row_elements), contiguous; or None
     row_elements,
     map_stride,
     N: tl.constexpr,
+    K: tl.constexpr,
     TILE: tl.constexpr,
+    GROUP: tl.constexpr,
     IN_FLIGHT: tl.constexpr,
 ):
     largest, total = _softmax_parts(logits, N)
     row, offsets, exists = _tile_offsets(tl.program_id(0), row_elements, TILE)
+    chosen = ()
+    for k in tl.static_range(K):
+        index = tl.load(selection + k)
+        chosen = chosen + (tl.where((index >= 0) & (index < N), index, -1).to(tl.int32),)
     accumulated = tl.zeros((TILE,), dtype=tl.float32)
-    for i in tl.static_range(N):
-        values = tl.load(maps[i] + row * map_stride + offsets, mask=exists, other=0.0)
-        accumulated += _softmax_weight(logits, i, largest, total) * values.to(tl.float32)
-        if i % IN_FLIGHT == IN_FLIGHT - 1:
-            tl.debug_barrier()
+    for first in tl.static_range(0, N, GROUP):
+        # No load moves above a store, which might be to the same place: those of a group come first.
+        values = ()
+        weights = ()
+        for i in tl.static_range(first, first + GROUP):
+            if i < N:
+                values = values + (tl.load(maps[i] + row * map_stride + offsets, mask=exists, other=0.0),)
+                weights = weights + (_softmax_weight(logits, i, largest, total),)
+        for i in tl.static_range(first, first + GROUP):
+            if i < N:
+                accumulated += weights[i - first] * values[i - first].to(tl.float32)
+                for k in tl.static_range(K):
+                    place = selected[k] + row * row_elements + offsets
+                    tl.store(place, values[i - first], mask=exists & (chosen[k] == i))
+                if i % IN_FLIGHT == IN_FLIGHT - 1:
+                    tl.debug_barrier()
     tl.store(fused + row * row_elements + offsets, accumulated.to(fused.dtype.element_ty), mask=exists)
+    for k in tl.static_range(K):
+        place = selected[k] + row * row_elements + offsets
+        nothing = tl.full((TILE,), float("nan"), dtype=tl.float32)
+        tl.store(place, nothing.to(fused.dtype.element_ty), mask=exists & (chosen[k] < 0))
 
 
 @triton.jit
@@ -154,13 +183,17 @@ def _weighted_block_fusion_logits_kernel(
     tl.store(logits_grad + blocks, result.to(logits_grad.dtype.element_ty), mask=real)
 
 
-@tuning.tunable(FORWARD_CHOICES, lambda maps, _: tuning.key_of(maps[0], len(maps)))
-def forward(choice: tuning.Choice, features: Sequence[Tensor], logits: Tensor) -> Tensor:
-    """Launch the forward kernel on maps of shape (B, M, D)."""
+@tuning.tunable(FORWARD_CHOICES, lambda maps, _, chosen=None: tuning.key_of(maps[0], len(maps), _count(chosen)))
+def forward(
+    choice: tuning.Choice, features: Sequence[Tensor], logits: Tensor, selection: Tensor | None = None
+) -> list[Tensor]:
+    """Launch the forward kernel on maps of shape (B, M, D); return the fused map, and the maps of a selection (K,)."""
     maps, map_stride = _rows(features)
     fused = torch.empty(maps[0].shape, dtype=maps[0].dtype, device=maps[0].device)
+    count = _count(selection)
+    selected = [torch.empty_like(fused) for _ in range(count)]
     if fused.numel() == 0:
-        return fused
+        return [fused, *selected]
     tile = choice["threads"] * _vector(fused)
     row_elements = fused.shape[1] * fused.shape[2]
     with torch.cuda.device_of(fused):
@@ -170,14 +203,18 @@ def forward(choice: tuning.Choice, features: Sequence[Tensor], logits: Tensor) -
             maps,
             logits.contiguous(),
             fused,
+            None if selection is None else selection.contiguous(),
+            tuple(selected) or None,
             row_elements,
             map_stride,
             N=len(maps),
+            K=count,
             TILE=tile,
+            GROUP=MAPS_PER_GROUP if count else 1,
             IN_FLIGHT=MAPS_IN_FLIGHT,
             num_warps=choice["threads"] // WARP_SIZE,
         )
-    return fused
+    return [fused, *selected]
 
 
 @tuning.tunable(BACKWARD_CHOICES, lambda grad, maps, _, needed: tuning.key_of(grad, len(maps), any(needed)))
@@ -239,6 +276,10 @@ def launch_groups(n: int) -> list[tuple[int, int]]:
     groups = launching.cdiv(n, MAPS_PER_LAUNCH)
     edges = [n * k // groups for k in range(groups + 1)]
     return list(pairwise(edges))
+
+
+def _count(selection: Tensor | None) -> int:
+    return 0 if selection is None else len(selection)
 
 
 def _vector(tensor: Tensor) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from block_maps import maps
+from torch.utils._pytree import tree_leaves
 
-from trifuse.blocks import block_selection
+from trifuse.blocks import WeightedBlockFusion, block_selection
 from trifuse.blocks.block_selection import SelectedMaps, fixed_blocks, heaviest_blocks
+from trifuse.kernels.torch_internals import TorchDispatchMode
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,62 @@ def test_selected_maps_are_copied_where_the_selection_cannot_be_read(monkeypatch
     for got, i in zip(selected.collected(), (4, 0, 2), strict=True):
         assert torch.equal(got, features[i])
         assert not got.requires_grad
+
+
+def test_selected_maps_of_a_fusion_are_the_maps_themselves():
+    features, logits = maps(5), torch.zeros(5)
+    selected = SelectedMaps(torch.tensor([4, 0, 2]), 5)
+    fused = selected.fuse(features, logits)
+    torch.testing.assert_close(fused, torch.stack(features).mean(0))
+    assert all(got is features[i] for got, i in zip(selected.collected(), (4, 0, 2), strict=True))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_selected_maps_are_written_by_the_fusion_where_the_selection_cannot_be_read(monkeypatch, stacked):
+    monkeypatch.setattr(block_selection, "values_at_hand", lambda tensors: False)
+    features, logits = maps(5), torch.zeros(5)
+    selected = SelectedMaps(torch.tensor([4, 0, 2]), 5)
+    fused = selected.fuse(torch.stack(features) if stacked else features, logits)
+    torch.testing.assert_close(fused, torch.stack(features).mean(0))
+    assert len(selected.collected()) == 3
+    for got, i in zip(selected.collected(), (4, 0, 2), strict=True):
+        assert torch.equal(got, features[i])
+        assert got is not features[i]
+
+
+class MapPasses(TorchDispatchMode):
+    """Count how many maps the operations inside the block read and write; all else is smaller than a map."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.count, self._elements = 0, elements
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.index_copy_.default:
+            self.count += 2  # the source, and as much of the destination
+        elif not func.is_view and func is not torch.ops.aten.new_empty.default:
+            sizes = [leaf.numel() for leaf in tree_leaves((args, results)) if isinstance(leaf, torch.Tensor)]
+            self.count += sum(size // self._elements for size in sizes)
+        return results
+
+
+@pytest.mark.parametrize(("num_blocks", "forward", "iterating"), [(12, 17, 37), (40, 45, 121)])
+def test_passes_over_maps_where_the_selection_cannot_be_read(num_blocks, forward, iterating):
+    """On the meta device, as on a GPU: base and giant with four stages, trained on frozen maps."""
+    with torch.device("meta"):
+        fusion = WeightedBlockFusion(num_blocks, 4)
+        features = [torch.empty(2, 16, 64) for _ in range(num_blocks)]
+    selected = fusion.selected_maps()
+    with MapPasses(features[0].numel()) as passes:
+        fused = fusion(features, selected)
+    assert passes.count == forward == num_blocks + 1 + 4
+    assert [got.shape for got in selected.collected()] == [(2, 16, 64)] * 4
+    grad = torch.empty_like(fused)
+    with MapPasses(features[0].numel()) as passes:
+        torch.autograd.grad(fused, fusion.logits, grad)
+    assert passes.count == num_blocks + 1
+    with MapPasses(features[0].numel()) as passes:
+        fusion(features)
+        list(fusion.selected_maps().collect_from(enumerate(features)))
+    assert passes.count == iterating == 3 * num_blocks + 1

@@ -18,8 +18,8 @@ def random_arguments(n, b, m, d, dtype=torch.float32, maps_grad=True, logits_gra
     return maps, torch.randn(n, generator=generator).requires_grad_(logits_grad)
 
 
-def check(name, maps, logits):
+def check(name, maps, logits, *selection):
     """Compare with the reference; each logit's gradient is a difference of dot products, which float32 rounds."""
     atol = 4 * torch.finfo(torch.float32).eps * max(4, maps[0].numel()) ** 0.5
     with backend(name), poisoned_empty():
-        assert_op_matches(weighted_block_fusion, weighted_block_fusion_reference, maps, logits, atol=atol)
+        assert_op_matches(weighted_block_fusion, weighted_block_fusion_reference, maps, logits, *selection, atol=atol)

@@ -22,7 +22,10 @@ def normal(device: str, *shape: int, dtype: torch.dtype = torch.float32, seed: i
 
 
 def fusion_arguments(device, dtype):
-    """Odd sizes, several tiles, more maps than one launch of the backward kernel takes, a class token left out."""
+    """Odd sizes, several tiles, more maps than one launch of the backward kernel takes, a class token left out.
+
+    And selections: of frozen and of trained maps, of one map twice.
+    """
     yield [normal(device, 2, 17, 40, dtype=dtype, seed=i) for i in range(12)], normal(device, 12)
     yield [normal(device, 3, 257, 384, dtype=dtype, seed=i) for i in range(40)], normal(device, 40)
     yield (
@@ -30,6 +33,10 @@ def fusion_arguments(device, dtype):
         normal(device, 3),
     )
     yield [normal(device, 1, 1, 1, dtype=dtype)], normal(device, 1)
+    frozen = [normal(device, 2, 101, 64, dtype=dtype, seed=i).detach()[:, 1:] for i in range(12)]
+    yield frozen, normal(device, 12), torch.tensor([11, 3, 9, 0], device=device)
+    trained = [normal(device, 2, 17, 40, dtype=dtype, seed=i) for i in range(3)]
+    yield trained, normal(device, 3), torch.tensor([2, 0, 2], device=device)
 
 
 def attention_arguments(device, dtype):

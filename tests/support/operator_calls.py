@@ -31,6 +31,11 @@ def norm_of_tokens(x: Tensor) -> Tensor:
     return kernels.residual_layer_norm(x, eps=1.0)[1]
 
 
+def fused_and_selected(features: Sequence[Tensor], logits: Tensor) -> Tensor:
+    """Return the fused map and two selected ones as one tensor."""
+    return torch.stack(kernels.weighted_block_fusion(features, logits, torch.tensor([2, 0])))
+
+
 class Call(NamedTuple):
     """One call of a public function; its floating-point tensors require gradients."""
 
@@ -123,7 +128,8 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
             Call(kernels.upsample_argmax, ([normal(*shape).detach() for _ in range(2)], (2 * height, width + 1)), {})
         ],
         "weighted_block_fusion": lambda: [
-            Call(kernels.weighted_block_fusion, ([normal(*shape[:3]) for _ in range(3)], normal(3)), {})
+            Call(fuse, ([normal(*shape[:3]) for _ in range(3)], normal(3)), {})
+            for fuse in (kernels.weighted_block_fusion, fused_and_selected)
         ],
     }[op]()
 

@@ -16,7 +16,9 @@ from trifuse.architectures import dino_unet
 from trifuse.architectures.dino_unet import DinoUNet, DinoV2Encoder
 from trifuse.architectures.storage.pretrained import write_safetensors
 from trifuse.architectures.storage.record import read_record, write_record
-from trifuse.kernels import CheckpointError
+from trifuse.benchmarks.reporting.network_calls import Recorder
+from trifuse.blocks import block_selection
+from trifuse.kernels import CheckpointError, backend
 
 # --- the definition ---------------------------------------------------------------------------------------------------
 
@@ -33,6 +35,36 @@ def test_forward_is_the_figure():
     expected = model.decoder(features[-1], fused, [features[i] for i in selected], scales, (3, 2), image)
     torch.testing.assert_close(model(image), expected)
     assert expected.shape == (2, 2, 42, 28)
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+@pytest.mark.parametrize("options", [{}, {"order": "weight"}, {"bottleneck": "fused"}, {"bottleneck": "last"}], ids=str)
+def test_a_selection_that_cannot_be_read_changes_nothing(options, name, monkeypatch):
+    """As on a GPU, where the fusion's kernel finds out which maps are selected."""
+    if name == "triton" and torch.cuda.is_available():
+        pytest.skip("on a GPU machine nothing is interpreted")
+    model, image = network(norm="group", **options), images(2, 3, 28, 42)
+    spread_logits(model)
+    read = backward(model, image)
+    gradients = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    monkeypatch.setattr(block_selection, "values_at_hand", lambda tensors: False)
+    with backend(name, strict=False):
+        torch.testing.assert_close(backward(model, image), read, atol=1e-5, rtol=1e-4)
+    for key, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(
+                p.grad, gradients[key], atol=1e-4, rtol=1e-3, msg=lambda m, key=key: f"{key}: {m}"
+            )
+
+
+def test_maps_are_selected_by_their_fusion():
+    """On the meta device, as on a GPU."""
+    with torch.device("meta"), Recorder() as recorder:
+        network()(torch.empty(2, 3, 28, 28))
+    operators = [call.operator for call in recorder.calls.elements() if "fusion" in call.operator]
+    assert operators == ["weighted_block_fusion_selecting"]
+    assert "aten::index_copy_" not in recorder.nbytes
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,11 @@ def _fusion(trained: bool) -> Callable:
     )
 
 
+def _fusion_selecting(B, M, D, N, K, **_):
+    maps = [_tensor(B, M, D, grad=False) for _ in range(N)]
+    return kernels.weighted_block_fusion(maps, _tensor(N), torch.arange(N)[-K:].flip(0))[0]
+
+
 def _windows(B, H, W, C, heads, e=4, **_):
     dtype = {2: torch.bfloat16, 4: torch.float32}[e]
     return kernels.dilated_attention(*(_tensor(B, H, W, C).to(dtype) for _ in range(3)), num_heads=heads)
@@ -120,6 +125,8 @@ _LOSS = {"B": 1, "K": 2, "H": 16, "W": 128}
 # Module, pass, sizes with whole tiles, and what to run; a backward pass is what follows the forward one.
 RUNS = [
     ("weighted_block_fusion", "forward", _FUSED, _fusion(False)),
+    ("weighted_block_fusion", "forward, selecting", _FUSED | {"K": 2}, _fusion_selecting),
+    ("weighted_block_fusion", "forward, selecting", _FUSED | {"N": 12, "K": 4}, _fusion_selecting),
     ("weighted_block_fusion", "backward, frozen maps", _FUSED, _fusion(False)),
     ("weighted_block_fusion", "backward, frozen maps", _FUSED | {"N": 26, "launches": 2}, _fusion(False)),
     ("weighted_block_fusion", "backward, trained maps", _FUSED, _fusion(True)),

@@ -36,6 +36,12 @@ def check(op: str, *args, **kwargs) -> None:
     assert_op_matches(getattr(kernels, op), getattr(kernels, f"{op}_reference"), *args, **kwargs)
 
 
+def check_fusion() -> None:
+    maps, logits = [values(1, 5, 211, seed=i) for i in (1, 2)], values(2)
+    for selection in ((), (torch.tensor([1, 0]),)):
+        check("weighted_block_fusion", maps, logits, *selection, atol=1e-4)
+
+
 def check_sums() -> None:
     """A coarse map, whose rows are walked over, and a full one, which is one line of pixels."""
     check("mutation_loss", [values(1, 2, 4, 2)], torch.arange(17 * 3).view(1, 17, 3) % 2, atol=1e-5)
@@ -100,7 +106,7 @@ CHECKS = {
     "upsample_argmax": (("upsample_argmax.forward",), check_labels),
     "weighted_block_fusion": (
         ("weighted_block_fusion.forward", "weighted_block_fusion.backward"),
-        lambda: check("weighted_block_fusion", [values(1, 5, 211, seed=i) for i in (1, 2)], values(2), atol=1e-4),
+        check_fusion,
     ),
 }
 

@@ -52,7 +52,7 @@ def test_k7_fake_and_meta_tensors_give_shapes_without_data():
 @pytest.mark.parametrize("mode", ["real", "fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_recorded_graph_holds_for_other_values(mode):
     maps, logits = random_arguments(3, 2, 5, 4, maps_grad=False, logits_grad=False)
-    graph = make_fx(weighted_block_fusion, tracing_mode=mode)(maps, logits)
+    graph = make_fx(lambda maps, logits: weighted_block_fusion(maps, logits), tracing_mode=mode)(maps, logits)
     maps, logits = random_arguments(3, 2, 5, 4, maps_grad=False, logits_grad=False, seed=1)
     torch.testing.assert_close(graph(maps, logits), weighted_block_fusion_reference(maps, logits))
 
