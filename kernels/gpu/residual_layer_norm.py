@@ -136,14 +136,14 @@ def forward(
     """Launch the forward kernel on tokens of shape (B, ..., C).
 
     Returns:
-        The sum, without elements where there is no branch; it normalised, in the type ``dtype``; and what backward
+        The sum normalised, in the type ``dtype``; the sum, without elements where there is no branch; and what backward
         needs: the means (B, ...), and the reciprocals of the deviations, in float32.
     """
     normalised = torch.empty(x.shape, dtype=dtype, device=x.device)
     total = torch.empty(0 if branch is None else x.shape, dtype=x.dtype, device=x.device)
     means, rstds = (torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) for _ in range(2))
     if x.numel() == 0:
-        return total, normalised, means.zero_(), rstds.zero_()
+        return normalised, total, means.zero_(), rstds.zero_()
     given = [rows_of(value) for value in (x, branch) if value is not None]
     unit, (tokens, channels, threads) = unit_of(*given), tile_of(x)
     count = means.numel()
@@ -160,7 +160,7 @@ def forward(
             UNIT=unit,
             num_warps=threads // WARP_SIZE,
         )
-    return total, normalised, means, rstds
+    return normalised, total, means, rstds
 
 
 def dense(values: Tensor | None) -> Tensor | None:

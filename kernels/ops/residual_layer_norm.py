@@ -122,7 +122,7 @@ def _launch_backward(*arguments) -> list[Tensor]:
 def _shape_forward(x, branch, weight, bias, layer_scale, sample_scale, eps, dtype):
     total = x.new_empty(0 if branch is None else x.shape)
     means, rstds = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
-    return total, x.new_empty(x.shape, dtype=dtype), means, rstds
+    return x.new_empty(x.shape, dtype=dtype), total, means, rstds
 
 
 def _shape_backward(
@@ -142,7 +142,7 @@ class _TritonNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, branch, weight, bias, layer_scale, sample_scale, eps, dtype):
         with below_autograd():
-            total, normalised, means, rstds = torch.ops.trifuse.residual_layer_norm(
+            normalised, total, means, rstds = torch.ops.trifuse.residual_layer_norm(
                 x, branch, weight, bias, layer_scale, sample_scale, eps, dtype
             )
         read_again = branch if ctx.needs_input_grad[4] else None
@@ -152,11 +152,11 @@ class _TritonNorm(torch.autograd.Function):
         ctx.branch_dtype = None if branch is None else branch.dtype
         ctx.mark_non_differentiable(*statistics, *([total] if branch is None else []))
         ctx.set_materialize_grads(False)  # which would be zeros for those
-        return total, normalised, means, rstds
+        return normalised, total, means, rstds
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, total_grad: Tensor | None, grad: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor | None, total_grad: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         summed, branch, weight, bias, layer_scale, sample_scale, *statistics = ctx.saved_tensors
         if grad is None:  # nothing depends on what is normalised
             grad = torch.zeros_like(summed)
@@ -173,7 +173,7 @@ class _TritonNorm(torch.autograd.Function):
 
 
 _PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? layer_scale, Tensor? sample_scale"
-library.register(
+_operator = library.register(
     f"{OP}(Tensor x, Tensor? branch, {_PARAMETERS}, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     _launch_forward,
     _shape_forward,
@@ -240,9 +240,8 @@ def residual_layer_norm(
         )
     if backend == "torch" or library.under_functional_transform(given):
         return _composed(x, branch, weight, bias, layer_scale, sample_scale, eps)
-    total, normalised, *_ = torch.ops.trifuse.residual_layer_norm(
-        x, branch, weight, bias, layer_scale, sample_scale, eps, _normalised_dtype(x)
-    )
+    arguments = (x, branch, weight, bias, layer_scale, sample_scale, eps, _normalised_dtype(x))
+    normalised, total, *_ = _operator(*arguments)
     return x if branch is None else total, normalised
 
 
