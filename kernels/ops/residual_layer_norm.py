@@ -94,14 +94,13 @@ def _composed(
             of_samples = _per_sample(sample_scale, x)
             factor = of_samples if layer_scale is None else of_samples * layer_scale
         total = x + branch if factor is None else torch.addcmul(x, branch, factor)
-        total = total.to(x.dtype)
-    dtype = _normalised_dtype(total)
-    affine = [value for value in (weight, bias) if value is not None]
-    wide = total
-    if any(value.dtype != total.dtype for value in affine):
-        wide = total.to(torch.promote_types(total.dtype, torch.float32))
-    weight, bias = (value if value is None else value.to(wide.dtype) for value in (weight, bias))
-    return total, F.layer_norm(wide, x.shape[-1:], weight, bias, eps).to(dtype)
+        total = total if total.dtype == x.dtype else total.to(x.dtype)  # small tensors feel every call, idle or not
+    dtype, wide = _normalised_dtype(x), total
+    if any(value is not None and value.dtype != x.dtype for value in (weight, bias)):
+        wide = total.to(torch.promote_types(x.dtype, torch.float32))
+        weight, bias = (value if value is None else value.to(wide.dtype) for value in (weight, bias))
+    normalised = F.layer_norm(wide, x.shape[-1:], weight, bias, eps)
+    return total, normalised if normalised.dtype == dtype else normalised.to(dtype)
 
 
 # --------------------------------------------------------------------------------------- the registered operator
