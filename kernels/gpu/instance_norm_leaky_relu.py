@@ -4,6 +4,8 @@ Programs work on the tiles of `maps`. Where the whole planes of a tile's channel
 launch reads and writes every map once. Larger planes are read twice: for their statistics, and to be normalised; a
 launch in between merges the parts of the statistics, where there are several.
 
+What walks over large planes serves batch norms as well, whose statistics are one per channel, and other activations.
+
 The statistics are in float32. In registers the mean comes first, then the squares of what differs from it. Over many
 tiles, every lane keeps a running mean and the squares around it (Welford, 1962); lanes and parts are merged by their
 counts and means (Chan et al., 1979). All orders are fixed, and there are no atomics: results repeat bit for bit.
@@ -45,6 +47,9 @@ FORWARD_CHOICES = ({"tiles": 2}, {"tiles": 1})  # at once, of one that normalise
 TILES_PER_PROGRAM = 8  # or twos of tiles, of one that adds nothing up: what it computes per channel serves all
 ROWS = 256  # of samples and channels, merged by one program
 Affine = Sequence[Tensor | None]
+# Means and reciprocal deviations, (B, C) or (C,), and None; or means and variances, and what is added to these.
+Statistics = tuple[Tensor, Tensor, float | None]
+Activation = tuple[str, float]  # "leaky_relu", "relu" or "gelu"; the slope of the first
 
 
 @triton.jit
@@ -56,6 +61,37 @@ def scale_and_shift(weight, bias, rstd, c, exists):
     if bias is not None:
         shift = tl.load(bias + c, mask=exists, other=0.0).to(tl.float32)
     return scale, shift
+
+
+@triton.jit
+def statistics_of(means, rstds, eps, b, c, channels, exists, PER_SAMPLE: tl.constexpr):
+    """Return the means and reciprocal deviations of channels, in float32; with eps, what is given are variances."""
+    if PER_SAMPLE:
+        means += b * channels
+        rstds += b * channels
+    mean = tl.load(means + c, mask=exists, other=0.0).to(tl.float32)
+    rstd = tl.load(rstds + c, mask=exists, other=0.0).to(tl.float32)
+    if eps is not None:
+        rstd = tl.rsqrt(rstd + eps)
+    return mean, rstd
+
+
+@triton.jit
+def normal_cdf(z):
+    """Return the share of a normal distribution below z."""
+    return 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+
+
+@triton.jit
+def activate(z, negative_slope, ACTIVATION: tl.constexpr):
+    """Return what an activation makes of z."""
+    if ACTIVATION == "gelu":
+        activated = z * normal_cdf(z)
+    elif ACTIVATION == "relu":
+        activated = tl.where(z <= 0, 0.0, z)
+    else:
+        activated = tl.where(z > 0, z, z * negative_slope)
+    return activated
 
 
 @triton.jit
@@ -91,7 +127,7 @@ def _held_fwd_kernel(
     tl.store(rstds + row, rstd, mask=channel_exists)
     scale, shift = scale_and_shift(weight, bias, rstd, c, channel_exists)
     normalised = centred * scale[:, None] + shift[:, None]
-    activated = tl.where(normalised > 0, normalised, normalised * negative_slope)
+    activated = activate(normalised, negative_slope, "leaky_relu")
     tl.store(
         map_pointers(out, out_strides, b, c, p, width, FLAT, UNIT), activated.to(out.dtype.element_ty), mask=exists
     )
@@ -101,13 +137,13 @@ def _held_fwd_kernel(
 def _statistics_kernel(
     x,
     means,  # (splits, B * C): each part's mean
-    spreads,  # (splits, B * C): each part's squares around it, summed; of a single part, what becomes of them
+    spreads,  # (splits, B * C): each part's squares around it, summed; with eps, of a single part what becomes of them
     channel_units,
     width,
     pixels,
     rows,  # B * C
     part_pixels,  # a multiple of PIXELS
-    eps,
+    eps,  # or None
     x_strides,
     splits,
     CHANNELS: tl.constexpr,
@@ -139,7 +175,9 @@ def _statistics_kernel(
     spread = tl.sum(lane_spreads + away * away * lane_counts, axis=1)
     row = split.to(tl.int64) * rows + b * channels + c
     tl.store(means + row, mean, mask=channel_exists)
-    tl.store(spreads + row, tl.where(splits == 1, tl.rsqrt(spread / pixels + eps), spread), mask=channel_exists)
+    if eps is not None:
+        spread = tl.where(splits == 1, tl.rsqrt(spread / pixels + eps), spread)
+    tl.store(spreads + row, spread, mask=channel_exists)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -169,8 +207,9 @@ def _normalise_kernel(
     x,
     weight,
     bias,
-    means,
-    rstds,
+    means,  # (B, C), or (C,)
+    rstds,  # likewise; with eps, variances
+    eps,  # or None
     out,
     channel_units,
     width,
@@ -184,12 +223,13 @@ def _normalise_kernel(
     PIXELS: tl.constexpr,
     FLAT: tl.constexpr,
     UNIT: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     channels = channel_units * UNIT
     b, c, channel_exists = channel_block(tl.program_id(0) // splits, channels, CHANNELS)
     first = (tl.program_id(0) % splits) * part_pixels
-    mean = tl.load(means + b * channels + c, mask=channel_exists, other=0.0)
-    rstd = tl.load(rstds + b * channels + c, mask=channel_exists, other=0.0)
+    mean, rstd = statistics_of(means, rstds, eps, b, c, channels, channel_exists, PER_SAMPLE)
     scale, shift = scale_and_shift(weight, bias, rstd, c, channel_exists)
     for start in range(first, tl.minimum(first + part_pixels, pixels), PIXELS):
         p = start + tl.arange(0, PIXELS)
@@ -197,7 +237,7 @@ def _normalise_kernel(
         source = map_pointers(x, x_strides, b, c, p, width, FLAT, UNIT)
         centred = tl.load(source, mask=exists, other=0.0).to(tl.float32) - mean[:, None]
         normalised = centred * scale[:, None] + shift[:, None]
-        activated = tl.where(normalised > 0, normalised, normalised * negative_slope)
+        activated = activate(normalised, negative_slope, ACTIVATION)
         target = map_pointers(out, out_strides, b, c, p, width, FLAT, UNIT)
         tl.store(target, activated.to(out.dtype.element_ty), mask=exists)
 
@@ -217,7 +257,7 @@ def forward(
     with torch.cuda.device_of(x):
         if tile is None:
             _make_statistics(x, means, rstds, eps)
-            return normalise(x, affine, means, rstds, negative_slope), means, rstds
+            return normalise(x, affine, (means, rstds, None), ("leaky_relu", negative_slope)), means, rstds
         out = torch.empty_like(x)
         unit = unit_of(x, out)
         launching.launch(
@@ -232,11 +272,11 @@ def forward(
     return out, means, rstds
 
 
-@tuning.tunable(FORWARD_CHOICES, lambda x, *small: map_key(x))
+@tuning.tunable(FORWARD_CHOICES, lambda x, affine, statistics, activation: map_key(x, activation[0]))
 def normalise(
-    choice: tuning.Choice, x: Tensor, affine: Affine, means: Tensor, rstds: Tensor, negative_slope: float
+    choice: tuning.Choice, x: Tensor, affine: Affine, statistics: Statistics, activation: Activation
 ) -> Tensor:
-    """Launch what normalises and rectifies large planes by statistics that are known."""
+    """Launch what normalises large planes by statistics that are known, and what follows."""
     out = torch.empty_like(x)
     unit, (channels, pixels) = unit_of(x, out), tile_of(x, choice["tiles"])
     sizes, part = map_sizes(x, unit), TILES_PER_PROGRAM * pixels
@@ -244,12 +284,14 @@ def normalise(
     launching.launch(
         _normalise_kernel,
         (channel_blocks(x, channels) * splits,),
-        *(x, *affine, means, rstds, out, *sizes, part, negative_slope),
+        *(x, *affine, *statistics, out, *sizes, part, activation[1]),
         *(strides_of(x, unit), strides_of(out, unit), splits),
         CHANNELS=channels,
         PIXELS=pixels,
         FLAT=is_flat(x, out),
         UNIT=unit,
+        PER_SAMPLE=statistics[0].ndim == 2,
+        ACTIVATION=activation[0],
         num_warps=THREADS // WARP_SIZE,
     )
     return out
@@ -257,30 +299,48 @@ def normalise(
 
 def _make_statistics(x: Tensor, means: Tensor, rstds: Tensor, eps: float) -> None:
     """Launch what makes the means and reciprocal deviations of large planes, in parts or at once."""
+    *parts, part = statistics_in_parts(x, (means, rstds, eps))
+    if parts[0] is not means:
+        rows, (splits, *_) = means.numel(), parts[0].shape
+        launching.launch(
+            _merge_statistics_kernel,
+            (launching.cdiv(rows, ROWS),),
+            *(*parts, means, rstds, rows, x.shape[2] * x.shape[3], part, eps, splits),
+            ROWS=ROWS,
+            num_warps=THREADS // WARP_SIZE,
+        )
+
+
+def statistics_in_parts(x: Tensor, whole: Statistics | None = None) -> tuple[Tensor, Tensor, int]:
+    """Launch what reads large planes for their statistics.
+
+    Args:
+        x: maps (B, C, H, W).
+        whole: where a single part's means and reciprocal deviations go, (B, C), and what is added to its variance.
+
+    Returns:
+        Each part's means, and its squares around them, (splits, B, C), and the pixels of a part; or what ``whole`` has.
+    """
     channels, pixels = tile_of(x, STATISTICS_TILES)
     programs, splits, part = walk(x, channels, pixels)
-    rows, unit = means.numel(), unit_of(x)
-    sizes, parts = map_sizes(x, unit), (means, rstds)
-    if splits > 1:
-        parts = (means.new_empty(splits, rows), means.new_empty(splits, rows))
+    unit, eps = unit_of(x), None if whole is None else whole[2]
+    if whole is not None and splits == 1:
+        part_means, spreads, _ = whole
+    else:
+        part_means, spreads = (
+            torch.empty((splits, *x.shape[:2]), dtype=torch.float32, device=x.device) for _ in range(2)
+        )
     launching.launch(
         _statistics_kernel,
         (programs,),
-        *(x, *parts, *sizes, rows, part, eps, strides_of(x, unit), splits),
+        *(x, part_means, spreads, *map_sizes(x, unit), x.shape[0] * x.shape[1], part, eps, strides_of(x, unit), splits),
         CHANNELS=channels,
         PIXELS=pixels,
         FLAT=is_flat(x),
         UNIT=unit,
         num_warps=THREADS // WARP_SIZE,
     )
-    if splits > 1:
-        launching.launch(
-            _merge_statistics_kernel,
-            (launching.cdiv(rows, ROWS),),
-            *(*parts, means, rstds, rows, sizes[2], part, eps, splits),
-            ROWS=ROWS,
-            num_warps=THREADS // WARP_SIZE,
-        )
+    return part_means, spreads, part
 
 
 def dense(weight: Tensor | None, bias: Tensor | None) -> Affine:
