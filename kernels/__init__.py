@@ -20,6 +20,7 @@ from .errors import BackendError, CheckpointError, DataError, MissingExtra, Nume
 if TYPE_CHECKING:
     from .gpu.tuning import warm_up
     from .library import backend
+    from .ops.batch_norm_activation import batch_norm_activation, batch_norm_activation_reference
     from .ops.depthwise_multi_kernel import depthwise_multi_kernel, depthwise_multi_kernel_reference
     from .ops.dice_ce_loss import dice_ce_loss, dice_ce_loss_reference
     from .ops.dilated_attention import (
@@ -49,6 +50,8 @@ __all__ = [
     "ShapeError",
     "TrifuseError",
     "backend",
+    "batch_norm_activation",
+    "batch_norm_activation_reference",
     "channel_gate",
     "channel_gate_reference",
     "depthwise_multi_kernel",
@@ -83,6 +86,7 @@ __all__ = [
 ]
 
 OPERATORS = {
+    "batch_norm_activation": "batch_norm_activation",
     "channel_gate": "gates",
     "depthwise_multi_kernel": "depthwise_multi_kernel",
     "dice_ce_loss": "dice_ce_loss",

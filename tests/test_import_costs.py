@@ -36,6 +36,7 @@ def test_importing_kernels_loads_nothing_heavy():
 
 
 CPU_CALLS = {
+    "batch_norm_activation": "torch.randn(1, 3, 4, 4, requires_grad=True), *torch.ones(4, 3)",
     "channel_gate": "torch.ones(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 3)",
     "depthwise_multi_kernel": "torch.ones(1, 3, 8, 8, requires_grad=True), torch.ones(2, 3, 1, 5, 5).unbind()",
     "dice_ce_loss": "torch.zeros(1, 3, 4, 4, requires_grad=True), torch.ones(1, 4, 4, dtype=torch.int64)",

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from trifuse import kernels
+from trifuse.benchmarks.baselines.batch_norm_activation import norm_then_rectifier as batch_norm_then_rectifier
 from trifuse.benchmarks.baselines.depthwise_multi_kernel import separate_convolutions
 from trifuse.benchmarks.baselines.dice_ce_loss import foreground_dice_and_cross_entropy
 from trifuse.benchmarks.baselines.dilated_attention import unfold_attention
@@ -82,6 +83,7 @@ def arguments_of(name: str, *, grad: bool) -> tuple[Any, ...]:
             torch.ones(1, 4, 4, dtype=torch.uint8),
             *(random(*shape) for shape in ((1, 8), (1, 17), (8,), (1, 2), (1, 8), (1, 8))),
         ),
+        "batch_norm_activation": lambda: (x, None, None, random(8), random(8)),
         "instance_norm_leaky_relu": lambda: (x, random(8), random(8)),
         "residual_layer_norm": lambda: (random(1, 4, 8), random(1, 4, 8), *(random(8) for _ in range(3))),
         "mutation_loss": lambda: ([random(1, 4, 4, 4) for _ in range(3)], torch.zeros(1, 4, 4, dtype=torch.int64)),
@@ -125,6 +127,7 @@ FORMS: dict[str, tuple[Form, Form]] = {
     "spatial_gate": (kernels.spatial_gate, broadcast_spatial_gate),
     "temporal_film_gate": (kernels.temporal_film_gate, film_by_the_equations),
     "segment_film_gate": (kernels.segment_film_gate, segment_film_by_the_equations),
+    "batch_norm_activation": (kernels.batch_norm_activation, batch_norm_then_rectifier),
     "instance_norm_leaky_relu": (kernels.instance_norm_leaky_relu, norm_then_rectifier),
     "residual_layer_norm": (normalised(kernels.residual_layer_norm), normalised(add_then_norm)),
     "depthwise_multi_kernel": (kernels.depthwise_multi_kernel, separate_convolutions),

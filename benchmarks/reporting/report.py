@@ -68,6 +68,7 @@ GPU_SHARES = {
     "segment_film_gate": 20,
     "instance_norm_leaky_relu": 20,
     "residual_layer_norm": 20,
+    "batch_norm_activation": 20,
     "upsample_argmax": 14,
     "host_cost": 15,
     "fias": 20,

@@ -27,7 +27,23 @@ TRAFFIC = [
 ]
 
 _MAPS = ("x", "out", "grad", "x_grad")
-_OTHERS = ("weight", "bias", "means", "rstds", "spreads", "part_means", "part_spreads", "sums")
+_OTHERS = (
+    "running_mean",
+    "running_var",
+    "weight_grad",
+    "bias_grad",
+    "weight",
+    "bias",
+    "means",
+    "rstds",
+    "spreads",
+    "part_means",
+    "part_spreads",
+    "sums",
+)
+_NUMBERS = ("eps", "negative_slope", "momentum")
+# What the kernels of large planes are compiled for, which serve batch norms as well.
+OF_INSTANCES = {"eps": None, "PER_SAMPLE": True, "ACTIVATION": "leaky_relu"}
 # Tiles of held planes: of 4 x 4, 64 x 64 and 128 x 128 positions; with channels innermost, of 8 x 8 and 32 x 32.
 PLANES = {"16 pixels": (64, 16), "4096 pixels": (1, 4096), "16384 pixels": (1, MOST_HELD)}
 COLUMNS = {"64 pixels": (MOST_CHANNELS, 64), "1024 pixels": (LEAST_CHANNELS, MOST_HELD // LEAST_CHANNELS)}
@@ -45,7 +61,7 @@ def norm_case(
 ) -> StaticCase:
     """Specialise a kernel as its launcher does for flat maps of 16 bytes times some channels, with weight and bias."""
     kinds: dict[str, Any] = dict.fromkeys(_MAPS, f"*{dtype}") | dict.fromkeys(_OTHERS, "*fp32")
-    kinds |= {"eps": "fp32", "negative_slope": "fp32"}
+    kinds |= dict.fromkeys(_NUMBERS, "fp32")
     switches: dict[Any, object] = {"CHANNELS": tile[0], "PIXELS": tile[1], "FLAT": True}
     switches |= {"UNIT": 8 if channels_last else 1, **(constants or {})}
     inner = 1 if channels_last else 3
@@ -53,7 +69,7 @@ def norm_case(
         if f"{pointer}_strides" in kernel.arg_names:
             kinds[f"{pointer}_strides"] = tuple("constexpr" if i == inner else "i32" for i in range(4))
             switches[kernel.arg_names.index(f"{pointer}_strides"), inner] = 1
-    unaligned = ("splits", "eps", "negative_slope", *in_units(kernel, switches))
+    unaligned = ("splits", "batch", *_NUMBERS, *in_units(kernel, switches))
     held = kernel.fn.__name__.startswith("_held")
     threads = max(THREADS, tile[0] * tile[1] // HELD_PER_THREAD) if held else THREADS
     return specialised(f"{name}, {dtype}", kernel, kinds, switches, unaligned, threads)
@@ -87,6 +103,25 @@ def walking_cases(name: str, kernel: Any, tiles: int, constants: dict[Any, objec
     return [*planes, *columns]
 
 
+def batch_cases(
+    name: str, kernel: Any, tiles: int = 1, activation: str = "relu", *, evaluation: bool = False, **constants: Any
+) -> list[StaticCase]:
+    """Return the cases of a kernel of a batch norm: maps in planes, and FIAS's 72 channels innermost.
+
+    In evaluation statistics are means and variances, to which something is added.
+    """
+    switches = {"PER_SAMPLE": False, "ACTIVATION": activation, **({} if evaluation else {"eps": None}), **constants}
+    channels, pixels = COLUMN["72"]
+    name = f"{name}, batch norm, {activation}"
+    return [
+        norm_case(name, kernel, "bf16", (1, tiles * TILE), constants=switches),
+        norm_case(
+            f"{name}, 72 channels last", kernel, "bf16", (channels, tiles * pixels),
+            channels_last=True, constants=switches,
+        ),
+    ]  # fmt: skip
+
+
 STATIC_CASES = [
     *held_cases("forward, held planes", _held_fwd_kernel),
     *walking_cases("statistics", _statistics_kernel, STATISTICS_TILES),
@@ -100,6 +135,16 @@ STATIC_CASES = [
     *(
         case
         for choice in FORWARD_CHOICES
-        for case in walking_cases(in_form("normalisation", choice, FORWARD_CHOICES), _normalise_kernel, choice["tiles"])
+        for case in walking_cases(
+            in_form("normalisation", choice, FORWARD_CHOICES), _normalise_kernel, choice["tiles"], OF_INSTANCES
+        )
     ),
+    *batch_cases("statistics", _statistics_kernel, STATISTICS_TILES),
+    *(
+        case
+        for choice in FORWARD_CHOICES
+        for case in batch_cases(in_form("normalisation", choice, FORWARD_CHOICES), _normalise_kernel, choice["tiles"])
+    ),
+    *batch_cases("normalisation", _normalise_kernel, activation="gelu"),
+    *batch_cases("normalisation in evaluation", _normalise_kernel, activation="gelu", evaluation=True),
 ]

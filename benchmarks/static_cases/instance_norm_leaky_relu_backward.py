@@ -12,7 +12,7 @@ from trifuse.kernels.gpu.instance_norm_leaky_relu_backward import (
 from trifuse.kernels.gpu.maps import TILE_CHOICES
 
 from .case import Traffic, in_form, specialised
-from .instance_norm_leaky_relu import HELD, LARGE, held_cases, walking_cases
+from .instance_norm_leaky_relu import HELD, LARGE, OF_INSTANCES, batch_cases, held_cases, walking_cases
 
 TRAFFIC = [
     Traffic("backward, held planes", HELD, "B * C * H * W", "3 * e", "3 * e"),
@@ -21,19 +21,41 @@ TRAFFIC = [
 
 STATIC_CASES = [
     *held_cases("backward, held planes", _held_bwd_kernel),
-    *walking_cases("sums", _gradient_kernel, 1, {"x_grad": None}),
+    *walking_cases("sums", _gradient_kernel, 1, {"x_grad": None, **OF_INSTANCES}),
     *(
         case
         for choice in TILE_CHOICES
         for case in walking_cases(
-            in_form("gradient of the map", choice, TILE_CHOICES), _gradient_kernel, choice["tiles"]
+            in_form("gradient of the map", choice, TILE_CHOICES), _gradient_kernel, choice["tiles"], OF_INSTANCES
         )
+    ),
+    *(
+        case
+        for activation in ("relu", "gelu")
+        for case in (
+            *batch_cases("sums", _gradient_kernel, activation=activation, x_grad=None),
+            *(
+                case
+                for choice in TILE_CHOICES
+                for case in batch_cases(
+                    in_form("gradient of the map", choice, TILE_CHOICES), _gradient_kernel, choice["tiles"], activation
+                )
+            ),
+        )
+    ),
+    *batch_cases("gradient of the map in evaluation", _gradient_kernel, sums=None, evaluation=True),
+    specialised(
+        "gradients of weight and bias, batch norm",
+        _affine_gradients_kernel,
+        dict.fromkeys(("sums", "weight_grad", "bias_grad", "totals"), "*fp32"),
+        {"SAMPLES": SAMPLES_AT_ONCE, "CHANNELS": CHANNELS_AT_ONCE},
+        ("batch",),
     ),
     specialised(
         "gradients of weight and bias",
         _affine_gradients_kernel,
         dict.fromkeys(("sums", "weight_grad", "bias_grad"), "*fp32"),
-        {"SAMPLES": SAMPLES_AT_ONCE, "CHANNELS": CHANNELS_AT_ONCE},
+        {"totals": None, "SAMPLES": SAMPLES_AT_ONCE, "CHANNELS": CHANNELS_AT_ONCE},
         ("batch",),
     ),
 ]

@@ -126,6 +126,15 @@ def tokens_arguments(device, dtype):
     yield normal(device, 2, 300, 144, dtype=dtype), None, *(normal(device, 144, dtype=dtype, seed=i) for i in (2, 3))
 
 
+def batch_norm_arguments(device, dtype):
+    """The maps of instance norm, both activations, statistics of the batch and running ones; small maps and others."""
+    for number, (x, weight, *others) in enumerate(norm_arguments(device, dtype)):
+        activation, bias = ("relu", "gelu")[number % 2], None if isinstance(others[0], dict) else others[0]
+        yield x, None, None, weight, bias, {"activation": activation}
+        mean, variance = normal(device, x.shape[1], seed=4).detach() / 8, 1 + weight.detach().float().square()
+        yield x, mean, variance, weight, bias, {"activation": activation, "eps": 1e-3}
+
+
 def pool_arguments(device, dtype):
     """A draw in tensors, shared or not, in numbers, permuted or not, on the layouts that the gates take."""
     for x, _ in gate_arguments(True)(device, dtype):
@@ -181,6 +190,7 @@ def dice_ce_arguments(device, dtype):
 
 
 ARGUMENTS = {
+    "batch_norm_activation": batch_norm_arguments,
     "dice_ce_loss": dice_ce_arguments,
     "channel_gate": gate_arguments(per_channel=True),
     "depthwise_multi_kernel": depthwise_arguments,
@@ -233,6 +243,7 @@ def small_dice_ce(device, dtype):
 
 # Of operators whose kernels loop over taps, heads or subsets, which an interpreter feels whatever the size.
 SMALL_ARGUMENTS = {
+    "batch_norm_activation": batch_norm_arguments,
     "dice_ce_loss": small_dice_ce,
     "depthwise_multi_kernel": small_convolutions,
     "dilated_attention": small_attention,

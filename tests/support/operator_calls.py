@@ -103,18 +103,14 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
         sizes = ((batch, channels), (batch, 3), (channels,), (batch, 2), (batch, channels), (batch, channels))
         return [Call(kernels.segment_film_gate, (normal(*shape), segments, *(normal(*size) for size in sizes)), {})]
 
-    def norm() -> list[Call]:
-        x = normal(batch, channels, height, width + 1)  # a single position has no deviation
-        # a large eps: of two positions alone, gradients otherwise cancel but for what rounding leaves
-        return [Call(kernels.instance_norm_leaky_relu, (x, normal(channels), normal(channels)), {"eps": 1.0})]
-
     return {
+        "batch_norm_activation": lambda: _norms(op, normal, shape),
         "channel_gate": lambda: gate("channel_gate", (batch, channels)),
         "depthwise_multi_kernel": lambda: [
             Call(kernels.depthwise_multi_kernel, (normal(*shape), [normal(channels, 1, k, k) for k in (1, 3)]), {})
         ],
         "dilated_attention": attention,
-        "instance_norm_leaky_relu": norm,
+        "instance_norm_leaky_relu": lambda: _norms(op, normal, shape),
         "monte_carlo_pool": pool,
         "residual_layer_norm": lambda: [
             Call(residual_and_norm, (normal(*shape), normal(*shape), *(normal(width) for _ in range(3))), {}),
@@ -134,7 +130,22 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
     }[op]()
 
 
+def _norms(op: str, normal: Callable[..., Tensor], shape: Sequence[int]) -> list[Call]:
+    """Return calls of a norm: one of more than a single position, which has no deviation."""
+    batch, channels, height, width = shape
+    x, affine = normal(batch, channels, height, width + 1), (normal(channels), normal(channels))
+    # a large eps: of two positions alone, gradients otherwise cancel but for what rounding leaves
+    if op == "instance_norm_leaky_relu":
+        return [Call(kernels.instance_norm_leaky_relu, (x, *affine), {"eps": 1.0})]
+    running = normal(channels).detach(), 1 + normal(channels).detach().square()
+    return [
+        Call(kernels.batch_norm_activation, (x, None, None, *affine), {"eps": 1.0}),
+        Call(kernels.batch_norm_activation, (x, *running, *affine), {"activation": "gelu"}),
+    ]
+
+
 OPERATORS = (
+    "batch_norm_activation",
     "channel_gate",
     "depthwise_multi_kernel",
     "dilated_attention",
@@ -151,6 +162,7 @@ OPERATORS = (
 """The operators with kernels; a test compares them with those that are registered."""
 
 OF_TWO_LAYOUTS = {
+    "batch_norm_activation",
     "channel_gate",
     "depthwise_multi_kernel",
     "instance_norm_leaky_relu",

@@ -31,6 +31,7 @@ losses, gates = FILES["dice_ce_loss"], FILES["gates"]
 NARROW = dilated.attention_case("tiny", (1, 6, 7, 72), FLOAT, device="cpu")
 ONE_MAP = losses.loss_case("tiny", 2, 3, 6, device="cpu")
 TINY = {
+    "batch_norm_activation": FILES["batch_norm_activation"].case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "channel_gate": gates.channel_case("tiny", (2, 3, 4, 5), FLOAT, "cpu"),
     "context_aware_fusion": FILES["context_aware_fusion"].fusion_case(3, 4, 2, "cpu"),
     "depthwise_multi_kernel": FILES["depthwise_multi_kernel"].case(
@@ -92,6 +93,7 @@ def test_least_bytes_count_what_has_to_be_moved():
     """One number for each operator, by hand, for the tiny case's last pass."""
     four = 4  # bytes of a float32
     by_hand = {
+        "batch_norm_activation": 5 * 120,
         "channel_gate": 5 * 120,  # x; gated; grad, x, x's gradient
         "context_aware_fusion": 8 * 96,  # two maps, one; grad, two maps, two gradients
         "depthwise_multi_kernel": 5 * 90,

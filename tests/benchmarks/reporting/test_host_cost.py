@@ -25,6 +25,7 @@ LAUNCHES = {
     "spatial_gate": ((1, 0), (2, 0)),
     "temporal_film_gate": ((1, 0), (3, 0)),  # backward: the map with its sums, and what follows from these
     "segment_film_gate": ((1, 0), (3, 0)),  # backward: likewise; of more samples than one, the direction's shares
+    "batch_norm_activation": ((1, 0), (2, 0)),
     "instance_norm_leaky_relu": ((1, 0), (3, 0)),  # backward: the map with its sums, and those of all samples
     "residual_layer_norm": ((1, 0), (3, 0)),  # backward: the tokens with their sums, and those of all programs
     "depthwise_multi_kernel": ((2, 0), (5, 0)),  # merge, convolve; the same turned, the kernels' sums, and their parts

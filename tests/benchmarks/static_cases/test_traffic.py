@@ -107,6 +107,17 @@ def _tokens(with_branch, **options):
     return run
 
 
+def _batch_norm(training):
+    return lambda B, C, H, W, **_: kernels.batch_norm_activation(
+        _tensor(B, C, H, W),
+        torch.zeros(C),
+        torch.ones(C),
+        _tensor(C),
+        _tensor(C),
+        training=training,
+    )
+
+
 def _depthwise(B, C, H, W, K, **_):
     return kernels.depthwise_multi_kernel(_tensor(B, C, H, W), [_tensor(C, 1, K, K)])
 
@@ -117,6 +128,7 @@ def _labels(B, K, H, W, cells, **_):
 
 
 _MAP = {"B": 1, "C": 4, "H": 16, "W": 64}
+_BATCH = {"B": 2, "C": 2, "H": 64, "W": 128}
 _FUSED = {"B": 2, "M": 16, "D": 64, "N": 3, "launches": 1}
 _CONVOLVED = {"B": 1, "C": 16, "H": 16, "W": 64, "K": 3}
 _CONVOLVED_WIDE = {"B": 1, "C": 4, "H": 64, "W": 64, "K": 9, "samples": 1}
@@ -155,6 +167,9 @@ RUNS = [
     ("residual_layer_norm", "forward, nothing added", _TOKENS, _tokens(False)),
     ("residual_layer_norm_backward", "backward", _TOKENS, _tokens(True)),
     ("residual_layer_norm_backward", "backward, branch apart", _TOKENS, _tokens(True, sample_scale=True)),
+    ("batch_norm_activation", "forward, training", _BATCH, _batch_norm(True)),
+    ("batch_norm_activation", "forward, evaluation", _BATCH, _batch_norm(False)),
+    ("batch_norm_activation_backward", "backward, training", _BATCH, _batch_norm(True)),
     ("depthwise_multi_kernel", "forward", _CONVOLVED, _depthwise),
     ("depthwise_multi_kernel_backward", "backward", _CONVOLVED, _depthwise),
     *(("depthwise_multi_kernel_wide", name, _CONVOLVED_WIDE, _depthwise) for name in ("forward", "backward")),

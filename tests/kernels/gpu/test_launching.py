@@ -34,6 +34,7 @@ def ones(*shape):
 
 # One call of each operator that has kernels of its own.
 CALLS = {
+    "batch_norm_activation": lambda: kernels.batch_norm_activation(ones(1, 2, 2, 2), None, None, ones(2), ones(2)),
     "channel_gate": lambda: kernels.channel_gate(ones(1, 2, 2, 2), ones(1, 2)),
     "depthwise_multi_kernel": lambda: kernels.depthwise_multi_kernel(ones(1, 2, 2, 2), [ones(2, 1, 3, 3)]),
     "dilated_attention": lambda: kernels.dilated_attention(*(ones(1, 2, 2, 24) for _ in range(3)), num_heads=3),

@@ -24,6 +24,7 @@ def leaf(*shape):
 
 # One call of each operator, as small as it can be.
 CALLS = {
+    "batch_norm_activation": lambda: (leaf(1, 2, 2, 2), None, None, leaf(2), leaf(2)),
     "channel_gate": lambda: (leaf(1, 2, 2, 2), leaf(1, 2)),
     "depthwise_multi_kernel": lambda: (leaf(1, 2, 2, 2), [leaf(2, 1, 3, 3)]),
     "dice_ce_loss": lambda: (leaf(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.int64)),

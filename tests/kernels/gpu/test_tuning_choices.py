@@ -64,6 +64,12 @@ GPU_FILES = [
 ]
 # For each operator the launchers that it comes by, and a comparison with the reference on more than one tile.
 CHECKS = {
+    "batch_norm_activation": (
+        ("instance_norm_leaky_relu.normalise", "instance_norm_leaky_relu_backward.map_gradient"),
+        lambda: check(
+            "batch_norm_activation", values(2, 1, 97, 97), None, None, values(1, seed=1), values(1, seed=2), atol=1e-3
+        ),
+    ),
     "channel_gate": (
         ("gates.gate_forward",),
         lambda: check("channel_gate", values(1, 2, 33, 65), values(1, 2, seed=1), atol=2e-4),

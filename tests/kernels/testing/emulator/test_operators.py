@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="the virtual GPU runs what triton compiles"
 
 # Of each operator a call that is quick, yet has several programs; every type is among them.
 SMALL = (
+    "batch_norm_activation:bfloat16:3",
     "channel_gate:bfloat16:3",
     "depthwise_multi_kernel:float16:2",
     "dice_ce_loss:float32:1",
