@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .image_input import check_map
 from .normalization import make_norm
+from .plain_layers import norm_relu
 
 
 class ConvNormReLU(nn.Module):
@@ -44,7 +45,7 @@ class ConvNormReLU(nn.Module):
             ShapeError: x is not (B, in_dim, H, W).
         """
         check_map("ConvNormReLU", "x", x, self.in_dim)
-        return torch.relu(self.norm(self.conv(x)))
+        return norm_relu(self.norm, self.conv(x))
 
 
 def init_convs(module: nn.Module, generator: torch.Generator | None = None) -> None:

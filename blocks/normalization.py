@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trifuse.kernels import batch_norm_activation
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import inside_backward
@@ -21,12 +22,30 @@ class BatchNorm(nn.BatchNorm2d):
     """Normalise each channel over batch and space; a single value per channel is refused with a remedy."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and input.numel() == input.shape[1]:
+        self._check(input)
+        return super().forward(input)
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """Return what an activation, ``"relu"`` or ``"gelu"``, makes of the result of `forward`, both at once."""
+        self._check(x)
+        remembers = self.training and self.track_running_stats
+        share = 0.0 if self.momentum is None else self.momentum
+        if remembers and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # every batch so far weighs alike
+                share = 1.0 / float(self.num_batches_tracked)
+        running = (self.running_mean, self.running_var) if remembers or not self.training else (None, None)
+        return batch_norm_activation(
+            x, *running, self.weight, self.bias,
+            training=self.training, momentum=share, eps=self.eps, activation=activation,
+        )  # fmt: skip
+
+    def _check(self, x: Tensor) -> None:
+        if self.training and x.numel() == x.shape[1]:
             raise ShapeError(
                 f"batch normalisation in training needs more than one value per channel, got shape "
-                f"{tuple(input.shape)}; use a larger batch or image, or norm='group'"
+                f"{tuple(x.shape)}; use a larger batch or image, or norm='group'"
             )
-        return super().forward(input)
 
 
 class BatchNormOfPresent(nn.BatchNorm2d):

@@ -14,9 +14,9 @@ from trifuse.kernels import instance_norm_leaky_relu, residual_layer_norm
 from trifuse.kernels.torch_internals import has_hooks
 
 from .layer_scale import LayerScale
-from .normalization import InstanceNorm
+from .normalization import BatchNorm, InstanceNorm
 
-PLAIN = (nn.Conv2d, nn.Linear, nn.LayerNorm, InstanceNorm, LayerScale)
+PLAIN = (nn.Conv2d, nn.Linear, nn.LayerNorm, BatchNorm, InstanceNorm, LayerScale)
 
 
 def is_plain(*layers: nn.Module) -> bool:
@@ -91,6 +91,33 @@ def add_branch(x: Tensor, branch: Tensor, sample_scale: Tensor | None) -> Tensor
     if sample_scale is None:
         return x + branch
     return torch.addcmul(x, branch, sample_scale.reshape(-1, *[1] * (x.ndim - 1)))
+
+
+def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise maps (B, C, H, W) and rectify them; by a `BatchNorm` both at once."""
+    if isinstance(norm, BatchNorm) and is_plain(norm):
+        return norm.activated(x, "relu")
+    return torch.relu(norm(x))
+
+
+class NormGeluSequential(nn.Sequential):
+    """Run layers one after the other; a `BatchNorm` and the GELU that follows it at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if layers and isinstance(layer, BatchNorm) and is_plain(layer) and _is_plain_gelu(layers[0]):
+                x = layer.activated(x, "gelu")
+                del layers[0]
+            else:
+                x = layer(x)
+        return x
+
+
+def _is_plain_gelu(layer: nn.Module) -> bool:
+    exact = type(layer) is nn.GELU and layer.approximate == "none"
+    return exact and as_its_class_says(layer)
 
 
 def dtype_of(layer: nn.Module) -> torch.dtype:

@@ -14,7 +14,7 @@ from trifuse.blocks.conv_norm_relu import init_convs
 from trifuse.blocks.image_branch import ImageBranch, resize_bilinear
 from trifuse.blocks.image_input import channels_last
 from trifuse.blocks.normalization import make_norm
-from trifuse.blocks.plain_layers import dtype_of
+from trifuse.blocks.plain_layers import dtype_of, norm_relu
 from trifuse.blocks.unet_decoder import UNetDecoderStage
 from trifuse.kernels.errors import ShapeError
 
@@ -145,7 +145,7 @@ class DinoUNetDecoder(nn.Module):
         if self.proj_fused is not None:
             assert fused is not None
             parts.append(fused)
-        return torch.relu(self.bottleneck_norm(_as_map(sum(parts[1:], start=parts[0]), grid)))
+        return norm_relu(self.bottleneck_norm, _as_map(sum(parts[1:], start=parts[0]), grid))
 
 
 class SkipConvolution(nn.Module):
@@ -161,7 +161,7 @@ class SkipConvolution(nn.Module):
         self.norm = make_norm(norm, dim)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], scale: Tensor | None) -> Tensor:
-        x = torch.relu(self.norm(_as_map(self.proj(tokens.to(dtype_of(self.proj))), grid)))
+        x = norm_relu(self.norm, _as_map(self.proj(tokens.to(dtype_of(self.proj))), grid))
         return x if scale is None else x * scale.to(x.dtype)
 
 

@@ -22,7 +22,7 @@ from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.dilated_attention import DilatedAttention
 from trifuse.blocks.memory_efficient_attention import MemoryEfficientAttention, init_linear
 from trifuse.blocks.normalization import BatchNorm
-from trifuse.blocks.plain_layers import add_and_normalise, add_branch, normalise
+from trifuse.blocks.plain_layers import NormGeluSequential, add_and_normalise, add_branch, normalise
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, Mlp
 from trifuse.kernels import CheckpointError, ShapeError
 from trifuse.kernels.choices import check_choice
@@ -43,7 +43,7 @@ class PatchEmbedding(nn.Module):
         layers: list[nn.Module] = []
         for in_dim, out_dim, stride in zip((3, *_STEM_DIMS), (*_STEM_DIMS, dim), _STEM_STRIDES, strict=True):
             layers += [nn.Conv2d(in_dim, out_dim, 3, stride, padding=1, bias=False), BatchNorm(out_dim), nn.GELU()]
-        self.proj = nn.Sequential(*layers[:-2])  # the last convolution is bare
+        self.proj = NormGeluSequential(*layers[:-2])  # the last convolution is bare
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)

@@ -54,3 +54,12 @@ def test_the_gradients_of_a_step_are_calls_of_it():
         "segment_film_gate_backward",
         "segmentation_sums_backward",
     }
+
+
+def test_batch_norms_and_their_activations_are_one_operator_in_the_networks():
+    """All but the norms between FIAS's stages, which nothing follows, and rectifiers of a gate's few numbers."""
+    dino, fias = (trace(name, 2).nbytes for name in ("DINO-UNet base", "FIAS"))
+    assert dino["trifuse::batch_norm_activation_backward"] > dino["trifuse::batch_norm_activation"] > 0
+    assert not {"aten::relu", "aten::threshold_backward", "aten::native_batch_norm"} & dino.keys()
+    assert fias["aten::native_batch_norm"] < 0.05 * fias["trifuse::batch_norm_activation"]
+    assert fias["aten::relu"] + fias["aten::threshold_backward"] < 1e-3 * fias["trifuse::batch_norm_activation"]
