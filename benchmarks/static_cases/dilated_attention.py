@@ -18,10 +18,10 @@ from trifuse.kernels.gpu.dilated_attention import (
 
 from .case import StaticCase, Traffic, in_form, specialised
 
-_PAPER = {"B": 32, "H": 64, "W": 64, "C": 72, "heads": 3, "e": 2}
+PAPER = {"B": 32, "H": 64, "W": 64, "C": 72, "heads": 3, "e": 2}
 TRAFFIC = [
-    Traffic("forward", _PAPER, "B * H * W * C", "4 * e + 4 * heads / C", "4 * e"),
-    Traffic("backward", _PAPER, "B * H * W * C", "11 * e + 16 * heads / C", "7 * e"),
+    Traffic("forward", PAPER, "B * H * W * C", "4 * e + 4 * heads / C", "4 * e"),
+    Traffic("backward", PAPER, "B * H * W * C", "11 * e + 16 * heads / C", "7 * e"),
 ]
 
 

@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import dilated_attention_pairs as pairs
+from . import dilated_attention_pairs_backward as pairs_backward
 from . import launching, tuning
 
 CHOICES = ({"threads": 128}, {"threads": 64})  # per program
@@ -307,7 +308,7 @@ def forward(
         if out.numel():
             strides = _strides(layouts, settings["UNIT"])
             if pairs.serves(maps, settings, border):
-                pairs.launch("fwd", maps, strides, (normaliser,), scale, settings, border)
+                pairs.forward(maps, strides, normaliser, scale, settings, border)
                 return out, normaliser
             grid, others = _grid(q, num_heads, settings), (normaliser, height, width, scale)
             constants = settings | {"MASK": border == "mask"}
@@ -324,22 +325,23 @@ def backward(
     if grad.numel() == 0:
         return
     _, height, width, _ = grad.shape
-    settings = _settings(choice["threads"], _layouts((grad, *maps, *grads)), num_heads, tuple(dilations), border)
-    grid = _grid(grad, num_heads, settings)
-    sums = (normaliser, torch.empty_like(normaliser))  # the second one is written by the first launch
-    launches = (
-        ("dq", _dilated_attention_dq_kernel, (*maps, grads[0]), 9, grads[:2]),
-        ("dkdv", _dilated_attention_dkdv_kernel, (*maps, *grads[1:]), 25 if border == "shift" else 9, grads[1:]),
-    )
-    in_pairs = pairs.serves((grad, *maps, *grads), settings, border)
+    every = (grad, *maps, *grads)
+    layouts = _layouts(every)
+    settings = _settings(choice["threads"], layouts, num_heads, tuple(dilations), border)
+    strides = _strides(layouts, settings["UNIT"])
     with torch.cuda.device_of(grad):
-        for step, kernel, others, taps, wanted in launches:
+        if pairs.serves(every, settings, border):
+            pairs_backward.backward(every, strides, normaliser, scale, settings)
+            return
+        grid = _grid(grad, num_heads, settings)
+        others = (normaliser, torch.empty_like(normaliser), height, width)  # the second one is of the first launch
+        for kernel, taps, wanted, used in (
+            (_dilated_attention_dq_kernel, 9, grads[:2], slice(4, 5)),
+            (_dilated_attention_dkdv_kernel, 25 if border == "shift" else 9, grads[1:], slice(5, 7)),
+        ):
             if any(x is not None for x in wanted):
-                tensors, strides = (grad, *others), _strides(_layouts((grad, *others)), settings["UNIT"])
-                if in_pairs:
-                    pairs.launch(step, tensors, strides, sums, scale, settings, border)
-                else:
-                    launching.launch(kernel, grid, tensors, strides, *sums, height, width, taps, scale, **settings)
+                tensors, steps = (*every[:4], *every[used]), (*strides[:4], *strides[used])
+                launching.launch(kernel, grid, tensors, steps, *others, taps, scale, **settings)
 
 
 def _layouts(maps: Sequence[Tensor | None]) -> Layouts:

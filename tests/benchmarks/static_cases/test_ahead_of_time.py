@@ -204,7 +204,8 @@ def test_gate_sees_each_broken_rule():
     }
 
 
-LAUNCHED_FROM = {"dilated_attention_pairs": "dilated_attention"}  # kernels that launchers of another file choose
+# Kernels that launchers of another file choose.
+LAUNCHED_FROM = dict.fromkeys(("dilated_attention_pairs", "dilated_attention_pairs_backward"), "dilated_attention")
 # Files whose kernels have one form, whichever launchers choose for those of other files.
 OF_ONE_FORM = (
     "batch_norm_activation",

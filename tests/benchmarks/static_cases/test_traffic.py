@@ -144,8 +144,8 @@ RUNS = [
     ("weighted_block_fusion", "backward, trained maps", _FUSED, _fusion(True)),
     *(("dilated_attention", name, {"B": 1, "H": 8, "W": 16, "C": 72, "heads": 3}, _windows)
       for name in ("forward", "backward")),
-    *(("dilated_attention_pairs", name, {"B": 1, "H": 8, "W": 16, "C": 72, "heads": 3, "e": 2}, _windows)
-      for name in ("forward", "backward")),
+    *((f"dilated_attention_{file}", name, {"B": 1, "H": 8, "W": 16, "C": 72, "heads": 3, "e": 2}, _windows)
+      for file, name in (("pairs", "forward"), ("pairs_backward", "backward"))),
     *(("gates", name, _MAP, lambda B, C, H, W, **_: kernels.channel_gate(_tensor(B, C, H, W), _tensor(B, C)))
       for name in ("forward", "backward")),
     *(("gates", name, _MAP | {"C": 64, "H": 4},

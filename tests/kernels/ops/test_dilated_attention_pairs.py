@@ -15,7 +15,7 @@ gpu = pytest.importorskip("trifuse.kernels.gpu.dilated_attention", reason="the k
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine test_on_gpu.py runs the kernels")
 PAIRS, SINGLES = "_dilated_attention_dq_pairs_kernel", "_dilated_attention_dq_kernel"
-DKDV = "_dilated_attention_dkdv_words_kernel"
+DKDV = "_dilated_attention_dkdv_pairs_kernel"
 CUT_OFF = 4 * torch.finfo(torch.bfloat16).eps  # the interpreter cuts off what a GPU rounds when it is stored
 
 
@@ -83,7 +83,21 @@ def test_k22_only_the_gradients_asked_for(trained):
     maps = bfloat16_maps(1, 5, 3, 8)
     for x, letter in zip(maps, "qkv", strict=True):
         x.requires_grad_(letter in trained)
-    check(*maps, kernel=DKDV if trained == "v" else PAIRS, num_heads=1, dilations=(2,))
+    before = launched[DKDV]
+    check(*maps, num_heads=1, dilations=(2,))
+    assert (launched[DKDV] > before) == (trained != "q")
+
+
+@pytest.mark.parametrize("exponent", [-60, 60])
+def test_gradients_of_any_size_have_the_same_digits(exponent):
+    """What the first kernel writes for the second one is of 16 bits, whatever the size of the incoming gradient."""
+    maps, grad = bfloat16_maps(1, 5, 4, 24), bfloat16_maps(1, 5, 4, 24, seed=1)[0].detach()
+    with backend("triton"):
+        out = dilated_attention(*maps, num_heads=1, dilations=(1,))
+    found = torch.autograd.grad(out, maps, grad * 2.0**exponent, retain_graph=True)
+    for mine, truth in zip(found, torch.autograd.grad(out, maps, grad), strict=True):
+        assert truth.abs().max() > 0.1
+        assert torch.equal(mine * 2.0**-exponent, truth)
 
 
 def test_two_runs_give_the_same_bits():
