@@ -12,8 +12,10 @@ from .case import Traffic
 from .dilated_attention import PAPER
 from .dilated_attention_pairs import pairs_case
 
-# e for each of ten maps but k in the second launch; 4 for the denominators, and twice 36 for taps and 4 for units
-TRAFFIC = [Traffic("backward", PAPER, "B * H * W * C", "9 * e + 84 * heads / C", "7 * e")]
+# Nine maps; the denominators and, twice, the units; all taps of a query, and those of them that lie in the image.
+_INSIDE = " + ".join(f"(3 - {2 * dilation} / H) * (3 - {2 * dilation} / W)" for dilation in (1, 2, 3))
+_MOVED = f"9 * e + 4 * (12 * heads + {_INSIDE}) / C"
+TRAFFIC = [Traffic("backward", PAPER, "B * H * W * C", _MOVED, "7 * e")]
 STATIC_CASES = [
     case
     for choice in CHOICES

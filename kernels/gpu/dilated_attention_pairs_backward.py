@@ -104,12 +104,22 @@ def _dilated_attention_dq_pairs_kernel(
     own = own_rows(here[1], height, dilation, exists)
     rows = _inside(taps_of(here[1], height, dilation, exists, 4))
     columns = _inside(taps_of(here[2], width, dilation, exists, 3))
+    value_tile = words_of(maps[3], v_strides, here, D, CHUNK, UNIT)
+    grads = load_pair(words_of(maps[0], grad_strides, here, D, CHUNK, UNIT), grad_strides, own, D, CHUNK, UNIT)
+    weight_grads = ()
+    for t in tl.static_range(12):
+        values = load_tap(value_tile, v_strides, rows, columns, None, t, D, CHUNK, UNIT)
+        for r in tl.static_range(2):
+            weight_grad = 0.0
+            if r <= t // 3 and t // 3 <= r + 2:
+                weight_grad = dot(grads[r], values)
+            weight_grads = weight_grads + (weight_grad,)
     # dq = scale sum_t p[t] (<grad, value[t]> - mean) key[t], where mean = sum_t p[t] <grad, value[t]>: keys are read
     # twice, as the mean is known only after the last tap. Keys and values outside of the image are zeros, and what they
     # add is zero as if their weights were.
     key_tile = words_of(maps[2], k_strides, here, D, CHUNK, UNIT)
     queries = load_pair(words_of(maps[1], q_strides, here, D, CHUNK, UNIT), q_strides, own, D, CHUNK, UNIT)
-    norms, weights = (), ()
+    norms, weights, means = (), (), (tl.zeros((PIXELS,), dtype=tl.float32),) * 2
     for r in tl.static_range(2):
         norms = norms + (tl.load(normaliser + number + own[0][r] * width),)
     for t in tl.static_range(12):
@@ -119,24 +129,14 @@ def _dilated_attention_dq_pairs_kernel(
             if r <= t // 3 and t // 3 <= r + 2:
                 weight = tl.exp2(dot(queries[r], keys) * (scale * LOG2_E) - norms[r])
                 weight = tl.where(rows[1][t // 3] & columns[1][t % 3], weight, 0.0)
+                means = exchanged(means, r, tl.fma(weight, weight_grads[t * 2 + r], means[r]))
             weights = weights + (weight,)
-    value_tile = words_of(maps[3], v_strides, here, D, CHUNK, UNIT)
-    grads = load_pair(words_of(maps[0], grad_strides, here, D, CHUNK, UNIT), grad_strides, own, D, CHUNK, UNIT)
-    products, means = (), (tl.zeros((PIXELS,), dtype=tl.float32),) * 2
-    for t in tl.static_range(12):
-        values = load_tap(value_tile, v_strides, rows, columns, None, t, D, CHUNK, UNIT)
-        for r in tl.static_range(2):
-            product = 0.0
-            if r <= t // 3 and t // 3 <= r + 2:
-                product = weights[t * 2 + r] * dot(grads[r], values)
-                means = exchanged(means, r, means[r] + product)
-            products = products + (product,)
     logit_grads, largest = (), (tl.full((PIXELS,), LEAST_UNIT, dtype=tl.float32),) * 2
     for t in tl.static_range(12):
         for r in tl.static_range(2):
             logit_grad = 0.0
             if r <= t // 3 and t // 3 <= r + 2:
-                logit_grad = tl.fma(-means[r], weights[t * 2 + r], products[t * 2 + r])
+                logit_grad = weights[t * 2 + r] * (weight_grads[t * 2 + r] - means[r])
                 largest = exchanged(largest, r, tl.maximum(largest[r], tl.abs(logit_grad)))
             logit_grads = logit_grads + (logit_grad,)
     if factors is not None:
