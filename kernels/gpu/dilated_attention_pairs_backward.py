@@ -227,4 +227,5 @@ def backward(
         (_dilated_attention_dkdv_pairs_kernel, gathers, (factors, units), (grad, q, k_grad, v_grad)),
     ):
         if needed:
-            launch(kernel, *zip(*used, strict=True), numbers, normaliser.shape, scale, settings)
+            tensors, steps = zip(*used, strict=True)
+            launch(kernel, tensors, steps, numbers, normaliser.shape, scale, settings)
