@@ -13,7 +13,7 @@ Where a window reaches out of the image, a thread loads its own pixel instead, a
 instructions than to set registers to zero before each load.
 
 Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GPU:
-* backward, B=32 H=64 W=64 C=72: 21.44 bytes per element, least 14.00; 47.1 us, floor 30.7 us
+* backward, B=32 H=64 W=64 C=72: 21.44 bytes per element, least 14.00; 47.0 us, floor 30.7 us
 Both kernels read gradients and queries, and the numbers of the taps are written and read.
 """
 

@@ -219,8 +219,12 @@ OF_ONE_FORM = (
 @pytest.mark.parametrize("file", [file for file in CASES if file not in OF_ONE_FORM])
 def test_every_form_that_warm_up_may_choose_is_compiled(file):
     """In each form at least as many kernels are compiled as there are launchers that have it."""
-    cases = {(f"{case.name},", case.kernel.fn.__name__) for case in CASES[file].STATIC_CASES}
-    launching = GPU_FILES[LAUNCHED_FROM.get(file, file)]
+    launcher_file = LAUNCHED_FROM.get(file, file)
+    files = (
+        [other for other in LAUNCHED_FROM if LAUNCHED_FROM[other] == launcher_file] if file in LAUNCHED_FROM else [file]
+    )
+    cases = {(f"{case.name},", case.kernel.fn.__name__) for other in files for case in CASES[other].STATIC_CASES}
+    launching = GPU_FILES[launcher_file]
     launchers = [value for value in vars(launching).values() if isinstance(value, tuning.Tunable)]
     forms = Counter(in_form("", form, launcher.choices) for launcher in launchers for form in launcher.choices[1:])
     assert launchers
