@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from trifuse.kernels.gpu import tuning
+from trifuse.kernels.gpu.logit_rows import TILE
 from trifuse.kernels.gpu.segmentation_sums import (
     ADDED_COLUMNS,
     ADDED_ROWS,
     FORWARD_CHOICES,
-    TILE,
     _add_programs_kernel,
     _segmentation_sums_fwd_kernel,
-    subsets_per_program,
+    unrolled_maps,
 )
+from trifuse.kernels.gpu.segmentation_sums_backward import UNROLLED
 
 from .case import StaticCase, Traffic, in_form
 
@@ -28,8 +29,7 @@ def sums_case(
 ) -> StaticCase:
     """Return a case of the forward kernel, or of the backward kernel of `mutation_loss`, which reads the same."""
     backward = kernel is not _segmentation_sums_fwd_kernel
-    subsets = 2**maps - 1
-    count = min(subsets, subsets_per_program(maps, classes))
+    unrolled = min(maps, UNROLLED) if backward else unrolled_maps(maps, classes, coarse)
     reads: dict[str, str | tuple[str, ...]] = {
         "maps": (f"*{dtype}",) * maps,
         "strides": ("i32", "i32", "i32", "constexpr") * maps,
@@ -41,18 +41,16 @@ def sums_case(
     if backward:
         grads = {"grads": ("*fp32" if coarse else f"*{dtype}",) * maps, "folded": ("i32",) * maps}
         signature = {"sum_grads": "*fp32", **reads, **grads, **geometry}
-        switches: dict[str | tuple[int, ...], object] = {
-            "N": maps,
-            "K": classes,
-            "SUBSETS": subsets,
-            "SQUARED": True,
-            "STEPS": choice["steps"],
-            "TILE": TILE,
-        }
     else:
         signature = {**reads, **dict.fromkeys(("partial", "partial_true"), "*fp32"), **geometry}
-        switches = {"N": maps, "K": classes, "COUNT": count, "SUBSETS": subsets}
-        switches |= {"SQUARED": True, "STEPS": choice["steps"], "TILE": TILE}
+    switches: dict[str | tuple[int, ...], object] = {
+        "N": maps,
+        "K": classes,
+        "UNROLLED": unrolled,
+        "SQUARED": True,
+        "STEPS": choice["steps"],
+        "TILE": TILE,
+    }
     place = {name: position for position, name in enumerate(signature)}
     constants: dict[str | tuple[int, ...], object] = {"IGNORED": None, **switches}
     contiguous = [(place["strides"], 4 * i + 3) for i in range(maps)] + [(place["target_strides"], 2)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from trifuse.kernels.gpu.segmentation_sums import STEPS, TILE
+from trifuse.kernels.gpu.segmentation_sums import STEPS
 from trifuse.kernels.gpu.segmentation_sums_backward import (
     BACKWARD_CHOICES,
+    FOLDED_BLOCKS,
+    FOLDED_COLUMNS,
+    SHARING,
     _fold_rows_kernel,
     _segmentation_sums_bwd_kernel,
 )
@@ -17,27 +20,30 @@ _BOTH, _WORK = "2 * e + 8 / (N * K)", {"exponentials": "(2**N - 1) / N"}
 TRAFFIC = [Traffic("backward", _PAPER, "B * K * H * W * N", _BOTH, _BOTH, _WORK)]
 
 
-def _fold_case(classes: int, dtype: str) -> StaticCase:
-    numbers = ("cells", "strips", "folded", "height", "width", "coarse_height", "coarse_width")
+def _fold_case(maps: int, classes: int, dtype: str) -> StaticCase:
+    each = ("folded", "heights", "widths")
+    numbers = ("samples", "strips", "rows", "width")
     switches: dict[str | tuple[int, ...], object] = {
+        "N": maps,
         "K": classes,
         "STEPS": STEPS,
-        "REACH_DOWN": 2,
-        "REACH_ACROSS": 13,
-        "TILE": TILE,
+        "BLOCKS": FOLDED_BLOCKS,
+        "COLUMNS": FOLDED_COLUMNS,
+        "SHARING": SHARING,
     }
     return StaticCase(
-        name=f"fold rows, {dtype}",
+        name=f"fold rows of {maps} maps, {dtype}",
         kernel=_fold_rows_kernel,
         signature={
-            "partial": "*fp32",
-            "grad": f"*{dtype}",
+            "partials": ("*fp32",) * maps,
+            "grads": (f"*{dtype}",) * maps,
+            **dict.fromkeys(each, ("i32",) * maps),
             **dict.fromkeys(numbers, "i32"),
             **dict.fromkeys(map(str, switches), "constexpr"),
         },
         constants=switches,
-        aligned=("partial", "grad"),
-        threads=TILE,
+        aligned=("partials", "grads"),
+        threads=FOLDED_COLUMNS * SHARING,
     )
 
 
@@ -46,5 +52,5 @@ STATIC_CASES = [
     sums_case(_segmentation_sums_bwd_kernel, 3, 9, "bf16", coarse=False),
     sums_case(_segmentation_sums_bwd_kernel, 3, 9, "fp32", coarse=True),
     *(sums_case(_segmentation_sums_bwd_kernel, 1, 4, "fp32", coarse=True, choice=c) for c in BACKWARD_CHOICES[1:]),
-    _fold_case(9, "fp32"),
+    _fold_case(3, 9, "fp32"),
 ]

@@ -1,15 +1,14 @@
 """Triton kernels of the segmentation sums, forward: for one map the sums of `dice_ce_loss`, for n of `mutation_loss`.
 
-A thread owns one pixel at a time: it reads, or interpolates, the logits of all maps and classes into registers, and
-adds them up for every subset, relative to whose maximum it takes exponentials. (The maps' own exponentials, multiplied,
-would be fewer, but underflow where maps disagree, and take the registers of the logits once more.) A tile is TILE
-pixels of one row; a program walks down some rows of one sample. Where no map is coarse, the pixels are not rows but one
-line, cut into rows of TILE pixels.
+Programs walk down the rows of all maps: see `logit_rows`. A thread has the logits of all maps and classes of a pixel in
+registers, and adds them up for every subset, relative to whose maximum it takes exponentials. (The maps' own
+exponentials, multiplied, would be fewer, but underflow where maps disagree.)
 
 A subset's sums stay in registers during the walk, and each program writes one partial sum; a second launch adds these
-up for each sample. As many subsets as registers
-allow share a program, and its neighbour, for others, finds the logits in a cache: it is one launch for all subsets. No
-atomics, and a fixed order: results repeat bit for bit.
+up for each sample. Which maps belong to a subset is known when the kernel is compiled, up to the first UNROLLED maps:
+as many as registers allow. The further ones belong by the number of the program, whose neighbour, for other subsets,
+finds the logits in a cache. Logarithms are taken of the product of the exponentials' sums during a walk. No atomics,
+and a fixed order: results repeat bit for bit.
 
 A class that does not exist is never used as an address; its pixel's nll is NaN.
 
@@ -22,9 +21,8 @@ where seven subsets need 63 of them a pixel; maps' own exponentials, multiplied,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import torch
 import triton
@@ -32,101 +30,126 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching, tuning
+from .logit_rows import (
+    TILE,
+    WARPS,
+    Walk,
+    added,
+    before_first_row,
+    centre_of,
+    coarse_row,
+    full_row,
+    labels,
+    last_column,
+    past_a_coarse_row,
+    walk_key,
+)
 
-TILE = 128  # pixels, one per thread
-WARP_SIZE = 64 if torch.version.hip else 32
-FORWARD_CHOICES = ({"steps": 16}, {"steps": 8}, {"steps": 32})  # tiles that a program walks over
+FORWARD_CHOICES = ({"steps": 32}, {"steps": 16}, {"steps": 8})  # tiles that a program walks over
 STEPS = FORWARD_CHOICES[0]["steps"]
 ADDED_ROWS, ADDED_COLUMNS = 32, 32  # of the tile in which the programs' sums are added up
-REGISTERS = 150  # sums, logits and probabilities of one thread in the forward pass
+REGISTERS = 150  # for the sums, logits and slopes of a thread; where these take many more, some compilers spill
+LARGEST_EXPONENT = 120  # of two, in a product of the exponentials' sums, each at most the number of classes
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def between(position, full, size):
-    """Return the first of the two coarse cells around a pixel, and the weight of the second."""
-    centre = (position + 0.5) * ((size * 1.0) / (full * 1.0)) - 0.5
-    centre = tl.minimum(tl.maximum(centre, 0.0), size - 1.0)
-    first = tl.floor(centre)
-    return first.to(tl.int32), centre - first
+def _next_row(
+    numbers, logits, slopes, maps, strides, sizes, sample, row, columns, rows, width, N: tl.constexpr, K: tl.constexpr
+):
+    """Return the state of a walk at a row, from that at the row before."""
+    new_numbers = ()
+    new_logits = ()
+    new_slopes = ()
+    for i in tl.static_range(N):
+        number = numbers[i]
+        slope = slopes[i * K : i * K + K]
+        if sizes[2 * i] is None:
+            values = full_row(maps, strides, sample, row, columns, i, K)
+        else:
+            values = added(logits[i * K : i * K + K], slope, K)
+            centre = centre_of(row, rows, sizes[2 * i])
+            while centre >= number + 1.0:
+                number += 1.0
+                below = coarse_row(maps, strides, sizes, sample, number + 1.0, columns, width, i, K)
+                values, slope = past_a_coarse_row(values, slope, below, centre - number, sizes[2 * i] * 1.0 / rows, K)
+        new_numbers = new_numbers + (number,)
+        new_logits = new_logits + values
+        new_slopes = new_slopes + slope
+    return new_numbers, new_logits, new_slopes
 
 
 @triton.jit
-def _logits(maps, strides, sizes, sample, row, columns, exists, rows, width, I: tl.constexpr, K: tl.constexpr):
-    """Return K vectors: the logits of map I at some pixels of a row; 0 or the nearest cell's where there is no pixel.
+def of_subset(values, group, S: tl.constexpr, UNROLLED: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """Return K vectors: the sums of a subset's members, of K values of each map.
 
-    Addresses move on from class to class: computed from the number of the class, the compiler would keep one for each.
+    Bits of S tell which of the first UNROLLED maps are its members, and those of ``group`` which of the others.
     """
     found = ()
-    start = maps[I] + sample * strides[4 * I]
-    if sizes[2 * I] is None:
-        place = start + row.to(tl.int64) * strides[4 * I + 2] + columns.to(tl.int64) * strides[4 * I + 3]
-        for _k in tl.static_range(K):
-            found = found + (tl.load(place, mask=exists, other=0.0).to(tl.float32),)
-            place += strides[4 * I + 1]
-    else:
-        top, below = between(row, rows, sizes[2 * I])
-        left, beside = between(columns, width, sizes[2 * I + 1])
-        near = start + left.to(tl.int64) * strides[4 * I + 3]
-        beyond = start + tl.minimum(left + 1, sizes[2 * I + 1] - 1).to(tl.int64) * strides[4 * I + 3]
-        upper_row = top.to(tl.int64) * strides[4 * I + 2]
-        lower_row = tl.minimum(top + 1, sizes[2 * I] - 1).to(tl.int64) * strides[4 * I + 2]
-        for _k in tl.static_range(K):
-            upper = tl.load(near + upper_row).to(tl.float32) * (1 - beside)
-            upper += tl.load(beyond + upper_row).to(tl.float32) * beside
-            lower = tl.load(near + lower_row).to(tl.float32) * (1 - beside)
-            lower += tl.load(beyond + lower_row).to(tl.float32) * beside
-            found = found + (upper * (1 - below) + lower * below,)
-            upper_row += strides[4 * I + 1]
-            lower_row += strides[4 * I + 1]
+    for k in tl.static_range(K):
+        value = None
+        for i in tl.static_range(UNROLLED, N):
+            member = tl.where((group >> (i - UNROLLED)) & 1 != 0, values[i * K + k], 0.0)
+            value = member if value is None else value + member
+        for i in tl.static_range(UNROLLED):
+            if (S >> i) & 1:
+                value = values[i * K + k] if value is None else value + values[i * K + k]
+        found = found + (value,)
     return found
 
 
 @triton.jit
-def all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N: tl.constexpr, K: tl.constexpr):
-    """Return N * K vectors."""
+def exponentials(logits, K: tl.constexpr):
+    """Return K exponentials relative to the largest logit, one over their sum, the sum, and log2 of the largest."""
+    largest = logits[0]
+    for k in tl.static_range(1, K):
+        largest = tl.maximum(largest, logits[k])
+    largest *= LOG2_E
+    found = ()
+    total = tl.zeros_like(largest)
+    for k in tl.static_range(K):
+        exponential = tl.exp2(logits[k] * LOG2_E - largest)
+        total = exponential if k == 0 else total + exponential
+        found = found + (exponential,)
+    root = tl.math.rsqrt(total)  # which takes fewer instructions than a division
+    return found, root * root, total, largest
+
+
+@triton.jit
+def _label_logits(logits, label, wrong, N: tl.constexpr, K: tl.constexpr):
+    """Return N vectors: each map's logit of the label, NaN where there is no such class."""
     found = ()
     for i in tl.static_range(N):
-        found = found + _logits(maps, strides, sizes, sample, row, columns, exists, rows, width, i, K)
+        value = tl.where(wrong, float("nan"), 0.0)
+        for k in tl.static_range(K):
+            value = tl.where(label == k, logits[i * K + k], value)
+        found = found + (value,)
     return found
 
 
 @triton.jit
-def softmax(logits, label, members, N: tl.constexpr, K: tl.constexpr):
-    """Return the K probabilities of a subset's sum, and -log p of the label; ``members`` holds 1 or 0 for each map."""
-    summed = ()
-    largest = tl.full(label.shape, -float("inf"), tl.float32)
-    for k in tl.static_range(K):
-        value = tl.zeros_like(largest)
-        for i in tl.static_range(N):
-            value += tl.where(members[i] != 0, logits[i * K + k], 0.0)
-        largest = tl.maximum(largest, value, propagate_nan=tl.PropagateNan.ALL)
-        summed = summed + (value,)
-    total = tl.zeros_like(largest)
-    reached = tl.zeros_like(largest)
-    exponentials = ()
-    for k in tl.static_range(K):
-        distance = summed[k] - largest
-        reached = tl.where(label == k, distance, reached)
-        exponential = tl.exp(distance)
-        total += exponential
-        exponentials = exponentials + (exponential,)
-    inverse = 1 / total
-    p = ()
-    for k in tl.static_range(K):
-        p = p + (exponentials[k] * inverse,)
-    return p, tl.log(total) - reached
-
-
-@triton.jit
-def labels(target, strides, sample, row, columns, exists, IGNORED, K: tl.constexpr):
-    """Return the class of some pixels, which of them count (1 or 0), and which have a class that does not exist."""
-    places = row.to(tl.int64) * strides[1] + columns.to(tl.int64) * strides[2]
-    label = tl.load(target + sample * strides[0] + places, mask=exists, other=0)
-    counts = exists
-    if IGNORED is not None:
-        counts = counts & (label != IGNORED)
-    wrong = counts & ((label < 0) | (label >= K))
-    return tl.where(wrong, -1, label).to(tl.int32), counts, wrong
+def _with_pixels(
+    intersection, predicted, distances, products, logits, reached, hot, counts, group,
+    UNROLLED: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SQUARED: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of some subsets with further pixels, of which ``reached`` has each map's logit of the label."""
+    first: tl.constexpr = 1 if UNROLLED == N else 0
+    hits = ()
+    sizes = ()
+    missed = ()
+    totals = ()
+    for s in tl.static_range(first, 1 << UNROLLED):
+        e, inverse, total, largest = exponentials(of_subset(logits, group, s, UNROLLED, N, K), K)
+        inverse *= tl.where(counts, 1.0, 0.0)
+        for k in tl.static_range(K):
+            p = e[k] * inverse
+            hits = hits + (intersection[(s - first) * K + k] + hot[k] * p,)
+            sizes = sizes + (predicted[(s - first) * K + k] + (p * p if SQUARED else p),)
+        distance = largest - of_subset(reached, group, s, UNROLLED, N, 1)[0] * LOG2_E
+        missed = missed + (distances[s - first] + tl.where(counts, distance, 0.0),)
+        totals = totals + (products[s - first] * tl.where(counts, total, 1.0),)
+    return hits, sizes, missed, totals
 
 
 @triton.jit
@@ -136,7 +159,7 @@ def _segmentation_sums_fwd_kernel(
     sizes,  # 2 for each map: its height and width, or None where they are the target's
     target,  # (B, H, W) int64
     target_strides,
-    partial,  # (B, programs, SUBSETS, 2 K + 1) float32: intersection, predicted, nll
+    partial,  # (B, programs, subsets, 2 K + 1) float32: intersection, predicted, nll
     partial_true,  # (B, programs, K) float32
     rows,
     width,
@@ -146,58 +169,70 @@ def _segmentation_sums_fwd_kernel(
     IGNORED,
     N: tl.constexpr,
     K: tl.constexpr,
-    COUNT: tl.constexpr,  # subsets of one program
-    SUBSETS: tl.constexpr,
+    UNROLLED: tl.constexpr,  # maps whose membership is unrolled; that of the others is the program's number
     SQUARED: tl.constexpr,
     STEPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     programs = strips * tiles_across
-    groups: tl.constexpr = (SUBSETS + COUNT - 1) // COUNT
-    first = tl.program_id(0) % groups * COUNT  # neighbours read the same pixels, for other subsets
+    groups: tl.constexpr = 1 << (N - UNROLLED)
+    FIRST: tl.constexpr = 1 if UNROLLED == N else 0  # the empty subset, which has no sums
+    group = tl.program_id(0) % groups  # neighbours read the same pixels, for other subsets
     place = (tl.program_id(0) // groups).to(tl.int64)
     sample = place // programs
     part = (place % programs).to(tl.int32)
-    columns = (part % tiles_across) * TILE + tl.arange(0, TILE)
+    tile = (part % tiles_across) * TILE + tl.arange(0, TILE)
     top = (part // tiles_across) * STEPS
-    steps = tl.minimum(STEPS, rows - top)
-    sums = ()
-    for _j in tl.static_range(COUNT * (2 * K + 1) + K):
-        sums = sums + (tl.zeros((TILE,), dtype=tl.float32),)
-    for step in range(0, steps):
+    zero = tl.zeros((TILE,), dtype=tl.float32)
+    true = ()
+    for _k in tl.static_range(K):
+        true = true + (zero,)
+    intersection = ()
+    predicted = ()
+    distances = ()  # from the labels' logits to the largest; the nll adds the logarithms of the exponentials' sums,
+    products = ()  # which are multiplied
+    for _s in tl.static_range(FIRST, 1 << UNROLLED):
+        intersection = intersection + true
+        predicted = predicted + true
+        distances = distances + (zero,)
+        products = products + (zero + 1.0,)
+    columns = tl.minimum(tile, last_column(top, width, pixels))
+    numbers, logits, slopes = before_first_row(maps, strides, sizes, sample, top, columns, rows, width, N, K)
+    for step in range(0, tl.minimum(STEPS, rows - top)):
         row = top + step
-        exists = (columns < width) & (row.to(tl.int64) * width + columns < pixels)
-        label, counts, wrong = labels(target, target_strides, sample, row, columns, exists, IGNORED, K)
+        last = last_column(row, width, pixels)
+        columns = tl.minimum(tile, last)
+        label, counts, wrong = labels(target, target_strides, sample, row, columns, tile <= last, IGNORED, K)
         weight = tl.where(counts, 1.0, 0.0)
-        logits = all_logits(maps, strides, sizes, sample, row, columns, exists, rows, width, N, K)
-        added = ()
-        for s in tl.static_range(COUNT):
-            members = ()
-            for i in tl.static_range(N):
-                members = members + (((first + s + 1) >> i) & 1,)
-            p, missed = softmax(logits, label, members, N, K)
-            for k in tl.static_range(K):
-                if N == 1:  # noqa: SIM108 - the same; in the form of TAFF-UNet only this one spills nothing on sm_90
-                    hit = tl.where(label == k, weight * p[k], 0.0)
-                else:
-                    hit = tl.where(counts & (label == k), p[k], 0.0)
-                added = added + (sums[s * (2 * K + 1) + k] + hit,)
-            for k in tl.static_range(K):
-                size = weight * p[k]
-                if SQUARED:
-                    size *= p[k]
-                added = added + (sums[s * (2 * K + 1) + K + k] + size,)
-            missed = tl.where(wrong, float("nan"), tl.where(counts, missed, 0.0))
-            added = added + (sums[s * (2 * K + 1) + 2 * K] + missed,)
+        hot = ()
         for k in tl.static_range(K):
-            added = added + (sums[COUNT * (2 * K + 1) + k] + tl.where(counts & (label == k), 1.0, 0.0),)
-        sums = added
-    for s in tl.static_range(COUNT):
-        for j in tl.static_range(2 * K + 1):
-            start = partial + (place * SUBSETS + first + s) * (2 * K + 1)
-            tl.store(start + j, tl.sum(sums[s * (2 * K + 1) + j], axis=0), mask=first + s < SUBSETS)
+            hot = hot + (tl.where(label == k, weight, 0.0),)
+        true = added(true, hot, K)
+        numbers, logits, slopes = _next_row(
+            numbers, logits, slopes, maps, strides, sizes, sample, row, columns, rows, width, N, K
+        )
+        intersection, predicted, distances, products = _with_pixels(
+            intersection, predicted, distances, products, logits, _label_logits(logits, label, wrong, N, K), hot,
+            counts, group, UNROLLED, N, K, SQUARED,
+        )  # fmt: skip
+    sums = partial + place * (((1 << N) - 1) * (2 * K + 1))
+    for s in tl.static_range(FIRST, 1 << UNROLLED):
+        nll = (distances[s - FIRST] + tl.log2(products[s - FIRST])) * LN_2
+        hits = intersection[(s - FIRST) * K : (s - FIRST) * K + K]
+        sizes_of = predicted[(s - FIRST) * K : (s - FIRST) * K + K]
+        _store_sums(sums, group * (1 << UNROLLED) + s, hits, sizes_of, nll, K)
     for k in tl.static_range(K):
-        tl.store(partial_true + place * K + k, tl.sum(sums[COUNT * (2 * K + 1) + k], axis=0), mask=first == 0)
+        tl.store(partial_true + place * K + k, tl.sum(true[k], axis=0), mask=group == 0)
+
+
+@triton.jit
+def _store_sums(sums, subset, intersection, predicted, nll, K: tl.constexpr):
+    """Store the sums of a subset over the threads of a program, unless it is the empty one."""
+    start = sums + (subset - 1) * (2 * K + 1)
+    for k in tl.static_range(K):
+        tl.store(start + k, tl.sum(intersection[k], axis=0), mask=subset > 0)
+        tl.store(start + K + k, tl.sum(predicted[k], axis=0), mask=subset > 0)
+    tl.store(start + 2 * K, tl.sum(nll, axis=0), mask=subset > 0)
 
 
 @triton.jit
@@ -235,14 +270,14 @@ def forward(
     choice: tuning.Choice, maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel; return intersection, predicted and nll as one, (B, S, 2 K + 1), and true (B, K)."""
-    walk = Walk(maps, target, choice["steps"])
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
+    walk = Walk(maps, target, min(choice["steps"], int(LARGEST_EXPONENT / math.log2(max(2, classes)))))
     partial = target.new_empty((walk.samples, walk.programs, subsets, 2 * classes + 1), dtype=torch.float32)
     partial_true = target.new_empty((walk.samples, walk.programs, classes), dtype=torch.float32)
     sums = target.new_empty((walk.samples, subsets, 2 * classes + 1), dtype=torch.float32)
     true = target.new_empty((walk.samples, classes), dtype=torch.float32)
-    together = subsets_per_program(len(maps), classes)
-    grid = (walk.grid[0] * launching.cdiv(subsets, together),)
+    unrolled = unrolled_maps(len(maps), classes, any(walk.folded))
+    grid = (walk.grid[0] << (len(maps) - unrolled),)
     if grid[0]:
         with torch.cuda.device_of(target):
             launching.launch(
@@ -255,12 +290,11 @@ def forward(
                 ignore_index,
                 N=len(maps),
                 K=classes,
-                COUNT=together,
-                SUBSETS=subsets,
+                UNROLLED=unrolled,
                 SQUARED=squared,
                 STEPS=walk.steps,
                 TILE=TILE,
-                num_warps=TILE // WARP_SIZE,
+                num_warps=WARPS,
             )
             launching.launch(
                 _add_programs_kernel,
@@ -274,7 +308,7 @@ def forward(
                 classes,
                 ROWS=ADDED_ROWS,
                 COLUMNS=ADDED_COLUMNS,
-                num_warps=TILE // WARP_SIZE,
+                num_warps=WARPS,
             )
     else:
         sums.zero_()
@@ -282,55 +316,10 @@ def forward(
     return sums, true
 
 
-def subsets_per_program(maps: int, classes: int) -> int:
-    """Return how many subsets share a program: as many as fit a thread's registers, in groups as even as possible."""
-    most = max(1, (REGISTERS - classes * (maps + 3)) // (2 * classes + 1))
-    return launching.cdiv(2**maps - 1, launching.cdiv(2**maps - 1, most))
-
-
-def walk_key(maps: Sequence[Tensor], target: Tensor) -> tuning.Key:
-    """Return what the best length of a walk depends on."""
-    return tuning.key_of(maps[0], len(maps), target.shape)
-
-
-class Walk:
-    """How the programs of a launch walk over the pixels: down the rows, or along the one line that they form."""
-
-    def __init__(self, maps: Sequence[Tensor], target: Tensor, steps: int) -> None:
-        layouts = tuple([(m.shape, m.stride()) for m in maps])
-        (
-            self.samples, self.width, self.strips, self.programs, self.geometry, self.folded, strides, sizes, of_target
-        ) = _walk(layouts, target.shape, target.stride(), steps)  # fmt: skip
-        self.steps = steps
-        self.grid = (self.samples * self.programs,)
-        self.reads = (tuple(maps), strides, sizes, target, of_target)
-
-    def partial_rows(self, i: int, classes: int) -> Tensor:
-        """Return memory for the coarse rows of map i that each program touches."""
-        shape = (self.samples, self.strips, self.folded[i], classes, self.width)
-        return self.reads[3].new_empty(shape, dtype=torch.float32)
-
-
-@lru_cache(maxsize=256)
-def _walk(
-    layouts: tuple[tuple[torch.Size, tuple[int, ...]], ...],
-    shape: torch.Size,
-    target_strides: tuple[int, ...],
-    steps: int,
-) -> tuple[Any, ...]:
-    """Return what a `Walk` knows of maps of these shapes and strides; training asks for the same at every step."""
-    samples, height, width = shape
-    full = [shape[2] == height and shape[3] == width for shape, _ in layouts]
-    line = all(full) and all(s[-2] == width * s[-1] for s in (*(s for _, s in layouts), target_strides))
-    rows, columns = (launching.cdiv(height * width, TILE), TILE) if line else (height, width)
-    across, strips = launching.cdiv(columns, TILE), launching.cdiv(rows, steps)
-    strides = [s for _, (b, c, h, w) in layouts for s in (b, c, TILE * w if line else h, w)]
-    sizes = [None if whole else s for (m, _), whole in zip(layouts, full, strict=True) for s in m[2:]]
-    b, h, w = target_strides
-    folded = [
-        0 if whole else launching.cdiv((steps - 1) * m[2], height) + 3
-        for (m, _), whole in zip(layouts, full, strict=True)
-    ]
-    geometry = (rows, columns, height * width, across, strips)
-    of_target = (b, TILE * w if line else h, w)
-    return samples, width, strips, across * strips, geometry, folded, tuple(strides), tuple(sizes), of_target
+def unrolled_maps(maps: int, classes: int, coarse: bool) -> int:
+    """Return of how many maps the membership is unrolled: as many as registers allow for the sums of all subsets."""
+    unrolled = maps
+    held = classes * (1 + maps * (2 if coarse else 1))
+    while unrolled > (maps == 1) and (2**unrolled - (unrolled == maps)) * (2 * classes + 2) + held > REGISTERS:
+        unrolled -= 1
+    return unrolled

@@ -112,7 +112,9 @@ def test_gradient_is_that_of_the_naive_sum_in_float64(op):
         (2, [(3, 2), (2, 4), (1, 3)], (5, 4)),
         (2, [(2, 3)] * 4, (2, 3)),
         (2, [(7, 3)], (18, 5)),  # two strips of rows share coarse rows
-        (2, [(2, 60)], (2, 140)),  # two tiles share coarse columns
+        (2, [(2, 60)], (2, 140)),  # three tiles share coarse columns
+        (2, [(5, 2), (3, 2), (2, 1)], (70, 3)),  # three strips of rows, and further coarse rows in each
+        (9, [(2, 1)] * 3, (2, 1)),  # more sums than a program has registers for
     ],
     ids=str,
 )
@@ -187,8 +189,9 @@ def test_k35_class_outside_is_refused_on_a_cpu_and_nan_in_a_kernel(name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_k19_nan_stays_in_the_sums_of_its_sample_and_map(name):
-    maps, target = random_arguments(2, 3, [(3, 4)] * 2, (3, 4))
+@pytest.mark.parametrize("classes", [3, 17])  # of 17, the sums of two maps are those of two programs
+def test_k19_nan_stays_in_the_sums_of_its_sample_and_map(name, classes):
+    maps, target = random_arguments(2, classes, [(3, 4)] * 2, (3, 4))
     maps[1].data[1, 2, 1, 2] = float("nan")
     for ignored in (None, int(target[1, 1, 2])):
         with backend(name):
@@ -202,7 +205,16 @@ def test_k19_nan_stays_in_the_sums_of_its_sample_and_map(name):
         assert loss.isnan()
     with backend(name):
         grads = torch.autograd.grad(segmentation_sums(maps, target, squared=True).nll.sum(), maps)
-    assert all(grad[1, :, 1, 2].isnan().all() and grad.isnan().sum() == 3 for grad in grads)
+    assert all(grad[1, :, 1, 2].isnan().all() and grad.isnan().sum() == classes for grad in grads)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_equal_logits_of_many_classes_along_many_rows(name):
+    """32 exponentials of 1 add up to 32, and 32 of these sums, multiplied, to what float32 does not hold."""
+    maps, target = [torch.zeros(1, 32, 33, 64)], torch.zeros(1, 33, 64, dtype=torch.int64)
+    with backend(name):
+        sums = segmentation_sums(maps, target, squared=True)
+    torch.testing.assert_close(sums.nll, torch.tensor([[33 * 64 * math.log(32)]]))
 
 
 @pytest.mark.parametrize("trained", [True, False])

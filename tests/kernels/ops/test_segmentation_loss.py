@@ -114,6 +114,11 @@ def test_the_loss_over_all_subsets_takes_one_more():
     assert launched_by(lambda: mutation_loss(maps, target)) == (4, 2)
 
 
+def test_gradients_of_coarse_maps_take_one_launch_more_however_many_there_are():
+    maps, target = random_arguments(1, 3, [(4, 4), (2, 3), (1, 2)], (4, 4))
+    assert launched_by(lambda: mutation_loss(maps, target)) == (4, 3)
+
+
 def test_deep_supervision_takes_five_launches_an_output_and_two():
     """Targets of the coarser outputs are views."""
     maps, target = random_arguments(2, 3, [(8, 8), (4, 4), (2, 2)], (8, 8))

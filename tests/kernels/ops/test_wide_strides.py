@@ -118,23 +118,26 @@ def test_k17_pairs_of_pixels_far_apart():
 
 @interpreted
 def test_k17_cells_of_a_coarse_gradient_are_numbered_in_64_bits(monkeypatch):
-    """One program far into the last kernel of a coarse map's gradient, of maps of one cell for one pixel."""
+    """One program far into the last kernel of a coarse map's gradient, of maps of one row, a cell for each pixel."""
     sums = pytest.importorskip("trifuse.kernels.gpu.segmentation_sums_backward")
     builder = pytest.importorskip("triton.runtime.interpreter").interpreter_builder
     cell = 1 << 32  # which is 0 in 32 bits
+    across = sums.FOLDED_COLUMNS
+    block = cell // across
     number = builder.create_get_program_id
 
     def far_program(axis):
         handle = number(axis)
-        handle.data = handle.data + (cell // sums.TILE if axis == 0 else 0)
+        handle.data = handle.data + (block // sums.FOLDED_BLOCKS if axis == 0 else 0)
         return handle
 
     monkeypatch.setattr(builder, "create_get_program_id", far_program)
     with sparse_memory() as bytes_of_memory:
         memory = bytes_of_memory.view(torch.float32)
-        partial, grad = memory[: 2 * (cell + 1)].view(cell + 1, 1, 2, 1, 1), memory[4 * cell :][: cell + 1]
-        partial[cell, 0, 0] = 3.0
-        sizes = (cell + 1, 1, 2, 1, 1, 1, 1)  # cells, strips, rows of each; full and coarse height and width
-        constants = {"K": 1, "STEPS": 1, "REACH_DOWN": 1, "REACH_ACROSS": 1, "TILE": sums.TILE}
-        sums.launching.launch(sums._fold_rows_kernel, (1,), partial, grad, *sizes, **constants)
-        assert grad[cell] == 3.0
+        cells = cell + across
+        partial, grad = memory[: 2 * cells].view(-1, 1, 2, 1, across), memory[4 * cell :][:cells].view(-1, across)
+        partial[block, 0, 0] = 3.0
+        sizes = ((2,), (1,), (across,), len(grad), 1, 1, across)  # slots, coarse height and width; samples, strips, ...
+        constants = {"N": 1, "K": 1, "STEPS": 1, "BLOCKS": sums.FOLDED_BLOCKS, "COLUMNS": across, "SHARING": 1}
+        sums.launching.launch(sums._fold_rows_kernel, (1,), (partial,), (grad,), *sizes, **constants)
+        assert (grad[block] == 3.0).all()
