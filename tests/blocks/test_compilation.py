@@ -41,7 +41,10 @@ def test_evaluation_is_one_graph_for_every_batch_size(name):
     assert_compiles(made, call, inputs, graphs=1, backend="eager", dynamic_batch=True)
 
 
-@pytest.mark.parametrize("name", FUSED)
+ATTENDING = ("TransformerBlock",)  # by PyTorch's kernel, which is refused where Triton's alone may run
+
+
+@pytest.mark.parametrize("name", [name for name in FUSED if name not in ATTENDING])
 def test_the_triton_path_is_one_graph_for_every_batch_size(name):
     pytest.importorskip("triton", reason="the path is Triton's")
     inputs = [BLOCKS[name].inputs(samples) for samples in (2, 3)]

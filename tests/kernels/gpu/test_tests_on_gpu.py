@@ -83,14 +83,14 @@ def test_they_fail_where_no_kernel_can_be_built(on_gpu, name, monkeypatch):
             test(*arguments)
 
 
-def test_the_others_fail_too_where_no_kernel_can_be_built(on_gpu, monkeypatch):
+def test_the_others_fail_too_where_no_kernel_can_be_built(on_gpu, monkeypatch, tmp_path):
     make_unbuildable(monkeypatch)
     monkeypatch.setattr(on_gpu, "warmed_up", lambda step: step())
     for test, arguments in (
         (on_gpu.test_full_graph_compilation, ("weighted_block_fusion",)),
         (on_gpu.test_fusion_repeats_bit_for_bit, ()),
         (on_gpu.test_fusion_needs_one_map_of_extra_memory, ()),
-        (on_gpu.test_a_recorded_training_step_trains_as_an_eager_one, ("plain_unet",)),
+        (on_gpu.test_a_recorded_training_step_trains_as_an_eager_one, ("plain_unet", tmp_path, monkeypatch)),
     ):
         with pytest.raises(BackendError, match=NO_COMPILER):
             test(*arguments)

@@ -59,11 +59,9 @@ def test_results_are_memory_of_their_own_laid_out_as_the_shape_rule_says(op, sha
         results, given = tensors(one.result), tensors(one.arguments)
         rule = tensors(one.overload(*tree_map_only(Tensor, like, one.arguments)))
         assert len(rule) == len(results), one.name
-        storages = [t.untyped_storage().data_ptr() for t in results]
+        storages, of_given = ([t.untyped_storage().data_ptr() for t in some if t.numel()] for some in (results, given))
         assert len(set(storages)) == len(storages), f"{one.name}: results share memory"
-        assert not set(storages) & {t.untyped_storage().data_ptr() for t in given}, (
-            f"{one.name}: an argument comes back"
-        )
+        assert not set(storages) & set(of_given), f"{one.name}: an argument comes back"
         for i, (result, expected) in enumerate(zip(results, rule, strict=True)):
             where = f"{one.name}, result {i} of shape {tuple(result.shape)}"
             assert (result.shape, result.dtype) == (expected.shape, expected.dtype), where
