@@ -33,11 +33,11 @@ from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.kernels.testing.emulator.executed import Executed, launches_counted
 
 from .ahead_of_time import TARGETS, compile_source
+from .issue_goals import goal_lines, goal_rows
 from .machine_code import executed_instructions, opcode
 from .network_calls import STEPS, Call, Dense, dense_in, trace
 from .static_report import BYTES_PER_SECOND, LABEL, RESULTS, kernel_hash, stamp
 
-BATCH = 32
 WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9  # of an H100 or H200: multiprocessors, schedulers of each, clock
 DRAWN_SCALE, DRAWN_CELL = 2, 1  # of Monte Carlo attention, whose draw a trace does not know
 WARP_SIZE = 32
@@ -152,14 +152,14 @@ def _dense_words(dense: Dense) -> str:
 def network_rows(name: str, sources: dict[str, Source]) -> dict[str, Any]:
     """Return what is computed of a network's step; adds the forms that it launches to ``sources``."""
     rows = []
-    calls = trace(name, BATCH).calls
+    calls = trace(name).calls
     for call, times in sorted(calls.items(), key=lambda item: (item[0].operator, -item[0].nbytes)):
         launches = launches_of(call)
         for launch in launches:
             form = json.dumps(form_of(launch), default=str)
             sources.setdefault(form, (launch.source, launch.warps * WARP_SIZE))
         rows.append(call_row(call, times, [launch_row(launch) for launch in launches]))
-    return {"network": name, "batch": BATCH, "calls": rows}
+    return {"network": name, "batch": STEPS[name].batch, "calls": rows}
 
 
 def form_of(launch: Executed) -> dict[str, Any]:
@@ -224,6 +224,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"Machine code of triton {stamp['triton']} for sm_90, torch {stamp['torch']}, commit {stamp['commit']}; "
         f"{record['label']}. A call's microseconds: to move its bytes once at {BYTES_PER_SECOND / 1e12:g} TB/s, and to "
         f"issue its instructions at {WARP_INSTRUCTIONS_PER_SECOND / 1e9:.0f} per nanosecond.",
+        "",
+        *goal_lines(record["goals"]),
     ]
     for network in record["networks"]:
         lines += ["", f"**{network['network']}**, batch of {network['batch']}", "", *_network_lines(network["calls"])]
@@ -256,7 +258,13 @@ def main(arguments: list[str] | None = None) -> int:
         getattr(kernels, name)  # which registers it
     sources: dict[str, Source] = {}
     networks = [network_rows(name, sources) for name in STEPS]
-    record = {"label": LABEL, "stamp": stamp(), "networks": networks, "forms": form_rows(sources)}
+    record = {
+        "label": LABEL,
+        "stamp": stamp(),
+        "goals": goal_rows(networks),
+        "networks": networks,
+        "forms": form_rows(sources),
+    }
     text = markdown(record)
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "issue_time.json", json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,6 @@
-"""The operators' calls in a training step of each network, traced without values: shapes, strides, types, how often.
+"""The operators' calls in a step of each network, and of two operators alone, traced without values.
+
+A trace holds shapes, strides, types, and how often a call is made.
 
 Weights, images and maps are in bfloat16, as matrix products and convolutions have them under autocast; the loss is the
 network's own. Maps lie as they do on a GPU, where a convolution keeps the layout of its input.
@@ -21,6 +23,8 @@ from trifuse.architectures.taff_unet import TaffUNet, TaffUNetConfig
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.kernels import mutation_loss, upsample_argmax
 from trifuse.kernels.torch_internals import TorchDispatchMode
+
+from .issue_goals import COARSE_MAPS, FULL_MAPS
 
 DTYPE = torch.bfloat16
 OURS = "trifuse::"
@@ -165,18 +169,46 @@ def _cast_all_but(network: nn.Module, kept: str) -> None:
             child.to(DTYPE)
 
 
-STEPS: dict[str, Callable[[int], None]] = {
-    "FIAS": _fias,
-    "FIAS, inference": _fias_inference,
-    "TAFF-UNet": _taff_unet,
-    "plain U-Net": _plain_unet,
-    "DINO-UNet base": _dino_unet("base"),
-    "DINO-UNet giant": _dino_unet("giant"),
+@dataclass(frozen=True)
+class Step:
+    """A step to trace.
+
+    Args:
+        run: makes it, with so many samples.
+        batch: how many there are in the report.
+    """
+
+    run: Callable[[int], None]
+    batch: int = 32
+
+
+def _full_map_loss(batch: int) -> None:
+    maps = [torch.empty(batch, 9, 224, 224, dtype=DTYPE, requires_grad=True) for _ in range(3)]
+    mutation_loss(maps, _target(batch, 224)).backward()
+
+
+def _coarse_map_classes(batch: int) -> None:
+    upsample_argmax([torch.empty(batch, 9, side, side, dtype=DTYPE) for side in (14, 28, 56)], (224, 224))
+
+
+STEPS = {
+    "FIAS": Step(_fias),
+    "FIAS, inference": Step(_fias_inference),
+    "TAFF-UNet": Step(_taff_unet),
+    "plain U-Net": Step(_plain_unet),
+    "DINO-UNet base": Step(_dino_unet("base")),
+    "DINO-UNet giant": Step(_dino_unet("giant")),
+    FULL_MAPS: Step(_full_map_loss, batch=24),
+    COARSE_MAPS: Step(_coarse_map_classes, batch=24),
 }
 
 
-def trace(name: str, batch: int) -> Recorder:
-    """Trace one step of a network on images of its paper's size; needs no memory for maps or weights."""
+def trace(name: str, batch: int | None = None) -> Recorder:
+    """Trace one step on images of its paper's size, with as many samples as in the report unless told otherwise.
+
+    Needs no memory for maps or weights.
+    """
+    step = STEPS[name]
     with torch.device("meta"), Recorder() as recorder:
-        STEPS[name](batch)
+        step.run(step.batch if batch is None else batch)
     return recorder

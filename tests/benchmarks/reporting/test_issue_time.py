@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="the kernels are triton's")
 
 from trifuse.benchmarks.reporting import issue_time
 from trifuse.benchmarks.reporting.ahead_of_time import TARGETS, kernels_of
+from trifuse.benchmarks.reporting.issue_goals import GOALS, LAUNCHES, Goal, goal_lines, goal_rows
 from trifuse.benchmarks.reporting.network_calls import STEPS, Call, Dense, trace
 from trifuse.benchmarks.reporting.static_report import kernel_hash
 from trifuse.kernels import gpu
@@ -39,11 +40,11 @@ def all_kernels() -> dict:
 def test_committed_calls_are_those_of_the_network(name):
     current = {
         (call.operator, tuple(issue_time.described(call.arguments)), times, round(issue_time.floor_us(call), 2))
-        for call, times in trace(name, issue_time.BATCH).calls.items()
+        for call, times in trace(name).calls.items()
     }
     rows = NETWORKS[name]["calls"]
     assert {(r["operator"], tuple(r["arguments"]), r["times"], r["floor_us"]) for r in rows} == current, AGAIN
-    assert NETWORKS[name]["batch"] == issue_time.BATCH
+    assert NETWORKS[name]["batch"] == STEPS[name].batch
 
 
 def test_committed_issue_times_are_those_of_their_launches():
@@ -51,6 +52,10 @@ def test_committed_issue_times_are_those_of_their_launches():
         for row in network["calls"]:
             assert row["launches"], row["operator"]
             assert row["issue_us"] == round(sum(map(issue_time.issue_us, row["launches"])), 2)
+
+
+def test_committed_goals_are_of_the_committed_calls():
+    assert RECORD["goals"] == goal_rows(RECORD["networks"]), AGAIN
 
 
 def test_committed_forms_are_of_these_kernels_and_break_no_rule():
@@ -138,3 +143,37 @@ def test_totals_count_every_call_as_often_as_it_is_made():
     *_, line, total = issue_time._network_lines([row])
     assert line == "| `gate` | (2, 3) | 3 | 2 | 2.0 | 1.5 | bytes |"
     assert total == "| all |  | 3 | 6 | 6.0 | 4.5 |  |"
+
+
+# -------------------------------------------------------------------------------------------------------- goals
+
+
+def network_of(*calls: tuple[str, str, float, int]) -> dict:
+    names = ("operator", "map", "issue_us", "launches")
+    return {"network": "net", "calls": [dict(zip(names, (*call[:3], [{}] * call[3]), strict=True)) for call in calls]}
+
+
+def test_a_goal_adds_up_the_calls_that_it_names_and_no_others():
+    network = network_of(("gate", "(2, 72)", 1.25, 1), ("gate", "(2, 8)", 4, 1), ("gate_backward", "(2, 72)", 2.5, 3))
+    both = Goal("both passes", 4, "net", ("gate", "gate_backward"), "(2, 72")
+    launches = Goal("both passes", 4, "net", ("gate", "gate_backward"), "(2, 72", unit=LAUNCHES)
+    forward = Goal("forward", 5, "net", ("gate",))
+    found = [row["found"] for row in goal_rows([network], [both, launches, forward])]
+    assert found == [3.75, 4, 5.25]
+
+
+def test_a_goal_of_no_call_is_refused():
+    with pytest.raises(ValueError, match=r"expected calls for the goal 'pooling', got none in net; correct the goal"):
+        goal_rows([network_of(("gate", "(2, 72)", 1, 1))], [Goal("pooling", 4, "net", ("pool",))])
+
+
+@pytest.mark.parametrize(
+    ("found", "cells"), [(4, "4.0 | met"), (4.04, "4.04 | **missed**"), (4.3, "4.3 | **missed**"), (3.98, "4.0 | met")]
+)
+def test_a_goal_is_met_up_to_its_last_hundredth(found, cells):
+    *_, line = goal_lines([{"what": "forward", "unit": "us", "most": 4, "found": found}])
+    assert line == f"| forward | 4 us | {cells} |"
+
+
+def test_goals_have_names_of_their_own():
+    assert len({(goal.what, goal.unit) for goal in GOALS}) == len(GOALS)
