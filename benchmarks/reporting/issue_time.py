@@ -35,7 +35,7 @@ from trifuse.kernels.testing.emulator.executed import Executed, launches_counted
 from .ahead_of_time import TARGETS, compile_source
 from .issue_goals import goal_lines, goal_rows
 from .machine_code import executed_instructions, opcode
-from .network_calls import STEPS, Call, Dense, dense_in, trace
+from .network_calls import STEPS, Call, Dense, Recorder, dense_in, trace
 from .static_report import BYTES_PER_SECOND, LABEL, RESULTS, kernel_hash, stamp
 
 WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9  # of an H100 or H200: multiprocessors, schedulers of each, clock
@@ -152,14 +152,19 @@ def _dense_words(dense: Dense) -> str:
 def network_rows(name: str, sources: dict[str, Source]) -> dict[str, Any]:
     """Return what is computed of a network's step; adds the forms that it launches to ``sources``."""
     rows = []
-    calls = trace(name).calls
-    for call, times in sorted(calls.items(), key=lambda item: (item[0].operator, -item[0].nbytes)):
+    step = trace(name)
+    for call, times in sorted(step.calls.items(), key=lambda item: (item[0].operator, -item[0].nbytes)):
         launches = launches_of(call)
         for launch in launches:
             form = json.dumps(form_of(launch), default=str)
             sources.setdefault(form, (launch.source, launch.warps * WARP_SIZE))
         rows.append(call_row(call, times, [launch_row(launch) for launch in launches]))
-    return {"network": name, "batch": STEPS[name].batch, "calls": rows}
+    return {"network": name, "batch": STEPS[name].batch, "gigabytes": gigabytes_of(step), "calls": rows}
+
+
+def gigabytes_of(step: Recorder) -> float:
+    """Return what all operations of a step read and write, the operators' and PyTorch's."""
+    return round(sum(step.nbytes.values()) / 1e9, 2)
 
 
 def form_of(launch: Executed) -> dict[str, Any]:
@@ -228,7 +233,8 @@ def markdown(record: dict[str, Any]) -> str:
         *goal_lines(record["goals"]),
     ]
     for network in record["networks"]:
-        lines += ["", f"**{network['network']}**, batch of {network['batch']}", "", *_network_lines(network["calls"])]
+        step = f"**{network['network']}**, batch of {network['batch']}; all operations: {network['gigabytes']} GB"
+        lines += ["", step, "", *_network_lines(network["calls"])]
     return "\n".join([*lines, ""])
 
 

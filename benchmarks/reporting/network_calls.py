@@ -8,13 +8,17 @@ network's own. Maps lie as they do on a GPU, where a convolution keeps the layou
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from trifuse.architectures.dino_unet import DinoUNet, DinoUNetConfig
 from trifuse.architectures.fias import Fias, FiasConfig
@@ -28,6 +32,7 @@ from .issue_goals import COARSE_MAPS, FULL_MAPS
 
 DTYPE = torch.bfloat16
 OURS = "trifuse::"
+ALLOCATION = re.compile(r"aten::(?:new_)?empty")
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Recorder(TorchDispatchMode):
         call = Call(name.removeprefix(OURS), _frozen(arguments), _frozen(results))
         if name.startswith(OURS):
             self.calls[call] += 1
-        if not function.is_view:
+        if not function.is_view and not ALLOCATION.match(name):
             self.nbytes[name] += call.nbytes
         return results
 
@@ -110,6 +115,13 @@ def _laid_out_as_on_a_gpu(name: str, arguments: Sequence[Any], results: Any) -> 
     if name == "aten::convolution_backward" and is_channels_last(arguments[1]) and results[0] is not None:
         return results[0].contiguous(memory_format=torch.channels_last), *results[1:]
     return results
+
+
+def _attention_as_on_a_gpu(
+    q: Tensor, k: Tensor, v: Tensor, bias: None, dropout_p: float, *, scale: float | None
+) -> Tensor:
+    """Attend in one operation, which writes no weights: on the meta device PyTorch chooses the one that does."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, scale=scale)[0]
 
 
 def is_channels_last(x: Tensor | Dense) -> bool:
@@ -128,45 +140,61 @@ def _target(batch: int, side: int) -> Tensor:
     return torch.empty(batch, side, side, dtype=torch.int64)
 
 
-def _fias(batch: int) -> None:
-    network = Fias(FiasConfig(num_classes=9)).to(DTYPE).train()
+def _fias() -> Fias:
+    return Fias(FiasConfig(num_classes=9)).to(DTYPE)
+
+
+def _fias_step(network: Fias, batch: int) -> None:
     mutation_loss(network(torch.empty(batch, 1, 256, 256, dtype=DTYPE)), _target(batch, 256)).backward()
 
 
-def _fias_inference(batch: int) -> None:
-    network = Fias(FiasConfig(num_classes=9)).to(DTYPE).eval()
+def _fias_inference(network: Fias, batch: int) -> None:
     with torch.inference_mode():
-        upsample_argmax(network.head_maps(torch.empty(batch, 1, 256, 256, dtype=DTYPE)), (256, 256))
+        upsample_argmax(network.eval().head_maps(torch.empty(batch, 1, 256, 256, dtype=DTYPE)), (256, 256))
 
 
-def _taff_unet(batch: int) -> None:
-    network = TaffUNet(TaffUNetConfig()).train()
-    _cast_all_but(network, "ecg")
+def _taff_unet() -> TaffUNet:
+    return _cast_all_but(TaffUNet(TaffUNetConfig()), "ecg")
+
+
+def _taff_unet_step(network: TaffUNet, batch: int) -> None:
     image, prior = (torch.empty(batch, channels, 256, 256, dtype=DTYPE) for channels in (1, 17))
     output = network(image, prior, torch.empty(batch, 12, network.config.ecg.time_steps), torch.empty(batch))
     SegmentationLoss()(output, {"target": _target(batch, 256)}, None).backward()
 
 
-def _plain_unet(batch: int) -> None:
-    network = PlainUNet(PlainUNetConfig(1, 4, 256, 32)).to(DTYPE).train()
+def _plain_unet() -> PlainUNet:
+    return PlainUNet(PlainUNetConfig(1, 4, 256, 32)).to(DTYPE)
+
+
+def _plain_unet_step(network: PlainUNet, batch: int) -> None:
     output = network(torch.empty(batch, 1, 256, 256, dtype=DTYPE))
     SegmentationLoss()(output, {"target": _target(batch, 256)}, None).backward()
 
 
-def _dino_unet(variant: str) -> Callable[[int], None]:
-    def step(batch: int) -> None:
-        network = DinoUNet(DinoUNetConfig(variant=variant, encoder_dtype="bfloat16")).train()
-        _cast_all_but(network, "encoder")
-        output = network(torch.empty(batch, 3, 448, 448, dtype=DTYPE))
-        SegmentationLoss()(output, {"target": _target(batch, 448)}, None).backward()
-
-    return step
+def _dino_unet(variant: str) -> DinoUNet:
+    return _cast_all_but(DinoUNet(DinoUNetConfig(variant=variant, encoder_dtype="bfloat16")), "encoder")
 
 
-def _cast_all_but(network: nn.Module, kept: str) -> None:
+def _dino_unet_step(network: DinoUNet, batch: int) -> None:
+    output = network(torch.empty(batch, 3, 448, 448, dtype=DTYPE))
+    SegmentationLoss()(output, {"target": _target(batch, 448)}, None).backward()
+
+
+def _cast_all_but(network: Any, kept: str) -> Any:
     for name, child in network.named_children():
         if name != kept:
             child.to(DTYPE)
+    return network
+
+
+def _full_map_loss(_: None, batch: int) -> None:
+    maps = [torch.empty(batch, 9, 224, 224, dtype=DTYPE, requires_grad=True) for _ in range(3)]
+    mutation_loss(maps, _target(batch, 224)).backward()
+
+
+def _coarse_map_classes(_: None, batch: int) -> None:
+    upsample_argmax([torch.empty(batch, 9, side, side, dtype=DTYPE) for side in (14, 28, 56)], (224, 224))
 
 
 @dataclass(frozen=True)
@@ -174,32 +202,25 @@ class Step:
     """A step to trace.
 
     Args:
-        run: makes it, with so many samples.
+        make: makes the network, if there is one; what that does is not traced.
+        run: makes a step of the network, with so many samples.
         batch: how many there are in the report.
     """
 
-    run: Callable[[int], None]
+    make: Callable[[], Any]
+    run: Callable[[Any, int], None]
     batch: int = 32
 
 
-def _full_map_loss(batch: int) -> None:
-    maps = [torch.empty(batch, 9, 224, 224, dtype=DTYPE, requires_grad=True) for _ in range(3)]
-    mutation_loss(maps, _target(batch, 224)).backward()
-
-
-def _coarse_map_classes(batch: int) -> None:
-    upsample_argmax([torch.empty(batch, 9, side, side, dtype=DTYPE) for side in (14, 28, 56)], (224, 224))
-
-
 STEPS = {
-    "FIAS": Step(_fias),
-    "FIAS, inference": Step(_fias_inference),
-    "TAFF-UNet": Step(_taff_unet),
-    "plain U-Net": Step(_plain_unet),
-    "DINO-UNet base": Step(_dino_unet("base")),
-    "DINO-UNet giant": Step(_dino_unet("giant")),
-    FULL_MAPS: Step(_full_map_loss, batch=24),
-    COARSE_MAPS: Step(_coarse_map_classes, batch=24),
+    "FIAS": Step(_fias, _fias_step),
+    "FIAS, inference": Step(_fias, _fias_inference),
+    "TAFF-UNet": Step(_taff_unet, _taff_unet_step),
+    "plain U-Net": Step(_plain_unet, _plain_unet_step),
+    "DINO-UNet base": Step(partial(_dino_unet, "base"), _dino_unet_step),
+    "DINO-UNet giant": Step(partial(_dino_unet, "giant"), _dino_unet_step),
+    FULL_MAPS: Step(lambda: None, _full_map_loss, batch=24),
+    COARSE_MAPS: Step(lambda: None, _coarse_map_classes, batch=24),
 }
 
 
@@ -209,6 +230,9 @@ def trace(name: str, batch: int | None = None) -> Recorder:
     Needs no memory for maps or weights.
     """
     step = STEPS[name]
-    with torch.device("meta"), Recorder() as recorder:
-        step.run(step.batch if batch is None else batch)
+    attention = patch.object(F, "scaled_dot_product_attention", _attention_as_on_a_gpu)
+    with torch.device("meta"), attention:
+        network = step.make()
+        with Recorder() as recorder:
+            step.run(network, step.batch if batch is None else batch)
     return recorder

@@ -38,10 +38,12 @@ def all_kernels() -> dict:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_committed_calls_are_those_of_the_network(name):
+    step = trace(name)
     current = {
         (call.operator, tuple(issue_time.described(call.arguments)), times, round(issue_time.floor_us(call), 2))
-        for call, times in trace(name).calls.items()
+        for call, times in step.calls.items()
     }
+    assert NETWORKS[name]["gigabytes"] == issue_time.gigabytes_of(step), AGAIN
     rows = NETWORKS[name]["calls"]
     assert {(r["operator"], tuple(r["arguments"]), r["times"], r["floor_us"]) for r in rows} == current, AGAIN
     assert NETWORKS[name]["batch"] == STEPS[name].batch

@@ -42,6 +42,20 @@ def test_a_convolution_keeps_the_layout_of_its_input_as_on_a_gpu(last):
     assert [is_channels_last(out), is_channels_last(grad)] == [last, last]
 
 
+def test_attention_reads_and_writes_no_weights_as_on_a_gpu():
+    moved = trace("DINO-UNet base", 2).nbytes
+    assert moved["aten::_softmax"] < 1e-6 * moved["aten::_scaled_dot_product_flash_attention"], "that of 12 weights"
+    assert "aten::bmm" not in moved
+
+
+def test_memory_that_is_asked_for_is_not_moved():
+    with Recorder() as recorder:
+        x = torch.empty(4, 6, device="meta")
+        torch.empty_like(x)
+        x.new_empty(3)
+    assert recorder.nbytes == {}
+
+
 def test_a_described_tensor_is_made_again():
     dense = Dense.of(torch.empty(2, 3, 4).transpose(1, 2))
     assert Dense.of(dense.zeros()) == dense
