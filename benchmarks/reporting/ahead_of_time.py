@@ -165,7 +165,8 @@ def compile_source(kernel: Any, facts: Mapping[str, Any], threads: int, target: 
     with compilation.scope():
         compilation.disable_line_info = True
         compilation.store_binary_only = nvidia  # AMD's code is read as text, which is a stage of its own
-        compiled = compile_kernel(source, target=gpu, options={"num_warps": threads // gpu.warp_size})
+        warps = max(1, threads // gpu.warp_size)  # a program of one warp of NVIDIA's is one wave of AMD's
+        compiled = compile_kernel(source, target=gpu, options={"num_warps": warps})
     code = compiled.asm["cubin" if nvidia else "amdgcn"]
     return _cost_of(code, compiled.metadata.shared)
 

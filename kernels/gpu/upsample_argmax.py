@@ -75,7 +75,7 @@ def _passed(
     K: tl.constexpr,
 ):  # fmt: skip
     """Return the number of the coarse row above a centre, that row and the next, from those of the row before."""
-    if centre >= number + 1.0:
+    while centre >= number + 1.0:
         number += 1.0
         upper = lower
         next_row = tl.minimum(number.to(tl.int32) + 1, height - 1)
