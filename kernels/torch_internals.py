@@ -24,6 +24,8 @@ Private name                        What it does                                
                                     that has its weights
 ``_disable_current_modes``          hides operators from all of these, the caller's   nothing
                                     included
+``_scaled_dot_product_flash_...``   attends in one operation, on the meta device too  `scaled_dot_product_attention`,
+                                                                                      which there writes the weights
 ``_op_dk``, ``DispatchKey``         calls one operator's kernel for a CPU             nothing
 ``_get_obj_in_tls``                 the context variables of who started a backward    nothing
 ``_is_key_in_tls``                  pass, in the threads that run it
@@ -49,6 +51,7 @@ Answering = TypeVar("Answering", bound=Callable[..., object])
 
 # The functions themselves: what stands between them and a call would be paid at every call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
+flash_attention = torch.ops.aten._scaled_dot_product_flash_attention
 outside_of_modes = torch.utils._python_dispatch._disable_current_modes
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor

@@ -85,6 +85,6 @@ def goal_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _rounded_up(found: float, most: float) -> str:
-    """Write a figure with one decimal, that of a missed goal never as the goal."""
-    text = f"{found:.1f}"
+    """Write a count as it is, and a figure with one decimal, that of a missed goal never as the goal."""
+    text = f"{found:.1f}" if isinstance(found, float) else str(found)
     return text if found <= most or float(text) > most else f"{found:.2f}"

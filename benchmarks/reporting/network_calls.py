@@ -26,7 +26,7 @@ from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.taff_unet import TaffUNet, TaffUNetConfig
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.kernels import mutation_loss, upsample_argmax
-from trifuse.kernels.torch_internals import TorchDispatchMode
+from trifuse.kernels.torch_internals import TorchDispatchMode, flash_attention
 
 from .issue_goals import COARSE_MAPS, FULL_MAPS
 
@@ -121,7 +121,7 @@ def _attention_as_on_a_gpu(
     q: Tensor, k: Tensor, v: Tensor, bias: None, dropout_p: float, *, scale: float | None
 ) -> Tensor:
     """Attend in one operation, which writes no weights: on the meta device PyTorch chooses the one that does."""
-    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, scale=scale)[0]
+    return flash_attention(q, k, v, dropout_p, scale=scale)[0]
 
 
 def is_channels_last(x: Tensor | Dense) -> bool:

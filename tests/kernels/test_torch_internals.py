@@ -192,3 +192,25 @@ def test_a_backward_pass_in_another_thread_has_the_context_of_its_caller():
 def test_there_is_no_context_of_a_caller_outside_of_a_backward_pass():
     torch.ones(1, requires_grad=True).sum().backward()
     assert torch_internals.context_of_backward() is None
+
+
+def test_flash_attention_has_a_shape_and_a_gradient_on_the_meta_device():
+    q, k, v = (torch.empty(2, 3, tokens, 64, device="meta", requires_grad=True) for tokens in (5, 7, 7))
+    with Recorded() as seen:
+        out = torch_internals.flash_attention(q, k, v, 0.0, scale=0.5)[0]
+        out.backward(torch.empty_like(out))
+    assert out.shape == q.shape
+    assert [each.grad.shape for each in (q, k, v)] == [q.shape, k.shape, v.shape]
+    assert not [name for name in seen.names if "softmax" in name or "bmm" in name]
+
+
+class Recorded(torch_internals.TorchDispatchMode):
+    """Write down the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.append(function._schema.name)
+        return function(*arguments, **(options or {}))

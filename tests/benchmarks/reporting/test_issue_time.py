@@ -170,7 +170,15 @@ def test_a_goal_of_no_call_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("found", "cells"), [(4, "4.0 | met"), (4.04, "4.04 | **missed**"), (4.3, "4.3 | **missed**"), (3.98, "4.0 | met")]
+    ("found", "cells"),
+    [
+        (4.0, "4.0 | met"),
+        (4, "4 | met"),
+        (5, "5 | **missed**"),
+        (4.04, "4.04 | **missed**"),
+        (4.3, "4.3 | **missed**"),
+        (3.98, "4.0 | met"),
+    ],
 )
 def test_a_goal_is_met_up_to_its_last_hundredth(found, cells):
     *_, line = goal_lines([{"what": "forward", "unit": "us", "most": 4, "found": found}])
