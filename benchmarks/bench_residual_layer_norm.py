@@ -13,12 +13,16 @@ from .harness import TINY, Case, Comparison, Pass, clock
 
 
 def case(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: str, *, scaled: bool = False) -> Case:
-    """Make a case of tokens of ``shape``, with a weight, a bias and, for some, a layer scale in float32."""
+    """Make a case of tokens of ``shape``, with a weight, a bias and, for some, a layer scale, all of one type.
+
+    What is normalised is the sum as it is rounded to that type, and so is the gradient of the weight.
+    """
 
     def arguments(device: torch.device) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)
         x, branch = (torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(2))
-        small = (torch.randn(shape[-1], generator=generator, device=device) for _ in range(3 if scaled else 2))
+        sizes = [shape[-1]] * (3 if scaled else 2)
+        small = (torch.randn(size, generator=generator, device=device).to(dtype) for size in sizes)
         return x, branch, *small
 
     factor = " with layer scale" if scaled else ""
