@@ -100,6 +100,23 @@ def test_interpreted_numbers_take_no_more_memory_than_their_type():
             handle(np.zeros(1, np.float64), tl.float32)
 
 
+def test_interpreted_numbers_are_rounded_to_the_nearest_bfloat16_as_on_a_gpu():
+    """Triton's own interpreter cuts the digits off that go; here all of them are tried, and numbers of other kinds."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+    def rounded(bits):
+        handle = interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+        return interpreter.interpreter_builder.create_fp_trunc(handle, tl.bfloat16).data
+
+    digits = np.arange(1 << 16, dtype=np.uint32)
+    odd = np.array([0.0, -0.0, np.inf, -np.inf, 3.4e38, 1e-40], np.float32).view(np.uint32)
+    for bits in (digits | 0x3F800000, digits | 0xBF810000, odd, odd[:0], np.array(0x3F80FFFF, np.uint32)):
+        to_nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # of two as near, the even one
+        assert rounded(bits).shape == bits.shape
+        assert rounded(bits).tolist() == to_nearest.tolist()
+    assert rounded(np.array(0x7F800001, np.uint32)).item() & 0x7FFF > 0x7F80, "NaN stays NaN"
+
+
 @pytest.mark.parametrize("kernel", [doubling_kernel, JITFunction(doubling)], ids=["as defined", "compiled"])
 def test_a_kernel_knows_its_function_and_arguments(kernel):
     assert kernel.fn is doubling
