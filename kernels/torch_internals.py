@@ -51,13 +51,18 @@ Answering = TypeVar("Answering", bound=Callable[..., object])
 
 # The functions themselves: what stands between them and a call would be paid at every call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
-flash_attention = torch.ops.aten._scaled_dot_product_flash_attention
 outside_of_modes = torch.utils._python_dispatch._disable_current_modes
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 _dispatch_mode = torch._C._get_dispatch_mode
 _backward_pass = torch._C._current_graph_task_id
 _RECORDING, _FAKING = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, *, scale: float | None) -> tuple[Any, ...]:
+    """Attend, from (B, heads, tokens, width); the result comes first. For shapes alone: what computes asks SDPA."""
+    results: tuple[Any, ...] = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, scale=scale)
+    return results
 
 
 def inside_transform() -> bool:

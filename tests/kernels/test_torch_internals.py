@@ -55,21 +55,26 @@ def test_a_kernel_for_the_cpu_is_called_alone(doubling):
     assert called == ["CPU"]
 
 
+class Seeing(torch_internals.TorchDispatchMode):
+    """Write down the names of all operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 def test_a_dispatch_mode_sees_every_operator():
-    seen = []
-
-    class Seeing(torch_internals.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.append(func.__name__)
-            return func(*args, **(kwargs or {}))
-
     arguments = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
-    with Seeing():
+    with Seeing() as seen:
         torch.nn.functional.linear(*arguments)
-    assert seen == ["t.default", "addmm.default"]
-    with Seeing(), torch_internals.outside_of_modes():
+    assert seen.names == ["t.default", "addmm.default"]
+    with seen, torch_internals.outside_of_modes():
         torch.nn.functional.linear(*arguments)
-    assert len(seen) == 2
+    assert len(seen.names) == 2
 
 
 def test_forward_mode_is_told():
@@ -196,21 +201,9 @@ def test_there_is_no_context_of_a_caller_outside_of_a_backward_pass():
 
 def test_flash_attention_has_a_shape_and_a_gradient_on_the_meta_device():
     q, k, v = (torch.empty(2, 3, tokens, 64, device="meta", requires_grad=True) for tokens in (5, 7, 7))
-    with Recorded() as seen:
+    with Seeing() as seen:
         out = torch_internals.flash_attention(q, k, v, 0.0, scale=0.5)[0]
         out.backward(torch.empty_like(out))
     assert out.shape == q.shape
     assert [each.grad.shape for each in (q, k, v)] == [q.shape, k.shape, v.shape]
     assert not [name for name in seen.names if "softmax" in name or "bmm" in name]
-
-
-class Recorded(torch_internals.TorchDispatchMode):
-    """Write down the names of all operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        self.names.append(function._schema.name)
-        return function(*arguments, **(options or {}))
