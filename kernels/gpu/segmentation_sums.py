@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import triton
@@ -272,10 +273,10 @@ def forward(
     """Launch the forward kernel; return intersection, predicted and nll as one, (B, S, 2 K + 1), and true (B, K)."""
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
     walk = Walk(maps, target, min(choice["steps"], int(LARGEST_EXPONENT / math.log2(max(2, classes)))))
-    partial = target.new_empty((walk.samples, walk.programs, subsets, 2 * classes + 1), dtype=torch.float32)
-    partial_true = target.new_empty((walk.samples, walk.programs, classes), dtype=torch.float32)
-    sums = target.new_empty((walk.samples, subsets, 2 * classes + 1), dtype=torch.float32)
-    true = target.new_empty((walk.samples, classes), dtype=torch.float32)
+    partial = target.new_empty(walk.samples, walk.programs, subsets, 2 * classes + 1, dtype=torch.float32)
+    partial_true = target.new_empty(walk.samples, walk.programs, classes, dtype=torch.float32)
+    sums = target.new_empty(walk.samples, subsets, 2 * classes + 1, dtype=torch.float32)
+    true = target.new_empty(walk.samples, classes, dtype=torch.float32)
     unrolled = unrolled_maps(len(maps), classes, any(walk.folded))
     grid = (walk.grid[0] << (len(maps) - unrolled),)
     if grid[0]:
@@ -316,6 +317,7 @@ def forward(
     return sums, true
 
 
+@cache
 def unrolled_maps(maps: int, classes: int, coarse: bool) -> int:
     """Return of how many maps the membership is unrolled: as many as registers allow for the sums of all subsets."""
     unrolled = maps
