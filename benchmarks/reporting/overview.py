@@ -28,8 +28,8 @@ def overview(folder: Path, kind: str) -> str:
     """Return a Markdown table of all result files of a kind of device in a folder, ``"cpu"`` or ``"cuda"``.
 
     Times are median milliseconds; a speed-up is the median of the rounds' ratios to what people write, the first form
-    of its file. A peer is any other form; where there are several the fastest counts, by name. Peak memory is that of
-    what people write, then that of ours.
+    of its file; none where that form was refused. A peer is any other form; where there are several the fastest counts,
+    by name. Peak memory is that of what people write, then that of ours.
     """
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*.{kind}.json"))]
     compared = [record for record in records if OURS in (row["provider"] for row in record.get("rows", ()))]
@@ -75,4 +75,4 @@ def _named(row: Mapping[str, Any] | None) -> str:
 
 
 def _ratio(row: Mapping[str, Any] | None) -> str:
-    return "" if row is None else f"{row['speedup']:.2f}"
+    return "" if row is None or row["speedup"] is None else f"{row['speedup']:.2f}"

@@ -41,6 +41,13 @@ def test_a_line_for_each_case_and_pass(tmp_path):
     assert backward[2:] == ["0.123", "", "", "", "", "", "", "1.23"]
 
 
+def test_nothing_is_told_against_what_people_write_where_that_was_refused(tmp_path):
+    rows = [*ROWS, row("trifuse", 2.5, None, "refused"), row("torch.compile of trifuse", 1.0, None, "refused")]
+    (tmp_path / "some_op.cpu.json").write_text(json.dumps(RECORD | {"rows": rows}))
+    *_, line = map(cells, overview(tmp_path, "cpu").splitlines())
+    assert line[1:] == ["refused", "", "", "", "2.5", "", "1", "", "25"]
+
+
 def test_a_page_takes_it_in(tmp_path):
     (tmp_path / "some_op.cpu.json").write_text(json.dumps(RECORD))
     text = with_results("before\n<!-- overview: cpu -->\nold\n<!-- end -->\nafter", tmp_path)
