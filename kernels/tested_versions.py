@@ -72,9 +72,10 @@ def describe_virtual_gpu(verdicts: Sequence[Verdict]) -> str:
     """Say what compiled kernels did on the virtual GPU."""
     sound, launches = sum(row["verdict"] == "sound" for row in verdicts), sum(int(row["launches"]) for row in verdicts)
     operators = len({row["operator"] for row in verdicts})
-    made_of = dict.fromkeys(
-        f"torch {row['torch']}, triton {row['triton']}, commit {_short(row['commit'])}" for row in verdicts
-    )
+    commits: dict[str, dict[str, None]] = {}
+    for row in verdicts:
+        commits.setdefault(f"torch {row['torch']}, triton {row['triton']}", {})[_short(row["commit"])] = None
+    made_of = (f"{pair}, commit {', '.join(some)}" for pair, some in commits.items())
     return (
         f"{sound} of {len(verdicts)} calls of {operators} operators showed no fault on the virtual GPU, in {launches} "
         f"launches of compiled kernels; no GPU was used ({'; '.join(made_of)})"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,26 @@ def format_findings(findings: dict[str, Any]) -> str:
         if findings[title]:
             lines += [title, *(f"  {name:<18} {value}" for name, value in findings[title].items())]
     lines += ["triton", f"  {findings['triton']}", "tuning", f"  {findings['tuning']}", "operators"]
-    kinds: dict[tuple[str, ...], list[str]] = {}  # the types of an operator that run alike are on one line
-    for row in findings["operators"]:
-        kinds.setdefault(tuple(row[name] for name in ("operator", "device", "backend", "reason")), []).append(
+    lines += [f"  {line}" for line in _grouped(findings["operators"])]
+    return "\n".join(lines)
+
+
+def _grouped(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield a line for the operators of a device that run alike, by name; the last and largest group is the others."""
+    types: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        types.setdefault(tuple(row[name] for name in ("device", "operator", "backend", "reason")), []).append(
             row["dtype"]
         )
-    for (operator, device, backend, reason), dtypes in kinds.items():
-        lines.append(f"  {operator:<28} {device:<8} {', '.join(dtypes):<26} {backend}: {reason}")
-    return "\n".join(lines)
+    groups: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    for (device, operator, backend, reason), dtypes in types.items():
+        groups.setdefault(device, {}).setdefault((", ".join(dtypes), backend, reason), []).append(operator)
+    for device, alike in groups.items():
+        most = max(alike, key=lambda kind: len(alike[kind]))
+        for kind in sorted(alike, key=lambda kind: kind == most):
+            dtypes, backend, reason = kind
+            names = ", ".join(alike[kind]) if kind != most else "all others" if len(alike) > 1 else "all operators"
+            yield f"{device:<8} {dtypes:<26} {backend}: {reason} ({names})"
 
 
 def _machine() -> dict[str, str]:

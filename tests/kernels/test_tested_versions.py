@@ -80,5 +80,8 @@ def test_calls_on_the_virtual_gpu_are_summed_up():
         "no GPU was used (torch 2.13.0, triton 3.7.1, commit 0123abc)"
     )
     assert tested_versions.describe_virtual_gpu(rows) == said.format(3)
-    rows[1]["verdict"] = "wrong: a value"
+    rows[1] |= {"verdict": "wrong: a value"}
     assert tested_versions.describe_virtual_gpu(rows) == said.format(2)
+    rows += [rows[0] | {"commit": "89abcdef0123"}, rows[0] | {"torch": "2.14.0"}]
+    made_of = "(torch 2.13.0, triton 3.7.1, commit 0123abc, 89abcde; torch 2.14.0, triton 3.7.1, commit 0123abc)"
+    assert tested_versions.describe_virtual_gpu(rows).endswith(f"no GPU was used {made_of}")
