@@ -332,6 +332,7 @@ OTHER_THINGS_OF_THAT_NAME = {
         "architectures/cli/train.py",
         "architectures/data/samples/augmentation_recipe.py",
         "architectures/evaluation/metrics.py",
+        "architectures/evaluation/protocols.py",
         "architectures/plain_unet/decisions.py",
         "architectures/plain_unet/experiment.py",
         "architectures/runs/experiment.py",

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -126,9 +127,9 @@ def add_commands(commands: Any, name: str, help: str, title: str, metavar: str) 
     return commands.add_parser(name, help=help).add_subparsers(title=title, required=True, metavar=metavar)
 
 
-def add_cohort_options(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of a cohort and the options that say how it is read."""
-    add_group(parser, OptionGroup("cohort", (COHORT, *COHORT_OPTIONS)))
+def add_cohort_options(parser: argparse.ArgumentParser, help: str = COHORT.help) -> None:
+    """Add the folder of a cohort, with another ``help`` where it may be more, and the options on how it is read."""
+    add_group(parser, OptionGroup("cohort", (replace(COHORT, help=help), *COHORT_OPTIONS)))
 
 
 def add_group(parser: argparse.ArgumentParser, group: OptionGroup) -> None:

@@ -1,4 +1,4 @@
-"""``trifuse plot``: pictures of an ECG, and of the left ventricle's segments."""
+"""``trifuse plot``: a run's training curves, and pictures of an ECG and of the left ventricle's segments."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ REFERENCES = ("landmarks", "rv_mask", "orientation", "fixed_angle")
 
 def add_parser(commands: Any) -> None:
     """Add the command and its pictures."""
-    help = "draw an ECG, or a bull's-eye of the left ventricle"
+    help = "draw training curves, an ECG, or a bull's-eye of the left ventricle"
     pictures = add_commands(commands, "plot", help, "pictures", "PICTURE")
+    curves = add_command(
+        pictures, "curves", run, "losses, scores and learning rate over epochs, from a run's log alone"
+    )
+    curves.set_defaults(draw=_draw_curves)
+    curves.add_argument("log", type=Path, metavar="run", help="folder of a run, also of one that trains, or a log.csv")
+    curves.add_argument("--out", type=Path, required=True, help="folder for the picture and its numbers")
     ecg = add_command(pictures, "ecg", run, "the twelve leads of a record's median beat on ECG paper")
     ecg.set_defaults(draw=_draw_ecg)
     ecg.add_argument("file", type=Path, help="WFDB record, .npy, .npz or .csv")
@@ -47,6 +53,18 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     for note in notes:
         print(f"note: {note}")
     print(f"picture: {picture.png}")
+
+
+def _draw_curves(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    from trifuse.architectures.evaluation.charts import draw_training_curves
+    from trifuse.architectures.runs.folder import BEST_FOLDER, LOG_FILE, validates
+    from trifuse.architectures.storage.best_epoch import SCORE_FILE, BestEpoch
+
+    log = arguments.log / LOG_FILE if arguments.log.is_dir() else arguments.log
+    refuse_replacing(arguments.out, "curves", [log])
+    best = log.parent / BEST_FOLDER
+    kept = BestEpoch.read(best) if (best / SCORE_FILE).exists() else None
+    return draw_training_curves(log, arguments.out, kept, trained_on=not validates(log.parent)), ()
 
 
 def _draw_ecg(arguments: argparse.Namespace) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ EXPERIMENT = Experiment(
     mechanisms="mechanisms:mechanisms",
     report="train:report",
     paper="paper:PAPER",
+    protocol="paper:PROTOCOL",
     paper_tables="paper:paper_tables",
     decisions="decisions:DECISIONS",
     variants=tuple(VARIANTS),

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trifuse.architectures.evaluation.protocols import nnunet_protocol
 from trifuse.architectures.evaluation.report import PaperTable
 
 PAPER = "the paper on left-atrium segmentation with a frozen DINOv2 and weighted block fusion"
+PROTOCOL = nnunet_protocol(
+    ("dsc", "iou"),
+    "The paper reports DSC and IoU, and says neither what a score is where a mask is empty nor whether the means are "
+    "over volumes or slices. Its baseline is nnU-Net, whose rule for empty masks stands here beside the strict one; "
+    "volumes and slices have a section each.",
+)
 PAPER_TABLES = (
     PaperTable(
         "Paper-reported Table I: LAScarQS 2022, 12 test patients, %",

@@ -19,29 +19,35 @@ from torch import nn
 
 from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.storage.atomic_files import sha256_of, write_text
-from trifuse.architectures.storage.text import count, printable, read_text
+from trifuse.architectures.storage.text import count, listed, printable, read_text
 from trifuse.kernels import MissingExtra
 
+from .bland_altman import agreement_cells
 from .picture import Picture
+from .protocols import Protocol, changed_scores, differing_rules
+from .readouts import DENSITY_G_PER_ML, Readout, readouts_of, write_readouts
 from .scoring import Row
-from .statistics import Comparison, comparison_cells
+from .statistics import Comparison, comparison_cells, summarise_with_intervals
 from .summary import (
+    LEVEL,
     METRIC_NAMES,
+    PUBLISHED,
     Scored,
     case_by_class_cells,
     failures,
     format_score,
     headline_scores,
     headline_words,
+    interval_notes,
     plain,
     side_by_side_cells,
-    summarise,
     summary_cells,
     undefined_scores,
 )
 from .tables import write_case_table, write_summary_table
 
 REPORT = "report.md"
+MOST_CLASSES = 3  # of which the table of cases shows all scores
 _ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s='"(:,])|^)(?:~?/|[A-Za-z]:[\\/])(?=\w)[^\s'",;)]*""")
 
 
@@ -49,13 +55,18 @@ _ABSOLUTE_PATH = re.compile(r"""(?:(?<=[\s='"(:,])|^)(?:~?/|[A-Za-z]:[\\/])(?=\w
 class Evaluation:
     """Scored cases. ``name`` becomes part of file names, ``title`` a heading.
 
-    ``beside`` holds the scores of the same predictions under other conventions, one sequence of rows each.
+    ``beside`` holds the scores of the same predictions under other conventions, one sequence of rows each; where it is
+    a publication's, ``protocol`` says what is known of that. ``level`` is that of the intervals of means, ``readouts``
+    are further ones than those that come from the rows.
     """
 
     name: str
     title: str
     rows: Sequence[Row]
     beside: Sequence[Sequence[Row]] = ()
+    protocol: Protocol | None = None
+    level: float = LEVEL
+    readouts: Sequence[Readout] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,8 @@ def write_report(
         out: the run's folder.
         title: first line of the report.
         evaluations: the same predictions scored in one or several ways; each is written as ``<name>_cases.csv``
-            (``<name>_<convention>_cases.csv`` for those beside it) and ``<name>_summary.csv``.
+            (``<name>_<convention>_cases.csv`` for those beside it), ``<name>_summary.csv`` and, where volumes are
+            known, ``<name>_readouts.csv``.
         pictures: what to show, in this order; they lie in ``out`` or below.
         facts: how it was made: data, network, time, versions; see `describe_data`, `describe_network` and
             `describe_environment`.
@@ -250,27 +262,61 @@ def _evaluation(evaluation: Evaluation, out: Path) -> list[str]:
     tables = [*(f"{evaluation.name}{word}_cases.csv" for word in words), f"{evaluation.name}_summary.csv"]
     for rows, table in zip(every, tables, strict=False):
         write_case_table(out / table, rows)
-    scored = [Scored(rows[0].conventions, summarise(rows)) for rows in every]
+    metrics = PUBLISHED if evaluation.protocol is None else evaluation.protocol.metrics
+    scored = [Scored(rows[0].conventions, summarise_with_intervals(rows, evaluation.level), metrics) for rows in every]
     write_summary_table(out / tables[-1], scored)
-    shown = _under_several_conventions(every, scored) if evaluation.beside else _under_one_convention(evaluation.rows)
-    return [f"### {evaluation.title}", *shown, "Tables: " + ", ".join(f"[{table}]({table})" for table in tables)]
+    shown = _under_one_convention(evaluation.rows, scored[0])
+    if evaluation.beside:
+        shown += _two_protocols(evaluation, scored)
+    links = "Tables: " + ", ".join(f"[{table}]({table})" for table in tables)
+    return [f"### {evaluation.title}", *shown, links, *_readouts(evaluation, out)]
 
 
-def _under_one_convention(rows: Sequence[Row]) -> list[str]:
-    """Show all scores of all classes, then of all cases."""
-    conventions, summaries = rows[0].conventions, summarise(rows)
-    parts = [conventions.describe(), markdown_table(*summary_cells(summaries))]
-    parts += map(_escape, undefined_scores(summaries))
-    return [*parts, _case_table(rows)] if conventions.aggregation == "volume" else parts
+def _under_one_convention(rows: Sequence[Row], scored: Scored) -> list[str]:
+    """Show all scores of all classes, then of all cases; of many classes the cases' DSC and HD95 alone."""
+    parts = [scored.conventions.describe(), markdown_table(*summary_cells(scored.summaries))]
+    parts += [*interval_notes(scored.summaries), *map(_escape, undefined_scores(scored.summaries))]
+    if scored.conventions.aggregation == "slice":
+        return parts
+    few = len({row.class_name for row in rows}) <= MOST_CLASSES
+    parts.append(_case_table(rows) if few else markdown_table(*case_by_class_cells(rows)))
+    return [*parts, *_agreement(rows)]
 
 
-def _under_several_conventions(every: Sequence[Sequence[Row]], scored: Sequence[Scored]) -> list[str]:
-    """Show DSC and HD95 of all classes side by side, then of all cases, one table for each convention."""
-    parts = [markdown_table(*side_by_side_cells(scored))]
-    for rows, under_one in zip(every, scored, strict=True):
+def _agreement(rows: Sequence[Row]) -> list[str]:
+    """Show how far predicted volumes lie from the true ones, where all slices were scored and volumes are known."""
+    header, lines = agreement_cells(rows)
+    if not lines or rows[0].conventions.slices != "all":
+        return []
+    note = "Bias and 95 % limits of agreement of volumes (Bland and Altman), in brackets the 95 % interval of each:"
+    return [note, markdown_table(header, lines)]
+
+
+def _two_protocols(evaluation: Evaluation, scored: Sequence[Scored]) -> list[str]:
+    """Show the scores that the publication reports under both, which rules differ, and what that changes here."""
+    parts = ["#### Two protocols", markdown_table(*side_by_side_cells(scored))]
+    if evaluation.protocol is not None:
+        parts.insert(1, evaluation.protocol.source)
+    for rows, under_one in zip(evaluation.beside, scored[1:], strict=True):
+        rules = differing_rules(scored[0].conventions, under_one.conventions, under_one.metrics)
+        parts.append("\n".join(f"* {rule}" for rule in rules))
+        parts.append(changed_scores(evaluation.rows, rows, under_one.metrics))
         parts += [under_one.conventions.describe(), *map(_escape, undefined_scores(under_one.published))]
-        parts.append(markdown_table(*case_by_class_cells(rows)))
+        if under_one.conventions.aggregation == "volume":
+            parts.append(markdown_table(*case_by_class_cells(rows)))
     return parts
+
+
+def _readouts(evaluation: Evaluation, out: Path) -> list[str]:
+    """Write what can be read off each case, where whole volumes were scored and are known."""
+    readouts = [*readouts_of(evaluation.rows), *evaluation.readouts]
+    if not readouts or evaluation.rows[0].conventions.slices != "all":
+        return []
+    table = f"{evaluation.name}_readouts.csv"
+    write_readouts(out / table, readouts)
+    units = {"volume": "volumes in mL", "mass": f"masses in g, at {DENSITY_G_PER_ML:g} g/mL", "burden": "burden in %"}
+    said = listed(units[quantity] for quantity in dict.fromkeys(each.quantity for each in readouts))
+    return [f"Read-outs of each case, in truth and by the prediction ({said}): [{table}]({table})"]
 
 
 def _case_table(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +28,22 @@ EXTRA = "extra prediction"
 NOTHING_LABELLED = "no labelled slice"
 
 Labels = NDArray[np.integer]
+Pair = tuple[Case, Volume, Labels | None]  # a case, its true classes, the predicted ones
+
+
+class Volumes(NamedTuple):
+    """How large a class is in mL, in truth and by the prediction; NaN where that is missing or unusable."""
+
+    truth_ml: float
+    prediction_ml: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """The scores of one class in one case, or in one slice of it (``slice`` counts from 0)."""
+    """The scores of one class in one case, or in one slice of it (``slice`` counts from 0).
+
+    ``volumes`` are not kept in tables: None in rows that were read back, and where nothing is known in mL.
+    """
 
     case_id: str
     patient: str
@@ -40,6 +52,7 @@ class Row:
     status: str
     scores: dict[str, float]
     conventions: Conventions
+    volumes: Volumes | None = None
 
     @property
     def failed(self) -> bool:
@@ -75,11 +88,13 @@ def score_case(
         labelled = range(len(truth))
     elif labelled is None:
         labelled = np.flatnonzero((truth != 0).any((1, 2)))
+    voxel_ml = math.prod(spacing_mm) / MM3_PER_ML
     for class_id, class_name in enumerate(class_names[1:], start=1):
         for index, p, t in _units(prediction == class_id, truth == class_id, labelled, conventions.aggregation):
-            spacing = spacing_mm[-t.ndim :]
-            scores = case_metrics(p, t, spacing, conventions, voxel_ml=math.prod(spacing_mm) / MM3_PER_ML)
-            rows.append(Row(case_id, patient, class_name, index, OK, scores, conventions))
+            scores = case_metrics(p, t, spacing_mm[-t.ndim :], conventions, voxel_ml=voxel_ml)
+            volumes = Volumes(int(t.sum()) * voxel_ml, int(p.sum()) * voxel_ml)
+            known = volumes if conventions.volume_unit == "ml" else None
+            rows.append(Row(case_id, patient, class_name, index, OK, scores, conventions, known))
     if not rows:
         undefined = dict.fromkeys(conventions.metrics, math.nan)
         rows = [Row(case_id, patient, name, None, NOTHING_LABELLED, undefined, conventions) for name in class_names[1:]]
@@ -149,6 +164,18 @@ def evaluate_cases(
     return rows
 
 
+def read_pairs(
+    pred_dir: Path, cohort: Cohort, case_ids: Sequence[str], *, label_values: bool = False
+) -> Iterator[Pair]:
+    """Yield each case with its true classes, and the predicted ones where there are any: see `evaluate_cases`."""
+    for case in _find_labelled(cohort, case_ids):
+        _, truth = _read_truth(cohort, case, "zero", accept_spacing=True)
+        prediction, _ = _read_prediction(prediction_path(pred_dir, case.case_id), truth)
+        if prediction is not None and label_values:
+            prediction = map_labels(cohort, prediction)
+        yield case, truth, None if prediction is None else prediction.voxels
+
+
 def check_scorable(cohort: Cohort, case_ids: Sequence[str], nonfinite: NonFinite) -> None:
     """Read cases as they will be predicted and scored, to learn what is wrong with them before there is a network.
 
@@ -176,7 +203,7 @@ def _read_truth(cohort: Cohort, case: Case, nonfinite: NonFinite, *, accept_spac
     image, raw = load_raw_case(case, nonfinite=nonfinite)
     assert raw is not None  # `_find_labelled` has seen to it
     if not accept_spacing:
-        _check_spacing(case, (image, raw))
+        check_spacing(case.label, (image, raw))
     return raw, map_labels(cohort, raw)
 
 
@@ -220,11 +247,16 @@ def _find_labelled(cohort: Cohort, case_ids: Sequence[str]) -> list[Case]:
     return cases
 
 
-def _check_spacing(case: Case, volumes: Iterable[Volume | None]) -> None:
+def check_spacing(path: Path | None, volumes: Iterable[Volume | None]) -> None:
+    """Refuse to measure anything in mm where the spacing of a volume, or its unit, cannot be believed.
+
+    Raises:
+        DataError: naming ``path``, the labels, and what is odd.
+    """
     notes = [note.text for volume in volumes if volume is not None for note in volume.notes if note.field == "spacing"]
     if notes:
         raise DataError(
-            case.label,
+            path,
             "spacing",
             got=notes[0],
             want="a spacing that can be believed before mm and mL are computed from it",
@@ -315,7 +347,9 @@ def _score_or_fail(
         return rows
     first = 1 if conventions.aggregation == "slice" else 0
     worst = failure_metrics(truth.voxels.shape[first:], truth.spacing_mm[first:], conventions)
-    return [replace(row, scores=worst) for row in rows]
+    return [
+        replace(row, scores=worst, volumes=row.volumes and row.volumes._replace(prediction_ml=math.nan)) for row in rows
+    ]
 
 
 def _extra_predictions(pred_dir: Path, cohort: Cohort) -> list[str]:

@@ -11,11 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from trifuse.architectures.data.layouts.found import MEAN_OF_CLASSES
 from trifuse.kernels import DataError, MissingExtra
 
 from .metrics import Conventions
 from .scoring import Row
-from .summary import METRIC_NAMES, SCAR, aligned, case_means, headline_class
+from .summary import (
+    LEVEL,
+    METRIC_NAMES,
+    SCAR,
+    Summary,
+    aligned,
+    case_means,
+    headline_class,
+    mean_of_defined,
+    summarise,
+)
 from .tables import number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
@@ -142,6 +153,36 @@ def bootstrap_intervals(
         for place, low, high in zip(of_scores, *ends, strict=True):
             intervals[place] = float(low), float(high)
     return intervals
+
+
+def summarise_with_intervals(rows: Sequence[Row], level: float = LEVEL) -> list[Summary]:
+    """Return what `summarise` does, with the bootstrap interval of each mean, by patient.
+
+    That of the mean of the classes is of the units' own means over their classes, as its SD is. Of one patient there is
+    no interval (NaN): it says nothing about others.
+
+    Args:
+        rows: the scores.
+        level: of the intervals.
+    """
+    summaries = summarise(rows)
+    scores = [_units_of(rows, summary.class_name, summary.metric) for summary in summaries]
+    ends = bootstrap_intervals(scores, level)
+    return [
+        replace(summary, low=low, high=high, level=level, patients=len(np.unique(patients)))
+        for summary, (low, high), (_, patients, _) in zip(summaries, ends, scores, strict=True)
+    ]
+
+
+def _units_of(rows: Sequence[Row], class_name: str, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the defined scores of a class, or of all classes a unit's mean, as `bootstrap_intervals` takes them."""
+    units: dict[tuple[str, str, int | None], list[float]] = {}
+    for row in rows:
+        if class_name in (row.class_name, MEAN_OF_CLASSES):
+            units.setdefault((row.patient, row.case_id, row.slice), []).append(row.scores[metric])
+    defined = [(mean, unit[0]) for unit, of in units.items() if not math.isnan(mean := mean_of_defined(of))]
+    means = np.array([mean for mean, _ in defined], float)
+    return means, np.array([patient for _, patient in defined], str), np.ones_like(means)
 
 
 def _times_drawn(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

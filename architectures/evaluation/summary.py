@@ -17,6 +17,8 @@ from .metrics import Conventions
 from .scoring import Row
 
 SCAR = "scar"  # the class that speaks for a run where there is one
+LEVEL = 0.95  # of intervals
+PUBLISHED = ("dsc", "hd95")  # how the names of the scores begin that tables of several conventions show
 
 METRIC_NAMES = {
     "dsc": "DSC",
@@ -35,7 +37,8 @@ METRIC_NAMES = {
 class Summary:
     """Mean and standard deviation (n - 1 in the denominator; NaN for one) of one score of one class.
 
-    Computed from ``count`` scores; ``undefined`` more were NaN under the convention and left out.
+    Computed from ``count`` scores; ``undefined`` more were NaN under the convention and left out. From ``low`` to
+    ``high`` is the interval of the mean at ``level``, of so many ``patients``; NaN where nobody asked, or of one.
     """
 
     class_name: str
@@ -44,18 +47,23 @@ class Summary:
     sd: float
     count: int
     undefined: int
+    low: float = math.nan
+    high: float = math.nan
+    level: float = LEVEL
+    patients: int = 0
 
 
 class Scored(NamedTuple):
-    """Summaries, and the conventions that they hold under."""
+    """Summaries, the conventions that they hold under, and how the names of those scores begin that papers report."""
 
     conventions: Conventions
     summaries: Sequence[Summary]
+    metrics: tuple[str, ...] = PUBLISHED
 
     @property
     def published(self) -> list[Summary]:
-        """The scores that papers report: DSC and HD95."""
-        return [summary for summary in self.summaries if summary.metric in ("dsc", self.conventions.hd95)]
+        """The scores that papers report: DSC and HD95, unless others were named."""
+        return [summary for summary in self.summaries if summary.metric.startswith(self.metrics)]
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
@@ -161,6 +169,8 @@ def summary_cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[st
         n = max(s.count + s.undefined for s in of_class.values())
         cells = map(mean_and_sd, of_class.values())
         lines.append([class_name, str(n), *cells])
+        if title := interval_title(of_class.values()):
+            lines.append([title, "", *map(interval_words, of_class.values())])
     return ["Mean ± SD", "n", *(METRIC_NAMES[metric] for metric in metrics)], lines
 
 
@@ -169,13 +179,18 @@ def side_by_side_cells(scored: Sequence[Scored]) -> tuple[list[str], list[list[s
 
     The convention stands beside each of its columns.
     """
-    columns: dict[str, dict[str, str]] = {}
+    columns: dict[str, dict[str, Summary]] = {}
     for under_one in scored:
         for summary in under_one.published:
             title = f"{METRIC_NAMES[summary.metric]} ({under_one.conventions.empty_masks})"
-            columns.setdefault(title, {})[summary.class_name] = mean_and_sd(summary)
-    names = dict.fromkeys(name for cells in columns.values() for name in cells)
-    return ["Mean ± SD", *columns], [[name, *(cells[name] for cells in columns.values())] for name in names]
+            columns.setdefault(title, {})[summary.class_name] = summary
+    lines = []
+    for name in dict.fromkeys(name for cells in columns.values() for name in cells):
+        of_class = [cells[name] for cells in columns.values()]
+        lines.append([name, *map(mean_and_sd, of_class)])
+        if title := interval_title(of_class):
+            lines.append([title, *map(interval_words, of_class)])
+    return ["Mean ± SD", *columns], lines
 
 
 def case_by_class_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -213,6 +228,7 @@ def format_summary(first: Scored, *others: Scored) -> str:
     notes = undefined_scores(first.summaries)
     if others:
         notes = [f"{one.conventions.empty_masks}: {note}" for one in scored for note in undefined_scores(one.published)]
+    notes += interval_notes(first.summaries)
     return "\n".join([*(one.conventions.describe() for one in scored), "", *aligned(*cells), *notes])
 
 
@@ -226,6 +242,28 @@ def format_score(value: float, metric: str) -> str:
 def mean_and_sd(summary: Summary) -> str:
     """Return mean and spread as text: ``0.850 ± 0.071``."""
     return f"{format_score(summary.mean, summary.metric)} ± {format_score(summary.sd, summary.metric)}"
+
+
+def interval_title(summaries: Iterable[Summary]) -> str:
+    """Return what a line of intervals is called; empty where none of them is known."""
+    known = [summary for summary in summaries if not math.isnan(summary.low)]
+    return f"  {100 * known[0].level:g} % interval" if known else ""
+
+
+def interval_words(summary: Summary) -> str:
+    """Return an interval as text: ``0.812 to 0.890``, a dash if there is none."""
+    if math.isnan(summary.low):
+        return "-"
+    return " to ".join(format_score(end, summary.metric) for end in (summary.low, summary.high))
+
+
+def interval_notes(summaries: Iterable[Summary]) -> list[str]:
+    """Return the sentence that says what the intervals of a table are; none where it has none."""
+    patients = {summary.patients for summary in summaries if not math.isnan(summary.low)}
+    if not patients:
+        return []
+    of = f"{max(patients)} patients" if len(patients) == 1 else f"{min(patients)} to {max(patients)} patients"
+    return [f"Intervals of the means: percentile bootstrap over {of}, each with all its cases."]
 
 
 def aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:

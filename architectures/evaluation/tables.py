@@ -100,12 +100,16 @@ def case_tables(run: Path) -> list[Path]:
 
 def write_summary_table(path: Path, scored: Sequence[Scored]) -> None:
     """Write summaries under one or several conventions as CSV, atomically, the conventions in each line."""
+    header = ["class_name", "metric", "mean", "sd", "count", "undefined", "low", "high", "level", "patients"]
     lines = (
-        [s.class_name, s.metric, number(s.mean), number(s.sd), s.count, s.undefined, conventions.label]
-        for conventions, of_these in scored
-        for s in of_these
+        [
+            *(s.class_name, s.metric, number(s.mean), number(s.sd), s.count, s.undefined),
+            *(number(s.low), number(s.high), number(s.level), s.patients, one.conventions.label),
+        ]
+        for one in scored
+        for s in one.summaries
     )
-    write_csv(path, ["class_name", "metric", "mean", "sd", "count", "undefined", _LAST_COLUMN], lines)
+    write_csv(path, [*header, _LAST_COLUMN], lines)
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:

@@ -20,8 +20,6 @@ from .dilateformer import REDUCTION
 from .model import Fias, FiasConfig
 from .report import describe_mechanisms
 
-CONVENTIONS = ("strict", "transunet")  # the scores that one would want, and those that published tables hold
-
 
 def layout_defaults(layout: Layout | None) -> dict[str, Any]:
     """Return the defaults, by dotted name, that differ for a layout; none where it is not known.
@@ -104,7 +102,6 @@ def report(best: Fias, recipe: FiasRecipe, data: PreparedData, out: Path) -> dic
     weights = "random weights" if checkpoint is None else f"weights of {Path(checkpoint).name}"
     reduction = "summed" if recipe.reduction == "sum" else "averaged"
     return {
-        "conventions": CONVENTIONS,
         "facts": {
             "Encoder": f"DilateFormer {_variant_name(recipe.network)}, {weights}",
             "Loss": f"{recipe.gamma:g} Dice + {1 - recipe.gamma:g} cross-entropy of the heads' sums "

@@ -15,6 +15,7 @@ EXPERIMENT = Experiment(
     mechanisms="mechanisms:mechanisms",
     report="train:report",
     paper="paper:PAPER",
+    protocol="paper:PROTOCOL",
     paper_tables="paper:paper_tables",
     decisions="decisions:DECISIONS",
     shown_defaults=NNUNET_DEFAULTS,

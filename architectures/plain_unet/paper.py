@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from trifuse.architectures.evaluation.protocols import nnunet_protocol
 from trifuse.architectures.evaluation.report import PaperTable
 
 PAPER = "Isensee et al., nnU-Net, Nature Methods 2021, as the baseline of the papers named with the tables"
+PROTOCOL = nnunet_protocol(
+    ("dsc", "iou"),
+    "nnU-Net's own evaluation leaves a class that is absent from truth and prediction out of the mean, and has no "
+    "HD95; the papers that take it as their baseline do not say what they do.",
+)
 LEFT_ATRIUM = PaperTable(
     "Paper-reported: LAScarQS 2022, 12 test patients, %",
     ("Model", "DSC", "IoU"),

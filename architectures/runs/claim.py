@@ -46,7 +46,7 @@ _CHECKPOINT = "last/training_state.json"
 _NETWORKS = r"first_pass/(fold_\d+|network)/"
 _RUN = (
     r"(run|start|results)\.json|sessions\.jsonl|log\.csv|report\.md|(runs|summary|records|reconstruction)\.csv"
-    r"|(train|val|test)\w*_(cases|summary)\.csv|predictions/(\w+/)?predictions\.json"
+    r"|(train|val|test)\w*_(cases|summary|readouts)\.csv|predictions/(\w+/)?predictions\.json"
     r"|(best|last)(\.new|\.old|\.damaged)?/((config|score|training_state|log)\.json"
     r"|(model|training_state)\.safetensors(\.new)?)"
     r"|crash/step_\d+_rank_\d+\.json|tensorboard/events\.[^/]+"

@@ -131,6 +131,8 @@ class Experiment:
         report: reference of ``report(best, recipe, data, out)``, which returns the arguments of `report_run` that are
             this network's own; ``out`` is the folder of the run. Empty where there are none.
         paper: reference of how to cite the publication.
+        protocol: reference of how the publication scored, a `trifuse.architectures.evaluation.protocols.Protocol`:
+            every report has its scores beside the strict ones. Empty where there is none.
         paper_tables: reference of ``paper_tables(targets)``, what it reports for a cohort of as many targets.
         decisions: reference of what a run has to settle, a sequence of `trifuse.architectures.runs.decisions.Decision`:
             the table of them stands in every report.
@@ -165,6 +167,7 @@ class Experiment:
     title: str
     report: str = ""
     paper: str = ""
+    protocol: str = ""
     paper_tables: str = ""
     decisions: str = ""
     variants: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any
 from trifuse.architectures.storage.config_json import config_from_json
 from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import read_record
-from trifuse.kernels import CheckpointError
+from trifuse.kernels import CheckpointError, DataError
 
 RUN_FILE = "run.json"  # written by `fit` when training begins
 RECIPE_FILE = "recipe.json"  # as it was given; written first, and compared where there is no run.json yet
@@ -43,6 +43,21 @@ def epochs_of(run: Path) -> int | None:
         return int(training["epochs"])
     except (OSError, CheckpointError, KeyError, TypeError, ValueError):  # said where the run is opened
         return None
+
+
+def validates(run: Path) -> bool:
+    """Whether cases validated in a run; who cannot know that assumes so.
+
+    Raises:
+        DataError: its split is none.
+    """
+    split = run / SPLIT_FILE
+    try:
+        return bool(read_record(split)["val"])
+    except FileNotFoundError:
+        return True
+    except (KeyError, TypeError) as error:
+        raise DataError(split, "split", got=error, want='a split, with "val"') from error
 
 
 def network_folder(folder: Path) -> Path:

@@ -106,6 +106,7 @@ def train(
                 title=experiment.load(experiment.title)(recipe),
                 parts=parts,
                 command=command,
+                protocol=experiment.load(experiment.protocol),
                 decisions=decision_parts(decisions, replace(recipe, data=given.data), data),
                 paper_tables=experiment.load(experiment.paper_tables, lambda targets: ())(targets),
                 paper=experiment.load(experiment.paper, ""),

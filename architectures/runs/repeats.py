@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from trifuse.architectures.evaluation.protocols import Protocol
 from trifuse.architectures.evaluation.report import PaperTable, describe_environment
 from trifuse.architectures.evaluation.tables import case_tables, read_case_table
 from trifuse.architectures.storage.config_json import upgraded_json
@@ -33,6 +34,7 @@ def train_repeats(recipe: Any, out: Path, repeats: int, **options: Unpack[RunOpt
         out,
         repeats,
         title=experiment.load(experiment.title)(recipe),
+        protocol=experiment.load(experiment.protocol),
         paper_tables=experiment.load(experiment.paper_tables, lambda targets: ()),
         paper=experiment.load(experiment.paper, ""),
         **options,
@@ -46,6 +48,7 @@ def repeat_training(
     repeats: int,
     *,
     title: str,
+    protocol: Protocol | None = None,
     paper_tables: Callable[[int], Sequence[PaperTable]] = lambda targets: (),
     paper: str = "",
     **options: Unpack[RunOptions],
@@ -62,6 +65,7 @@ def repeat_training(
         out: folder of the runs, and of ``report.md`` over them.
         repeats: how many runs.
         title: of the report.
+        protocol: how the publication scored.
         paper_tables: what the publication reports for a cohort of that many targets.
         paper: how to cite it.
         options: see `RunOptions`.
@@ -97,6 +101,7 @@ def repeat_training(
                 title=f"{title}, {repeats} runs",
                 facts=describe_environment(),
                 command=options.get("command", ()),
+                protocol=protocol,
                 paper_tables=paper_tables(len(classes)),
                 paper=paper,
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trifuse.architectures.evaluation.charts import draw_training_curves
+from trifuse.architectures.evaluation.protocols import Protocol, differing_rules
 from trifuse.architectures.evaluation.report import (
     REPORT,
     PaperTable,
@@ -19,6 +20,7 @@ from trifuse.architectures.evaluation.report import (
 from trifuse.architectures.evaluation.scoring import Row
 from trifuse.architectures.evaluation.summary import (
     METRIC_NAMES,
+    PUBLISHED,
     Scored,
     beside_the_scar,
     format_score,
@@ -32,11 +34,9 @@ from trifuse.architectures.evaluation.summary import (
 from trifuse.architectures.evaluation.tables import case_tables, number, read_case_table, write_csv, write_summary_table
 from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.epoch_log import read_log
-from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.storage.text import count
-from trifuse.kernels import DataError
 
-from .folder import SPLIT_FILE
+from .folder import validates
 
 RUNS_TABLE = "runs.csv"
 
@@ -56,6 +56,7 @@ def write_repeats_report(
     title: str,
     facts: Mapping[str, str] | None = None,
     command: Sequence[str] = (),
+    protocol: Protocol | None = None,
     paper_tables: Sequence[PaperTable] = (),
     paper: str = "",
 ) -> Path:
@@ -66,24 +67,31 @@ def write_repeats_report(
         runs: finished ones, in this order.
         title: first line of the report.
         facts, command, paper_tables, paper: see `write_report`.
+        protocol: how the publication scored, and which scores it reports.
 
     Raises:
         DataError: a run has no case table, or no log.
     """
-    tables = zip(*(case_tables(run.folder) for run in runs), strict=True)
+    # Runs of older versions lack the publication's protocol: what all of them have is shown.
+    tables = zip(*(case_tables(run.folder) for run in runs), strict=False)
     scored = [[read_case_table(table) for table in of_runs] for of_runs in tables]  # by convention, then by run
-    summaries = [Scored(rows[0][0].conventions, summarise_runs(rows)) for rows in scored]
+    metrics = PUBLISHED if protocol is None else protocol.metrics
+    summaries = [Scored(rows[0][0].conventions, summarise_runs(rows), metrics) for rows in scored]
     cases = len({row.case_id for row in scored[0][0]})
     parts = [f"# {title}", _headline(summaries[0], cases)]
     parts += ["## Over the runs", markdown_table(*side_by_side_cells(summaries))]
     parts += [f"Each number is the mean over the cases of a run; then mean ± SD over {len(runs)} runs."]
     parts += [part.conventions.describe() for part in summaries]
+    parts += [] if protocol is None or len(summaries) == 1 else [protocol.source]
+    for other in summaries[1:]:
+        rules = differing_rules(summaries[0].conventions, other.conventions, metrics)
+        parts.append("\n".join(f"* {rule}" for rule in rules))
     parts += ["## Each run", markdown_table(*_run_cells(runs, scored))]
     parts.append("Reports: " + ", ".join(f"[{name}]({name}/{REPORT})" for name in (run.folder.name for run in runs)))
     write_summary_table(out / "summary.csv", summaries)
     _write_runs_table(out / RUNS_TABLE, runs, scored)
     parts.append(f"Tables: [{RUNS_TABLE}]({RUNS_TABLE}), [summary.csv](summary.csv)")
-    log, trained_on = _joined_log(out / "log.csv", runs), not all(map(_validates, runs))
+    log, trained_on = _joined_log(out / "log.csv", runs), not all(validates(run.folder) for run in runs)
     curves = draw_training_curves(log, out / "figures", trained_on=trained_on)
     parts += [*picture_parts(curves, out), *provenance_parts(facts or {}, command), *paper_parts(paper_tables, paper)]
     write_text(out / REPORT, "\n\n".join(part for part in parts if part) + "\n")
@@ -125,17 +133,6 @@ def _write_runs_table(path: Path, runs: Sequence[RepeatedRun], scored: Sequence[
         for s in summarise(rows)
     )
     write_csv(path, ["run", "seed", "class_name", "metric", "mean", "count", "undefined", "conventions"], lines)
-
-
-def _validates(run: RepeatedRun) -> bool:
-    """Whether cases validated in a run; who cannot know that assumes so."""
-    split = run.folder / SPLIT_FILE
-    try:
-        return bool(read_record(split)["val"])
-    except FileNotFoundError:
-        return True
-    except (KeyError, TypeError) as error:
-        raise DataError(split, "split", got=error, want='a split, with "val"') from error
 
 
 def _joined_log(path: Path, runs: Sequence[RepeatedRun]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,11 +11,13 @@ from torch import nn
 
 from trifuse.architectures.data.samples.patch_dataset import PatchDataset
 from trifuse.architectures.data.samples.slice_dataset import SliceDataset
+from trifuse.architectures.evaluation.bland_altman import draw_agreement
 from trifuse.architectures.evaluation.charts import draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.overlays import collect_tiles, draw_overlays
 from trifuse.architectures.evaluation.picture import Picture
 from trifuse.architectures.evaluation.predict import predict_cases
+from trifuse.architectures.evaluation.protocols import Protocol
 from trifuse.architectures.evaluation.report import (
     Evaluation,
     PaperTable,
@@ -49,7 +52,7 @@ def report_run(
     title: str,
     parts: Sequence[Part] = ("test",),
     command: Sequence[str] = (),
-    conventions: Sequence[str] = ("strict",),
+    protocol: Protocol | None = None,
     per_slice: bool = False,
     mark: str = "",
     facts: Mapping[str, str] | None = None,
@@ -68,7 +71,7 @@ def report_run(
         parts: of the split to score, the headline first; a part without cases is left out, and where none is left
             those that were scored after every epoch are.
         command: the command line that does the run again.
-        conventions: of empty masks and distances; several are shown side by side, the first gives the headline.
+        protocol: how the publication scored, shown beside the strict scores, which give the headline.
         per_slice: also score each slice by itself.
         mark: what the title of every table and of every overlay has to say.
         facts: more facts about the run.
@@ -78,21 +81,23 @@ def report_run(
         paper: how to cite it.
     """
     scored = data.scored(parts)
-    evaluations, overlays = [], []
+    evaluations, pictures = [], []
     figures = out / FIGURES_FOLDER
     for part in scored:
-        found = _predict_and_score(out, model, data, part, conventions, per_slice=per_slice, mark=mark)
+        found = _predict_and_score(out, model, data, part, protocol, per_slice=per_slice, mark=mark)
         evaluations += found
         tiles = collect_tiles(out / PREDICTIONS_FOLDER / part, data.cohort, found[0].rows)
         heading = _marked(f"{_PART_TITLES[part]}: predictions beside the truth", mark)
-        overlays.append(draw_overlays(tiles, data.cohort.class_names, figures / part, title=heading))
+        pictures.append(draw_overlays(tiles, data.cohort.class_names, figures / part, title=heading))
+        heading = _marked(f"{_PART_TITLES[part]}: agreement of volumes", mark)
+        pictures += filter(None, [draw_agreement(found[0].rows, figures / part, title=heading)])
     log = out / LOG_FILE
     curves = draw_training_curves(log, figures, BestEpoch.read(out / BEST_FOLDER), trained_on=not data.split.val)
     return write_report(
         out,
         title=title,
         evaluations=evaluations,
-        pictures=[*overlays, curves, *draw(log, evaluations[0], figures)],
+        pictures=[*pictures, curves, *draw(log, evaluations[0], figures)],
         facts=_facts(out, model, data, facts or {}),
         command=command,
         decisions=decisions,
@@ -136,7 +141,7 @@ def _predict_and_score(
     model: nn.Module,
     data: PreparedData,
     part: Part,
-    conventions: Sequence[str],
+    protocol: Protocol | None,
     *,
     per_slice: bool,
     mark: str,
@@ -153,12 +158,13 @@ def _predict_and_score(
         replace=True,  # the folder is the run's own, and a run that was trained longer has another network
     )
 
+    conventions = [Conventions(), *([protocol.conventions] if protocol else [])]
+
     def scored(name: str, title: str, **choices: Any) -> Evaluation:
         rows, *beside = (
-            evaluate_cases(folder, data.cohort, data.cases_of(part), Conventions(convention, **choices))
-            for convention in conventions
+            evaluate_cases(folder, data.cohort, data.cases_of(part), replace(each, **choices)) for each in conventions
         )
-        return Evaluation(name, _marked(f"{_PART_TITLES[part]}, {title}", mark), rows, beside)
+        return Evaluation(name, _marked(f"{_PART_TITLES[part]}, {title}", mark), rows, beside, protocol)
 
     labelled = recipe.slices == "labelled"
     slices = "labelled" if labelled else "all"

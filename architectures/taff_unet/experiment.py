@@ -125,6 +125,7 @@ EXPERIMENT = Experiment(
     run_inputs="mechanisms:run_inputs",
     report="train:report",
     paper="paper:PAPER",
+    protocol="paper:PROTOCOL",
     paper_tables="paper:paper_tables",
     decisions="decisions:DECISIONS",
     shown_defaults=NNUNET_DEFAULTS,

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trifuse.architectures.evaluation.protocols import nnunet_protocol
 from trifuse.architectures.evaluation.report import PaperTable
 
 PAPER = "the paper on ECG- and AHA-17-guided scar segmentation with temporal-aware feature fusion"
+PROTOCOL = nnunet_protocol(
+    ("dsc", "precision", "sensitivity", "volume_difference"),
+    "The paper reports Dice, precision, sensitivity and volume difference of the scar, and does not say what a score "
+    "is where a mask is empty, nor the unit of the volume difference. It is built on nnU-Net, whose rule for empty "
+    "masks stands here beside the strict one; volume differences are in mL without a sign in both.",
+)
 
 RESULTS = PaperTable(
     "Paper-reported: scar, 21 test cases",

@@ -20,6 +20,7 @@ from trifuse.architectures.evaluation.bullseye import draw_bullseyes, draw_ecg_b
 from trifuse.architectures.evaluation.ecg_attention_figures import draw_lead_attention, draw_temporal_attention
 from trifuse.architectures.evaluation.interval_figures import draw_gate_weights, draw_interval_bars, interval_days
 from trifuse.architectures.evaluation.picture import Picture
+from trifuse.architectures.evaluation.readouts import share_percent
 from trifuse.architectures.evaluation.report import Evaluation
 from trifuse.architectures.evaluation.scoring import Row, prediction_path
 from trifuse.architectures.evaluation.summary import SCAR
@@ -31,7 +32,7 @@ from trifuse.architectures.training.batches import on_device
 from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.kernels import DataError
 
-from .aha17 import scar_burden_ml
+from .aha17 import scar_burden_ml, wall_volume_ml
 from .first_pass import first_pass_labels
 from .inputs import ORACLE, PriorRecipe, divide
 from .mechanisms import exchange_test
@@ -40,6 +41,7 @@ from .model import TaffUNet
 BURDEN_TABLE = "scar_burden.csv"
 SCORES_TABLE = "ecg_segment_scores.csv"
 Burdens = dict[str, dict[str, tuple[NDArray, float]]]  # by case and source: mL in each segment, and in none
+Walls = dict[str, NDArray]  # by case: mL of each segment, scarred or not
 _SLICES_AT_ONCE = 16
 
 
@@ -85,8 +87,8 @@ def draw_pictures(
     cases = [data.cohort.case(case_id) for case_id in case_ids]
     this = f"this network, {ORACLE}" if model.config.takes_prior and prior.source == "gt" else "this network"
     sources = {"first pass": first_pass_labels(run, prior), this: run / "predictions" / scored.name}
-    burdens = _burdens(sources, data, cases, prior)
-    pictures += _bullseyes(burdens, figures)
+    burdens, walls = _burdens(sources, data, cases, prior)
+    pictures += _bullseyes(burdens, walls, figures)
     with_ecg = cases_with_ecg(model, data, case_ids)
     if with_ecg:
         days = interval_days(data.cohort, with_ecg)
@@ -159,13 +161,16 @@ def _attention(model: TaffUNet, beats: Mapping[str, Tensor], figures: Path) -> l
     ]
 
 
-def _burdens(sources: Mapping[str, Path], data: PreparedData, cases: Sequence[Case], prior: PriorRecipe) -> Burdens:
-    """Return the scar of each case: in truth, by the first pass, by this network.
+def _burdens(
+    sources: Mapping[str, Path], data: PreparedData, cases: Sequence[Case], prior: PriorRecipe
+) -> tuple[Burdens, Walls]:
+    """Return the scar of each case, in truth, by the first pass, by this network, and the wall that it lies in.
 
     The segments are those of the reference annotation. A case without landmarks, where they are the reference of
     angles, is left out.
     """
     burdens: Burdens = {}
+    walls: Walls = {}
     for case in cases:
         image, truth = load_case(data.cohort, case)
         assert truth is not None  # a case without a label has no scores
@@ -180,7 +185,8 @@ def _burdens(sources: Mapping[str, Path], data: PreparedData, cases: Sequence[Ca
                 found[name] = read_labels(path, like=truth).voxels
         affine = image.affine_mm
         burdens[case.case_id] = {name: scar_burden_ml(labels, segments, affine) for name, labels in found.items()}
-    return burdens
+        walls[case.case_id] = wall_volume_ml(segments, affine)
+    return burdens, walls
 
 
 def _case_of_most_scar(burdens: Burdens) -> str:
@@ -202,11 +208,11 @@ def _ecg_bullseye(burdens: Burdens, heard: Heard, figures: Path) -> list[Picture
     return [draw_ecg_bullseye(volumes, heard.scores[shown], figures, title=title)]
 
 
-def _bullseyes(burdens: Burdens, figures: Path) -> list[Picture]:
+def _bullseyes(burdens: Burdens, walls: Walls, figures: Path) -> list[Picture]:
     """Draw the scar of the case that has most of it; tabulate all cases."""
     if not burdens:
         return []
-    _write_burdens(figures / BURDEN_TABLE, burdens)
+    _write_burdens(figures / BURDEN_TABLE, burdens, walls)
     shown = _case_of_most_scar(burdens)
     return [
         draw_bullseyes(
@@ -218,11 +224,13 @@ def _bullseyes(burdens: Burdens, figures: Path) -> list[Picture]:
     ]
 
 
-def _write_burdens(path: Path, burdens: Mapping[str, Mapping[str, tuple[NDArray, float]]]) -> None:
-    """Write a line for each case and source: mL in segments 1 to 17, and outside of all of them."""
-    header = ["case_id", "source", *(f"segment_{number}_ml" for number in range(1, 18)), "unassigned_ml"]
+def _write_burdens(path: Path, burdens: Burdens, walls: Walls) -> None:
+    """Write a line for each case and source: scar in segments 1 to 17 in mL, outside of all, and in % of the wall."""
+    segments = range(1, AHA_SEGMENTS + 1)
+    header = ["case_id", "source", *(f"segment_{segment}_ml" for segment in segments), "unassigned_ml"]
+    header += [f"segment_{segment}_percent" for segment in segments]
     lines: list[list[Any]] = [
-        [case_id, name, *map(number, ml), number(unassigned)]
+        [case_id, name, *map(number, ml), number(unassigned), *map(number, map(share_percent, ml, walls[case_id]))]
         for case_id, by_source in burdens.items()
         for name, (ml, unassigned) in by_source.items()
     ]

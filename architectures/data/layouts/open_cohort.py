@@ -80,7 +80,7 @@ def scan_cohort(
         raise DataError(
             root, "classes", got=got, want=f"at most {MAX_CLASSES - 1}: maps hold them in 8 bits", hint=hint
         )
-    cases, unmatched = _with_patients(found.cases, options.get("patient_pattern"))
+    cases, unmatched = with_patients(found.cases, options.get("patient_pattern"))
     problems = [*found.problems, *unmatched, *_unusable_names(root, cases), *missing_files(cases)]
     cohort = Cohort(
         root,
@@ -204,8 +204,12 @@ def _classes(root: Path, layout: Layout, found: Found, targets: Targets | None, 
     return found.classes or Classes(("background", "foreground"), {0: 0, 1: 1}, False)
 
 
-def _with_patients(cases: Sequence[Case], pattern: str | None) -> tuple[list[Case], list[DataError]]:
-    """Find the patient in every case's name, if a pattern says how."""
+def with_patients(cases: Sequence[Case], pattern: str | None) -> tuple[list[Case], list[DataError]]:
+    """Find the patient in every case's name, if a pattern says how; return also what it does not fit.
+
+    Raises:
+        DataError: it is no regular expression.
+    """
     if pattern is None:
         return list(cases), []
     try:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from command import ABDOMEN_TRAINING, run_main
 
 from trifuse.architectures.cli.evaluate import CONVENTIONS, _tables
+from trifuse.architectures.data.volumes.nifti import read_labels, write_labels
 from trifuse.architectures.evaluation.metrics import EMPTY_MASK_SCORES, Conventions
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.architectures.storage.record import read_record, write_record
@@ -166,3 +170,125 @@ def test_options_of_an_evaluation_are_those_of_its_scores(put_case, tmp_path, ca
     assert rows[0].conventions == Conventions(
         "nnunet", hd_unit="vox", volume="signed", aggregation="slice", slices="labelled"
     )
+
+
+@pytest.fixture
+def label_folders(tmp_path, put_case):
+    """Return a folder of predictions and one of label maps, of two cases: one right, one a voxel off."""
+    for name in ("a", "b"):
+        put_case(name, labels="ball", root=tmp_path)
+    (tmp_path / "predictions").mkdir()
+    for name, shift in (("a", 0), ("b", 1)):
+        truth = read_labels(tmp_path / "labels" / f"{name}.nii.gz")
+        write_labels(tmp_path / "predictions" / f"{name}.nii.gz", np.roll(truth.voxels, shift, axis=1), like=truth)
+    return tmp_path / "predictions", tmp_path / "labels"
+
+
+def test_two_folders_of_label_maps(label_folders, tmp_path, capsys):
+    table = tmp_path / "scores.csv"
+    code, output, errors = run_main(["evaluate", *label_folders, "--out", table, "--target", "ball=1"], capsys)
+    assert (code, errors) == (0, "")
+    assert "DSC 0.833 ± 0.236 for ball, mean ± SD over 2 volumes" in output
+    assert {row.case_id: row.scores["dsc"] for row in read_case_table(table)} == {"a": 1.0, "b": pytest.approx(2 / 3)}
+    assert run_main(["evaluate", *label_folders, "--out", tmp_path / "b.csv", "--cases", "b"], capsys)[0] == 0
+    assert [row.class_name for row in read_case_table(tmp_path / "b.csv")] == ["label 1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--label-space", "btcv14"), 2, "--label-space: for a cohort"),
+        (("--cases", "z*"), 3, "0 cases that match 'z*'"),
+        (("--target", "ball=4"), 3, "target ball: expected values of the truth: 0, 1, got 4 in no label map"),
+    ],
+)
+def test_two_folders_that_cannot_be_scored_leave_nothing(label_folders, tmp_path, capsys, words, code, said):
+    command = ["evaluate", *label_folders, "--out", tmp_path / "scores.csv", "--convention", "strict", "monai"]
+    got, output, errors = run_main([*command, *words], capsys)
+    assert (got, output, said in errors) == (code, "", True), errors
+    assert list(tmp_path.glob("*.csv")) == []
+
+
+def test_l5_a_folder_is_not_scored_against_itself(label_folders, tmp_path, capsys):
+    labels = label_folders[1]
+    code, _, errors = run_main(["evaluate", labels, labels, "--out", tmp_path / "scores.csv"], capsys)
+    assert (code, "got" in errors, "twice" in errors) == (2, True, True)
+
+
+def test_l6_scipy_is_asked_for_before_a_file_is_read(label_folders, tmp_path, capsys, monkeypatch):
+    for path in (*label_folders[0].iterdir(), *label_folders[1].iterdir()):
+        path.write_bytes(b"damaged")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    code, _, errors = run_main(["evaluate", *label_folders, "--out", tmp_path / "scores.csv"], capsys)
+    assert (code, "pip install 'trifuse[med]'" in errors) == (2, True)
+
+
+def test_a_report_of_two_folders_of_label_maps(label_folders, tmp_path, capsys):
+    words = ["evaluate", *label_folders, "--report", tmp_path / "report", "--convention", "strict", "transunet"]
+    code, output, errors = run_main([*words, "--interval", "80"], capsys)
+    assert (code, errors) == (0, "")
+    assert output.endswith(f"report: {tmp_path / 'report' / 'report.md'}\n")
+    assert "80 % interval" in output
+    report = (tmp_path / "report" / "report.md").read_text()
+    for said in ("# predictions against labels", "## Agreement of volumes", "#### Two protocols", "80 % interval"):
+        assert said in report
+    assert "Where both masks are empty, `strict` scores DSC 1, and `transunet` scores DSC 0." in report
+    assert str(tmp_path) not in report
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    tables = {f"scores{word}.csv" for word in ("_cases", "_transunet_cases", "_summary", "_readouts")}
+    drawn = {"volume_agreement.png", "volume_agreement.csv", "volume_agreement_limits.csv"}
+    assert names == {"report.md", *tables, *drawn}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for folder, more in (("report", ()), ("mine", ("--overwrite",))):
+        code, _, errors = run_main([*words[:3], "--report", tmp_path / folder, *more], capsys)
+        assert (code, "expected a new or an empty folder" in errors) == (2, True)
+    assert run_main([*words, "--overwrite"], capsys)[0] == 0
+
+
+def test_an_interval_of_one_patient_is_refused_where_it_is_asked_for(label_folders, tmp_path, capsys):
+    words = ["evaluate", *label_folders, "--out", tmp_path / "scores.csv"]
+    code, output, errors = run_main([*words, "--cases", "a", "--interval", "95"], capsys)
+    assert (code, output, list(tmp_path.glob("*.csv"))) == (3, "", [])
+    assert "patients: expected at least 2: an interval of one says nothing about others, got 1" in errors
+    assert "leave out --interval" in errors
+    code, output, _ = run_main([*words, "--cases", "a"], capsys)
+    assert (code, "% interval" in output) == (0, False)
+    code, _, errors = run_main([*words, "--interval", "100"], capsys)
+    assert (code, "between 0 and 100" in errors) == (2, True)
+
+
+def test_without_a_table_or_a_report_the_summary_is_printed_and_nothing_written(label_folders, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    code, output, errors = run_main(["evaluate", *label_folders], capsys)
+    assert (code, errors, "DSC 0.833" in output, sorted(tmp_path.rglob("*"))) == (0, "", True, before)
+    assert "cases:" not in output
+    code, _, errors = run_main(
+        ["evaluate", *label_folders, "--out", tmp_path / "x.csv", "--segments=orientation"], capsys
+    )
+    assert (code, "--segments is for the read-outs of a report" in errors) == (2, True)
+
+
+def test_the_scar_of_each_segment_of_a_cohort_and_of_two_folders(plain_run, scar_cohort, tmp_path, capsys):
+    predictions = plain_run / "predictions" / "test"
+    words = ["evaluate", predictions, scar_cohort, "--cases", "case006", "case007", "--report", tmp_path / "landmarks"]
+    assert run_main([*words, "--segments", "landmarks"], capsys)[0] == 0
+    (tmp_path / "labels").mkdir()
+    for case in ("case006", "case007"):
+        shutil.copy(next(scar_cohort.glob(f"seg/{case}*")), tmp_path / "labels" / f"{case}.nii.gz")
+    words = ["evaluate", predictions, tmp_path / "labels", "--report", tmp_path / "orientation"]
+    words += ["--segments", "orientation"]
+    code, _, errors = run_main(words, capsys)
+    assert (code, "also blood pool, myocardium, scar" in errors) == (3, True)
+    assert "--target" in errors
+    named = [word for name in ("blood pool=1", "myocardium=2", "scar=3") for word in ("--target", name)]
+    assert run_main([*words, *named], capsys)[0] == 0
+    for folder in ("landmarks", "orientation"):
+        with (tmp_path / folder / "scores_readouts.csv").open() as stream:
+            lines = [line for line in csv.DictReader(stream) if line["segment"]]
+        assert [line["segment"] for line in lines] == [str(number) for number in range(1, 18)] * 2
+        assert {line["quantity"] for line in lines} == {"burden"}
+        assert {line["unit"] for line in lines} == {"%"}
+        assert {line["method"] for line in lines} == {f"of the true wall of the segment, angles from {folder}"}
+        shares = [float(line["truth"]) for line in lines]
+        assert 0 < max(share for share in shares if not math.isnan(share)) <= 100

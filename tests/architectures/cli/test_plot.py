@@ -1,4 +1,4 @@
-"""``trifuse plot``: an ECG, and the heart's segments."""
+"""``trifuse plot``: training curves, an ECG, and the heart's segments."""
 
 from __future__ import annotations
 
@@ -25,6 +25,21 @@ def test_pictures_of_an_ecg_and_of_the_heart(scar_cohort, tmp_path, capsys):
     words = ["plot", "bullseye", truth, "--reference", "fixed_angle", "--angle", 30, "--of", "wall", "--out", tmp_path]
     assert run_main(words, capsys)[0] == 0
     assert run_main(["plot", "bullseye", truth, "--out", tmp_path], capsys)[0] == 2
+
+
+def test_curves_of_a_run_and_of_a_log_alone(plain_run, tmp_path, capsys):
+    code, output, _ = run_main(["plot", "curves", plain_run, "--out", tmp_path / "run"], capsys)
+    assert (code, output) == (0, f"picture: {tmp_path / 'run' / 'curves.png'}\n")
+    drawn = (tmp_path / "run" / "curves.csv").read_bytes()
+    assert drawn == (plain_run / "figures" / "curves.csv").read_bytes()
+    assert (tmp_path / "run" / "curves.png").read_bytes() == (plain_run / "figures" / "curves.png").read_bytes()
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "mine.csv").write_bytes((plain_run / "log.csv").read_bytes())
+    words = ["plot", "curves", tmp_path / "copied" / "mine.csv", "--out", tmp_path / "log"]
+    assert run_main(words, capsys)[0] == 0
+    assert (tmp_path / "log" / "curves.csv").read_bytes() == drawn
+    code, _, errors = run_main(["plot", "curves", tmp_path / "gone", "--out", tmp_path / "x"], capsys)
+    assert (code, "gone" in errors, (tmp_path / "x").exists()) == (3, True, False)
 
 
 def test_l4_l5_a_picture_s_table_replaces_no_record_and_no_other_table(scar_cohort, tmp_path, capsys):

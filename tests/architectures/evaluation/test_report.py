@@ -14,6 +14,7 @@ from trifuse.architectures.evaluation import report
 from trifuse.architectures.evaluation.charts import draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.overlays import Tile, draw_overlays
+from trifuse.architectures.evaluation.protocols import Protocol
 from trifuse.architectures.evaluation.report import (
     ComparisonSection,
     Evaluation,
@@ -26,7 +27,7 @@ from trifuse.architectures.evaluation.report import (
     headline_of,
     write_report,
 )
-from trifuse.architectures.evaluation.scoring import EXTRA, MISSING, OK, Row
+from trifuse.architectures.evaluation.scoring import EXTRA, MISSING, OK, Row, score_case
 from trifuse.architectures.evaluation.statistics import compare_runs
 from trifuse.architectures.evaluation.tables import read_case_table
 from trifuse.kernels import MissingExtra
@@ -240,6 +241,47 @@ def test_two_conventions_stand_side_by_side_and_beside_every_number(tmp_path):
     assert summary.count(transunet.label) == 18
     for link in re.findall(r"\]\(([^)]*)\)", text):
         assert (tmp_path / link).is_file(), link
+
+
+def test_the_publication_s_protocol_stands_beside_the_strict_one_with_what_differs(tmp_path):
+    """Two cases without the organ, in one of which it is seen: what TransUNet's rules make of them is said."""
+    rows = {name: [] for name in ("strict", "transunet")}
+    organ, nothing = np.ones((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8)
+    for name, of in rows.items():
+        for case, (found, true) in {"a": (organ, organ), "b": (nothing, nothing), "c": (organ, nothing)}.items():
+            of += score_case(found, true, (5, 1, 1), ("bg", "liver"), Conventions(name), case_id=case, patient=case)
+    protocol = Protocol(Conventions("transunet"), ("dsc",), "The paper does not spell out how it scores.")
+    evaluation = Evaluation("test", "Test", rows["strict"], [rows["transunet"]], protocol)
+    text = write_report(tmp_path, title="t", evaluations=[evaluation]).read_text()
+    _, _, shown = text.partition("#### Two protocols\n\nThe paper does not spell out how it scores.\n\n")
+    table, rules, changed, conventions, cases, *_ = shown.split("\n\n")
+    assert table.splitlines()[0] == "| Mean ± SD | DSC (strict) | DSC (transunet) |"
+    assert table.splitlines()[2] == "| liver | 0.667 ± 0.577 | 0.667 ± 0.577 |"
+    assert rules.splitlines() == [
+        "* Where both masks are empty, `strict` scores DSC 1, and `transunet` scores DSC 0.",
+        "* Where only the truth is empty, `strict` scores DSC 0, and `transunet` scores DSC 1.",
+    ]
+    assert changed == "Of 3 rows of scores that changes DSC in 2."
+    assert conventions == Conventions("transunet").describe()
+    assert "| c | 1.000 / 0.00 |" in cases
+    assert text.index("| liver | 3 | 0.667 ± 0.577 |") < text.index("#### Two protocols")
+
+
+def test_read_outs_lie_beside_the_scores_of_whole_volumes_alone(tmp_path):
+    scar = np.full((2, 4, 4), 2, np.uint8)
+    names = ("bg", "myocardium", "scar")
+    for name, conventions in {"all": STRICT, "some": Conventions(slices="labelled")}.items():
+        rows = score_case(scar, scar, (5, 1, 1), names, conventions, case_id="a", patient="a")
+        text = write_report(tmp_path, title="t", evaluations=[Evaluation(name, "Test", rows)]).read_text()
+        assert ("(volumes in mL, masses in g, at 1.05 g/mL, burden in %)" in text) == (name == "all")
+    assert [path.name for path in tmp_path.glob("*readouts*")] == ["all_readouts.csv"]
+
+
+def test_of_many_classes_the_cases_have_a_line_each(tmp_path):
+    rows = [row(c, d, class_name=k) for c in "ab" for k, d in zip("wxyz", (0.1, 0.2, 0.3, 0.4), strict=True)]
+    text = write_report(tmp_path, title="t", evaluations=[volume_evaluation(*rows)]).read_text()
+    assert "| a | 0.100 / 0.10 | 0.200 / 0.20 | 0.300 / 0.30 | 0.400 / 0.40 |" in text
+    assert "| a | w |" not in text
 
 
 def test_a_cohort_without_spacings_says_so(make_cohort):

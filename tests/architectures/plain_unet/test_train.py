@@ -117,6 +117,10 @@ def test_a_run_on_whole_slices_leaves_a_report(finished):
     assert "| Stages | 4, of 4, 8, 16, 32 channels |" in report
     assert "| Loss | 1 Dice (pooled over the batch) + 1 cross-entropy, at all resolutions but the coarsest |" in report
     assert "| left atrium |" in report
+    assert "| Mean ± SD | DSC (strict) | IoU (strict) | DSC (nnunet) | IoU (nnunet) |" in report
+    assert (
+        "* Where both masks are empty, `strict` scores DSC 1 and IoU 1, and `nnunet` leaves DSC and IoU out" in report
+    )
     assert report.index("| left atrium |") < report.index("Paper-reported: LAScarQS 2022") < report.index("87.7 ± 2.7")
     for name in ("run.json", "split.json", "best/model.safetensors", "figures/test/overlays.png", "test_cases.csv"):
         assert (finished / name).stat().st_size > 0

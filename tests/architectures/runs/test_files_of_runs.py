@@ -10,7 +10,7 @@ from trifuse.architectures.runs.claim import claim_run_folder
 WRITTEN = [
     "recipe.json", "start.json", "sessions.jsonl", "log.csv", "report.md",
     "runs.csv", "summary.csv", "records.csv", "reconstruction.csv",
-    "train_cases.csv", "val_summary.csv", "test_nnunet_cases.csv",
+    "train_cases.csv", "val_summary.csv", "test_nnunet_cases.csv", "test_readouts.csv",
     "predictions/predictions.json", "predictions/val/predictions.json",
     "best/config.json", "best.new/model.safetensors.new", "best.old/score.json", "best.damaged/score.json",
     "last/training_state.safetensors", "last.new/log.json", "last.old/log.json", "last.damaged/log.json",

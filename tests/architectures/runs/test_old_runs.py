@@ -212,7 +212,8 @@ def test_old_repeats_are_completed(old_runs):
     assert main([*COMMANDS["plain_unet/repeats"], "--resume"]) == 2
     run_main(*COMMANDS["plain_unet/repeats"], *by_dice, "--resume")
     assert_close(table(repeats / "run_1" / "test_cases.csv"), first, 0.02)
-    assert_close(table(repeats / "runs.csv"), table("plain_unet/repeats_whole/runs.csv"), 0.02)
+    scores = [row for row in table(repeats / "runs.csv") if row["conventions"].startswith("empty_masks=strict")]
+    assert_close(scores, table("plain_unet/repeats_whole/runs.csv"), 0.02)  # which knew of no other protocol
 
 
 def test_an_old_autoencoder_computes_what_it_did(old_runs):

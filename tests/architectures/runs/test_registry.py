@@ -19,7 +19,19 @@ from trifuse.architectures.storage.config_json import dataclass_of
 from trifuse.architectures.storage.pretrained import Pretrained
 from trifuse.architectures.taff_unet.variants import SETTINGS
 
-REFERENCES = ("network", "recipe", "fit", "title", "report", "paper", "paper_tables", "decisions", "defaults", "check")
+REFERENCES = (
+    "network",
+    "recipe",
+    "fit",
+    "title",
+    "report",
+    "paper",
+    "protocol",
+    "paper_tables",
+    "decisions",
+    "defaults",
+    "check",
+)
 INPUTS = ("mechanisms", "training_inputs", "prediction_inputs", "run_inputs", "input_shapes", "phantom")
 every_network = pytest.mark.parametrize("known", experiments(), ids=lambda known: known.name)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trifuse.architectures.evaluation.metrics import Conventions
+from trifuse.architectures.evaluation.protocols import Protocol
 from trifuse.architectures.evaluation.report import PaperTable
 from trifuse.architectures.evaluation.scoring import OK, Row
 from trifuse.architectures.evaluation.tables import case_tables, write_case_table
@@ -52,6 +53,21 @@ def test_mean_and_sd_over_runs_under_both_conventions(tmp_path):
     assert text.index("not measured here") > text.index("run_2")
     for link in re.findall(r"\]\(([^)]*)\)", text):
         assert (tmp_path / link).is_file(), link
+
+
+def test_the_publication_s_protocol_says_which_scores_and_which_rules(tmp_path):
+    protocol = Protocol(TRANSUNET, ("dsc", "iou"), "The paper does not say how it scores.")
+    text = write_repeats_report(tmp_path, [finished(tmp_path, 1)], title="t", protocol=protocol).read_text()
+    assert "| Mean ± SD | DSC (strict) | IoU (strict) | DSC (transunet) | IoU (transunet) |" in text
+    rule = "* Where both masks are empty, `strict` scores DSC 1 and IoU 1, and `transunet` scores DSC 0 and IoU 0."
+    assert f"{protocol.source}\n\n{rule}\n" in text
+
+
+def test_runs_of_older_versions_show_what_all_of_them_have(tmp_path):
+    runs = [finished(tmp_path, 1, conventions=(STRICT,)), finished(tmp_path, 2)]
+    text = write_repeats_report(tmp_path, runs, title="t").read_text()
+    assert STRICT.describe() in text
+    assert TRANSUNET.describe() not in text
 
 
 def test_t19_one_run_has_no_spread(tmp_path):

@@ -181,11 +181,18 @@ def test_every_picture_is_there_with_its_numbers(finished):
     for name in PICTURES:
         assert (finished / "figures" / f"{name}.png").stat().st_size > 5000
         assert f"figures/{name}.png" in report
+    for name in ("figures/test/volume_agreement.png", "test_readouts.csv", "test_nnunet_cases.csv"):
+        assert f"({name})" in report
+        assert (finished / name).is_file()
     burdens = list(csv.DictReader((finished / "figures" / "scar_burden.csv").open()))
     assert [(line["case_id"], line["source"]) for line in burdens] == [
         (case, source) for case in ("case006", "case007") for source in ("truth", "this network, oracle prior")
     ]
     assert float(burdens[0]["segment_1_ml"]) >= 0
+    shares = [float(burdens[0][f"segment_{number}_percent"]) for number in range(1, 18)]
+    scarred = [float(burdens[0][f"segment_{number}_ml"]) > 0 for number in range(1, 18)]
+    assert [share > 0 for share in shares] == scarred
+    assert 1 < max(shares) <= 100
     with (finished / "figures" / "gate_weights.csv").open() as lines:
         assert {line["case_id"] for line in csv.DictReader(lines)} == {"case006", "case007"}
 
