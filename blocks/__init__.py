@@ -1,5 +1,6 @@
 """The blocks: an `nn.Module` is parameters, their initialisation, and a call into `trifuse.kernels`."""
 
+from .backbone_features import backbone_features
 from .context_aware_fusion import ContextAwareFusion
 from .conv_norm_relu import ConvNormReLU
 from .depthwise_multi_kernel import DepthwiseMultiKernel
@@ -34,4 +35,5 @@ __all__ = [
     "TransformerBlock",
     "UNetDecoderStage",
     "WeightedBlockFusion",
+    "backbone_features",
 ]

@@ -105,12 +105,16 @@ class SelectedMaps:
     def collect_from(self, maps: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Yield every (block index, map (B, M, D)) unchanged, and keep what is selected."""
         for index, tokens in maps:
-            if self.known is None:
-                self._copy(index, tokens)
-            elif index in self.known:
-                self._kept[index] = tokens
+            self.collect(index, tokens)
             yield index, tokens
             del tokens  # or it would stay in memory while the next one is made
+
+    def collect(self, index: int, tokens: Tensor) -> None:
+        """Keep the map of a block if it is selected."""
+        if self.known is None:
+            self._copy(index, tokens)
+        elif index in self.known:
+            self._kept[index] = tokens
 
     def collected(self) -> list[Tensor]:
         """Return the selected maps in the order of the selection, once all maps have been fused or iterated over."""

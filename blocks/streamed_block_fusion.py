@@ -14,58 +14,90 @@ from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.library import autocast_available
 
+Receive = Callable[[int, Tensor], None]
 
-def fuse_streamed(
-    maps: Iterable[tuple[int, Tensor]],
-    keep: Collection[int],
-    logits: Tensor,
-    weight: Tensor,
-    recompute: Callable[[], Iterable[tuple[int, Tensor]]] | None = None,
-) -> tuple[dict[int, Tensor], Tensor]:
-    """Fuse maps as they are produced, project the fused map, and keep only a few of the maps.
+
+class StreamedFusion:
+    """Fuses maps as they are produced, projects the fused map, and keeps only a few of the maps.
 
     Computes ``linear(sum_i softmax(logits)_i F_i, weight)`` and the same gradients of the logits and of the weight as
     if all maps were kept. Where the logits need a gradient, each map's projection stays in memory instead of the map,
     unless ``recompute`` can produce the maps again.
 
     Args:
-        maps: (block index, map (B, M, D)), frozen; each map is released before the next one is asked for.
         keep: the blocks whose maps are wanted afterwards.
         logits: (N,), a logit for each block.
-        weight: (r, D), of the linear layer without bias that consumes the fused map.
-        recompute: produces the same maps again, in backward: nothing is kept for the logits' gradient then.
-
-    Returns:
-        The kept maps by block index, and the projected fused map (B, M, r).
-
-    Raises:
-        ShapeError: not as many maps as there are logits.
+        weight: (r, D), of the linear layer without bias that consumes the fused map; None fuses nothing.
+        recompute: calls its argument with each block index and the same map again, in backward: nothing is kept for
+            the logits' gradient then.
     """
-    kept: dict[int, Tensor] = {}
-    fused: Tensor | None = None
-    projections: list[Tensor] = []
-    count = 0
-    needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-    with torch.no_grad():
-        block_weights = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=0)
-        for index, tokens in maps:
-            if fused is None:
-                dtype = tokens.dtype
-                fused = torch.zeros_like(tokens, dtype=torch.promote_types(dtype, torch.float32))
-            fused.addcmul_(tokens, block_weights[index])
-            if needs_gradient and recompute is None:
-                projected = _project(tokens, weight)
-                projections.append(projected.to(min(projected.dtype, dtype, key=lambda narrow: narrow.itemsize)))
-            if index in keep:
-                kept[index] = tokens
-            del tokens  # or it would stay in memory while the next one is made
-            count += 1
-    if fused is None or count != len(logits):
-        raise ShapeError(f"WeightedBlockFusion: expected the maps of all {len(logits)} blocks, got {count}")
-    fused = fused.to(dtype)
-    if needs_gradient:
-        return kept, _FuseThenProject.apply(logits, weight, fused, recompute, *projections)
-    return kept, _project(fused, weight)
+
+    def __init__(
+        self,
+        keep: Collection[int],
+        logits: Tensor | None,
+        weight: Tensor | None,
+        recompute: Callable[[Receive], None] | None = None,
+    ) -> None:
+        self._keep, self._logits, self._weight, self._recompute = keep, logits, weight, recompute
+        self._kept: dict[int, Tensor] = {}
+        self._fused: Tensor | None = None
+        self._projections: list[Tensor] = []
+        self._count = 0
+        self._needs_gradient = logits is not None and torch.is_grad_enabled() and logits.requires_grad
+        if logits is not None:
+            with torch.no_grad():
+                wide = torch.promote_types(logits.dtype, torch.float32)
+                self._block_weights = torch.softmax(logits.to(wide), dim=0)
+
+    @torch.no_grad()
+    def add(self, index: int, tokens: Tensor) -> None:
+        """Take the map of one block, (B, M, D) or (B, D, h, w), frozen; it is kept only if its block is to be."""
+        if tokens.ndim == 4:
+            tokens = tokens.flatten(2).mT
+        if index in self._keep:
+            self._kept[index] = tokens
+        if self._weight is None:
+            return
+        if self._fused is None:
+            self._dtype = tokens.dtype
+            self._fused = torch.zeros_like(tokens, dtype=torch.promote_types(self._dtype, torch.float32))
+        self._fused.addcmul_(tokens, self._block_weights[index])
+        if self._needs_gradient and self._recompute is None:
+            projected = _project(tokens, self._weight)
+            narrow = min(projected.dtype, self._dtype, key=lambda dtype: dtype.itemsize)
+            self._projections.append(projected.to(narrow))
+        self._count += 1
+
+    def result(self) -> tuple[dict[int, Tensor], Tensor | None]:
+        """Return the kept maps (B, M, D) by block index, and the projected fused map (B, M, r), None without a weight.
+
+        Raises:
+            ShapeError: not as many maps were added as there are logits.
+        """
+        if self._weight is None or self._logits is None:
+            return self._kept, None
+        if self._fused is None or self._count != len(self._logits):
+            raise ShapeError(
+                f"WeightedBlockFusion: expected the maps of all {len(self._logits)} blocks, got {self._count}"
+            )
+        fused = self._fused.to(self._dtype)
+        if self._needs_gradient:
+            projected = _FuseThenProject.apply(self._logits, self._weight, fused, self._recompute, *self._projections)
+            return self._kept, projected
+        return self._kept, _project(fused, self._weight)
+
+
+def hand_out(maps: Iterable[tuple[int, Tensor]], receive: Receive) -> None:
+    """Call ``receive`` with each block index and map, releasing the map before the next one is asked for."""
+    for index, tokens in maps:
+        receive(index, tokens)
+        del tokens  # or it would stay in memory while the next one is made
+
+
+def hand_out_anew(produce: Callable[[], Iterable[tuple[int, Tensor]]], receive: Receive) -> None:
+    """Call ``receive`` as `hand_out` does, with maps that are produced for it."""
+    hand_out(produce(), receive)
 
 
 class _FuseThenProject(torch.autograd.Function):
@@ -96,7 +128,7 @@ class _FuseThenProject(torch.autograd.Function):
         else:
             fused_grad = grad.to(dtype) @ weight.to(dtype)
             with nullcontext() if ctx.autocast is None else torch.autocast(grad.device.type, **ctx.autocast):
-                products = _products(fused_grad, (tokens for _, tokens in ctx.recompute()))
+                products = _products_of(fused_grad, ctx.recompute)
         w = torch.softmax(logits.to(dtype), dim=0)
         logits_grad = (w * (products - w.dot(products))).to(logits.dtype)
         weight_grad = None
@@ -109,6 +141,18 @@ def _products(grad: Tensor, maps: Iterable[Tensor]) -> Tensor:
     """The inner product of a gradient with each map: shape (N,)."""
     flat = grad.reshape(-1)
     return torch.stack([torch.dot(flat, tokens.reshape(-1).to(grad.dtype)) for tokens in maps])
+
+
+def _products_of(grad: Tensor, produce: Callable[[Receive], None]) -> Tensor:
+    """The same of maps that are produced, one after the other, (B, M, D) or (B, D, h, w)."""
+    products: list[Tensor] = []
+
+    def multiply(index: int, tokens: Tensor) -> None:
+        tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens
+        products.append(_products(grad, [tokens])[0])
+
+    produce(multiply)
+    return torch.stack(products)
 
 
 def _autocast_state(device_type: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ How the selected blocks are found is in `block_selection`, fusion without keepin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import TrifuseError
 
 from .block_selection import Order, SelectedMaps, described, fixed_blocks, heaviest_blocks
-from .streamed_block_fusion import fuse_streamed
+from .streamed_block_fusion import Receive, StreamedFusion, hand_out, hand_out_anew
 
 INIT_STD = 0.01
 
@@ -104,12 +105,15 @@ class WeightedBlockFusion(nn.Module):
         self.frozen_selection.copy_(torch.tensor(self.selected))
 
     def forward(self, features: Sequence[Tensor] | Tensor, selected: SelectedMaps | None = None) -> Tensor:
-        """Fuse N maps of shape (B, M, D), a list or stacked, into one of shape (B, M, D).
+        """Fuse N maps of shape (B, M, D), a list or stacked, into one of that shape; or N maps of shape (B, D, h, w).
 
         ``selected``, from `selected_maps`, then has the maps of the selected blocks, at the cost of one more write of
         each at most.
         """
         logits = self._learned_logits()
+        if len(features) and features[0].ndim == 4:  # channels come second: tokens are the same memory, seen otherwise
+            fused = self([tokens.flatten(2).mT for tokens in features], selected)
+            return fused.mT.unflatten(-1, features[0].shape[2:])
         return weighted_block_fusion(features, logits) if selected is None else selected.fuse(features, logits)
 
     def stream(
@@ -119,10 +123,10 @@ class WeightedBlockFusion(nn.Module):
         weight: Tensor | None,
         recompute: Callable[[], Iterable[tuple[int, Tensor]]] | None = None,
     ) -> tuple[dict[int, Tensor], Tensor | None]:
-        """Compute ``linear(self(all_maps), weight)`` from maps as they are produced; see `fuse_streamed`.
+        """Compute ``linear(self(all_maps), weight)`` from maps as they are produced; see `streamed`.
 
         Args:
-            maps: (block index, map (B, M, D)), frozen.
+            maps: (block index, map (B, M, D)), frozen; each map is released before the next one is asked for.
             keep: the blocks whose maps are wanted afterwards.
             weight: (r, D), of the linear layer without bias that consumes the fused map; None fuses nothing.
             recompute: produces the same maps again, in backward.
@@ -130,9 +134,21 @@ class WeightedBlockFusion(nn.Module):
         Returns:
             The kept maps by block index, and the projected fused map (B, M, r), None without a weight.
         """
-        if weight is None:
-            return {index: tokens for index, tokens in maps if index in keep}, None
-        return fuse_streamed(maps, keep, self._learned_logits(), weight, recompute)
+        fusion = self.streamed(keep, weight, None if recompute is None else partial(hand_out_anew, recompute))
+        hand_out(maps, fusion.add)
+        return fusion.result()
+
+    def streamed(
+        self,
+        keep: Collection[int],
+        weight: Tensor | None,
+        recompute: Callable[[Receive], None] | None = None,
+    ) -> StreamedFusion:
+        """Return what computes ``linear(self(all_maps), weight)`` from maps that are handed to its ``add``.
+
+        For maps that are at hand only while the network that makes them runs, as in its hooks; see `StreamedFusion`.
+        """
+        return StreamedFusion(keep, None if weight is None else self._learned_logits(), weight, recompute)
 
     def _learned_logits(self) -> Tensor:
         if self.logits is None:

@@ -20,7 +20,8 @@ def call(block: nn.Module, given: tuple[Any, ...]) -> Any:
 
 
 def test_every_block_is_compiled():
-    assert set(blocks.__all__) <= {name.split()[0] for name in BLOCKS}
+    modules = {name for name in blocks.__all__ if isinstance(getattr(blocks, name), type)}
+    assert modules <= {name.split()[0] for name in BLOCKS}
 
 
 @pytest.mark.parametrize(  # of those with kernels, make test compiles evaluation, and the Triton path of training

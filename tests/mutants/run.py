@@ -92,7 +92,7 @@ def run_tests(
             return result.returncode, result.stdout + result.stderr
         try:
             result = subprocess.run(
-                [sys.executable, *command],
+                [sys.executable, "-P", *command],  # or transformers would take the folder kernels for a package
                 cwd=tree,
                 env={**os.environ, **environment},
                 capture_output=True,
