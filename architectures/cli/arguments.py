@@ -142,7 +142,7 @@ def add_group(parser: argparse.ArgumentParser, group: OptionGroup) -> None:
 def given_values(arguments: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
     """Return, by dotted name, the fields of a recipe that the options set which were given.
 
-    Where one of them names converted weights, the configuration that lies with these comes first: other options win.
+    Where one of them names a folder of weights, what that decides comes first: other options win.
     """
     values: dict[str, Any] = {}
     of_weights: dict[str, Any] = {}
@@ -152,11 +152,9 @@ def given_values(arguments: argparse.Namespace, options: Iterable[Option]) -> di
             continue
         values[option.field] = value
         values |= getattr(option, "sets", {})
-        if architecture := getattr(option, "weights", ""):
-            from trifuse.architectures.storage.pretrained import read_description
-
+        if describe := getattr(option, "weights", ""):
             section = option.field.rpartition(".")[0]
-            described = read_description(Path(value), architecture)["config"]
+            described = arguments.experiment.load(describe)(Path(value))
             of_weights |= {f"{section}.{name}": each for name, each in described.items()}
     return of_weights | values
 

@@ -9,6 +9,8 @@ from trifuse.architectures.runs.decisions import NOT_SAID, OURS, Decision
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.blocks.weighted_block_fusion import INIT_STD
 
+from .variants import DINOV3_VARIANTS
+
 _DINOV2 = "DINOv2"
 
 
@@ -17,8 +19,18 @@ def _encoder_weights(recipe: Any, data: PreparedData | None) -> str:
 
 
 def _variant(recipe: Any, data: PreparedData | None) -> str:
-    variant = recipe.network.variant
+    variant, backbone = recipe.network.variant, recipe.network.backbone
+    if backbone is not None:
+        return f"{backbone.get('model_type')}, {recipe.network.depth} blocks"
     return variant if isinstance(variant, str) else f"{variant.depth} blocks, width {variant.embed_dim}"
+
+
+def _own_encoder(recipe: Any) -> bool:
+    return recipe.network.backbone is None
+
+
+def _has_position_table(recipe: Any) -> bool:
+    return _own_encoder(recipe) and recipe.network.variant not in DINOV3_VARIANTS
 
 
 def _learned(recipe: Any) -> bool:
@@ -67,11 +79,17 @@ _DATA = (
     Decision("Slices are resized by", NOT_SAID, "data.preprocessing.resize", by=OURS),
     Decision("Predictions get back as", NOT_SAID, "data.preprocessing.restore", by=OURS),
     Decision("Channels of an image", NOT_SAID, ("data.preprocessing.channels", "network.in_channels"), by=_DINOV2),
-    Decision("Sides no multiples of 14", NOT_SAID, "network.size_policy", by=OURS),
+    Decision("Sides no multiples of a patch", NOT_SAID, "network.size_policy", by=OURS),
 )
 
 _NETWORK = (
-    Decision("Encoder", "base, large or giant", "network.variant", ("base", "large", "giant"), answer=_variant),
+    Decision(
+        "Encoder",
+        "base, large or giant",
+        ("network.variant", "network.backbone"),
+        ("base", "large", "giant"),
+        answer=_variant,
+    ),
     Decision(
         "Encoder: weights",
         "DINOv2, frozen",
@@ -80,8 +98,8 @@ _NETWORK = (
         answer=_encoder_weights,
     ),
     Decision("Encoder: type of weights", NOT_SAID, "network.encoder_dtype", by=OURS),
-    Decision("Encoder: register tokens", NOT_SAID, "network.num_registers", by=_DINOV2),
-    Decision("Encoder: positions resized by", NOT_SAID, "network.pos_mode", by=_DINOV2),
+    Decision("Encoder: register tokens", NOT_SAID, "network.num_registers", by=_DINOV2, applies=_own_encoder),
+    Decision("Encoder: positions resized by", NOT_SAID, "network.pos_mode", by=_DINOV2, applies=_has_position_table),
     Decision("Encoder: blocks normalised", NOT_SAID, "network.norm_blocks", by=_DINOV2),
     Decision(
         "Blocks that become skips",

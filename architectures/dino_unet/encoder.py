@@ -9,9 +9,8 @@ Need Registers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +18,11 @@ from torch.nn import functional as F
 
 from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.memory_efficient_attention import INIT_STD
-from trifuse.blocks.plain_layers import normalise
-from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock, iterate_blocks
-from trifuse.kernels import CheckpointError, ShapeError, TrifuseError
+from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
+from trifuse.kernels import CheckpointError
 from trifuse.kernels.choices import check_choice
 
+from .frozen_encoder import FrozenTransformer
 from .published_names import EncoderConfig, read_renamed
 from .variants import PATCH_SIZE, VARIANTS, EncoderShape
 
@@ -35,9 +34,9 @@ _OFFSET_PATCHES = 0.1
 class PatchEmbedding(nn.Module):
     """Project each patch of an image to a token: (B, 3, H, W) -> (B, M, D), row by row."""
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, embed_dim: int, patch_size: int = PATCH_SIZE) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dim, PATCH_SIZE, stride=PATCH_SIZE)
+        self.proj = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -48,7 +47,7 @@ class PatchEmbedding(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
-class DinoV2Encoder(nn.Module):
+class DinoV2Encoder(FrozenTransformer):
     """Turn images (B, 3, H, W) into the patch tokens (B, M, D) of chosen blocks; frozen for good.
 
     The weights never require gradients, the module stays in eval mode whatever `train` is told, and nothing is recorded
@@ -147,66 +146,10 @@ class DinoV2Encoder(nn.Module):
             raise CheckpointError(f"{path}: holds the weights of {found}, but {asked} was asked for")
         load_strict(self, state, Path(path))
 
-    def grid_of(self, x: Tensor) -> tuple[int, int]:
-        """Return the patch grid (h, w) of images of shape (B, 3, H, W).
-
-        Raises:
-            ShapeError: the shape is not that of a batch of RGB images, or a side is not a multiple of the patch size.
-            TypeError: the images are not of a floating-point type, and so cannot have been normalised.
-        """
-        _check_images(x)
-        return x.shape[2] // PATCH_SIZE, x.shape[3] // PATCH_SIZE
-
-    def forward(self, x: Tensor, blocks: str | Sequence[int] = "all") -> dict[str, Any]:
-        """Return the patch tokens of some blocks.
-
-        Args:
-            x: images of shape (B, 3, H, W), H and W multiples of the patch size.
-            blocks: ``"all"``, or block indices from 0 in any order, negative ones counting from the end.
-
-        Returns:
-            ``features``: a list of contiguous maps (B, M, D) in **ascending block order**, whatever the order asked
-            for (the order of the published implementation, too), each block once; ``grid``: (h, w), M = h * w, row by
-            row.
-
-        Raises:
-            ShapeError, TypeError: see `grid_of`.
-            ValueError: a block that does not exist.
-            TrifuseError: a weight was made to require gradients behind the module's back.
-        """
-        return {"features": [tokens for _, tokens in self.iterate(x, blocks)], "grid": self.grid_of(x)}
-
-    def iterate(self, x: Tensor, blocks: str | Sequence[int] = "all") -> Iterator[tuple[int, Tensor]]:
-        """Yield (block index, patch tokens (B, M, D)) in ascending order, keeping no map once it was handed out.
-
-        Blocks deeper than the last one asked for are not run. See `forward` for the arguments.
-        """
-        wanted = self._ascending(blocks)
-        self._check_frozen()
-        # Neither weights nor images require gradients from here on, so none are recorded. A no_grad around a generator
-        # would do the same, but its wrapper keeps a reference to each map.
-        for index, tokens in self._streams(x.detach(), stop=max(wanted, default=-1) + 1):
-            if index in wanted:
-                yield index, self._patch_tokens(tokens)
-
-    def train(self, mode: bool = True) -> DinoV2Encoder:
-        """Stay in eval mode, whatever ``mode`` is."""
-        return super().train(False)
-
-    def requires_grad_(self, requires_grad: bool = True) -> DinoV2Encoder:
-        """Refuse to be unfrozen."""
-        if requires_grad:
-            _refuse_unfreezing("it")
-        return super().requires_grad_(False)
-
     def extra_repr(self) -> str:
         return f"depth={self.depth}, pos_mode={self.pos_mode!r}, norm_blocks={self.norm_blocks}, frozen"
 
-    def _streams(self, x: Tensor, stop: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield (block index, all tokens after it (B, 1 + registers + M, D)) for the first ``stop`` blocks."""
-        yield from enumerate(iterate_blocks(list(self.blocks)[:stop], self._embed(x)))
-
-    def _embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
         h, w = self.grid_of(x)
         patches = self.patch_embed(x.to(self.cls_token.dtype))
         positions = self.positions((h, w))
@@ -233,28 +176,6 @@ class DinoV2Encoder(nn.Module):
         assert table.shape[2:] == (h, w), f"positions resampled to {tuple(table.shape[2:])} instead of {grid}"
         return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], dim=1)
 
-    def _patch_tokens(self, tokens: Tensor) -> Tensor:
-        patches = tokens[:, 1 + self.num_registers :]
-        return (
-            normalise(self.norm, patches) if self.norm_blocks else patches.clone(memory_format=torch.contiguous_format)
-        )
-
-    def _ascending(self, blocks: str | Sequence[int]) -> list[int]:
-        if isinstance(blocks, str):
-            if blocks != "all":
-                raise ValueError(f"DinoV2Encoder: expected blocks 'all' or a sequence of indices, got {blocks!r}")
-            return list(range(self.depth))
-        blocks = tuple(blocks)
-        for index in blocks:
-            if not -self.depth <= index < self.depth:
-                raise ValueError(f"DinoV2Encoder: block {index} does not exist; it has blocks 0 to {self.depth - 1}")
-        return sorted({index % self.depth for index in blocks})
-
-    def _check_frozen(self) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                _refuse_unfreezing(name)
-
 
 def expected_weights(config: EncoderConfig) -> dict[str, Tensor]:
     """Return the names and shapes of an encoder's weights, without memory for them: tensors on the meta device."""
@@ -262,40 +183,8 @@ def expected_weights(config: EncoderConfig) -> dict[str, Tensor]:
         return DinoV2Encoder(config.variant, num_registers=config.num_registers).state_dict()
 
 
-def _refuse_unfreezing(what: str) -> NoReturn:
-    raise TrifuseError(
-        f"DinoV2Encoder: {what} was asked to require gradients, but the encoder is frozen and records none; "
-        "leave it out of requires_grad_(True) and train the parts around it"
-    )
-
-
 def _shape_of(variant: str | EncoderShape) -> EncoderShape:
     if isinstance(variant, EncoderShape):
         return variant
     check_choice("DinoV2Encoder: variant", variant, VARIANTS)
     return VARIANTS[variant]
-
-
-def _check_images(x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"DinoV2Encoder: expected normalised images of a floating-point type, got {x.dtype}")
-    got = f"got {tuple(x.shape)}"
-    if x.dim() == 3:
-        raise ShapeError(f"DinoV2Encoder: expected images (B, 3, H, W), {got}; add the batch with image[None]")
-    if x.dim() != 4:
-        raise ShapeError(f"DinoV2Encoder: expected images (B, 3, H, W), {got}")
-    if x.shape[1] != 3:
-        if x.shape[3] in (1, 3, 4):
-            advice = "channels come second: use images.permute(0, 3, 1, 2)"
-        elif x.shape[1] == 1:
-            advice = "repeat a grey image with images.expand(-1, 3, -1, -1)"
-        else:
-            advice = f"choose 3 of the {x.shape[1]} channels, e.g. images[:, :3] of an RGBA image"
-        raise ShapeError(f"DinoV2Encoder: expected images (B, 3, H, W), {got}; {advice}")
-    for name, side in (("height", x.shape[2]), ("width", x.shape[3])):
-        if side == 0 or side % PATCH_SIZE:
-            nearest = max(PATCH_SIZE, PATCH_SIZE * round(side / PATCH_SIZE))
-            raise ShapeError(
-                f"DinoV2Encoder: {name} {side} is not divisible by the patch size {PATCH_SIZE}; "
-                f"use {nearest} (resize or pad the image)"
-            )

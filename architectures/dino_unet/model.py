@@ -5,6 +5,7 @@ Source: left-atrium segmentation from LGE-MRI with a frozen DINOv2 and learnable
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,9 +26,13 @@ from trifuse.blocks.weighted_block_fusion import WeightedBlockFusion
 from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.errors import ShapeError
 
+from .backbone_encoder import BackboneEncoder, depth_of
 from .decoder import Bottleneck, DinoUNetDecoder, FinalResize
+from .dinov3_encoder import DinoV3Encoder
 from .encoder import DinoV2Encoder, PositionMode
-from .variants import PATCH_SIZE, VARIANTS, EncoderShape
+from .encoder_folder import describe_encoder
+from .frozen_encoder import FrozenEncoder
+from .variants import DINOV3_VARIANTS, VARIANTS, EncoderShape
 
 SkipScale = Literal["renorm", "raw", "none"]
 StreamGradient = Literal["project", "recompute"]
@@ -41,13 +46,16 @@ class DinoUNetConfig:
     """Everything that defines a `DinoUNet`; the defaults are the paper's where it speaks.
 
     Args:
-        variant: the encoder: ``"tiny"``, ``"small"``, ``"base"``, ``"large"``, ``"giant"``, or an `EncoderShape`.
+        variant: the encoder: ``"tiny"``, ``"small"``, ``"base"``, ``"large"``, ``"giant"``, or an `EncoderShape`, of
+            DINOv2; or a name from `DINOV3_VARIANTS`, for which ``pos_mode`` has no effect.
+        backbone: the configuration of a Hugging Face vision transformer that is the encoder in place of DINOv2, as
+            `read_backbone` returns it; ``variant``, ``pos_mode`` and ``num_registers`` have no effect then.
         pos_mode: how the encoder's position table is resampled, see `DinoV2Encoder`.
         norm_blocks: whether the encoder's final LayerNorm is applied to every block's tokens.
         num_registers: register tokens of the encoder's checkpoint family.
         encoder_dtype: type of the encoder's weights.
-        encoder_checkpoint: a converted DINOv2 folder to start from; None starts from random weights. Where the
-            weights once came from is not saved with the network.
+        encoder_checkpoint: a folder of converted weights, or of Hugging Face's where ``backbone`` is given, to start
+            from; None starts from random weights. Where the weights once came from is not saved with the network.
         num_classes: 2 or more for a softmax, 1 for a sigmoid.
         in_channels: channels of the images, 3, or 1 for grey images, which are repeated.
         size_policy: what to do with an image whose sides are no multiples of the patch: ``"error"``; ``"pad"`` it at
@@ -83,6 +91,7 @@ class DinoUNetConfig:
     RENAMED: ClassVar[dict[str, str]] = {"block_selection": "blocks"}
 
     variant: str | EncoderShape = "giant"
+    backbone: dict[str, Any] | None = None
     pos_mode: PositionMode = "offset"
     norm_blocks: bool = True
     num_registers: int = 0
@@ -113,7 +122,7 @@ class DinoUNetConfig:
         if self.blocks is not None and not isinstance(self.blocks, str):
             object.__setattr__(self, "blocks", tuple(self.blocks))
         if not isinstance(self.variant, EncoderShape):
-            check_choice("variant", self.variant, VARIANTS)
+            check_choice("variant", self.variant, (*VARIANTS, *DINOV3_VARIANTS))
         check_choices(self)
         for name in ("num_classes", "bottleneck_dim", "convs_per_stage", "top_k"):
             if getattr(self, name) < 1:
@@ -155,7 +164,11 @@ class DinoUNetConfig:
     @property
     def depth(self) -> int:
         """The number of blocks N of the encoder."""
-        return (self.variant if isinstance(self.variant, EncoderShape) else VARIANTS[self.variant]).depth
+        if self.backbone is not None:
+            return depth_of(self.backbone)
+        if isinstance(self.variant, EncoderShape):
+            return self.variant.depth
+        return (VARIANTS | DINOV3_VARIANTS)[self.variant].depth
 
     @property
     def learned(self) -> bool:
@@ -174,10 +187,10 @@ class DinoUNetConfig:
 
 
 class DinoUNet(Pretrained, nn.Module):
-    """Segment images (B, C, H, W) into logits (B, K, H, W) with a frozen DINOv2 and a trained decoder.
+    """Segment images (B, C, H, W) into logits (B, K, H, W) with a frozen encoder and a trained decoder.
 
     Attributes:
-        encoder: the frozen `DinoV2Encoder`.
+        encoder: the frozen `DinoV2Encoder`, or another `FrozenEncoder`.
         fusion: the `WeightedBlockFusion` that weighs and selects the blocks; with fixed blocks it only selects.
         decoder: the `DinoUNetDecoder`.
     """
@@ -189,15 +202,7 @@ class DinoUNet(Pretrained, nn.Module):
         super().__init__()
         self.config = config
         generator = weights_generator(config.init_seed)
-        self.encoder = DinoV2Encoder(
-            config.variant,
-            pos_mode=config.pos_mode,
-            norm_blocks=config.norm_blocks,
-            checkpoint=config.encoder_checkpoint,
-            dtype=getattr(torch, config.encoder_dtype),
-            num_registers=config.num_registers,
-            generator=generator,
-        )
+        self.encoder = _make_encoder(config, generator)
         self.fusion = WeightedBlockFusion(
             self.encoder.depth,
             top_k=config.top_k,
@@ -277,10 +282,11 @@ class DinoUNet(Pretrained, nn.Module):
         if self.config.in_channels == 1:
             image = image.expand(-1, 3, -1, -1)
         height, width = image.shape[-2:]
+        patch = self.encoder.patch_size
         if self.config.size_policy == "pad":
-            return F.pad(image, (0, -width % PATCH_SIZE, 0, -height % PATCH_SIZE), mode="replicate")
+            return F.pad(image, (0, -width % patch, 0, -height % patch), mode="replicate")
         if self.config.size_policy == "resize":
-            return resize_bilinear(image, (_nearest_multiple(height), _nearest_multiple(width)))
+            return resize_bilinear(image, (_nearest_multiple(height, patch), _nearest_multiple(width, patch)))
         return image  # the encoder refuses a size that does not fit
 
     def _at_size_of(self, image: Tensor, logits: Tensor) -> Tensor:
@@ -298,9 +304,15 @@ class DinoUNet(Pretrained, nn.Module):
         last = self.encoder.depth - 1
         weight = None if self.decoder.proj_fused is None else self.decoder.proj_fused.weight
         blocks = "all" if weight is not None or picked.known is None else sorted({*picked.known, last})
-        encode = partial(self.encoder.iterate, x, blocks)
-        recompute = encode if self.config.stream_gradient == "recompute" else None
-        kept, fused = self.fusion.stream(picked.collect_from(encode()), {last}, weight, recompute)
+        visit = partial(self.encoder.visit, x, blocks)
+        fusing = self.fusion.streamed({last}, weight, visit if self.config.stream_gradient == "recompute" else None)
+
+        def receive(index: int, tokens: Tensor) -> None:
+            picked.collect(index, tokens)
+            fusing.add(index, tokens)
+
+        visit(receive)
+        kept, fused = fusing.result()
         return self._decode(kept[last], picked, fused, self.encoder.grid_of(x), x)
 
     def _decode(
@@ -341,5 +353,46 @@ def dino_unet_giant(**overrides: Any) -> DinoUNet:
     return DinoUNet(DinoUNetConfig(**{"variant": "giant", **overrides}))
 
 
-def _nearest_multiple(side: int) -> int:
-    return max(1, round(side / PATCH_SIZE)) * PATCH_SIZE
+def dino_unet_on(folder: str | os.PathLike[str], **overrides: Any) -> DinoUNet:
+    """Build the network on the encoder in a folder; ``overrides`` are fields of `DinoUNetConfig`.
+
+    Args:
+        folder: of a Hugging Face vision transformer, or of weights that ``trifuse convert`` wrote.
+
+    Raises:
+        CheckpointError: neither of the two is there, or it is damaged.
+        ShapeError: the maps of its blocks differ in width or grid.
+        MissingExtra: it is Hugging Face's, and transformers is not installed.
+    """
+    fields = describe_encoder(folder)
+    return DinoUNet(DinoUNetConfig(**{**fields, "encoder_checkpoint": str(folder), **overrides}))
+
+
+def _make_encoder(config: DinoUNetConfig, generator: torch.Generator) -> FrozenEncoder:
+    dtype = getattr(torch, config.encoder_dtype)
+    if config.backbone is not None:
+        return BackboneEncoder(
+            config.backbone, config.norm_blocks, config.encoder_checkpoint, dtype, generator=generator
+        )
+    if config.variant in DINOV3_VARIANTS:
+        return DinoV3Encoder(
+            config.variant,
+            config.norm_blocks,
+            config.encoder_checkpoint,
+            dtype,
+            num_registers=config.num_registers,
+            generator=generator,
+        )
+    return DinoV2Encoder(
+        config.variant,
+        pos_mode=config.pos_mode,
+        norm_blocks=config.norm_blocks,
+        checkpoint=config.encoder_checkpoint,
+        dtype=dtype,
+        num_registers=config.num_registers,
+        generator=generator,
+    )
+
+
+def _nearest_multiple(side: int, patch: int) -> int:
+    return max(1, round(side / patch)) * patch

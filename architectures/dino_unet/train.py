@@ -24,6 +24,7 @@ from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.training_state import FrozenBase
 from trifuse.architectures.training.validation import SliceValidation
 
+from .backbone_encoder import is_hugging_face
 from .block_weights import block_weights, describe_block_weights
 from .model import DinoUNet, DinoUNetConfig
 
@@ -120,7 +121,7 @@ def parameter_groups(model: Any, recipe: DinoUNetRecipe) -> list[dict[str, Any]]
 
 def _frozen_base(checkpoint: str | None) -> FrozenBase | None:
     """Name the file of the encoder's weights, which then need not lie in every training checkpoint."""
-    if checkpoint is None:
+    if checkpoint is None or is_hugging_face(Path(checkpoint)):  # whose names in the file are not those in memory
         return None
     folder = Path(checkpoint)
     return FrozenBase("encoder.", str(folder / WEIGHTS_FILE), recorded_digest(read_description(folder), folder))
@@ -155,4 +156,6 @@ def title(recipe: DinoUNetRecipe) -> str:
 
 
 def _variant_name(config: DinoUNetConfig) -> str:
+    if config.backbone is not None:
+        return f"{config.backbone['model_type']}, {config.depth} blocks"
     return config.variant if isinstance(config.variant, str) else f"{config.depth} blocks"

@@ -39,7 +39,7 @@ EXPERIMENT = Experiment(
                     "network.encoder_checkpoint",
                     "--encoder",
                     "folder of converted DilateFormer weights; without it they are random",
-                    weights="dilateformer",
+                    weights="published_names:describe_encoder",
                 ),
             ),
         ),

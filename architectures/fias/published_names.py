@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from trifuse.architectures.storage.pretrained import read_description
 from trifuse.architectures.storage.published_weights import WRAPPER, ConversionReport, compare, read_tensors
 from trifuse.kernels.errors import CheckpointError
 
@@ -34,6 +36,12 @@ class DilateFormerConfig:
 
     def __str__(self) -> str:
         return f"DilateFormer({self.variant!r})"
+
+
+def describe_encoder(folder: Path) -> dict[str, Any]:
+    """Return the fields of a network's configuration that a folder of converted weights decides."""
+    described: dict[str, Any] = read_description(folder, ARCHITECTURE)["config"]
+    return described
 
 
 ExpectedWeights = Callable[[DilateFormerConfig], Mapping[str, Tensor]]

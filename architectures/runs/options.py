@@ -59,8 +59,8 @@ class RecipeOption(Option):
 
     Attributes:
         sets: values, by dotted name, of further fields that are set where the option is given.
-        weights: for an option that names a folder of converted weights, their architecture; the configuration that
-            lies with them sets the other fields of the section.
+        weights: for an option that names a folder of weights, ``"<file>:<function>"`` of the network's package, which
+            returns the fields of the section that the folder decides.
     """
 
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -68,6 +68,8 @@ def _built(config_type: type, values: dict[str, Any], source: object) -> Any:
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """Return a JSON value as the type that ``hint`` asks for."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:  # JSON of another package's, which checks it itself
+        return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise CheckpointError(f"{where}: expected the fields of {typing.cast(type, hint).__name__}, got {value!r}")

@@ -50,7 +50,7 @@ def test_tokens_are_row_major():
     encoder, image = tiny(), images(1, 3, 42, 56)
     changed = image.clone()
     changed[..., 14:28, 28:42] += 1
-    moved = (encoder._embed(changed) != encoder._embed(image)).any(dim=2)[0, 1:]
+    moved = (encoder.embed(changed) != encoder.embed(image)).any(dim=2)[0, 1:]
     assert moved.nonzero().flatten().tolist() == [6]
 
 
@@ -118,7 +118,7 @@ def test_registers_are_used_and_dropped(num_registers):
     assert before.shape == (1, 6, 64)
     assert ("register_tokens" in encoder.state_dict()) == bool(num_registers)
     if num_registers:
-        stream = encoder._embed(image)
+        stream = encoder.embed(image)
         assert stream.shape == (1, 1 + 4 + 6, 64)
         torch.testing.assert_close(stream[:, 1:5], encoder.register_tokens)  # no position is added to them
         encoder.register_tokens.add_(1)
