@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from trifuse.kernels import ShapeError, memory_efficient_attention
 
+from .rotary_positions import RotaryPositions
+
 INIT_STD = 0.02
 
 
@@ -14,7 +16,7 @@ class MemoryEfficientAttention(nn.Module):
     """Let every token attend to every other one: (B, M, D) -> (B, M, D).
 
     One projection makes queries, keys and values; its rows are ordered (q | k | v, head, channel), as in DINOv2 and
-    timm, whose weights load by name.
+    timm, whose weights load by name. ``rotary`` turns queries and keys by the positions of their patches.
 
     Args:
         dim: token width D.
@@ -41,8 +43,10 @@ class MemoryEfficientAttention(nn.Module):
         for linear in (self.qkv, self.proj):
             init_linear(linear, generator)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: RotaryPositions | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        if rotary is not None:
+            q, k = rotary.rotate(q), rotary.rotate(k)
         return self.proj(memory_efficient_attention(q, k, v).flatten(-2))
 
     def extra_repr(self) -> str:

@@ -16,7 +16,6 @@ Names are recognised by pattern, tensor by tensor, not by the version of a libra
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +26,14 @@ from torch import Tensor
 from trifuse.architectures.storage.published_weights import WRAPPER, ConversionReport, compare, read_tensors
 from trifuse.kernels import CheckpointError
 
+from .renaming import Rule, rename
 from .variants import VARIANTS
 
 ARCHITECTURE = "dinov2"
 
 _BLOCK = r"(?:blocks(?:\.\d+)?|encoder\.layer)\.(\d+)\."  # FSDP wraps blocks in chunks: blocks.<chunk>.<i>
 _KIND = r"\.(weight|bias)"
-_RULES = [  # the published name, ours, and which part of ours it is: (index, number of parts)
+_RULES: list[Rule] = [
     (r"(?:embeddings\.)?(cls_token|mask_token|register_tokens)", r"\1", (0, 1)),
     (r"reg_token", r"register_tokens", (0, 1)),
     (r"pos_embed|embeddings\.position_embeddings", r"pos_embed", (0, 1)),
@@ -96,38 +96,16 @@ def renamed(
     Raises:
         CheckpointError: the tensors are not exactly those of one DINOv2 encoder, training heads aside.
     """
-    mapped: dict[str, str] = {}
-    ignored: list[str] = []
-    unexpected: list[str] = []
-    parts: dict[str, dict[int, Tensor]] = {}
-    counts: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        rule = _our_name(name)
-        if rule is None:
-            (ignored if re.fullmatch(_WRAPPERS + _HEADS, name) else unexpected).append(name)
-            continue
-        ours, part, count = rule
-        if part in parts.setdefault(ours, {}) or counts.setdefault(ours, count) != count:
-            raise CheckpointError(f"{source}: {name!r} gives {ours!r} a second time; it mixes layouts or encoders")
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{source}: expected {name!r} of a floating-point type, got {tensor.dtype}")
-        parts[ours][part] = tensor
-        mapped[name] = ours
-    state = {ours: _joined(parts[ours], ours, source) for ours in parts if len(parts[ours]) == counts[ours]}
-    _from_timm(state, mapped)
+    found = rename(tensors, source, _RULES, wrappers=_WRAPPERS, without_use=_HEADS)
+    state = found.joined(source)
+    _from_timm(state, found.mapped)
     config = _detect(state, source)
     if "cls_token" in state:
         state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
     wanted = expected(config)
-    return compare(source, config, state, wanted, mapped=mapped, ignored=ignored, unexpected=unexpected)
-
-
-def _our_name(name: str) -> tuple[str, int, int] | None:
-    for pattern, ours, (part, count) in _RULES:
-        match = re.fullmatch(_WRAPPERS + f"(?:{pattern})", name)
-        if match:
-            return match.expand(ours), part, count
-    return None
+    return compare(
+        source, config, state, wanted, mapped=found.mapped, ignored=found.ignored, unexpected=found.unexpected
+    )
 
 
 def _from_timm(state: dict[str, Tensor], mapped: dict[str, str]) -> None:
@@ -148,13 +126,6 @@ def _from_timm(state: dict[str, Tensor], mapped: dict[str, str]) -> None:
 
 def _of_swiglu(name: str) -> str:
     return name.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
-
-
-def _joined(parts: dict[int, Tensor], ours: str, source: str) -> Tensor:
-    shapes = {tuple(part.shape) for part in parts.values()}
-    if len(parts) > 1 and (len(shapes) > 1 or () in shapes):
-        raise CheckpointError(f"{source}: the parts of {ours!r} do not join: their shapes are {sorted(shapes)}")
-    return torch.cat([parts[index] for index in sorted(parts)]) if len(parts) > 1 else parts[0]
 
 
 def _detect(state: Mapping[str, Tensor], source: str) -> EncoderConfig:

@@ -16,7 +16,10 @@ from trifuse.architectures.storage.record import read_record
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "huge"}, "variant: expected one of 'tiny', 'small', 'base', 'large', 'giant', got 'huge'"),
+        (
+            {"variant": "huge"},
+            r"variant: expected one of 'tiny', 'small', .*, 'dinov3_huge_plus', 'dinov3_7b', got 'huge'",
+        ),
         ({"pos_mode": "x"}, "pos_mode: expected one of"),
         ({"encoder_dtype": "int8"}, "encoder_dtype: expected one of"),
         ({"in_channels": 4}, "in_channels: expected one of 1, 3, got 4"),
