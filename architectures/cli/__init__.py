@@ -12,6 +12,7 @@ COMMANDS = (  # each a file beside this one, in the order in which the help show
     "evaluate",
     "compare",
     "audit",
+    "probe",
     "plot",
     "ablate",
     "convert",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trifuse.architectures.runs.experiment import Ablation, Converter, Demo, Experiment, Quick
 from trifuse.architectures.runs.options import OptionGroup, RecipeOption
 
-from .variants import VARIANTS
+from .variants import DINOV3_VARIANTS, VARIANTS
 
 EXPERIMENT = Experiment(
     name="dino_unet",
@@ -16,12 +16,13 @@ EXPERIMENT = Experiment(
     fit="train:fit_options",
     title="train:title",
     mechanisms="mechanisms:mechanisms",
+    probe="probe:probe_blocks",
     report="train:report",
     paper="paper:PAPER",
     protocol="paper:PROTOCOL",
     paper_tables="paper:paper_tables",
     decisions="decisions:DECISIONS",
-    variants=tuple(VARIANTS),
+    variants=(*VARIANTS, *DINOV3_VARIANTS),
     shown_defaults={
         "variant": "that of --encoder, else giant",
         "image_size": "448",
@@ -38,8 +39,8 @@ EXPERIMENT = Experiment(
                 RecipeOption(
                     "network.encoder_checkpoint",
                     "--encoder",
-                    "folder of converted DINOv2 weights; without it they are random",
-                    weights="dinov2",
+                    "folder of converted weights, or of a Hugging Face model; without it they are random",
+                    weights="encoder_folder:describe_encoder",
                 ),
                 RecipeOption(
                     "cache_features",
@@ -54,7 +55,10 @@ EXPERIMENT = Experiment(
     sigmoid=True,
     demo=Demo("left atrium, on a synthetic LGE phantom", "demo:run_demo"),
     ablation=Ablation("Table II: which blocks, with and without the image", "ablate:ablate", epochs="14", cases="16"),
-    converters=(Converter("dinov2", "a DINOv2 checkpoint, of either publisher", "convert:convert_dinov2"),),
+    converters=(
+        Converter("dinov2", "a DINOv2 checkpoint, of either publisher", "convert:convert_dinov2"),
+        Converter("dinov3", "a DINOv3 checkpoint, of either publisher", "convert:convert_dinov3"),
+    ),
     quick=Quick(
         words=(
             *("--epochs", "6", "--image-size", "28", "--batch-size", "4", "--lr", "3e-3", "--device", "cpu"),

@@ -150,6 +150,8 @@ class Experiment:
         prediction_inputs: reference of ``prediction_inputs(model, run, cohort, out, *, prior_labels, batch_size,
             max_ram)``, what new images bring beside them, or a `DataError` that says what is wrong with it, by case.
         mechanisms: reference of ``mechanisms(model)``, the table of what the network is made of, for ``trifuse audit``.
+        probe: reference of ``probe(encoder, data, out, *, seeds, steps, width, device)``, which draws what the blocks
+            of an encoder know of a cohort; one network has it.
         run_inputs: reference of ``run_inputs(model, run, cohort, case_ids)``, what cases of a finished run bring beside
             their images; nothing is trained for it.
         input_shapes: reference of ``input_shapes(config, side)``, the shape of each such input, without the batch.
@@ -179,6 +181,7 @@ class Experiment:
     training_inputs: str = ""
     prediction_inputs: str = ""
     mechanisms: str = ""
+    probe: str = ""
     run_inputs: str = ""
     input_shapes: str = ""
     phantom: str = ""
