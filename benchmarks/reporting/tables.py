@@ -7,8 +7,9 @@
 A page takes a result file in where it says ``<!-- results: NAME -->``, up to ``<!-- end -->``; one line for each case
 and pass of all files of a kind of device where it says ``<!-- overview: cpu -->``; ten of these lines where it says
 ``<!-- highlights: cpu -->``; the layouts of cohorts where it says ``<!-- layouts: all -->``; what a network's paper
-says, and what is decided, where it says ``<!-- decisions: NETWORK -->``; and the tested versions of torch and Triton
-where it says ``<!-- versions: tested -->``.
+says, and what is decided, where it says ``<!-- decisions: NETWORK -->``; what carries each statement of a paper where
+it says ``<!-- fidelity: NETWORK -->``; and the tested versions of torch and Triton where it says
+``<!-- versions: tested -->``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.kernels.testing.tables import markdown
 
 from .decisions import decisions_table
+from .fidelity import fidelity_tables
 from .highlights import highlights
 from .layouts import layouts_table
 from .overview import overview
@@ -34,6 +36,7 @@ OTHER_SECTIONS = {
     "overview": overview,
     "highlights": highlights,
     "decisions": lambda folder, name: decisions_table(name),
+    "fidelity": lambda folder, name: fidelity_tables(name),
     "layouts": lambda folder, name: layouts_table(),
     "versions": lambda folder, name: versions_table(),
 }
@@ -55,7 +58,7 @@ def with_results(text: str, folder: Path) -> str:
             table = markdown_of_file(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
         return f"<!-- {match['what']}: {match['name']} -->\n\n{table.strip()}\n\n<!-- end -->"
 
-    pattern = r"<!-- (?P<what>results|overview|highlights|decisions|layouts|versions): (?P<name>\S+) -->.*?<!-- end -->"
+    pattern = rf"<!-- (?P<what>results|{'|'.join(OTHER_SECTIONS)}): (?P<name>\S+) -->.*?<!-- end -->"
     return re.sub(pattern, section, text, flags=re.DOTALL)
 
 
