@@ -13,11 +13,11 @@ demo: $(VENV)/.demo-ready
 
 # What every change must pass: each promise once.
 test: $(VENV)/.test-ready
-	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
 
 # Then the rest: all GPU architectures, forms and grids, and whole networks.
 test-all: test
-	$(BIN)/pytest -n auto -m slow
+	$(BIN)/pytest -n auto --dist worksteal -m slow
 
 # The kernels' tests with each supported pair of torch and Triton, in environments of their own: several GB, half an hour.
 VERSIONS ?= build/versions

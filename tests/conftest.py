@@ -28,6 +28,12 @@ hypothesis.settings.register_profile("repeatable", hypothesis.settings.get_profi
 hypothesis.settings.load_profile("repeatable" if "CI" in os.environ else "trifuse")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what may take the longest, by its own time limit: last, it would keep one worker while others idle."""
+    limits = {item: item.get_closest_marker("timeout") for item in items}
+    items.sort(key=lambda item: -limits[item].args[0] if limits[item] else 0)
+
+
 def pytest_collection_finish() -> None:
     """Let collections of garbage pass over what was imported: it stays, and is most of what there is."""
     gc.freeze()

@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import stand_in_gpu
+from ready_python import run_python
 
 from trifuse.benchmarks.reporting import report
 from trifuse.benchmarks.reporting.doubts import OURS, doubts
@@ -29,24 +30,17 @@ from trifuse.benchmarks.reporting.doubts import OURS, doubts
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = "0.001"  # for each form: it runs as often as it must
 WITHOUT_LAUNCHES = {"memory_efficient_attention", "host_cost"}  # PyTorch's kernels; launches replaced by nothing
-# The report as a command, with time enough for an interpreter.
-REPORT = """
-import sys
-from trifuse.benchmarks.reporting import report
-report.GPU_SECONDS = 1e5
-sys.exit(report.main(sys.argv[1:]))
-"""
+REPORT = Path(__file__).with_name("quick_report.py")
 
 
-def run_report(out: Path, words: Sequence[str] = ()) -> int:
-    """Run the report with the GPU tests and a tiny case of each comparison; return its exit code."""
-    command = [sys.executable, "-c", REPORT, f"--out={out}", f"--seconds={SECONDS}", "--tiny", *words]
-    return _run(command, out)
+def run_report(out: Path, *words: str) -> int:
+    """Run the report, or what of it words of its command line ask for, with tiny cases; return its exit code."""
+    return _run([sys.executable, str(REPORT), f"--out={out}", f"--seconds={SECONDS}", "--tiny", *words], out)
 
 
-def run_benchmarks(out: Path, *files: str) -> int:
-    """Run the tiny case of each comparison, or of each in some files, as tests of pytest; return its exit code."""
-    which = [f"benchmarks/{file}" for file in files] or ["benchmarks"]
+def run_benchmarks(out: Path, *names: str) -> int:
+    """Run the tiny case of each comparison, or of those of some parts, as tests of pytest; return its exit code."""
+    which = [f"benchmarks/bench_{name}.py" for name in names] or ["benchmarks"]
     words = [*which, "-q", "-p", "no:cacheprovider", "--benchmark-only", "--tiny"]
     return _run([sys.executable, "-m", "pytest", *words, f"--results={out}", f"--seconds={SECONDS}"], out)
 
@@ -57,10 +51,10 @@ def _run(command: Sequence[str], out: Path) -> int:
         return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
 
-def amiss_in_results(out: Path, *files: str) -> Iterator[str]:
-    """Yield what is wrong with the result files of a folder, which are those of all benchmarks or of some files."""
+def amiss_in_results(out: Path, *names: str) -> Iterator[str]:
+    """Yield what is wrong with the result files of a folder, which are those of all parts of the report or of some."""
     found = {path.name.removesuffix(".cuda.json"): path for path in out.glob("*.cuda.json")}
-    yield from (f"{name} has no result file" for name in sorted(comparisons(*files) - found.keys()))
+    yield from (f"{name} has no result file" for name in sorted(comparisons(*names) - found.keys()))
     for path in found.values():
         yield from doubts(path)
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -78,13 +72,13 @@ def amiss_in_results(out: Path, *files: str) -> Iterator[str]:
                 yield f"{path.name}: forms of ours ran on {sorted(backends)}"
 
 
-def amiss_in_report(out: Path) -> Iterator[str]:
-    """Yield what is wrong with the table of parts in a report."""
+def amiss_in_report(out: Path, *names: str) -> Iterator[str]:
+    """Yield what is wrong with the table in a report, which is of all parts and the GPU tests or of some of them."""
     lines = (out / "report.md").read_text(encoding="utf-8").splitlines()
     table = lines[next(at for at, line in enumerate(lines) if line.startswith("| part ")) :]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in takewhile(bool, table)][2:]
     counts = {row[0]: row[-1] for row in rows}
-    parts = {report.TESTS, *report.part_names()}
+    parts = set(names) or {report.TESTS, *report.part_names()}
     yield from (f"the report tells nothing of {name}" for name in sorted(parts - counts.keys()))
     for name, count in counts.items():
         if not count.isdecimal():
@@ -93,16 +87,17 @@ def amiss_in_report(out: Path) -> Iterator[str]:
             yield f"{name}: {count} launches"
 
 
-def comparisons(*files: str) -> set[str]:
-    """Return the names that result files shall have: those of all benchmarks, or of some files."""
+def comparisons(*names: str) -> set[str]:
+    """Return the names that result files shall have: those of all parts of the report, or of some."""
     ask = (
         "import importlib, sys; from trifuse.benchmarks.harness import Comparison\n"
         "for name in sys.argv[1:]:\n"
-        "    values = vars(importlib.import_module(f'trifuse.benchmarks.{name}')).values()\n"
+        "    values = vars(importlib.import_module(f'trifuse.benchmarks.bench_{name}')).values()\n"
         "    print(*(value.name for value in values if isinstance(value, Comparison)), sep='\\n')"
     )
-    names = [Path(file).stem for file in files or (ROOT / "benchmarks").glob("bench_*.py")]
-    said = subprocess.run([sys.executable, "-c", ask, *names], stdout=subprocess.PIPE, text=True, check=True)
+    files = [name for name in names or report.part_names() if name not in (report.TESTS, *report.TOOLS)]
+    said = run_python("-c", ask, *files)
+    assert said.returncode == 0, said.stderr
     return set(said.stdout.split())
 
 
@@ -112,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = parser.parse_args(argv).out.resolve()
     if out.exists() and any(out.iterdir()):
         parser.error(f"{out} is not empty, and old results would pass for new ones; remove it, or name another folder")
-    amiss = [f"the report ended with exit code {code}"] if (code := run_report(out, ["--tests"])) else []
+    amiss = [f"the report ended with exit code {code}"] if (code := run_report(out, "--tests")) else []
     amiss += [*amiss_in_report(out), *amiss_in_results(out)]
     if code := run_benchmarks(out / "pytest"):
         amiss.append(f"pytest benchmarks ended with exit code {code}")

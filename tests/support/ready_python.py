@@ -89,7 +89,8 @@ def _become(command: list[str], folder: str, environment: dict[str, str], limit_
     os.environ.update(environment)
     given = environment["PYTHONPATH"].split(os.pathsep)
     place = "" if command[0] in ("-c", "-m") else str(Path(command[0]).resolve().parent)
-    sys.path[:] = [place, *given, *(path for path in sys.path if path not in inherited)]
+    places = [] if environment.get("PYTHONSAFEPATH") else [place]
+    sys.path[:] = [*places, *given, *(path for path in sys.path if path not in inherited)]
     first, *rest = command
     sys.argv[:] = command if first != "-m" else rest
     if first == "-m":

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import importlib
 import json
-import os
 import pkgutil
 import tomllib
 from collections import Counter
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 from ready_python import SUPPORT, run_with_compiler
+from shared_by_workers import folder_of_run, one_at_a_time
 
 from trifuse.benchmarks import static_cases
 from trifuse.benchmarks.reporting import static_report
@@ -77,11 +76,9 @@ def compiled(request, tmp_path_factory) -> dict[tuple[str, str, str], dict]:
     """Compile what this run asks for in one child, which all workers of the run wait for and share."""
     asked = [item.callspec.params for item in request.session.items if getattr(item, "originalname", "") == GATE]
     wanted = {(params["file"], params["case"], params["target"]) for params in asked}
-    together = "PYTEST_XDIST_WORKER" in os.environ
-    folder = tmp_path_factory.getbasetemp().parent if together else tmp_path_factory.mktemp("gate")
+    folder = folder_of_run(tmp_path_factory)
     result, table = folder / "ahead_of_time.json", folder / "budgets.csv"
-    with Path(folder, "ahead_of_time.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(folder / "ahead_of_time.lock"):
         if not result.exists():
             write_table(table, wanted)
             modules = [CASES[file].__name__ for file in sorted({file for file, _, _ in wanted})]
