@@ -23,15 +23,26 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+LONG_S = 900  # the limit of a test that may keep a worker busy for a minute and more
+
 hypothesis.settings.register_profile("trifuse", deadline=None, max_examples=25, database=None)
 hypothesis.settings.register_profile("repeatable", hypothesis.settings.get_profile("trifuse"), derandomize=True)
 hypothesis.settings.load_profile("repeatable" if "CI" in os.environ else "trifuse")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what may take the longest, by its own time limit: last, it would keep one worker while others idle."""
-    limits = {item: item.get_closest_marker("timeout") for item in items}
-    items.sort(key=lambda item: -limits[item].args[0] if limits[item] else 0)
+    """Let two workers begin with half each of what has a longer limit of time than most: last, it would keep one alone.
+
+    With ``--dist worksteal`` the second one begins in the middle.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    limits = {item: marker.args[0] for item in items if (marker := item.get_closest_marker("timeout"))}
+    longest = sorted(filter(lambda item: limits.get(item, 0) >= LONG_S, items), key=lambda item: -limits[item])
+    others = [item for item in items if limits.get(item, 0) < LONG_S]
+    middle = len(others) // 2
+    items[:] = [*longest[::2], *others[:middle], *longest[1::2], *others[middle:]]
 
 
 def pytest_collection_finish() -> None:
