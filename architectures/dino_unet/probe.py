@@ -21,9 +21,11 @@ from trifuse.architectures.evaluation.block_probe import (
 )
 from trifuse.architectures.evaluation.block_probe_figure import BlockProbe, draw_block_probe
 from trifuse.architectures.evaluation.picture import Picture
+from trifuse.architectures.evaluation.report import format_seconds
 from trifuse.architectures.runs.folder import CACHE_FOLDER
 from trifuse.architectures.runs.prepared_data import prepare_data
 from trifuse.architectures.runs.recipes import DataRecipe
+from trifuse.architectures.training.distributed import choose_device
 from trifuse.architectures.training.feature_cache import FeatureCache
 from trifuse.blocks.weighted_block_fusion import WeightedBlockFusion
 from trifuse.kernels import DataError
@@ -72,7 +74,7 @@ def probe_blocks(
         hint = "name some with --val-cases or --val-patients: what was fitted is judged on other cases"
         raise DataError(data.root, "validation cases", got="none", want="at least one", hint=hint)
     sets: list[Any] = [prepared.train_set, prepared.val_set]
-    _tell_cost(network, sets, out)
+    _tell_cost(network, sets, out, choose_device(device))
     cached = [FeatureCache(network, one, out / CACHE_FOLDER, device=device) for one in sets]
     classes = len(prepared.cohort.class_names)
     probe = probe_features(*(Projected(one, patch, classes, width) for one in cached), seeds=seeds, steps=steps)
@@ -180,15 +182,19 @@ def _projection(wide: int, narrow: int) -> Tensor:
 
 
 @torch.no_grad()
-def _tell_cost(network: DinoUNet, sets: list[Any], out: Path) -> None:
+def _tell_cost(network: DinoUNet, sets: list[Any], out: Path, device: torch.device) -> None:
     """Say how long the features will take, and how much room, before they are computed."""
-    image = network.prepare(sets[0][0]["image"][None])
-    started = time.perf_counter()
-    features = network.encoder(image)["features"]
-    seconds = time.perf_counter() - started
+    image = network.prepare(sets[0][0]["image"][None].to(device))
+    network.to(device)
+    for _ in range(2):  # the first pass also prepares the device
+        started = time.perf_counter()
+        features = network.encoder(image)["features"]
+        features[-1].sum().item()  # a GPU is done by then
+        seconds = time.perf_counter() - started
     slices = sum(map(len, sets))
     stored = slices * sum(tokens.numel() for tokens in features) * 2  # float16
+    needed = format_seconds(slices * seconds)
     print(
-        f"{slices} slices, {len(features)} blocks: features take about {slices * seconds / 60:.1f} min on this "
-        f"processor and {stored / 1e9:.2f} GB in {out / CACHE_FOLDER}; those that are there already are kept"
+        f"{slices} slices, {len(features)} blocks: features take about {needed} on {device} and "
+        f"{stored / 1e9:.2g} GB in {out / CACHE_FOLDER}; those that are there already are kept"
     )

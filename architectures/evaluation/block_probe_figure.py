@@ -58,9 +58,9 @@ def draw_block_probe(probe: BlockProbe, out: Path, backbone: str, cohort: str) -
     weighed.axhline(1 / blocks, color=FAINT, lw=1, ls="--")
     left_out.bar(at, probe.lost, color=ORANGE)
     curve.plot(at + 1, [best.explained for best in probe.best], "o-", color=VERMILION, ms=3)
-    _dress(weighed, f"Learned weight, {seeds} seeds", "Encoder block (0 = first)")
-    _dress(left_out, "Lost without it", "Encoder block (0 = first)")
-    _dress(curve, "Explained by the best k", "Number of blocks k")
+    _dress(weighed, f"Learned weight, {seeds} seeds", "Encoder block (0 = first)", "softmax weight")
+    _dress(left_out, "Lost without it", "Encoder block (0 = first)", "share of the variance")
+    _dress(curve, "Explained by the best k", "Number of blocks k", "share of the variance")
     header = ["block", "weight", "weight_low", "weight_high", "explained_alone", "lost_without"]
     header += ["k", "explained_by_best_k", "best_k_blocks", "all_subsets_tried"]
     lines = (
@@ -87,9 +87,13 @@ def in_words(probe: BlockProbe) -> str:
     )
 
 
-def _dress(axis: Any, title: str, x_label: str) -> None:
+def _dress(axis: Any, title: str, x_label: str, y_label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axis.set_title(title, fontsize=LARGE, color=INK, loc="left", weight="bold")
     axis.set_xlabel(x_label, fontsize=NORMAL, color=INK)
+    axis.set_ylabel(y_label, fontsize=NORMAL, color=INK)
+    axis.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axis.tick_params(labelsize=SMALL, colors=INK)
     for side, spine in axis.spines.items():
         spine.set_visible(side in ("left", "bottom"))
