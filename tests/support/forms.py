@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -24,8 +24,10 @@ def with_every_type(cases: Sequence[Any], types: Sequence[torch.dtype], at: int 
     ]
 
 
-def asked_gradients(count: int) -> Iterator[tuple[bool, ...]]:
-    """Yield which of so many gradients are asked for: all of them, none, each alone, and all but each."""
+def asked_gradients(count: int) -> list[tuple[bool, ...]]:
+    """Return which of so many gradients are asked for: all of them, none, each alone, and all but each."""
+    asked: list[tuple[bool, ...]] = []
     for others in (True, False):
-        yield (others,) * count
-        yield from (tuple((k == one) != others for k in range(count)) for one in range(count))
+        asked.append((others,) * count)
+        asked += [tuple((k == one) != others for k in range(count)) for one in range(count)]
+    return asked

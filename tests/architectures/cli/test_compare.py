@@ -52,6 +52,9 @@ def test_t14_runs_on_other_cases_of_the_same_names_are_not_compared(plain_run, t
         words = ["compare", *drawn, plain_run, other, "--out", tmp_path / "drawn"]
         code, _, errors = run_main(words, capsys)
         assert (code, f"other images, labels or ECGs under the names {case}" in errors) == (3, True), drawn
+    same = shutil.copytree(plain_run, tmp_path / "same")
+    code, _, errors = run_main(["compare", "--overlay", plain_run, same, other, "--out", tmp_path / "drawn"], capsys)
+    assert (code, f"{other}" in errors, f"{same}" in errors) == (3, True, False)
     assert run_main(["compare", *(run / "test_cases.csv" for run in (plain_run, other))], capsys)[0] == 0
 
 

@@ -175,10 +175,12 @@ def test_l16_the_preparation_is_part_of_the_manifest(make_cohort, threshold, tmp
         predict_cases(threshold(), cohort, ["a"], tmp_path / "out", replace(PREPROCESSING, channels=1))
 
 
-def test_l16_what_is_not_known_of_images_is_not_said_of_label_maps(make_cohort, threshold, tmp_path):
+@pytest.mark.parametrize("nonfinite", ["error", "median"])
+def test_l16_what_is_not_known_of_images_is_not_said_of_label_maps(make_cohort, threshold, tmp_path, nonfinite):
+    """However voxels without a number were treated: that is no matter of the files."""
     cohort = make_cohort("a", "b")
     out = tmp_path / "out"
-    predict_cases(threshold(at=1.0), cohort, ids(cohort), out, PREPROCESSING)
+    predict_cases(threshold(at=1.0), cohort, ids(cohort), out, replace(PREPROCESSING, nonfinite=nonfinite))
     first, second = cohort.cases
     assert made_of_other_images(out, cohort.cases) == []
     second.image.write_bytes(first.image.read_bytes())

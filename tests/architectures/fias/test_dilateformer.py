@@ -106,6 +106,20 @@ def test_drop_path_skips_whole_branches_of_single_samples(silent):
     torch.testing.assert_close(kept, (2 * whole).expand_as(kept), atol=1e-5, rtol=1e-4)
 
 
+def test_drop_path_draws_for_each_branch_anew():
+    """Of two branches that add constants, each may be skipped while the other is not."""
+    block = DilateFormerBlock(12, 3, drop_path=0.5).requires_grad_(False)
+    for layer, constant in ((block.attn.proj, 1.0), (block.mlp.fc2, 4.0)):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.constant_(layer.bias, constant)
+    x = image(1, 3, 3, 12).expand(400, -1, -1, -1)
+    torch.manual_seed(0)
+    added = block(x) - x - block.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    sums, times = added.mean((1, 2, 3)).round().unique(return_counts=True)
+    assert sums.tolist() == [0.0, 2.0, 8.0, 10.0]
+    assert times.min() > 70
+
+
 def test_drop_path_never_in_evaluation():
     encoder = DilateFormer("nano", drop_path=0.9).eval()
     x = image(2, 3, 32, 32)
