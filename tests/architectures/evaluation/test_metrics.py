@@ -14,11 +14,13 @@ from ready_python import run_python
 
 from trifuse.architectures.evaluation.metrics import (
     Conventions,
+    average_surface_distance,
     case_metrics,
     dice,
     failure_metrics,
     hausdorff95,
     image_diagonal,
+    surface_dice,
 )
 from trifuse.kernels import MissingExtra, ShapeError
 
@@ -136,6 +138,23 @@ def test_monai_parity_on_random_volumes():
         scores = case_metrics(p, t, spacing, "monai")
         assert scores["hd95_mm"] == pytest.approx(float(theirs), rel=2e-6)
         assert scores["dsc"] == pytest.approx(float(monai.compute_dice(*onehot)), rel=2e-6)
+        for tolerance_mm in (0.0, 0.7, 1.25, 3.0):
+            theirs = monai.compute_surface_dice(*onehot, [tolerance_mm], include_background=True, spacing=spacing)
+            assert surface_dice(p, t, tolerance_mm, spacing) == pytest.approx(float(theirs), rel=2e-6)
+
+
+def test_surface_dice_by_hand():
+    """Two rows of five pixels, two apart: none of their borders is nearer than 2, and all of them at 2."""
+    p, t = np.zeros((2, 6, 6), bool)
+    p[1, :5] = t[3, :5] = True
+    assert [surface_dice(p, t, tolerance) for tolerance in (0, 1.9, 2)] == [0, 0, 1]
+    t[1, :5] = True
+    assert surface_dice(p, t, 0) == pytest.approx(10 / 15)
+    assert average_surface_distance(p, t, (1.5, 1.0)) == pytest.approx(5 * 3.0 / 15)
+    with pytest.raises(ValueError, match="tolerance_mm must be a finite number, 0 or more; got -1"):
+        surface_dice(p, t, -1)
+    with pytest.raises(ShapeError, match="non-empty"):
+        surface_dice(p, np.zeros_like(t), 1)
 
 
 @pytest.mark.parametrize(
