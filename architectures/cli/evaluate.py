@@ -134,8 +134,8 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
 
 def _say(every: Sequence[Sequence[Row]], level: float) -> None:
     """Print the summary under every convention, which rules differ from the first one's, and the headline."""
+    from trifuse.architectures.evaluation.intervals import summarise_with_intervals
     from trifuse.architectures.evaluation.protocols import changed_scores, differing_rules
-    from trifuse.architectures.evaluation.statistics import summarise_with_intervals
     from trifuse.architectures.evaluation.summary import PUBLISHED, Scored, format_summary, headline_words, plain
 
     first, *others = (Scored(rows[0].conventions, summarise_with_intervals(rows, level)) for rows in every)

@@ -23,11 +23,12 @@ from trifuse.architectures.storage.text import count, listed, printable, read_te
 from trifuse.kernels import MissingExtra
 
 from .bland_altman import agreement_cells
+from .intervals import summarise_with_intervals
 from .picture import Picture
 from .protocols import Protocol, changed_scores, differing_rules
 from .readouts import DENSITY_G_PER_ML, Readout, readouts_of, write_readouts
 from .scoring import Row
-from .statistics import Comparison, comparison_cells, summarise_with_intervals
+from .statistics import Comparison, comparison_cells
 from .summary import (
     LEVEL,
     METRIC_NAMES,

@@ -11,22 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trifuse.architectures.data.layouts.found import MEAN_OF_CLASSES
 from trifuse.kernels import DataError, MissingExtra
 
 from .metrics import Conventions
 from .scoring import Row
-from .summary import (
-    LEVEL,
-    METRIC_NAMES,
-    SCAR,
-    Summary,
-    aligned,
-    case_means,
-    headline_class,
-    mean_of_defined,
-    summarise,
-)
+from .summary import METRIC_NAMES, SCAR, aligned, case_means, headline_class
 from .tables import number, read_case_table, write_csv
 
 ROUNDING = 1e-12  # differences of scores that vary by less than this differ by rounding alone
@@ -146,46 +135,14 @@ def bootstrap_intervals(
             by_patients.setdefault(names.size, {})[place] = of_score
     for of_scores in by_patients.values():
         sums, counts = (np.stack(columns, axis=1) for columns in zip(*of_scores.values(), strict=True))
-        means = np.concatenate(
-            [(times @ sums) / (times @ counts) for times in _times_drawn(len(sums), resamples, seed)]
-        )
+        means = np.concatenate([(times @ sums) / (times @ counts) for times in times_drawn(len(sums), resamples, seed)])
         ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
         for place, low, high in zip(of_scores, *ends, strict=True):
             intervals[place] = float(low), float(high)
     return intervals
 
 
-def summarise_with_intervals(rows: Sequence[Row], level: float = LEVEL) -> list[Summary]:
-    """Return what `summarise` does, with the bootstrap interval of each mean, by patient.
-
-    That of the mean of the classes is of the units' own means over their classes, as its SD is. Of one patient there is
-    no interval (NaN): it says nothing about others.
-
-    Args:
-        rows: the scores.
-        level: of the intervals.
-    """
-    summaries = summarise(rows)
-    scores = [_units_of(rows, summary.class_name, summary.metric) for summary in summaries]
-    ends = bootstrap_intervals(scores, level)
-    return [
-        replace(summary, low=low, high=high, level=level, patients=len(np.unique(patients)))
-        for summary, (low, high), (_, patients, _) in zip(summaries, ends, scores, strict=True)
-    ]
-
-
-def _units_of(rows: Sequence[Row], class_name: str, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the defined scores of a class, or of all classes a unit's mean, as `bootstrap_intervals` takes them."""
-    units: dict[tuple[str, str, int | None], list[float]] = {}
-    for row in rows:
-        if class_name in (row.class_name, MEAN_OF_CLASSES):
-            units.setdefault((row.patient, row.case_id, row.slice), []).append(row.scores[metric])
-    defined = [(mean, unit[0]) for unit, of in units.items() if not math.isnan(mean := mean_of_defined(of))]
-    means = np.array([mean for mean, _ in defined], float)
-    return means, np.array([patient for _, patient in defined], str), np.ones_like(means)
-
-
-def _times_drawn(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def times_drawn(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each of so many patients is drawn, (n, count) for a few resamples at a time."""
     generator, most = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // count)
     for start in range(0, resamples, most):

@@ -22,11 +22,9 @@ from trifuse.architectures.evaluation.statistics import (
     holm,
     mean_interval,
     paired_t_test,
-    summarise_with_intervals,
     wilcoxon_test,
     write_comparison_table,
 )
-from trifuse.architectures.evaluation.summary import LEVEL, MEAN_OF_CLASSES, Scored, format_summary, summarise
 from trifuse.architectures.evaluation.tables import write_case_table
 from trifuse.kernels import DataError
 
@@ -188,58 +186,6 @@ def test_bootstrap_leaves_the_global_generator_alone():
     np.random.seed(5)
     bootstrap_interval([0.1, 0.2, 0.3], ["a", "b", "c"])
     assert np.random.random() == want
-
-
-def scored(case_id, dsc, *, patient=None, class_name="atrium", index=None):
-    return Row(case_id, patient or case_id, class_name, index, "ok", dict.fromkeys(STRICT.metrics, dsc), STRICT)
-
-
-def test_means_have_the_intervals_of_their_patients():
-    values = {"a": 0.5, "b": 0.9, "c": 0.7, "d": math.nan}
-    rows = [scored(case_id, dsc) for case_id, dsc in values.items()]
-    found = {each.metric: each for each in summarise_with_intervals(rows, 0.9)}
-    low, high = bootstrap_interval([0.5, 0.9, 0.7], ["a", "b", "c"], level=0.9)
-    dsc = found["dsc"]
-    assert (dsc.low, dsc.high, dsc.level, dsc.patients, dsc.undefined) == (low, high, 0.9, 3, 1)
-    assert replace(dsc, low=math.nan, high=math.nan, level=LEVEL, patients=0) == summarise(rows)[0]
-
-
-def test_cases_of_one_patient_stay_together_in_the_interval_of_a_mean():
-    apart = [scored(f"c{i}", dsc) for i, dsc in enumerate([0.5] * 6 + [0.9] * 6)]
-    together = [replace(row, patient=f"p{i // 6}") for i, row in enumerate(apart)]
-    widths = [dsc.high - dsc.low for dsc in (summarise_with_intervals(rows)[0] for rows in (apart, together))]
-    assert widths[0] < widths[1] == pytest.approx(0.4)
-
-
-def test_the_interval_of_the_mean_of_classes_is_that_of_the_cases_own_means():
-    rows = [scored(c, d, class_name=k) for c, of in {"a": (0.9, 0.1), "b": (0.5, 0.7), "c": (0.8, 0.4)}.items()
-            for k, d in zip(("LV", "RV"), of, strict=True)]  # fmt: skip
-    (mean,) = (
-        each for each in summarise_with_intervals(rows) if (each.class_name, each.metric) == (MEAN_OF_CLASSES, "dsc")
-    )
-    assert (mean.low, mean.high) == pytest.approx(bootstrap_interval([0.5, 0.6, 0.6], ["a", "b", "c"]))
-
-
-def test_t19_one_patient_has_no_interval():
-    for rows in ([scored("a", 0.5)], [scored("a", 0.5, patient="p"), scored("b", 0.7, patient="p")]):
-        dsc = summarise_with_intervals(rows)[0]
-        assert math.isnan(dsc.low)
-        assert dsc.patients == 1
-        assert "interval" not in format_summary(Scored(STRICT, [dsc])).lower()
-
-
-def test_intervals_stand_below_their_means():
-    rows = [scored(c, d) for c, d in (("a", 0.5), ("b", 0.9))]
-    once = Scored(STRICT, summarise_with_intervals(rows, 0.9))
-    lines = format_summary(once).splitlines()
-    assert lines[3].startswith("atrium")
-    assert lines[4].split()[:7] == ["90", "%", "interval", "0.500", "to", "0.900", "0.500"]
-    assert lines[-1] == "Intervals of the means: percentile bootstrap over 2 patients, each with all its cases."
-    side_by_side = format_summary(once, once._replace(conventions=Conventions("nnunet"))).splitlines()
-    assert [line.split()[:4] for line in side_by_side[4:6]] == [
-        ["atrium", "0.700", "±", "0.283"],
-        ["90", "%", "interval", "0.500"],
-    ]
 
 
 def test_holm_by_hand():
