@@ -13,6 +13,7 @@ from trifuse.architectures.data.layouts.layout import Option
 from trifuse.architectures.runs.experiment import Experiment, Pretraining
 from trifuse.architectures.runs.options import OptionGroup, RecipeOption, positive
 from trifuse.architectures.runs.registry import experiments
+from trifuse.architectures.storage.text import count
 
 from .arguments import COHORT, NONFINITE, add_command, add_commands, add_group, given_values
 
@@ -129,6 +130,8 @@ def _add_network(networks: Any, experiment: Experiment) -> None:
     _add_run_options(parser)
     parser.add_argument("--repeats", type=positive, default=1, help="runs with other seeds, and a report over them (1)")
     parser.add_argument("--report", nargs="+", choices=PARTS, default=["test"], help="parts to score")
+    help = "print what the paper leaves open, what this run would do, and which option changes it; train nothing"
+    parser.add_argument("--show-assumptions", action="store_true", help=help)
     for group in groups:
         add_group(parser, group)
     parser.set_defaults(experiment=experiment, training=experiment, options=_options(groups))
@@ -201,6 +204,9 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     if (arguments.resume or arguments.force_resume) and (epochs := epochs_of(arguments.out)):
         defaults = {**defaults, "training.epochs": epochs}  # who resumes without a number means the run's
     recipe = recipe_from(experiment.load(training.recipe), arguments.config, given, arguments.set, defaults=defaults)
+    if getattr(arguments, "show_assumptions", False):  # of networks alone
+        _show_assumptions(experiment, recipe, arguments.options)
+        return
     options: RunOptions = {
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
@@ -218,3 +224,14 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
             report = train(recipe, arguments.out, **options)
     if report is not None:  # it is on all ranks but the first
         print(f"{headline_of(report)}\nreport: {report}")
+
+
+def _show_assumptions(experiment: Experiment, recipe: Any, options: Sequence[Option]) -> None:
+    """Print what a run of a recipe would settle that its network's paper does not, a line each."""
+    from trifuse.architectures.runs.decisions import assumptions
+
+    flags = {option.field: option.flag for option in options if option.flag.startswith("-")}
+    paper = experiment.load(experiment.paper, "no paper")
+    lines = assumptions(experiment.load(experiment.decisions, ()), recipe, flags)
+    print(f"{experiment.name}, after {paper}: {count(len(lines), 'assumption')}")
+    print("\n".join(lines))

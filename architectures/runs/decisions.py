@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
@@ -103,6 +103,38 @@ def decision_parts(decisions: Sequence[Decision], recipe: Any, data: PreparedDat
         "`--set OPTION=VALUE`."
     )
     return [f"## {HEADING}", summary, decision_table(asked, recipe, data)]
+
+
+def assumptions(decisions: Sequence[Decision], recipe: Any, flags: Mapping[str, str]) -> list[str]:
+    """Return a line for each question that the publication leaves open, or in which a recipe differs from it.
+
+    A line says what is done, what the publication says, whose choice or reading is taken, and the options.
+
+    Args:
+        decisions: of the network.
+        recipe: of a run that may not have begun.
+        flags: the option of the command for each field that has one of its own.
+    """
+    return [
+        f"{decision.question}: {shown(decision.answered(recipe))} ({_ground(decision, recipe)}; "
+        f"{_flags(decision.fields, flags)})"
+        for decision in decisions
+        if decision.applies(recipe) and (decision.by or "paper" in decision.differs_from(recipe))
+    ]
+
+
+def _ground(decision: Decision, recipe: Any) -> str:
+    """Say what the publication says, or that it is silent, and on what an answer stands."""
+    paper = f"paper: {decision.paper}" if decision.is_said else f"paper: {NOT_SAID}"
+    stands = ["differs"] if "paper" in decision.differs_from(recipe) else []
+    given = ["yours"] if "default" in decision.differs_from(recipe) else [decision.by]
+    return "; ".join([paper, *stands, *filter(None, given)])
+
+
+def _flags(names: Sequence[str], flags: Mapping[str, str]) -> str:
+    if len(names) > _MOST_NAMED:
+        return f"--set {names[0].rpartition('.')[0]}.*"
+    return ", ".join(flags.get(name) or f"--set {name}" for name in names) or "no option"
 
 
 def _named(questions: Sequence[str]) -> str:
