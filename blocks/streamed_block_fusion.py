@@ -45,26 +45,29 @@ class StreamedFusion:
         self._projections: list[Tensor] = []
         self._count = 0
         self._needs_gradient = logits is not None and torch.is_grad_enabled() and logits.requires_grad
+        self._keeps_projections = self._needs_gradient and recompute is None
         if logits is not None:
             with torch.no_grad():
                 wide = torch.promote_types(logits.dtype, torch.float32)
                 self._block_weights = torch.softmax(logits.to(wide), dim=0)
 
-    @torch.no_grad()
     def add(self, index: int, tokens: Tensor) -> None:
         """Take the map of one block, (B, M, D) or (B, D, h, w), frozen; it is kept only if its block is to be."""
-        if tokens.ndim == 4:
-            tokens = tokens.flatten(2).mT
-        if index in self._keep:
-            self._kept[index] = tokens
-        if self._weight is None:
-            return
+        with torch.no_grad():  # as a decorator, a compiler would not see through it
+            if tokens.ndim == 4:
+                tokens = tokens.flatten(2).mT
+            if index in self._keep:
+                self._kept[index] = tokens
+            if self._weight is not None:
+                self._accumulate(index, tokens, self._weight)
+
+    def _accumulate(self, index: int, tokens: Tensor, weight: Tensor) -> None:
         if self._fused is None:
             self._dtype = tokens.dtype
             self._fused = torch.zeros_like(tokens, dtype=torch.promote_types(self._dtype, torch.float32))
         self._fused.addcmul_(tokens, self._block_weights[index])
-        if self._needs_gradient and self._recompute is None:
-            projected = _project(tokens, self._weight)
+        if self._keeps_projections:
+            projected = _project(tokens, weight)
             narrow = min(projected.dtype, self._dtype, key=lambda dtype: dtype.itemsize)
             self._projections.append(projected.to(narrow))
         self._count += 1

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,6 +21,7 @@ from trifuse.blocks.image_branch import resize_bilinear
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.normalization import Norm
 from trifuse.blocks.plain_layers import dtype_of, is_plain
+from trifuse.blocks.streamed_block_fusion import Receive
 from trifuse.blocks.weighted_block_fusion import WeightedBlockFusion
 from trifuse.kernels.choices import check_choice, check_choices
 from trifuse.kernels.errors import ShapeError
@@ -304,7 +304,10 @@ class DinoUNet(Pretrained, nn.Module):
         last = self.encoder.depth - 1
         weight = None if self.decoder.proj_fused is None else self.decoder.proj_fused.weight
         blocks = "all" if weight is not None or picked.known is None else sorted({*picked.known, last})
-        visit = partial(self.encoder.visit, x, blocks)
+
+        def visit(receive: Receive) -> None:
+            self.encoder.visit(x, blocks, receive)
+
         fusing = self.fusion.streamed({last}, weight, visit if self.config.stream_gradient == "recompute" else None)
 
         def receive(index: int, tokens: Tensor) -> None:
