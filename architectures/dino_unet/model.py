@@ -151,7 +151,11 @@ class DinoUNetConfig:
 
     @staticmethod
     def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-        """Translate values that older versions wrote as text: ``"learned"``, ``"fixed:[7,5,3,1]"``, and ``"rerun"``."""
+        """Translate values that older versions wrote as text: ``"learned"``, ``"fixed:[7,5,3,1]"``, and ``"rerun"``.
+
+        They knew no encoder but DINOv2.
+        """
+        values = {"backbone": None, **values}
         blocks = values.get("blocks")
         if blocks == "learned":
             values = {**values, "blocks": None}

@@ -58,6 +58,7 @@ BESIDE: dict[str, dict[str, dict[str, Any]]] = {
 ELSEWHERE: dict[str, dict[str, str]] = {
     "dino_unet": {
         "encoder_checkpoint": "tests/architectures/dino_unet/test_model.py",
+        "backbone": "tests/architectures/dino_unet/test_backbone_encoder.py",  # another encoder altogether
         "top_k": "tests/architectures/dino_unet/test_sizes.py",  # goes with the number of stages
         "freeze_selection_epoch": "tests/architectures/dino_unet/test_model.py",
         "conv_then_resize": "tests/architectures/dino_unet/test_decoder.py",  # both orders give the same
