@@ -32,10 +32,13 @@ class CompiledForward:
             return self._eager(model, batch)
         try:
             outputs = self._compile()(model, batch)
+        except torch.OutOfMemoryError:
+            raise  # no fault of the compiler's
         except Exception as error:
             outputs = self._eager(model, batch)  # which raises what was no fault of the compiler's
+            since = " from here on" if self._is_compiled else ""
             self._is_compiled = False
-            self._say(f"{self._name(model)} runs eagerly, as it cannot be compiled: {_reason(error)}")
+            self._say(f"{self._name(model)} runs eagerly{since}, as it cannot be compiled: {_reason(error)}")
             return outputs
         if self._is_compiled is None:
             self._is_compiled = True

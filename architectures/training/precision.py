@@ -10,6 +10,7 @@ import torch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tf32 = Literal["default", "on", "off"]
+ROUNDED = "tf32"  # how PyTorch names products that round their factors so
 FIRST_WITH_BF16 = (8, 0)  # compute capability: older GPUs have no units for it, and PyTorch only emulates it there
 
 
@@ -36,18 +37,40 @@ def computing(device: torch.device, precision: Precision, tf32: Tf32, say: Calla
         tf32: whether float32 products on a GPU round their factors to TF32; "default" changes nothing.
         say: takes a line on what the device computes in.
     """
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            for backend, was in zip(backends, before, strict=True):
-                backend.allow_tf32 = was if tf32 == "default" else tf32 == "on"
-            for line in precision_lines(device, precision):
-                say(line)
-            yield
-        finally:
-            for backend, was in zip(backends, before, strict=True):
-                backend.allow_tf32 = was
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _rounding(tf32):
+        for line in precision_lines(device, precision):
+            say(line)
+        yield
+
+
+@contextmanager
+def _rounding(tf32: Tf32) -> Iterator[None]:
+    """Let products of float32 numbers round to TF32, or not; the caller's settings are afterwards what they were.
+
+    PyTorch has an older and a newer name for them. Both are set, so that either can be read inside the block. Only the
+    newer one can be read where the caller has set that; whether it follows a more general setting is found by trying.
+    """
+    if tf32 == "default":
+        yield
+        return
+    products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [each.fp32_precision for each in products]
+    _allow(matrices=tf32 == "on", others=tf32 == "on")
+    for each in products:
+        each.fp32_precision = ROUNDED if tf32 == "on" else "ieee"
+    try:
+        yield
+    finally:
+        _allow(matrices=before[0] == ROUNDED, others=ROUNDED in before[1:])
+        for each, was in zip(products, before, strict=True):
+            each.fp32_precision = "none"
+            if each.fp32_precision != was:
+                each.fp32_precision = was
+
+
+def _allow(*, matrices: bool, others: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = matrices
+    torch.backends.cudnn.allow_tf32 = others
 
 
 def precision_lines(device: torch.device, precision: Precision) -> list[str]:
@@ -55,11 +78,11 @@ def precision_lines(device: torch.device, precision: Precision) -> list[str]:
     if device.type != "cuda":
         return []
     why = ", as this GPU computes in it" if precision == "auto" and _computes_in_bf16(device) else ""
-    allowed = {
-        "matrix products": torch.backends.cuda.matmul.allow_tf32,
-        "convolutions": torch.backends.cudnn.allow_tf32,
+    precisions = {
+        "matrix products": torch.backends.cuda.matmul.fp32_precision,
+        "convolutions": torch.backends.cudnn.conv.fp32_precision,
     }
-    rounded = " and ".join(name for name, is_allowed in allowed.items() if is_allowed)
+    rounded = " and ".join(name for name, precision in precisions.items() if precision == ROUNDED)
     return [
         f"forward pass in {precision_on(device, precision)}{why}; float32 numbers are rounded to TF32 in "
         f"{rounded or 'no product'}"

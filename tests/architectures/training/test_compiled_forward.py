@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_run import EVERYTHING, TinyNet, assert_same_run, bits, run
 from torch import nn
 
+from trifuse.architectures.training.compiled_forward import CompiledForward
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.architectures.training.signals import Interrupted
@@ -112,6 +113,36 @@ def test_an_error_of_the_network_is_no_fault_of_the_compiler(tmp_path, said, tra
     with pytest.raises(KeyError, match="imag"):
         run(tmp_path / "run", compile=True, forward=forward)
     assert said() == []
+
+
+class Failing(CompiledForward):
+    """A compiled pass that fails from its second batch on, as of another shape may."""
+
+    error: Exception = RuntimeError("no more shapes")
+
+    def _compile(self):
+        if self._is_compiled:
+            raise self.error
+        return self._eager
+
+
+def test_what_cannot_be_compiled_later_runs_eagerly_from_there_on(capsys):
+    forward = Failing(lambda model, batch: model(batch), print)
+    assert [forward(nn.Identity(), number) for number in range(3)] == [0, 1, 2]
+    name = "the forward pass of Identity"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name} is compiled, as one graph",
+        f"{name} runs eagerly from here on, as it cannot be compiled: RuntimeError: no more shapes",
+    ]
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_compiler(capsys):
+    forward = Failing(lambda model, batch: model(batch), print)
+    forward.error = torch.OutOfMemoryError("too large")
+    forward(nn.Identity(), 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        forward(nn.Identity(), 1)
+    assert "eagerly" not in capsys.readouterr().out
 
 
 class Burst(nn.Module):

@@ -18,6 +18,7 @@ from trifuse.architectures.training.signals import Interrupted
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 TF32 = (torch.backends.cuda.matmul, torch.backends.cudnn)
+PRODUCTS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
 
 
 @pytest.fixture
@@ -113,6 +114,44 @@ def test_tf32_is_as_asked_for_inside_a_block_and_as_before_after_it(tf32, flags)
         fails()
     assert inside == [flags or before]
     assert allowed() == before
+
+
+def settings() -> list[str]:
+    return [torch.backends.fp32_precision, *(each.fp32_precision for each in PRODUCTS)]
+
+
+@pytest.fixture
+def newer_names():
+    """Let a test set precisions by PyTorch's newer names, beside which the older ones cannot always be read."""
+    before = settings()
+    yield
+    torch.backends.fp32_precision = before[0]
+    for backend, was in zip(TF32, (False, True), strict=True):
+        backend.allow_tf32 = was
+    for each, was in zip(PRODUCTS, before[1:], strict=True):
+        each.fp32_precision = was
+
+
+@pytest.mark.parametrize("tf32", ["default", "on", "off"])
+@pytest.mark.parametrize("own", [{}, {0: "ieee"}, {1: "tf32"}, {2: "ieee"}, {3: "ieee"}, {0: "tf32", 2: "ieee"}])
+def test_settings_by_their_newer_names_are_kept(newer_names, tf32, own):
+    for place, chosen in own.items():
+        [torch.backends, *PRODUCTS][place].fp32_precision = chosen
+    before = settings()
+    with computing(CPU, "auto", tf32, print):
+        inside = settings()[1:3]
+    assert (inside[0] == "tf32", inside[1] == "tf32") == (
+        (before[1] == "tf32", before[2] == "tf32") if tf32 == "default" else (tf32 == "on", tf32 == "on")
+    )
+    assert settings() == before
+
+
+@pytest.mark.parametrize("tf32", ["default", "on", "off"])
+def test_matrix_products_follow_the_general_setting_after_a_run_as_before_it(newer_names, tf32):
+    with computing(CPU, "auto", tf32, print):
+        pass
+    torch.backends.fp32_precision = "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 @pytest.mark.parametrize(("tf32", "flags"), [("on", [True, True]), ("off", [False, False])])
