@@ -83,9 +83,9 @@ def _grouped(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     for device, alike in groups.items():
         most = max(alike, key=lambda kind: len(alike[kind]))
         for kind in sorted(alike, key=lambda kind: kind == most):
-            dtypes, backend, reason = kind
+            written, backend, reason = kind
             names = ", ".join(alike[kind]) if kind != most else "all others" if len(alike) > 1 else "all operators"
-            yield f"{device:<8} {dtypes:<26} {backend}: {reason} ({names})"
+            yield f"{device:<8} {written:<26} {backend}: {reason} ({names})"
 
 
 def _machine() -> dict[str, str]:

@@ -53,7 +53,8 @@ def _rounding(tf32: Tf32) -> Iterator[None]:
     if tf32 == "default":
         yield
         return
-    products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    cudnn: Any = torch.backends.cudnn
+    products = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     before = [each.fp32_precision for each in products]
     _allow(matrices=tf32 == "on", others=tf32 == "on")
     for each in products:
@@ -78,11 +79,9 @@ def precision_lines(device: torch.device, precision: Precision) -> list[str]:
     if device.type != "cuda":
         return []
     why = ", as this GPU computes in it" if precision == "auto" and _computes_in_bf16(device) else ""
-    precisions = {
-        "matrix products": torch.backends.cuda.matmul.fp32_precision,
-        "convolutions": torch.backends.cudnn.conv.fp32_precision,
-    }
-    rounded = " and ".join(name for name, precision in precisions.items() if precision == ROUNDED)
+    cudnn: Any = torch.backends.cudnn
+    products = {"matrix products": torch.backends.cuda.matmul, "convolutions": cudnn.conv}
+    rounded = " and ".join(name for name, each in products.items() if each.fp32_precision == ROUNDED)
     return [
         f"forward pass in {precision_on(device, precision)}{why}; float32 numbers are rounded to TF32 in "
         f"{rounded or 'no product'}"
