@@ -88,7 +88,7 @@ class Tunable(Generic[Given, Result]):
         if not gpu:
             return self._chosen.setdefault(key, self.choices[0])
         place = " | ".join([self.name, *map(_rounded, facts), gpu, _versions()])
-        choice = known().get(place)
+        choice: Choice | None = known().get(place)
         if choice not in self.choices:
             if _warming_up and torch.cuda.is_current_stream_capturing():
                 return self.choices[0]

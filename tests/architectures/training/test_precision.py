@@ -146,8 +146,10 @@ def test_settings_by_their_newer_names_are_kept(newer_names, tf32, own):
     assert settings() == before
 
 
+@pytest.mark.parametrize("general", ["none", "ieee"])
 @pytest.mark.parametrize("tf32", ["default", "on", "off"])
-def test_matrix_products_follow_the_general_setting_after_a_run_as_before_it(newer_names, tf32):
+def test_matrix_products_follow_the_general_setting_after_a_run_as_before_it(newer_names, tf32, general):
+    torch.backends.fp32_precision = general
     with computing(CPU, "auto", tf32, print):
         pass
     torch.backends.fp32_precision = "tf32"
