@@ -199,8 +199,8 @@ def batch_norm_activation(
         activation: ``"relu"``, or ``"gelu"`` by the exact normal distribution.
 
     Returns:
-        Tensor of shape (B, C, H, W) in the type and, where x is dense, the memory layout of x, computed in float32
-        (float64 for float64 maps).
+        Tensor of shape (B, C, H, W) in the type of x and, where that is contiguous or channels last, in its memory
+        layout, computed in float32 (float64 for float64 maps).
 
     Raises:
         ShapeError: x has another shape, or a single value per channel where the batch's statistics are used; another

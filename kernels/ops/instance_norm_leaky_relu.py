@@ -172,8 +172,8 @@ def instance_norm_leaky_relu(
         negative_slope: factor of what is negative.
 
     Returns:
-        Tensor of shape (B, C, H, W) in the type and, where x is dense, the memory layout of x, computed in float32
-        (float64 for float64 maps).
+        Tensor of shape (B, C, H, W) in the type of x and, where that is contiguous or channels last, in its memory
+        layout, computed in float32 (float64 for float64 maps).
 
     Raises:
         ShapeError: x has another shape, or a single position, which has no deviation; weight or bias has another
