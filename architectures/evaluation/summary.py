@@ -258,10 +258,12 @@ def interval_words(summary: Summary) -> str:
 
 
 def interval_notes(summaries: Iterable[Summary]) -> list[str]:
-    """Return the sentence that says what the intervals of a table are; none where it has none."""
+    """Return the sentence that says what the intervals of a table are, or why there are none; none if nobody asked."""
+    summaries = list(summaries)
     patients = {summary.patients for summary in summaries if not math.isnan(summary.low)}
     if not patients:
-        return []
+        alone = any(summary.patients == 1 for summary in summaries)
+        return ["No intervals of the means: one patient says nothing about others."] if alone else []
     of = f"{max(patients)} patients" if len(patients) == 1 else f"{min(patients)} to {max(patients)} patients"
     return [f"Intervals of the means: percentile bootstrap over {of}, each with all its cases."]
 

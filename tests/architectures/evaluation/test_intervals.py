@@ -52,7 +52,10 @@ def test_t19_one_patient_has_no_interval():
         dsc = summarise_with_intervals(rows)[0]
         assert math.isnan(dsc.low)
         assert dsc.patients == 1
-        assert "interval" not in format_summary(Scored(STRICT, [dsc])).lower()
+        text = format_summary(Scored(STRICT, [dsc]))
+        assert "% interval" not in text
+        assert text.endswith("\nNo intervals of the means: one patient says nothing about others.")
+    assert "intervals" not in format_summary(Scored(STRICT, summarise(rows)))  # of which nobody asked
 
 
 def test_intervals_stand_below_their_means():
