@@ -25,7 +25,7 @@ class ImageBranch(nn.Module):
 
     def __init__(self, out_dim: int, in_dim: int = 3, norm: str = "batch", conv_then_resize: bool = False) -> None:
         super().__init__()
-        self.conv_then_resize = conv_then_resize
+        self.in_dim, self.conv_then_resize = in_dim, conv_then_resize
         self.conv = ConvNormReLU(in_dim, out_dim, norm)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -34,8 +34,8 @@ class ImageBranch(nn.Module):
 
     def forward(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Turn an image (B, in_dim, H, W) of any floating type into (B, out_dim, *size), in the type of the weights."""
-        check_map("ImageBranch", "image", image, self.conv.in_dim)
-        dtype = dtype_of(self.conv.conv)
+        check_map("ImageBranch", "image", image, self.in_dim)
+        dtype = dtype_of(self.conv)
         if self.conv_then_resize:
             return resize_bilinear(self.conv(image.to(dtype)), size)
         return self.conv(resize_bilinear(image, size).to(dtype))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trifuse.kernels import instance_norm_leaky_relu, residual_layer_norm
-from trifuse.kernels.torch_internals import has_hooks
+from trifuse.kernels.torch_internals import has_hooks, own_parameters
 
 from .layer_scale import LayerScale
 from .normalization import BatchNorm, InstanceNorm
@@ -28,8 +28,9 @@ def is_plain(*layers: nn.Module) -> bool:
     for layer in layers:
         if type(layer) not in PLAIN or not as_its_class_says(layer):
             return False
-        if any(hasattr(parameter, "__tensor_flatten__") for parameter in layer.parameters()):
-            return False
+        for parameter in own_parameters(layer):
+            if type(parameter) is not nn.Parameter and hasattr(parameter, "__tensor_flatten__"):
+                return False
     return True
 
 

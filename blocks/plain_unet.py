@@ -5,13 +5,12 @@ Names of parameters are those of nnU-Net v2, whose weights load as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.errors import ShapeError, TrifuseError
 
 from .image_input import check_map
 from .normalization import InstanceNorm
@@ -74,14 +73,25 @@ class ConvUnit(nn.Module):
         self.conv = nn.Conv2d(in_dim, out_dim, 3, stride, padding=1)
         self.norm = InstanceNorm(out_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return norm_leaky_relu(self.norm, self.conv(x), NEGATIVE_SLOPE)
+    def forward(self, x: Tensor, means: list[Tensor] | None = None) -> Tensor:
+        """Apply the unit; ``means``, if given, is appended what its norm takes away.
 
-    def with_means(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the unit's map, and what its norm takes away: the means (B, C) of the convolution's, in float32."""
+        These are the means (B, C) of the convolution's map, in float32 or wider.
+        """
         convolved = self.conv(x)
-        means = convolved.mean((2, 3), dtype=torch.promote_types(convolved.dtype, torch.float32))
-        return norm_leaky_relu(self.norm, convolved, NEGATIVE_SLOPE), means
+        if means is not None:
+            means.append(convolved.mean((2, 3), dtype=torch.promote_types(convolved.dtype, torch.float32)))
+        return norm_leaky_relu(self.norm, convolved, NEGATIVE_SLOPE)
+
+
+class UnitSequence(nn.Sequential):
+    """Run `ConvUnit`, or what holds some, one after the other; the last one's ``means`` are those of the sequence."""
+
+    def forward(self, x: Tensor, means: list[Tensor] | None = None) -> Tensor:
+        *before, last = self
+        for unit in before:
+            x = unit(x)
+        return last(x) if means is None else last(x, means)
 
 
 class ConvStack(nn.Module):
@@ -91,17 +101,10 @@ class ConvStack(nn.Module):
         super().__init__()
         units = [ConvUnit(in_dim, out_dim, stride)]
         units += [ConvUnit(out_dim, out_dim) for _ in range(CONVS_PER_STAGE - 1)]
-        self.convs = nn.Sequential(*units)
+        self.convs = UnitSequence(*units)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convs(x)
-
-    def with_means(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map of the last unit, and the means that its norm takes away; see `ConvUnit.with_means`."""
-        *before, last = self.convs
-        for unit in before:
-            x = unit(x)
-        return cast(ConvUnit, last).with_means(x)
+    def forward(self, x: Tensor, means: list[Tensor] | None = None) -> Tensor:
+        return self.convs(x, means)
 
 
 class PlainUNetEncoder(nn.Module):
@@ -121,7 +124,7 @@ class PlainUNetEncoder(nn.Module):
         super().__init__()
         self.in_channels, dims = in_channels, (in_channels, *features)
         self.stages = nn.ModuleList(
-            nn.Sequential(ConvStack(dims[stage], dims[stage + 1], stride=2 if stage else 1))
+            UnitSequence(ConvStack(dims[stage], dims[stage + 1], stride=2 if stage else 1))
             for stage in range(len(features))
         )
         self.reset_parameters()
@@ -130,17 +133,42 @@ class PlainUNetEncoder(nn.Module):
         """Draw all weights from He's normal distribution for leaky rectifiers; biases are 0."""
         init_leaky_convs(self, generator)
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        check_map("PlainUNetEncoder", "image", image, self.in_channels)
-        maps = [image]
-        for stage in self.stages:
-            maps.append(stage(maps[-1]))
-        return maps[1:]
+    def forward(
+        self, image: Tensor, fuse_at: int | None = None, fuse: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """Return the map of each stage, finest first.
 
-    def stage_with_means(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a stage makes of the map before it, and the means (B, C) that its last norm takes away."""
-        (stack,) = cast(nn.Sequential, self.stages[index])
-        return cast(ConvStack, stack).with_means(x)
+        Args:
+            image: (B, in_channels, H, W).
+            fuse_at: a stage, counted from 0, and
+            fuse: what the next stage sees instead of its map: a function of that map, and of the means (B, C) that its
+                last norm takes away. The list holds the map itself.
+
+        Raises:
+            ShapeError: not a batch of images, or not the declared channels.
+            TrifuseError: a stage was replaced by one that tells no means, and means are asked for.
+        """
+        check_map("PlainUNetEncoder", "image", image, self.in_channels)
+        maps, x = [], image
+        for index, stage in enumerate(self.stages):
+            if fuse is None or index != fuse_at:
+                x = stage(x)
+                maps.append(x)
+            else:
+                means: list[Tensor] = []
+                maps.append(stage(x, means))
+                x = fuse(maps[-1], _told_by(stage, index, means))
+        return maps
+
+
+def _told_by(stage: nn.Module, index: int, means: list[Tensor]) -> Tensor:
+    if means:
+        return means[-1]
+    raise TrifuseError(
+        f"PlainUNetEncoder: expected stage {index} to append the means that its last norm takes away, as a ConvUnit "
+        f"does; a {type(stage).__name__} stands there and appended none; let it pass its second argument on to a "
+        "ConvUnit, or change a layer inside the stage"
+    )
 
 
 class PlainUNetDecoder(nn.Module):

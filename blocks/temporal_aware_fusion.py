@@ -17,7 +17,7 @@ from .float32_linear import Float32Linear, TimeApartGate, ZeroInitMlp, without_a
 from .image_input import check_map
 from .plain_layers import dtype_of
 from .plain_unet import NEGATIVE_SLOPE
-from .temporal_film_gate import TemporalFiLMGate
+from .temporal_film_gate import TemporalFiLM, scaled_days
 
 Projection = Literal["segments", "segments_full", "grid", "broadcast"]
 """How an ECG's code becomes a map."""
@@ -118,12 +118,12 @@ class TemporalAwareFusion(nn.Module):
             )
         self.dim, self.ecg_dim, self.grid_side, self.num_segments = dim, ecg_dim, grid_side, num_segments
         self.form, self.rectify, self.normalise_code = projection, rectify, normalise_code
-        self.zero_init_proj, self.gate_time = zero_init_proj, gate_time
+        self.zero_init_proj, self.gate_time, self.max_days = zero_init_proj, gate_time, max_days
         copies = {"segments_full": num_segments, "grid": grid_side**2}.get(projection, 1)
         self.projection = Float32Linear(ecg_dim, dim * copies)
         gate: type[TimeApartGate] | type[ZeroInitMlp] = TimeApartGate if gate_time == "apart" else ZeroInitMlp
         self.gate = gate(dim + ecg_dim + (gate_time != "unseen"), gate_width, 2, gate_slope)
-        self.film = TemporalFiLMGate(dim, film_width, max_days) if time else None
+        self.film = TemporalFiLM(dim, film_width, max_days) if time else None
         self.scores = Float32Linear(ecg_dim, num_segments) if projection == "segments" else None
         self.direction = nn.Parameter(torch.empty(dim)) if projection == "segments" else None
         self.reset_parameters()
@@ -194,8 +194,9 @@ class TemporalAwareFusion(nn.Module):
                     "TemporalAwareFusion: interval is None; expected the days between image and ECG, of shape (B,); or "
                     "build the block with time=False"
                 )
-            t = torch.where(present, self.film.scaled(interval, features), 0.0)
-            gamma, beta = (torch.where(present, half, 0.0) for half in self.film.modulation(t))
+            days = scaled_days(interval, features, self.max_days, dtype_of(self.film))
+            t = torch.where(present, days, 0.0)
+            gamma, beta = (torch.where(present, half, 0.0) for half in self.film(t))
             seen += [t] if self.gate_time != "unseen" else []
         logits = self.gate(torch.where(present, torch.cat(seen, dim=1), 0.0))
         weights = torch.where(present, torch.softmax(logits, dim=1), 0.0)

@@ -30,12 +30,14 @@ Private name                        What it does                                
 ``_get_obj_in_tls``                 the context variables of who started a backward    nothing
 ``_is_key_in_tls``                  pass, in the threads that run it
 ``_forward_hooks`` and the like     tell whether a module has hooks                   nothing
+``_parameters``                     the parameters that a module itself holds         `Module.parameters`, which takes
+                                                                                      ten times as long
 ==================================  ================================================  ================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import Any, TypeVar
@@ -149,3 +151,8 @@ def has_hooks(module: torch.nn.Module) -> bool:
     return bool(
         module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
     )
+
+
+def own_parameters(module: torch.nn.Module) -> Iterable[Parameter | None]:
+    """Return the parameters that a module itself holds, not those of its parts; None stands for one it does without."""
+    return module._parameters.values()

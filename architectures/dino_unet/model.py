@@ -20,7 +20,7 @@ from trifuse.blocks.block_selection import Order, SelectedMaps, described, fixed
 from trifuse.blocks.image_branch import resize_bilinear
 from trifuse.blocks.image_input import check_image
 from trifuse.blocks.normalization import Norm
-from trifuse.blocks.plain_layers import dtype_of, is_plain
+from trifuse.blocks.plain_layers import as_its_class_says, dtype_of, is_plain
 from trifuse.blocks.streamed_block_fusion import Receive
 from trifuse.blocks.weighted_block_fusion import WeightedBlockFusion
 from trifuse.kernels.choices import check_choice, check_choices
@@ -236,7 +236,7 @@ class DinoUNet(Pretrained, nn.Module):
             ShapeError: not a batch of images, not the declared channels, or sides that ``size_policy`` refuses.
         """
         x = self.prepare(image)
-        if self.config.stream_fusion and self._fused_projection_is_plain():
+        if self.config.stream_fusion and self._streams():
             logits = self._forward_streaming(x)
         else:
             encoded = self.encoder(x, self.required_blocks())
@@ -299,9 +299,13 @@ class DinoUNet(Pretrained, nn.Module):
             return resize_bilinear(logits, (height, width))
         return logits[..., :height, :width]  # padded at the right and at the bottom
 
-    def _fused_projection_is_plain(self) -> bool:
-        """Streaming projects maps by the weight alone; what is more than its weight sees the fused map as a whole."""
-        return self.decoder.proj_fused is None or is_plain(self.decoder.proj_fused)
+    def _streams(self) -> bool:
+        """Streaming asks the encoder and the fusion for a map at a time, and projects it by the weight alone.
+
+        What is more than its weight sees the fused map as a whole, and hooks see calls.
+        """
+        called = as_its_class_says(self.encoder) and as_its_class_says(self.fusion)
+        return called and (self.decoder.proj_fused is None or is_plain(self.decoder.proj_fused))
 
     def _forward_streaming(self, x: Tensor) -> Tensor:
         picked = self.fusion.selected_maps()

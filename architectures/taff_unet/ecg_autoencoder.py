@@ -21,6 +21,7 @@ from trifuse.architectures.storage.lead_scaling import LeadScaling
 from trifuse.architectures.storage.pretrained import Pretrained, weights_generator
 from trifuse.blocks.ecg_attention import EcgAttention, EcgDualAttention
 from trifuse.blocks.normalization import BatchNormOfPresent
+from trifuse.blocks.plain_layers import dtype_of
 from trifuse.kernels import ShapeError
 from trifuse.kernels.choices import check_choices
 
@@ -168,6 +169,15 @@ class UpBlock(nn.Module):
         return F.gelu(_convolved(self, x, present) + x)
 
 
+class BlockSequence(nn.Sequential):
+    """Run blocks one after the other, and tell each which samples are present."""
+
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        for block in self:
+            x = block(x, present)
+        return x
+
+
 class EcgEncoder(nn.Module):
     """Encode beats (B, 12, T) as codes (B, z_dim)."""
 
@@ -184,7 +194,7 @@ class EcgEncoder(nn.Module):
             nn.GELU(),
         )
         dims = (config.base_dim, *config.widths)
-        self.encoder = nn.Sequential(*(DownBlock(dims[i], dims[i + 1]) for i in range(config.downsample)))
+        self.encoder = BlockSequence(*(DownBlock(dims[i], dims[i + 1]) for i in range(config.downsample)))
         self.attention = EcgDualAttention(
             config.features, config.instants, NUM_LEADS, HEADS, config.dropout, config.batchwise_dropout
         )
@@ -199,7 +209,7 @@ class EcgEncoder(nn.Module):
             x = rearrange(x, "b (l f) t -> b f l t", l=NUM_LEADS)  # the grouped convolution makes channel l * F + f
         else:
             x = rearrange(x, "b (f l) t -> b f l t", l=NUM_LEADS)
-        return _passed(self.encoder, _channels_last(x), present)
+        return self.encoder(_channels_last(x), present)
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the pooled features (B, pooled_dim) of attended ones (B, C, 12, M)."""
@@ -222,7 +232,7 @@ class EcgDecoder(nn.Module):
         self.linear = nn.Sequential(
             nn.Linear(config.z_dim, dim * instants), nn.Linear(dim * instants, dim * NUM_LEADS * instants)
         )
-        self.decoder = nn.Sequential(
+        self.decoder = BlockSequence(
             *(UpBlock(dim, dim, upsample=True) for _ in range(config.downsample)), UpBlock(dim, 1, upsample=False)
         )
         self.final_conv = nn.Sequential(
@@ -232,7 +242,7 @@ class EcgDecoder(nn.Module):
 
     def forward(self, code: Tensor, present: Tensor | None = None) -> Tensor:
         x = self.linear(code).unflatten(1, (self.config.base_dim, NUM_LEADS, self.config.instants))
-        return self.final_conv(_passed(self.decoder, _channels_last(x), present).squeeze(1))
+        return self.final_conv(self.decoder(_channels_last(x), present).squeeze(1))
 
 
 class EcgAutoencoder(Pretrained, nn.Module):
@@ -314,17 +324,11 @@ class EcgAutoencoder(Pretrained, nn.Module):
             advice = "scale them as network_ecg does"
             raise TypeError(f"EcgAutoencoder: expected beats of a floating-point type, got {ecg.dtype}; {advice}")
         if ecg.dim() == 3 and ecg.shape[1:] == (NUM_LEADS, steps):
-            return ecg.to(next(self.encoder.parameters()).dtype)
+            return ecg.to(dtype_of(self.encoder))
         message = f"EcgAutoencoder: expected beats of shape (B, {NUM_LEADS}, {steps}), got {tuple(ecg.shape)}"
         if ecg.dim() == 3 and ecg.shape[1] == NUM_LEADS and ecg.shape[2] < steps:
             message += f"; pad them with {_either_side(steps - ecg.shape[2])}"
         raise ShapeError(message)
-
-
-def _passed(blocks: nn.Sequential, x: Tensor, present: Tensor | None) -> Tensor:
-    for block in blocks:
-        x = block(x, present)
-    return x
 
 
 def _convolved(block: Any, x: Tensor, present: Tensor | None) -> Tensor:

@@ -157,28 +157,32 @@ class TaffUNet(Pretrained, nn.Module):
         """Return the logits, full resolution first, and the weights of the gate."""
         x = image if prior is None else torch.cat([image, prior.to(image.dtype)], dim=1)
         gate = None if self.fusion is None else image.new_zeros(image.shape[0], 2, dtype=torch.float32)
-        maps = []
-        for index, stage in enumerate(self.encoder.stages):
-            if index == self.config.fusion_stage and beat is not None:
-                skip, x, gate = self._fuse(x, prior, beat, transform)
-            else:
-                skip = x = stage(x)
-            maps.append(skip if self.config.skip == "original" else x)
+        if beat is None:
+            return self.decoder(self.encoder(x), all_heads=self.training), gate
+        fused = x
+
+        def fuse(features: Tensor, means: Tensor) -> Tensor:
+            nonlocal fused, gate
+            fused, gate = self._fuse(features, means, prior, beat, transform)
+            return fused
+
+        maps = self.encoder(x, self.config.fusion_stage, fuse)
+        if self.config.skip != "original":
+            maps[self.config.fusion_stage] = fused
         return self.decoder(maps, all_heads=self.training), gate
 
     def _fuse(
-        self, x: Tensor, prior: Tensor | None, beat: _Ecg, transform: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the map of the stage of fusion, what the ECG makes of it, and the weights of the gate."""
+        self, features: Tensor, means: Tensor, prior: Tensor | None, beat: _Ecg, transform: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the ECG makes of the map of the stage of fusion, and the weights of the gate."""
         assert self.fusion is not None  # there is a beat
-        features, means = self.encoder.stage_with_means(self.config.fusion_stage, x)
         size = (features.shape[2], features.shape[3])
         segments = None
         if self.config.takes_segments and prior is not None:
             segments = (
                 segment_labels(prior, size) if self.config.segment_masks == "labels" else pooled_masks(prior, size)
             )
-        fused, gate = self.fusion(
+        return self.fusion(
             features,
             beat.code.detach() if self.config.detach_z else beat.code,
             beat.interval,
@@ -187,7 +191,6 @@ class TaffUNet(Pretrained, nn.Module):
             image_means=means if self.config.gate == "before_norm" else None,
             transform=transform if self.config.takes_transform else None,
         )
-        return features, fused, gate
 
     def _encode(self, ecg: Tensor | None, interval: Tensor | float | None, has_ecg: Tensor | None) -> _Ecg | None:
         """Return the codes of the ECGs that are there, zeros for the others; None where the network takes none."""

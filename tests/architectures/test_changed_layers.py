@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from changed_layers import CHANGES, SILENT, Adapter, layers_of, rounded
+from changed_layers import CHANGES, SILENT, Adapter, hooked_with_a_term, layers_of, parts_of, quantised, rounded
 from tiny_networks import NETWORKS
 from torch import nn
 
@@ -52,6 +54,35 @@ def test_what_is_done_to_every_trained_layer_acts_and_trains(name, change):
         optimiser.step()
     assert losses[0] != losses[1]
     assert (losses[0] == pytest.approx(before, rel=1e-5)) == (change in SILENT)
+
+
+WITHOUT_EFFECT = {
+    "fias": {"global_encoder.stages.3.downsample"},  # nothing follows the last stage
+    "plain_unet": {"decoder.seg_layers.0"},  # the loss leaves the coarsest logits out
+    "taff_unet full": {"ecg"},  # its encoder and its decoder are called
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hook_of_any_part_acts(name):
+    model, batch = made(name)
+    state = copy.deepcopy(model.state_dict())  # running statistics among it
+    before = step(name, model, batch)
+    without = set()
+    for path, part in parts_of(model):
+        model.load_state_dict(state)
+        with hooked_with_a_term(part):
+            without |= {path} if step(name, model, batch) == before else set()
+    assert without == WITHOUT_EFFECT.get(name, set())
+
+
+@pytest.mark.parametrize("name", ["dino_unet", "dino_unet streaming", "ecg_autoencoder", "fias"])
+def test_dynamic_quantisation_acts(name):
+    model, batch = made(name)
+    with torch.no_grad():
+        before = torch.as_tensor(NETWORKS[name].predict(model.eval(), batch))
+        after = torch.as_tensor(NETWORKS[name].predict(quantised(model), batch))
+    assert 0 < (after - before).norm() < 0.2 * before.norm()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 import torch
-from changed_layers import CHANGES, SILENT, Adapter, layers_of, rounded
+from changed_layers import CHANGES, SILENT, Adapter, hooked_with_a_term, layers_of, parts_of, quantised, rounded
 from compiling import assert_compiles
 from tiny_blocks import BLOCKS, in_float64
 from torch import Tensor, nn
@@ -65,6 +68,44 @@ def test_b16_what_is_done_to_every_layer_acts_and_trains(name, change):
         optimiser.step()
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_b16_a_hook_of_any_part_acts(name):
+    """Of every module that a block holds: none is taken apart while something hangs on it."""
+    block, given = made(name)
+    before = result_of(block.eval(), given)
+    for path, part in parts_of(block):
+        with hooked_with_a_term(part):
+            assert not torch.allclose(result_of(block, given), before), path
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_b16_what_stands_in_the_place_of_any_part_acts(name):
+    """A block asks its parts for nothing that a module in their place need not have."""
+    block, given = made(name)
+    before = result_of(block.eval(), given)
+    for path, part in parts_of(block):
+        put(block, path, Wrapped(part))
+        assert not torch.allclose(result_of(block, given), before), path
+        put(block, path, part)
+
+
+def put(block: nn.Module, path: str, part: nn.Module) -> None:
+    holder, _, name = path.rpartition(".")
+    block.get_submodule(holder)._modules[name] = part
+
+
+class Wrapped(nn.Module):
+    """Stands in the place of any part, whatever that is called with and returns, and shows nothing of it."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *given: Any, **options: Any) -> Any:
+        with hooked_with_a_term(self.part):
+            return self.part(*given, **options)
+
+
 @pytest.mark.parametrize("name", [*FUSED, *FUSIONS])
 def test_b16_a_block_computes_the_same_by_calling_any_of_its_layers(name):
     """Each in turn alone: values and every gradient are those of the fused path."""
@@ -91,6 +132,18 @@ def test_b16_layers_without_parameters_are_called(name):
     for _, parent, layer in list(layers_of(block)):
         rounded(parent, layer)
     assert not torch.allclose(result_of(block, given), before)
+
+
+LINEAR = [name for name in MAKERS if any(type(part) is nn.Linear for part in MAKERS[name]().modules())]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_b16_dynamic_quantisation_acts(name):
+    block, given = (x.float() if isinstance(x, nn.Module) else x for x in made(name))
+    given = BLOCKS[name.split(" {")[0]].inputs(2)
+    before = result_of(block.eval(), given)
+    after = result_of(quantised(block), given)
+    assert 0 < (after - before).norm() < 0.1 * before.norm()
 
 
 READING = ["ContextAwareFusion", "DepthwiseMultiKernel", "DilatedAttention", "MixingAttention", "MonteCarloAttention"]
@@ -140,17 +193,16 @@ class Doubled(nn.Module):
 
 
 @pytest.mark.parametrize("change", [doubled_by_a_hook, doubled_by_its_forward, doubled_in_its_place])
-@pytest.mark.parametrize("with_means", [False, True])
-def test_b16_what_is_done_to_a_norm_acts_before_the_rectifier(change, with_means):
+@pytest.mark.parametrize("means", [None, []])
+def test_b16_what_is_done_to_a_norm_acts_before_the_rectifier(change, means):
     """And the rectifier writes over nothing that a hook may hold."""
     unit = ConvUnit(2, 3).double()
     x = torch.randn(2, 2, 4, 5, dtype=torch.float64)
-    run = (lambda x: unit.with_means(x)[0]) if with_means else unit
-    norm, plain = unit.norm, run(x)
+    norm, plain = unit.norm, unit(x, means)
     change(unit)
     held: list[Tensor] = []
     unit.norm.register_forward_hook(lambda norm, given, result: held.append(result))
-    torch.testing.assert_close(run(x), 2 * plain)
+    torch.testing.assert_close(unit(x, means), 2 * plain)
     torch.testing.assert_close(held[0], 2 * nn.functional.group_norm(unit.conv(x), 3, norm.weight, norm.bias))
 
 
@@ -159,8 +211,20 @@ def test_a_plain_norm_and_its_rectifier_are_one_launch():
     unit, x = ConvUnit(2, 3), torch.randn(2, 2, 4, 5)
     with backend("triton"), launches() as counted:
         unit(x)
-        unit.with_means(x)
+        unit(x, [])
     assert counted.kernels == {"_held_fwd_kernel": 2}
+
+
+def test_asking_whether_a_layer_is_plain_costs_few_calls():
+    """Each is some 50 ns of the host's time; walking over parameters as `Module.parameters` does would be a dozen."""
+    calls: list[str] = []
+    layers = nn.Conv2d(3, 2, 1), nn.LayerNorm(3)
+    sys.setprofile(lambda frame, event, argument: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        is_plain(*layers)
+    finally:
+        sys.setprofile(None)
+    assert calls == ["is_plain", *["as_its_class_says", "has_hooks", "own_parameters"] * 2]
 
 
 def test_a_removed_hook_leaves_a_layer_plain():

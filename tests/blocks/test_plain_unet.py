@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from trifuse.blocks import PlainUNetDecoder, PlainUNetEncoder
 from trifuse.blocks.plain_unet import check_sides, planned_features, planned_stages
-from trifuse.kernels import ShapeError
+from trifuse.kernels import ShapeError, TrifuseError
 
 SMALL = ("small_4stage_ds", "small_3stage_nods")
 DTYPES = (torch.float64, torch.float32)
@@ -289,3 +289,12 @@ def test_b14_copies_and_pickles():
     expected = module["decoder"](module["encoder"](x))[0]
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(other["decoder"](other["encoder"](x))[0], expected)
+
+
+def test_a_stage_that_tells_no_means_is_refused_where_they_are_needed():
+    encoder, x = PlainUNetEncoder(1, (2, 3)).double(), image(2, 1, 8, 8)
+    encoder.stages[1] = nn.Conv2d(2, 3, 1).double()
+    assert len(encoder(x)) == 2
+    encoder.stages[1].forward = lambda x, means: x
+    with pytest.raises(TrifuseError, match=r"expected stage 1 to append the means .* a Conv2d stands there"):
+        encoder(x, 1, lambda features, means: features)
