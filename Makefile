@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all versions lint mutants random-mutants faults fuzz bench rehearsal kernels virtual-gpu clean
+.PHONY: demo test test-all versions lint mutants random-mutants faults fuzz bench rehearsal kernels virtual-gpu hub clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -66,6 +66,10 @@ kernels: $(VENV)/.test-ready
 # Every call of the GPU tests, as compiled for a GPU, on an emulated one; its verdicts are shown by `trifuse doctor`.
 virtual-gpu: $(VENV)/.test-ready
 	TRITON_INTERPRET=0 $(BIN)/python tests/support/virtual_gpu_cases.py --out kernels/testing/verdicts/virtual_gpu.csv
+
+# The operators as a package that the Hugging Face `kernels` loader takes.
+hub:
+	$(PYTHON) hub/build.py --out build/hub
 
 clean:
 	rm -rf $(VENV) build

@@ -15,7 +15,16 @@ if __name__ != "trifuse.kernels":
         "install trifuse (pip install -e .) and use: import trifuse.kernels"
     )
 
-from .errors import BackendError, CheckpointError, DataError, MissingExtra, NumericError, ShapeError, TrifuseError
+from .errors import (
+    BackendError,
+    CheckpointError,
+    DataError,
+    MissingExtra,
+    NamespaceTaken,
+    NumericError,
+    ShapeError,
+    TrifuseError,
+)
 
 if TYPE_CHECKING:
     from .gpu.tuning import warm_up
@@ -46,6 +55,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "MissingExtra",
+    "NamespaceTaken",
     "NumericError",
     "ShapeError",
     "TrifuseError",

@@ -29,6 +29,10 @@ class UnusableKernel(BackendError):
     """A Triton kernel cannot be built or loaded on this device; without a forced backend, plain PyTorch takes over."""
 
 
+class NamespaceTaken(TrifuseError, ImportError):
+    """The operators cannot be registered: another package, or another copy of this one, took their namespace."""
+
+
 class NoKernelRan(TrifuseError, AssertionError):
     """Plain PyTorch ran, or nothing, where Triton kernels were expected: what was timed or checked means nothing."""
 

@@ -33,6 +33,7 @@ from . import torch_internals
 from .choices import check_choice
 from .errors import BackendError, ShapeError, UnusableKernel
 from .forcing import Forced, forced, forcing
+from .namespace import NAMESPACE, define, registry
 from .torch_internals import (
     constant_when_compiled,
     inside_backward,
@@ -57,7 +58,6 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 _log = logging.getLogger("trifuse.kernels")
-_library = torch.library.Library("trifuse", "DEF")
 _compiled_on_cpu = False  # inside `trifuse.kernels.testing.virtual_gpu`
 launched: defaultdict[str, int] = defaultdict(int)  # launches of each kernel in this process; a Counter costs more
 _registered: set[str] = set()  # operators that have Triton kernels
@@ -216,15 +216,15 @@ def register(
     op = next((known for known in _registered if name.startswith(known)), name)
     _registered.add(op)
     launch = _named_after(op, launch)
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, launch, "CUDA")
-    _library.impl(name, launch, "CPU")
-    _library.impl(name, lambda *given: (meta if building.device is None else launch)(*given), "Meta")
-    operator: Callable[..., Any] = getattr(torch.ops.trifuse, name).default
+    define(schema)
+    registry.impl(name, launch, "CUDA")
+    registry.impl(name, launch, "CPU")
+    registry.impl(name, lambda *given: (meta if building.device is None else launch)(*given), "Meta")
+    operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     if autograd is None:
         return operator
     differentiate = _with_backward(op, autograd)
-    _library.impl(name, differentiate, "Autograd")
+    registry.impl(name, differentiate, "Autograd")
 
     def call(*arguments: Any) -> Any:
         dispatched = torch.compiler.is_compiling() or not torch.is_grad_enabled() or inside_transform()

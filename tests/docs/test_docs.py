@@ -31,7 +31,7 @@ LONGEST_README = 8192
 NO_GPU = "**No GPU figures yet:**"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 PLANS = {"README.md": "## Repository layout", "docs/house.md": "## Folders and files"}
-FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "tests", "docs")
+FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "hub", "tests", "docs")
 OF_OTHER_TOOLS = {"--nproc-per-node", "--tests", "--commit"}  # torchrun's, and those of benchmarks/reporting/report.py
 
 
@@ -70,7 +70,7 @@ def leaf_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentP
         yield parser
 
 
-EXAMPLES = [  # those that begin with a docstring are whole files, see test_house.py
+EXAMPLES = [  # those that begin with a docstring are whole files, see test_house.py and tests/hub
     (name, code) for name, code in fenced("python") if not code.startswith('"""')
 ]
 LINES = [(name, line) for name, text in TEXTS.items() for line in shell_lines(text)]
