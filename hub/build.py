@@ -27,6 +27,8 @@ NAME, LICENSE = "trifuse", "Apache-2.0"
 VERSION = 0  # raised when an operator changes its signature; 0 says that they may still change
 VARIANT = "torch-universal"  # Python alone: one build for all devices
 LEFT_OUT = ("testing", "tested_versions.py", "__pycache__")
+INSTALLED = "install trifuse (pip install -e .) and use: import trifuse.kernels"
+LOADED = "load it with kernels.get_kernel or kernels.get_local_kernel"
 LOADED_AT_ONCE = "\nfrom . import layers  # noqa: E402, F401  (what the loader loads is about to be used)\n"
 
 
@@ -43,7 +45,7 @@ def sources() -> dict[str, str]:
 
 def identifier(files: dict[str, str]) -> str:
     """Return the name under which this content is loaded, and its operators are registered."""
-    content = json.dumps(files, sort_keys=True).encode()
+    content = json.dumps([sorted(files.items()), Path(__file__).read_text(encoding="utf-8")]).encode()
     return f"_{NAME}_{hashlib.sha256(content).hexdigest()[:8]}"
 
 
@@ -53,10 +55,17 @@ def rewritten(name: str, text: str, id: str) -> str:
         return text
     dots = "." * len(PurePosixPath(name).parts)
     text = re.sub(r"^( *from )trifuse\.kernels\.?(\S*)(?= import )", rf"\1{dots}\2", text, flags=re.MULTILINE)
-    text = text.replace("trifuse.kernels", id).replace("torch.ops.trifuse", f"torch.ops.{id}")
+    text = text.replace("torch.ops.trifuse", f"torch.ops.{id}")
     if name == "namespace.py":
-        text = text.replace('NAMESPACE = "trifuse"', f'NAMESPACE = "{id}"')
-    return text + LOADED_AT_ONCE if name == "__init__.py" else text
+        text = _replaced(text, 'NAMESPACE = "trifuse"', f'NAMESPACE = "{id}"')
+    if name == "__init__.py":
+        text = _replaced(text, INSTALLED, LOADED) + LOADED_AT_ONCE
+    return text.replace("trifuse.kernels", id)
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
 
 
 def metadata(files: dict[str, str], id: str) -> dict:
@@ -79,11 +88,12 @@ def build(out: Path) -> Path:
     Raises:
         FileExistsError: the folder holds something else.
     """
-    foreign = {path.name for path in out.iterdir()} - {"README.md", "LICENSE", "build"} if out.exists() else set()
-    if foreign or (out / "build").exists() and not (out / "build" / VARIANT / "metadata.json").exists():
+    found = {path.relative_to(out).as_posix() for pattern in ("*", "build/*") for path in out.glob(pattern)}
+    foreign = sorted(found - {"README.md", "LICENSE", "build", f"build/{VARIANT}"})
+    if foreign:
         raise FileExistsError(
-            f"{out}: expected no folder, or one that an earlier build wrote, got one that holds "
-            f"{', '.join(sorted(foreign)) or 'another build'}; choose another folder with --out"
+            f"{out}: expected no folder, or one that an earlier build wrote, got one that holds {', '.join(foreign)}; "
+            "choose another folder with --out"
         )
     original = sources()
     id = identifier(original)

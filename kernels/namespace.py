@@ -14,13 +14,13 @@ def define(schema: str) -> None:
     """Define an operator.
 
     Raises:
-        NamespaceTaken: there is one of this name; torch would let the second take the place of the first without a word.
+        NamespaceTaken: there is one of this name. Torch would put the second in its place without a word.
     """
     name = schema.split("(")[0]
     if hasattr(getattr(torch.ops, NAMESPACE), name):
         raise NamespaceTaken(
-            f"expected the name torch.ops.{NAMESPACE}.{name} to be free, but such an operator was registered before: by "
-            "a copy of this package from another folder, or by another package; load one of the two, or each in a "
-            "process of its own"
+            f"expected the name torch.ops.{NAMESPACE}.{name} to be free, but an operator of that name was registered "
+            "before, by another package or another copy of this one; load one of the two, or each in a process of its "
+            "own"
         )
     registry.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

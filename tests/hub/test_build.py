@@ -110,8 +110,8 @@ def test_it_replaces_an_older_build_and_nothing_else(tmp_path):
     (out / "notes.txt").touch()
     with pytest.raises(FileExistsError, match=r"an earlier build wrote, got one that holds notes\.txt; choose another"):
         hub.build(out)
-    (tmp_path / "wheels" / "build").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match="got one that holds another build"):
+    (tmp_path / "wheels" / "build" / "lib").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="got one that holds build/lib"):
         hub.build(tmp_path / "wheels")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["package", "wheels"]
 
@@ -129,10 +129,14 @@ def test_an_older_loader_finds_the_same_package(variant):
     assert "the same" in run("older", variant)
 
 
-def test_a_second_copy_is_refused_and_the_first_goes_on(variant, tmp_path):
+def test_a_second_copy_shares_the_operators_of_the_first(variant, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(variant, copy)
-    assert "refused" in run("twice", variant, copy)
+    assert "the same" in run("twice", variant, copy)
+
+
+def test_a_namespace_that_is_taken_and_another_name_are_refused_at_once(variant):
+    assert "refused" in run("taken", variant)
 
 
 def test_another_build_stands_beside_it(variant, tmp_path):

@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import MethodType, ModuleType
 from typing import Any
@@ -83,20 +84,37 @@ def older(folder: str) -> None:
 
 
 def twice(folder: str, copy: str) -> None:
-    """The namespace is taken: said when the copy is loaded, and the package that was there first goes on."""
-    first = loaded(folder)
+    """The same build from another folder has the same id, and so the operators that are there."""
+    first, second = loaded(folder), loaded(copy)
+    assert first is not second
+    assert all(getattr(first, op) is getattr(second, op) for op in kernels.OPERATORS)
+    print("the same")
+
+
+def taken(folder: str) -> None:
+    """Another package has an operator of this name: said when the package is loaded, and that goes on."""
+    id = json.loads((Path(folder) / "metadata.json").read_text(encoding="utf-8"))["id"]
+    library = torch.library.Library(id, "DEF")
+    library.define("residual_layer_norm(Tensor x) -> Tensor")
+    library.impl("residual_layer_norm", torch.neg, "CPU")
+    message = error_of(lambda: loaded(folder))
+    assert message.startswith(f"NamespaceTaken: expected the name torch.ops.{id}.residual_layer_norm to be free, but")
+    assert "load one of the two, or each in a process of its own" in message
+    assert getattr(torch.ops, id).residual_layer_norm(torch.ones(())) == -1
+    assert kernels.residual_layer_norm
+    message = error_of(lambda: loaded(folder, name="trifuse_by_another_name"))
+    assert message.startswith(f"ImportError: this folder is the package '{id}', but it was imported as 'trifuse_by_")
+    assert "load it with kernels.get_kernel or kernels.get_local_kernel" in message
+    print("refused")
+
+
+def error_of(load: Callable[[], object]) -> str:
+    """Return kind and words of the ImportError with which something fails."""
     try:
-        loaded(copy)
+        load()
     except ImportError as error:
-        assert type(error).__name__ == "NamespaceTaken", error
-        assert f"expected the name torch.ops.{first.__name__}." in str(error)
-        assert "load one of the two, or each in a process of its own" in str(error)
-        print("refused:", error)
-    else:
-        raise AssertionError("the copy was loaded")
-    sys.modules[first.__name__] = first
-    x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(first.channel_gate(x, torch.zeros(2, 3)), x / 2)
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("it was loaded")
 
 
 def several(*folders: str) -> None:
@@ -105,8 +123,8 @@ def several(*folders: str) -> None:
     names = ["trifuse", *(package.__name__ for package in packages)]
     x, logits = torch.randn(3, 2, 5, 4), torch.zeros(3)
     results = [package.weighted_block_fusion(list(x), logits) for package in (kernels, *packages)]
-    assert len({frozenset(operators_of(name)) for name in names}) == 1
     assert len(set(names)) == 3
+    assert all({"weighted_block_fusion", "weighted_block_fusion_backward"} <= operators_of(name) for name in names)
     for result in results:
         torch.testing.assert_close(result, x.mean(0))
     print("the same")
@@ -121,9 +139,8 @@ def layers(folder: str) -> None:
         "DilatedAttention": (blocks.DilatedAttention(8, 4, dilations=(1, 2)), torch.randn(2, 5, 4, 8)),
         "WeightedBlockFusion": (blocks.WeightedBlockFusion(3, 1), torch.randn(3, 2, 5, 4)),
     }
-    found = {
-        name for name, value in vars(hub.layers).items() if inspect.isclass(value) and issubclass(value, nn.Module)
-    }
+    classes = {name: value for name, value in vars(hub.layers).items() if inspect.isclass(value)}
+    found = {name for name, value in classes.items() if issubclass(value, nn.Module)}
     assert found == set(replaced)
     for name, (module, x) in replaced.items():
         check_layer(getattr(hub.layers, name), module, x)
@@ -154,9 +171,17 @@ def check_layer(layer: type[nn.Module], module: nn.Module, x: Tensor) -> None:
 
 def loader(package: str) -> None:
     """The package `kernels` resolves, checks and loads it, and puts its layers in the place of PyTorch's."""
-    from kernels import LocalLayerRepository, Mode, get_loaded_kernels, get_local_kernel, kernelize
-    from kernels import replace_kernel_forward_from_hub, use_kernel_mapping
     from kernels._rust import Digest, DigestAlgorithm, Metadata
+
+    from kernels import (
+        LocalLayerRepository,
+        Mode,
+        get_loaded_kernels,
+        get_local_kernel,
+        kernelize,
+        replace_kernel_forward_from_hub,
+        use_kernel_mapping,
+    )
 
     path = Path(package)
     hub = get_local_kernel(path)
