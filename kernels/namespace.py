@@ -1,4 +1,4 @@
-"""The operator namespace, ``torch.ops.trifuse``, where no name is registered twice."""
+"""The operator namespace, ``torch.ops.trifuse``, in which no name is registered twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,23 @@ import torch
 from .errors import NamespaceTaken
 
 NAMESPACE = "trifuse"
-registry = torch.library.Library(NAMESPACE, "DEF")
+
+
+def _taken(name: str) -> NamespaceTaken:
+    return NamespaceTaken(
+        f"expected torch.ops.{name} to be free, but it was registered before, by another package or another copy of "
+        "this one; load one of the two, or each in a process of its own"
+    )
+
+
+def _claimed() -> torch.library.Library:
+    try:
+        return torch.library.Library(NAMESPACE, "DEF")
+    except RuntimeError as error:
+        raise _taken(NAMESPACE) from error
+
+
+registry = _claimed()
 
 
 def define(schema: str) -> None:
@@ -18,9 +34,5 @@ def define(schema: str) -> None:
     """
     name = schema.split("(")[0]
     if hasattr(getattr(torch.ops, NAMESPACE), name):
-        raise NamespaceTaken(
-            f"expected the name torch.ops.{NAMESPACE}.{name} to be free, but an operator of that name was registered "
-            "before, by another package or another copy of this one; load one of the two, or each in a process of its "
-            "own"
-        )
+        raise _taken(f"{NAMESPACE}.{name}")
     registry.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -135,8 +135,9 @@ def test_a_second_copy_shares_the_operators_of_the_first(variant, tmp_path):
     assert "the same" in run("twice", variant, copy)
 
 
-def test_a_namespace_that_is_taken_and_another_name_are_refused_at_once(variant):
-    assert "refused" in run("taken", variant)
+@pytest.mark.parametrize("kind", ["DEF", "FRAGMENT"])
+def test_a_namespace_that_is_taken_and_another_name_are_refused_at_once(variant, kind):
+    assert "refused" in run("taken", variant, kind)
 
 
 def test_another_build_stands_beside_it(variant, tmp_path):

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from trifuse import blocks, kernels
 
-SHAPE = (2, 6, 8, 8)
+SHAPE = (2, 4, 4, 6)
+OF_KERNELS = ("channel_gate", "weighted_block_fusion")  # enough to show that kernels run, which takes long
 
 
 def loaded(folder: str | Path, name: str | None = None) -> ModuleType:
@@ -49,7 +50,7 @@ def compare(folder: str, backend: str) -> None:
     """Every operator of the package gives what the installed one gives, values and gradients."""
     hub = loaded(folder)
     checked = set()
-    for given in OPERATORS:
+    for given in OPERATORS if backend == "torch" else OF_KERNELS:
         for call in calls_of(given, SHAPE):
             op, results = call.function.__name__, []
             if getattr(kernels, op, None) is not call.function:
@@ -66,7 +67,7 @@ def compare(folder: str, backend: str) -> None:
         assert getattr(hub, op) is not getattr(kernels, op)
         assert getattr(hub, f"{op}_reference").__module__.startswith(f"{hub.__name__}.ops.")
     assert operators_of(hub.__name__) == operators_of("trifuse") != set()
-    assert len(checked) > 10, checked
+    assert len(checked) == (13 if backend == "torch" else 2), checked
     assert hub.ShapeError is not kernels.ShapeError
     print("the same:", *sorted(checked))
 
@@ -91,14 +92,15 @@ def twice(folder: str, copy: str) -> None:
     print("the same")
 
 
-def taken(folder: str) -> None:
-    """Another package has an operator of this name: said when the package is loaded, and that goes on."""
+def taken(folder: str, kind: str) -> None:
+    """Another package has the namespace, or an operator there: said when this one is loaded, and that goes on."""
     id = json.loads((Path(folder) / "metadata.json").read_text(encoding="utf-8"))["id"]
-    library = torch.library.Library(id, "DEF")
+    library = torch.library.Library(id, kind)
     library.define("residual_layer_norm(Tensor x) -> Tensor")
     library.impl("residual_layer_norm", torch.neg, "CPU")
     message = error_of(lambda: loaded(folder))
-    assert message.startswith(f"NamespaceTaken: expected the name torch.ops.{id}.residual_layer_norm to be free, but")
+    place = f"{id}.residual_layer_norm" if kind == "FRAGMENT" else id
+    assert message.startswith(f"NamespaceTaken: expected torch.ops.{place} to be free, but it was registered before")
     assert "load one of the two, or each in a process of its own" in message
     assert getattr(torch.ops, id).residual_layer_norm(torch.ones(())) == -1
     assert kernels.residual_layer_norm
