@@ -300,10 +300,7 @@ class DinoUNet(Pretrained, nn.Module):
         return logits[..., :height, :width]  # padded at the right and at the bottom
 
     def _streams(self) -> bool:
-        """Streaming asks the encoder and the fusion for a map at a time, and projects it by the weight alone.
-
-        What is more than its weight sees the fused map as a whole, and hooks see calls.
-        """
+        """Streaming calls neither encoder nor fusion, and projects by a weight alone: hooks would see nothing."""
         called = as_its_class_says(self.encoder) and as_its_class_says(self.fusion)
         return called and (self.decoder.proj_fused is None or is_plain(self.decoder.proj_fused))
 

@@ -138,7 +138,7 @@ def layers(folder: str) -> None:
     replaced = {
         "LayerNorm": (nn.LayerNorm(8), torch.randn(2, 5, 8)),
         "MemoryEfficientAttention": (blocks.MemoryEfficientAttention(8, 2), torch.randn(2, 5, 8)),
-        "DilatedAttention": (blocks.DilatedAttention(8, 4, dilations=(1, 2)), torch.randn(2, 5, 4, 8)),
+        "DilatedAttention": (blocks.DilatedAttention(8, 4, 3, (1, 2), True, 0.9, "mask"), torch.randn(2, 5, 4, 8)),
         "WeightedBlockFusion": (blocks.WeightedBlockFusion(3, 1), torch.randn(3, 2, 5, 4)),
     }
     classes = {name: value for name, value in vars(hub.layers).items() if inspect.isclass(value)}
