@@ -27,8 +27,7 @@ NAME, LICENSE = "trifuse", "Apache-2.0"
 VERSION = 0  # raised when an operator changes its signature; 0 says that they may still change
 VARIANT = "torch-universal"  # Python alone: one build for all devices
 LEFT_OUT = ("testing", "tested_versions.py", "__pycache__")
-INSTALLED = "install trifuse (pip install -e .) and use: import trifuse.kernels"
-LOADED = "load it with kernels.get_kernel or kernels.get_local_kernel"
+ITS_NAME = re.compile(r"^if __name__ != .*?^    \)\n\n", flags=re.MULTILINE | re.DOTALL)  # loaders choose another
 LOADED_AT_ONCE = "\nfrom . import layers  # noqa: E402, F401  (what the loader loads is about to be used)\n"
 
 
@@ -59,13 +58,14 @@ def rewritten(name: str, text: str, id: str) -> str:
     if name == "namespace.py":
         text = _replaced(text, 'NAMESPACE = "trifuse"', f'NAMESPACE = "{id}"')
     if name == "__init__.py":
-        text = _replaced(text, INSTALLED, LOADED) + LOADED_AT_ONCE
+        text = _replaced(text, ITS_NAME, "") + LOADED_AT_ONCE
     return text.replace("trifuse.kernels", id)
 
 
-def _replaced(text: str, old: str, new: str) -> str:
-    assert text.count(old) == 1, old
-    return text.replace(old, new)
+def _replaced(text: str, old: str | re.Pattern[str], new: str) -> str:
+    replaced, places = re.subn(old, new, text)
+    assert places == 1, old
+    return replaced
 
 
 def metadata(files: dict[str, str], id: str) -> dict:

@@ -125,8 +125,9 @@ def test_its_operators_are_those_of_an_installed_trifuse_in_their_own_namespace(
     assert "the same" in run("compare", variant, "triton" if interpreted else "torch", **variables)
 
 
-def test_an_older_loader_finds_the_same_package(variant):
-    assert "the same" in run("older", variant)
+@pytest.mark.parametrize("loader", ["older", "another_name"])
+def test_older_loaders_find_the_same_package(variant, loader):
+    assert "the same" in run(loader, variant)
 
 
 def test_a_second_copy_shares_the_operators_of_the_first(variant, tmp_path):
@@ -136,7 +137,7 @@ def test_a_second_copy_shares_the_operators_of_the_first(variant, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["DEF", "FRAGMENT"])
-def test_a_namespace_that_is_taken_and_another_name_are_refused_at_once(variant, kind):
+def test_a_namespace_that_is_taken_is_refused_at_once(variant, kind):
     assert "refused" in run("taken", variant, kind)
 
 
