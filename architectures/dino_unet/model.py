@@ -382,23 +382,11 @@ def _make_encoder(config: DinoUNetConfig, generator: torch.Generator) -> FrozenE
         return BackboneEncoder(
             config.backbone, config.norm_blocks, config.encoder_checkpoint, dtype, generator=generator
         )
+    options: dict[str, Any] = {"num_registers": config.num_registers, "generator": generator}
     if config.variant in DINOV3_VARIANTS:
-        return DinoV3Encoder(
-            config.variant,
-            config.norm_blocks,
-            config.encoder_checkpoint,
-            dtype,
-            num_registers=config.num_registers,
-            generator=generator,
-        )
+        return DinoV3Encoder(config.variant, config.norm_blocks, config.encoder_checkpoint, dtype, **options)
     return DinoV2Encoder(
-        config.variant,
-        pos_mode=config.pos_mode,
-        norm_blocks=config.norm_blocks,
-        checkpoint=config.encoder_checkpoint,
-        dtype=dtype,
-        num_registers=config.num_registers,
-        generator=generator,
+        config.variant, config.pos_mode, config.norm_blocks, config.encoder_checkpoint, dtype, **options
     )
 
 
