@@ -32,7 +32,7 @@ def gated(monkeypatch):
 
 def theirs(shape, num_registers=4, dtype=torch.float32):
     """Return transformers' model of a shape, with random weights."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="4.56")
     gated = shape.ffn == "swiglu"
     config = transformers.DINOv3ViTConfig(
         hidden_size=shape.embed_dim,
