@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from trifuse.kernels.gpu import tuning
-from trifuse.kernels.gpu.logit_rows import TILE
+from trifuse.kernels.gpu.logit_rows import TILE, WARPS
 from trifuse.kernels.gpu.segmentation_sums import (
     ADDED_COLUMNS,
     ADDED_ROWS,
     FORWARD_CHOICES,
     _add_programs_kernel,
     _segmentation_sums_fwd_kernel,
-    unrolled_maps,
+    shares,
 )
 from trifuse.kernels.gpu.segmentation_sums_backward import UNROLLED
 
@@ -25,11 +25,26 @@ TRAFFIC = [
 
 
 def sums_case(
-    kernel: object, maps: int, classes: int, dtype: str, *, coarse: bool, choice: tuning.Choice = FORWARD_CHOICES[0]
+    kernel: object,
+    maps: int,
+    classes: int,
+    dtype: str,
+    *,
+    coarse: bool,
+    launch: int = 0,
+    choice: tuning.Choice = FORWARD_CHOICES[0],
 ) -> StaticCase:
-    """Return a case of the forward kernel, or of the backward kernel of `mutation_loss`, which reads the same."""
+    """Return a case of a launch of the forward kernel, or of the backward kernel of `mutation_loss`, which reads alike.
+
+    A launch of the forward kernel need not read all maps.
+    """
+    name = f"{maps} {'coarse' if coarse else 'full'} map{'s'[: maps - 1]}, {dtype}{', second launch' * launch}"
     backward = kernel is not _segmentation_sums_fwd_kernel
-    unrolled = min(maps, UNROLLED) if backward else unrolled_maps(maps, classes, coarse)
+    subsets: dict[str | tuple[int, ...], object] = {"UNROLLED": min(maps, UNROLLED)}
+    if not backward:
+        share = shares(maps, classes, coarse)[launch]
+        subsets = {"UNROLLED": share.unrolled, "FIRST": share.first, "END": share.end, "SUBSETS": 2**maps - 1}
+        maps = share.maps
     reads: dict[str, str | tuple[str, ...]] = {
         "maps": (f"*{dtype}",) * maps,
         "strides": ("i32", "i32", "i32", "constexpr") * maps,
@@ -46,10 +61,11 @@ def sums_case(
     switches: dict[str | tuple[int, ...], object] = {
         "N": maps,
         "K": classes,
-        "UNROLLED": unrolled,
+        **subsets,
         "SQUARED": True,
         "STEPS": choice["steps"],
         "TILE": TILE,
+        **({} if backward else {"WARPS": WARPS}),
     }
     place = {name: position for position, name in enumerate(signature)}
     constants: dict[str | tuple[int, ...], object] = {"IGNORED": None, **switches}
@@ -58,7 +74,7 @@ def sums_case(
     if not coarse:
         constants |= dict.fromkeys([(place["sizes"], i) for i in range(2 * maps)])
     return StaticCase(
-        name=in_form(f"{maps} {'coarse' if coarse else 'full'} map{'s'[: maps - 1]}, {dtype}", choice, FORWARD_CHOICES),
+        name=in_form(name, choice, FORWARD_CHOICES),
         kernel=kernel,
         signature={**signature, **dict.fromkeys(map(str, switches), "constexpr")},
         constants=constants,
@@ -88,5 +104,6 @@ STATIC_CASES = [
     sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=False),
     sums_case(_segmentation_sums_fwd_kernel, 3, 9, "bf16", coarse=False),
     sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True),
+    sums_case(_segmentation_sums_fwd_kernel, 3, 9, "fp32", coarse=True, launch=1),
     *(sums_case(_segmentation_sums_fwd_kernel, 1, 4, "fp32", coarse=True, choice=c) for c in FORWARD_CHOICES[1:]),
 ]

@@ -162,6 +162,11 @@ class Walk:
         self.grid = (self.samples * self.programs,)
         self.reads = (tuple(maps), strides, sizes, target, of_target)
 
+    def reads_of(self, count: int) -> tuple[Any, ...]:
+        """Return what a launch reads that has the first maps alone."""
+        maps, strides, sizes, *of_target = self.reads
+        return maps[:count], strides[: 4 * count], sizes[: 2 * count], *of_target
+
     def partial_rows(self, i: int, classes: int) -> Tensor:
         """Return memory for the coarse rows of map i that each program touches."""
         shape = (self.samples, self.strips, self.folded[i], classes, self.width)

@@ -4,11 +4,12 @@ Programs walk down the rows of all maps: see `logit_rows`. A thread has the logi
 registers, and adds them up for every subset, relative to whose maximum it takes exponentials. (The maps' own
 exponentials, multiplied, would be fewer, but underflow where maps disagree.)
 
-A subset's sums stay in registers during the walk, and each program writes one partial sum; a second launch adds these
-up for each sample. Which maps belong to a subset is known when the kernel is compiled, up to the first UNROLLED maps:
-as many as registers allow. The further ones belong by the number of the program, whose neighbour, for other subsets,
-finds the logits in a cache. Logarithms are taken of the product of the exponentials' sums during a walk. No atomics,
-and a fixed order: results repeat bit for bit.
+A subset's sums stay in registers during the walk, and each warp writes one partial sum; a last launch adds these up for
+each sample. Which of the first UNROLLED maps belong to a subset is known when the kernel is compiled: as many as
+registers allow. The further ones belong by the number of the program, whose neighbour, for other subsets, finds the
+logits in a cache. Coarse maps are small enough to be read twice: one of them more is unrolled, and the subsets that it
+belongs to are a second launch's. Logarithms are taken of the product of the exponentials' sums during a walk. No
+atomics, and a fixed order: results repeat bit for bit.
 
 A class that does not exist is never used as an address; its pixel's nll is NaN.
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -132,24 +134,24 @@ def _label_logits(logits, label, wrong, N: tl.constexpr, K: tl.constexpr):
 @triton.jit
 def _with_pixels(
     intersection, predicted, distances, products, logits, reached, hot, counts, group,
-    UNROLLED: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SQUARED: tl.constexpr,
+    FIRST: tl.constexpr, END: tl.constexpr, UNROLLED: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    SQUARED: tl.constexpr,
 ):  # fmt: skip
     """Return the sums of some subsets with further pixels, of which ``reached`` has each map's logit of the label."""
-    first: tl.constexpr = 1 if UNROLLED == N else 0
     hits = ()
     sizes = ()
     missed = ()
     totals = ()
-    for s in tl.static_range(first, 1 << UNROLLED):
+    for s in tl.static_range(FIRST, END):
         e, inverse, total, largest = exponentials(of_subset(logits, group, s, UNROLLED, N, K), K)
         inverse *= tl.where(counts, 1.0, 0.0)
         for k in tl.static_range(K):
             p = e[k] * inverse
-            hits = hits + (intersection[(s - first) * K + k] + hot[k] * p,)
-            sizes = sizes + (predicted[(s - first) * K + k] + (p * p if SQUARED else p),)
+            hits = hits + (intersection[(s - FIRST) * K + k] + hot[k] * p,)
+            sizes = sizes + (predicted[(s - FIRST) * K + k] + (p * p if SQUARED else p),)
         distance = largest - of_subset(reached, group, s, UNROLLED, N, 1)[0] * LOG2_E
-        missed = missed + (distances[s - first] + tl.where(counts, distance, 0.0),)
-        totals = totals + (products[s - first] * tl.where(counts, total, 1.0),)
+        missed = missed + (distances[s - FIRST] + tl.where(counts, distance, 0.0),)
+        totals = totals + (products[s - FIRST] * tl.where(counts, total, 1.0),)
     return hits, sizes, missed, totals
 
 
@@ -160,24 +162,26 @@ def _segmentation_sums_fwd_kernel(
     sizes,  # 2 for each map: its height and width, or None where they are the target's
     target,  # (B, H, W) int64
     target_strides,
-    partial,  # (B, programs, subsets, 2 K + 1) float32: intersection, predicted, nll
-    partial_true,  # (B, programs, K) float32
+    partial,  # (B, programs * WARPS, SUBSETS, 2 K + 1) float32: intersection, predicted, nll
+    partial_true,  # (B, programs * WARPS, K) float32
     rows,
     width,
     pixels,  # of one sample
     tiles_across,
     strips,
     IGNORED,
-    N: tl.constexpr,
-    K: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr,
     UNROLLED: tl.constexpr,  # maps whose membership is unrolled; that of the others is the program's number
+    FIRST: tl.constexpr,  # of the subsets of these maps
+    END: tl.constexpr,
+    SUBSETS: tl.constexpr,  # whose sums are in memory
     SQUARED: tl.constexpr,
     STEPS: tl.constexpr,
     TILE: tl.constexpr,
-):
+    WARPS: tl.constexpr,
+):  # fmt: skip
     programs = strips * tiles_across
     groups: tl.constexpr = 1 << (N - UNROLLED)
-    FIRST: tl.constexpr = 1 if UNROLLED == N else 0  # the empty subset, which has no sums
     group = tl.program_id(0) % groups  # neighbours read the same pixels, for other subsets
     place = (tl.program_id(0) // groups).to(tl.int64)
     sample = place // programs
@@ -192,48 +196,58 @@ def _segmentation_sums_fwd_kernel(
     predicted = ()
     distances = ()  # from the labels' logits to the largest; the nll adds the logarithms of the exponentials' sums,
     products = ()  # which are multiplied
-    for _s in tl.static_range(FIRST, 1 << UNROLLED):
+    for _s in tl.static_range(FIRST, END):
         intersection = intersection + true
         predicted = predicted + true
         distances = distances + (zero,)
         products = products + (zero + 1.0,)
     columns = tl.minimum(tile, last_column(top, width, pixels))
     numbers, logits, slopes = before_first_row(maps, strides, sizes, sample, top, columns, rows, width, N, K)
-    for step in range(0, tl.minimum(STEPS, rows - top)):
+    end = tl.minimum(top + STEPS, rows)
+    last_at_end = last_column(end - 1, width, pixels)
+    for step in range(0, end - top):  # counted from the top, which takes fewer registers for addresses
         row = top + step
-        last = last_column(row, width, pixels)
+        last = tl.where(row == end - 1, last_at_end, width - 1)
         columns = tl.minimum(tile, last)
         label, counts, wrong = labels(target, target_strides, sample, row, columns, tile <= last, IGNORED, K)
         weight = tl.where(counts, 1.0, 0.0)
         hot = ()
         for k in tl.static_range(K):
             hot = hot + (tl.where(label == k, weight, 0.0),)
-        true = added(true, hot, K)
+        if FIRST <= 1:  # once for all subsets
+            true = added(true, hot, K)
         numbers, logits, slopes = _next_row(
             numbers, logits, slopes, maps, strides, sizes, sample, row, columns, rows, width, N, K
         )
         intersection, predicted, distances, products = _with_pixels(
             intersection, predicted, distances, products, logits, _label_logits(logits, label, wrong, N, K), hot,
-            counts, group, UNROLLED, N, K, SQUARED,
+            counts, group, FIRST, END, UNROLLED, N, K, SQUARED,
         )  # fmt: skip
-    sums = partial + place * (((1 << N) - 1) * (2 * K + 1))
-    for s in tl.static_range(FIRST, 1 << UNROLLED):
-        nll = (distances[s - FIRST] + tl.log2(products[s - FIRST])) * LN_2
-        hits = intersection[(s - FIRST) * K : (s - FIRST) * K + K]
-        sizes_of = predicted[(s - FIRST) * K : (s - FIRST) * K + K]
-        _store_sums(sums, group * (1 << UNROLLED) + s, hits, sizes_of, nll, K)
-    for k in tl.static_range(K):
-        tl.store(partial_true + place * K + k, tl.sum(true[k], axis=0), mask=group == 0)
+    part_of_warp = place * WARPS + tl.arange(0, WARPS)
+    first = group * (1 << UNROLLED) + FIRST
+    for s in tl.static_range(END - FIRST):
+        place_of = partial + (part_of_warp * SUBSETS + first + s - 1) * (2 * K + 1)
+        there = first + s > 0  # which the empty subset is not
+        for k in tl.static_range(K):
+            _store_sums_of_warps(place_of + k, intersection[s * K + k], there, WARPS)
+            _store_sums_of_warps(place_of + K + k, predicted[s * K + k], there, WARPS)
+        nll = (distances[s] + tl.log2(products[s])) * LN_2
+        _store_sums_of_warps(place_of + 2 * K, nll, there, WARPS)
+    if FIRST <= 1:
+        for k in tl.static_range(K):
+            _store_sums_of_warps(partial_true + part_of_warp * K + k, true[k], group == 0, WARPS)
 
 
 @triton.jit
-def _store_sums(sums, subset, intersection, predicted, nll, K: tl.constexpr):
-    """Store the sums of a subset over the threads of a program, unless it is the empty one."""
-    start = sums + (subset - 1) * (2 * K + 1)
-    for k in tl.static_range(K):
-        tl.store(start + k, tl.sum(intersection[k], axis=0), mask=subset > 0)
-        tl.store(start + K + k, tl.sum(predicted[k], axis=0), mask=subset > 0)
-    tl.store(start + 2 * K, tl.sum(nll, axis=0), mask=subset > 0)
+def _store_sums_of_warps(places, values, there, WARPS: tl.constexpr):
+    """Store the sum of the values of each warp's threads.
+
+    Its first thread alone does: others' sums may differ in the last bit, where a product is fused with an addition.
+    """
+    lanes: tl.constexpr = values.shape[0] // WARPS
+    sums = tl.sum(tl.reshape(values, (WARPS, lanes)), axis=1, keep_dims=True)
+    lane = tl.arange(0, lanes)[None, :]
+    tl.store(places[:, None] + lane, tl.broadcast_to(sums, (WARPS, lanes)), mask=there & (lane == 0))
 
 
 @triton.jit
@@ -273,30 +287,34 @@ def forward(
     """Launch the forward kernel; return intersection, predicted and nll as one, (B, S, 2 K + 1), and true (B, K)."""
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
     walk = Walk(maps, target, min(choice["steps"], int(LARGEST_EXPONENT / math.log2(max(2, classes)))))
-    partial = target.new_empty(walk.samples, walk.programs, subsets, 2 * classes + 1, dtype=torch.float32)
-    partial_true = target.new_empty(walk.samples, walk.programs, classes, dtype=torch.float32)
+    parts = walk.programs * WARPS
+    partial = target.new_empty(walk.samples, parts, subsets, 2 * classes + 1, dtype=torch.float32)
+    partial_true = target.new_empty(walk.samples, parts, classes, dtype=torch.float32)
     sums = target.new_empty(walk.samples, subsets, 2 * classes + 1, dtype=torch.float32)
     true = target.new_empty(walk.samples, classes, dtype=torch.float32)
-    unrolled = unrolled_maps(len(maps), classes, any(walk.folded))
-    grid = (walk.grid[0] << (len(maps) - unrolled),)
-    if grid[0]:
+    if walk.grid[0]:
         with torch.cuda.device_of(target):
-            launching.launch(
-                _segmentation_sums_fwd_kernel,
-                grid,
-                *walk.reads,
-                partial,
-                partial_true,
-                *walk.geometry,
-                ignore_index,
-                N=len(maps),
-                K=classes,
-                UNROLLED=unrolled,
-                SQUARED=squared,
-                STEPS=walk.steps,
-                TILE=TILE,
-                num_warps=WARPS,
-            )
+            for share in shares(len(maps), classes, any(walk.folded)):
+                launching.launch(
+                    _segmentation_sums_fwd_kernel,
+                    (walk.grid[0] << (share.maps - share.unrolled),),
+                    *walk.reads_of(share.maps),
+                    partial,
+                    partial_true,
+                    *walk.geometry,
+                    ignore_index,
+                    N=share.maps,
+                    K=classes,
+                    UNROLLED=share.unrolled,
+                    FIRST=share.first,
+                    END=share.end,
+                    SUBSETS=subsets,
+                    SQUARED=squared,
+                    STEPS=walk.steps,
+                    TILE=TILE,
+                    WARPS=WARPS,
+                    num_warps=WARPS,
+                )
             launching.launch(
                 _add_programs_kernel,
                 (walk.samples * launching.cdiv(subsets * (2 * classes + 1) + classes, ADDED_COLUMNS),),
@@ -304,7 +322,7 @@ def forward(
                 partial_true,
                 sums,
                 true,
-                walk.programs,
+                parts,
                 subsets * (2 * classes + 1),
                 classes,
                 ROWS=ADDED_ROWS,
@@ -317,11 +335,27 @@ def forward(
     return sums, true
 
 
+class Share(NamedTuple):
+    """What one launch computes: the sums of subsets with numbers from ``first`` on, below ``end``, of unrolled maps."""
+
+    maps: int  # that it reads
+    unrolled: int  # of which membership is known when the kernel is compiled
+    first: int
+    end: int
+
+
 @cache
-def unrolled_maps(maps: int, classes: int, coarse: bool) -> int:
-    """Return of how many maps the membership is unrolled: as many as registers allow for the sums of all subsets."""
-    unrolled = maps
+def shares(maps: int, classes: int, coarse: bool) -> tuple[Share, ...]:
+    """Return what each launch computes: for coarse maps, a second one has the subsets that registers do not hold.
+
+    Full maps would be read again; there all subsets are one launch's, by the numbers of programs.
+    """
+    fitting = maps
     held = classes * (1 + maps * (2 if coarse else 1))
-    while unrolled > (maps == 1) and (2**unrolled - (unrolled == maps)) * (2 * classes + 2) + held > REGISTERS:
-        unrolled -= 1
-    return unrolled
+    while fitting > (maps == 1) and (2**fitting - (fitting == maps)) * (2 * classes + 2) + held > REGISTERS:
+        fitting -= 1
+    if fitting == maps or not coarse:
+        return (Share(maps, fitting, int(fitting == maps), 2**fitting),)
+    unrolled, half = fitting + 1, 2**fitting
+    without = Share(fitting, fitting, 1, half) if unrolled == maps else Share(maps, unrolled, 0, half)
+    return without, Share(maps, unrolled, half, 2 * half)

@@ -115,6 +115,8 @@ def test_gradient_is_that_of_the_naive_sum_in_float64(op):
         (2, [(2, 60)], (2, 140)),  # three tiles share coarse columns
         (2, [(5, 2), (3, 2), (2, 1)], (70, 3)),  # three strips of rows, and further coarse rows in each
         (9, [(2, 1)] * 3, (2, 1)),  # more sums than a program has registers for
+        (9, [(1, 1), (2, 1), (1, 1)], (2, 1)),  # of coarse maps these take two launches
+        (9, [(1, 1)] * 4, (2, 1)),  # and of four maps two programs in each
     ],
     ids=str,
 )
