@@ -58,9 +58,14 @@ def norm_leaky_relu(norm: nn.Module, x: Tensor, negative_slope: float) -> Tensor
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply a layer norm to the channels of tokens (B, ..., C), strided as they may be."""
-    if not is_plain(norm):
+    if not _is_over_channels(norm, x):
         return norm(x)
     return residual_layer_norm(x, None, norm.weight, norm.bias, eps=norm.eps)[1]  # type: ignore[arg-type]
+
+
+def _is_over_channels(norm: nn.Module, x: Tensor) -> bool:
+    """Return whether a norm is a plain `nn.LayerNorm` of just the last dimension."""
+    return isinstance(norm, nn.LayerNorm) and is_plain(norm) and norm.normalized_shape == x.shape[-1:]
 
 
 def add_and_normalise(
@@ -80,7 +85,8 @@ def add_and_normalise(
         layer_scale: a `LayerScale` that adds the branch; None adds it as it is.
         sample_scale: factor of the branch for each sample, (B,); not beside ``layer_scale``.
     """
-    if is_plain(norm) and (layer_scale is None or is_plain(layer_scale)):
+    scaled_by_channel = layer_scale is None or (is_plain(layer_scale) and layer_scale.gamma.shape == x.shape[-1:])
+    if scaled_by_channel and _is_over_channels(norm, x):
         factors = {"layer_scale": None if layer_scale is None else layer_scale.gamma, "sample_scale": sample_scale}
         return residual_layer_norm(x, branch, norm.weight, norm.bias, eps=norm.eps, **factors)  # type: ignore[arg-type]
     x = add_branch(x, branch, sample_scale) if layer_scale is None else layer_scale(x, branch)

@@ -91,7 +91,25 @@ def _composed(
             if kept is not None and updated is not None and kept is not updated:
                 with torch.no_grad():
                     kept.copy_(updated)
-    return normalised.relu_() if activation == "relu" else F.gelu(normalised)
+    if activation == "relu":
+        return normalised.relu_()
+    _lay_out_gradients(normalised, x)
+    return F.gelu(normalised)
+
+
+def _lay_out_gradients(normalised: Tensor, x: Tensor) -> None:
+    """Have the gradient that comes back strided as the maps are, where a side of 1 leaves several layouts to read.
+
+    PyTorch's batch norm on a CPU takes the two for one layout there, although they lie in memory in two.
+    """
+    if 1 not in x.shape or torch.compiler.is_compiling() or not normalised.requires_grad:
+        return
+    if library.under_functional_transform((x,)):
+        return
+    strides = x.stride()
+    normalised.register_hook(
+        lambda grad: grad if grad.stride() == strides else grad.new_empty_strided(grad.shape, strides).copy_(grad)
+    )
 
 
 # --------------------------------------------------------------------------------------- the registered operator

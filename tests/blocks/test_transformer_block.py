@@ -211,3 +211,27 @@ def test_b16_what_is_done_to_a_block_in_a_row_acts(change):
     assert not torch.allclose(found[1], before[1])
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("norm", ["norm1", "norm2"])
+def test_b16_a_norm_over_tokens_and_channels_acts(norm, affine):
+    block, x = randomised(TransformerBlock(8, 2)), tokens(2, 3, 8)
+    over_both = randomised(nn.LayerNorm((3, 8), elementwise_affine=affine))
+    setattr(block, norm, over_both)
+    attended = block.ls1(x, block.attn(block.norm1(x)))
+    torch.testing.assert_close(block(x), block.ls2(attended, block.mlp(block.norm2(attended))))
+
+
+def test_b16_one_factor_for_all_channels_acts():
+    block, x = randomised(TransformerBlock(8, 2)), tokens(2, 3, 8)
+    block.ls1.gamma = nn.Parameter(torch.tensor([0.5], dtype=torch.float64))
+    attended = x + 0.5 * block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), block.ls2(attended, block.mlp(block.norm2(attended))))
+
+
+def test_a_norm_of_other_channels_is_refused():
+    block = randomised(TransformerBlock(8, 2))
+    block.norm2 = nn.LayerNorm(4, elementwise_affine=False)
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        block(tokens(2, 3, 8))

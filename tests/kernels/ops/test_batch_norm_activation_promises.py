@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -213,3 +215,27 @@ def test_k1_k4_refuses_types_it_cannot_compute_in(bad):
         batch_norm_activation(x, mean.to(bad), variance, weight, bias)
     with pytest.raises(TypeError, match=r"x is a numpy\.ndarray; expected a torch\.Tensor"):
         batch_norm_activation(x.numpy())
+
+
+def laid_out(shape, order, batch_stride, seed):
+    """Numbers whose dimensions lie in memory in an order of their own, outermost first."""
+    values = torch.randn([shape[i] for i in order], generator=torch.Generator().manual_seed(seed))
+    values = values.permute([order.index(i) for i in range(4)])
+    return values if shape[0] > 1 else values.as_strided(shape, (batch_stride, *values.stride()[1:]))
+
+
+@every_backend
+@in_both_modes
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 5), (3, 2, 1, 2), (2, 2, 3, 1), (1, 2, 2, 3), (2, 1, 2, 3), (1, 5, 4, 1)])
+def test_k8_k9_gradients_where_sides_of_one_leave_several_layouts(name, training, activation, shape):
+    for batch_stride, (seed, order) in itertools.product((1, 7), enumerate(itertools.permutations(range(4)))):
+        x, *rest = random_arguments(shape)
+        x = laid_out(shape, order, batch_stride, seed).requires_grad_()
+        incoming = laid_out(shape, order[::-1], 4, seed + 1)
+        found = []
+        for one in (name, "reference"):
+            with backend(one):
+                out = batch_norm_activation(x, *(v.clone() for v in rest), training=training, activation=activation)
+            found.append(torch.autograd.grad(out, (x, *rest[2:]), incoming))
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
