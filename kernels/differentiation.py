@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +20,11 @@ REFUSAL = (
 def once_differentiable(backward: Backward) -> Backward:
     """Make the backward of a `torch.autograd.Function` refuse second derivatives.
 
-    PyTorch's function of this name refuses only where the incoming gradient needs a gradient itself. That of a plain
+    A gradient depends on what was saved for it and on the incoming gradients. Those that need a gradient become the
+    parents of a node that raises: a backward pass that names its inputs runs only the nodes on the way to them. What a
+    gradient depends on must therefore be saved as it was given, or as it was returned.
+
+    PyTorch's function of this name refuses only where an incoming gradient needs a gradient itself. That of a plain
     sum does not, and its second derivative would be nothing, without a word.
 
     Raises:
@@ -31,23 +36,21 @@ def once_differentiable(backward: Backward) -> Backward:
     def first(ctx: Any, *grads: Tensor | None) -> Any:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return backward(ctx, *grads)
+        saved = ctx.saved_tensors  # once: activation checkpointing computes them anew, and refuses to do so again
+        unpacked = SimpleNamespace(**vars(ctx), saved_tensors=saved, needs_input_grad=ctx.needs_input_grad)
         with torch.no_grad():
-            results = backward(ctx, *grads)
-        alone = isinstance(results, Tensor)
-        refusing = [x if x is None else _Refusing.apply(name, _anchor(x), x) for x in ([results] if alone else results)]
-        return refusing[0] if alone else tuple(refusing)
+            results = backward(unpacked, *grads)
+        parents = [x for x in (*saved, *grads) if x is not None and x.requires_grad]
+        if isinstance(results, Tensor):
+            return _Refusing.apply(name, results, *parents)
+        return tuple(x if x is None else _Refusing.apply(name, x, *parents) for x in results)
 
     return first
 
 
-def _anchor(tensor: Tensor) -> Tensor:
-    """Return something that needs a gradient, so that what comes of it does."""
-    return torch.empty((), dtype=tensor.dtype, device=tensor.device, requires_grad=True)
-
-
 class _Refusing(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, anchor: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, name: str, gradient: Tensor, *parents: Tensor) -> Tensor:
         ctx.name = name
         return gradient.view_as(gradient)
 

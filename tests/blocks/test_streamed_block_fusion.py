@@ -154,6 +154,7 @@ def test_streaming_wants_every_block(given_maps):
 def test_streaming_cannot_be_differentiated_twice():
     fusion, projection = WeightedBlockFusion(3, 1).double(), nn.Linear(6, 2, bias=False).double()
     _, y = fusion.stream(enumerate(maps(3)), set(), projection.weight)
-    (grad,) = torch.autograd.grad(y.square().sum(), fusion.logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    (grad,) = torch.autograd.grad(y.sum(), fusion.logits, create_graph=True)
+    for parameter in (fusion.logits, projection.weight):
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad(grad.square().sum(), parameter, retain_graph=True)

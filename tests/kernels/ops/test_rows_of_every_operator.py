@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ BACKENDS = (pytest.param("triton", marks=interpreted), "torch")
 SHAPE = (2, 3, 2, 3)
 SQUASHING = ("channel_gate", "dilated_attention", "monte_carlo_pool", "spatial_gate", "upsample_argmax")
 SQUASHING += ("weighted_block_fusion",)  # the others give what inf - inf gives in the order in which they add
-TWICE_DIFFERENTIABLE = {("batch_norm_activation", "torch")}  # PyTorch's own layers
 every_backend = pytest.mark.parametrize("name", BACKENDS)
 every_operator = pytest.mark.parametrize("op", OPERATORS)
 
@@ -238,29 +237,6 @@ def test_k29_deterministic_algorithms_repeat_bit_for_bit(op, name):
         with deterministic():
             first, second = (outcome(call, name) for _ in range(2))
         assert all(map(torch.equal, first, second))
-
-
-@every_operator
-@every_backend
-def test_k23_a_second_derivative_is_refused_where_the_incoming_gradient_needs_none(op, name):
-    refused = 0
-    for call in calls_of(op, SHAPE):
-        if not (leaves := call.leaves()):
-            continue
-        with backend(name):
-            gradients = torch.autograd.grad(call().sum(), leaves, create_graph=True)
-        if (op, name) in TWICE_DIFFERENTIABLE:
-            sum(gradient.square().sum() for gradient in gradients).backward()
-            continue
-        refusal = r"is once_differentiable.*backend\('reference'\)"
-        if op == "monte_carlo_pool" and name == "torch":
-            refusal += "|does not require grad"  # where it is plain PyTorch, which knows that it is linear
-        if (op, name) == ("residual_layer_norm", "torch"):  # plain PyTorch, which differentiates again
-            refusal = None
-        with nullcontext() if refusal is None else pytest.raises(RuntimeError, match=refusal):
-            sum(gradient.square().sum() for gradient in gradients).backward()
-        refused += 1
-    assert refused or op == "upsample_argmax" or (op, name) in TWICE_DIFFERENTIABLE
 
 
 def computed_with(call: Call, place: int, value: Tensor) -> Tensor:
