@@ -88,7 +88,8 @@ def mutation_loss(
 
     Returns:
         Scalar in float32, float64 for float64 logits. NaN for a target outside [0, K) where the target is not on a CPU:
-        a GPU is not made to wait for that check. NaN for a NaN logit, at an ignored pixel too.
+        a GPU is not made to wait for that check. NaN for a NaN logit, at an ignored pixel too, and for an infinite
+        logit of a map that is upsampled: there, rule a class out by a large negative number.
 
     Raises:
         ShapeError: no maps, more than 5, or maps and target that do not belong together.

@@ -202,3 +202,16 @@ def test_rejects():
     for wrong in (3, -1):
         with pytest.raises(ValueError, match=rf"classes 0 to 2 in the target, got \[{wrong}\]"):
             dice_ce_loss(logits, torch.full_like(target, wrong))
+
+
+@pytest.mark.parametrize("name", BACKENDS[:2])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_k20_a_class_is_ruled_out_of_a_coarse_map_by_a_large_negative_number(name, flavour):
+    logits, target = random_arguments(2, 3, (4, 4), (8, 8))
+    target, without = target.clamp(max=1), logits.detach()[:, :2]
+    with torch.no_grad(), backend(name):
+        logits[:, 2] = -1e4
+        ruled_out = dice_ce_loss(logits, target, flavour=flavour, w_dice=0)
+        torch.testing.assert_close(ruled_out, dice_ce_loss(without, target, flavour=flavour, w_dice=0))
+        logits[:, 2] = -torch.inf
+        assert dice_ce_loss(logits, target, flavour=flavour).isnan()
