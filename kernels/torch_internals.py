@@ -16,6 +16,10 @@ Private name                        What it does                                
 ``detect_fake_mode``                tells tensors with shapes and no values           nothing
 ``_dynamo_marked_constant``         has `torch.compile` call a function, and keep     `assume_constant_result`, which
                                     its result, instead of tracing it                 loads the compiler at import
+``_dynamo.config``                  says how often a function is compiled again       `torch.compiler.config`, not in
+                                                                                      every supported version
+``_functorch.config``               has a backward pass compiled with the forward     nothing
+                                    pass, and not when it runs
 ``_current_graph_task_id``          tells a running backward pass: -1 outside         nothing
 ``kineto_results``, ``_EventType``  each allocation and release of the profiler       its memory timeline, which needs
                                     on a CPU                                          files, and rounds
@@ -107,6 +111,23 @@ def constant_when_compiled(function: Answering) -> Answering:
     """Have `torch.compile` call a function while it traces and keep its result, instead of tracing the function."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def compiling_up_to(times: int) -> AbstractContextManager[object]:
+    """Return a context, to be entered as often as one likes, in which a function has code for so many circumstances."""
+    context: AbstractContextManager[object] = torch._dynamo.config.patch(recompile_limit=times)
+    return context
+
+
+def compiling_backward_at_once() -> AbstractContextManager[object]:
+    """Return a context like `compiling_up_to`, in which a backward pass is compiled with its forward pass.
+
+    Elsewhere it is compiled when it first runs.
+    """
+    import torch._functorch.config
+
+    context: AbstractContextManager[object] = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)
+    return context
 
 
 def inside_backward() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,7 +23,7 @@ from .recipes import RecipeError
 from .registry import experiment_of
 from .report import parts_to_report, report_run
 from .results import describe_results, noted_results
-from .run_description import describe_run
+from .run_description import compilation_of, describe_run
 
 
 class RunOptions(TypedDict, total=False):
@@ -98,7 +98,9 @@ def train(
         best = network.from_pretrained(out / BEST_FOLDER).to(next(model.parameters()).device)
         targets = len(data.cohort.class_names) - 1
         parts = parts_to_report(out, parts)
-        with noted_results(out, **describe_results(given, data.cohort, data.split, parts, data.digests)):
+        made_of = describe_results(given, data.cohort, data.split, parts, data.digests)
+        compilation = compilation_of(out)
+        with noted_results(out, **made_of, compilation=compilation and asdict(compilation)):
             return report_run(
                 out,
                 best,

@@ -34,6 +34,7 @@ from trifuse.architectures.storage.epoch_log import read_log
 from .folder import BEST_FOLDER, FIGURES_FOLDER, LOG_FILE, PREDICTIONS_FOLDER
 from .prepared_data import Part, PreparedData
 from .recipes import DataRecipe
+from .run_description import describe_compilation
 
 _PART_TITLES = {"train": "Training cases", "val": "Validation cases", "test": "Test cases"}
 
@@ -117,6 +118,7 @@ def _facts(out: Path, model: nn.Module, data: PreparedData, own: Mapping[str, st
         **describe_network(model),
         "Chosen": chosen if data.split.val else f"{chosen}; no case validates",
         "Training time": format_seconds(sum(row["seconds"] for row in epochs)),
+        **describe_compilation(out),
         **own,
         **describe_environment(next(model.parameters()).device),
     }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from trifuse.architectures.storage.config_json import config_to_json
+from trifuse.architectures.training.compiled_forward import Compilation
 from trifuse.architectures.training.distributed import choose_device
 from trifuse.architectures.training.loop import FREE_TO_CHANGE as TRAINING_FREE_TO_CHANGE
 from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.training_state import read_position
 
 FREE_TO_CHANGE = MappingProxyType({"free_to_change": True})  # metadata of a field that does not change the result
 
@@ -29,6 +32,21 @@ def describe_recipe(recipe: Any) -> dict[str, Any]:
     description = config_to_json(replace(recipe, training=recipe.training.on(device)))
     kept = {name: value for name, value in description["training"].items() if name not in TRAINING_FREE_TO_CHANGE}
     return {**description, "training": kept}
+
+
+def compilation_of(run: Path) -> Compilation | None:
+    """Return what of a run's steps was compiled; None where nothing was to be.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, or a damaged one.
+    """
+    return read_position(run / "last").compilation
+
+
+def describe_compilation(run: Path) -> dict[str, str]:
+    """Return the fact of a report on what of a run's steps was compiled; none where nothing was to be."""
+    found = compilation_of(run)
+    return {} if found is None else {"Forward pass": found.describe()}
 
 
 def describe_training(recipe: Recipe) -> dict[str, str]:

@@ -18,7 +18,7 @@ from trifuse.architectures.evaluation.report import check_extras
 from trifuse.architectures.runs.claim import claim_run_folder
 from trifuse.architectures.runs.pipeline import RunOptions
 from trifuse.architectures.runs.results import noted_results
-from trifuse.architectures.runs.run_description import describe_run, describe_training
+from trifuse.architectures.runs.run_description import describe_compilation, describe_run, describe_training
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.training.distributed import open_world
@@ -202,7 +202,7 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
                 validated_on=beats.validated_on,
                 shown=options.get("parts", ("test",)),
                 title=f"ECG autoencoder on {Path(recipe.data.root).name}",
-                facts=_facts(recipe),
+                facts=_facts(recipe) | describe_compilation(out),
                 command=options.get("command", ()),
             )
 

@@ -9,13 +9,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
-from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.epoch_log import EpochLog, read_digest, write_start
 from trifuse.kernels.errors import DataError, TrifuseError
 
@@ -30,7 +29,7 @@ from .precision import computing
 from .progress import Progress
 from .recipe import Recipe
 from .recorded_step import step_type
-from .run_folder import DIGESTS, append_session, discard_replaced, lock_folder, open_run, with_same_data
+from .run_folder import append_note, append_session, discard_replaced, lock_folder, open_run, upgraded_description
 from .signals import Interrupted, StopSignals
 from .step import Batch, Forward, Loss
 from .training_state import (
@@ -126,7 +125,7 @@ def fit(
         tensorboard: also write TensorBoard files.
 
     Raises:
-        Interrupted: SIGTERM, SIGINT or SIGUSR1 came; ``last/`` holds the step after which it stopped.
+        Interrupted: SIGTERM, SIGINT or SIGUSR1 came; the message names the step that ``last/`` holds.
         NumericError: a loss or gradient is not finite; ``last/`` holds the last checkpoint before that.
         OutputFolderError: ``out`` holds another run, or another process writes to it.
         CheckpointError: nothing can be saved, or what was saved is damaged.
@@ -142,7 +141,7 @@ def fit(
             if world.is_main:
                 stack.enter_context(lock_folder(out))
                 description = _describe(recipe, run_config, len(train_set))
-                upgrade = partial(_upgraded, config_type, run_config)
+                upgrade = partial(upgraded_description, config_type, run_config)
                 changed, accept = open_run(out, description, resume=resume, force=force_resume, upgrade=upgrade)
                 for difference in changed:
                     progress.say(f"resumed with a changed configuration: {difference}")
@@ -156,27 +155,14 @@ def fit(
             if world.is_main:
                 run.accept = accept
                 run.log = stack.enter_context(run.open_log(out, tensorboard, force_resume))
-        stack.enter_context(computing(world.device, asked, recipe.tf32, progress.say))
-        return run.train(stack.enter_context(StopSignals()))
+        with computing(world.device, asked, recipe.tf32, progress.say), run.stop:
+            return run.train()
 
 
 def _describe(recipe: Recipe, run_config: Mapping[str, Any], samples: int) -> dict[str, Any]:
     """Return all that decides the result of a run, which resuming must not change."""
     kept = {name: value for name, value in asdict(recipe).items() if name not in FREE_TO_CHANGE}
     return {"recipe": kept, "config": dict(run_config), "training_samples": samples}
-
-
-def _upgraded(config_type: type | None, run_config: Mapping[str, Any], description: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of an older run in the names and spellings of today; without digests, it gets ours."""
-    if not all(isinstance(description.get(part), dict) for part in ("config", "recipe")):
-        return description  # which is none of ours, and differs in everything
-    ours = {DIGESTS: run_config[DIGESTS]} if DIGESTS in run_config else {}
-    config = {**ours, **description["config"], "training": description["recipe"]}
-    if config_type is not None:
-        config = upgraded_json(config_type, config)
-    config = with_same_data(config, run_config) if DIGESTS in description["config"] else config
-    recipe = upgraded_json(Recipe, config.pop("training"))
-    return {**description, "recipe": recipe, "config": config}
 
 
 class _Run:
@@ -202,7 +188,7 @@ class _Run:
         forced: bool,
     ) -> None:
         self.model, self.recipe, self.world, self.progress, self.base = model, recipe, world, progress, base
-        self.out, self.checkpoints = out, CheckpointManager(out, progress.say)
+        self.out, self.stop, self.checkpoints = out, StopSignals(), CheckpointManager(out, progress.say)
         if base is not None:
             check_base(model, base)
         self.groups = make_groups(model, recipe, param_groups)
@@ -218,7 +204,8 @@ class _Run:
             world,
             steps_per_epoch=self.batches.steps_per_epoch,
             crash_folder=out / "crash",
-            say=progress.say,
+            say=self._note,
+            stopping=lambda: self.stop.requested is not None,
         )
         self.log_digest: str | None = None
         self.state = self._load(forced) if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
@@ -232,7 +219,13 @@ class _Run:
         board, digest = out / "tensorboard" if tensorboard else None, None if widen else self.log_digest
         return EpochLog(out / "log.csv", self.state.epoch, board, widen=widen, digest=digest)
 
-    def train(self, stop: StopSignals) -> FitResult:
+    def _note(self, line: str) -> None:
+        """Say how steps are computed from here on, and keep it with the session."""
+        self.progress.say(line)
+        if self.world.is_main:
+            append_note(self.out, step=self.state.global_step + 1, said=line)
+
+    def train(self) -> FitResult:
         """Run the epochs that are left."""
         if self.world.is_main:
             self.checkpoints.drop_damaged()
@@ -240,7 +233,7 @@ class _Run:
             self._check_that_it_can_end_well()
         try:
             with self.batches.workers.named_losses(), named_exhaustion("training"):
-                self._train_epochs(stop)
+                self._train_epochs()
         except (DataError, WorkerLost, OutOfMemory) as error:
             self.progress.end()
             where = f"{self.checkpoints.last.path} holds step {self._saved_step} of the run"
@@ -249,29 +242,34 @@ class _Run:
             self.accept()
         return self._result()
 
-    def _train_epochs(self, stop: StopSignals) -> None:
+    def _train_epochs(self) -> None:
         while self.state.epoch < self.recipe.epochs:
-            self._train_epoch(stop)
+            self._train_epoch()
             self._end_epoch()
-            if self.state.epoch < self.recipe.epochs and self.world.any(stop.requested is not None):
-                self._interrupt(stop)
+            if self.state.epoch < self.recipe.epochs and self.world.any(self.stop.requested is not None):
+                self._interrupt(self.state.global_step)
         with self.world.raise_on_any_rank():
             if self.world.is_main and self._saved_step != self.state.global_step:
                 self.checkpoints.save_final(self._fill_last)
 
-    def _train_epoch(self, stop: StopSignals) -> None:
+    def _train_epoch(self) -> None:
         state, steps = self.state, self.batches.steps_per_epoch
         self.training_step.start_epoch(state.epoch)
         self.progress.start(f"epoch {state.epoch + 1} of {self.recipe.epochs}", steps, state.step_in_epoch)
         started_s = time.monotonic()
         for micro_batches in self.batches.epoch(state.epoch, state.step_in_epoch):
-            result = self.training_step(micro_batches, state.global_step)
+            try:
+                result = self.training_step(micro_batches, state.global_step)
+            except Interrupted:  # the step does not count
+                if self.world.size == len(micro_batches) == 1:  # nothing of it was computed
+                    self._save_last()
+                self._interrupt(self._saved_step)
             state.count_step(result, self.batches.samples_in_step(state.step_in_epoch), time.monotonic() - started_s)
             started_s = time.monotonic()
             self.progress.advance(state.step_in_epoch, f"loss {result.loss:.4f}")
-            if self.world.any(stop.requested is not None):
+            if self.world.any(self.stop.requested is not None):
                 self._save_last()
-                self._interrupt(stop)
+                self._interrupt(state.global_step)
             every = self.recipe.checkpoint_every_steps
             if every is not None and state.global_step % every == 0 and state.step_in_epoch < steps:
                 self._save_last()
@@ -362,7 +360,7 @@ class _Run:
         self.accept()
         self.log.write()  # first: a row that is missing on the disk belongs to an epoch that is run again
         self.log.write_digest(folder)
-        self.state.loss_scaling = self.training_step.state()
+        self.state.loss_scaling, self.state.compilation = self.training_step.state(), self.training_step.compilation
         save_training_state(folder, self.model, self.groups, self.average, self.state, self.base)
 
     def _load(self, forced: bool) -> TrainerState:
@@ -372,6 +370,7 @@ class _Run:
 
         state = self.checkpoints.load(self.checkpoints.last, load)
         self.training_step.load_state(state.loss_scaling)
+        self.training_step.compile_as(None if forced else state.compilation)  # who forces it tries again
         where = f"resuming after step {state.global_step} (epoch {state.epoch + 1}, step {state.step_in_epoch})"
         self.progress.say(f"{where}; ranks: {state.ranks} before, {self.world.size} now, for the same global batch")
         state.ranks = self.world.size
@@ -387,10 +386,10 @@ class _Run:
             state.best_epoch, state.best_score = best.epoch, best.score
         return state
 
-    def _interrupt(self, stop: StopSignals) -> None:
+    def _interrupt(self, step: int) -> NoReturn:
         self.progress.end()
-        name = "another rank's signal" if stop.requested is None else stop.requested.name
-        raise Interrupted(f"stopped by {name} after step {self.state.global_step}; resume to continue")
+        name = "another rank's signal" if self.stop.requested is None else self.stop.requested.name
+        raise Interrupted(f"stopped by {name} after step {step}; resume to continue")
 
     def _result(self) -> FitResult:
         score = math.nan if self.state.best_score is None else self.state.best_score

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from trifuse.architectures.storage.atomic_files import remove_leftovers
+from trifuse.architectures.storage.config_json import upgraded_json
 from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels.errors import CheckpointError, TrifuseError
+
+from .recipe import Recipe
 
 LOCK_FILE = ".lock"
 REPLACED_FOLDER = "replaced_run"  # of an output folder: the run that its run is to replace, until that has a checkpoint
@@ -169,6 +172,21 @@ def open_run(
     return differences, cache(lambda: None if written == new else write_record(path, new))
 
 
+def upgraded_description(
+    config_type: type | None, run_config: Mapping[str, Any], description: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the description of an older run in the names and spellings of today; without digests, it gets ours."""
+    if not all(isinstance(description.get(part), dict) for part in ("config", "recipe")):
+        return description  # which is none of ours, and differs in everything
+    ours = {DIGESTS: run_config[DIGESTS]} if DIGESTS in run_config else {}
+    config = {**ours, **description["config"], "training": description["recipe"]}
+    if config_type is not None:
+        config = upgraded_json(config_type, config)
+    config = with_same_data(config, run_config) if DIGESTS in description["config"] else config
+    recipe = upgraded_json(Recipe, config.pop("training"))
+    return {**description, "recipe": recipe, "config": config}
+
+
 def with_same_data(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's configuration with the paths of a new one if the digests say that its data lie there by now."""
     before, after = old.get("data"), new.get("data")
@@ -196,10 +214,25 @@ def _rest(differences: Sequence[str]) -> list[str]:
 def append_session(out: Path, **facts: Any) -> None:
     """Append a line of JSON to ``sessions.jsonl``: when, where and by which versions the run was started or resumed."""
     versions = {name: version(name) for name in ("trifuse", "torch")}
+    _append(out, {"started": _now(), **versions, **facts})
+
+
+def append_note(out: Path, **facts: Any) -> None:
+    """Append a line of JSON to ``sessions.jsonl`` on what happened since the run was started or resumed.
+
+    On a full disk the note is lost; the run is not.
+    """
+    with suppress(OSError):
+        _append(out, {"time": _now(), **facts})
+
+
+def _append(out: Path, facts: Mapping[str, Any]) -> None:
     with open(out / _SESSIONS_FILE, "a") as stream:
-        stream.write(
-            json.dumps({"started": datetime.now(UTC).isoformat(timespec="seconds"), **versions, **facts}) + "\n"
-        )
+        stream.write(json.dumps(facts) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _differences(old: Any, new: Any) -> list[str]:

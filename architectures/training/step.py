@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trifuse.kernels.errors import NumericError
 
 from .batches import MicroBatch, keyed_seed
-from .compiled_forward import CompiledForward
+from .compiled_forward import Compilation, CompiledForward
 from .crash import first_non_finite, write_crash_report
 from .distributed import Reduce, World
 from .ema import WeightAverage
@@ -58,6 +58,7 @@ class TrainingStep:
         steps_per_epoch: for the schedules.
         crash_folder: where a step that is not finite is described.
         say: takes a line on how steps are computed.
+        stopping: tells whether the run was asked to stop.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class TrainingStep:
         steps_per_epoch: int,
         crash_folder: Path,
         say: Callable[[str], None],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model, self.loss, self._eager_forward, self._groups, self._average = model, loss, forward, groups, average
-        self._forward, self._say = CompiledForward(forward, say) if recipe.compile else forward, say
+        self._compiled = CompiledForward(forward, say, stopping) if recipe.compile else None
+        self._forward, self._say = self._compiled or forward, say
         self._recipe, self._world, self._steps_per_epoch = recipe, world, steps_per_epoch
         self._crash_folder = crash_folder
         self._skipped_in_a_row = 0
@@ -86,7 +89,10 @@ class TrainingStep:
 
         Raises:
             NumericError: the loss or its gradient is not finite; the weights are as before the step.
+            Interrupted: see `CompiledForward`; likewise.
         """
+        if self._compiled is not None:
+            self._compiled.step = global_step + 1
         for group in self._groups:
             group.set_learning_rate(self._recipe, global_step, self._steps_per_epoch)
         if self._average is not None:
@@ -120,6 +126,16 @@ class TrainingStep:
         self._skipped_in_a_row = int(state["skipped_in_a_row"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({k: v for k, v in state.items() if k != "skipped_in_a_row"})
+
+    @property
+    def compilation(self) -> Compilation | None:
+        """What is compiled, if anything is to be."""
+        return None if self._compiled is None else self._compiled.compilation
+
+    def compile_as(self, before: Compilation | None) -> None:
+        """Compile what was compiled before, if that is known and anything is to be."""
+        if self._compiled is not None and before is not None:
+            self._compiled.compilation = before
 
     def _find_gradient(
         self, micro_batches: Sequence[tuple[MicroBatch, Batch]], seeds: Sequence[int]

@@ -30,6 +30,7 @@ from trifuse.architectures.storage.pretrained import (
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels.errors import CheckpointError
 
+from .compiled_forward import Compilation
 from .ema import WeightAverage
 from .parameter_groups import ParameterGroup
 from .step import StepResult
@@ -82,6 +83,7 @@ class TrainerState:
         smoothed_score: moving average of the monitored metric, where one is wanted.
         ranks: processes that train together.
         loss_scaling: state of the fp16 loss scaler.
+        compilation: what is compiled, if anything is to be.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"step": "global_step"}
@@ -97,6 +99,7 @@ class TrainerState:
     smoothed_score: float | None = None
     ranks: int = 1
     loss_scaling: dict[str, int | float] = field(default_factory=dict)
+    compilation: Compilation | None = None
 
     def __post_init__(self) -> None:
         counts = {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": self.global_step}
@@ -212,6 +215,15 @@ def load_training_state(
     if average is not None:
         average.load(_under("average/", tensors))
     return described.position
+
+
+def read_position(folder: Path) -> TrainerState:
+    """Return where the run was that saved its training state into a folder.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    return _read_description(folder).position
 
 
 def _read_description(folder: Path) -> _Description:

@@ -26,10 +26,10 @@ from trifuse.architectures.storage.pretrained import read_safetensors, write_saf
 from trifuse.architectures.storage.published_weights import read_tensors
 from trifuse.architectures.taff_unet.ecg_autoencoder import EcgAutoencoder
 from trifuse.architectures.taff_unet.inputs import read_arteries
-from trifuse.architectures.training.loop import _describe, _upgraded
+from trifuse.architectures.training.loop import _describe
 from trifuse.architectures.training.parameter_groups import make_groups
 from trifuse.architectures.training.recipe import Recipe
-from trifuse.architectures.training.run_folder import open_run
+from trifuse.architectures.training.run_folder import open_run, upgraded_description
 from trifuse.architectures.training.training_state import TrainerState, load_training_state, save_training_state
 from trifuse.kernels.errors import CheckpointError
 
@@ -82,7 +82,7 @@ def _runs(folder: Path) -> list[bytes]:
 
 def _resume(path: Path) -> object:
     def upgrade(description: dict[str, Any]) -> dict[str, Any]:
-        return _upgraded(PlainUNetRecipe, {}, description)
+        return upgraded_description(PlainUNetRecipe, {}, description)
 
     run_section(path.parent, "data", DataRecipe)
     return open_run(path.parent, run_description(), resume=True, force=False, upgrade=upgrade)

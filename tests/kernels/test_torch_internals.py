@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from ready_python import run_python
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -185,6 +187,34 @@ for value in ("first", "second"):
     variable.set(value)
     Nested.apply(torch.ones(1, requires_grad=True)).backward()
 """
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_function_is_compiled_for_so_many_circumstances(most):
+    torch.compiler.reset()
+    compiled = torch.compile(torch.sin, backend="eager", fullgraph=True, dynamic=False)
+    limit = torch_internals.compiling_up_to(most)
+    for length in range(1, most + 1):
+        with limit:
+            compiled(torch.ones(length))
+    with limit, pytest.raises(Exception, match="fullgraph=True"):
+        compiled(torch.ones(9))
+
+
+def test_a_backward_pass_is_compiled_with_its_forward_pass():
+    torch.compiler.reset()
+    called = []
+
+    def compiler(graph, inputs):
+        called.append(len(called))
+        return make_boxed_func(graph)
+
+    compiled = torch.compile(torch.sin, backend=aot_autograd(fw_compiler=compiler), fullgraph=True, dynamic=False)
+    with torch_internals.compiling_backward_at_once():
+        y = compiled(torch.ones(2, requires_grad=True))
+    assert called == [0, 1]
+    y.sum().backward()
+    assert called == [0, 1]
 
 
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="threads of a backward pass have no context there")

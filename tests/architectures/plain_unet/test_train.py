@@ -111,9 +111,25 @@ def test_what_papers_report_stands_where_it_can_be_compared():
 # ------------------------------------------------------------------------------------------------------------ runs
 
 
+def test_a_run_tells_what_of_it_was_compiled(cohort, tmp_path, monkeypatch):
+    """Nothing, where there is no compiler."""
+
+    def missing(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, options, **rest: compile(run, backend=missing, **rest))
+    report = train(tiny_recipe(cohort, epochs=1, compile=True), tmp_path / "run").read_text()
+    reason = "BackendCompilerFailed: backend='missing' raised: RuntimeError: no C++ compiler"
+    assert f"| Forward pass | all eager from step 1 on, as it could not be compiled: {reason} |" in report
+    found = read_record(tmp_path / "run" / "results.json")["compilation"]
+    assert found == {"shapes": {}, "surplus_since": None, "eager_since": 1, "reason": reason}
+
+
 def test_a_run_on_whole_slices_leaves_a_report(finished):
     report = (finished / "report.md").read_text()
     assert report.startswith("# Plain U-Net (4 channels) on atria")
+    assert "Forward pass" not in report
     assert "| Stages | 4, of 4, 8, 16, 32 channels |" in report
     assert "| Loss | 1 Dice (pooled over the batch) + 1 cross-entropy, at all resolutions but the coarsest |" in report
     assert "| left atrium |" in report

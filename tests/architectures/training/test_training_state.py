@@ -193,6 +193,6 @@ def test_the_state_keeps_its_names_on_the_disk():
     state = TrainerState(epoch=2, step_in_epoch=1, global_step=7, best_epoch=1, best_score=0.5, ranks=2)
     saved = state.to_json()
     names = "epoch step_in_epoch step loss_sum largest_gradient_norm seconds best_epoch best_score smoothed_score ranks"
-    assert [*saved] == [*names.split(), "loss_scaling"]
+    assert [*saved] == [*names.split(), "loss_scaling", "compilation"]
     assert saved["step"] == 7
     assert config_from_json(TrainerState, json.loads(json.dumps(saved)), "state") == state
