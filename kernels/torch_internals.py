@@ -18,6 +18,8 @@ Private name                        What it does                                
                                     its result, instead of tracing it                 loads the compiler at import
 ``_dynamo.config``                  says how often a function is compiled again       `torch.compiler.config`, not in
                                                                                       every supported version
+``get_torch_obj_rule_map``          the functions of torch that `torch.compile` has   nothing
+                                    found, and keeps
 ``_functorch.config``               has a backward pass compiled with the forward     nothing
                                     pass, and not when it runs
 ``_current_graph_task_id``          tells a running backward pass: -1 outside         nothing
@@ -41,8 +43,9 @@ Private name                        What it does                                
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -62,6 +65,7 @@ _innermost_transform = torch._C._functorch.peek_interpreter_stack
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 _dispatch_mode = torch._C._get_dispatch_mode
 _backward_pass = torch._C._current_graph_task_id
+_TRACE_RULES = "torch._dynamo.trace_rules"
 _RECORDING, _FAKING = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
 
 
@@ -111,6 +115,22 @@ def constant_when_compiled(function: Answering) -> Answering:
     """Have `torch.compile` call a function while it traces and keep its result, instead of tracing the function."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@contextmanager
+def replacing_functions() -> Iterator[None]:
+    """Let functions of torch be replaced in the block; a compiler that first runs there takes none for torch's own."""
+    knew_them = _functions_known()
+    try:
+        yield
+    finally:
+        if not knew_them and _functions_known():
+            sys.modules[_TRACE_RULES].get_torch_obj_rule_map.cache_clear()
+
+
+def _functions_known() -> bool:
+    rules = sys.modules.get(_TRACE_RULES)
+    return rules is not None and rules.get_torch_obj_rule_map.cache_info().currsize > 0
 
 
 def compiling_up_to(times: int) -> AbstractContextManager[object]:

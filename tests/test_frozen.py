@@ -11,6 +11,7 @@ GATHER = {
     "Allocation",
     "Arguments",
     "Comparison",
+    "Compilation",
     "Description",
     "Kernel",
     "Launches",

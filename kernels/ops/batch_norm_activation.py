@@ -93,20 +93,21 @@ def _composed(
                     kept.copy_(updated)
     if activation == "relu":
         return normalised.relu_()
-    _lay_out_gradients(normalised, x)
+    if 1 in x.shape:
+        _lay_out_gradients(normalised)
     return F.gelu(normalised)
 
 
-def _lay_out_gradients(normalised: Tensor, x: Tensor) -> None:
-    """Have the gradient that comes back strided as the maps are, where a side of 1 leaves several layouts to read.
+def _lay_out_gradients(normalised: Tensor) -> None:
+    """Have the gradient that comes back strided as the map is, where a side of 1 leaves several layouts to read.
 
     PyTorch's batch norm on a CPU takes the two for one layout there, although they lie in memory in two.
     """
-    if 1 not in x.shape or torch.compiler.is_compiling() or not normalised.requires_grad:
+    if torch.compiler.is_compiling() or not normalised.requires_grad:
         return
-    if library.under_functional_transform((x,)):
+    if library.under_functional_transform((normalised,)):
         return
-    strides = x.stride()
+    strides = normalised.stride()
     normalised.register_hook(
         lambda grad: grad if grad.stride() == strides else grad.new_empty_strided(grad.shape, strides).copy_(grad)
     )

@@ -7,12 +7,14 @@ import torch
 from functorch.compile import make_boxed_func
 from ready_python import run_python
 from torch import Tensor
+from torch._dynamo import trace_rules
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from trifuse.kernels import torch_internals
+from trifuse.kernels.testing import poisoned_empty
 
 
 @pytest.fixture
@@ -187,6 +189,20 @@ for value in ("first", "second"):
     variable.set(value)
     Nested.apply(torch.ones(1, requires_grad=True)).backward()
 """
+
+
+def test_a_compiler_that_first_runs_where_functions_are_replaced_knows_torch_s_own_afterwards():
+    trace_rules.get_torch_obj_rule_map.cache_clear()
+    torch.compiler.reset()
+    with poisoned_empty():
+        torch.compile(torch.sin, backend="eager", fullgraph=True)(torch.ones(2))
+    known = trace_rules.get_torch_obj_rule_map.cache_info().misses
+    zeros = torch.compile(lambda x: torch.empty(x.shape).zero_(), backend="eager", fullgraph=True)
+    assert torch.equal(zeros(torch.ones(2)), torch.zeros(2))
+    with poisoned_empty():
+        pass
+    torch.compile(lambda x: torch.empty(x.shape).zero_(), backend="eager", fullgraph=True)(torch.ones(2))
+    assert trace_rules.get_torch_obj_rule_map.cache_info().misses <= known + 1, "what is right is kept"
 
 
 @pytest.mark.parametrize("most", [1, 2])

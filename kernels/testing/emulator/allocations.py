@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from trifuse.kernels.torch_internals import replacing_functions
+
 TILE = 1 << 16  # bytes of the pattern, which is repeated
 CHUNK = 8  # bytes that count as written as soon as one of them is no longer what it was filled with
 ALLOCATORS = (
@@ -28,13 +30,14 @@ def allocators_wrapped(wrap: Callable[[Allocator], Allocator]) -> Iterator[None]
     with torch.device("cpu"):
         torch.empty(0)  # now torch knows what `torch.device` as a context is for, and keeps it: not our functions
     originals = [(owner, name, getattr(owner, name)) for owner, names in ALLOCATORS for name in names]
-    try:
-        for owner, name, original in originals:
-            setattr(owner, name, wrap(original))
-        yield
-    finally:
-        for owner, name, original in originals:
-            setattr(owner, name, original)
+    with replacing_functions():
+        try:
+            for owner, name, original in originals:
+                setattr(owner, name, wrap(original))
+            yield
+        finally:
+            for owner, name, original in originals:
+                setattr(owner, name, original)
 
 
 @dataclass

@@ -68,10 +68,11 @@ def test_the_report_shows_them_for_each_class_and_case(tmp_path, volume):
         rows += score_case(wall(scar), wall(slice(2, 6)), SPACING_MM, NAMES, conventions, case_id=case, patient=case)
     report = write_report(tmp_path, title="Scar", evaluations=[Evaluation("test", "Test cases", rows)]).read_text()
     share = "relative" in volume
-    header = next(line for line in report.splitlines() if line.startswith("| Mean ± SD"))
+    lines = report.splitlines()
+    header = next(line for line in lines if line.startswith("| Mean ± SD"))
     for word in ("DSC", "Precision", "Sensitivity", f"Volume difference, {'share' if share else 'mL'}"):
         assert word in header
-    (line,) = (line for line in report.splitlines() if line.startswith("| scar"))
+    line = next(line for line in lines[lines.index(header) :] if line.startswith("| scar"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     mean = {"absolute": "0.04", "signed": "-0.04", "relative": "0.250", "signed_relative": "-0.250"}[volume]
     assert any(cell.startswith(f"{mean} ±") for cell in cells)
