@@ -216,7 +216,7 @@ def describe_content(path: Path) -> str:
     if head[344:348] == b"ni1\0":
         return "the header of a NIfTI pair (.hdr and .img)"
     if head[128:132] == b"DICM":
-        return "a DICOM file"
+        return "a DICOM file (dcm2niix makes NIfTI files of its series)"
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "a text file"
     return "an unknown binary file"

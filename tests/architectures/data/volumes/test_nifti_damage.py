@@ -109,7 +109,7 @@ def test_gzip_stream_longer_than_a_chunk(tmp_path, monkeypatch):
         (b"<!DOCTYPE html><html>please log in", "HTML page"),
         (b"Dear colleague, the data is on the way.", "a text file"),
         (b"PK\x03\x04" + bytes(400), "a zip file"),
-        (bytes(128) + b"DICM" + bytes(400), "a DICOM file"),
+        (bytes(128) + b"DICM" + bytes(400), "a DICOM file (dcm2niix makes NIfTI files of its series)"),
     ],
 )
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii"])
