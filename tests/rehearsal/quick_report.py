@@ -8,6 +8,7 @@ How parts are started is tested beside the report's other tests. A part finds he
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -32,5 +33,7 @@ def run_part(part: report.Part, limit_s: float, log: Path, scratch: Path, variab
 
 
 if __name__ == "__main__":
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:  # no part is run by a worker of pytest
+        del os.environ[name]
     report.GPU_SECONDS, report.run_part = GPU_SECONDS, run_part
     sys.exit(report.main(sys.argv[1:]))
