@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.memory_efficient_attention import INIT_STD
 from trifuse.blocks.rotary_positions import axial_positions
 from trifuse.blocks.transformer_block import TransformerBlock, iterate_blocks
-from trifuse.kernels import CheckpointError
 from trifuse.kernels.choices import check_choice
 
 from .dinov3_names import DinoV3Config, read_renamed
@@ -67,21 +66,9 @@ class DinoV3Encoder(FrozenTransformer):
         if not isinstance(variant, DinoV3Shape):
             check_choice("DinoV3Encoder: variant", variant, DINOV3_VARIANTS)
             variant = DINOV3_VARIANTS[variant]
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"DinoV3Encoder: expected a floating-point dtype, got {dtype}")
         self.shape, self.norm_blocks, self.num_registers = variant, norm_blocks, num_registers
         self.embed_dim, self.depth, self.patch_size = variant.embed_dim, variant.depth, DINOV3_PATCH_SIZE
-
-        device = torch.get_default_device()
-        with torch.device("meta"):  # so that no weight is drawn twice, nor drawn only to be loaded over
-            self._build(variant)
-        self.to(dtype or torch.float32).to_empty(device=device)
-        if checkpoint is None:
-            self.reset_parameters(generator)
-        else:
-            self.load_checkpoint(checkpoint)
-        self.requires_grad_(False)
-        self.train(False)
+        self._make(partial(self._build, variant), checkpoint, dtype, generator)
 
     def _build(self, shape: DinoV3Shape) -> None:
         D = shape.embed_dim
@@ -118,11 +105,7 @@ class DinoV3Encoder(FrozenTransformer):
             CheckpointError: nothing is there, it is damaged or holds code, or it is another encoder than this.
         """
         state, report = read_renamed(Path(path), expected_weights)
-        found = report.config
-        if (DINOV3_VARIANTS[found.variant], found.num_registers) != (self.shape, self.num_registers):
-            asked = f"{self.shape} with {self.num_registers} registers"
-            raise CheckpointError(f"{path}: holds the weights of {found}, but {asked} was asked for")
-        load_strict(self, state, Path(path))
+        self._load(Path(path), state, report.config, DINOV3_VARIANTS[report.config.variant])
 
     def extra_repr(self) -> str:
         return f"depth={self.depth}, norm_blocks={self.norm_blocks}, frozen"

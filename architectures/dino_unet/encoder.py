@@ -9,6 +9,7 @@ Need Registers.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,10 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.memory_efficient_attention import INIT_STD
 from trifuse.blocks.transformer_block import LAYER_NORM_EPS, TransformerBlock
-from trifuse.kernels import CheckpointError
 from trifuse.kernels.choices import check_choice
 
 from .frozen_encoder import FrozenTransformer
@@ -92,22 +91,9 @@ class DinoV2Encoder(FrozenTransformer):
         super().__init__()
         shape = _shape_of(variant)
         check_choice("DinoV2Encoder: pos_mode", pos_mode, PositionMode)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"DinoV2Encoder: expected a floating-point dtype, got {dtype}")
         self.shape, self.pos_mode, self.norm_blocks, self.num_registers = shape, pos_mode, norm_blocks, num_registers
         self.embed_dim, self.depth, self.patch_size = shape.embed_dim, shape.depth, PATCH_SIZE
-
-        device = torch.get_default_device()
-        with torch.device("meta"):  # so that no weight is drawn twice, nor drawn only to be loaded over
-            self._build(shape)
-        self.to(dtype or torch.float32).to_empty(device=device)
-        if checkpoint is None:
-            self.reset_parameters(generator)
-        else:
-            self.load_checkpoint(checkpoint)
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-        self.train(False)
+        self._make(partial(self._build, shape), checkpoint, dtype, generator)
 
     def _build(self, shape: EncoderShape) -> None:
         D = shape.embed_dim
@@ -140,11 +126,7 @@ class DinoV2Encoder(FrozenTransformer):
             CheckpointError: nothing is there, it is damaged or holds code, or it is another encoder than this.
         """
         state, report = read_renamed(Path(path), expected_weights)
-        found = report.config
-        if (VARIANTS[found.variant], found.num_registers) != (self.shape, self.num_registers):
-            asked = f"{self.shape} with {self.num_registers} registers"
-            raise CheckpointError(f"{path}: holds the weights of {found}, but {asked} was asked for")
-        load_strict(self, state, Path(path))
+        self._load(Path(path), state, report.config, VARIANTS[report.config.variant])
 
     def extra_repr(self) -> str:
         return f"depth={self.depth}, pos_mode={self.pos_mode!r}, norm_blocks={self.norm_blocks}, frozen"

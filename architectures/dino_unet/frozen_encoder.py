@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from trifuse.architectures.storage.pretrained import load_strict
 from trifuse.blocks.plain_layers import normalise
 from trifuse.blocks.streamed_block_fusion import Receive, hand_out
 from trifuse.blocks.transformer_block import iterate_blocks
-from trifuse.kernels import ShapeError, TrifuseError
+from trifuse.kernels import CheckpointError, ShapeError, TrifuseError
 
 
 class FrozenEncoder(nn.Module):
@@ -107,16 +110,54 @@ class FrozenTransformer(FrozenEncoder):
     """A frozen encoder made of this library's transformer blocks.
 
     Attributes:
+        shape: the sizes of a published variant.
         num_registers: register tokens, which stand between the class token and the patches.
         norm_blocks: whether the final norm is applied to every block's tokens.
         blocks: the N transformer blocks.
         norm: the final LayerNorm.
     """
 
+    shape: Any
     num_registers: int
     norm_blocks: bool
     blocks: nn.ModuleList
     norm: nn.LayerNorm
+
+    def _make(
+        self,
+        build: Callable[[], None],
+        checkpoint: str | os.PathLike[str] | None,
+        dtype: torch.dtype | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Make the parts, draw or load their weights, and freeze them; the end of the constructors."""
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"{type(self).__name__}: expected a floating-point dtype, got {dtype}")
+        device = torch.get_default_device()
+        with torch.device("meta"):  # so that no weight is drawn twice, nor drawn only to be loaded over
+            build()
+        self.to(dtype or torch.float32).to_empty(device=device)
+        if checkpoint is None:
+            self.reset_parameters(generator)
+        else:
+            self.load_checkpoint(checkpoint)
+        self.requires_grad_(False)
+        self.train(False)
+
+    @abstractmethod
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw random weights."""
+
+    @abstractmethod
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Load published or converted weights."""
+
+    def _load(self, path: Path, state: Mapping[str, Tensor], found: Any, shape: object) -> None:
+        """Load renamed weights, which ``found`` says are those of an encoder of ``shape``, if this is one."""
+        if (shape, found.num_registers) != (self.shape, self.num_registers):
+            asked = f"{self.shape} with {self.num_registers} registers"
+            raise CheckpointError(f"{path}: holds the weights of {found}, but {asked} was asked for")
+        load_strict(self, state, path)
 
     def visit(self, x: Tensor, blocks: str | Sequence[int], receive: Receive) -> None:
         hand_out(self.iterate(x, blocks), receive)
