@@ -11,7 +11,7 @@ from trifuse.architectures.storage.atomic_files import write_text
 from trifuse.architectures.storage.text import count, listed, read_text
 
 from .audit import ALL_CLASSES, Audit, Finding, Interval
-from .picture import BLUE, FAINT, INK, LARGE, NORMAL, SMALL, VERMILION, Picture, new_figure, save_picture
+from .picture import BLUE, FAINT, INK, LARGE, NORMAL, SMALL, VERMILION, Picture, new_figure, plain_axes, save_picture
 from .report import markdown_table, picture_parts, provenance_parts
 from .summary import METRIC_NAMES, aligned
 from .tables import number, write_csv
@@ -19,7 +19,6 @@ from .tables import number, write_csv
 PAGE = "audit.md"
 TITLE = "Audit of "  # begins the title of a run's audit
 _CASES = "audit_cases.csv"
-_GRID = "#E3E3E3"
 _INCHES_A_ROW, _INCHES_AROUND = 0.27, 1.5
 _LEAST_SHOWN = 1e-5  # the left end of the chart's axis: what moves less stands there
 
@@ -202,12 +201,7 @@ def _draw_row(left: Any, right: Any, row: int, finding: Finding) -> None:
 
 def _dress(axis: Any, x_label: str) -> None:
     axis.set_xlabel(x_label, fontsize=NORMAL, color=INK)
-    axis.tick_params(labelsize=SMALL, colors=INK)
-    axis.grid(True, axis="x", color=_GRID, lw=0.8)
-    axis.set_axisbelow(True)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+    plain_axes(axis, grid="x")
 
 
 def verdict(finding: Finding) -> str:

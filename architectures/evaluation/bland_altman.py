@@ -14,14 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from trifuse.architectures.storage.text import count
 from trifuse.kernels import DataError, MissingExtra
 
-from .picture import BLUE, FAINT, INK, LARGE, NORMAL, SMALL, VERMILION, Picture, new_figure, save_picture
+from .picture import BLUE, FAINT, INK, LARGE, NORMAL, SMALL, VERMILION, Picture, new_figure, plain_axes, save_picture
 from .scoring import Row
 from .tables import number, write_csv
 
 NAME = "volume_agreement"
 LIMITS_TABLE = f"{NAME}_limits.csv"
 PANELS_PER_ROW = 4
-_GRID = "#E3E3E3"
 Interval = tuple[float, float]
 
 
@@ -185,12 +184,7 @@ def _draw_panel(axis: Any, volumes: ClassVolumes, agreement: Agreement) -> None:
     axis.set_title(volumes.class_name, fontsize=NORMAL, color=INK, loc="left", weight="bold")
     axis.set_xlabel("Mean of truth and prediction, mL", fontsize=SMALL, color=INK)
     axis.set_ylabel("Prediction - truth, mL", fontsize=SMALL, color=INK)
-    axis.tick_params(labelsize=SMALL, colors=INK)
-    axis.grid(True, color=_GRID, lw=0.8)
-    axis.set_axisbelow(True)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+    plain_axes(axis)
 
 
 def agreement_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

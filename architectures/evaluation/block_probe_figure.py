@@ -12,7 +12,19 @@ import numpy as np
 from trifuse.architectures.storage.text import listed
 
 from .block_probe import BestBlocks
-from .picture import BLUE, FAINT, INK, LARGE, NORMAL, ORANGE, SMALL, VERMILION, Picture, new_figure, save_picture
+from .picture import (
+    BLUE,
+    FAINT,
+    INK,
+    LARGE,
+    NORMAL,
+    ORANGE,
+    VERMILION,
+    Picture,
+    new_figure,
+    plain_axes,
+    save_picture,
+)
 from .statistics import mean_interval
 from .tables import number
 
@@ -94,7 +106,4 @@ def _dress(axis: Any, title: str, x_label: str, y_label: str) -> None:
     axis.set_xlabel(x_label, fontsize=NORMAL, color=INK)
     axis.set_ylabel(y_label, fontsize=NORMAL, color=INK)
     axis.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    axis.tick_params(labelsize=SMALL, colors=INK)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+    plain_axes(axis, grid=None)

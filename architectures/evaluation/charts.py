@@ -28,13 +28,13 @@ from .picture import (
     VERMILION,
     Picture,
     new_figure,
+    plain_axes,
     save_picture,
 )
 from .tables import number
 
 CYCLE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
 LINE_STYLES = ("-", "--", "-.", ":")
-GRID = "#E3E3E3"
 MARKED_EPOCHS = 40  # curves of up to this many epochs get a marker at each
 SCORE_WORDS = ("dice", "dsc", "iou", "precision", "sensitivity")
 _SCORE_TITLES = {False: "Validation score", True: "Score on the training cases"}
@@ -202,14 +202,9 @@ def _dress(axis: Any, title: str, x_label: str) -> None:
 
     axis.set_title(title, fontsize=LARGE, color=INK, loc="left", weight="bold", pad=12)
     axis.set_xlabel(x_label, fontsize=NORMAL, color=INK)
-    axis.tick_params(labelsize=SMALL, colors=INK)
-    axis.grid(True, color=GRID, lw=0.8)
-    axis.set_axisbelow(True)
+    plain_axes(axis)
     if x_label == "Epoch":
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
 
 
 def _columns(log_csv: Path) -> dict[str, NDArray]:

@@ -14,7 +14,7 @@ from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.storage.text import listed
 from trifuse.kernels import DataError
 
-from .picture import BLUE, FAINT, INK, LARGE, NORMAL, ORANGE, SMALL, Picture, new_figure, save_picture
+from .picture import BLUE, FAINT, INK, LARGE, NORMAL, ORANGE, SMALL, Picture, new_figure, plain_axes, save_picture
 from .tables import number
 
 INTERVAL_EDGES_DAYS = (0.0, 7.0, 14.0, 21.0, 30.0, 60.0, 90.0)
@@ -22,7 +22,6 @@ INTERVAL_EDGES_DAYS = (0.0, 7.0, 14.0, 21.0, 30.0, 60.0, 90.0)
 longer intervals, a further bin holds these."""
 
 _COLOURS, _HATCHES = (BLUE, ORANGE), ("", "//")
-_GRID = "#E3E3E3"
 
 
 @dataclass(frozen=True)
@@ -200,12 +199,7 @@ def _dress_bins(axis: Any, bins: Sequence[IntervalBin], score_name: str) -> None
 def _dress(axis: Any, title: str, x_label: str) -> None:
     axis.set_title(title, fontsize=LARGE, color=INK, loc="left", weight="bold", pad=8)
     axis.set_xlabel(x_label, fontsize=NORMAL, color=INK)
-    axis.tick_params(labelsize=SMALL, colors=INK)
-    axis.grid(True, color=_GRID, lw=0.8)
-    axis.set_axisbelow(True)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+    plain_axes(axis)
 
 
 def _mean_and_sd(values: np.ndarray) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trifuse.architectures.storage.atomic_files import atomic_write
 from trifuse.architectures.storage.regular_file import open_regular
@@ -23,7 +23,7 @@ from .tables import write_csv
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 VIOLET, LIME, BROWN = "#8F5CFF", "#A6E04A", "#A0703C"  # ours, for more classes than they have colours
-INK, FAINT = "#222222", "#6B6B6B"
+INK, FAINT, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 
 DPI = 150
 _BYTES_BEFORE_PIXELS = 1 << 16
@@ -54,6 +54,17 @@ def new_figure(width_in: float, height_in: float) -> Any:
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def plain_axes(axis: Any, grid: Literal["both", "x"] | None = "both") -> None:
+    """Leave axes the lines on the left and below, small labels, and a faint grid behind what is drawn, if any."""
+    axis.tick_params(labelsize=SMALL, colors=INK)
+    if grid is not None:
+        axis.grid(True, axis=grid, color=GRID, lw=0.8)
+        axis.set_axisbelow(True)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(FAINT)
 
 
 def save_picture(
