@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 _NEXT = "\n  - "
@@ -97,3 +98,18 @@ class MissingExtra(TrifuseError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}, which is not installed; run: pip install 'trifuse[{extra}]'")
+
+
+def require(package: str, extra: str, purpose: str) -> None:
+    """Raise MissingExtra if a package is not installed; it is looked for, not imported.
+
+    Args:
+        package: as it is imported.
+        extra: of trifuse, that installs it.
+        purpose: what needs it, as the message begins.
+
+    Raises:
+        MissingExtra: it is not there.
+    """
+    if find_spec(package) is None:
+        raise MissingExtra(package, extra, purpose)

@@ -13,6 +13,7 @@ from trifuse.architectures.data.layouts.layout import Option
 from trifuse.architectures.runs.experiment import Experiment, Pretraining
 from trifuse.architectures.runs.options import OptionGroup, RecipeOption, positive
 from trifuse.architectures.runs.registry import experiments
+from trifuse.architectures.storage.run_loggers import LOGGERS
 from trifuse.architectures.storage.text import count
 
 from .arguments import COHORT, NONFINITE, add_command, add_commands, add_group, given_values
@@ -184,7 +185,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run in that folder, once the new one trains"
     )
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files")
+    help = "what gets the numbers of every epoch beside log.csv (nothing)"
+    parser.add_argument("--log", nargs="+", choices=tuple(LOGGERS), default=[], help=help)
     parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
     help = "any field of the recipe, e.g. training.ema_decay=0.999; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=help)
@@ -207,11 +209,12 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> None:
     if getattr(arguments, "show_assumptions", False):  # of networks alone
         _show_assumptions(experiment, recipe, arguments.options)
         return
+    loggers = [LOGGERS[name]() for name in dict.fromkeys(arguments.log)]
     options: RunOptions = {
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
         "force_resume": arguments.force_resume,
-        "tensorboard": arguments.tensorboard,
+        "loggers": loggers,
         "command": argv,
     }
     if isinstance(training, Pretraining):

@@ -18,9 +18,9 @@ from trifuse.architectures.runs.run_description import FREE_TO_CHANGE
 from trifuse.architectures.storage.epoch_log import read_start
 from trifuse.architectures.storage.pretrained import WEIGHTS_FILE, read_description, recorded_digest
 from trifuse.architectures.training.feature_cache import FeatureCache
-from trifuse.architectures.training.loop import forward_image
 from trifuse.architectures.training.losses import SegmentationLoss, check_weights
 from trifuse.architectures.training.recipe import Recipe
+from trifuse.architectures.training.step import forward_image
 from trifuse.architectures.training.training_state import FrozenBase
 from trifuse.architectures.training.validation import SliceValidation
 

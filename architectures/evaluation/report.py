@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from torch import nn
 from trifuse.architectures.data.layouts.cohort import Cohort
 from trifuse.architectures.storage.atomic_files import sha256_of, write_text
 from trifuse.architectures.storage.text import count, listed, printable, read_text
-from trifuse.kernels import MissingExtra
+from trifuse.kernels.errors import require
 
 from .bland_altman import agreement_cells
 from .intervals import summarise_with_intervals
@@ -158,8 +157,7 @@ def check_extras() -> None:
         MissingExtra: scipy or matplotlib is not installed; the message is the command that installs it.
     """
     for package, purpose in (("scipy", "evaluation of HD95"), ("matplotlib", "drawing a figure")):
-        if find_spec(package) is None:
-            raise MissingExtra(package, "med", purpose)
+        require(package, "med", purpose)
 
 
 def describe_data(cohort: Cohort, splits: Mapping[str, Sequence[str]]) -> dict[str, str]:

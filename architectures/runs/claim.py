@@ -50,6 +50,7 @@ _RUN = (
     r"|(best|last)(\.new|\.old|\.damaged)?/((config|score|training_state|log)\.json"
     r"|(model|training_state)\.safetensors(\.new)?)"
     r"|crash/step_\d+_rank_\d+\.json|tensorboard/events\.[^/]+"
+    r"|mlflow/(run_id|mlflow\.db(-\w+)?)"
 )
 _TEMPORARY = rf"(.+/)?{re.escape(TEMPORARY_PREFIX)}.+"
 _NAMED_BY_A_RUN = re.compile(  # folder of the run, and a file by whose name alone nobody can tell whose it is

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from trifuse.architectures.evaluation.report import headline_of
+from trifuse.architectures.storage.run_loggers import RunLogger
 from trifuse.architectures.training.distributed import open_world
 from trifuse.architectures.training.loop import FitResult, fit
 from trifuse.architectures.training.memory import is_exhausted
@@ -33,7 +34,7 @@ class RunOptions(TypedDict, total=False):
         resume: continue the run in the folder, for more epochs if the recipe has more.
         overwrite: replace the run in the folder, which stays until the new one has its first checkpoint.
         force_resume: continue although anything else of the recipe, or the data, has changed.
-        tensorboard: also write TensorBoard files.
+        loggers: what else gets the rows of ``log.csv``; see `RunLogger`.
         parts: of the split to predict, score and report; the test cases if the option is not given. A run that goes on
             reports those again that it has reported.
         command: the command line that does the run again, to be put into the report.
@@ -42,7 +43,7 @@ class RunOptions(TypedDict, total=False):
     resume: bool
     overwrite: bool
     force_resume: bool
-    tensorboard: bool
+    loggers: Sequence[RunLogger]
     parts: Sequence[Part]
     command: Sequence[str]
 
@@ -54,7 +55,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     force_resume: bool = False,
-    tensorboard: bool = False,
+    loggers: Sequence[RunLogger] = (),
     parts: Sequence[Part] = ("test",),
     command: Sequence[str] = (),
 ) -> Path | None:
@@ -63,7 +64,7 @@ def train(
     Args:
         recipe: of one of the networks in the registry.
         out: the run's folder.
-        resume, overwrite, force_resume, tensorboard, parts, command: see `RunOptions`.
+        resume, overwrite, force_resume, loggers, parts, command: see `RunOptions`.
 
     Raises:
         RecipeError: the network refuses the recipe.
@@ -92,7 +93,7 @@ def train(
                 data = prepare_data(recipe.data, out, side_inputs=brought, scored=parts)
                 recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)
                 model = build(network, recipe)
-            fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, tensorboard=tensorboard)
+            fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, loggers=loggers)
         if not world.is_main:
             return None
         best = network.from_pretrained(out / BEST_FOLDER).to(next(model.parameters()).device)
@@ -143,7 +144,7 @@ def fit_network(model: Any, recipe: Any, data: PreparedData, out: Path, **option
         recipe: of the run; see `filled_in`.
         data: the samples.
         out: the run's folder.
-        options: ``resume``, ``force_resume`` and ``tensorboard``, see `fit`.
+        options: ``resume``, ``force_resume`` and ``loggers``, see `fit`.
     """
     experiment = experiment_of(recipe)
     recipe = filled_in(recipe, data)

@@ -16,7 +16,7 @@ from trifuse.architectures.data.samples.slice_dataset import SliceDataset
 from trifuse.architectures.evaluation.report import check_extras
 from trifuse.architectures.evaluation.scoring import check_scorable
 from trifuse.architectures.storage.text import listed
-from trifuse.architectures.training.loop import forward_with_side_inputs
+from trifuse.architectures.training.step import forward_with_side_inputs
 from trifuse.architectures.training.validation import SliceValidation
 from trifuse.kernels import DataError
 

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trifuse.kernels.choices import check_choice, choices_of, nearest
@@ -181,3 +181,12 @@ def nearest_note(name: str, known: Sequence[str]) -> str:
     """Say which known name a key may have meant; empty if none is much like it."""
     near = nearest(name, known, cutoff=0.8)
     return f"  (nearest: {near})" if near else ""
+
+
+def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name of every JSON value that is no section, and the value."""
+    if isinstance(values, dict) and values:
+        for key, part in values.items():
+            yield from leaves(part, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, values

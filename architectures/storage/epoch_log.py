@@ -14,10 +14,8 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
-from trifuse.kernels.errors import CheckpointError, DataError, MissingExtra
+from trifuse.kernels.errors import CheckpointError, DataError
 
 from .atomic_files import write_text
 from .record import read_record, write_record
@@ -29,45 +27,25 @@ SMOOTHED = "_smoothed"  # ends the name of a score's moving average over epochs
 
 
 class EpochLog:
-    """Append rows to a CSV file, and to TensorBoard if asked for.
+    """Append rows to a CSV file.
 
     Args:
         path: of the CSV file. Its first column is ``epoch``, counted from 1; numbers have a decimal point everywhere.
         epochs_done: rows of later epochs, and a half-written last line, come from a run that was killed before its
             checkpoint; they are removed, since those epochs are run again.
-        tensorboard: folder for TensorBoard files; None for none.
         widen: let rows that are added have other columns than those before.
         digest: that of the rows that stay, see `read_digest`; None believes them.
 
     Raises:
         CheckpointError: the rows have another digest; the file is left as it is.
-        MissingExtra: TensorBoard is asked for but not installed.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        epochs_done: int,
-        tensorboard: Path | None = None,
-        *,
-        widen: bool = False,
-        digest: str | None = None,
-    ) -> None:
+    def __init__(self, path: Path, epochs_done: int, *, widen: bool = False, digest: str | None = None) -> None:
         self._path, self._widen = path, widen
         self._columns, kept = _keep_rows(path, epochs_done, digest)
         self._written = hashlib.sha256(kept.encode())
         self._size = path.stat().st_size if self._columns else 0
         self._waiting: list[bytes] = []
-        self._board = None if tensorboard is None else _open_tensorboard(tensorboard, epochs_done)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._board is not None:
-            self._board.close()
 
     def append(self, row: Mapping[str, float | int]) -> None:
         """Add an epoch; `write` brings it to the disk.
@@ -85,9 +63,6 @@ class EpochLog:
         if list(row) != self._columns:
             raise DataError(self._path, "columns", got=list(row), want=self._columns)
         self._waiting.append(_line([repr(value) for value in row.values()]))
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, row["epoch"])
 
     def _add_columns(self, row: Mapping[str, float | int]) -> None:
         """Put the columns that only a new row has behind those that are there, with empty cells."""
@@ -118,8 +93,6 @@ class EpochLog:
             self._size += len(content)
             self._written.update(content)
             self._waiting.clear()
-        if self._board is not None:
-            self._board.flush()
 
     def write_digest(self, checkpoint: Path) -> None:
         """Write the SHA-256 of what is on the disk into the folder of a checkpoint."""
@@ -205,11 +178,3 @@ def _value(cell: str | None) -> float:
         return float(cell or "nan")
     except ValueError:
         return math.nan
-
-
-def _open_tensorboard(folder: Path, epochs_done: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtra("tensorboard", "tb", "writing TensorBoard files") from error
-    return SummaryWriter(folder, purge_step=epochs_done + 1)

@@ -188,8 +188,8 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
                 model = build_network(recipe)
                 recipe = replace(recipe, network=model.config)
                 beats = prepare_beats(recipe)
-            tensorboard = options.get("tensorboard", False)
-            fit_network(model, recipe, beats, out, resume=resume, force_resume=force, tensorboard=tensorboard)
+            loggers = options.get("loggers", ())
+            fit_network(model, recipe, beats, out, resume=resume, force_resume=force, loggers=loggers)
         if not world.is_main:
             return None
         best = EcgAutoencoder.from_pretrained(out / "best").to(next(model.parameters()).device)

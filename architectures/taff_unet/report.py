@@ -29,7 +29,7 @@ from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.storage.segment_maps import AHA_SEGMENTS
 from trifuse.architectures.storage.text import count
 from trifuse.architectures.training.batches import on_device
-from trifuse.architectures.training.loop import side_inputs_of
+from trifuse.architectures.training.step import side_inputs_of
 from trifuse.kernels import DataError
 
 from .aha17 import scar_burden_ml, wall_volume_ml

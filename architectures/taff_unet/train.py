@@ -15,10 +15,10 @@ from trifuse.architectures.runs.nnunet_recipe import nnunet_data, nnunet_trainin
 from trifuse.architectures.runs.prepared_data import PreparedData
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError
 from trifuse.architectures.training.distributed import open_world
-from trifuse.architectures.training.loop import side_inputs_of
 from trifuse.architectures.training.losses import SegmentationLoss, check_weights
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.scar_losses import ScarLoss
+from trifuse.architectures.training.step import side_inputs_of
 from trifuse.kernels import DataError
 
 from .config import TaffUNetConfig

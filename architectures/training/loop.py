@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from torch import nn
 
 from trifuse.architectures.storage.best_epoch import LAST, SCORE_COLUMN, BestEpoch
 from trifuse.architectures.storage.epoch_log import EpochLog, read_digest, write_start
+from trifuse.architectures.storage.run_loggers import Loggers, RunLogger, started
 from trifuse.kernels.errors import DataError, TrifuseError
 
 from .batches import Batches
@@ -31,7 +32,7 @@ from .recipe import Recipe
 from .recorded_step import step_type
 from .run_folder import append_note, append_session, discard_replaced, lock_folder, open_run, upgraded_description
 from .signals import Interrupted, StopSignals
-from .step import Batch, Forward, Loss
+from .step import Forward, Loss, forward_image
 from .training_state import (
     FrozenBase,
     TrainerState,
@@ -43,7 +44,6 @@ from .training_state import (
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
-SIDE_INPUTS = ("prior", "ecg", "interval", "has_ecg", "transform")  # inputs that a network may have beside the image
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_every_steps", "cuda_graph")  # on resume: they change no result
 
 
@@ -62,21 +62,6 @@ class FitResult:
     steps: int
 
 
-def forward_image(model: nn.Module, batch: Batch) -> Any:
-    """Return the network's output for ``batch["image"]``: what a step computes unless told otherwise."""
-    return model(batch["image"])
-
-
-def forward_with_side_inputs(model: nn.Module, batch: Batch) -> Any:
-    """Return the network's output for ``batch["image"]`` and those of `SIDE_INPUTS` that the batch has."""
-    return model(batch["image"], **side_inputs_of(batch))
-
-
-def side_inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `SIDE_INPUTS` that a batch has."""
-    return {name: batch[name] for name in SIDE_INPUTS if name in batch}
-
-
 def fit(
     model: nn.Module,
     train_set: Any,
@@ -93,7 +78,7 @@ def fit(
     base: FrozenBase | None = None,
     resume: bool = False,
     force_resume: bool = False,
-    tensorboard: bool = False,
+    loggers: Sequence[RunLogger] = (),
 ) -> FitResult:
     """Train a network, alone or on all ranks that torchrun started.
 
@@ -122,7 +107,7 @@ def fit(
         describe: more numbers about the network for ``start.json`` and each row of the log.
         base: names the file of the frozen weights, which are then left out of ``last/``.
         resume, force_resume: continue the run in ``out``, if any, maybe longer; force it where recipe or data differ.
-        tensorboard: also write TensorBoard files.
+        loggers: what else gets the rows of the log; see `RunLogger`.
 
     Raises:
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came; the message names the step that ``last/`` holds.
@@ -154,7 +139,8 @@ def fit(
             run.validate, run.describe = validate, describe or (lambda model: {})
             if world.is_main:
                 run.accept = accept
-                run.log = stack.enter_context(run.open_log(out, tensorboard, force_resume))
+                run.log = run.open_log(out, force_resume)
+                run.loggers = stack.enter_context(started(loggers, out, description, run.state.epoch, run._note))
         with computing(world.device, asked, recipe.tf32, progress.say), run.stop:
             return run.train()
 
@@ -171,6 +157,7 @@ class _Run:
     validate: Validate
     describe: Callable[[nn.Module], Mapping[str, float]]
     log: EpochLog
+    loggers: Loggers
     accept: Callable[[], None]
 
     def __init__(
@@ -211,13 +198,12 @@ class _Run:
         self.state = self._load(forced) if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
         self._saved_step = self.state.global_step
 
-    def open_log(self, out: Path, tensorboard: bool, widen: bool) -> EpochLog:
+    def open_log(self, out: Path, widen: bool) -> EpochLog:
         """Note in the output folder where and from which step the run goes on, and open its log of epochs."""
         options = {name: getattr(self.recipe, name) for name in (*FREE_TO_CHANGE, "precision")}
         runs_on, steps_done = str(self.world.device), self.state.global_step
         append_session(out, steps_done=steps_done, ranks=self.world.size, **options, runs_on=runs_on)
-        board, digest = out / "tensorboard" if tensorboard else None, None if widen else self.log_digest
-        return EpochLog(out / "log.csv", self.state.epoch, board, widen=widen, digest=digest)
+        return EpochLog(out / "log.csv", self.state.epoch, widen=widen, digest=None if widen else self.log_digest)
 
     def _note(self, line: str) -> None:
         """Say how steps are computed from here on, and keep it with the session."""
@@ -293,6 +279,7 @@ class _Run:
                 "seconds": round(state.seconds + time.monotonic() - started_s, 3),
             }
             self.log.append(row)
+            self.loggers.log(row)
             self.progress.say(", ".join(f"{name} {value:.5g}" for name, value in row.items() if name not in described))
         state.next_epoch()
         self._save_last()

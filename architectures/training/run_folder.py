@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trifuse.architectures.storage.atomic_files import remove_leftovers
-from trifuse.architectures.storage.config_json import upgraded_json
+from trifuse.architectures.storage.config_json import leaves, upgraded_json
 from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import read_record, write_record
 from trifuse.kernels.errors import CheckpointError, TrifuseError
@@ -198,7 +198,7 @@ def with_same_data(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any
 
 def _is_longer_alone(old: Any, new: Any) -> bool:
     """Tell whether two descriptions differ in nothing but more epochs."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     return all(
         name in _EPOCHS and type(before.get(name)) is int and before[name] < after.get(name, 0)
         for name in before | after
@@ -236,7 +236,7 @@ def _now() -> str:
 
 
 def _differences(old: Any, new: Any) -> list[str]:
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{name}: {before.get(name, _ABSENT)!r} -> {after.get(name, _ABSENT)!r}"
         for name in before | after
@@ -254,11 +254,3 @@ def _agree(old: Any, new: Any) -> bool:
         except (OSError, ValueError):
             return False
     return bool(old == new)
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _leaves(part, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value

@@ -25,8 +25,24 @@ Batch = dict[str, Any]
 Forward = Callable[[nn.Module, Batch], Any]
 Loss = Callable[[Any, Mapping[str, Any], Reduce], Tensor]
 
+SIDE_INPUTS = ("prior", "ecg", "interval", "has_ecg", "transform")  # inputs that a network may have beside the image
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_SKIPPED_STEPS = 20  # in a row: enough for the loss scale to fall from 2**16 to below 1
+
+
+def forward_image(model: nn.Module, batch: Batch) -> Any:
+    """Return the network's output for ``batch["image"]``: what a step computes unless told otherwise."""
+    return model(batch["image"])
+
+
+def forward_with_side_inputs(model: nn.Module, batch: Batch) -> Any:
+    """Return the network's output for ``batch["image"]`` and those of `SIDE_INPUTS` that the batch has."""
+    return model(batch["image"], **side_inputs_of(batch))
+
+
+def side_inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `SIDE_INPUTS` that a batch has."""
+    return {name: batch[name] for name in SIDE_INPUTS if name in batch}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .batches import on_device
-from .loop import forward_image
-from .step import Forward
+from .step import Forward, forward_image
 
 
 class SliceValidation:

@@ -28,11 +28,10 @@ from trifuse.architectures.plain_unet import PlainUNet, PlainUNetConfig
 from trifuse.architectures.storage.atomic_files import write_json
 from trifuse.architectures.training.batches import Batches
 from trifuse.architectures.training.distributed import open_world
-from trifuse.architectures.training.loop import forward_image
 from trifuse.architectures.training.losses import SegmentationLoss
 from trifuse.architectures.training.parameter_groups import make_groups
 from trifuse.architectures.training.recipe import Recipe
-from trifuse.architectures.training.step import TrainingStep
+from trifuse.architectures.training.step import TrainingStep, forward_image
 
 
 @dataclass(frozen=True)

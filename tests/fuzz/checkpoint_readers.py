@@ -132,8 +132,8 @@ def _logs(folder: Path) -> list[bytes]:
 
 
 def _read_log(path: Path) -> object:
-    with EpochLog(path, 1) as log:
-        log.append({"epoch": 2, "step": 3, "lr": 0.1, "loss": 0.2, "val_dice": 0.3})
+    log = EpochLog(path, 1)
+    log.append({"epoch": 2, "step": 3, "lr": 0.1, "loss": 0.2, "val_dice": 0.3})
     return read_log(path)
 
 

@@ -20,9 +20,9 @@ from trifuse.architectures.taff_unet.model import TaffUNet
 from trifuse.architectures.taff_unet.pretrain import ReconstructionLoss
 from trifuse.architectures.taff_unet.train import run_with_side_inputs
 from trifuse.architectures.taff_unet.variants import SETTINGS
-from trifuse.architectures.training.loop import forward_image, forward_with_side_inputs
 from trifuse.architectures.training.losses import MutationLoss, SegmentationLoss
 from trifuse.architectures.training.scar_losses import ScarLoss
+from trifuse.architectures.training.step import forward_image, forward_with_side_inputs
 
 CLASSES = 3
 BEAT = EcgAutoencoderConfig(time_steps=16, z_dim=4, base_dim=4, downsample=1, dropout=0.0)

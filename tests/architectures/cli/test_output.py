@@ -99,9 +99,9 @@ def test_l13_a_class_whose_name_is_no_text_is_refused(put_case, tmp_path):
 
 
 def test_l13_a_column_of_the_log_whose_name_is_no_text(tmp_path):
-    with EpochLog(tmp_path / "log.csv", 0) as log:
-        log.append({"epoch": 1, STRANGE: 0.5})
-        log.write()
+    log = EpochLog(tmp_path / "log.csv", 0)
+    log.append({"epoch": 1, STRANGE: 0.5})
+    log.write()
     assert read_log(tmp_path / "log.csv") == [{"epoch": 1, "f\\udcff\\udcfe_a": 0.5}]
 
 

@@ -23,7 +23,7 @@ from trifuse.architectures.runs.pipeline import build, with_classes
 from trifuse.architectures.runs.recipes import DataRecipe, RecipeError
 from trifuse.architectures.storage.epoch_log import read_log
 from trifuse.architectures.taff_unet import pretrain
-from trifuse.kernels import DataError
+from trifuse.kernels import DataError, errors
 
 
 def instead(words, option, value):
@@ -216,15 +216,26 @@ class Asked(Exception):
 
 
 @pytest.mark.parametrize("words", [["dino_unet"], ["dino_unet", "--repeats", "2"], ["ecg"]], ids=" ".join)
-def test_tensorboard_is_written_where_it_is_asked_for(atria, tmp_path, monkeypatch, words):
-    def ask(*_, tensorboard, **__):
-        raise Asked(tensorboard)
+def test_epochs_are_logged_where_it_is_asked_for(atria, tmp_path, monkeypatch, words):
+    def ask(*_, loggers, **__):
+        raise Asked(*loggers)
 
     monkeypatch.setattr(pipeline, "fit", ask)
     monkeypatch.setattr(pretrain, "fit", ask)
     np.save(tmp_path / "beat.npy", median())
     data = [tmp_path / "beat.npy"] if words == ["ecg"] else [atria, *ATRIA_TRAINING]
-    for number, option in enumerate(([], ["--tensorboard"])):
+    monkeypatch.setattr(errors, "find_spec", lambda name: object())  # as if all loggers were installed
+    for number, names in enumerate(([], ["tensorboard"], ["mlflow", "tensorboard", "mlflow"])):
+        option = ["--log", *names] if names else []
         with pytest.raises(Asked) as caught:
             main([*map(str, ["train", *words, *data, "--out", tmp_path / str(number), *option])])
-        assert caught.value.args == (bool(option),)
+        assert [logger.name for logger in caught.value.args] == [*dict.fromkeys(names)]
+
+
+def test_l6_a_logger_that_is_not_installed_is_named_before_anything_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "mlflow" else object())
+    words = ["train", "dino_unet", tmp_path / "no data", "--out", tmp_path / "run", "--log", "tensorboard", "mlflow"]
+    code, _, said = run_main(words, capsys)
+    assert code == 2
+    assert "logging to MLflow needs mlflow, which is not installed; run: pip install 'trifuse[mlflow]'" in said
+    assert not (tmp_path / "run").exists()

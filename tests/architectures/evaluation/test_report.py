@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from trifuse.architectures.evaluation import report
 from trifuse.architectures.evaluation.charts import draw_training_curves
 from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.overlays import Tile, draw_overlays
@@ -30,7 +29,7 @@ from trifuse.architectures.evaluation.report import (
 from trifuse.architectures.evaluation.scoring import EXTRA, MISSING, OK, Row, score_case
 from trifuse.architectures.evaluation.statistics import compare_runs
 from trifuse.architectures.evaluation.tables import read_case_table
-from trifuse.kernels import MissingExtra
+from trifuse.kernels import MissingExtra, errors
 
 STRICT = Conventions()
 
@@ -202,7 +201,7 @@ def test_network_and_environment():
 @pytest.mark.parametrize("package", ["scipy", "matplotlib"])
 def test_l6_missing_packages_are_named_before_work_starts(monkeypatch, package):
     check_extras()
-    monkeypatch.setattr(report, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == package else object())
     with pytest.raises(MissingExtra, match=rf"needs {package}.*pip install 'trifuse\[med\]'"):
         check_extras()
 

@@ -15,6 +15,7 @@ WRITTEN = [
     "best/config.json", "best.new/model.safetensors.new", "best.old/score.json", "best.damaged/score.json",
     "last/training_state.safetensors", "last.new/log.json", "last.old/log.json", "last.damaged/log.json",
     "crash/step_12_rank_1.json", "tensorboard/events.out.tfevents.17.host.9.0",
+    "mlflow/mlflow.db", "mlflow/mlflow.db-journal", "mlflow/run_id",
     "cache/" + "0c" * 32 + ".safetensors", ".trifuse-0-1-2/model.safetensors",
 ]  # fmt: skip
 """What runs of every kind write, and what a kill may leave of it, beside `RUN`."""

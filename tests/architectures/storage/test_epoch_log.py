@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import locale
 import resource
-import sys
 
 import pytest
 from children import Child
 
 from trifuse.architectures.storage.atomic_files import sha256_of
 from trifuse.architectures.storage.epoch_log import EpochLog, read_digest, read_log
-from trifuse.kernels.errors import DataError, MissingExtra
+from trifuse.kernels.errors import DataError
 
 
 def rows(first, last):
@@ -20,10 +19,10 @@ def rows(first, last):
 
 
 def append(path, epochs_done, last):
-    with EpochLog(path, epochs_done) as log:
-        for row in rows(epochs_done + 1, last):
-            log.append(row)
-            log.write()
+    log = EpochLog(path, epochs_done)
+    for row in rows(epochs_done + 1, last):
+        log.append(row)
+        log.write()
 
 
 @pytest.mark.parametrize("cut", ["nothing", "half a row", "half a header", "empty"])
@@ -68,15 +67,15 @@ def test_t3_rows_wait_for_a_full_disk_to_be_cleared(tmp_path):
 
     def child():
         unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-        with EpochLog(tmp_path / "full.csv", 0) as log:
-            for row, limit in zip(rows(1, 3), [unlimited[0], 37, unlimited[0]], strict=True):
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
-                log.append(row)
-                if limit == 37:  # in the middle of the second row
-                    with pytest.raises(OSError, match="too large"):
-                        log.write()
-                else:
+        log = EpochLog(tmp_path / "full.csv", 0)
+        for row, limit in zip(rows(1, 3), [unlimited[0], 37, unlimited[0]], strict=True):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+            log.append(row)
+            if limit == 37:  # in the middle of the second row
+                with pytest.raises(OSError, match="too large"):
                     log.write()
+            else:
+                log.write()
 
     assert Child(child).wait() == 0
     assert (tmp_path / "full.csv").read_text() == (tmp_path / "whole.csv").read_text()
@@ -84,42 +83,24 @@ def test_t3_rows_wait_for_a_full_disk_to_be_cleared(tmp_path):
 
 def test_other_columns_are_refused(tmp_path):
     append(tmp_path / "log.csv", 0, 1)
-    with EpochLog(tmp_path / "log.csv", 1) as log, pytest.raises(DataError, match=r"columns: expected .*'val_dice'"):
+    log = EpochLog(tmp_path / "log.csv", 1)
+    with pytest.raises(DataError, match=r"columns: expected .*'val_dice'"):
         log.append({"epoch": 2, "loss": 0.0})
 
 
 def test_a_log_is_widened_where_the_recipe_has_changed(tmp_path):
     path = tmp_path / "log.csv"
     append(path, 0, 2)
-    with EpochLog(path, 2, widen=True) as log:
-        for epoch in (3, 4):
-            log.append({"epoch": epoch, "loss": 0.3, "lr_new": 1e-3})
-            log.write()
-        log.write_digest(tmp_path)
+    log = EpochLog(path, 2, widen=True)
+    for epoch in (3, 4):
+        log.append({"epoch": epoch, "loss": 0.3, "lr_new": 1e-3})
+        log.write()
+    log.write_digest(tmp_path)
     assert read_digest(tmp_path) == sha256_of(path)
-    with EpochLog(path, 4, digest=read_digest(tmp_path)):  # a plain resume goes on from there
-        pass
+    EpochLog(path, 4, digest=read_digest(tmp_path))  # a plain resume goes on from there
     lines = path.read_text().splitlines()
     assert lines == ["epoch,loss,val_dice,lr_new", "1,0.1,1e-09,", "2,0.2,nan,", "3,0.3,nan,0.001", "4,0.3,nan,0.001"]
     append_again = {"epoch": 5, "loss": 0.1, "val_dice": 0.5}
-    with EpochLog(path, 4) as log, pytest.raises(DataError, match=r"columns: expected .*'lr_new'"):
+    log = EpochLog(path, 4)
+    with pytest.raises(DataError, match=r"columns: expected .*'lr_new'"):
         log.append(append_again)
-
-
-def test_tensorboard_is_asked_for_by_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'trifuse\[tb\]'"):
-        EpochLog(tmp_path / "log.csv", 0, tmp_path / "tensorboard")
-
-
-def test_t16_tensorboard_gets_every_number_once(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for epochs_done in (0, 1):  # the second one repeats epoch 2, as after a kill
-        with EpochLog(tmp_path / "log.csv", epochs_done, tmp_path / "board") as log:
-            for row in rows(epochs_done + 1, 2):
-                log.append(row)
-            log.write()
-    events = EventAccumulator(str(tmp_path / "board")).Reload()
-    assert [(event.step, pytest.approx(event.value)) for event in events.Scalars("loss")] == [(1, 0.1), (2, 0.2)]

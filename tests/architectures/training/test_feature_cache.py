@@ -18,7 +18,7 @@ from trifuse.architectures.storage.safetensors_file import read_safetensors, wri
 from trifuse.architectures.training import feature_cache
 from trifuse.architectures.training.batches import keyed_seed
 from trifuse.architectures.training.feature_cache import FeatureCache
-from trifuse.architectures.training.loop import forward_image
+from trifuse.architectures.training.step import forward_image
 from trifuse.kernels.errors import CheckpointError, DataError, NumericError
 
 SIZE = 28

@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 from children import run_ranks
+from recording_logger import RecordingLogger
 from tiny_run import EVERYTHING, Squares, StopAt, TinyConfig, TinyNet, bits, run, validate
 
 from trifuse.architectures.storage.epoch_log import read_log
@@ -46,11 +47,39 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path, capsys):
     assert lines[-1].startswith("epoch 25, step 75, lr ")
 
 
-def test_tensorboard_gets_its_files_where_it_is_asked_for(tmp_path):
-    pytest.importorskip("tensorboard")
-    for name, asked in (("with", True), ("without", False)):
-        run(tmp_path / name, epochs=1, tensorboard=asked)
-        assert bool([*tmp_path.glob(f"{name}/tensorboard/events.*")]) == asked
+def test_loggers_get_the_configuration_and_every_epoch(tmp_path):
+    loggers = RecordingLogger("one"), RecordingLogger("two")
+    with pytest.raises(Interrupted):
+        run(tmp_path, forward=StopAt(8), loggers=loggers)  # in the third epoch, of three steps each
+    run(tmp_path, resume=True, loggers=loggers)
+    described = json.loads((tmp_path / "run.json").read_text())
+    for logger in loggers:
+        starts = [call[1:] for call in logger.calls if call[0] == "start"]
+        assert [(folder, epochs_done) for folder, _, epochs_done in starts] == [(tmp_path, 0), (tmp_path, 2)]
+        for _, configuration, _ in starts:
+            assert json.loads(json.dumps(configuration)).items() <= described.items()
+            assert configuration["recipe"]["lr"] == 1e-2
+        others = [call for call in logger.calls if call[0] != "start"]
+        assert others == [("log", 1), ("log", 2), ("close", False), ("log", 3), ("close", True)]
+
+
+def test_a_logger_that_fails_costs_a_run_nothing(tmp_path, capsys):
+    run(tmp_path / "whole")
+    run(tmp_path / "run", loggers=[RecordingLogger("broken", fails_at=2)])
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+    assert capsys.readouterr().out.count("broken failed") == 1
+    *_, note = (tmp_path / "run" / "sessions.jsonl").read_text().splitlines()
+    assert json.loads(note)["said"].startswith("broken failed")
+
+
+def test_loggers_are_told_on_the_first_rank_alone(tmp_path):
+    def work():
+        logger = RecordingLogger()
+        run(tmp_path / "run", epochs=1, loggers=[logger])
+        (tmp_path / os.environ["RANK"]).write_text(str(len(logger.calls)))
+
+    assert run_ranks(work) == [0, 0]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["3", "0"]
 
 
 def test_t15_learning_rate_follows_the_schedule(tmp_path):
