@@ -24,7 +24,7 @@ def planned(*wanted: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extras", ["", "all,bench"])
+@pytest.mark.parametrize("extras", ["", "all,bench,mlflow"])
 def test_installing_leaves_the_torch_that_is_there(extras):
     plan = planned(f".[{extras}]" if extras else ".")
     assert "trifuse" in plan

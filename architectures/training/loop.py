@@ -138,8 +138,7 @@ def fit(
             stack.callback(run.batches.workers.close)
             run.validate, run.describe = validate, describe or (lambda model: {})
             if world.is_main:
-                run.accept = accept
-                run.log = run.open_log(out, force_resume)
+                run.accept, run.log = accept, run.open_log(out, force_resume)
                 run.loggers = stack.enter_context(started(loggers, out, description, run.state.epoch, run._note))
         with computing(world.device, asked, recipe.tf32, progress.say), run.stop:
             return run.train()

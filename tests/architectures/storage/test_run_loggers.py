@@ -53,8 +53,9 @@ def test_t16_tensorboard_gets_every_number_once(tmp_path, killed_in):
 def test_a_row_can_be_seen_while_the_run_goes_on(tmp_path):
     pytest.importorskip("tensorboard")
     with started([TensorBoardLogger()], tmp_path, CONFIGURATION, 0, print) as loggers:
-        loggers.log(rows(1, 1)[0])
-        assert [event.step for event in board(tmp_path).Scalars("loss")] == [1]
+        for epoch, row in enumerate(rows(1, 3), start=1):
+            loggers.log(row)
+            assert [event.step for event in board(tmp_path).Scalars("loss")][-1] == epoch
 
 
 def test_mlflow_gets_every_number_once(tmp_path, monkeypatch):
