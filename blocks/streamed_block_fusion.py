@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.library import autocast_available
 
@@ -103,7 +103,7 @@ def hand_out_anew(produce: Callable[[], Iterable[tuple[int, Tensor]]], receive: 
     hand_out(produce(), receive)
 
 
-class _FuseThenProject(torch.autograd.Function):
+class _FuseThenProject(Function):
     """Project a fused map, ``y = f W^T`` with ``f = sum_i w_i F_i``, ``w = softmax(logits)``, the maps F_i being gone.
 
     With g the gradient of y, that of f is ``g W``. Its product with a map is the product of g with the map's
@@ -116,14 +116,16 @@ class _FuseThenProject(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, weight: Tensor, fused: Tensor, recompute, *projections: Tensor) -> Tensor:
+    def forward(
+        ctx: ForwardContext, logits: Tensor, weight: Tensor, fused: Tensor, recompute, *projections: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(logits, weight, fused, *projections)
         ctx.recompute, ctx.autocast = recompute, _autocast_state(fused.device.type)
         return _project(fused, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, weight, fused, *projections = ctx.saved_tensors
         dtype = torch.promote_types(grad.dtype, torch.float32)
         if ctx.recompute is None:

@@ -24,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast
 
 import torch
 from torch import Tensor
@@ -39,9 +39,9 @@ from .torch_internals import (
     inside_backward,
     inside_transform,
     outside_of_modes,
-    without_values,
 )
 from .torch_internals import under_functional_transform as under_functional_transform
+from .torch_internals import without_values as without_values
 
 BACKENDS = ("triton", "torch", "reference")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -55,6 +55,7 @@ WITHOUT_KERNELS = {
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not loaded
 
 Given = ParamSpec("Given")
+Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 _log = logging.getLogger("trifuse.kernels")
@@ -198,10 +199,10 @@ def autocast_available(device_type: str) -> bool:
 
 def register(
     schema: str,
-    launch: Callable[..., object],
-    meta: Callable[..., object],
-    autograd: Callable[..., object] | None = None,
-) -> Callable[..., Any]:
+    launch: Callable[[*Arguments], Result],
+    meta: Callable[[*Arguments], Result],
+    autograd: Callable[[*Arguments], Result] | None = None,
+) -> Callable[[*Arguments], Result]:
     """Register ``trifuse::<schema>``: its Triton launch, its shape rule, and its gradient if it has one; return it.
 
     The launch serves GPU tensors, and CPU tensors where the Triton interpreter is on. Registration through
@@ -220,20 +221,20 @@ def register(
     registry.impl(name, launch, "CUDA")
     registry.impl(name, launch, "CPU")
     registry.impl(name, lambda *given: (meta if building.device is None else launch)(*given), "Meta")
-    operator: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    operator: Callable[[*Arguments], Result] = getattr(getattr(torch.ops, NAMESPACE), name).default
     if autograd is None:
         return operator
     differentiate = _with_backward(op, autograd)
     registry.impl(name, differentiate, "Autograd")
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: *Arguments) -> Result:
         dispatched = torch.compiler.is_compiling() or not torch.is_grad_enabled() or inside_transform()
         return operator(*arguments) if dispatched else differentiate(*arguments)
 
     return call
 
 
-def _with_backward(op: str, autograd: Callable[..., Any]) -> Callable[..., Any]:
+def _with_backward(op: str, autograd: Callable[[*Arguments], Result]) -> Callable[[*Arguments], Result]:
     """Have a gradient's kernels built by the first forward pass that needs it, which can still choose plain PyTorch.
 
     What is needed is told by the device, the type, and which arguments have gradients, as autograd has found out.
@@ -241,7 +242,7 @@ def _with_backward(op: str, autograd: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def differentiate(*arguments: Any) -> Any:
-        results = autograd(*arguments)
+        results: Any = autograd(*arguments)
         node: Any = (results if isinstance(results, Tensor) else results[0]).grad_fn
         if node is not None and building.device is None:
             first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
@@ -251,7 +252,7 @@ def _with_backward(op: str, autograd: Callable[..., Any]) -> Callable[..., Any]:
                 _built.add(call)
         return results
 
-    return differentiate
+    return cast("Callable[[*Arguments], Result]", differentiate)
 
 
 def _has_values(first: Tensor, arguments: Sequence[Any]) -> bool:
@@ -285,10 +286,10 @@ def _without_memory(value: Any) -> Any:
     return like.requires_grad_(value.requires_grad)
 
 
-def _named_after(op: str, launch: Callable[..., object]) -> Callable[..., object]:
+def _named_after(op: str, launch: Callable[[*Arguments], Result]) -> Callable[[*Arguments], Result]:
     """Wrap a launch: its errors name the operator, and devices on which its kernels cannot be built are remembered."""
 
-    def launch_with_named_errors(*arguments: Any) -> object:
+    def launch_with_named_errors(*arguments: *Arguments) -> Result:
         try:
             return launch(*arguments)
         except (UnusableKernel, ImportError) as error:  # the latter from a triton that does not load

@@ -49,7 +49,7 @@ class PlanarWindows:
         return self.width + self.reach
 
     @property
-    def image(self) -> slice:
+    def image(self) -> slice[int, int, int | None]:
         """Where the image lies in a plane, the zeros between its rows included."""
         start = self.reach * (self.pitch + 1)
         return slice(start, start + self.height * self.pitch)
@@ -59,7 +59,7 @@ class PlanarWindows:
         return self.image.start + self.image.stop
 
     @property
-    def taps(self) -> list[slice]:
+    def taps(self) -> list[slice[int, int, int | None]]:
         """What each tap sees of a plane, row by row. Read backwards: by which query each tap is seen."""
         steps = [self.dilation * i for i in range(self.kernel_size)]
         starts = [row * self.pitch + column for row in steps for column in steps]
@@ -74,7 +74,8 @@ class PlanarWindows:
 
     def rows(self, image: Tensor) -> Tensor:
         """View the image's part of planes (..., elements) as (..., H, pitch)."""
-        return image.unflatten(-1, (self.height, self.pitch))
+        rows: Tensor = image.unflatten(-1, (self.height, self.pitch))
+        return rows
 
     def flatten(self, x: Tensor) -> Tensor:
         """Write a map (n, H, W, heads, d) into planes (n * heads, d, elements), in float32 or wider."""

@@ -116,7 +116,6 @@ def forward(
     return intersection, predicted, nll, true
 
 
-@torch.autocast("cpu", enabled=False)
 def backward(
     grads: tuple[Tensor, Tensor, Tensor],
     maps: Sequence[Tensor],
@@ -125,22 +124,23 @@ def backward(
     ignore_index: int | None,
 ) -> list[Tensor]:
     """Return the gradient of each map from those of intersection (B, S, K), predicted (B, S, K) and nll (B, S)."""
-    dtype = torch.promote_types(maps[0].dtype, torch.float32)
-    full = target.shape[1:]
-    coarse = [None if m.shape[2:] == full else Upsampling(m.shape[2:], full, dtype) for m in maps]
-    totals = [
-        torch.empty(m.shape, dtype=m.dtype) if up is None else torch.zeros(m.shape, dtype=dtype)
-        for m, up in zip(maps, coarse, strict=True)
-    ]
-    for chunk in _chunks(maps, target, ignore_index):
-        found = _chunk_gradients(chunk, *(grad[chunk.samples] for grad in grads), squared=squared)
-        for grad, total, up in zip(found, totals, coarse, strict=True):
-            grad = grad.unflatten(2, (-1, full[1]))
-            if up is None:
-                total[chunk.samples, :, chunk.rows] = grad
-            else:
-                up.add_backward(grad, chunk.rows, total[chunk.samples])
-    return [total.to(m.dtype) for total, m in zip(totals, maps, strict=True)]
+    with torch.autocast("cpu", enabled=False):  # which would multiply matrices in bfloat16
+        dtype = torch.promote_types(maps[0].dtype, torch.float32)
+        full = target.shape[1:]
+        coarse = [None if m.shape[2:] == full else Upsampling(m.shape[2:], full, dtype) for m in maps]
+        totals = [
+            torch.empty(m.shape, dtype=m.dtype) if up is None else torch.zeros(m.shape, dtype=dtype)
+            for m, up in zip(maps, coarse, strict=True)
+        ]
+        for chunk in _chunks(maps, target, ignore_index):
+            found = _chunk_gradients(chunk, *(grad[chunk.samples] for grad in grads), squared=squared)
+            for grad, total, up in zip(found, totals, coarse, strict=True):
+                grad = grad.unflatten(2, (-1, full[1]))
+                if up is None:
+                    total[chunk.samples, :, chunk.rows] = grad
+                else:
+                    up.add_backward(grad, chunk.rows, total[chunk.samples])
+        return [total.to(m.dtype) for total, m in zip(totals, maps, strict=True)]
 
 
 def _chunk_gradients(

@@ -16,6 +16,8 @@ Forward reads the drawn cell alone: of a grid of scale x scale, one part in scal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -259,7 +261,7 @@ def pool_forward(
 def pool_backward(
     choice: tuning.Choice,
     grad: Tensor,
-    size: tuple[int, ...],
+    size: Sequence[int],
     scale: int,
     cell: int,
     scales: Tensor | None,

@@ -12,6 +12,8 @@ Bytes and floors, computed at 4.3 TB/s in bfloat16; nothing was measured on a GP
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -146,7 +148,7 @@ def backward(
     means: Tensor,
     rstds: Tensor,
     branch_dtype: torch.dtype,
-    needed: tuple[bool, ...],
+    needed: Sequence[bool],
 ) -> list[Tensor]:
     """Launch the backward kernels.
 

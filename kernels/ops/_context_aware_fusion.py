@@ -92,6 +92,8 @@ def _add_products(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
         first_weight, second_weight = first_weight.mT, second_weight.mT
         first, second = first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)
         total = torch.baddbmm(second.flatten(1, 2) @ second_weight, first.flatten(1, 2), first_weight)
-        return total.unflatten(1, first.shape[1:3]).permute(0, 3, 1, 2)
+        channels_last: Tensor = total.unflatten(1, first.shape[1:3]).permute(0, 3, 1, 2)
+        return channels_last
     total = torch.baddbmm(second_weight @ second.flatten(2), first_weight, first.flatten(2))
-    return total.unflatten(2, first.shape[2:])
+    unflattened: Tensor = total.unflatten(2, first.shape[2:])
+    return unflattened

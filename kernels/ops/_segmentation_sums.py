@@ -186,9 +186,12 @@ class _ChunkedSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx, of_intersection: Tensor, of_predicted: Tensor, of_nll: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         target, *maps = ctx.saved_tensors
-        found = cpu.backward(grads[:3], maps, target, ctx.squared, ctx.ignore_index)
+        grads = (of_intersection, of_predicted, of_nll)
+        found = cpu.backward(grads, maps, target, ctx.squared, ctx.ignore_index)
         return None, None, None, *found
 
 

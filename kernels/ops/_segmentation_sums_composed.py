@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trifuse.kernels.cpu.segmentation_sums import SMALLEST_TOTAL, interpolation_weights
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 
 
 def subsets_of(maps: int) -> list[tuple[int, ...]]:
@@ -41,11 +41,13 @@ def composed_sums(
     return intersection, predicted, nll, truth.sum(2)
 
 
-class CompiledSums(torch.autograd.Function):
+class CompiledSums(Function):
     """The same for a compiler on a CPU, saving nothing but the arguments."""
 
     @staticmethod
-    def forward(ctx, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: ForwardContext, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(target, *maps)
         ctx.squared, ctx.ignore_index = squared, ignore_index
         full = _by_products(maps, target)
@@ -63,7 +65,7 @@ class CompiledSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         target, *maps = ctx.saved_tensors
         squared = ctx.squared
         full = _by_products(maps, target)

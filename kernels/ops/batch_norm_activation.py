@@ -19,13 +19,15 @@ saved.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trifuse.kernels import library
 from trifuse.kernels.choices import check_choice
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -116,38 +118,90 @@ def _lay_out_gradients(normalised: Tensor) -> None:
 # --------------------------------------------------------------------------------------- the registered operator
 
 
-def _launch_forward(x, weight, bias, running_mean, running_var, *settings) -> tuple[Tensor, Tensor, Tensor]:
+def _launch_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     from trifuse.kernels.gpu import batch_norm_activation as gpu
 
-    if settings[0] and running_mean is not None:
+    if training and running_mean is not None and running_var is not None:
         for changed in (running_mean, running_var):
             if not changed.is_inference():  # what has no version
                 torch.autograd.graph.increment_version(changed)
-    return gpu.forward(x, weight, bias, running_mean, running_var, *settings)
+    return gpu.forward(x, weight, bias, running_mean, running_var, training, momentum, eps, activation)
 
 
-def _launch_backward(grad, x, weight, bias, means, rstds, eps, activation, needed) -> list[Tensor]:
+def _launch_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Tensor,
+    rstds: Tensor,
+    eps: float | None,
+    activation: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
     from trifuse.kernels.gpu import batch_norm_activation_backward as gpu
 
     return gpu.backward(grad, x, weight, bias, means, rstds, eps, activation, needed)
 
 
-def _shape_forward(x, weight, bias, running_mean, running_var, training, *settings) -> tuple[Tensor, Tensor, Tensor]:
+def _shape_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     size = x.shape[1] if training else 0
-    return torch.empty_like(x), *(x.new_empty(size, dtype=torch.float32) for _ in range(2))
+    means, rstds = (x.new_empty(size, dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), means, rstds
 
 
-def _shape_backward(grad, x, weight, bias, means, rstds, eps, activation, needed) -> list[Tensor]:
+def _shape_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Tensor,
+    rstds: Tensor,
+    eps: float | None,
+    activation: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
     affine = zip((weight, bias), needed[1:], strict=True)
     small = [value.new_empty(value.shape) for value, need in affine if value is not None and need]
     return [*([torch.empty_like(x)] if needed[0] else []), *small]
 
 
-class _TritonNorm(torch.autograd.Function):
+class _TritonNorm(Function):
     """The gradient of the registered operator; the means and reciprocal deviations are results without a gradient."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, training, momentum, eps, activation):
+    def forward(
+        ctx: ForwardContext,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        activation: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with below_autograd():
             out, means, rstds = torch.ops.trifuse.batch_norm_activation(
                 x, weight, bias, running_mean, running_var, training, momentum, eps, activation
@@ -161,7 +215,7 @@ class _TritonNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         needed = list(ctx.needs_input_grad[:3])
         grads = iter(torch.ops.trifuse.batch_norm_activation_backward(grad, *ctx.saved_tensors, *ctx.settings, needed))
         return *(next(grads) if need else None for need in needed), *[None] * 6

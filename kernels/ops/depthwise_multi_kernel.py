@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trifuse.kernels import library
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -127,11 +127,11 @@ def _part(kernel: Tensor, weight: Tensor) -> Tensor:
     return _under(kernel, weight.shape[-1]).to(weight.dtype, memory_format=torch.contiguous_format)
 
 
-class _MergedConvolution(torch.autograd.Function):
+class _MergedConvolution(Function):
     """The CPU path with its own backward, so that no copy in another memory format is saved."""
 
     @staticmethod
-    def forward(ctx, residual: bool, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, residual: bool, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.residual, trains = residual, any(ctx.needs_input_grad[2:])
         ctx.save_for_backward(x if trains else None, *weights)
         if x.numel() == 0:
@@ -141,7 +141,7 @@ class _MergedConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         _, needs_x, *needs_weights = ctx.needs_input_grad
         if grad.numel() == 0:
@@ -193,11 +193,11 @@ def _shape_weight_gradients(grad: Tensor, x: Tensor, weights: Sequence[Tensor], 
     return [weight.new_empty(weight.shape) for weight, need in zip(weights, needed, strict=True) if need]
 
 
-class _TritonConvolution(torch.autograd.Function):
+class _TritonConvolution(Function):
     """The gradient of the registered operator: only what is asked for is saved, computed and returned."""
 
     @staticmethod
-    def forward(ctx, residual: bool, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: ForwardContext, residual: bool, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         with below_autograd():
             out, merged = torch.ops.trifuse.depthwise_multi_kernel(x, weights, residual)
         trains = any(ctx.needs_input_grad[2:])
@@ -208,7 +208,7 @@ class _TritonConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor, merged_grad: None) -> tuple[Tensor | None, ...]:
         x, merged, *weights = ctx.saved_tensors
         _, needs_x, *needed = ctx.needs_input_grad
         ops = torch.ops.trifuse

@@ -33,7 +33,7 @@ from torch import Tensor
 from trifuse.kernels import library
 from trifuse.kernels.cpu import dilated_attention as cpu
 from trifuse.kernels.cpu.dilated_attention import Windows
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import BackendError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -89,7 +89,8 @@ def _reference_weights(q: Tensor, k: Tensor, windows: Windows) -> Tensor:
     logits = (queries[..., None, :] * keys).sum(dim=-1) * windows.scale
     if windows.border == "mask":
         logits = logits.masked_fill(~inside, -torch.inf)
-    return logits.softmax(dim=-1)
+    weights: Tensor = logits.softmax(dim=-1)
+    return weights
 
 
 def _gathered(x: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
@@ -116,18 +117,18 @@ def _split(maps: Sequence[Any]) -> Sequence[Any]:
     return maps[0].chunk(3, dim=-1) if len(maps) == 1 else maps
 
 
-class _PlanarAttention(torch.autograd.Function):
+class _PlanarAttention(Function):
     """The CPU path with its own backward, so that nothing but the arguments is saved."""
 
     @staticmethod
-    def forward(ctx, windows: Windows, *maps: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, windows: Windows, *maps: Tensor) -> Tensor:
         ctx.windows = windows
         ctx.save_for_backward(*maps)
         return cpu.forward(_split(maps), windows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, windows = ctx.saved_tensors, ctx.windows
         grads = [torch.empty(x.shape, dtype=x.dtype) for x in maps]
         cpu.backward(grad, _split(maps), _split(grads), windows)
@@ -173,15 +174,26 @@ def _shape_forward(
     return maps[0].new_empty((*shape, channels // 3 if len(maps) == 1 else channels)), normaliser
 
 
-def _shape_backward(grad, maps, normaliser, num_heads, dilations, scale, border, needed) -> list[Tensor]:
+def _shape_backward(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    normaliser: Tensor,
+    num_heads: int,
+    dilations: Sequence[int],
+    scale: float,
+    border: str,
+    needed: Sequence[bool],
+) -> list[Tensor]:
     return [x.new_empty(x.shape) for x, need in zip(maps, needed, strict=True) if need]
 
 
-class _TritonAttention(torch.autograd.Function):
+class _TritonAttention(Function):
     """The gradient of the registered operator: the arguments and the softmax's denominators are saved."""
 
     @staticmethod
-    def forward(ctx, num_heads: int, dilations: Sequence[int], scale: float, border: str, *maps: Tensor):
+    def forward(
+        ctx: ForwardContext, num_heads: int, dilations: Sequence[int], scale: float, border: str, *maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         with below_autograd():
             out, normaliser = torch.ops.trifuse.dilated_attention(maps, num_heads, dilations, scale, border)
         ctx.options = (num_heads, dilations, scale, border)
@@ -192,7 +204,7 @@ class _TritonAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         normaliser, *maps = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:]
         backward = torch.ops.trifuse.dilated_attention_backward

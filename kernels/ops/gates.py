@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_sums import channel_sums
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -61,17 +61,17 @@ def _broadcast(gate: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------------- plain PyTorch
 
 
-class _EagerGate(torch.autograd.Function):
+class _EagerGate(Function):
     """The gate with a backward of its own: autograd would make a product map, and keep a wider copy of a narrow map."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, gate: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, x: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(gate, *((x,) if gate.requires_grad else ()))
         return _gated(x, gate)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         gate, *saved = ctx.saved_tensors
         compute_dtype = torch.promote_types(grad.dtype, torch.float32)
         s = torch.sigmoid(gate.to(compute_dtype))
@@ -96,19 +96,20 @@ def _products_summed(grad: Tensor, x: Tensor, shape: torch.Size, dtype: torch.dt
 # --------------------------------------------------------------------------------------------- the registered operators
 
 
-def _register(op: str) -> Callable[..., Tensor]:
+def _register(op: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Register ``op(x, gate)``, which is returned, and its backward: the gate's gradient and, if asked, the map's."""
 
-    class TritonGate(torch.autograd.Function):
+    class TritonGate(Function):
         @staticmethod
-        def forward(ctx, x: Tensor, gate: Tensor) -> Tensor:
+        def forward(ctx: ForwardContext, x: Tensor, gate: Tensor) -> Tensor:
             ctx.save_for_backward(gate, *((x,) if gate.requires_grad else ()))
             with below_autograd():
-                return getattr(torch.ops.trifuse, op)(x, gate)
+                gated: Tensor = getattr(torch.ops.trifuse, op)(x, gate)
+                return gated
 
         @staticmethod
         @once_differentiable
-        def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
             gate, *saved = ctx.saved_tensors
             needs_x = ctx.needs_input_grad[0]
             if not saved:  # the map's gradient is the incoming one, gated
@@ -124,7 +125,8 @@ def _register(op: str) -> Callable[..., Tensor]:
     def launch_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> tuple[Tensor, list[Tensor]]:
         from trifuse.kernels.gpu import gates
 
-        return getattr(gates, f"{op}_backward")(grad, x, gate, needs_x)
+        grads: tuple[Tensor, list[Tensor]] = getattr(gates, f"{op}_backward")(grad, x, gate, needs_x)
+        return grads
 
     def shape_backward(grad: Tensor, x: Tensor, gate: Tensor, needs_x: bool) -> tuple[Tensor, list[Tensor]]:
         return gate.new_empty(gate.shape), [torch.empty_like(x)] if needs_x else []

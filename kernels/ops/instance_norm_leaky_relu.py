@@ -20,13 +20,15 @@ two over larger ones. The map and two numbers per plane are saved, the normalise
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu.instance_norm import instance_norm, instance_norm_gradients
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -62,14 +64,16 @@ def _normalised_and_rectified(
     return F.leaky_relu_(out, slope), means, rstds
 
 
-class _EagerNorm(torch.autograd.Function):
+class _EagerNorm(Function):
     """The CPU path, in two passes each way: the rectifier works in place, on what the normalisation wrote.
 
     The sign of what it rectified is that of the result, which the next layer keeps anyway.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float) -> Tensor:
+    def forward(
+        ctx: ForwardContext, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float
+    ) -> Tensor:
         out, means, rstds = _normalised_and_rectified(x, weight, bias, eps, slope)
         ctx.save_for_backward(x, weight, means, rstds, out)
         ctx.slope = slope
@@ -77,7 +81,7 @@ class _EagerNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, means, rstds, out = ctx.saved_tensors
         grad = torch.ops.aten.leaky_relu_backward(grad, out, ctx.slope, True)
         return *instance_norm_gradients(grad, x, weight, means, rstds, ctx.needs_input_grad[:3]), None, None
@@ -86,33 +90,58 @@ class _EagerNorm(torch.autograd.Function):
 # --------------------------------------------------------------------------------------- the registered operator
 
 
-def _launch_forward(x, weight, bias, eps, negative_slope) -> tuple[Tensor, Tensor, Tensor]:
+def _launch_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
     from trifuse.kernels.gpu import instance_norm_leaky_relu as gpu
 
     return gpu.forward(x, weight, bias, eps, negative_slope)
 
 
-def _launch_backward(grad, x, weight, bias, means, rstds, negative_slope, needed) -> list[Tensor]:
+def _launch_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Tensor,
+    rstds: Tensor,
+    negative_slope: float,
+    needed: Sequence[bool],
+) -> list[Tensor]:
     from trifuse.kernels.gpu import instance_norm_leaky_relu_backward as gpu
 
     return gpu.backward(grad, x, weight, bias, means, rstds, negative_slope, needed)
 
 
-def _shape_forward(x, weight, bias, eps, negative_slope) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), *(x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
+def _shape_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    means, rstds = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), means, rstds
 
 
-def _shape_backward(grad, x, weight, bias, means, rstds, negative_slope, needed) -> list[Tensor]:
+def _shape_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Tensor,
+    rstds: Tensor,
+    negative_slope: float,
+    needed: Sequence[bool],
+) -> list[Tensor]:
     affine = zip((weight, bias), needed[1:], strict=True)
     small = [value.new_empty(value.shape) for value, need in affine if value is not None and need]
     return [*([torch.empty_like(x)] if needed[0] else []), *small]
 
 
-class _TritonNorm(torch.autograd.Function):
+class _TritonNorm(Function):
     """The gradient of the registered operator; the means and reciprocal deviations are results without a gradient."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, negative_slope) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: ForwardContext, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with below_autograd():
             out, means, rstds = torch.ops.trifuse.instance_norm_leaky_relu(x, weight, bias, eps, negative_slope)
         ctx.save_for_backward(x, weight, bias, means, rstds)
@@ -123,7 +152,7 @@ class _TritonNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         needed = list(ctx.needs_input_grad[:3])
         grads = iter(
             torch.ops.trifuse.instance_norm_leaky_relu_backward(grad, *ctx.saved_tensors, ctx.negative_slope, needed)

@@ -170,7 +170,8 @@ def _xformers(
 
     if bias is not None:
         bias = bias.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    return attend(q, k, v, attn_bias=bias, p=dropout_p, scale=scale)
+    attended: Tensor = attend(q, k, v, attn_bias=bias, p=dropout_p, scale=scale)
+    return attended
 
 
 def _scale(q: Tensor, scale: float | None) -> float:

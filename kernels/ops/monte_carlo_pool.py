@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trifuse.kernels import library
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -75,18 +75,18 @@ def _gathered_mean(x: Tensor, positions: Tensor) -> Tensor:
     return x[..., rows, columns].mean(-1, dtype=compute_dtype).to(x.dtype)
 
 
-class _GatheredMean(torch.autograd.Function):
+class _GatheredMean(Function):
     """The mean over positions that are all different: the gradient is chosen for each, none is added to another."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, x: Tensor, positions: Tensor) -> Tensor:
         ctx.save_for_backward(positions)
         ctx.size = x.shape[-2:]
         return _gathered_mean(x, positions)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor, None]:
         (positions,) = ctx.saved_tensors
         chosen = torch.zeros(ctx.size, dtype=torch.bool, device=grad.device)
         chosen = chosen.flatten().index_fill(0, positions, True).view(ctx.size)
@@ -138,19 +138,45 @@ def _inside(length: int, scale: Tensor, index: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------- the registered operators
 
 
-def _launch_pool(x, scale, cell, scales, cells, permutation) -> Tensor:
+def _launch_pool(
+    x: Tensor, scale: int, cell: int, scales: Tensor | None, cells: Tensor | None, permutation: Tensor | None
+) -> Tensor:
     from trifuse.kernels.gpu import monte_carlo_pool as gpu
 
     return gpu.pool_forward(x, scale, cell, scales, cells, permutation)
 
 
-def _launch_pool_backward(grad, size, scale, cell, scales, cells, permutation, channels_last) -> Tensor:
+def _shape_pool(
+    x: Tensor, scale: int, cell: int, scales: Tensor | None, cells: Tensor | None, permutation: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape[:2])
+
+
+def _launch_pool_backward(
+    grad: Tensor,
+    size: Sequence[int],
+    scale: int,
+    cell: int,
+    scales: Tensor | None,
+    cells: Tensor | None,
+    permutation: Tensor | None,
+    channels_last: bool,
+) -> Tensor:
     from trifuse.kernels.gpu import monte_carlo_pool as gpu
 
     return gpu.pool_backward(grad, size, scale, cell, scales, cells, permutation, channels_last)
 
 
-def _shape_pool_backward(grad, size, scale, cell, scales, cells, permutation, channels_last) -> Tensor:
+def _shape_pool_backward(
+    grad: Tensor,
+    size: Sequence[int],
+    scale: int,
+    cell: int,
+    scales: Tensor | None,
+    cells: Tensor | None,
+    permutation: Tensor | None,
+    channels_last: bool,
+) -> Tensor:
     return grad.new_empty(size).to(memory_format=_memory_format(channels_last))
 
 
@@ -158,20 +184,29 @@ def _memory_format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-class _TritonPool(torch.autograd.Function):
+class _TritonPool(Function):
     """The gradient of the registered operator: nothing but the draw is saved."""
 
     @staticmethod
-    def forward(ctx, x, scale, cell, scales, cells, permutation) -> Tensor:
+    def forward(
+        ctx: ForwardContext,
+        x: Tensor,
+        scale: int,
+        cell: int,
+        scales: Tensor | None,
+        cells: Tensor | None,
+        permutation: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(scales, cells, permutation)
         ctx.size, ctx.scale, ctx.cell = x.shape, scale, cell
         ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         with below_autograd():
-            return torch.ops.trifuse.monte_carlo_pool(x, scale, cell, scales, cells, permutation)
+            pooled: Tensor = torch.ops.trifuse.monte_carlo_pool(x, scale, cell, scales, cells, permutation)
+            return pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         backward = torch.ops.trifuse.monte_carlo_pool_backward
         draw = (ctx.scale, ctx.cell, *ctx.saved_tensors)
         return backward(grad, ctx.size, *draw, ctx.channels_last), None, None, None, None, None
@@ -181,7 +216,7 @@ _DRAW = "int scale, int cell, Tensor? scales, Tensor? cells, Tensor? permutation
 _operator = library.register(
     f"{POOL}(Tensor x, {_DRAW}) -> Tensor",
     _launch_pool,
-    lambda x, scale, cell, scales, cells, permutation: x.new_empty(x.shape[:2]),
+    _shape_pool,
     lambda *arguments: _TritonPool.apply(*arguments),
 )
 library.register(
@@ -234,9 +269,9 @@ def monte_carlo_pool(
     given = [value for value in (x, scale, cell, permutation) if isinstance(value, Tensor)]
     transformed = library.under_functional_transform(given)
     if backend == "triton" and not transformed:
-        numbers = [value if isinstance(value, int) else 0 for value in (scale, cell)]
-        tensors = [value if isinstance(value, Tensor) else None for value in (scale, cell, permutation)]
-        return _operator(x, *numbers, *tensors)
+        one_scale, one_cell = (value if isinstance(value, int) else 0 for value in (scale, cell))
+        scales, cells = (value if isinstance(value, Tensor) else None for value in (scale, cell))
+        return _operator(x, one_scale, one_cell, scales, cells, permutation)
     if isinstance(scale, int) and isinstance(cell, int) and (permutation is None or permutation.ndim == 1):
         return _pool_drawn(x, scale, cell, permutation)
     if x.device.type == "cpu" and not transformed and not library.without_values(given):

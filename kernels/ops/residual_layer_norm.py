@@ -21,12 +21,14 @@ saved, and the sum, which the next block needs anyway.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trifuse.kernels import library
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -106,26 +108,69 @@ def _composed(
 # --------------------------------------------------------------------------------------- the registered operator
 
 
-def _launch_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _launch_forward(
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    layer_scale: Tensor | None,
+    sample_scale: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from trifuse.kernels.gpu import residual_layer_norm as gpu
 
-    return gpu.forward(*arguments)
+    return gpu.forward(x, branch, weight, bias, layer_scale, sample_scale, eps, dtype)
 
 
-def _launch_backward(*arguments) -> list[Tensor]:
+def _launch_backward(
+    total_grad: Tensor | None,
+    grad: Tensor,
+    total: Tensor,
+    branch: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    layer_scale: Tensor | None,
+    sample_scale: Tensor | None,
+    means: Tensor,
+    rstds: Tensor,
+    branch_dtype: torch.dtype,
+    needed: Sequence[bool],
+) -> list[Tensor]:
     from trifuse.kernels.gpu import residual_layer_norm_backward as gpu
 
-    return gpu.backward(*arguments)
+    parameters = (weight, bias, layer_scale, sample_scale)
+    return gpu.backward(total_grad, grad, total, branch, *parameters, means, rstds, branch_dtype, needed)
 
 
-def _shape_forward(x, branch, weight, bias, layer_scale, sample_scale, eps, dtype):
+def _shape_forward(
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    layer_scale: Tensor | None,
+    sample_scale: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = x.new_empty(0 if branch is None else x.shape)
     means, rstds = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     return x.new_empty(x.shape, dtype=dtype), total, means, rstds
 
 
 def _shape_backward(
-    total_grad, grad, total, branch, weight, bias, layer_scale, sample_scale, means, rstds, branch_dtype, needed
+    total_grad: Tensor | None,
+    grad: Tensor,
+    total: Tensor,
+    branch: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    layer_scale: Tensor | None,
+    sample_scale: Tensor | None,
+    means: Tensor,
+    rstds: Tensor,
+    branch_dtype: torch.dtype,
+    needed: Sequence[bool],
 ) -> list[Tensor]:
     maps = [total.new_empty(total.shape), total.new_empty(total.shape, dtype=branch_dtype)]
     small = zip((weight, bias, layer_scale), needed[2:], strict=True)
@@ -135,11 +180,21 @@ def _shape_backward(
     ]
 
 
-class _TritonNorm(torch.autograd.Function):
+class _TritonNorm(Function):
     """The gradient of the registered operator; the means and reciprocal deviations are results without a gradient."""
 
     @staticmethod
-    def forward(ctx, x, branch, weight, bias, layer_scale, sample_scale, eps, dtype):
+    def forward(
+        ctx: ForwardContext,
+        x: Tensor,
+        branch: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        layer_scale: Tensor | None,
+        sample_scale: Tensor | None,
+        eps: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with below_autograd():
             normalised, total, means, rstds = torch.ops.trifuse.residual_layer_norm(
                 x, branch, weight, bias, layer_scale, sample_scale, eps, dtype
@@ -155,7 +210,9 @@ class _TritonNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor | None, total_grad: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: BackwardContext, grad: Tensor | None, total_grad: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         summed, branch, weight, bias, layer_scale, sample_scale, *statistics = ctx.saved_tensors
         if grad is None:  # nothing depends on what is normalised
             grad = torch.zeros_like(summed)

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_affine import channel_affine, channel_affine_gradients
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import DataError, ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -97,21 +97,21 @@ def _affine(features: Tensor, a: Tensor, b: Tensor, d: Tensor, t: Tensor) -> Ten
 _PIECES, _SHORT_ROW = 16, 64
 
 
-class _SegmentAffine(torch.autograd.Function):
+class _SegmentAffine(Function):
     """The CPU path: the affine map as the temporal gate has it, and a product of matrices, D t, added in place.
 
     The gradients of d and t are products of matrices as well. No wider copy of any map is saved.
     """
 
     @staticmethod
-    def forward(ctx, features: Tensor, a: Tensor, b: Tensor, d: Tensor, t: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, features: Tensor, a: Tensor, b: Tensor, d: Tensor, t: Tensor) -> Tensor:
         ctx.save_for_backward(a, d, t, *((features,) if a.requires_grad else ()))
         wide = channel_affine(features.to(a.dtype), a, b)
         return wide.addcmul_(d[:, :, None, None], t[:, None]).to(features.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, d, t, *saved = ctx.saved_tensors
         features = saved[0] if saved else grad  # any map of this shape, where the gradient of a is not asked for
         *needed, needs_d, needs_t = ctx.needs_input_grad
@@ -183,18 +183,19 @@ def _shape_backward(
     return [*small, *([torch.empty_like(grad if features is None else features)] if needs_features else [])]
 
 
-class _TritonGate(torch.autograd.Function):
+class _TritonGate(Function):
     """The gradient of the registered operator: the map is saved where a gradient other than its own is asked for."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, segments: Tensor, *small: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, features: Tensor, segments: Tensor, *small: Tensor) -> Tensor:
         ctx.save_for_backward(segments, *small, *((features,) if any(ctx.needs_input_grad[2:]) else ()))
         with below_autograd():
-            return torch.ops.trifuse.segment_film_gate(features, segments, *small)
+            gated: Tensor = torch.ops.trifuse.segment_film_gate(features, segments, *small)
+            return gated
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs_features, _, *needs_small = ctx.needs_input_grad
         *others, features = ctx.saved_tensors if any(needs_small) else (*ctx.saved_tensors, None)
         grads = torch.ops.trifuse.segment_film_gate_backward(grad, features, *others, needs_features)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_affine import channel_affine, channel_affine_gradients
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -62,17 +62,17 @@ def _affine(features: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (features.to(a.dtype) * a[:, :, None, None] + b[:, :, None, None]).to(features.dtype)
 
 
-class _ChannelAffine(torch.autograd.Function):
+class _ChannelAffine(Function):
     """The CPU path: a map in planes is passed over once each way, and no wider copy of any map is saved."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, features: Tensor, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, *((features,) if a.requires_grad else ()))
         return channel_affine(features, a, b)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, *saved = ctx.saved_tensors
         features = saved[0] if saved else grad  # any map of this shape, where the gradient of a is not asked for
         return channel_affine_gradients(grad, features, a, ctx.needs_input_grad)
@@ -114,18 +114,19 @@ def _shape_backward(
     return [*small, *([torch.empty_like(grad if features is None else features)] if needs_features else [])]
 
 
-class _TritonGate(torch.autograd.Function):
+class _TritonGate(Function):
     """The gradient of the registered operator: the map is saved where a gradient other than its own is asked for."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, *small: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, features: Tensor, *small: Tensor) -> Tensor:
         ctx.save_for_backward(*small, *((features,) if any(ctx.needs_input_grad[1:]) else ()))
         with below_autograd():
-            return torch.ops.trifuse.temporal_film_gate(features, *small)
+            gated: Tensor = torch.ops.trifuse.temporal_film_gate(features, *small)
+            return gated
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         *small, features = ctx.saved_tensors if any(ctx.needs_input_grad[1:]) else (*ctx.saved_tensors, None)
         needs_features, *needs_small = ctx.needs_input_grad
         grads = torch.ops.trifuse.temporal_film_gate_backward(grad, features, *small, needs_features)

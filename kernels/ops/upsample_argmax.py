@@ -139,7 +139,8 @@ def upsample_argmax(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         if library.under_functional_transform(maps):
             return _upsampled_sum(maps, size).max(dim=1).indices.to(torch.uint8)
         if backend == "triton":
-            return torch.ops.trifuse.upsample_argmax(maps, size)
+            labels: Tensor = torch.ops.trifuse.upsample_argmax(maps, size)
+            return labels
         if maps[0].device.type != "cpu" or library.without_values(maps):
             return _upsampled_sum(maps, size).max(dim=1).indices.to(torch.uint8)
         return _label_bands(maps, size)

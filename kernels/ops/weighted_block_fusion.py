@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from trifuse.kernels import library
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
@@ -130,17 +130,17 @@ def _chunks(maps: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield from zip(*(m.split(tokens) for m in sample), strict=True)
 
 
-class _ChunkedFusion(torch.autograd.Function):
+class _ChunkedFusion(Function):
     """The CPU path with its own backward, so that nothing but the arguments is saved."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, *features: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, logits: Tensor, *features: Tensor) -> Tensor:
         ctx.save_for_backward(logits, *(features if logits.requires_grad else ()))
         return _chunked_sum(features, logits)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, *features = ctx.saved_tensors
         needs_logits, *needs_features = ctx.needs_input_grad
         logits_grad = _logits_gradient(grad, features, logits) if needs_logits else None
@@ -184,28 +184,29 @@ def _shape_backward(
     return logits.new_empty(logits.shape), [grad.new_empty(grad.shape) for needed in needs_features if needed]
 
 
-class _TritonFusion(torch.autograd.Function):
+class _TritonFusion(Function):
     """The gradient of the registered operator: only what is asked for is saved, computed and returned."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, *features: Tensor) -> Tensor:
+    def forward(ctx: ForwardContext, logits: Tensor, *features: Tensor) -> Tensor:
         ctx.save_for_backward(logits, *(features if logits.requires_grad else ()))
         with below_autograd():
-            return torch.ops.trifuse.weighted_block_fusion(features, logits)
+            fused: Tensor = torch.ops.trifuse.weighted_block_fusion(features, logits)
+            return fused
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, *features = ctx.saved_tensors
         needs_logits, *needs_features = ctx.needs_input_grad
         return tuple(_triton_gradients(grad, features, logits, needs_logits, needs_features))
 
 
-class _TritonFusionSelecting(torch.autograd.Function):
+class _TritonFusionSelecting(Function):
     """The gradient of the operator with a selection; selected maps have none where the maps have none."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, selection: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: ForwardContext, logits: Tensor, selection: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(logits, selection, *(features if logits.requires_grad else ()))
         ctx.set_materialize_grads(False)
         with below_autograd():
@@ -216,16 +217,16 @@ class _TritonFusionSelecting(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor | None, *selected_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor | None, *copy_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, selection, *features = ctx.saved_tensors
         needs_logits, _, *needs_features = ctx.needs_input_grad
         gradients: list[Tensor | None] = [None] * (1 + len(needs_features))
         if grad is not None:
             gradients = _triton_gradients(grad, features, logits, needs_logits, needs_features)
-        for wanted, selected_grad in zip(selection.unbind(), selected_grads, strict=True):
+        for wanted, copy_grad in zip(selection.unbind(), copy_grads, strict=True):
             for i, needed in enumerate(needs_features, start=1):
-                if needed and selected_grad is not None:
-                    own, rest = torch.where(wanted == i - 1, selected_grad, 0), gradients[i]
+                if needed and copy_grad is not None:
+                    own, rest = torch.where(wanted == i - 1, copy_grad, 0), gradients[i]
                     gradients[i] = own if rest is None else rest + own
         return gradients[0], None, *gradients[1:]
 
@@ -236,8 +237,7 @@ def _triton_gradients(
     """Return the gradient of the logits and that of each map, None where it is not needed."""
     if not needs_logits:
         return [None, *_map_gradients(grad, logits, needs_features)]
-    backward = torch.ops.trifuse.weighted_block_fusion_backward
-    logits_grad, map_grads = backward(grad, features, logits, needs_features)
+    logits_grad, map_grads = torch.ops.trifuse.weighted_block_fusion_backward(grad, features, logits, needs_features)
     remaining = iter(map_grads)
     return [logits_grad, *(next(remaining) if needed else None for needed in needs_features)]
 
