@@ -6,13 +6,14 @@ from .conv_norm_relu import ConvNormReLU
 from .depthwise_multi_kernel import DepthwiseMultiKernel
 from .dilated_attention import DilatedAttention
 from .image_branch import ImageBranch
+from .layer_scale import LayerScale
 from .memory_efficient_attention import MemoryEfficientAttention
 from .mixing_attention import MixingAttention
 from .monte_carlo_attention import MonteCarloAttention
 from .plain_unet import PlainUNetDecoder, PlainUNetEncoder
 from .temporal_aware_fusion import TemporalAwareFusion
 from .temporal_film_gate import TemporalFiLMGate
-from .transformer_block import LayerScale, Mlp, SwiGLU, TransformerBlock
+from .transformer_block import Mlp, SwiGLU, TransformerBlock
 from .unet_decoder import UNetDecoderStage
 from .weighted_block_fusion import WeightedBlockFusion
 

@@ -7,7 +7,7 @@ its blocks are read by forward hooks while it runs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,8 @@ class Backbone:
             TrifuseError: it has none.
         """
         inside = {id(part) for block in self.blocks or () for part in block.modules()}
-        outside = [(name, part) for name, part in self.model.named_modules() if id(part) not in inside]
+        parts: Iterable[tuple[str, nn.Module]] = self.model.named_modules()
+        outside = [(name, part) for name, part in parts if id(part) not in inside]
         for name, module in sorted(outside, key=lambda named: named[0].count(".")):  # the outermost: not the patches'
             if name.rpartition(".")[2] in _FINAL_NORMS:
                 return module
@@ -237,7 +238,8 @@ def _patch_tokens(index: int, output: Any, grid: tuple[int, int]) -> Tensor:
             f"backbone_features: expected of block {index} the tokens of the image's {grid[0]} x {grid[1]} patches, "
             f"{patches} and a few before them, got {shape}; {_PLAIN_VIT}"
         )
-    return output[:, prefix:]
+    tokens: Tensor = output[:, prefix:]
+    return tokens
 
 
 def _check_declared(backbone: Backbone, wanted: Sequence[int]) -> None:
@@ -298,4 +300,5 @@ def _handed_out(maps: list[tuple[int, Tensor]], chosen: Sequence[int], receive: 
 
 def _normalised(norm: nn.Module, one: Tensor) -> Tensor:
     """Apply a norm over the last axis to the channels of a map (B, C, h, w)."""
-    return norm(one.movedim(1, -1)).movedim(-1, 1)
+    normalised: Tensor = norm(one.movedim(1, -1)).movedim(-1, 1)
+    return normalised

@@ -118,7 +118,8 @@ class ContextAwareFusion(nn.Module):
         if is_plain(self.reduce):
             return recalibrated_sum(global_features, local_features, self.reduce.weight, scale)
         joined = torch.cat([global_features, local_features], dim=1)
-        return self.reduce(joined * scale.to(joined.dtype)[:, :, None, None])
+        fused: Tensor = self.reduce(joined * scale.to(joined.dtype)[:, :, None, None])
+        return fused
 
     def channel_logits(self, global_features: Tensor, local_features: Tensor) -> Tensor:
         """Return the weights of the 2C channels before the sigmoid: (B, 2C)."""

@@ -72,7 +72,8 @@ class DepthwiseMultiKernel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map("DepthwiseMultiKernel", "x", x, self.in_dim)
-        return self.units(x)
+        out: Tensor = self.units(x)
+        return out
 
 
 class ParallelKernels(nn.Module):
@@ -89,7 +90,8 @@ class ParallelKernels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if is_plain(*self.convs):
             return depthwise_multi_kernel(x, [cast(nn.Conv2d, conv).weight for conv in self.convs])
-        return x + sum(conv(x) for conv in self.convs)
+        fused: Tensor = x + sum(conv(x) for conv in self.convs)
+        return fused
 
 
 def _unit(in_dim: int, dim: int, stride: int, kernels: Sequence[int], groups: int, norm: str) -> nn.Sequential:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,8 @@ class DilatedAttention(nn.Module):
         init_linear(self.proj, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(packed_dilated_attention(self._project(x), **self._windows()))
+        out: Tensor = self.proj(packed_dilated_attention(self._project(x), **self._windows()))
+        return out
 
     def attention_map(self, x: Tensor) -> Tensor:
         """Return each pixel's attention weights for x (B, H, W, C): (B, num_heads, H, W, kernel_size**2)."""
@@ -79,7 +81,7 @@ class DilatedAttention(nn.Module):
             )
         return pointwise(self.qkv, x)
 
-    def _windows(self) -> dict:
+    def _windows(self) -> dict[str, Any]:
         return {
             "num_heads": self.num_heads,
             "kernel_size": self.kernel_size,

@@ -115,19 +115,22 @@ class GroupedTransformerBlock(nn.Module):
         attended = rearrange(memory_efficient_attention(*self._qkv(x)), "(g b) m h d -> g (b m) (h d)", g=x.shape[0])
         tokens = tokens + self.out_proj(attended)
         hidden = F.dropout(F.gelu(self.fc1(self.norm2(tokens))), self.dropout, self.training)
-        return (tokens + F.dropout(self.fc2(hidden), self.dropout, self.training)).view_as(x)
+        out: Tensor = (tokens + F.dropout(self.fc2(hidden), self.dropout, self.training)).view_as(x)
+        return out
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the attention weights of tokens (G, B, M, D), averaged over heads: (G, B, M, M)."""
         q, k, _ = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in self._qkv(x))
         logits = torch.einsum("bmhd,bnhd->bhmn", q, k) / math.sqrt(q.shape[-1])
-        return logits.softmax(-1).mean(1).unflatten(0, x.shape[:2])
+        weights: Tensor = logits.softmax(-1).mean(1).unflatten(0, x.shape[:2])
+        return weights
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, each (G B, M, h, d): groups are samples to the attention itself."""
         packed = self.in_proj(self.norm1(x.flatten(1, 2)))
         pattern = "g (b m) (three h d) -> three (g b) m h d"
-        return rearrange(packed, pattern, three=3, h=self.num_heads, m=x.shape[2]).unbind(0)
+        parts: tuple[Tensor, ...] = rearrange(packed, pattern, three=3, h=self.num_heads, m=x.shape[2]).unbind(0)
+        return parts
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, dropout={self.dropout}"
@@ -178,7 +181,8 @@ class EcgDualAttention(nn.Module):
         self._check(x)
         over_time = rearrange(self.temporal(self._drop(self._instant_tokens(x))), "l b m c -> b c l m")
         over_leads = self.lead(self._drop(self._lead_tokens(x)))
-        return over_time + rearrange(over_leads, "1 b l (c m) -> b c l m", m=self.instants)
+        out: Tensor = over_time + rearrange(over_leads, "1 b l (c m) -> b c l m", m=self.instants)
+        return out
 
     def weights(self, x: Tensor) -> EcgAttention:
         """Return the attention weights that features (B, C, L, M) get, without dropout."""

@@ -65,7 +65,8 @@ class ZeroInitMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both layers."""
-        return self.second(F.leaky_relu(self.first(x), self.slope))
+        out: Tensor = self.second(F.leaky_relu(self.first(x), self.slope))
+        return out
 
 
 class TimeApartGate(nn.Module):
@@ -89,4 +90,5 @@ class TimeApartGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both, and add what they give."""
-        return self.others(x[:, :-1]) + self.time(x[:, -1:])
+        out: Tensor = self.others(x[:, :-1]) + self.time(x[:, -1:])
+        return out

@@ -38,7 +38,8 @@ class ImageBranch(nn.Module):
         dtype = dtype_of(self.conv)
         if self.conv_then_resize:
             return resize_bilinear(self.conv(image.to(dtype)), size)
-        return self.conv(resize_bilinear(image, size).to(dtype))
+        features: Tensor = self.conv(resize_bilinear(image, size).to(dtype))
+        return features
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -47,7 +47,8 @@ class MemoryEfficientAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         if rotary is not None:
             q, k = rotary.rotate(q), rotary.rotate(k)
-        return self.proj(memory_efficient_attention(q, k, v).flatten(-2))
+        out: Tensor = self.proj(memory_efficient_attention(q, k, v).flatten(-2))
+        return out
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"

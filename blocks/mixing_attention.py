@@ -51,7 +51,8 @@ class UpsampledJoin(nn.Module):
             )
         if self.up is not None:
             x = self.up(F.interpolate(x, size=skip.shape[-2:], mode="bilinear"))
-        return self.conv(torch.cat([x, skip], dim=1))
+        out: Tensor = self.conv(torch.cat([x, skip], dim=1))
+        return out
 
 
 class MixingAttention(nn.Module):
@@ -121,11 +122,13 @@ class MixingAttention(nn.Module):
         """
         joined = self.dropout(self.join(x, skip))
         attended = self._attend(joined)
-        return self.out(self.mca(attended + joined, generator) + attended)
+        out: Tensor = self.out(self.mca(attended + joined, generator) + attended)
+        return out
 
     def _attend(self, x: Tensor) -> Tensor:
         """Let every pixel of (B, C, H, W) attend to all others."""
         if self.pos is not None:
             x = x + self.pos(x)
         tokens = normalise(self.norm, x.flatten(2).transpose(1, 2))
-        return self.attn(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
+        attended: Tensor = self.attn(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
+        return attended

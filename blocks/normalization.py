@@ -120,7 +120,8 @@ class RunningNorm(nn.Module):
         if self.training and not inside_backward():  # where activation checkpointing repeats a pass
             self._take_in(x.detach())
         scale = torch.rsqrt(self.running_var + self.eps) * self.dim**-0.5
-        return (x - self.running_mean) * scale
+        normalised: Tensor = (x - self.running_mean) * scale
+        return normalised
 
     @torch.no_grad()
     def _take_in(self, x: Tensor) -> None:

@@ -43,9 +43,12 @@ def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a 1x1 convolution to the last axis of vectors (B, C) or of maps (B, H, W, C)."""
     if is_plain(layer):
         return F.linear(x, layer.weight.flatten(1), layer.bias)  # type: ignore[operator,arg-type]
+    projected: Tensor
     if x.ndim == 2:
-        return layer(x[:, :, None, None]).flatten(1)
-    return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        projected = layer(x[:, :, None, None]).flatten(1)
+    else:
+        projected = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return projected
 
 
 def norm_leaky_relu(norm: nn.Module, x: Tensor, negative_slope: float) -> Tensor:
@@ -59,7 +62,8 @@ def norm_leaky_relu(norm: nn.Module, x: Tensor, negative_slope: float) -> Tensor
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply a layer norm to the channels of tokens (B, ..., C), strided as they may be."""
     if not _is_over_channels(norm, x):
-        return norm(x)
+        normalised: Tensor = norm(x)
+        return normalised
     return residual_layer_norm(x, None, norm.weight, norm.bias, eps=norm.eps)[1]  # type: ignore[arg-type]
 
 

@@ -91,7 +91,8 @@ class UnitSequence(nn.Sequential):
         *before, last = self
         for unit in before:
             x = unit(x)
-        return last(x) if means is None else last(x, means)
+        out: Tensor = last(x) if means is None else last(x, means)
+        return out
 
 
 class ConvStack(nn.Module):
@@ -104,7 +105,8 @@ class ConvStack(nn.Module):
         self.convs = UnitSequence(*units)
 
     def forward(self, x: Tensor, means: list[Tensor] | None = None) -> Tensor:
-        return self.convs(x, means)
+        out: Tensor = self.convs(x, means)
+        return out
 
 
 class PlainUNetEncoder(nn.Module):

@@ -117,7 +117,12 @@ class _FuseThenProject(Function):
 
     @staticmethod
     def forward(
-        ctx: ForwardContext, logits: Tensor, weight: Tensor, fused: Tensor, recompute, *projections: Tensor
+        ctx: ForwardContext,
+        logits: Tensor,
+        weight: Tensor,
+        fused: Tensor,
+        recompute: Callable[[Receive], None] | None,
+        *projections: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(logits, weight, fused, *projections)
         ctx.recompute, ctx.autocast = recompute, _autocast_state(fused.device.type)

@@ -266,7 +266,7 @@ class TemporalAwareFusion(nn.Module):
         return _mix(features, ecg_map, weights, gamma, beta)
 
     def _on_grid(self, projected: Tensor, features: Tensor, transform: Tensor | None) -> Tensor:
-        grid = projected.unflatten(1, (self.dim, self.grid_side, self.grid_side))
+        grid: Tensor = projected.unflatten(1, (self.dim, self.grid_side, self.grid_side))
         if features.numel() == 0:  # which neither way of sampling takes
             return grid.new_zeros(features.shape)
         if transform is None:
@@ -280,7 +280,8 @@ class TemporalAwareFusion(nn.Module):
             segments = segments[:, None] == numbers[:, None, None]
         vectors = projected.unflatten(1, (self.num_segments, self.dim)).transpose(1, 2)
         with without_autocast(projected.device.type):
-            return (vectors @ segments.to(vectors.dtype).flatten(2)).unflatten(2, segments.shape[2:])
+            on_map: Tensor = (vectors @ segments.to(vectors.dtype).flatten(2)).unflatten(2, segments.shape[2:])
+            return on_map
 
     # ------------------------------------------------------------------------------------------------ what it takes
 

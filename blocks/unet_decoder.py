@@ -62,4 +62,5 @@ class UNetDecoderStage(nn.Module):
         got = [tuple(side.shape) for side in sides]
         if got != wanted:
             raise ShapeError(f"UNetDecoderStage: expected side maps of shapes {wanted}, got {got}")
-        return self.convs(torch.cat([*sides, up], dim=1))
+        out: Tensor = self.convs(torch.cat([*sides, up], dim=1))
+        return out

@@ -113,7 +113,8 @@ class WeightedBlockFusion(nn.Module):
         logits = self._learned_logits()
         if len(features) and features[0].ndim == 4:  # channels come second: tokens are the same memory, seen otherwise
             fused = self([tokens.flatten(2).mT for tokens in features], selected)
-            return fused.mT.unflatten(-1, features[0].shape[2:])
+            maps: Tensor = fused.mT.unflatten(-1, features[0].shape[2:])
+            return maps
         return weighted_block_fusion(features, logits) if selected is None else selected.fuse(features, logits)
 
     def stream(

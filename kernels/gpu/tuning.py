@@ -201,7 +201,8 @@ def milliseconds(run: Callable[[], object], device: torch.device) -> float:
     from triton.testing import do_bench
 
     with torch.cuda.device(device):
-        return do_bench(run, warmup=WARM_UP_MS, rep=TIMED_MS, return_mode="median")
+        median: float = do_bench(run, warmup=WARM_UP_MS, rep=TIMED_MS, return_mode="median")
+        return median
 
 
 def gpu_name(device: torch.device) -> str:

@@ -41,11 +41,12 @@ def assert_op_matches(
     before = {path: tensor.detach().clone() for path, tensor in named.items()}
 
     outputs = {}
-    for form, function, convert in (
+    forms: tuple[tuple[str, Callable[..., Any], Callable[[Tensor], Tensor]], ...] = (
         ("op", op, lambda tensor: tensor),
         ("eager", reference, lambda tensor: tensor),
         ("truth", reference, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor),
-    ):
+    )
+    for form, function, convert in forms:
         leaves = {path: convert(tensor.detach()).requires_grad_(tensor.requires_grad) for path, tensor in named.items()}
         result = function(*_replaced(args, named, leaves), **_replaced(kwargs, named, leaves))
         outputs[form] = leaves, _result_tensors(name, result)

@@ -328,7 +328,9 @@ def judge(
             raise WrongResult(f"{what} differs from the truth by {error:.2g} (relative), allowed {allowed:.2g}")
 
 
-def _runner(function: Callable[..., Any], arguments: tuple[Any, ...], leaves: Sequence[Tensor]) -> Callable[[], list]:
+def _runner(
+    function: Callable[..., Any], arguments: tuple[Any, ...], leaves: Sequence[Tensor]
+) -> Callable[[], list[Tensor]]:
     """Return a function of the results and, for random incoming gradients that any type holds, those of ``leaves``."""
     if not leaves:
 

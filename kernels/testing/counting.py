@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from trifuse.kernels import library
-from trifuse.kernels.errors import NoKernelRan
+from trifuse.kernels.errors import NoKernelRan as NoKernelRan
 
 
 @dataclass

@@ -214,7 +214,8 @@ def _gpu_sampler(device: torch.device) -> Callable[[Callable[[], object], int], 
 
         def read() -> float:
             stop.synchronize()
-            return start.elapsed_time(stop) / 1e3
+            milliseconds: float = start.elapsed_time(stop)
+            return milliseconds / 1e3
 
         return read
 

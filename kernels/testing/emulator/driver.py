@@ -57,7 +57,7 @@ def kernels_run_by(run: Run) -> Iterator[VirtualDriver]:
         yield driver
 
 
-class VirtualDriver(DriverBase):
+class VirtualDriver(DriverBase):  # type: ignore[misc]  # Triton has no types
     """The driver that is active inside a `virtual_gpu`.
 
     Args:

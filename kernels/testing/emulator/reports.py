@@ -68,7 +68,8 @@ def _argument(arguments: Arguments, record: Record) -> tuple[str, int | None]:
 
     def offset(name: str) -> int:
         tensor = arguments.tensors[name]
-        return record.offset - tensor.storage_offset() * tensor.itemsize
+        bytes_in: int = record.offset - tensor.storage_offset() * tensor.itemsize
+        return bytes_in
 
     def reaches(name: str) -> bool:
         tensor = arguments.tensors[name]
