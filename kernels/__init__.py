@@ -118,13 +118,15 @@ OPERATORS = {
 _OTHERS = {"backend": "library", "warm_up": "gpu.tuning"}
 
 
-def __getattr__(name: str) -> Any:
-    op = name.removesuffix("_reference")
-    file = f"ops.{OPERATORS[op]}" if op in OPERATORS else _OTHERS.get(name)
-    if file is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{file}", __name__), name)
-    return value
+if not TYPE_CHECKING:  # to a type checker, a module with this function has every name
+
+    def __getattr__(name: str) -> Any:
+        op = name.removesuffix("_reference")
+        file = f"ops.{OPERATORS[op]}" if op in OPERATORS else _OTHERS.get(name)
+        if file is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{file}", __name__), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -312,7 +312,9 @@ def pool_backward(
     return x_grad
 
 
-def _mark(size, scale: int, cell: int, scales: Tensor | None, cells: Tensor | None, permutation: Tensor) -> Tensor:
+def _mark(
+    size: Sequence[int], scale: int, cell: int, scales: Tensor | None, cells: Tensor | None, permutation: Tensor
+) -> Tensor:
     """Mark the positions that the drawn cell stands for: (B, H * W), or (1, H * W) where all samples share a draw."""
     batch, _, height, width = size
     shared = permutation.ndim == 1 and all(draw is None or draw.ndim == 0 for draw in (scales, cells))
