@@ -11,6 +11,9 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo fias --overwrite
 	$(BIN)/trifuse demo taff_unet --overwrite
 
+# Bytecode is kept: a run of the tests starts hundreds of processes that import the same.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
+
 # What every change must pass: each promise once.
 test: $(VENV)/.test-ready
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
