@@ -5,7 +5,10 @@
 traces a training step of each network, compiles every call of an operator in it for a GPU of compute capability 9.0,
 counts the instructions of its machine code that are executed, and writes ``issue_time.json``, with everything, and
 ``issue_time.md``, the tables of the documentation. The forms in which the networks launch the kernels are compiled for
-all other targets, too; it fails where one spills registers or uses atomics.
+all other targets, too; it fails where one spills registers or uses atomics, and where a goal is missed.
+
+What was written last is the budget of every call and form: where one costs more, nothing is written, and it fails;
+``--accept`` makes the new figures the budget.
 
 Nothing in it is a measurement on a GPU. Issue time and the floor that bytes set are lower bounds, and a kernel can be
 no faster than the larger of the two.
@@ -41,6 +44,8 @@ from .static_report import BYTES_PER_SECOND, LABEL, RESULTS, kernel_hash, stamp
 WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9  # of an H100 or H200: multiprocessors, schedulers of each, clock
 DRAWN_SCALE, DRAWN_CELL = 2, 1  # of Monte Carlo attention, whose draw a trace does not know
 WARP_SIZE = 32
+LONGER = 1.02  # of a call's microseconds as last written: what may be more without being asked for
+GRANULE = 8  # registers, as they are given to a lane
 POOL = "monte_carlo_pool"
 ACCESS = re.compile(r"(?P<kind>LDG|STG)\.E(?:\.\w+)*?(?:\.(?:(?P<bits>64|128|256)|[US](?P<small>8|16)))?(?:\.|$)")
 Source = tuple[Any, ...]
@@ -212,14 +217,48 @@ def _form_cost(job: tuple[str, str]) -> dict[str, Any]:
 
 
 def faults_of(record: dict[str, Any]) -> list[str]:
-    """Name each form that spills registers or uses atomics, and where."""
-    return [
+    """Name each form that spills registers or uses atomics, and where, and each goal that is missed."""
+    forms = [
         f"{row['kernel']} on {target}: {rule}: {cost[rule]}, at most 0, where {row['constants']}"
         for row in record["forms"]
         for target, cost in row["costs"].items()
         for rule in ("spills", "atomics")
         if cost[rule]
     ]
+    goals = [row for row in record["goals"] if row["found"] > row["most"]]
+    return forms + [f"{row['what']}: {row['found']} {row['unit']}, at most {row['most']}" for row in goals]
+
+
+def dearer(record: dict[str, Any], last: dict[str, Any]) -> list[str]:
+    """Name what costs more than in the record written last: calls by time and launches, forms by registers."""
+    found = []
+    calls, forms = dict(_calls(last)), dict(_forms_of(last))
+    for key, row in _calls(record):
+        if (before := calls.get(key)) is None:
+            continue
+        took, takes = before["issue_us"], row["issue_us"]
+        if takes > LONGER * took:
+            found.append(f"{key}: {takes} us to issue, {took} before")
+        if len(row["launches"]) > len(before["launches"]):
+            found.append(f"{key}: {len(row['launches'])} launches, {len(before['launches'])} before")
+    for key, form in _forms_of(record):
+        for target, cost in form["costs"].items():
+            had = forms[key]["costs"][target]["registers"] if key in forms else cost["registers"]
+            if -(-cost["registers"] // GRANULE) > -(-had // GRANULE):
+                found.append(f"{key} on {target}: {cost['registers']} registers, {had} before")
+    return found
+
+
+def _calls(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for network in record["networks"]:
+        for row in network["calls"]:
+            yield f"{network['network']}: {row['operator']}({', '.join(row['arguments'])})", row
+
+
+def _forms_of(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for form in record["forms"]:
+        facts = {name: form[name] for name in ("types", "constants", "aligned", "threads")}
+        yield f"{form['kernel']} where {json.dumps(facts)}", form
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -255,10 +294,21 @@ def _line(operator: str, of: str, numbers: Mapping[str, float], binds: str) -> s
     return f"| {operator} | {of} | {numbers['times']} | {numbers['launches']} | {times} | {binds} |"
 
 
+def kept(record: dict[str, Any], path: Path, accept: bool) -> list[str]:
+    """Write a record and its tables, unless something costs more than in the one that is there; return what does."""
+    more = dearer(record, json.loads(path.read_text(encoding="utf-8"))) if path.exists() and not accept else []
+    if more:
+        return [*more, f"{path} is left as it was; to write the new figures, add --accept"]
+    write_text(path, json.dumps(record, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), markdown(record))
+    return []
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Compile, count, print the tables, and write them; returns 1 where a form breaks a rule."""
+    """Compile, count, print the tables, and write them; returns 1 where a form breaks a rule or its budget."""
     parser = argparse.ArgumentParser(description="how long the networks' operators take at least to issue")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for issue_time.json and issue_time.md")
+    parser.add_argument("--accept", action="store_true", help="write them also where something costs more than before")
     options = parser.parse_args(arguments)
     for name in kernels.OPERATORS:
         getattr(kernels, name)  # which registers it
@@ -271,12 +321,9 @@ def main(arguments: list[str] | None = None) -> int:
         "networks": networks,
         "forms": form_rows(sources),
     }
-    text = markdown(record)
+    print(markdown(record))
     options.out.mkdir(parents=True, exist_ok=True)
-    write_text(options.out / "issue_time.json", json.dumps(record, indent=1) + "\n")
-    write_text(options.out / "issue_time.md", text)
-    print(text)
-    faults = faults_of(record)
+    faults = faults_of(record) + kept(record, options.out / "issue_time.json", options.accept)
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0

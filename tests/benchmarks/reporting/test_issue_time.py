@@ -132,11 +132,64 @@ def test_the_map_of_a_call_is_its_largest_of_floats():
 def test_a_form_that_spills_or_is_atomic_is_a_fault():
     cost = {"spills": 0, "atomics": 0}
     costs = {"sm_80": cost, "sm_90": {**cost, "spills": 13}, "gfx942": {**cost, "atomics": 1}}
-    record = {"forms": [{"kernel": "some_kernel", "constants": {"K": 4}, "costs": costs}]}
+    record = {"goals": [], "forms": [{"kernel": "some_kernel", "constants": {"K": 4}, "costs": costs}]}
     assert issue_time.faults_of(record) == [
         "some_kernel on sm_90: spills: 13, at most 0, where {'K': 4}",
         "some_kernel on gfx942: atomics: 1, at most 0, where {'K': 4}",
     ]
+
+
+def test_a_missed_goal_is_a_fault():
+    goals = [{"what": "forward", "unit": "us", "most": 4, "found": found} for found in (4, 4.01)]
+    assert issue_time.faults_of({"forms": [], "goals": goals}) == ["forward: 4.01 us, at most 4"]
+
+
+# ---------------------------------------------------------------------------------------------------- budgets
+
+
+def record_of(issue_us: float = 10.0, launches: int = 2, registers: int = 40) -> dict:
+    call = {
+        "operator": "gate", "arguments": ["(2, 3) bfloat16", "None"], "map": "(2, 3) bfloat16", "times": 1,
+        "floor_us": 2.0, "issue_us": issue_us, "launches": [{}] * launches,
+    }  # fmt: skip
+    costs = {target: {"registers": 24, "spills": 0, "atomics": 0} for target in TARGETS}
+    costs["sm_80"]["registers"] = registers
+    form = {"kernel": "gate_kernel", "types": {}, "constants": {"K": 4}, "aligned": [], "threads": 128, "costs": costs}
+    network = {"network": "net", "batch": 2, "gigabytes": 1.0, "calls": [call]}
+    return {"stamp": RECORD["stamp"], "label": "", "goals": [], "networks": [network], "forms": [form]}
+
+
+CALL = "net: gate((2, 3) bfloat16, None)"
+FORM = 'gate_kernel where {"types": {}, "constants": {"K": 4}, "aligned": [], "threads": 128}'
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({"issue_us": 10.2, "registers": 40}, []),
+        ({"issue_us": 5.0, "launches": 1, "registers": 33}, []),
+        ({"issue_us": 10.21}, [f"{CALL}: 10.21 us to issue, 10.0 before"]),
+        ({"launches": 3}, [f"{CALL}: 3 launches, 2 before"]),
+        ({"registers": 41}, [f"{FORM} on sm_80: 41 registers, 40 before"]),
+    ],
+)
+def test_what_costs_more_than_before_is_told_and_not_written_unless_accepted(tmp_path, now, told):
+    path = tmp_path / "issue_time.json"
+    assert issue_time.kept(record_of(), path, accept=False) == []
+    before, record = path.read_text(), record_of(**now)
+    remedy = [f"{path} is left as it was; to write the new figures, add --accept"] if told else []
+    assert issue_time.kept(record, path, accept=False) == told + remedy
+    assert (path.read_text() == before) == bool(told)
+    assert issue_time.kept(record, path, accept=True) == []
+    assert json.loads(path.read_text()) == record
+    assert path.with_suffix(".md").read_text() == issue_time.markdown(record)
+
+
+def test_other_calls_and_forms_have_no_budget_yet():
+    other = record_of(issue_us=99.0, registers=255)
+    other["networks"][0]["calls"][0]["arguments"] = ["(2, 4) bfloat16", "None"]
+    other["forms"][0]["threads"] = 256
+    assert issue_time.dearer(other, record_of()) == []
 
 
 def test_totals_count_every_call_as_often_as_it_is_made():
