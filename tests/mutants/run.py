@@ -36,7 +36,8 @@ FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "hub", "tests", "
 COPIED = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt")
 VERDICTS = Path(__file__).with_name("verdicts.csv")
 COLUMNS = ("mutant", "verdict", "test", "commit")
-TIMEOUT_SECONDS = 900
+READY = ("torch", "pytest", "hypothesis", "scipy.ndimage", "nibabel", "safetensors.torch", "tqdm")
+TIMEOUT_SECONDS, TIMEOUT_OF_ALL_SECONDS = 900, 5400
 GREEN, RED = 0, 1  # pytest's exit codes for "all passed" and "some failed"
 
 
@@ -69,12 +70,9 @@ def apply(patch: Path, tree: Path, *options: str) -> subprocess.CompletedProcess
 
 
 def run_tests(
-    tests: Iterable[str], patch: Path | None = None, *, stop_early: bool = True, ready: tuple[str, ...] = ()
+    tests: Iterable[str], patch: Path | None = None, *, stop_early: bool = True, limit_s: int = TIMEOUT_SECONDS
 ) -> tuple[int, str]:
-    """Run tests on a copy of the tree, patched or not; returns pytest's exit code and its output.
-
-    Modules that are ``ready`` are not imported anew, see `ready_python`: one such run at a time.
-    """
+    """Run tests on a copy of the tree, patched or not; returns pytest's exit code and its output."""
     with tempfile.TemporaryDirectory(prefix="trifuse-mutant-") as scratch:
         tree, links = Path(scratch, "tree"), Path(scratch, "links")
         _copy_tree(tree)
@@ -85,23 +83,10 @@ def run_tests(
             if applied.returncode:
                 return -1, f"the patch does not apply: {applied.stderr}"
         environment = {"PYTHONPATH": str(links), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONSAFEPATH": "1"}  # or transformers would take the folder kernels for a package
         options = ["-q", "-p", "no:cacheprovider", f"--basetemp={scratch}/pytest", *(["-x"] if stop_early else [])]
         command = ["-m", "pytest", *options, *tests]
-        if ready:
-            result = run_python(*command, folder=tree, ready=ready, limit_s=TIMEOUT_SECONDS, **environment)
-            return result.returncode, result.stdout + result.stderr
-        try:
-            result = subprocess.run(
-                [sys.executable, "-P", *command],  # or transformers would take the folder kernels for a package
-                cwd=tree,
-                env={**os.environ, **environment},
-                capture_output=True,
-                text=True,
-                errors="replace",  # a test may show the name of a file that is no UTF-8
-                timeout=TIMEOUT_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            return -1, f"no end after {TIMEOUT_SECONDS} s"
+        result = run_python(*command, folder=tree, ready=READY, limit_s=limit_s, **environment)
         return result.returncode, result.stdout + result.stderr
 
 
@@ -118,7 +103,7 @@ def _copy_tree(tree: Path) -> None:
 
 def tests_that_fail(tests: Iterable[str], jobs: int) -> set[str]:
     """Run tests on the tree as it is, and return those that fail, without the brackets of their parameters."""
-    code, output = run_tests(["-n", str(jobs), *sorted(set(tests))], stop_early=False)
+    code, output = run_tests(["-n", str(jobs), *sorted(set(tests))], stop_early=False, limit_s=TIMEOUT_OF_ALL_SECONDS)
     if code == GREEN:
         return set()
     print(output, "A test must pass before it can be seen to fail.", sep="\n", flush=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from ready_python import run_python
 
 
 def _load_runner():
@@ -87,6 +89,15 @@ def test_runner_imports_the_copy_and_not_the_original_and_runs_slow_tests(tmp_pa
     patch.write_text(head + "".join(f"+{line}\n" for line in lines))
     code, output = runner.run_tests(["tests/test_where.py"], patch)
     assert code == runner.GREEN, output
+
+
+def test_threads_run_python_side_by_side(tmp_path):
+    """Each child ends only when it has seen the other."""
+    text = "import pathlib, sys; a, b = map(pathlib.Path, sys.argv[1:]); a.touch()\nwhile not b.exists(): pass"
+    with ThreadPoolExecutor(2) as pool:
+        names = (("one", "two"), ("two", "one"))
+        children = [pool.submit(run_python, "-c", text, *pair, folder=tmp_path, limit_s=60) for pair in names]
+        assert [child.result().returncode for child in children] == [0, 0]
 
 
 @pytest.mark.parametrize(

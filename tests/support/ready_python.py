@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -42,8 +43,8 @@ def run_python(
     """
     environment = _without_interpreter() | variables
     environment["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), *filter(None, [environment.get("PYTHONPATH")])])
-    words, server = [str(word) for word in command], _server(ready)
-    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+    words, server = [str(word) for word in command], _server(ready, threading.get_ident())
+    with _file_of_output() as out, _file_of_output() as err:
         request = {"command": words, "folder": str(folder), "environment": environment, "limit_s": limit_s}
         request |= {"files": [out.name, err.name]}
         server.stdin.write(json.dumps(request) + "\n")
@@ -56,13 +57,17 @@ run_with_compiler = partial(run_python, ready=("torch", "triton", "triton.compil
 """`run_python` for programs in which Triton compiles."""
 
 
+def _file_of_output() -> Any:
+    return tempfile.NamedTemporaryFile("r", errors="replace")  # a program may name a file that is no UTF-8
+
+
 def _without_interpreter() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
 @cache
-def _server(modules: tuple[str, ...]) -> Any:
-    """Start the process that forks; it ends when this one does."""
+def _server(modules: tuple[str, ...], thread: int) -> Any:
+    """Start the process that forks, for one child at a time of one thread; it ends when this one does."""
     command = [sys.executable, __file__, *modules]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=_without_interpreter(), **pipes)
@@ -87,6 +92,7 @@ def _become(command: list[str], folder: str, environment: dict[str, str], limit_
     inherited = {sys.path[0], *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     given = environment["PYTHONPATH"].split(os.pathsep)
     place = "" if command[0] in ("-c", "-m") else str(Path(command[0]).resolve().parent)
     places = [] if environment.get("PYTHONSAFEPATH") else [place]
