@@ -47,3 +47,33 @@ class TimmStyleVit(nn.Module):
                 tokens = (self.norm(x) if norm else x)[:, self.num_prefix_tokens :]
                 maps.append(tokens.mT.reshape(len(x), -1, height, width))
         return maps
+
+
+class TimmStyleStages(nn.Module):
+    """Stages of blocks with a ``token_mixer``, as timm's MetaFormers have them, on maps (B, C, H, W)."""
+
+    def __init__(self, dims=(16, 32), depths=(1, 2)):
+        super().__init__()
+        self.stages = nn.Sequential()
+        self.feature_info = [{"num_chs": dim, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
+        for width, dim, depth in zip((3, *dims), dims, depths, strict=False):
+            stage = nn.Module()
+            stage.downsample = nn.Conv2d(width, dim, 2, stride=2)
+            stage.blocks = nn.Sequential(*(_TokenMixing(dim) for _ in range(depth)))
+            stage.forward = lambda x, stage=stage: stage.blocks(stage.downsample(x))
+            self.stages.append(stage)
+
+    def forward(self, x):
+        return self.stages(x).mean((2, 3))
+
+
+class _TokenMixing(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(1, dim)
+        self.token_mixer = nn.AvgPool2d(3, stride=1, padding=1)
+        self.mlp = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x):
+        x = x + self.token_mixer(self.norm1(x))
+        return x + self.mlp(x)
