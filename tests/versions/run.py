@@ -37,6 +37,7 @@ TESTED = ("tests/kernels", "tests/benchmarks/static_cases")  # the virtual GPU's
 USING_OTHERS = (
     *("tests/architectures/data", "tests/architectures/storage", "tests/architectures/evaluation"),
     *("tests/architectures/dino_unet/test_convert.py", "tests/benchmarks", "tests/kernels/testing"),
+    "tests/docs/test_integrations.py",
 )
 COLUMNS = (
     *("torch", "triton", "others", "python", "numpy", "passed", "failed", "skipped", "why_skipped"),
