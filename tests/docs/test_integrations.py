@@ -280,11 +280,10 @@ def test_the_mutation_trainer_refuses_before_training(nnunet, options, got):
 def test_the_losses_are_compared_by_value_gradient_time_and_memory(nnunet, monkeypatch):
     monkeypatch.setitem(sys.modules, "fused_trainers", nnunet)
     compare = example("compare_losses.py").compare_losses
-    for shape, batch_dice in ((2, 3, 8, 8), True), ((1, 2, 4, 6, 8), False):
-        rows = compare(shape, batch_dice, seconds=0.01).rows
-        assert [(row["pass"], row["provider"]) for row in rows] == [
-            (timed, provider) for timed in ("forward", "forward + backward") for provider in ("nnU-Net", "trifuse")
-        ]
+    rows = compare((1, 2, 4, 6, 8), False, seconds=0.01).rows
+    assert [(row["pass"], row["provider"]) for row in rows] == [
+        (timed, provider) for timed in ("forward", "forward + backward") for provider in ("nnU-Net", "trifuse")
+    ]
     monkeypatch.setattr(nnunet.FusedDiceCE, "forward", lambda self, logits, labels: logits.sum())
     with pytest.raises(WrongResult, match="trifuse"):
         compare((2, 3, 8, 8), True, seconds=0.01)
