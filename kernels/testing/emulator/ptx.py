@@ -331,8 +331,6 @@ class _Reader:
         if found is None:
             raise ValueError(text)
         base, offset = found[1], int(found[2] or 0)
-        if base in self.parameters:
-            return [f"@{self.parameters[base] + offset}"]
         return [self._operand(base), f"@{offset}"]
 
     def _all(self, operands: list[str]) -> list[str]:
@@ -349,6 +347,8 @@ class _Reader:
             return f"#{int(found[1] or 0):x}"
         if text in self.variables:
             return f"#{self.variables[text]:x}"
+        if text in self.parameters:  # its place among them, from which `ld.param` reads
+            return f"#{self.parameters[text]:x}"
         value = {"true": 1, "false": 0}.get(text)
         number = int(text.removesuffix("U"), 0) if value is None else value
         return f"#{struct.unpack('<Q', struct.pack('<q' if number < 0 else '<Q', number))[0]:x}"

@@ -198,13 +198,16 @@ void define_space(Table& table) {
     define_transfers<Space, uint64_t>(table, "f64");
 }
 
-// The parameters of a kernel are the same for all lanes; the instruction's offset tells which.
+// An address among a kernel's parameters is a place that the code names, or chooses of several.
 template <class T>
 void load_parameter(Warp& warp, const Instruction& instruction, Mask mask) {
     for (int k = 0; k < instruction.output_count; ++k) {
-        T value;
-        std::memcpy(&value, warp.parameters + instruction.offset + k * sizeof(T), sizeof(T));
-        for_each_lane(mask, [&](int lane) { warp.write(instruction.outputs[k], lane, bits_of<T>(value)); });
+        for_each_lane(mask, [&](int lane) {
+            const uint64_t place = warp.read(instruction.inputs[0], lane) + instruction.offset + k * sizeof(T);
+            T value;
+            std::memcpy(&value, warp.parameters + place, sizeof(T));
+            warp.write(instruction.outputs[k], lane, bits_of<T>(value));
+        });
     }
 }
 
@@ -213,7 +216,7 @@ void define_parameter(Table& table, const std::string& type) {
     for (uint32_t count : {1u, 2u, 4u}) {
         const std::string vector = count == 1 ? "." : ".v" + std::to_string(count) + ".";
         const std::vector<uint32_t> elements(count, sizeof(T));
-        enter(table, "ld.param" + vector + type, &load_parameter<T>, elements, {}, true);
+        enter(table, "ld.param" + vector + type, &load_parameter<T>, elements, {sizeof(uint64_t)}, true);
     }
 }
 

@@ -299,6 +299,18 @@ def test_each_thread_has_memory_of_its_own():
     assert set(kinds(body.replace("+4", "+24"), out)) == {"out of bounds"}
 
 
+def test_a_thread_chooses_a_parameter_by_its_address():
+    """A compiler makes this of a choice between two arguments."""
+    body = (
+        "mov.b64 %rd4, kernel_param_1;\nmov.b64 %rd5, kernel_param_2;\nsetp.lt.u32 %p0, %r0, 40;\n"
+        "selp.b64 %rd6, %rd4, %rd5, %p0;\nld.param.b64 %rd7, [%rd6];\n"
+        "ld.global.b32 %r1, [%rd7];\nmad.wide.u32 %rd8, %r0, 4, %rd0;\nst.global.b32 [%rd8], %r1;"
+    )
+    out, first, second = (torch.full((count,), value, dtype=torch.int32) for count, value in ((64, 0), (1, 5), (1, 7)))
+    assert kinds(body, out, first, second, warps=2) == []
+    assert out.tolist() == [5] * 40 + [7] * 24
+
+
 def test_fused_products_of_narrow_types_are_rounded_once():
     bfloat16, half = (3.0, 87.0, 2.0**-20), (1 + 2**-10, 1 + 2**-10, 2.0**-24)
 
