@@ -2,7 +2,8 @@
 
 Every loss forms sums per sample, adds them over samples and ranks (``reduce``), and only then applies its formula, so
 that it does not depend on how many ranks share a batch. The sums, the only heavy part, are one fused operator, and with
-one rank so is all of the loss: `trifuse.kernels.ops._segmentation_loss`.
+one rank so is all of the loss: `trifuse.kernels.ops._segmentation_loss`, and of outputs at several resolutions
+`trifuse.kernels.ops._deep_supervision_loss`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trifuse.kernels.ops._deep_supervision_loss import deep_supervision_loss
 from trifuse.kernels.ops._segmentation_loss import segmentation_loss
 from trifuse.kernels.ops._segmentation_sums import check_target
 from trifuse.kernels.ops.mutation_loss import mutation_loss_of_ranks
@@ -53,9 +55,7 @@ def dice_ce_nnunet(
 
     Source: Isensee et al., nnU-Net, Nature Methods 2021; Drozdzal et al., arXiv 1608.04117, for the Dice.
     """
-    check_target("dice_ce_nnunet", logits, target, ignore_index)
-    if logits.ndim != 4:  # which axis a pixel lies on does not matter
-        logits, target = logits.unsqueeze(2).flatten(2, -2), target.unsqueeze(1).flatten(1, -2)
+    logits, target = _as_maps(logits, target, ignore_index)
     loss = segmentation_loss(
         [logits],
         target,
@@ -107,21 +107,21 @@ class SegmentationLoss:
     def __call__(self, outputs: Tensor | Sequence[Tensor], batch: Mapping[str, Any], reduce: Reduce | None) -> Tensor:
         """Return the loss for ``batch["target"]``; ``batch["sample_weight"]`` may silence samples."""
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        terms = [
-            dice_ce_nnunet(
-                logits,
-                _resize_target(batch["target"], logits.shape[2:]),
-                batch_dice=self.batch_dice,
-                w_ce=share * self.w_ce,
-                w_dice=share * self.w_dice,
-                ignore_index=self.ignore_index,
-                sample_weight=batch.get("sample_weight"),
-                reduce=reduce,
-            )
-            for share, logits in zip(deep_supervision_weights(len(outputs)), outputs, strict=True)
-            if share
-        ]
-        return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
+        weights = deep_supervision_weights(len(outputs))
+        levels = [logits for logits, weight in zip(outputs, weights, strict=True) if weight]
+        targets = [_resize_target(batch["target"], logits.shape[2:]) for logits in levels]
+        pairs = [_as_maps(*pair, self.ignore_index) for pair in zip(levels, targets, strict=True)]
+        return deep_supervision_loss(
+            [logits for logits, _ in pairs],
+            [target for _, target in pairs],
+            [weight for weight in weights if weight],
+            batch_dice=self.batch_dice,
+            w_ce=self.w_ce,
+            w_dice=self.w_dice,
+            ignore_index=self.ignore_index,
+            sample_weight=batch.get("sample_weight"),
+            reduce=across_ranks(reduce),
+        )
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,14 @@ def deep_supervision_weights(outputs: int) -> list[float]:
     if outputs > 1:
         raw[-1] = 0.0
     return [value / sum(raw) for value in raw]
+
+
+def _as_maps(logits: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """Check logits and target, and return them with two spatial axes: which one a pixel lies on does not matter."""
+    check_target("dice_ce_nnunet", logits, target, ignore_index)
+    if logits.ndim != 4:
+        logits, target = logits.unsqueeze(2).flatten(2, -2), target.unsqueeze(1).flatten(1, -2)
+    return logits, target
 
 
 def _resize_target(target: Tensor, size: torch.Size) -> Tensor:

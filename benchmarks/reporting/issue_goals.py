@@ -9,6 +9,7 @@ from typing import Any
 ISSUE, LAUNCHES = "us", "launches"
 LOSS = ("segmentation_sums_loss",)
 LOSS_BACKWARD = ("segmentation_sums_backward",)
+DEEP_SUPERVISION = ("segmentation_sums_deep_supervision", "segmentation_sums_deep_supervision_backward")
 DEPTHWISE = tuple(f"depthwise_multi_kernel{part}" for part in ("", "_input_gradient", "_weight_gradients"))
 
 
@@ -45,6 +46,7 @@ GOALS = (
     Goal("subset loss, maps of 224 x 224, both passes", 6, FULL_MAPS, LOSS + LOSS_BACKWARD, unit=LAUNCHES),
     Goal("subset loss, FIAS' coarse maps, both passes", 6, "FIAS", LOSS + LOSS_BACKWARD, unit=LAUNCHES),
     Goal("Dice and cross-entropy, both passes", 6, "DINO-UNet base", LOSS + LOSS_BACKWARD, unit=LAUNCHES),
+    Goal("deep supervision of five maps, both passes", 6, "TAFF-UNet", DEEP_SUPERVISION, unit=LAUNCHES),
     Goal("channel gate, 72 channels, forward", 9, "FIAS", ("channel_gate",), "(32, 72,"),
     Goal("channel gate, 72 channels, backward", 14, "FIAS", ("channel_gate_backward",), "(32, 72,"),
     Goal("spatial gate, 72 channels, forward", 9, "FIAS", ("spatial_gate",), "(32, 72,"),

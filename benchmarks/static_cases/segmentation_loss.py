@@ -12,9 +12,16 @@ TRAFFIC = [Traffic("losses", {"B": 24, "K": 9, "S": 7}, "B * S * (2 * K + 1)", _
 
 
 def _case(
-    subsets: int, classes: int, *, batch_dice: bool, weighted: bool, choice: tuning.Choice = CHOICES[0]
+    subsets: int,
+    classes: int,
+    *,
+    batch_dice: bool,
+    weighted: bool,
+    levels: bool = False,
+    choice: tuning.Choice = CHOICES[0],
 ) -> StaticCase:
     switches: dict[str | tuple[int, ...], object] = {
+        "LEVELS": subsets if levels else 1,
         "SUBSETS": subsets,
         "K": classes,
         "FIRST": 0 if batch_dice else 1,
@@ -24,7 +31,9 @@ def _case(
         "COLUMNS": 1 << (classes - 1).bit_length(),
     }
     missing: dict[str | tuple[int, ...], object] = {"weight_stride": 1} | ({} if weighted else {"weights": None})
-    name = f"{subsets} subset{'s'[: subsets - 1]}, {'batch' if batch_dice else 'weighted samples'}"
+    missing |= {} if levels else {"shares": None}
+    what = f"{subsets} {'level' if levels else 'subset'}{'s'[: subsets - 1]}"
+    name = f"{what}, {'batch' if batch_dice else 'weighted samples'}"
     return StaticCase(
         name=in_form(name, choice, CHOICES),
         kernel=_dice_ce_kernel,
@@ -32,6 +41,7 @@ def _case(
             "sums": "*fp32",
             "true": "*fp32",
             "weights": "*fp32" if weighted else "constexpr",
+            "shares": ("fp32",) * subsets if levels else "constexpr",
             **dict.fromkeys(("losses", "slopes"), "*fp32"),
             "samples": "i32",
             "weight_stride": "constexpr",
@@ -46,4 +56,5 @@ def _case(
 STATIC_CASES = [
     *(_case(7, 9, batch_dice=True, weighted=False, choice=choice) for choice in CHOICES),
     _case(1, 4, batch_dice=False, weighted=True),
+    _case(5, 4, batch_dice=False, weighted=True, levels=True),
 ]

@@ -184,8 +184,21 @@ def _segmentation_sums_fwd_kernel(
     groups: tl.constexpr = 1 << (N - UNROLLED)
     group = tl.program_id(0) % groups  # neighbours read the same pixels, for other subsets
     place = (tl.program_id(0) // groups).to(tl.int64)
-    sample = place // programs
-    part = (place % programs).to(tl.int32)
+    sum_along_walk(
+        place // programs, (place % programs).to(tl.int32), place, group, maps, strides, sizes, target, target_strides,
+        partial, partial_true, rows, width, pixels, tiles_across, IGNORED, N, K, UNROLLED, FIRST, END, SUBSETS, SQUARED,
+        STEPS, TILE, WARPS,
+    )  # fmt: skip
+
+
+@triton.jit
+def sum_along_walk(
+    sample, part, place, group, maps, strides, sizes, target, target_strides, partial, partial_true, rows, width,
+    pixels, tiles_across, IGNORED,
+    N: tl.constexpr, K: tl.constexpr, UNROLLED: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr,
+    SUBSETS: tl.constexpr, SQUARED: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr,
+):  # fmt: skip
+    """Write the sums of a part of a sample, those of each warp, at a place among the partial sums; see the kernel."""
     tile = (part % tiles_across) * TILE + tl.arange(0, TILE)
     top = (part // tiles_across) * STEPS
     zero = tl.zeros((TILE,), dtype=tl.float32)
@@ -264,20 +277,32 @@ def _add_programs_kernel(
 ):
     blocks = tl.cdiv(columns + classes, COLUMNS)
     sample = (tl.program_id(0) // blocks).to(tl.int64)
-    column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    block = tl.program_id(0) % blocks
+    add_programs(
+        sample * programs, programs, sample, block, partial, partial_true, sums, true, columns, classes, ROWS, COLUMNS
+    )
+
+
+@triton.jit
+def add_programs(
+    first, programs, place, block, partial, partial_true, sums, true, columns, classes,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Write a block of the columns of the sums over some rows of partial sums, from the first on, at their place."""
+    column = block * COLUMNS + tl.arange(0, COLUMNS)
     of_sums = column < columns
     of_true = (column >= columns) & (column < columns + classes)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, programs, ROWS):
         program = start + tl.arange(0, ROWS)
-        row = (sample * programs + program)[:, None]
+        row = (first + program)[:, None]
         there = (program < programs)[:, None]
         total += tl.load(partial + row * columns + column[None, :], mask=there & of_sums[None, :], other=0.0)
-        place = partial_true + row * classes + (column - columns)[None, :]
-        total += tl.load(place, mask=there & of_true[None, :], other=0.0)
+        of_row = partial_true + row * classes + (column - columns)[None, :]
+        total += tl.load(of_row, mask=there & of_true[None, :], other=0.0)
     added = tl.sum(total, axis=0)
-    tl.store(sums + sample * columns + column, added, mask=of_sums)
-    tl.store(true + sample * classes + (column - columns), added, mask=of_true)
+    tl.store(sums + place * columns + column, added, mask=of_sums)
+    tl.store(true + place * classes + (column - columns), added, mask=of_true)
 
 
 @tuning.tunable(FORWARD_CHOICES, lambda maps, target, *_: walk_key(maps, target))
@@ -286,7 +311,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel; return intersection, predicted and nll as one, (B, S, 2 K + 1), and true (B, K)."""
     classes, subsets = maps[0].shape[1], 2 ** len(maps) - 1
-    walk = Walk(maps, target, min(choice["steps"], int(LARGEST_EXPONENT / math.log2(max(2, classes)))))
+    walk = Walk(maps, target, min(choice["steps"], most_steps(classes)))
     parts = walk.programs * WARPS
     partial = target.new_empty(walk.samples, parts, subsets, 2 * classes + 1, dtype=torch.float32)
     partial_true = target.new_empty(walk.samples, parts, classes, dtype=torch.float32)
@@ -333,6 +358,11 @@ def forward(
         sums.zero_()
         true.zero_()
     return sums, true
+
+
+def most_steps(classes: int) -> int:
+    """Return how many tiles a program walks over at most: the product of their exponentials' sums must be a float."""
+    return int(LARGEST_EXPONENT / math.log2(max(2, classes)))
 
 
 class Share(NamedTuple):

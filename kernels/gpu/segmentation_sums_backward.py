@@ -92,7 +92,7 @@ def _segmentation_sums_bwd_kernel(
             numbers, logits, slopes, upper, lower, maps, strides, sizes, sample, row, columns, rows, width, grads,
             folded, sample * strips + strip, before, tile, exists, N, K,
         )  # fmt: skip
-        found = _pixel_gradients(
+        found = pixel_gradients(
             sum_grads + sample * (((1 << N) - 1) * (2 * K + 1)), logits, label, counts, wrong, UNROLLED, N, K, SQUARED
         )
         upper = ()
@@ -102,7 +102,7 @@ def _segmentation_sums_bwd_kernel(
             if grads[i] is not None:
                 if sizes[2 * i] is None:
                     place = grads[i] + sample * K * pixels + row.to(tl.int64) * width + tile
-                    _store(place, pixels, found[i * K : i * K + K], exists, K)
+                    store_classes(place, pixels, found[i * K : i * K + K], exists, K)
                 else:
                     centre = centre_of(row, rows, sizes[2 * i])
                     share = tl.minimum(tl.maximum(centre, 0.0), sizes[2 * i] - 1.0) - numbers[i]
@@ -114,12 +114,13 @@ def _segmentation_sums_bwd_kernel(
             passed = (numbers[i] - before[i]).to(tl.int64) - 1
             slot = (sample * strips + strip) * folded[i] + passed
             place = grads[i] + slot * K * width + tile
-            _store(place, width, upper[i * K : i * K + K], tile < width, K)
-            _store(place + K * width, width, lower[i * K : i * K + K], tile < width, K)
+            store_classes(place, width, upper[i * K : i * K + K], tile < width, K)
+            store_classes(place + K * width, width, lower[i * K : i * K + K], tile < width, K)
 
 
 @triton.jit
-def _store(place, stride, values, exists, K: tl.constexpr):
+def store_classes(place, stride, values, exists, K: tl.constexpr):
+    """Store K vectors, each a stride after the one before."""
     for k in tl.static_range(K):
         tl.store(place, values[k].to(place.dtype.element_ty), mask=exists)
         place += stride
@@ -153,7 +154,7 @@ def _next_row(
                 if grads[i] is not None:
                     passed = (number - before[i]).to(tl.int64) - 1
                     slot = grads[i] + (place * folded[i] + passed) * K * width + tile
-                    _store(slot, width, above, exists & (passed >= 0), K)
+                    store_classes(slot, width, above, exists & (passed >= 0), K)
                 number += 1.0
                 beneath = coarse_row(maps, strides, sizes, sample, number + 1.0, columns, width, i, K)
                 values, slope = past_a_coarse_row(
@@ -172,7 +173,7 @@ def _next_row(
 
 
 @triton.jit
-def _pixel_gradients(
+def pixel_gradients(
     sum_grads, logits, label, counts, wrong,
     UNROLLED: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SQUARED: tl.constexpr,
 ):  # fmt: skip

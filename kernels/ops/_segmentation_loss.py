@@ -35,10 +35,7 @@ def segmentation_loss(
 ) -> Tensor:
     """Return the loss of all 2**n - 1 sums of n maps, of shape (S,): see `segmentation_sums` and `dice_ce`."""
     squared = flavour == "transunet"
-    weights = [] if sample_weight is None else [sample_weight]
-    known = reduce is None and (sample_weight is None or not sample_weight.requires_grad)
-    fused = known and target.numel() and library.choose_backend(OP, maps[0]) == "triton"
-    if fused and not library.under_functional_transform((target, *weights, *maps)):
+    if is_one_operator(maps, [target], sample_weight, reduce):
         weight = None if sample_weight is None else sample_weight.to(maps[0].device, torch.float32)
         formula = (FIRST_CLASS[flavour], w_ce, w_dice, BEST_DICE_LOSS[flavour])
         losses, _ = _operator(with_background(maps), target, weight, squared, ignore_index, batch_dice, *formula)
@@ -52,6 +49,21 @@ def segmentation_loss(
         sample_weight=sample_weight,
         reduce=reduce,
     )
+
+
+def is_one_operator(
+    maps: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    sample_weight: Tensor | None,
+    reduce: Callable[[Tensor], Tensor] | None,
+) -> bool:
+    """Return whether a loss is one operator from the maps on, so that nobody sees its sums."""
+    weights = [] if sample_weight is None else [sample_weight]
+    if reduce is not None or any(weight.requires_grad for weight in weights):
+        return False
+    if not all(target.numel() for target in targets) or library.choose_backend(OP, maps[0]) != "triton":
+        return False
+    return not library.under_functional_transform((*targets, *weights, *maps))
 
 
 # --------------------------------------------------------------------------------------- the registered operator

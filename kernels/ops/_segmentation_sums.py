@@ -26,7 +26,7 @@ from trifuse.kernels import library
 from trifuse.kernels.cpu import segmentation_sums as cpu
 from trifuse.kernels.differentiation import once_differentiable
 from trifuse.kernels.errors import ShapeError
-from trifuse.kernels.torch_internals import below_autograd
+from trifuse.kernels.torch_internals import below_autograd, inside_transform
 
 from . import _segmentation_sums_composed as composed
 
@@ -73,7 +73,7 @@ def segmentation_sums(
         if not library.without_values((target, *maps)):
             if cpu.is_small(maps, target):
                 return SegmentationSums(*cpu.forward_of_few(maps[0], target, squared, ignore_index))
-            own = _ChunkedSums
+            own = None if inside_transform() else _ChunkedSums  # which is refused there, whatever is transformed
         elif torch.compiler.is_compiling() and torch.is_grad_enabled() and any(m.requires_grad for m in maps):
             own = composed.CompiledSums  # a compiler traces no Function where nothing is differentiated
         if own is not None:
@@ -111,7 +111,7 @@ def dice_ce(
         reduce: adds a tensor up over all ranks, differentiably.
     """
     plain = batch_dice and sample_weight is None and reduce is None
-    if plain and not torch.compiler.is_compiling() and not library.under_functional_transform(sums):
+    if plain and not torch.compiler.is_compiling() and not _in_any_transform(sums):
         return _BatchLoss.apply(*sums, flavour, w_ce, w_dice)
     weight = sums.nll.new_ones(len(sums.true)) if sample_weight is None else sample_weight.to(sums.nll)
     first = FIRST_CLASS[flavour]
@@ -125,6 +125,10 @@ def dice_ce(
     dice_total, nll, pixels, samples = total.tensor_split((-subsets - 2, -2, -1))
     dice = _dice(*dice_total.view(2, subsets, classes)).mean(-1) if batch_dice else dice_total / samples.clamp(min=TINY)
     return w_ce * nll / pixels.clamp(min=1) + w_dice * (BEST_DICE_LOSS[flavour] - dice)
+
+
+def _in_any_transform(tensors: Sequence[Tensor]) -> bool:
+    return inside_transform() or library.under_functional_transform(tensors)
 
 
 class _BatchLoss(torch.autograd.Function):
@@ -286,14 +290,19 @@ library.register(
 
 
 def check_maps(op: str, maps: Sequence[Tensor], target: Tensor, ignore_index: int | None) -> None:
-    """Refuse logit maps (B, K, h, w) that do not belong together, or not to the target (B, H, W)."""
+    """Refuse logit maps (B, K, h, w) that do not belong together, or not to the target (B, H, W), and its classes."""
+    check_signature(op, maps, target)
+    _check_classes(op, target, maps[0].shape[1], ignore_index)
+
+
+def check_signature(op: str, maps: Sequence[Tensor], target: Tensor) -> None:
+    """Refuse logit maps and a target by their shapes, types and devices alone."""
     check = _check_signature if torch.compiler.is_compiling() else _check_once
     for i, tensor in enumerate((*maps, target)):
         if type(tensor) is not Tensor:
             library.check_tensor(op, "target" if i == len(maps) else _name(i, len(maps)), tensor)
             check = _check_signature  # the sizes of other types may be symbols, which cannot be looked up
     check(op, tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in (target, *maps)]))
-    _check_classes(op, target, maps[0].shape[1], ignore_index)
 
 
 def _check_signature(op: str, signature: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]) -> None:

@@ -12,11 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trifuse import kernels
+from trifuse.kernels.ops._deep_supervision_loss import deep_supervision_loss
 from trifuse.kernels.ops.dilated_attention import packed_dilated_attention
 from trifuse.kernels.ops.mutation_loss import mutation_loss_of_ranks
 
 NAMESPACE = "trifuse::"
 ALONE = {"gamma": 0.4, "subsets": "last", "reduction": "sum", "ignore_index": None, "reduce": Tensor.clone}
+TOGETHER = {"batch_dice": True, "w_ce": 1.0, "w_dice": 1.0}
 
 
 def residual_and_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
@@ -88,10 +90,12 @@ def calls_of(op: str, shape: Sequence[int], *, channels_last: bool = False) -> l
 
     def losses() -> list[Call]:
         coarse = normal(batch, channels, math.ceil(height / 2), math.ceil(width / 2))
+        levels, targets = [normal(*shape), normal(*coarse.shape)], [labels(channels), labels(channels)[:, ::2, ::2]]
         return [
             Call(kernels.dice_ce_loss, (normal(*shape), labels(channels)), {}),
             Call(kernels.mutation_loss, ([normal(*shape), coarse], labels(channels)), {}),
             Call(mutation_loss_of_ranks, ([normal(*shape)], labels(channels)), ALONE),  # needs the sums themselves
+            Call(deep_supervision_loss, (levels, targets, [0.75, 0.25]), TOGETHER),
         ]
 
     def film() -> list[Call]:

@@ -66,7 +66,7 @@ def test_the_gradients_of_a_step_are_calls_of_it():
     assert {call.operator for call in trace("TAFF-UNet", 2).calls} >= {
         "segment_film_gate",
         "segment_film_gate_backward",
-        "segmentation_sums_backward",
+        "segmentation_sums_deep_supervision_backward",
     }
 
 

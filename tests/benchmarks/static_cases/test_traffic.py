@@ -15,6 +15,7 @@ from triton.runtime import interpreter
 from trifuse import kernels
 from trifuse.benchmarks.reporting.ahead_of_time import case_modules
 from trifuse.kernels.gpu import launching, segmentation_loss
+from trifuse.kernels.ops._deep_supervision_loss import deep_supervision_loss
 
 TRAFFIC = [(file, traffic) for file, module in case_modules().items() for traffic in module.TRAFFIC]
 MOST_BEYOND = 0.03  # of what is declared: logits, gates, kernels and partial sums, at these small sizes
@@ -81,6 +82,14 @@ def _segmentation(B, K, H, W, N, **_):
 def _losses(B, K, S, **_):
     options = {"first": 0, "batch_dice": True, "squared": True, "w_ce": 1.0, "w_dice": 1.0, "best": 1.0, "smooth": 1e-5}
     return segmentation_loss.forward(_tensor(B, S, 2 * K + 1), _tensor(B, K), None, **options)
+
+
+def _levels(B, K, H, W, **_):
+    target = torch.arange(B * H * W).reshape(B, H, W) % K
+    targets = [target[:, ::step, ::step] for step in (1, 2, 4, 8, 16)]
+    maps = [_tensor(B, K, *each.shape[1:]) for each in targets]
+    options = {"batch_dice": True, "w_ce": 1.0, "w_dice": 1.0}
+    return deep_supervision_loss(maps, targets, [1.0] * 5, **options)
 
 
 def _film(B, C, H, W, **_):
@@ -160,6 +169,7 @@ RUNS = [
     ("segmentation_sums", "forward", _LOSS | {"N": 1}, _segmentation),
     ("segmentation_sums", "forward", _LOSS | {"N": 2}, _segmentation),
     ("segmentation_sums_backward", "backward", _LOSS | {"N": 2}, _segmentation),
+    *(("deep_supervision_loss", name, {"B": 1, "K": 2, "H": 64, "W": 64}, _levels) for name in ("forward", "backward")),
     *((file, f"{name}, {planes} planes", _MAP | size, _norm)
       for file, name in (("instance_norm_leaky_relu", "forward"), ("instance_norm_leaky_relu_backward", "backward"))
       for planes, size in (("held", {}), ("large", {"C": 1, "H": 160, "W": 128}))),

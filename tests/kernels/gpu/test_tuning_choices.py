@@ -13,6 +13,7 @@ from toy_launcher import interpreted
 from trifuse import kernels
 from trifuse.kernels import backend
 from trifuse.kernels.gpu import tuning
+from trifuse.kernels.ops._deep_supervision_loss import deep_supervision_loss
 from trifuse.kernels.testing import assert_op_matches
 
 pytest.importorskip("triton", reason="its kernels are what is tuned")
@@ -46,6 +47,13 @@ def check_sums() -> None:
     """A coarse map, whose rows are walked over, and a full one, which is one line of pixels."""
     check("mutation_loss", [values(1, 2, 4, 2)], torch.arange(17 * 3).view(1, 17, 3) % 2, atol=1e-5)
     check("mutation_loss", [values(1, 2, 35, 31)], torch.arange(35 * 31).view(1, 35, 31) % 2, atol=1e-5)
+    maps, target = [values(1, 2, 17, 3), values(1, 2, 9, 2)], torch.arange(17 * 3).view(1, 17, 3) % 2
+    targets, options = [target, target[:, ::2, ::2]], {"batch_dice": True, "w_ce": 1.0, "w_dice": 1.0}
+    loss = deep_supervision_loss(maps, targets, [1.0, 0.5], **options)
+    with backend("torch"):
+        expected = deep_supervision_loss(maps, targets, [1.0, 0.5], **options)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(result, maps) for result in (loss, expected)))
 
 
 def check_segments() -> None:
@@ -96,7 +104,13 @@ CHECKS = {
     ),
     "segment_film_gate": (("segment_film_gate.forward", "segment_film_gate_backward.map_pass"), check_segments),
     "segmentation_sums": (
-        ("segmentation_sums.forward", "segmentation_loss.forward", "segmentation_sums_backward.backward"),
+        (
+            "segmentation_sums.forward",
+            "segmentation_loss.forward",
+            "segmentation_sums_backward.backward",
+            "deep_supervision_loss.forward",
+            "deep_supervision_loss.backward",
+        ),
         check_sums,
     ),
     "spatial_gate": (

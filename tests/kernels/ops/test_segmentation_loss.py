@@ -119,8 +119,9 @@ def test_gradients_of_coarse_maps_take_one_launch_more_however_many_there_are():
     assert launched_by(lambda: mutation_loss(maps, target)) == (4, 3)
 
 
-def test_deep_supervision_takes_five_launches_an_output_and_two():
+def test_deep_supervision_takes_four_launches_and_two_however_many_outputs_there_are():
     """Targets of the coarser outputs are views."""
-    maps, target = random_arguments(2, 3, [(8, 8), (4, 4), (2, 2)], (8, 8))
-    batch = {"target": target, "sample_weight": torch.ones(2)}
-    assert launched_by(lambda: SegmentationLoss()(maps, batch, None)) == (2 * 3 + 2, 2 * 2)
+    for sides in ((8, 4, 2), (16, 8, 4, 2, 1)):
+        maps, target = random_arguments(2, 3, [(side, side) for side in sides], sides[:1] * 2)
+        batch = {"target": target, "sample_weight": torch.ones(2)}
+        assert launched_by(lambda maps=maps, batch=batch: SegmentationLoss()(maps, batch, None)) == (4, 2)
