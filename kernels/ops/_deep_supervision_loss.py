@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trifuse.kernels import library
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.torch_internals import below_autograd
 
 from ._segmentation_loss import is_one_operator, segmentation_loss
@@ -126,13 +126,17 @@ def _shape_backward(slopes: Tensor, maps: Sequence[Tensor], *_: Any) -> list[Ten
     return [logits.new_empty(logits.shape) for logits in maps]
 
 
-class _TritonLevels(torch.autograd.Function):
+class _TritonLevels(Function):
     """The gradient of the registered operator: the arguments are saved, and the slopes."""
 
     @staticmethod
     def forward(
-        ctx, targets: Sequence[Tensor], sample_weight: Tensor | None, options: Sequence[Any], *maps: Tensor
-    ) -> tuple[Tensor, ...]:
+        ctx: ForwardContext,
+        targets: Sequence[Tensor],
+        sample_weight: Tensor | None,
+        options: Sequence[Any],
+        *maps: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         with below_autograd():
             losses, slopes = torch.ops.trifuse.segmentation_sums_deep_supervision(
                 maps, targets, sample_weight, *options
@@ -145,7 +149,7 @@ class _TritonLevels(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         slopes, *saved = ctx.saved_tensors
         targets, maps = saved[: len(grad)], saved[len(grad) :]
         backward = torch.ops.trifuse.segmentation_sums_deep_supervision_backward
@@ -155,7 +159,7 @@ class _TritonLevels(torch.autograd.Function):
 
 def _differentiate(
     maps: Sequence[Tensor], targets: Sequence[Tensor], sample_weight: Tensor | None, *options: Any
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor]:
     return _TritonLevels.apply(targets, sample_weight, options, *maps)
 
 
