@@ -24,7 +24,7 @@ ChannelWeights = Literal["normalised", "literal"]
 class ContextAwareFusion(nn.Module):
     """Fuse a global map F1 and a local map F2: two of (B, C, H, W) -> (B, C, H, W).
 
-    With X = cat(F1, F2), 2C channels::
+    With X = cat(F1, F2), 2C channels:
 
         U    = pre(X)                                                1x1
         w_ch = sigmoid(channel(N(cat(mean of U, maximum of U))))     (B, 2C), over all positions

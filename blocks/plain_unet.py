@@ -110,7 +110,7 @@ class ConvStack(nn.Module):
 
 
 class PlainUNetEncoder(nn.Module):
-    """Halve images stage by stage: (B, in_channels, H, W) -> maps (B, C_s, H / 2**s, W / 2**s), finest first.
+    """Halve images stage by stage: (B, in_channels, H, W) -> maps (B, C_s, H / 2^s, W / 2^s), finest first.
 
     Args:
         in_channels: channels of the images.
@@ -208,10 +208,10 @@ class PlainUNetDecoder(nn.Module):
         init_leaky_convs(self, generator)
 
     def forward(self, skips: Sequence[Tensor], *, all_heads: bool = True) -> list[Tensor]:
-        """Return logits (B, K, H / 2**i, W / 2**i), full resolution first.
+        """Return logits (B, K, H / 2^i, W / 2^i), full resolution first.
 
         Args:
-            skips: maps (B, C_s, H / 2**s, W / 2**s), finest first.
+            skips: maps (B, C_s, H / 2^s, W / 2^s), finest first.
             all_heads: else only the last head is run, and the list has one element.
 
         Raises:

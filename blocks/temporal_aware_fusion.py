@@ -32,14 +32,14 @@ BY_SEGMENT: tuple[Projection, ...] = ("segments", "segments_full")
 class TemporalAwareFusion(nn.Module):
     """Fuse a map with the code of an ECG that was taken some days from it: (B, C, H, W), (B, E) -> (B, C, H, W).
 
-    With z the normalised code, and t the days between the two, divided by ``max_days`` and cut to [0, 1]::
+    With z the normalised code, and t the days between the two, divided by ``max_days`` and cut to [0, 1]:
 
         [w_mri, w_ecg] = softmax(gate(cat(mean of the image over positions, z)) + gate_t(t))  (B, 2); the last term
                                                                                   only with time
         gamma, beta    = film(t)                                                  (B, C) each; 0 without time
         fused          = f + (f * w_mri + e * w_ecg) * (1 + gamma) + beta
 
-    where the ECG's map e (B, C, H, W) is made by ``projection``::
+    where the ECG's map e (B, C, H, W) is made by ``projection``:
 
         "segments"       P(z) + a_s(z) v    at the positions of the heart's segment s, and P(z) outside of all segments;
                                             v has one number for each channel
@@ -211,7 +211,8 @@ class TemporalAwareFusion(nn.Module):
         Their differences between segments count: their sign is that of v, which may as well be the other way round.
 
         Args:
-            ecg_code, has_ecg: see `forward`.
+            ecg_code: see `forward`.
+            has_ecg: see `forward`.
         """
         if self.scores is None:
             return None

@@ -69,7 +69,7 @@ class TemporalFiLM(TimeModulation):
 class TemporalFiLMGate(TimeModulation):
     """Mix a map with a vector, modulate the mixture by the time between them, and add it to the map.
 
-    With t the days between them, divided by ``max_days`` and cut to [0, 1]::
+    With t the days between them, divided by ``max_days`` and cut to [0, 1]:
 
         gamma, beta = the halves of second(relu(first(t)))                           (B, C) each
         out         = features + (features * w_mri + ecg * w_ecg) * (1 + gamma) + beta

@@ -90,7 +90,7 @@ class PlainUNet(Pretrained, nn.Module):
         """Segment images of shape (B, C, H, W), whose sides all stages can halve.
 
         Returns:
-            In evaluation logits (B, K, H, W); in training a list of logits (B, K, H / 2**i, W / 2**i), full resolution
+            In evaluation logits (B, K, H, W); in training a list of logits (B, K, H / 2^i, W / 2^i), full resolution
             first.
 
         Raises:

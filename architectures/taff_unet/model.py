@@ -31,7 +31,7 @@ class TaffOutput(NamedTuple):
     """What a pass of `TaffUNet.run` gives.
 
     Attributes:
-        logits: (B, K, H / 2**i, W / 2**i), full resolution first; in evaluation that one alone.
+        logits: (B, K, H / 2^i, W / 2^i), full resolution first; in evaluation that one alone.
         gate: weights (B, 2) of image and ECG, (0, 0) for samples without an ECG; None for settings without one.
         reconstruction: ECGs (B, 12, T) as the autoencoder sees them, zeros for samples without one; None likewise.
         segment_scores: what each ECG says of the heart's segments, (B, 17), zeros for samples without one; None unless
@@ -106,7 +106,7 @@ class TaffUNet(Pretrained, nn.Module):
                 ``projection="grid"`` alone; others leave it alone.
 
         Returns:
-            In evaluation logits (B, K, H, W); in training a list of logits (B, K, H / 2**i, W / 2**i), full resolution
+            In evaluation logits (B, K, H, W); in training a list of logits (B, K, H / 2^i, W / 2^i), full resolution
             first.
 
         Raises:

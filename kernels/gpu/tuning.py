@@ -181,7 +181,7 @@ def warm_up(function: Callable[Given, Result], *args: Given.args, **kwargs: Give
     Returns:
         What the function returns.
 
-    Example:
+    Examples:
         >>> loss = warm_up(training_step, network, batch)  # doctest: +SKIP
     """
     global _warming_up

@@ -264,7 +264,7 @@ def depthwise_multi_kernel(x: Tensor, weights: Sequence[Tensor], *, residual: bo
             arguments on different devices.
         TypeError: a map or a kernel that is not floating point.
 
-    Example:
+    Examples:
         >>> x = torch.randn(2, 72, 64, 64)
         >>> fused = depthwise_multi_kernel(x, [torch.randn(72, 1, 5, 5), torch.randn(72, 1, 7, 7)])
 

@@ -98,7 +98,7 @@ def dice_ce_loss(
         TypeError: logits that are not floating point, or a target that is not int64.
         ValueError: an unknown flavour, or on a CPU a class outside [0, K).
 
-    Example:
+    Examples:
         >>> loss = dice_ce_loss(torch.randn(2, 9, 64, 64), torch.zeros(2, 256, 256, dtype=torch.int64))
 
     Source: see the module's docstring.

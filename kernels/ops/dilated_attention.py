@@ -273,7 +273,7 @@ def dilated_attention(
         ValueError: an unknown border.
         BackendError: the Triton backend was forced and cannot run, such as for a window other than 3 x 3.
 
-    Example:
+    Examples:
         >>> q, k, v = torch.randn(2, 64, 64, 3 * 72).chunk(3, dim=-1)
         >>> out = dilated_attention(q, k, v, num_heads=3)  # one head for each of the dilations 1, 2 and 3
 

@@ -257,7 +257,7 @@ def monte_carlo_pool(
         TypeError: x is not floating point, or the draw is not of whole numbers.
         ValueError: there is no such cell. On a GPU a cell in a tensor is not looked at, and gives NaN.
 
-    Example:
+    Examples:
         >>> monte_carlo_pool(x, scale=3, cell=4)  # the mean over the middle ninth
 
     Source: the pooling of SvANet's Monte Carlo attention; the adaptive grid is `torch.nn.AdaptiveAvgPool2d`'s.

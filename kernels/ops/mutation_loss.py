@@ -96,7 +96,7 @@ def mutation_loss(
         TypeError: logits that are not floating point or of different types, or a target that is not int64.
         ValueError: an unknown option, or on a CPU a class outside [0, K).
 
-    Example:
+    Examples:
         >>> heads = [torch.randn(2, 9, size, size, requires_grad=True) for size in (16, 32, 64)]
         >>> loss = mutation_loss(heads, torch.zeros(2, 256, 256, dtype=torch.int64))
 

@@ -264,7 +264,7 @@ def segment_film_gate(
         TypeError: segments is not uint8, or another argument is not floating point.
         DataError: a label is above S; on a CPU only.
 
-    Example:
+    Examples:
         >>> weights = torch.softmax(logits, dim=1)
         >>> fused = segment_film_gate(features, segments, shared, segment_scores, direction, weights, scale, shift)
 

@@ -174,7 +174,7 @@ def temporal_film_gate(features: Tensor, ecg: Tensor, weights: Tensor, scale: Te
         ShapeError: an argument has another shape, or lies on another device.
         TypeError: an argument is not floating point.
 
-    Example:
+    Examples:
         >>> weights = torch.softmax(logits, dim=1)
         >>> fused = temporal_film_gate(features, ecg, weights, scale, shift)
 

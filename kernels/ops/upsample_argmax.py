@@ -125,7 +125,7 @@ def upsample_argmax(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
             classes, a size that is not two positive numbers, or maps on different devices.
         TypeError: maps that are not floating point, or of different types.
 
-    Example:
+    Examples:
         >>> heads = [torch.randn(2, 9, side, side) for side in (16, 32, 64)]
         >>> labels = upsample_argmax(heads, (256, 256))  # (2, 256, 256)
 

@@ -304,7 +304,7 @@ def weighted_block_fusion(
         TypeError: maps or logits that are not floating point, maps of different types, a selection that is not int64.
         ValueError: an index that no map has, on a CPU.
 
-    Example:
+    Examples:
         >>> maps = [torch.randn(2, 1024, 768) for _ in range(12)]
         >>> fused = weighted_block_fusion(maps, torch.zeros(12))  # the mean of the maps
 

@@ -14,7 +14,7 @@
 
 pytest finds the fixtures by itself (an entry point); torch and hypothesis are imported when they are first used.
 
-Example::
+For example:
 
     @given(tensors(st.tuples(st.integers(0, 5), st.just(8)), dtypes=(torch.float32, torch.bfloat16)))
     def test_my_norm(x):

@@ -34,7 +34,7 @@ def launches() -> Iterator[Launches]:
     Launches on a GPU and in Triton's interpreter count alike. A recorded CUDA graph launches when it is recorded, and
     no more when it is replayed.
 
-    Example:
+    Examples:
         >>> with launches() as counted:
         ...     _ = upsample_argmax([torch.randn(1, 2, 4, 4)], (8, 8))
         >>> counted.kernels.total()  # plain PyTorch on a CPU

@@ -74,10 +74,9 @@ class virtual_gpu(metaclass=OfBlocks):
         BackendError: where it cannot be: under TRITON_INTERPRET=1, without a C++ compiler, while another thread is in
             such a block; from a launch whose grid no GPU takes; from an operator that has no kernel for its tensors.
 
-    Example::
-
-        with virtual_gpu():
-            add_kernel[(4,)](x, y, out, x.numel(), BLOCK=128)
+    Examples:
+        >>> with virtual_gpu():  # doctest: +SKIP
+        ...     add_kernel[(4,)](x, y, out, x.numel(), BLOCK=128)
     """
 
     def __init__(self, *, seed: int = 0, orders: int = 2, most_instructions: int = MOST_INSTRUCTIONS) -> None:
