@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from written_pages import FENCE, PAGES, README, ROOT, TEXTS, fenced, inline, shell_lines
 
 from trifuse import blocks, kernels
 from trifuse.architectures.cli.bench import part_names
@@ -22,33 +23,12 @@ from trifuse.architectures.runs.registry import experiments
 from trifuse.benchmarks.reporting.tables import with_results
 from trifuse.kernels import testing
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in (README, *sorted((ROOT / "docs").rglob("*.md")))}
-TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 LONGEST_README = 8192
 NO_GPU = "**No GPU figures yet:**"
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 PLANS = {"README.md": "## Repository layout", "docs/house.md": "## Folders and files"}
-FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "hub", "tests", "docs")
+FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "hub", "website", "tests", "docs")
 OF_OTHER_TOOLS = {"--nproc-per-node", "--tests", "--commit"}  # torchrun's, and those of benchmarks/reporting/report.py
-
-
-def fenced(language: str) -> list[tuple[str, str]]:
-    """Return the page and the text of every block of code in a language."""
-    return [(name, code) for name, text in TEXTS.items() for found, code in FENCE.findall(text) if found == language]
-
-
-def inline(text: str) -> list[str]:
-    """Return the pieces of code within a page's sentences and tables."""
-    return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
-
-
-def shell_lines(text: str) -> list[str]:
-    """Return the lines of a page's shell blocks, continued ones as one."""
-    scripts = "\n".join(code for language, code in FENCE.findall(text) if language == "sh")
-    return scripts.replace("\\\n", " ").splitlines()
 
 
 def command_of(line: str) -> list[str] | None:
