@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all versions lint mutants random-mutants faults fuzz bench rehearsal kernels virtual-gpu hub clean
+.PHONY: demo test test-all versions lint mutants random-mutants faults fuzz bench rehearsal kernels virtual-gpu hub docs clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo dino_unet --overwrite
@@ -74,6 +74,10 @@ virtual-gpu: $(VENV)/.test-ready
 hub:
 	$(PYTHON) hub/build.py --out build/hub
 
+# The documentation as a site: build/site/index.html.
+docs: $(VENV)/.docs-ready
+	$(BIN)/python website/build.py --out build/site
+
 clean:
 	rm -rf $(VENV) build
 
@@ -90,7 +94,11 @@ $(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
 
 $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	$(PIP) --editable '.[test]'
-	touch $@ $(VENV)/.demo-ready
+	touch $@ $(VENV)/.demo-ready $(VENV)/.docs-ready
+
+$(VENV)/.docs-ready: $(VENV)/.torch-ready pyproject.toml
+	$(PIP) --editable '.[docs]'
+	touch $@
 
 $(VENV)/.mutation-ready: $(VENV)/.test-ready
 	$(PIP) --editable '.[test,mutation]'
@@ -98,4 +106,4 @@ $(VENV)/.mutation-ready: $(VENV)/.test-ready
 
 $(VENV)/.lint-ready: $(VENV)/.torch-ready pyproject.toml
 	$(PIP) --editable '.[dev]'
-	touch $@ $(VENV)/.demo-ready $(VENV)/.test-ready
+	touch $@ $(VENV)/.demo-ready $(VENV)/.docs-ready $(VENV)/.test-ready

@@ -25,7 +25,7 @@ def planned(*wanted: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extras", ["", "all,bench,lightning,mlflow"])
+@pytest.mark.parametrize("extras", ["", "all,bench,docs,lightning,mlflow"])
 def test_installing_leaves_the_torch_that_is_there(extras):
     plan = planned(f".[{extras}]" if extras else ".")
     assert "trifuse" in plan

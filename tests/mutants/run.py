@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from ready_python import run_python  # noqa: E402
 
-FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "hub", "tests", "docs")
+FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "hub", "website", "tests", "docs")
 COPIED = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt")
 VERDICTS = Path(__file__).with_name("verdicts.csv")
 COLUMNS = ("mutant", "verdict", "test", "commit")
