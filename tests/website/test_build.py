@@ -24,13 +24,13 @@ def test_a_missing_extra_is_named_before_anything_is_written(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sign", ["search.json", "mkdocs.yml"])
+@pytest.mark.parametrize("sign", ["search.json", "packages/trifuse/__init__.py"])
 def test_a_folder_of_other_files_is_left_alone(tmp_path, sign):
     """Only an earlier build, which is known by a file of it, is replaced."""
     clear = runpy.run_path(str(WEBSITE / "build.py"))["clear"]
     mine, earlier = tmp_path / "mine", tmp_path / "earlier"
     for folder, name in ((mine, "thesis.txt"), (earlier, sign)):
-        folder.mkdir()
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     with pytest.raises(SystemExit, match="mine: expected no folder, or an earlier build"):
         clear(mine, sign)
