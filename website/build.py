@@ -22,6 +22,7 @@ def build(out: Path, source: Path) -> None:
     from links import dead_links
     from source import write_source
 
+    clear(out, "search.json")
     clear(source, FIRST)
     settings = write_source(source)
     generate(settings, source / "packages")
@@ -29,7 +30,6 @@ def build(out: Path, source: Path) -> None:
     (made / "404.html").unlink()  # for a server alone: its links hold nowhere else
     if dead := dead_links(made):
         sys.exit("\n".join(["links that lead nowhere:", *dead]))
-    clear(out, "search.json")
     shutil.move(made, out)
 
 
