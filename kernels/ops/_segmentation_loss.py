@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trifuse.kernels import library
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.torch_internals import below_autograd
 
 from ._segmentation_sums import BEST_DICE_LOSS, FIRST_CLASS, OP, SMOOTH, dice_ce, segmentation_sums, with_background
@@ -104,13 +104,13 @@ def _shape(maps: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     return losses, maps[0].new_empty((samples, subsets, 2 * classes + 1), dtype=torch.float32)
 
 
-class _TritonLoss(torch.autograd.Function):
+class _TritonLoss(Function):
     """The gradient of the registered operator: the arguments are saved, and the slopes."""
 
     @staticmethod
     def forward(
-        ctx, target: Tensor, sample_weight: Tensor | None, options: Sequence[Any], *maps: Tensor
-    ) -> tuple[Tensor, ...]:
+        ctx: ForwardContext, target: Tensor, sample_weight: Tensor | None, options: Sequence[Any], *maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         with below_autograd():
             losses, slopes = torch.ops.trifuse.segmentation_sums_loss(maps, target, sample_weight, *options)
         ctx.mark_non_differentiable(slopes)
@@ -121,7 +121,7 @@ class _TritonLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         slopes, target, *maps = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         backward = torch.ops.trifuse.segmentation_sums_backward
@@ -131,7 +131,7 @@ class _TritonLoss(torch.autograd.Function):
 
 def _differentiate(
     maps: Sequence[Tensor], target: Tensor, sample_weight: Tensor | None, *options: Any
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor]:
     return _TritonLoss.apply(target, sample_weight, options, *maps)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trifuse.kernels import library
 from trifuse.kernels.cpu import segmentation_sums as cpu
-from trifuse.kernels.differentiation import once_differentiable
+from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd, inside_transform
 
@@ -69,7 +69,7 @@ def segmentation_sums(
         intersection, predicted, nll = sums.split((true.shape[1], true.shape[1], 1), dim=2)
         return SegmentationSums(intersection, predicted, nll.squeeze(2), true)
     if maps[0].device.type == "cpu" and target.numel():
-        own: type[torch.autograd.Function] | None = None
+        own: type[_ChunkedSums | composed.CompiledSums] | None = None
         if not library.without_values((target, *maps)):
             if cpu.is_small(maps, target):
                 return SegmentationSums(*cpu.forward_of_few(maps[0], target, squared, ignore_index))
@@ -131,12 +131,12 @@ def _in_any_transform(tensors: Sequence[Tensor]) -> bool:
     return inside_transform() or library.under_functional_transform(tensors)
 
 
-class _BatchLoss(torch.autograd.Function):
+class _BatchLoss(Function):
     """`dice_ce` of a whole batch, in half of the operations: on a GPU each of them is a launch of its own."""
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: ForwardContext,
         intersection: Tensor,
         predicted: Tensor,
         nll: Tensor,
@@ -145,15 +145,16 @@ class _BatchLoss(torch.autograd.Function):
         w_ce: float,
         w_dice: float,
     ) -> Tensor:
-        ctx.first, ctx.w_ce, ctx.w_dice = FIRST_CLASS[flavour], w_ce, w_dice
+        first = FIRST_CLASS[flavour]
+        ctx.first, ctx.w_ce, ctx.w_dice = first, w_ce, w_dice
         ctx.shapes = intersection.shape, nll.shape
         below, half, pixels = _dice_parts(intersection, predicted, true)
         ctx.save_for_backward(intersection, predicted, true, below, half, pixels)
-        dice_loss = torch.rsub(half[:, ctx.first :].mean(-1), BEST_DICE_LOSS[flavour] * w_dice, alpha=-2 * w_dice)
+        dice_loss = torch.rsub(half[:, first:].mean(-1), BEST_DICE_LOSS[flavour] * w_dice, alpha=-2 * w_dice)
         return dice_loss.addcdiv_(nll.sum(0), pixels, value=w_ce)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         *sums, below, half, pixels = ctx.saved_tensors
         if torch.is_grad_enabled():  # who differentiates twice meets the sums, which refuse
             below, half, pixels = _dice_parts(*sums)
@@ -177,11 +178,13 @@ def _dice(intersection: Tensor, sizes: Tensor) -> Tensor:
     return (2 * intersection + SMOOTH) / (sizes + SMOOTH)
 
 
-class _ChunkedSums(torch.autograd.Function):
+class _ChunkedSums(Function):
     """The CPU path with its own backward, so that nothing but the arguments is saved."""
 
     @staticmethod
-    def forward(ctx, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: ForwardContext, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(target, *maps)
         ctx.squared, ctx.ignore_index = squared, ignore_index
         intersection, predicted, nll, true = cpu.forward(maps, target, squared, ignore_index)
@@ -191,7 +194,7 @@ class _ChunkedSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx, of_intersection: Tensor, of_predicted: Tensor, of_nll: Tensor, _: Tensor
+        ctx: BackwardContext, of_intersection: Tensor, of_predicted: Tensor, of_nll: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
         target, *maps = ctx.saved_tensors
         grads = (of_intersection, of_predicted, of_nll)
@@ -247,11 +250,13 @@ def _shape_backward(
     return [m.new_empty(m.shape) for m, need in zip(maps, needed, strict=True) if need]
 
 
-class _TritonSums(torch.autograd.Function):
+class _TritonSums(Function):
     """The gradient of the registered operator: only the arguments are saved."""
 
     @staticmethod
-    def forward(ctx, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: ForwardContext, target: Tensor, squared: bool, ignore_index: int | None, *maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(target, *maps)
         ctx.squared, ctx.ignore_index = squared, ignore_index
         with below_autograd():
@@ -261,7 +266,7 @@ class _TritonSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardContext, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         target, *maps = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         backward = torch.ops.trifuse.segmentation_sums_backward
@@ -271,7 +276,7 @@ class _TritonSums(torch.autograd.Function):
 
 def _differentiate(
     maps: Sequence[Tensor], target: Tensor, squared: bool, ignore_index: int | None
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor]:
     return _TritonSums.apply(target, squared, ignore_index, *maps)
 
 
