@@ -86,6 +86,14 @@ def test_loss_of_one_map(batch_dice, flavour, ignore_index, layout):
     assert_op_matches(dice_ce_loss, dice_ce_loss_reference, logits, target, **options)
 
 
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_loss_of_one_map_has_second_derivatives(batch_dice):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 2, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    target = torch.randint(0, 3, (1, 2, 3), generator=generator)
+    assert torch.autograd.gradgradcheck(lambda x: dice_ce_loss(x, target, batch_dice=batch_dice), (logits,))
+
+
 def test_loss_of_one_map_keeps_what_autograd_keeps():
     (call, *_) = calls_of("segmentation_sums", SHAPE)
     saved = []
