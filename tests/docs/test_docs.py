@@ -283,6 +283,14 @@ def test_links_lead_somewhere(page):
             assert anchor in map(slug, headings), f"{path}#{anchor}"
 
 
+def test_every_page_stands_in_the_navigation_of_the_site():
+    """Whether each stands there once, and the rest of the site is right, is seen by the build: see tests/website."""
+    settings = (ROOT / "website" / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"^ +- (\S+\.md)$", settings, flags=re.MULTILINE))
+    written = {"index.md", *(name.removeprefix("docs/") for name in PAGES if name != "README.md")}
+    assert named == written, "website/mkdocs.yml, nav: one line for each page"
+
+
 def test_every_page_is_reached_from_the_readme():
     names = {path: name for name, path in PAGES.items()}
     reached, ahead = set(), ["README.md"]
