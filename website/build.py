@@ -1,6 +1,8 @@
 """Build the documentation site: its source, then the pages, then a look at every link of every page.
 
-python website/build.py [--out build/site]
+    python website/build.py [--out build/site]
+
+An earlier site is replaced. A warning of the generator, and a link that leads nowhere, end the build.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "website"))  # Python with safe paths does not
 OF_DOCSTRINGS = "griffe: "  # begins a warning that the generator passes on, and does not count
 FIRST = "packages/trifuse/__init__.py"  # of the source, before anything in it can go wrong
 

@@ -1,7 +1,9 @@
 """Take the pictures of the documentation from what the demos wrote: smaller, and with fewer colours.
 
-make demo
-python website/pictures.py
+    make demo
+    python website/pictures.py
+
+Which of them the pages show, and in which width, is listed below.
 """
 
 from __future__ import annotations
