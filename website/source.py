@@ -63,15 +63,10 @@ def write(path: Path, text: str) -> Path:
 
 
 def linked_files(pages: list[Path]) -> set[Path]:
-    """Return some pages, and all files of the repository that they lead to."""
-    found, waiting = set(pages), list(pages)
-    while waiting:
-        page = waiting.pop()
-        linked = {(page.parent / target).resolve() for target in TARGET.findall(page.read_text(encoding="utf-8"))}
-        new = {path for path in linked - found if path.is_file() and path.is_relative_to(ROOT)}
-        found |= new
-        waiting += [path for path in new if path.suffix == ".md"]
-    return found
+    """Return some pages, and the files of the repository to which they link."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
+    linked = {(page.parent / target).resolve() for page, text in texts.items() for target in TARGET.findall(text)}
+    return {*pages, *(path for path in linked if path.is_file() and path.is_relative_to(ROOT))}
 
 
 def with_links_of_the_site(page: Path) -> str:
