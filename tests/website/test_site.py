@@ -60,8 +60,9 @@ def build(folder):
 
 
 def text_of(path):
-    """Return the words of a page, without its tags."""
+    """Return the words of a page, without its tags and the source code of what it describes."""
     inside = path.read_text(encoding="utf-8").split("<article")[1].split("</article>")[0]
+    inside = re.sub(r"<details.*?</details>", "", inside, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", "", inside)).split())
 
 
