@@ -7,9 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .PHONY: demo test test-all versions lint mutants random-mutants faults fuzz bench rehearsal kernels virtual-gpu hub docs clean
 
 demo: $(VENV)/.demo-ready
-	$(BIN)/trifuse demo dino_unet --overwrite
-	$(BIN)/trifuse demo fias --overwrite
-	$(BIN)/trifuse demo taff_unet --overwrite
+	$(BIN)/trifuse demo --overwrite
 
 # Bytecode is kept: a run of the tests starts hundreds of processes that import the same.
 test test-all: export PYTHONDONTWRITEBYTECODE :=

@@ -52,6 +52,10 @@ class SuggestingParser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {message}{self._suggestion(message)}\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if value != []:  # a list of words that is left out, which some versions of Python look up among the choices
+            super()._check_value(action, value)
+
     def _suggestion(self, message: str) -> str:
         if "unrecognized arguments: " in message:
             known = [option for action in self._actions for option in action.option_strings]

@@ -45,7 +45,11 @@ EXPERIMENT = Experiment(
         ),
     ),
     defaults="train:chosen_defaults",
-    demo=Demo("eight organs, on a synthetic abdomen", "demo:run_demo"),
+    demo=Demo(
+        "eight organs, on a synthetic abdomen",
+        "demo:run_demo",
+        packages={"scipy": "med", "matplotlib": "med", "h5py": "h5"},
+    ),
     ablation=Ablation(
         "Table 3: without the local encoder, without the fusion, without mixing attention",
         "ablate:ablate",

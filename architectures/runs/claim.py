@@ -84,19 +84,8 @@ def claim_run_folder(
         return
     if resume and overwrite:
         raise OutputFolderError(f"{out}: a run is either resumed or overwritten; pass one of the two")
-    if out.exists() and not out.is_dir():
-        raise OutputFolderError(f"{out} is a file; choose a folder")
-    if not (out / _MOVING_FOLDER).exists():
-        _refuse_others(out)  # before the lock, which is a file and has no business among those of others
-    with lock_folder(out):
-        _settle(out)
-        state = _refuse_others(out)
-        waits = (out / REPLACED_FOLDER).exists()
-        if (waits or state != "empty") and not (resume or overwrite):
-            what = "holds a run" if state == "run" else "holds what a run had prepared before it was stopped"
-            raise OutputFolderError(
-                f"{out} {what}; pass --resume to continue it, or choose another folder (--overwrite replaces it)"
-            )
+    remedy = "pass --resume to continue it, or choose another folder (--overwrite replaces it)"
+    with _locked(out, None if resume or overwrite else remedy) as state:
         if overwrite:
             _set_aside(out, recipe)
             state = "empty"
@@ -111,6 +100,46 @@ def claim_run_folder(
             _put_back(out)
             raise
         _settle(out)
+
+
+def check_run_folder(out: Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder that `claim_run_folder` would refuse; nothing is made or replaced.
+
+    Raises:
+        OutputFolderError: see there; or a folder above is a file.
+    """
+    if not out.exists():
+        above = next(folder for folder in out.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise OutputFolderError(f"{above} is a file; choose a folder")
+        return
+    with _locked(out, None if overwrite else "pass --overwrite to replace it, or choose another folder"):
+        pass
+
+
+@contextmanager
+def _locked(out: Path, remedy: str | None) -> Iterator[State]:
+    """Lock a folder and yield what it holds, once nothing is on the move there.
+
+    Args:
+        out: the folder.
+        remedy: what to do where it holds a run; None allows that.
+
+    Raises:
+        OutputFolderError: as `claim_run_folder` says.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputFolderError(f"{out} is a file; choose a folder")
+    if not (out / _MOVING_FOLDER).exists():
+        _refuse_others(out)  # before the lock, which is a file and has no business among those of others
+    with lock_folder(out):
+        _settle(out)
+        state = _refuse_others(out)
+        waits = (out / REPLACED_FOLDER).exists()
+        if remedy is not None and (waits or state != "empty"):
+            what = "holds a run" if state == "run" else "holds what a run had prepared before it was stopped"
+            raise OutputFolderError(f"{out} {what}; {remedy}")
+        yield state
 
 
 def _refuse_others(out: Path) -> State:

@@ -65,6 +65,7 @@ def demonstrate(
     with claim_run_folder(run, overwrite=overwrite):
         print(f"writing a synthetic cohort of {what} to {out / 'phantom'}", flush=True)
         cohort, split = write(out)
+        print("training the network, then segmenting the test cases", flush=True)
         with one_thread():
             report = train(make_recipe(cohort, split), run, resume=True, command=command)
             assert report is not None  # a demo is one process

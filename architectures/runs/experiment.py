@@ -30,13 +30,18 @@ class Demo:
 
     Attributes:
         summary: one line for ``--help``.
-        run: reference of ``run(out, *, seed, overwrite, command, **further)``, which returns the path of a report.
+        run: reference of ``run(out, *, seed, overwrite, command, **further)``, which returns the path of the report,
+            ``out/run/report.md``.
         options: further ones, handed over by the name of their ``path``.
+        folders: of the runs that it writes, below its own.
+        packages: optional ones that it needs, with the extra that installs each.
     """
 
     summary: str
     run: str
     options: tuple[RecipeOption, ...] = ()
+    folders: tuple[str, ...] = ("run",)
+    packages: Mapping[str, str] = field(default_factory=lambda: {"scipy": "med", "matplotlib": "med"})
 
 
 @dataclass(frozen=True)

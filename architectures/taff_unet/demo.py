@@ -141,7 +141,8 @@ def run_demo(
     with noted_results(run):
         bars = draw_time_bars({"with time": [run], "without time": [without_time]}, recipe, run / "figures")
     add_picture(report, bars)
-    show_audit(report)
+    with one_thread():
+        show_audit(report)
     print_results(report)
     return report
 

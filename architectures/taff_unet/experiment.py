@@ -136,7 +136,10 @@ EXPERIMENT = Experiment(
     input_shapes="inputs:side_input_shapes",
     phantom="phantoms:write_ambiguous",
     demo=Demo(
-        "myocardial scar from LGE, ECG and the AHA-17 atlas, on a synthetic cohort", "demo:run_demo", (_PHANTOM,)
+        "myocardial scar from LGE, ECG and the AHA-17 atlas, on a synthetic cohort",
+        "demo:run_demo",
+        (_PHANTOM,),
+        folders=("run", "without_time", "ecg"),
     ),
     ablation=Ablation(
         "with and without the atlas, the ECG and the days between, predicted and oracle prior",

@@ -139,7 +139,7 @@ def test_every_section_begins_with_what_the_command_needs(prog):
     usages = [words[len(prog.split()) :] for words in lines if words[: len(prog.split())] == prog.split()]
     assert usages, f"docs/command_line.md, section '{prog}': begin with a usage line: {prog} ... in a block of sh"
     parser = PARSERS[prog]
-    positional = [action for action in parser._actions if not action.option_strings and action.nargs != "?"]
+    positional = [action for action in parser._actions if not action.option_strings and action.nargs not in ("?", "*")]
     required = {action.option_strings[0] for action in parser._actions if action.option_strings and action.required}
     either = [x for group in parser._mutually_exclusive_groups if group.required for x in group._group_actions]
     for words in usages:

@@ -11,7 +11,7 @@ import torch
 from trifuse.architectures.data.phantoms import ambiguous
 from trifuse.architectures.evaluation.summary import SCAR
 from trifuse.architectures.evaluation.tables import read_case_table
-from trifuse.architectures.taff_unet import TaffUNet, demo
+from trifuse.architectures.taff_unet import EXPERIMENT, TaffUNet, demo
 from trifuse.architectures.taff_unet.ablate import TITLES
 from trifuse.architectures.taff_unet.phantoms import DEMOS
 from trifuse.architectures.training.run_folder import OutputFolderError
@@ -27,15 +27,25 @@ def few_beats(write, folder, beats, seed):
     write(folder, 20, seed)
 
 
+def on_one_thread(work, *arguments):
+    assert torch.get_num_threads() == 1
+    work(*arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("phantom", DEMOS)
 def test_demo_goes_the_whole_way(phantom, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(DEMOS, phantom, replace(DEMOS[phantom], **TINY))
     monkeypatch.setattr(demo, "JOBS", 1)
     monkeypatch.setattr(ambiguous, "write_beats", partial(few_beats, ambiguous.write_beats))
+    monkeypatch.setattr(demo, "show_audit", partial(on_one_thread, demo.show_audit))
     threads = torch.get_num_threads()
-    report = demo.run_demo(tmp_path, phantom=phantom, seed=1, command=["trifuse", "demo", "taff_unet"])
-    assert torch.get_num_threads() == threads
+    torch.set_num_threads(2)
+    try:
+        report = demo.run_demo(tmp_path, phantom=phantom, seed=1, command=["trifuse", "demo", "taff_unet"])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     text = report.read_text()
     assert text.startswith("# TAFF-UNet (full, predicted prior) on phantom")
     assert "trifuse demo taff_unet" in text
@@ -54,6 +64,7 @@ def test_demo_goes_the_whole_way(phantom, tmp_path, capsys, monkeypatch):
     assert SCAR in {row.class_name for row in rows}
     assert TaffUNet.from_pretrained(report.parent / "best").config.setting == "full"
     assert TaffUNet.from_pretrained(tmp_path / "without_time" / "best").config.setting == "ecg_ap"
+    assert {path.parent.name for path in tmp_path.glob("*/run.json")} == {*EXPERIMENT.demo.folders}
     with pytest.raises(OutputFolderError, match="--overwrite"):
         demo.run_demo(tmp_path, phantom=phantom)
 
