@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Thread
 from typing import IO, TextIO
@@ -108,16 +108,24 @@ class Command:
             self.seconds, self.code = time.monotonic() - self._started_s, code
         return self.code is None
 
+    def ask_to_end(self) -> None:
+        """Ask it, if it runs, and all processes that it has started to end."""
+        if self.code is None:
+            self._send(signal.SIGTERM)
+
     def end(self) -> None:
-        """End it if it runs, and all processes that it has started; close its file."""
-        for number in (signal.SIGTERM, signal.SIGKILL) if self.code != 0 else ():
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_WITHIN_S)
+        """Wait a little for its end, then kill what is left of it; close its file."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_WITHIN_S)
+        if self.code != 0:
+            self._send(signal.SIGKILL)
         for reader in self._readers:
             reader.join(_END_WITHIN_S)
         self._file.close()
+
+    def _send(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 def run_side_by_side(commands: Mapping[str, Sequence[str]], outputs: Mapping[str, Path]) -> dict[str, Command]:
@@ -134,19 +142,26 @@ def run_side_by_side(commands: Mapping[str, Sequence[str]], outputs: Mapping[str
         KeyboardInterrupt: likewise, by Ctrl-C.
     """
     running: dict[str, Command] = {}
-    with StopSignals() as stop, ExitStack() as stack:
-        for name, words in commands.items():
-            running[name] = Command(words, outputs[name])
-            stack.callback(running[name].end)
-        lines = _Lines(sys.stdout, running)
-        while [name for name, command in running.items() if command.look()]:  # all of them
-            if stop.requested == signal.SIGINT:
-                raise KeyboardInterrupt
-            if stop.requested is not None:
-                raise Interrupted(f"stopped by {stop.requested.name}, with {', '.join(running)}")
+    with StopSignals() as stop:
+        try:
+            for name, words in commands.items():
+                running[name] = Command(words, outputs[name])
+            lines = _Lines(sys.stdout, running)
+            while [name for name, command in running.items() if command.look()]:  # all of them
+                if stop.requested == signal.SIGINT:
+                    raise KeyboardInterrupt
+                if stop.requested is not None:
+                    raise Interrupted(f"stopped by {stop.requested.name}, with {', '.join(running)}")
+                lines.show()
+                time.sleep(_LOOK_EVERY_S)
             lines.show()
-            time.sleep(_LOOK_EVERY_S)
-        lines.show()
+        except BaseException:
+            for command in running.values():
+                command.ask_to_end()
+            raise
+        finally:
+            for command in running.values():
+                command.end()
     return running
 
 
