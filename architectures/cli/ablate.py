@@ -10,7 +10,7 @@ from trifuse.architectures.runs.options import positive
 from trifuse.architectures.runs.registry import experiments
 from trifuse.architectures.storage.text import read_text
 
-from .arguments import add_command, add_commands, given_values
+from .arguments import REPORTING, add_command, add_commands, given_values
 
 
 def add_parser(commands: Any) -> None:
@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
         ablation = experiment.ablation
         if ablation is None:
             continue
-        parser = add_command(networks, experiment.name, run, ablation.summary)
+        parser = add_command(networks, experiment.name, run, ablation.summary, (*REPORTING, *ablation.packages))
         parser.set_defaults(experiment=experiment)
         parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
         for name, what, default in (

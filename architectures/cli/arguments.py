@@ -15,10 +15,26 @@ from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
 from trifuse.architectures.data.layouts.layout import Option
 from trifuse.architectures.runs.options import OptionGroup, RecipeOption
 from trifuse.kernels.choices import nearest
+from trifuse.kernels.errors import require
 
 EXIT_CODES = "exit codes: 0 ok, 2 usage, 3 bad data, 4 bad checkpoint, 5 numeric failure, 75 interrupted and resumable"
 NONFINITE = ("error", "zero", "median")
 Run = Callable[[argparse.Namespace, list[str]], int | None]
+Needs = tuple[str, ...] | Callable[[argparse.Namespace], Iterable[str]]
+
+EXTRAS = {  # by the package that is imported, the extra of trifuse that installs it
+    "scipy": "med",
+    "matplotlib": "med",
+    "wfdb": "ecg",
+    "h5py": "h5",
+    "transformers": "hf",
+    "tensorboard": "tb",
+    "mlflow": "mlflow",
+    "kernels": "hub",
+    "hypothesis": "bench",
+    "pytest_benchmark": "bench",
+}
+REPORTING = ("scipy", "matplotlib")  # what scores, and the pictures of a report, need
 
 COHORT = RecipeOption(
     "data.root", "data", "folder of the cohort, in any of the layouts", {"type": Path, "metavar": "cohort"}
@@ -110,7 +126,7 @@ def _is(action: argparse.Action, name: str) -> bool:
     return name == "/".join(action.option_strings) or name in (action.metavar, action.dest)
 
 
-def add_command(commands: Any, name: str, run: Run, help: str) -> argparse.ArgumentParser:
+def add_command(commands: Any, name: str, run: Run, help: str, needs: Needs = ()) -> argparse.ArgumentParser:
     """Add a command that can be run, and return its parser.
 
     Args:
@@ -119,11 +135,24 @@ def add_command(commands: Any, name: str, run: Run, help: str) -> argparse.Argum
         run: is called with the parsed arguments and the command line, ``["trifuse", ...]``; returns the exit
             code, or None for 0.
         help: one line.
+        needs: the optional packages that it needs whatever the data are, or a function of the arguments that returns
+            them; those that files alone call for are looked for when the files are found.
     """
     parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=EXIT_CODES)
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(run=run, parser=parser, needs=needs)
     return parser
+
+
+def require_packages(arguments: argparse.Namespace) -> None:
+    """Refuse a command for which a package is missing, before it does anything.
+
+    Raises:
+        MissingExtra: with the command that installs it.
+    """
+    needs = arguments.needs(arguments) if callable(arguments.needs) else arguments.needs
+    for package in needs:
+        require(package, EXTRAS[package], arguments.parser.prog)
 
 
 def add_commands(commands: Any, name: str, help: str, title: str, metavar: str) -> Any:

@@ -8,14 +8,14 @@ from typing import Any
 
 from trifuse.architectures.runs.options import positive
 
-from .arguments import add_command
+from .arguments import REPORTING, add_command
 from .train import PARTS
 
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
     help = "switch off, exchange or hold each mechanism of a run's network, and count what moves"
-    parser = add_command(commands, "audit", run, help)
+    parser = add_command(commands, "audit", run, help, REPORTING)
     parser.add_argument("folder", type=Path, metavar="run", help="folder of a run")
     parser.add_argument("--split", choices=PARTS, default="test", help="whose cases are predicted (%(default)s)")
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="cases of these to take (all)")

@@ -19,7 +19,8 @@ TOOLS = ("host_cost", "scaling")  # parts of the report that are no benchmark fi
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = add_command(commands, "bench", run, "time every operator and network on this machine, and write a report")
+    help = "time every operator and network on this machine, and write a report"
+    parser = add_command(commands, "bench", run, help, ("pytest_benchmark",))
     parser.add_argument("--out", type=Path, required=True, help="folder for the report, the result files and the logs")
     names = part_names()
     help = f"what to time (all): {', '.join(names)}; an operator's name stands for the part that times it"
@@ -37,10 +38,6 @@ def part_names() -> list[str]:
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> int:
     """Run the benchmarks in a process of their own, and return its exit code."""
-    from trifuse.kernels import MissingExtra
-
-    if importlib.util.find_spec("pytest_benchmark") is None:
-        raise MissingExtra("pytest-benchmark", "bench", "timing this machine")
     only = ["--only", *arguments.only] if arguments.only else []
     command = [sys.executable, "-m", "trifuse.benchmarks.reporting.report", "--out", str(arguments.out), *only]
     return subprocess.run([*command, "--seconds", str(arguments.seconds)]).returncode

@@ -13,7 +13,7 @@ from .arguments import UsageError, add_command, refuse_existing, refuse_replacin
 def add_parser(commands: Any) -> None:
     """Add the command."""
     help = "test runs against each other, case by case, or show them together"
-    parser = add_command(commands, "compare", run, help)
+    parser = add_command(commands, "compare", run, help, _needs)
     help = "folder of a run, or its case table (CSV); two of them, or more with --overlay"
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help=help)
     parser.add_argument("--out", type=Path, help="CSV file for the comparison, or folder for the picture")
@@ -22,6 +22,10 @@ def add_parser(commands: Any) -> None:
     shown.add_argument("--overlay", action="store_true", help=help)
     help = "draw and tabulate the DSC of two runs by the days between ECG and MRI (interval)"
     shown.add_argument("--by", choices=("interval",), help=help)
+
+
+def _needs(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return ("matplotlib",) if arguments.overlay or arguments.by else ("scipy",)
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:

@@ -19,7 +19,7 @@ from trifuse.architectures.data.layouts.cohort_options import (
 )
 from trifuse.architectures.storage.text import count, listed
 
-from .arguments import UsageError, add_cohort_options, add_command, refuse_existing
+from .arguments import REPORTING, UsageError, add_cohort_options, add_command, refuse_existing
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.layouts.cohort import Cohort
@@ -36,7 +36,7 @@ VOLUMES = ("absolute", "signed", "relative", "signed_relative")
 def add_parser(commands: Any) -> None:
     """Add the command."""
     help = "score predictions against the labels of a cohort, or against a folder of label maps"
-    parser = add_command(commands, "evaluate", run, help)
+    parser = add_command(commands, "evaluate", run, help, _needs)
     parser.add_argument("predictions", type=Path, help="folder of <case>.nii.gz")
     add_cohort_options(parser, help="folder of the cohort, in any of the layouts; or of label maps, <case>.nii.gz")
     help = "CSV file, one line per case and class; further conventions beside it (none: the summary is printed alone)"
@@ -78,6 +78,10 @@ def percent(text: str) -> float:
     if not 0 < value < 100:
         raise argparse.ArgumentTypeError(f"expected a percentage between 0 and 100, such as 95, got {text!r}")
     return value / 100
+
+
+def _needs(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return REPORTING if arguments.report else ("scipy",)
 
 
 class Judged(NamedTuple):
@@ -147,9 +151,8 @@ def _say(every: Sequence[Sequence[Row]], level: float) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse, before anything is read, what makes no sense, folders that are taken, and missing packages."""
-    from trifuse.architectures.evaluation.metrics import require_scipy
-    from trifuse.architectures.evaluation.report import REPORT, check_extras
+    """Refuse, before anything is read, what makes no sense, and folders that are taken."""
+    from trifuse.architectures.evaluation.report import REPORT
 
     out = arguments.report
     if arguments.segments and out is None:
@@ -161,9 +164,6 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{out} exists already; expected a new or an empty folder{earlier}; choose another")
     if not arguments.predictions.is_dir():
         raise UsageError(f"{arguments.predictions} is no folder; expected the one that trifuse predict wrote")
-    require_scipy()
-    if out is not None:
-        check_extras()
 
 
 def _require_patients(arguments: argparse.Namespace, judged: Judged) -> None:

@@ -31,14 +31,9 @@ from trifuse.kernels.tested_versions import (
     read_verdicts,
 )
 
+from .arguments import EXTRAS
+
 PACKAGES = ("trifuse", "torch", "triton", "xformers", "numpy", "einops", "safetensors", "nibabel")
-OPTIONAL = {
-    "scipy": "med",
-    "matplotlib": "med",
-    "tensorboard": "tb",
-    "hypothesis": "bench",
-    "pytest-benchmark": "bench",
-}
 VARIABLES = ("TRITON_INTERPRET", "TRITON_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRIFUSE_CACHE")
 
 
@@ -49,7 +44,7 @@ def examine() -> dict[str, Any]:
         "packages": {name: _version(name) or "not installed" for name in PACKAGES},
         "optional": {
             name: _version(name) or f"not installed; run: pip install 'trifuse[{extra}]'"
-            for name, extra in OPTIONAL.items()
+            for name, extra in EXTRAS.items()
         },
         "triton": "; ".join([_triton(), *(_trial(device) for device in _gpus())]),
         "tested": _tested(),

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from . import COMMANDS
-from .arguments import EXIT_CODES, SuggestingParser, UsageError, commands_below, in_words_of
+from .arguments import EXIT_CODES, SuggestingParser, UsageError, commands_below, in_words_of, require_packages
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,6 +85,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
         (OSError, 3),  # a disk that is full, a folder that may not be written
     ]
     try:
+        require_packages(arguments)
         with named_exhaustion():
             return arguments.run(arguments, ["trifuse", *argv]) or 0
     except BrokenPipeError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trifuse.architectures.runs.options import positive
 
-from .arguments import UsageError, add_command, add_commands, refuse_replacing
+from .arguments import REPORTING, UsageError, add_command, add_commands, refuse_replacing
 
 REFERENCES = ("landmarks", "rv_mask", "orientation", "fixed_angle")
 
@@ -18,18 +18,18 @@ def add_parser(commands: Any) -> None:
     help = "draw training curves, an ECG, or a bull's-eye of the left ventricle"
     pictures = add_commands(commands, "plot", help, "pictures", "PICTURE")
     curves = add_command(
-        pictures, "curves", run, "losses, scores and learning rate over epochs, from a run's log alone"
+        pictures, "curves", run, "losses, scores and learning rate over epochs, from a run's log alone", ("matplotlib",)
     )
     curves.set_defaults(draw=_draw_curves)
     curves.add_argument("log", type=Path, metavar="run", help="folder of a run, also of one that trains, or a log.csv")
     curves.add_argument("--out", type=Path, required=True, help="folder for the picture and its numbers")
-    ecg = add_command(pictures, "ecg", run, "the twelve leads of a record's median beat on ECG paper")
+    ecg = add_command(pictures, "ecg", run, "the twelve leads of a record's median beat on ECG paper", ("matplotlib",))
     ecg.set_defaults(draw=_draw_ecg)
     ecg.add_argument("file", type=Path, help="WFDB record, .npy, .npz or .csv")
     ecg.add_argument("--rate", type=float, metavar="HZ", help="samples per second, where the file does not say")
     ecg.add_argument("--min-beats", type=positive, default=3, help="that make a median beat (%(default)s)")
     ecg.add_argument("--out", type=Path, required=True, help="folder for the picture and its numbers")
-    bullseye = add_command(pictures, "bullseye", run, "volume of scar or wall in each of the 17 segments")
+    bullseye = add_command(pictures, "bullseye", run, "volume of scar or wall in each of the 17 segments", REPORTING)
     bullseye.set_defaults(draw=_draw_bullseye)
     point: dict[str, Any] = {"nargs": 2, "type": float, "metavar": ("X", "Y"), "help": "insertion, indices in the file"}
     bullseye.add_argument("labels", type=Path, nargs="+", help="label maps of one heart; the first gives the segments")
@@ -68,10 +68,12 @@ def _draw_curves(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _draw_ecg(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    from trifuse.architectures.data.ecg.files import require_reader
     from trifuse.architectures.data.ecg.median_beat import load_beat
     from trifuse.architectures.evaluation.ecg_figures import draw_ecg
 
     refuse_replacing(arguments.out, arguments.file.stem, [arguments.file])
+    require_reader([arguments.file])
     beat = load_beat(arguments.file, rate_hz=arguments.rate, min_beats=arguments.min_beats)
     return draw_ecg(beat, arguments.out, name=arguments.file.stem), beat.notes
 

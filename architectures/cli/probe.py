@@ -10,7 +10,7 @@ from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
 from trifuse.architectures.runs.options import OptionGroup, positive
 from trifuse.architectures.runs.registry import experiments
 
-from .arguments import COHORT, add_command, add_group, given_values, refuse_replacing
+from .arguments import COHORT, REPORTING, add_command, add_group, given_values, refuse_replacing
 from .train import CASES
 
 _SHARED = ("--split", "--val-cases", "--val-patients", "--test-cases", "--image-size", "--window", "--nonfinite")
@@ -19,7 +19,7 @@ _SHARED = ("--split", "--val-cases", "--val-patients", "--test-cases", "--image-
 def add_parser(commands: Any) -> None:
     """Add the command."""
     help = "tell which blocks of an encoder matter: learned weights, leaving one out, the best k"
-    parser = add_command(commands, "probe", run, help)
+    parser = add_command(commands, "probe", run, help, REPORTING)
     parser.add_argument("encoder", type=Path, help="folder of converted weights, or of a Hugging Face model")
     slices = tuple(option for option in CASES.options if option.flag in _SHARED)
     groups = [OptionGroup("cohort", (COHORT, *COHORT_OPTIONS)), OptionGroup("cases and slices", slices)]

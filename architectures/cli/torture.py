@@ -10,13 +10,13 @@ from trifuse.architectures.runs.options import positive
 from trifuse.architectures.runs.registry import experiments
 from trifuse.architectures.runs.torture_blows import KINDS
 
-from .arguments import add_command
+from .arguments import REPORTING, add_command
 
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
     help = "kill small training runs at random and check that they resume to the same bits"
-    parser = add_command(commands, "torture", run, help)
+    parser = add_command(commands, "torture", run, help, REPORTING)
     networks = [experiment.name for experiment in experiments() if experiment.quick]
     parser.add_argument("--out", type=Path, required=True, help="folder to write into, new or empty")
     parser.add_argument("--kills", type=positive, default=20, metavar="N", help="blows, at least (%(default)s)")

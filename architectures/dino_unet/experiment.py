@@ -53,6 +53,7 @@ EXPERIMENT = Experiment(
     ),
     defaults="train:chosen_defaults",
     sigmoid=True,
+    check="train:check",
     demo=Demo("left atrium, on a synthetic LGE phantom", "demo:run_demo"),
     ablation=Ablation("Table II: which blocks, with and without the image", "ablate:ablate", epochs="14", cases="16"),
     converters=(

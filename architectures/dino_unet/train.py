@@ -23,6 +23,7 @@ from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.step import forward_image
 from trifuse.architectures.training.training_state import FrozenBase
 from trifuse.architectures.training.validation import SliceValidation
+from trifuse.kernels.errors import require
 
 from .backbone_encoder import is_hugging_face
 from .block_weights import block_weights, describe_block_weights
@@ -74,6 +75,16 @@ class DinoUNetRecipe:
     def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         """Spell out what older versions did: they weighed Dice and cross-entropy alike."""
         return {"lambda_dice": 1.0, "lambda_ce": 1.0, **values}
+
+
+def check(recipe: DinoUNetRecipe) -> None:
+    """Look for the package of an encoder of Hugging Face.
+
+    Raises:
+        MissingExtra: transformers is not installed, and needed.
+    """
+    if recipe.network.backbone is not None:
+        require("transformers", "hf", "an encoder of Hugging Face")
 
 
 def fit_options(model: DinoUNet, recipe: DinoUNetRecipe, data: PreparedData, out: Path) -> dict[str, Any]:

@@ -315,11 +315,6 @@ def image_diagonal(shape: Sequence[int], spacing_mm: Sequence[float] | None = No
     return float(np.linalg.norm(sizes))
 
 
-def require_scipy() -> None:
-    """Raise MissingExtra, with the command that installs it, if the package that HD95 needs is not there."""
-    _ndimage()
-
-
 def _which_is_empty(p: Mask, t: Mask) -> str | None:
     """Return which mask is empty, in the words of `EMPTY_MASK_SCORES`; None if neither is."""
     return {(True, True): "both", (False, True): "truth", (True, False): "prediction"}.get((not p.any(), not t.any()))

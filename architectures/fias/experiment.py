@@ -55,6 +55,7 @@ EXPERIMENT = Experiment(
         "ablate:ablate",
         epochs="8",
         cases="16",
+        packages=("h5py",),
     ),
     converters=(Converter("dilateformer", "a DilateFormer checkpoint", "convert:convert_dilateformer"),),
 )

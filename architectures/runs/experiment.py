@@ -55,6 +55,7 @@ class Ablation:
         epochs, cases, seeds: what ``--help`` says of those defaults: epochs of each training, cases of the phantom,
             repetitions of each row.
         options: further ones, handed over by the name of their ``path``.
+        packages: optional ones that it needs beside those of every report.
     """
 
     summary: str
@@ -63,6 +64,7 @@ class Ablation:
     cases: str
     seeds: str = "3"
     options: tuple[RecipeOption, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

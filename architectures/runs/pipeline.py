@@ -19,7 +19,7 @@ from trifuse.kernels import DataError
 from .claim import claim_run_folder
 from .decisions import decision_parts
 from .folder import BEST_FOLDER, FIGURES_FOLDER, PREDICTIONS_FOLDER, network_folder
-from .prepared_data import Part, PreparedData, open_split, prepare_data
+from .prepared_data import Part, PreparedData, open_split, prepare_data, require_packages
 from .recipes import RecipeError
 from .registry import experiment_of
 from .report import parts_to_report, report_run
@@ -75,6 +75,7 @@ def train(
     """
     out = Path(out)
     experiment = experiment_of(recipe)
+    require_packages(recipe.data)
     experiment.load(experiment.check, lambda recipe: None)(recipe)
     network = experiment.load(experiment.network)
     side_inputs = experiment.load(experiment.training_inputs)

@@ -18,6 +18,7 @@ from trifuse.architectures.storage.config_json import config_from_json
 from trifuse.architectures.storage.pretrained import CONFIG_FILE, read_description
 from trifuse.architectures.training.distributed import choose_device
 from trifuse.kernels import CheckpointError, DataError
+from trifuse.kernels.errors import require
 
 from .folder import network_folder, run_of, run_section
 from .recipes import DataRecipe, RecipeError
@@ -99,6 +100,8 @@ def predict_images(
     model, data = load_network(model_folder)
     preprocessing = _with_spacing(model_folder, data.preprocessing, spacing_mm)
     preprocessing = replace(preprocessing, nonfinite=nonfinite, image_size=image_size or preprocessing.image_size)
+    if preprocessing.resize == "cubic" or preprocessing.patches is not None:
+        require("scipy", "med", "resampling slices")
     cohort = open_images(images, **image_arguments(data), frame=frame)
     if window is not None:
         preprocessing = _with_window(preprocessing, window)

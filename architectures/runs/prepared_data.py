@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -125,6 +126,17 @@ def prepare_data(
                 check_scorable(cohort, data.cases_of(part), preprocessing.nonfinite)
         write_split(out / SPLIT_FILE, split, sealed=True)
     return data
+
+
+def require_packages(recipe: DataRecipe) -> None:
+    """Look for the packages with which cases are read and reported on, before anything is written.
+
+    Raises:
+        MissingExtra: one is not installed.
+    """
+    check_extras()
+    with suppress(DataError, ValueError, OSError):  # which come again once the run has its folder
+        recipe.open()
 
 
 def open_split(recipe: DataRecipe, out: Path) -> tuple[Cohort, Split]:

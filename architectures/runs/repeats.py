@@ -18,6 +18,7 @@ from trifuse.architectures.training.run_folder import open_run
 
 from .claim import claim_run_folder
 from .pipeline import RunOptions, train
+from .prepared_data import require_packages
 from .registry import experiment_of
 from .repeats_report import RepeatedRun, write_repeats_report
 from .results import is_kept, noted_results
@@ -27,6 +28,7 @@ from .run_description import describe_recipe
 def train_repeats(recipe: Any, out: Path, repeats: int, **options: Unpack[RunOptions]) -> Path | None:
     """Train a network's recipe with ``repeats`` seeds and report mean and SD over the runs; see `repeat_training`."""
     experiment = experiment_of(recipe)
+    require_packages(recipe.data)
     experiment.load(experiment.check, lambda recipe: None)(recipe)
     return repeat_training(
         train,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import chain
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trifuse.architectures.data.ecg.beat_dataset import BeatSource
-from trifuse.architectures.data.ecg.files import digest_of_samples
+from trifuse.architectures.data.ecg.files import digest_of_samples, require_reader
 from trifuse.architectures.data.ecg.ptbxl import TABLE, find_ecgs, open_ptbxl
 from trifuse.architectures.data.layouts import lge_ecg
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
@@ -77,9 +78,7 @@ class EcgData:
         Raises:
             DataError: there are none, a pattern names none, a cohort has no split, or an ECG stands in two parts.
         """
-        find = {"ptbxl": self._from_ptbxl, "cohort": self._from_cohort, "records": self._from_folder}
-        parts = find[self.found_kind]()
-        further = [source for folder in self.also for source in _records_of(Path(folder))]
+        parts, further = self._found()
         said = {source.path: source.record for source in (*chain(*parts.values()), *further)}
         there = [source.path for sources in parts.values() for source in sources]
         if twice := set(repeated(str(real_path(path)) for path in (*{*there}, *(source.path for source in further)))):
@@ -94,6 +93,21 @@ class EcgData:
             raise DataError(self.root, "training records", got="none", want="at least one")
         self._refuse_copies(parts, further)
         return parts
+
+    def require_reader(self) -> None:
+        """Look for what reading the ECGs needs, by their names alone.
+
+        Raises:
+            MissingExtra: wfdb is not installed, and one of them is a WFDB record.
+        """
+        with suppress(DataError, OSError):  # which `sources` raises
+            parts, further = self._found()
+            require_reader(source.path for source in (*chain(*parts.values()), *further))
+
+    def _found(self) -> tuple[dict[Part, list[BeatSource]], list[BeatSource]]:
+        """Return the ECGs of each part, and further ones to train on."""
+        find = {"ptbxl": self._from_ptbxl, "cohort": self._from_cohort, "records": self._from_folder}
+        return find[self.found_kind](), [source for folder in self.also for source in _records_of(Path(folder))]
 
     def _refuse_copies(self, parts: dict[Part, list[BeatSource]], further: Sequence[BeatSource]) -> None:
         """Refuse ECGs of the same samples in two parts, of a cohort's other cases too; PTB-XL's own folds are given.

@@ -178,13 +178,14 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
     out = Path(out)
     resume, force = options.get("resume", False), options.get("force_resume", False)
     overwrite = options.get("overwrite", False)
+    check_extras()
+    recipe.data.require_reader()
     with ExitStack() as claimed:
         with open_world(recipe.training.device) as world:
             with world.raise_on_any_rank():
                 goes_on = resume or force
                 claimed.enter_context(claim_run_folder(out, recipe, resume=goes_on, overwrite=overwrite, force=force))
             with world.raise_on_any_rank():
-                check_extras()
                 model = build_network(recipe)
                 recipe = replace(recipe, network=model.config)
                 beats = prepare_beats(recipe)

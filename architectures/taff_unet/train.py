@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from trifuse.architectures.data.ecg.files import require_reader
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, run_section
@@ -95,9 +97,13 @@ def check(recipe: TaffUNetRecipe) -> None:
 
     Raises:
         CheckpointError: the trained autoencoder is another one than the network's, see `check_autoencoder`.
+        MissingExtra: wfdb is not installed, and an ECG is a WFDB record.
         RecipeError: see `require_choice`; or images are mirrored or turned, and the grid of their ECGs stays.
     """
     network, preprocessing = recipe.network, recipe.data.preprocessing
+    if network.takes_ecg:
+        with suppress(DataError, ValueError, OSError):  # which come again once the run has its folder
+            require_reader(recipe.data.open().ecgs)
     require_choice(network, recipe.prior, strict=recipe.strict)
     check_autoencoder(network)
     stays = network.takes_ecg and network.fusion_projection == "grid" and not network.grid_follows_image
@@ -169,6 +175,8 @@ def prediction_side_inputs(
     prior, ecg, broken = PriorRecipe("predicted"), EcgInputRecipe(), dict[str, DataError]()
     if run is not None:
         prior, ecg = run_section(run, "prior", PriorRecipe), run_section(run, "ecg", EcgInputRecipe)
+    if model.config.takes_ecg:
+        require_reader(cohort.ecgs)
     if model.config.takes_prior and prior_labels is None:
         prior_labels = predict_first_pass(
             run, cohort, out / FIRST_PASS_FOLDER, prior, batch_size, max_ram=max_ram, broken=broken

@@ -8,6 +8,7 @@ from pathlib import Path
 from trifuse.architectures.storage.text import count
 from trifuse.kernels.errors import DataError
 
+from .files import require_reader
 from .median_beat import Beat, load_beat
 from .ptbxl import TABLE, find_ecgs, open_ptbxl
 from .signal import LEADS
@@ -61,6 +62,7 @@ def check_ecgs(root: Path, *, min_beats: int = 3) -> EcgFindings:
         paths, notes = [record.path for record in data_set.records], data_set.notes
     else:
         paths = find_ecgs(root)
+    require_reader(paths)
     return EcgFindings(root, tuple(_check(path, min_beats) for path in paths), notes)
 
 

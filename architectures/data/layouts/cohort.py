@@ -147,6 +147,12 @@ class Cohort:
     split: Split | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def ecgs(self) -> list[Path]:
+        """The files of the cases' ECGs."""
+        found = [case.clinical.ecg for case in self.cases if case.clinical is not None]
+        return [path for path in found if path is not None]
+
     def case(self, case_id: str) -> Case:
         """Return the case of that name.
 

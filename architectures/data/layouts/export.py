@@ -20,7 +20,7 @@ from trifuse.architectures.data.volumes.nifti import write_image, write_labels
 from trifuse.architectures.data.volumes.volume import Volume
 from trifuse.architectures.storage.atomic_files import atomic_write, temporary_path, write_json, write_text
 from trifuse.architectures.storage.text import listed
-from trifuse.kernels.errors import DataError, MissingExtra
+from trifuse.kernels.errors import DataError, MissingExtra, require
 
 from .cohort import Cohort, Split
 from .layout import Layout
@@ -113,6 +113,8 @@ def write_synapse(
         MissingExtra: h5py is not installed.
     """
     split = split or cohort.split or _all_train(cohort)
+    if split.test:
+        require("h5py", "h5", "writing test volumes")
     values = _organ_values(cohort)
 
     def write(folder: Path) -> None:

@@ -17,7 +17,7 @@ from trifuse.architectures.storage.epoch_log import SMOOTHED
 from trifuse.architectures.storage.file_names import can_name_files, composed
 from trifuse.architectures.storage.text import count, listed, natural_key, printable
 from trifuse.kernels.choices import check_choice
-from trifuse.kernels.errors import DataError
+from trifuse.kernels.errors import DataError, require
 
 from . import LAYOUTS
 from .channels import cases_of_images
@@ -80,6 +80,7 @@ def scan_cohort(
         raise DataError(
             root, "classes", got=got, want=f"at most {MAX_CLASSES - 1}: maps hold them in 8 bits", hint=hint
         )
+    _require_readers(found.cases)
     cases, unmatched = with_patients(found.cases, options.get("patient_pattern"))
     problems = [*found.problems, *unmatched, *_unusable_names(root, cases), *missing_files(cases)]
     cohort = Cohort(
@@ -122,6 +123,7 @@ def open_images(path: Path, **options: Any) -> Cohort:
         found = _find(path, layout, _values(layout, options))
         problems += found.problems if found.images_unclear else []
     cases = sorted((replace(case, label=None) for case in found.cases), key=lambda case: natural_key(case.case_id))
+    _require_readers(cases)
     problems += _unusable_names(path, cases)
     if problems:
         raise DataError.merge(problems)
@@ -202,6 +204,12 @@ def _classes(root: Path, layout: Layout, found: Found, targets: Targets | None, 
     if layout.classes is not None:
         return layout.classes(root, values)
     return found.classes or Classes(("background", "foreground"), {0: 0, 1: 1}, False)
+
+
+def _require_readers(cases: Sequence[Case]) -> None:
+    """Look for what reading the images needs, by their names alone."""
+    for path in (path for case in cases for path in case.image_files if path.suffix == ".h5"):
+        require("h5py", "h5", f"reading {path.name}")
 
 
 def with_patients(cases: Sequence[Case], pattern: str | None) -> tuple[list[Case], list[DataError]]:
