@@ -370,10 +370,3 @@ def test_l2_a_time_that_is_none_is_refused(tmp_path, monkeypatch, capsys, second
     with pytest.raises(SystemExit, match="2"):
         main(["bench", "--out", str(tmp_path), f"--seconds={seconds}"])
     assert f"expected a number of seconds, 0 or more, got '{seconds}'" in capsys.readouterr().err
-
-
-def test_the_command_needs_its_extra(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(subprocess, "run", lambda command: pytest.fail(f"started {command}"))
-    assert main(["bench", "--out", str(tmp_path)]) == 2
-    assert "pip install 'trifuse[bench]'" in capsys.readouterr().err
