@@ -68,8 +68,8 @@ def _draw_curves(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _draw_ecg(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    from trifuse.architectures.data.ecg.files import require_reader
     from trifuse.architectures.data.ecg.median_beat import load_beat
+    from trifuse.architectures.data.ecg.wfdb_header import require_reader
     from trifuse.architectures.evaluation.ecg_figures import draw_ecg
 
     refuse_replacing(arguments.out, arguments.file.stem, [arguments.file])

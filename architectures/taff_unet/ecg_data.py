@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trifuse.architectures.data.ecg.beat_dataset import BeatSource
-from trifuse.architectures.data.ecg.files import digest_of_samples, require_reader
+from trifuse.architectures.data.ecg.files import digest_of_samples
 from trifuse.architectures.data.ecg.ptbxl import TABLE, find_ecgs, open_ptbxl
+from trifuse.architectures.data.ecg.wfdb_header import require_reader
 from trifuse.architectures.data.layouts import lge_ecg
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.layouts.open_cohort import open_cohort

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trifuse.architectures.data.ecg.files import require_reader
+from trifuse.architectures.data.ecg.wfdb_header import require_reader
 from trifuse.architectures.data.layouts.cohort import Cohort, Split
 from trifuse.architectures.data.samples.side_inputs import SideInputs
 from trifuse.architectures.runs.folder import FIRST_PASS_FOLDER, run_section

@@ -8,10 +8,10 @@ from pathlib import Path
 from trifuse.architectures.storage.text import count
 from trifuse.kernels.errors import DataError
 
-from .files import require_reader
 from .median_beat import Beat, load_beat
 from .ptbxl import TABLE, find_ecgs, open_ptbxl
 from .signal import LEADS
+from .wfdb_header import require_reader
 
 
 @dataclass(frozen=True, eq=False)

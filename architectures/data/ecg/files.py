@@ -34,13 +34,12 @@ from trifuse.architectures.storage.atomic_files import damage_advice, sha256_of
 from trifuse.architectures.storage.numpy_file import NUMBERS, TEXT, Limit, open_npz, read_npy
 from trifuse.architectures.storage.regular_file import require_regular
 from trifuse.architectures.storage.text import listed, read_text, repeated
-from trifuse.kernels.errors import DataError, MissingExtra, require
+from trifuse.kernels.errors import DataError, MissingExtra
 
 from .signal import LEADS, RATE_HZ, EcgRecord, arrange_leads, lead_row
 from .wfdb_header import WfdbHeader, WfdbSignal, read_header, without_date
 
-_ARRAYS = (".npy", ".npz", ".csv")
-SUFFIXES = (".hea", *_ARRAYS)
+SUFFIXES = (".hea", ".npy", ".npz", ".csv")
 _UNITS = re.compile(r"[\s_(\[]+([mµμun]?V)[)\]]?$")  # I_mV, I (mV)
 _FACTS = Limit(1 << 16, "as it is a fact about 12 leads")  # of .npz files
 _KEYS = {  # of .npz files: what arrays are for, and their names, the first of which is ours
@@ -115,16 +114,6 @@ def read_ecg(
         simultaneous=simultaneous,
         notes=notes,
     )
-
-
-def require_reader(paths: Iterable[Path]) -> None:
-    """Look for what reading ECGs needs, by their names alone.
-
-    Raises:
-        MissingExtra: wfdb is not installed, and one of them is a WFDB record.
-    """
-    if record := next((path for path in paths if path.suffix not in _ARRAYS), None):
-        require("wfdb", "ecg", f"reading {record.name}")
 
 
 def digest_of_samples(path: Path) -> str:

@@ -13,7 +13,7 @@ that is left out, says that the signal is not calibrated.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from trifuse.architectures.storage.file_names import path_below, real_path
 from trifuse.architectures.storage.text import read_text
-from trifuse.kernels.errors import DataError
+from trifuse.kernels.errors import DataError, require
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RATE = re.compile(rf"({_NUMBER})(?:/{_NUMBER}(?:\({_NUMBER}\))?)?")
@@ -138,3 +138,13 @@ def _signal(path: Path, number: int, fields: list[str], problems: list[DataError
         unit=gain[2] if gain else None,
         checksum=int(counts[3]) if len(counts) > 3 and not wrong else None,
     )
+
+
+def require_reader(ecgs: Iterable[Path]) -> None:
+    """Look for what reading ECGs needs, by their names alone.
+
+    Raises:
+        MissingExtra: wfdb is not installed, and one of them is a WFDB record.
+    """
+    if record := next((path for path in ecgs if path.suffix in ("", ".dat", ".hea")), None):
+        require("wfdb", "ecg", f"reading {record.name}")
