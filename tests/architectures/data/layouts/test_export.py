@@ -144,7 +144,7 @@ def test_classes_that_are_no_organs(cohort, tmp_path):
 
 def test_l6_synapse_without_h5py(cohort, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(MissingExtra, match=r"writing c\.npy\.h5 needs h5py"):
+    with pytest.raises(MissingExtra, match=r"writing test volumes needs h5py"):
         write_synapse(cohort, tmp_path / "out", SPLIT)
 
 
