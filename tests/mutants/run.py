@@ -33,7 +33,8 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from ready_python import run_python  # noqa: E402
 
 FOLDERS = ("kernels", "blocks", "architectures", "benchmarks", "hub", "website", "tests", "docs")
-COPIED = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt")
+PAGES = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
+COPIED = (*FOLDERS, *PAGES, "pyproject.toml", "Makefile", "constraints.txt")
 VERDICTS = Path(__file__).with_name("verdicts.csv")
 COLUMNS = ("mutant", "verdict", "test", "commit")
 READY = ("torch", "pytest", "hypothesis", "scipy.ndimage", "nibabel", "safetensors.torch", "tqdm")
