@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from trifuse.kernels import batch_norm_activation
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.scalars import check_number
 from trifuse.kernels.torch_internals import inside_backward
 
 Norm = Literal["batch", "instance", "group"]
@@ -59,7 +60,7 @@ class BatchNormOfPresent(nn.BatchNorm2d):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-    momentum: float
+    momentum: float | None
 
     def forward(self, input: Tensor, present: Tensor | None = None) -> Tensor:
         """Normalise (B, C, H, W); ``present``, bool of shape (B,), says which samples are there, None that all are."""
@@ -78,7 +79,8 @@ class BatchNormOfPresent(nn.BatchNorm2d):
         return shifted.to(input.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor, anybody: Tensor) -> None:
-        share = anybody * self.momentum
+        alike = 1 / (self.num_batches_tracked + 1)  # every batch so far weighs as much, as without a momentum
+        share = anybody * (alike if self.momentum is None else self.momentum)
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             running.lerp_(value.to(running.dtype), share.to(running.dtype))
         self.num_batches_tracked.add_(anybody)
@@ -104,6 +106,7 @@ class RunningNorm(nn.Module):
 
     def __init__(self, dim: int, momentum: float = 0.05, eps: float = 1e-5) -> None:
         super().__init__()
+        check_number("RunningNorm: momentum", momentum)
         self.dim, self.momentum, self.eps = dim, momentum, eps
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))

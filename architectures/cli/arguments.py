@@ -192,6 +192,23 @@ def given_values(arguments: argparse.Namespace, options: Iterable[Option]) -> di
     return of_weights | values
 
 
+def between(low: float, high: float, usual: float) -> Callable[[str], float]:
+    """Return what reads a number between two others, such as the usual one, for argparse."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = low
+        if not low < value < high:
+            raise argparse.ArgumentTypeError(
+                f"expected a number between {low:g} and {high:g}, such as {usual:g}, got {text!r}"
+            )
+        return value
+
+    return number
+
+
 def refuse_existing(path: Path, what: str = "", replaceable: Callable[[Path], bool] | None = None) -> None:
     """Refuse a path that is taken, but for what may be replaced there, and a table whose folder is not there.
 

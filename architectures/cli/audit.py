@@ -8,39 +8,24 @@ from typing import Any
 
 from trifuse.architectures.runs.options import positive
 
-from .arguments import REPORTING, add_command
+from .arguments import add_command, between
 from .train import PARTS
 
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
     help = "switch off, exchange or hold each mechanism of a run's network, and count what moves"
-    parser = add_command(commands, "audit", run, help, REPORTING)
+    parser = add_command(commands, "audit", run, help)
     parser.add_argument("folder", type=Path, metavar="run", help="folder of a run")
     parser.add_argument("--split", choices=PARTS, default="test", help="whose cases are predicted (%(default)s)")
     parser.add_argument("--cases", nargs="+", metavar="PATTERN", default=["*"], help="cases of these to take (all)")
     help = "share of the voxels below which a mechanism is called dead (%(default)s)"
-    parser.add_argument("--threshold", type=share, default=0.01, metavar="SHARE", help=help)
+    parser.add_argument("--threshold", type=between(0, 1, 0.01), default=0.01, metavar="SHARE", help=help)
     parser.add_argument("--hd95", action="store_true", help="also measure the change of HD95, which takes longer")
     parser.add_argument("--out", type=Path, help="folder to write into (audit/<split> in the run)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier audit")
     parser.add_argument("--batch-size", type=positive, default=8, help="slices at a time (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (%(default)s)")
-
-
-def share(text: str) -> float:
-    """Return a number between 0 and 1, for argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text!r}; 0.01 is 1 %")
-    return value
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:

@@ -19,7 +19,7 @@ from trifuse.architectures.data.layouts.cohort_options import (
 )
 from trifuse.architectures.storage.text import count, listed
 
-from .arguments import REPORTING, UsageError, add_cohort_options, add_command, refuse_existing
+from .arguments import REPORTING, UsageError, add_cohort_options, add_command, between, refuse_existing
 
 if TYPE_CHECKING:
     from trifuse.architectures.data.layouts.cohort import Cohort
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     help = "HD95 in voxels (always so with --convention transunet)"
     parser.add_argument("--voxels", action="store_true", help=help)
     help = "level of the intervals of means, by patient (95); one patient has none, and is refused if this is given"
-    parser.add_argument("--interval", type=percent, metavar="PERCENT", help=help)
+    parser.add_argument("--interval", type=between(0, 100, 95), metavar="PERCENT", help=help)
     help = "with --report: also the scar's share of each AHA segment; where angles start"
     parser.add_argument("--segments", choices=("landmarks", "orientation"), help=help)
     help = "score even if a voxel spacing looks implausible"
@@ -63,21 +63,6 @@ def add_parser(commands: Any) -> None:
     help = "predictions hold the label values of the cohort, not class ids"
     parser.add_argument("--label-values", action="store_true", help=help)
     parser.add_argument("--overwrite", action="store_true", help="replace earlier tables of scores")
-
-
-def percent(text: str) -> float:
-    """Return a percentage between 0 and 100 as a share, for argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 100:
-        raise argparse.ArgumentTypeError(f"expected a percentage between 0 and 100, such as 95, got {text!r}")
-    return value / 100
 
 
 def _needs(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -124,7 +109,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> int:
     for table, rows in zip(tables.values(), every, strict=True):
         if table is not None:
             write_case_table(table, rows)
-    level = arguments.interval or LEVEL
+    level = LEVEL if arguments.interval is None else arguments.interval / 100
     _say(every, level)
     if arguments.out:
         print(f"cases: {', '.join(map(str, tables.values()))}")

@@ -69,11 +69,9 @@ def _draw_curves(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 def _draw_ecg(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from trifuse.architectures.data.ecg.median_beat import load_beat
-    from trifuse.architectures.data.ecg.wfdb_header import require_reader
     from trifuse.architectures.evaluation.ecg_figures import draw_ecg
 
     refuse_replacing(arguments.out, arguments.file.stem, [arguments.file])
-    require_reader([arguments.file])
     beat = load_beat(arguments.file, rate_hz=arguments.rate, min_beats=arguments.min_beats)
     return draw_ecg(beat, arguments.out, name=arguments.file.stem), beat.notes
 

@@ -16,7 +16,7 @@ from trifuse.architectures.runs.registry import experiments
 from trifuse.architectures.storage.run_loggers import LOGGERS
 from trifuse.architectures.storage.text import count
 
-from .arguments import COHORT, NONFINITE, REPORTING, add_command, add_commands, add_group, given_values
+from .arguments import COHORT, NONFINITE, add_command, add_commands, add_group, given_values
 
 PARTS = ("train", "val", "test")
 _PATTERNS = {"nargs": "+", "metavar": "PATTERN"}
@@ -126,7 +126,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _add_network(networks: Any, experiment: Experiment) -> None:
-    parser = add_command(networks, experiment.name, run, experiment.summary, _needs)
+    parser = add_command(networks, experiment.name, run, experiment.summary)
     groups = [OptionGroup("cohort", (COHORT, *COHORT_OPTIONS)), *_groups(experiment)]
     _add_run_options(parser)
     parser.add_argument("--repeats", type=positive, default=1, help="runs with other seeds, and a report over them (1)")
@@ -160,7 +160,7 @@ def _with_default(option: Option, shown: Mapping[str, str]) -> Option:
 
 
 def _add_pretraining(networks: Any, experiment: Experiment, pretraining: Pretraining) -> None:
-    parser = add_command(networks, pretraining.name, run, pretraining.summary, _needs)
+    parser = add_command(networks, pretraining.name, run, pretraining.summary)
     source = parser.add_mutually_exclusive_group(required=True)
     for option in pretraining.sources:
         option.add_to(source)
@@ -190,10 +190,6 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="TOML file with [data], [network] and [training]")
     help = "any field of the recipe, e.g. training.ema_decay=0.999; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=help)
-
-
-def _needs(arguments: argparse.Namespace) -> tuple[str, ...]:
-    return () if getattr(arguments, "show_assumptions", False) else REPORTING
 
 
 def run(arguments: argparse.Namespace, argv: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,7 +18,12 @@ from trifuse.architectures.evaluation.report import check_extras
 from trifuse.architectures.runs.claim import claim_run_folder
 from trifuse.architectures.runs.pipeline import RunOptions
 from trifuse.architectures.runs.results import noted_results
-from trifuse.architectures.runs.run_description import describe_compilation, describe_run, describe_training
+from trifuse.architectures.runs.run_description import (
+    compilation_of,
+    describe_compilation,
+    describe_run,
+    describe_training,
+)
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.training.distributed import open_world
@@ -194,7 +199,8 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
         if not world.is_main:
             return None
         best = EcgAutoencoder.from_pretrained(out / "best").to(next(model.parameters()).device)
-        with noted_results(out):
+        compilation = compilation_of(out)
+        with noted_results(out, compilation=compilation and asdict(compilation)):
             return write_ecg_report(
                 out,
                 best,

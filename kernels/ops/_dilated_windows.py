@@ -17,6 +17,7 @@ from trifuse.kernels import library
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.cpu.dilated_attention import Windows
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.scalars import check_number, check_whole
 
 BORDERS = ("zero", "mask", "shift")
 
@@ -55,7 +56,9 @@ def check_arguments(
     check_windows(op, channels, num_heads, kernel_size, dilations, border)
     if border == "shift":
         _check_room(op, q.shape[1:3], kernel_size, max(dilations))
-    scale = max(channels // num_heads, 1) ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = max(channels // num_heads, 1) ** -0.5
+    check_number(f"{op}: scale", scale)
     return Windows(num_heads, kernel_size, dilations, scale, border)
 
 
@@ -64,6 +67,7 @@ def check_windows(
 ) -> None:
     """Refuse heads, dilations, windows and borders that do not fit each other, in the name of ``op``."""
     check_choice(f"{op}: border", border, BORDERS)
+    check_whole(f"{op}: num_heads, kernel_size and dilations", (num_heads, kernel_size, *dilations))
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ShapeError(
             f"{op}: expected an odd kernel_size of at least 1, got {kernel_size}; use {max(1, kernel_size + 1)}"

@@ -29,6 +29,7 @@ from trifuse.kernels import library
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.scalars import check_number
 from trifuse.kernels.torch_internals import below_autograd
 
 OP = "batch_norm_activation"
@@ -287,6 +288,7 @@ def batch_norm_activation(
     tensors = {name: value for name, value in given.items() if value is not None}
     training = training or running_mean is None
     _check(x, tensors, training, eps, activation)
+    check_number(f"{OP}: momentum", momentum)
     settings = (training, float(momentum), float(eps), activation)
     backend = library.choose_backend(OP, x)
     if backend == "reference" or (x.numel() == 0 and backend == "torch"):

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trifuse.kernels import library
 from trifuse.kernels.errors import BackendError, ShapeError
+from trifuse.kernels.scalars import check_number
 
 OP = "memory_efficient_attention"
 _FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
@@ -88,6 +89,8 @@ def memory_efficient_attention(
         BackendError: the Triton backend was forced; this operator has none.
     """
     _check(q, k, v, attn_bias, dropout_p)
+    if scale is not None:
+        check_number(f"{OP}: scale", scale)
     if attn_bias is not None:
         attn_bias = attn_bias[(None,) * (4 - attn_bias.dim())]
     forced = library.forced_backend(OP)

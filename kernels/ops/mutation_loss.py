@@ -24,6 +24,7 @@ from torch import Tensor
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.library import forced_backend
+from trifuse.kernels.scalars import check_number
 
 from ._segmentation_loss import segmentation_loss
 from ._segmentation_sums import check_maps
@@ -103,7 +104,7 @@ def mutation_loss(
     Source: see the module's docstring.
     """
     if forced_backend() == "reference":
-        maps = _checked(logits, target, subsets, reduction, ignore_index)
+        maps = _checked(logits, target, gamma, subsets, reduction, ignore_index)
         return mutation_loss_reference(
             maps, target, gamma=gamma, subsets=subsets, reduction=reduction, ignore_index=ignore_index
         )
@@ -130,7 +131,7 @@ def mutation_loss_of_ranks(
         sample_weight: of shape (B,); 0 makes a sample count for nothing.
         reduce: adds a tensor up over all ranks, differentiably.
     """
-    maps = _checked(logits, target, subsets, reduction, ignore_index)
+    maps = _checked(logits, target, gamma, subsets, reduction, ignore_index)
     together = maps[-1:] if subsets == "last" else maps
     groups = [[m] for m in maps] if subsets == "deep_supervision" else [together]
     losses = [
@@ -152,13 +153,14 @@ def mutation_loss_of_ranks(
 
 
 def _checked(
-    logits: Sequence[Tensor], target: Tensor, subsets: str, reduction: str, ignore_index: int | None
+    logits: Sequence[Tensor], target: Tensor, gamma: float, subsets: str, reduction: str, ignore_index: int | None
 ) -> list[Tensor]:
     """Return the maps as a list, or raise what is wrong with the arguments."""
     maps = list(logits)
     if not maps or len(maps) > MOST_MAPS:
         raise ShapeError(f"{OP}: expected 1 to {MOST_MAPS} logit maps, got {len(maps)}")
     check_maps(OP, maps, target, ignore_index)
+    check_number(f"{OP}: gamma", gamma)
     check_choice(f"{OP}: subsets", subsets, SUBSETS)
     check_choice(f"{OP}: reduction", reduction, REDUCTIONS)
     if not target.numel():  # there is nothing to upsample, which neither PyTorch nor the kernels know how to

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from trifuse.kernels import library
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.scalars import check_whole
 
 OP = "upsample_argmax"
 MOST_CLASSES = 256  # that uint8 can tell apart
@@ -107,8 +108,10 @@ def upsample_argmax(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Upsample coarse logits, add them up, and return the class of the largest, without logits at full resolution.
 
     Of equal classes the first one wins. NaN counts as larger than any number, and the first NaN wins, as in
-    `torch.argmax`; look for it in the logits, for a label cannot tell. All backends interpolate in float32 but in an
-    order of their own: where two classes differ by no more than rounding, so may the labels. Nothing is differentiated.
+    `torch.argmax`; look for it in the logits, for a label cannot tell. An infinite logit becomes NaN where its weight
+    in the interpolation is zero, so a class of minus infinity wins there: rule a class out by a large negative number.
+    All backends interpolate in float32 but in an order of their own: where two classes differ by no more than rounding,
+    so may the labels. Nothing is differentiated.
 
     Args:
         logits: sequence of n maps of shape (B, K, h, w), each of a size of its own, coarser or finer than ``size``;
@@ -174,6 +177,8 @@ def _checked(logits: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, .
             f"{OP}: logits have {maps[0].shape[1]} classes; expected at most {MOST_CLASSES}: labels are uint8"
         )
     library.check_same_device(OP, {"logits": maps})
-    if len(size) != 2 or size[0] < 1 or size[1] < 1:
-        raise ShapeError(f"{OP}: size is {tuple(size)}; expected (height, width), both at least 1")
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    check_whole(f"{OP}: size", sides)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ShapeError(f"{OP}: size is {sides}; expected (height, width), both at least 1")
     return maps

@@ -43,16 +43,18 @@ def test_unknown_norm():
         make_norm("layer", 4)
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("there", [[True, False, True, True], [False, True, False, False], [True] * 4])
-def test_of_a_batch_with_absent_samples_only_the_present_ones_count(there):
+def test_of_a_batch_with_absent_samples_only_the_present_ones_count(there, momentum):
     """As if the batch held them alone: values, gradients, running statistics, whatever stands in the others."""
     present = torch.tensor(there)
     x = torch.randn(4, 3, 2, 5, dtype=torch.float64)
     x[~present] = torch.nan
-    masked, alone = BatchNormOfPresent(3).double(), torch.nn.BatchNorm2d(3).double()
+    masked, alone = (kind(3, momentum=momentum).double() for kind in (BatchNormOfPresent, torch.nn.BatchNorm2d))
     outcomes = []
     for norm, given, arguments in ((masked, x.clone(), (present,)), (alone, x[present].clone(), ())):
         torch.nn.init.constant_(norm.bias, 0.5)
+        norm(3 * given + 1, *arguments)
         y = norm(given.requires_grad_(), *arguments)
         y.pow(3).sum().backward()
         outcomes.append((y, given.grad, norm.weight.grad, norm.bias.grad, dict(norm.named_buffers())))

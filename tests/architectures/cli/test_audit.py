@@ -125,7 +125,7 @@ def test_another_folder_is_not_replaced(atria_run, tmp_path, capsys):
 def test_a_threshold_is_a_share(share, atria_run, capsys):
     code, _, errors = run_main(["audit", atria_run, f"--threshold={share}"], capsys)
     assert code == 2
-    assert f"expected a share between 0 and 1, got {share!r}; 0.01 is 1 %" in errors
+    assert f"expected a number between 0 and 1, such as 0.01, got {share!r}" in errors
 
 
 def test_a_network_without_a_table_is_named(atria_run, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from tiny_networks import NETWORKS as TINY
 
 from trifuse.architectures.cli.arguments import EXTRAS, commands_below
 from trifuse.architectures.cli.main import build_parser, main
+from trifuse.architectures.data.ecg import check
 from trifuse.architectures.dino_unet import train as dino_unet
 from trifuse.architectures.dino_unet.encoder_folder import describe_encoder
 from trifuse.architectures.dino_unet.model import DinoUNetConfig
@@ -168,6 +169,14 @@ def test_l6_what_an_image_and_its_ecg_need_to_be_predicted(monkeypatch, hearts, 
     hide(monkeypatch, package)
     words = ["predict", hearts / "network", hearts / "data", "--spacing", "1", "1", "--out", hearts / "out"]
     refused(words, package, capsys, hearts)
+
+
+def test_l6_no_ecg_is_read_before_those_that_are_wfdb_records(monkeypatch, tmp_path, capsys):
+    for name in ("a.npy", "b.hea"):
+        (tmp_path / name).write_text("damaged")
+    hide(monkeypatch, "wfdb")
+    monkeypatch.setattr(check, "load_beat", lambda path, **_: pytest.fail(f"read {path}"))
+    refused(["data", "check-ecg", tmp_path], "wfdb", capsys, tmp_path)
 
 
 def test_l6_an_encoder_of_hugging_face(monkeypatch, tmp_path, capsys):

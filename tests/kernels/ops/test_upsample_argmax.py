@@ -120,6 +120,16 @@ def test_first_of_equal_classes_wins(name):
 
 
 @pytest.mark.parametrize("name", [*BACKENDS, "reference"])
+def test_k19_a_class_is_ruled_out_by_a_large_number_and_not_by_an_infinite_one(name):
+    """An infinite logit times a weight of zero is NaN."""
+    maps = random_maps((1, 3), [(4, 4)])
+    with backend(name):
+        for least, wins in ((-torch.inf, True), (-1e30, False)):
+            maps[0][:, 1] = least
+            assert bool((upsample_argmax(maps, (4, 4)) == 1).any()) == wins
+
+
+@pytest.mark.parametrize("name", [*BACKENDS, "reference"])
 def test_k19_first_nan_wins_where_it_is_read_and_nowhere_else(name):
     maps = random_maps((2, 4), [(3, 6)])
     clean = upsample_argmax_reference(maps, (6, 12))
