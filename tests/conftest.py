@@ -15,6 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # for compiling and tiny_networks, which several folders use
 
+# `python -m pytest` looks for packages in the root as well, where the folder kernels is not the hub's package.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parents[1]]
+
 # Before triton is imported anywhere: it reads the variable when a kernel is defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

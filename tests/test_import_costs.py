@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,16 @@ def test_l12_command_answers_without_torch(words):
         "assert time.process_time() - start < 0.3, time.process_time() - start"
     )
     assert modules_loaded_by(code) & {"torch", "numpy", *LAZY} == set()
+
+
+def test_tests_find_the_hub_s_package_and_not_the_folder_kernels():
+    """Also with `python -m pytest` in the root, which looks for packages there as well."""
+    tests = Path(__file__).resolve().parent
+    code = (
+        "import runpy, sys\nfrom importlib.util import find_spec\n"
+        f"sys.path.insert(0, {str(tests.parent)!r})\n"
+        f"runpy.run_path({str(tests / 'conftest.py')!r})\n"
+        "found = find_spec('kernels')\n"
+        "print(found and found.origin)"
+    )
+    assert output_of(code).strip() != str(tests.parent / "kernels" / "__init__.py")

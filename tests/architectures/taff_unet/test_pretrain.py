@@ -18,7 +18,7 @@ from trifuse.architectures.data.ecg.beat_dataset import NetworkBeat
 from trifuse.architectures.data.phantoms.scar import write_scar_phantom
 from trifuse.architectures.evaluation.ecg_report import reconstruct
 from trifuse.architectures.runs.run_description import describe_training
-from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig
+from trifuse.architectures.taff_unet import EcgAutoencoder, EcgAutoencoderConfig, pretrain
 from trifuse.architectures.taff_unet.pretrain import (
     BeatValidation,
     EcgData,
@@ -30,6 +30,7 @@ from trifuse.architectures.taff_unet.pretrain import (
     train,
     training_defaults,
 )
+from trifuse.architectures.training.compiled_forward import Compilation
 from trifuse.architectures.training.recipe import Recipe
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import CheckpointError, DataError
@@ -73,11 +74,14 @@ def names(data: EcgData) -> dict[str, list[str]]:
 # ---------------------------------------------------------------------------------------------------------- a run
 
 
-def test_from_records_to_a_report(records, tmp_path):
+def test_from_records_to_a_report(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "compilation_of", lambda run: Compilation(eager_since=2, reason="no compiler"))
     out = tmp_path / "run"
     plan = recipe(records, data={"test_records": ("r1",), "val_records": ("r3",)})
     report = train(plan, out, command=["trifuse", "train", "ecg", str(records)])
     assert report == out / "report.md"
+    noted = json.loads((out / "results.json").read_text())["compilation"]
+    assert noted == {"shapes": {}, "surplus_since": None, "eager_since": 2, "reason": "no compiler"}
     best = EcgAutoencoder.from_pretrained(out / "best")
     text = report.read_text()
     errors = {row["record"]: row for row in rows(out / "reconstruction.csv")}
