@@ -85,12 +85,8 @@ def test_from_records_to_a_report(records, tmp_path, monkeypatch):
     best = EcgAutoencoder.from_pretrained(out / "best")
     text = report.read_text()
     errors = {row["record"]: row for row in rows(out / "reconstruction.csv")}
-    assert {name: row["part"] for name, row in errors.items()} == {
-        "r0": "train",
-        "r2": "train",
-        "r3": "val",
-        "r1": "test",
-    }
+    parts = {name: row["part"] for name, row in errors.items()}
+    assert parts == {"r0": "train", "r2": "train", "r3": "val", "r1": "test"}
     beat = next(beat for beat in prepare_beats(plan).parts["test"])
     again = best(beat.ecg[None])[0, :, 4:-4]
     mine = ((again - beat.ecg[:, 4:-4]) ** 2).mean(1)  # of a z-scored lead: relative to predicting zero
