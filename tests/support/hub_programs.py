@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def operators_of(namespace: str) -> set[str]:
     return {name.partition("::")[2] for name in names if name.startswith(f"{namespace}::")}
 
 
+def all_operators_of(package: ModuleType, namespace: str) -> set[str]:
+    """Import every file of operators, those of losses that only the networks use among them."""
+    operators = importlib.import_module(f"{package.__name__}.ops")
+    for file in pkgutil.iter_modules(operators.__path__):
+        importlib.import_module(f"{operators.__name__}.{file.name}")
+    return operators_of(namespace)
+
+
 def compare(folder: str, backend: str) -> None:
     """Every operator of the package gives what the installed one gives, values and gradients."""
     hub = loaded(folder)
@@ -65,7 +74,7 @@ def compare(folder: str, backend: str) -> None:
     for op in kernels.OPERATORS:
         assert getattr(hub, op) is not getattr(kernels, op)
         assert getattr(hub, f"{op}_reference").__module__.startswith(f"{hub.__name__}.ops.")
-    assert operators_of(hub.__name__) == operators_of("trifuse") != set()
+    assert all_operators_of(hub, hub.__name__) == all_operators_of(kernels, "trifuse") != set()
     assert len(checked) == (13 if backend == "torch" else 2), checked
     assert hub.ShapeError is not kernels.ShapeError
     print("the same:", *sorted(checked))
@@ -198,7 +207,7 @@ def loader(package: str) -> None:
     expected = kernels.weighted_block_fusion(features, logits)
     torch.testing.assert_close(hub.weighted_block_fusion(features, logits), expected, rtol=0, atol=0)
     assert all(getattr(hub, op) is not getattr(kernels, op) for op in kernels.OPERATORS)
-    assert operators_of(hub.__name__) == operators_of("trifuse") != set()
+    assert all_operators_of(hub, hub.__name__) == all_operators_of(kernels, "trifuse") != set()
     norm = nn.LayerNorm(8)
     before = norm(features)
     replace_kernel_forward_from_hub(nn.LayerNorm, "LayerNorm")
