@@ -73,7 +73,7 @@ def test_a_place_in_another_file_than_was_drawn_from_is_refused(clip):
 def test_whatever_is_not_green_has_noticed_and_no_further_ring_is_run(codes, verdict, monkeypatch):
     said = iter(codes)
 
-    def run_tests(tests, patch, ready):
+    def run_tests(tests, patch):
         code = next(said)
         return code, "" if code == mutants.GREEN else "1 failed\nFAILED tests/test_a.py::test_b[1] - assert 1 == 2\n"
 
