@@ -241,9 +241,11 @@ def _write_report(
     """Write the report of all conventions, and return its path."""
     from trifuse.architectures.evaluation.bland_altman import draw_agreement
     from trifuse.architectures.evaluation.report import Evaluation, write_report
+    from trifuse.architectures.evaluation.summary import OWN_PATIENTS, are_own_patients
 
     rows, *beside = every
-    cases = len({row.case_id for row in rows})
+    cases = {row.case_id: row.patient for row in rows}
+    of = OWN_PATIENTS if are_own_patients(cases.items()) else f"of {count(judged.patients, 'patient')}"
     agreement = draw_agreement(rows, arguments.report)
     return write_report(
         arguments.report,
@@ -254,7 +256,7 @@ def _write_report(
             "Predictions": arguments.predictions.name,
             "Truth": f"{arguments.data.name}, {judged.cohort.layout}",
             "Classes": ", ".join(f"{number} {name}" for number, name in enumerate(judged.cohort.class_names)),
-            "Scored": f"{count(cases, 'case')} of {count(judged.patients, 'patient')}",
+            "Scored": f"{count(len(cases), 'case')}{', ' if of == OWN_PATIENTS else ' '}{of}",
         },
         command=argv,
     )

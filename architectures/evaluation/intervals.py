@@ -12,7 +12,7 @@ from trifuse.architectures.data.layouts.found import MEAN_OF_CLASSES
 
 from .scoring import Row
 from .statistics import BOOTSTRAP_RESAMPLES, bootstrap_intervals, times_drawn
-from .summary import LEVEL, Summary, summarise
+from .summary import LEVEL, Summary, are_own_patients, summarise
 
 
 def summarise_with_intervals(rows: Sequence[Row], level: float = LEVEL) -> list[Summary]:
@@ -25,7 +25,8 @@ def summarise_with_intervals(rows: Sequence[Row], level: float = LEVEL) -> list[
         rows: the scores.
         level: of the intervals.
     """
-    summaries = summarise(rows)
+    drawn = "cases" if are_own_patients((row.case_id, row.patient) for row in rows) else "patients"
+    summaries = [replace(summary, drawn=drawn) for summary in summarise(rows)]
     of_classes = [summary for summary in summaries if summary.class_name != MEAN_OF_CLASSES]
     scores = [_defined(rows, summary.class_name, summary.metric) for summary in of_classes]
     found = [

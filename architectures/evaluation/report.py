@@ -31,8 +31,10 @@ from .statistics import Comparison, comparison_cells
 from .summary import (
     LEVEL,
     METRIC_NAMES,
+    OWN_PATIENTS,
     PUBLISHED,
     Scored,
+    are_own_patients,
     case_by_class_cells,
     failures,
     format_score,
@@ -169,12 +171,13 @@ def describe_data(cohort: Cohort, splits: Mapping[str, Sequence[str]]) -> dict[s
         files = [sha256_of(path) for path in case.files]
         digest.update(printable(f"{case_id} {' '.join(files)}\n").encode())
     cases = ", ".join(f"{name} {count(len(case_ids), 'case')}" for name, case_ids in splits.items())
-    patients = {cohort.case(case_id).patient for case_id in used}
+    patients = {case_id: cohort.case(case_id).patient for case_id in used}
+    of = f"{count(len({*patients.values()}), 'patient')} in all"
     return {
         "Data digest": f"`sha256:{digest.hexdigest()}` of {count(len(used), 'case')}",
         "Layout": cohort.layout,
         "Classes": ", ".join(f"{k} {name}" for k, name in enumerate(cohort.class_names)),
-        "Split": f"{cases}; {count(len(patients), 'patient')} in all",
+        "Split": f"{cases}; {OWN_PATIENTS if are_own_patients(patients.items()) else of}",
         **({} if cohort.has_spacing else {"Spacing": "unknown to the files: distances and volumes are in voxels"}),
     }
 

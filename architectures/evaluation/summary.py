@@ -18,6 +18,7 @@ from .scoring import Row
 
 SCAR = "scar"  # the class that speaks for a run where there is one
 LEVEL = 0.95  # of intervals
+OWN_PATIENTS = "each taken as a patient of its own"
 PUBLISHED = ("dsc", "hd95")  # how the names of the scores begin that tables of several conventions show
 
 METRIC_NAMES = {
@@ -38,7 +39,8 @@ class Summary:
     """Mean and standard deviation (n - 1 in the denominator; NaN for one) of one score of one class.
 
     Computed from ``count`` scores; ``undefined`` more were NaN under the convention and left out. From ``low`` to
-    ``high`` is the interval of the mean at ``level``, of so many ``patients``; NaN where nobody asked, or of one.
+    ``high`` is the interval of the mean at ``level``, of so many ``patients``; NaN where nobody asked, or of one. What
+    was ``drawn`` for it are ``"patients"``, or ``"cases"`` where each is taken as a patient of its own.
     """
 
     class_name: str
@@ -51,6 +53,7 @@ class Summary:
     high: float = math.nan
     level: float = LEVEL
     patients: int = 0
+    drawn: str = ""
 
 
 class Scored(NamedTuple):
@@ -264,8 +267,16 @@ def interval_notes(summaries: Iterable[Summary]) -> list[str]:
     if not patients:
         alone = any(summary.patients == 1 for summary in summaries)
         return ["No intervals of the means: one patient says nothing about others."] if alone else []
-    of = f"{max(patients)} patients" if len(patients) == 1 else f"{min(patients)} to {max(patients)} patients"
-    return [f"Intervals of the means: percentile bootstrap over {of}, each with all its cases."]
+    drawn, of = summaries[0].drawn, " to ".join(map(str, sorted({min(patients), max(patients)})))
+    how = "each with all its cases"
+    if drawn == "cases":
+        how = f"{OWN_PATIENTS}; give --patient REGEX if several are of one"
+    return [f"Intervals of the means: percentile bootstrap over {of} {drawn}, {how}."]
+
+
+def are_own_patients(patients: Iterable[tuple[str, str]]) -> bool:
+    """Tell from cases and their patients whether each case is taken as a patient of its own, as where nobody says."""
+    return all(case_id == patient for case_id, patient in patients)
 
 
 def aligned(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:

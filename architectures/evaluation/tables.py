@@ -100,11 +100,11 @@ def case_tables(run: Path) -> list[Path]:
 
 def write_summary_table(path: Path, scored: Sequence[Scored]) -> None:
     """Write summaries under one or several conventions as CSV, atomically, the conventions in each line."""
-    header = ["class_name", "metric", "mean", "sd", "count", "undefined", "low", "high", "level", "patients"]
+    header = ["class_name", "metric", "mean", "sd", "count", "undefined", "low", "high", "level", "patients", "drawn"]
     lines = (
         [
             *(s.class_name, s.metric, number(s.mean), number(s.sd), s.count, s.undefined),
-            *(number(s.low), number(s.high), number(s.level), s.patients, one.conventions.label),
+            *(number(s.low), number(s.high), number(s.level), s.patients, s.drawn, one.conventions.label),
         ]
         for one in scored
         for s in one.summaries

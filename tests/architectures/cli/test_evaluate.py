@@ -258,6 +258,23 @@ def test_an_interval_of_one_patient_is_refused_where_it_is_asked_for(label_folde
     assert (code, "between 0 and 100" in errors) == (2, True)
 
 
+def test_cases_of_which_nobody_says_whose_they_are_are_not_called_patients(label_folders, tmp_path, capsys):
+    for folder in label_folders:
+        shutil.copy(folder / "a.nii.gz", folder / "a2.nii.gz")
+    words = ["evaluate", *label_folders, "--overwrite", "--report", tmp_path / "report"]
+    own = ", each taken as a patient of its own"
+    for given, over, scored in (
+        ([], f"3 cases{own}; give --patient REGEX if several are of one.", f"3 cases{own}"),
+        (["--patient", "^."], "2 patients, each with all its cases.", "3 cases of 2 patients"),
+    ):
+        code, output, _ = run_main([*words, *given], capsys)
+        report = (tmp_path / "report" / "report.md").read_text()
+        assert code == 0
+        for text in (output, report):
+            assert f"percentile bootstrap over {over}\n" in text
+        assert f"| Scored | {scored} |" in report
+
+
 def test_without_a_table_or_a_report_the_summary_is_printed_and_nothing_written(label_folders, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     code, output, errors = run_main(["evaluate", *label_folders], capsys)

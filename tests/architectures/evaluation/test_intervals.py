@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from trifuse.architectures.evaluation.metrics import Conventions
 from trifuse.architectures.evaluation.scoring import Row
 from trifuse.architectures.evaluation.statistics import BOOTSTRAP_RESAMPLES, bootstrap_interval
 from trifuse.architectures.evaluation.summary import LEVEL, MEAN_OF_CLASSES, Scored, format_summary, summarise
+from trifuse.architectures.evaluation.tables import write_summary_table
 
 STRICT = Conventions()
 
@@ -28,7 +30,7 @@ def test_means_have_the_intervals_of_their_patients():
     low, high = bootstrap_interval([0.5, 0.9, 0.7], ["a", "b", "c"], level=0.9)
     dsc = found["dsc"]
     assert (dsc.low, dsc.high, dsc.level, dsc.patients, dsc.undefined) == (low, high, 0.9, 3, 1)
-    assert replace(dsc, low=math.nan, high=math.nan, level=LEVEL, patients=0) == summarise(rows)[0]
+    assert replace(dsc, low=math.nan, high=math.nan, level=LEVEL, patients=0, drawn="") == summarise(rows)[0]
 
 
 def test_cases_of_one_patient_stay_together_in_the_interval_of_a_mean():
@@ -59,7 +61,7 @@ def test_t19_one_patient_has_no_interval():
 
 
 def test_intervals_stand_below_their_means():
-    rows = [scored(c, d) for c, d in (("a", 0.5), ("b", 0.9))]
+    rows = [scored(c, d, patient=c.upper()) for c, d in (("a", 0.5), ("b", 0.9))]
     once = Scored(STRICT, summarise_with_intervals(rows, 0.9))
     lines = format_summary(once).splitlines()
     assert lines[3].startswith("atrium")
@@ -70,6 +72,22 @@ def test_intervals_stand_below_their_means():
         ["atrium", "0.700", "±", "0.283"],
         ["90", "%", "interval", "0.500"],
     ]
+
+
+def test_cases_that_are_taken_as_patients_of_their_own_are_called_so(tmp_path):
+    """Nobody said whose they are: of several of one patient the interval would be too narrow, and the note says so."""
+    apart = [scored(f"P{i}_ED", dsc) for i, dsc in enumerate([0.5, 0.9, math.nan])]
+    together = [replace(row, patient="P0") for row in apart[:2]] + [replace(apart[0], case_id="P1_ED", patient="P1")]
+    notes, drawn = [], []
+    for rows in (apart, apart[:2], together):
+        once = Scored(STRICT, summarise_with_intervals(rows))
+        notes.append(format_summary(once).splitlines()[-1])
+        write_summary_table(tmp_path / "summary.csv", [once])
+        drawn.append({line["drawn"] for line in csv.DictReader((tmp_path / "summary.csv").open())})
+    cases = "2 cases, each taken as a patient of its own; give --patient REGEX if several are of one."
+    patients = "2 patients, each with all its cases."
+    assert notes == [f"Intervals of the means: percentile bootstrap over {of}" for of in (cases, cases, patients)]
+    assert drawn == [{"cases"}, {"cases"}, {"patients"}]
 
 
 def test_the_mean_of_classes_is_drawn_as_it_is_defined_where_scores_are_missing():

@@ -179,7 +179,9 @@ def test_data_digest_changes_with_any_byte(make_cohort):
     cohort = make_cohort("a", "b", "c")
     splits = {"train": ["a", "b"], "test": ["c"]}
     facts = describe_data(cohort, splits)
-    assert facts["Split"] == "train 2 cases, test 1 case; 3 patients in all"
+    assert facts["Split"] == "train 2 cases, test 1 case; each taken as a patient of its own"
+    of_two = replace(cohort, cases=tuple(replace(case, patient=f"p{case.case_id in 'ab'}") for case in cohort.cases))
+    assert describe_data(of_two, splits)["Split"] == "train 2 cases, test 1 case; 2 patients in all"
     assert facts["Classes"] == "0 background, 1 foreground"
     assert re.fullmatch(r"`sha256:[0-9a-f]{64}` of 3 cases", facts["Data digest"])
     assert describe_data(cohort, splits) == facts
