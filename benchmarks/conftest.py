@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from .harness import RESULTS, TINY, Case, replay
+from .harness import TINY, Case, replay
 
 MOST_SECONDS = 1800  # a slow form on a slow machine is a result, not a fault
+SCRATCH = Path("build/benchmarks")  # never committed: a run by hand may hold some cases only
+WRITTEN = pytest.StashKey[set[Path]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("trifuse benchmarks")
     group.addoption("--seconds", type=float, default=2.0, help="time to spend on each provider of a case")
     group.addoption("--tiny", action="store_true", help="run tiny cases alone, which show only that everything runs")
-    group.addoption("--results", type=Path, default=RESULTS, help="folder for the JSON files")
+    group.addoption("--results", type=Path, default=SCRATCH, help=f"folder for the JSON files ({SCRATCH})")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -26,6 +28,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.pluginmanager.hasplugin("timeout"):
         for item in items:
             item.add_marker(pytest.mark.timeout(MOST_SECONDS))
+
+
+@pytest.hookimpl(trylast=True)  # below pytest-benchmark's table
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if written := config.stash.get(WRITTEN, None):
+        terminalreporter.write_line(f"figures written: {', '.join(map(str, sorted(written)))}")
 
 
 def _case_of(item: pytest.Item) -> Case:
@@ -43,7 +51,9 @@ def show(request, benchmark):
         except LookupError as reason:
             pytest.skip(str(reason))
         finally:
-            comparison.write(request.config.getoption("results"))  # now: the next case may outlast a time limit
+            written = comparison.write(request.config.getoption("results"))  # now: the next may outlast a time limit
+            if written is not None:
+                request.config.stash.setdefault(WRITTEN, set()).add(written)
         benchmark.name = provider
         replay(benchmark, timing)
 

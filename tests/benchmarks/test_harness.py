@@ -76,6 +76,25 @@ def tiny_run(tmp_path_factory):
     return child, root / "out"
 
 
+def test_a_run_by_hand_leaves_the_committed_results_alone(tiny_run):
+    """It may hold some cases only: it writes where nothing is committed, and says where, below the table."""
+    root = tiny_run[1].parent
+    device = harness.default_device().type
+    committed = root / "benchmarks" / "results" / f"doubling.{device}.json"
+    committed.parent.mkdir()
+    committed.write_text("a whole run")
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_doubling.py", "--benchmark-only", "--seconds=0.01"]
+    command += ["-q", "-k", "forward", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root / "links"), environment.get("PYTHONPATH", "")])
+    child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    assert child.returncode == 1, child.stdout + child.stderr  # one form is wrong
+    assert [path.read_text() for path in committed.parent.iterdir()] == ["a whole run"]
+    written = Path("build", "benchmarks", committed.name)
+    assert {row["pass"] for row in json.loads((root / written).read_text())["rows"]} == {"forward"}
+    assert f"figures written: {written}\n" in child.stdout.partition("OPS: ")[2], "below the table, where it is seen"
+
+
 @pytest.fixture(scope="module")
 def record(tiny_run):
     return json.loads((tiny_run[1] / f"doubling.{harness.default_device().type}.json").read_text())

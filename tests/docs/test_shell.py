@@ -16,6 +16,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 BLOCKS = [code for _, code in fenced("sh")]
 SHOWN = [line for text in TEXTS.values() for line in (*shell_lines(text), *inline(text))]
 PROGRAM = re.compile(r"(?:\w+=\S+ )*python (?:-m (?P<module>[\w.]+)|(?P<file>[\w/]+\.py))(?P<arguments>[^#]*)")
+BENCHMARK = re.compile(r"pytest benchmarks/[^#]*")
 INSTALL = re.compile(r"pip install \"?\.\[([\w,]+)\]\"?")
 OTHERS = r"tensorboard|mlflow|nnUNetv2_train"  # tools that are not ours
 CHECKED = re.compile(rf"#|(?:\w+=\S+ )*(?:trifuse|torchrun|make|{OTHERS}) ")  # ours by test_docs.py
@@ -44,7 +45,7 @@ def test_every_line_is_run_or_of_a_kind_that_is_checked():
         line
         for text in TEXTS.values()
         for line in map(str.strip, shell_lines(text))
-        if line and not any(kind.match(line) for kind in (CHECKED, PROGRAM, INSTALL))
+        if line and not any(kind.match(line) for kind in (CHECKED, PROGRAM, BENCHMARK, INSTALL))
     }
     assert others - {*map(str.strip, [*ARRANGE.splitlines(), LINK])} == set(), "run these in tests/docs/test_shell.py"
 
@@ -86,6 +87,18 @@ def test_programs_have_the_options_that_are_shown(file, option):
 
 def test_there_are_programs_with_options():
     assert len(programs()) >= 3
+
+
+BENCHMARKS = sorted({match[0].strip() for match in map(BENCHMARK.match, SHOWN) if match})
+
+
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_benchmarks_that_are_shown_select_some_cases(command):
+    assert re.search(r"^\d+(/\d+)? tests collected", run(f"{command} -q --collect-only", ROOT), re.MULTILINE)
+
+
+def test_a_command_for_one_benchmark_is_shown():
+    assert any("-k " in command for command in BENCHMARKS)
 
 
 def test_extras_that_are_installed_exist():
