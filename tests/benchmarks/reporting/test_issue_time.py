@@ -36,6 +36,10 @@ def all_kernels() -> dict:
 # ------------------------------------------------------------------------------------------- what is committed
 
 
+@pytest.mark.skipif(
+    torch.__version__.partition("+")[0] != RECORD["stamp"]["torch"].partition("+")[0],
+    reason="which operations a step is made of depends on the version of torch",
+)
 @pytest.mark.parametrize("name", STEPS)
 def test_committed_calls_are_those_of_the_network(name):
     step = trace(name)
