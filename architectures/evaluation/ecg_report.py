@@ -25,6 +25,7 @@ from .ecg_reconstruction_figures import draw_reconstruction, relative_errors
 from .picture import Picture
 from .report import (
     REPORT,
+    EarlierCommand,
     describe_environment,
     describe_network,
     format_seconds,
@@ -67,6 +68,7 @@ def write_ecg_report(
     shown: Sequence[str] = ("test",),
     facts: Mapping[str, str] | None = None,
     command: Sequence[str] = (),
+    earlier: Sequence[EarlierCommand] = (),
 ) -> Path:
     """Reconstruct all beats of a finished run and write ``report.md``, its tables and its pictures; return its path.
 
@@ -79,7 +81,7 @@ def write_ecg_report(
         validated_on: the part that chose the best epoch; what is shown where no part of ``shown`` has a beat.
         shown: the parts to show, the headline first.
         facts: more about how it was made.
-        command: the command line that does the run again.
+        command, earlier: the command line that does the run again, and those that must come before it.
     """
     found = {part: reconstruct(model, beats) for part, beats in parts.items() if beats}
     _write_tables(out, parts, left_out, {part: errors for part, (_, errors) in found.items()})
@@ -109,6 +111,7 @@ def write_ecg_report(
                 **describe_environment(next(model.parameters()).device),
             },
             command,
+            earlier,
         ),
     ]
     write_text(out / REPORT, "\n\n".join(text) + "\n")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -90,6 +91,13 @@ class ComparisonSection:
     rows: Sequence[Comparison]
 
 
+class EarlierCommand(NamedTuple):
+    """A command line that trained a run, and a shell's comment on when it went on otherwise, and how."""
+
+    command: Sequence[str]
+    note: str
+
+
 def write_report(
     out: Path,
     *,
@@ -98,6 +106,7 @@ def write_report(
     pictures: Sequence[Picture] = (),
     facts: Mapping[str, str] | None = None,
     command: Sequence[str] = (),
+    earlier: Sequence[EarlierCommand] = (),
     decisions: Sequence[str] = (),
     comparisons: Sequence[ComparisonSection] = (),
     paper_tables: Sequence[PaperTable] = (),
@@ -117,7 +126,7 @@ def write_report(
         pictures: what to show, in this order; they lie in ``out`` or below.
         facts: how it was made: data, network, time, versions; see `describe_data`, `describe_network` and
             `describe_environment`.
-        command: the command line that does the run again.
+        command, earlier: the command line that does the run again, and those that must come before it.
         decisions: the section on what the run had to settle, see `trifuse.architectures.runs.decisions`.
         comparisons: this run against others.
         paper_tables: what the publication reports, kept apart from everything measured.
@@ -133,7 +142,7 @@ def write_report(
     if comparisons:
         parts.append("## Compared with another run")
         parts += [part for comparison in comparisons for part in _comparison(comparison)]
-    parts += [*provenance_parts(facts or {}, command), *decisions, *paper_parts(paper_tables, paper)]
+    parts += [*provenance_parts(facts or {}, command, earlier), *decisions, *paper_parts(paper_tables, paper)]
     path = out / REPORT
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
@@ -238,13 +247,21 @@ def picture_parts(picture: Picture, out: Path) -> list[str]:
     return [f"## {picture.title}", f"![{_escape(picture.alt)}]({png})", f"Numbers: [{numbers}]({numbers})"]
 
 
-def provenance_parts(facts: Mapping[str, str], command: Sequence[str]) -> list[str]:
+def provenance_parts(
+    facts: Mapping[str, str], command: Sequence[str], earlier: Sequence[EarlierCommand] = ()
+) -> list[str]:
     """Return the section on how a report's numbers were made and how to reproduce them, without absolute paths."""
     parts = ["## How it was made", markdown_table(["", ""], [[k, _without_folders(v)] for k, v in facts.items()])]
     if command:
-        words = shlex.join(_shorten(word) for word in command)
-        parts += ["To do it again (folders are shortened to their names):", f"```sh\n{words}\n```"]
+        why = ", in this order, as its recipe changed on the way" if earlier else ""
+        lines = [line for one in earlier for line in (_words(one.command) or "# of which there is no record", one.note)]
+        words = "\n".join([*map(_without_folders, lines), _words(command)])
+        parts += [f"To do it again{why} (folders are shortened to their names):", f"```sh\n{words}\n```"]
     return parts
+
+
+def _words(command: Sequence[str]) -> str:
+    return shlex.join(_shorten(word) for word in command)
 
 
 def paper_parts(tables: Sequence[PaperTable], paper: str) -> list[str]:

@@ -94,7 +94,8 @@ def train(
                 data = prepare_data(recipe.data, out, side_inputs=brought, scored=parts)
                 recipe = with_classes(filled_in(recipe, data), len(data.cohort.class_names), sigmoid=experiment.sigmoid)
                 model = build(network, recipe)
-            fit_network(model, recipe, data, out, resume=resume, force_resume=force_resume, loggers=loggers)
+            started = {"resume": resume, "force_resume": force_resume, "loggers": loggers, "command": command}
+            fit_network(model, recipe, data, out, **started)
         if not world.is_main:
             return None
         best = network.from_pretrained(out / BEST_FOLDER).to(next(model.parameters()).device)
@@ -145,7 +146,7 @@ def fit_network(model: Any, recipe: Any, data: PreparedData, out: Path, **option
         recipe: of the run; see `filled_in`.
         data: the samples.
         out: the run's folder.
-        options: ``resume``, ``force_resume`` and ``loggers``, see `fit`.
+        options: ``resume``, ``force_resume``, ``loggers`` and ``command``, see `fit`.
     """
     experiment = experiment_of(recipe)
     recipe = filled_in(recipe, data)

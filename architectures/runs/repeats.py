@@ -23,6 +23,7 @@ from .registry import experiment_of
 from .repeats_report import RepeatedRun, write_repeats_report
 from .results import is_kept, noted_results
 from .run_description import describe_recipe
+from .sessions import earlier_commands
 
 
 def train_repeats(recipe: Any, out: Path, repeats: int, **options: Unpack[RunOptions]) -> Path | None:
@@ -103,6 +104,7 @@ def repeat_training(
                 title=f"{title}, {repeats} runs",
                 facts=describe_environment(),
                 command=options.get("command", ()),
+                earlier=earlier_commands(runs[0].folder),
                 protocol=protocol,
                 paper_tables=paper_tables(len(classes)),
                 paper=paper,

@@ -11,6 +11,7 @@ from trifuse.architectures.evaluation.charts import draw_training_curves
 from trifuse.architectures.evaluation.protocols import Protocol, differing_rules
 from trifuse.architectures.evaluation.report import (
     REPORT,
+    EarlierCommand,
     PaperTable,
     markdown_table,
     paper_parts,
@@ -56,6 +57,7 @@ def write_repeats_report(
     title: str,
     facts: Mapping[str, str] | None = None,
     command: Sequence[str] = (),
+    earlier: Sequence[EarlierCommand] = (),
     protocol: Protocol | None = None,
     paper_tables: Sequence[PaperTable] = (),
     paper: str = "",
@@ -66,7 +68,7 @@ def write_repeats_report(
         out: folder to write to, above those of the runs.
         runs: finished ones, in this order.
         title: first line of the report.
-        facts, command, paper_tables, paper: see `write_report`.
+        facts, command, earlier, paper_tables, paper: see `write_report`.
         protocol: how the publication scored, and which scores it reports.
 
     Raises:
@@ -93,7 +95,8 @@ def write_repeats_report(
     parts.append(f"Tables: [{RUNS_TABLE}]({RUNS_TABLE}), [summary.csv](summary.csv)")
     log, trained_on = _joined_log(out / "log.csv", runs), not all(validates(run.folder) for run in runs)
     curves = draw_training_curves(log, out / "figures", trained_on=trained_on)
-    parts += [*picture_parts(curves, out), *provenance_parts(facts or {}, command), *paper_parts(paper_tables, paper)]
+    parts += [*picture_parts(curves, out), *provenance_parts(facts or {}, command, earlier)]
+    parts += paper_parts(paper_tables, paper)
     write_text(out / REPORT, "\n\n".join(part for part in parts if part) + "\n")
     return out / REPORT
 

@@ -35,6 +35,7 @@ from .folder import BEST_FOLDER, FIGURES_FOLDER, LOG_FILE, PREDICTIONS_FOLDER
 from .prepared_data import Part, PreparedData
 from .recipes import DataRecipe
 from .run_description import describe_compilation
+from .sessions import earlier_commands
 
 _PART_TITLES = {"train": "Training cases", "val": "Validation cases", "test": "Test cases"}
 
@@ -101,6 +102,7 @@ def report_run(
         pictures=[*pictures, curves, *draw(log, evaluations[0], figures)],
         facts=_facts(out, model, data, facts or {}),
         command=command,
+        earlier=earlier_commands(out),
         decisions=decisions,
         paper_tables=paper_tables,
         paper=paper,

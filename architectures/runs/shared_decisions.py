@@ -10,6 +10,8 @@ from trifuse.architectures.data.layouts.cohort_options import COHORT_OPTIONS
 from trifuse.architectures.data.samples.augmentation_recipe import AugmentationRecipe
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.storage.text import count
+from trifuse.architectures.training.distributed import choose_device
+from trifuse.architectures.training.precision import precision_on
 
 from .decisions import NOT_SAID, OURS, Decision, shown
 from .prepared_data import PreparedData
@@ -102,6 +104,14 @@ def how_dice_and_ce_add(recipe: Any, data: PreparedData | None) -> str:
     return f"Dice + cross-entropy, {recipe.lambda_dice:g} to {recipe.lambda_ce:g}"
 
 
+def precision_of(recipe: Any, data: PreparedData | None) -> str:
+    """Return the precision of the forward pass, of a run with what "auto" means on its device."""
+    asked = recipe.training.precision
+    if data is None or asked != "auto":
+        return asked
+    return f"auto ({precision_on(choose_device(recipe.training.device), asked)})"
+
+
 def best_epoch_by(recipe: Any, data: PreparedData | None) -> str | None:
     """Return what chooses the best epoch of a run; where its recipe leaves that open, validation cases decide."""
     return recipe.training.settled(validates=data is None or data.validated_on == "val").best_epoch_by
@@ -137,7 +147,7 @@ SILENT = (
     Decision("Best epoch on", NOT_SAID, (), by=OURS, answer=cases_that_choose, applies=chooses_by_score),
     Decision("Moving average of weights", NOT_SAID, "training.ema_decay", by=OURS),
     Decision("Micro-batches per step", NOT_SAID, "training.accumulate", by=OURS),
-    Decision("Precision", NOT_SAID, "training.precision", by=OURS),
+    Decision("Precision", NOT_SAID, "training.precision", by=OURS, answer=precision_of),
     Decision("Rounding of float32 products on a GPU", NOT_SAID, "training.tf32", by=OURS),
     Decision("Starts from weights", NOT_SAID, START, by=OURS, answer=where_it_starts),
     Decision("Seeds", NOT_SAID, SEEDS, by=OURS),

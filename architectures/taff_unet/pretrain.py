@@ -24,6 +24,7 @@ from trifuse.architectures.runs.run_description import (
     describe_run,
     describe_training,
 )
+from trifuse.architectures.runs.sessions import earlier_commands
 from trifuse.architectures.storage.best_epoch import LAST
 from trifuse.architectures.storage.lead_scaling import SCALING_WORDS
 from trifuse.architectures.training.distributed import open_world
@@ -194,8 +195,8 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
                 model = build_network(recipe)
                 recipe = replace(recipe, network=model.config)
                 beats = prepare_beats(recipe)
-            loggers = options.get("loggers", ())
-            fit_network(model, recipe, beats, out, resume=resume, force_resume=force, loggers=loggers)
+            further = {name: options.get(name, ()) for name in ("loggers", "command")}
+            fit_network(model, recipe, beats, out, resume=resume, force_resume=force, **further)
         if not world.is_main:
             return None
         best = EcgAutoencoder.from_pretrained(out / "best").to(next(model.parameters()).device)
@@ -211,6 +212,7 @@ def train(recipe: EcgPretrainingRecipe, out: Path, **options: Unpack[RunOptions]
                 title=f"ECG autoencoder on {Path(recipe.data.root).name}",
                 facts=_facts(recipe) | describe_compilation(out),
                 command=options.get("command", ()),
+                earlier=earlier_commands(out),
             )
 
 

@@ -79,11 +79,11 @@ def fit(
     resume: bool = False,
     force_resume: bool = False,
     loggers: Sequence[RunLogger] = (),
+    command: Sequence[str] = (),
 ) -> FitResult:
     """Train a network, alone or on all ranks that torchrun started.
 
-    On a CPU the result is a function of the arguments and the number of threads and ranks: a run that was killed at
-    any moment and resumed ends with the same bits as one that was not.
+    On a CPU, with as many threads and ranks, a run that was killed and resumed ends with the bits of one that was not.
 
     Args:
         model: has ``save_pretrained(folder)``. Parameters without ``requires_grad`` stay as they are. If it has a
@@ -107,7 +107,7 @@ def fit(
         describe: more numbers about the network for ``start.json`` and each row of the log.
         base: names the file of the frozen weights, which are then left out of ``last/``.
         resume, force_resume: continue the run in ``out``, if any, maybe longer; force it where recipe or data differ.
-        loggers: what else gets the rows of the log; see `RunLogger`.
+        loggers, command: what else gets the rows of the log, see `RunLogger`; what to note in ``sessions.jsonl``.
 
     Raises:
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came; the message names the step that ``last/`` holds.
@@ -138,7 +138,7 @@ def fit(
             stack.callback(run.batches.workers.close)
             run.validate, run.describe = validate, describe or (lambda model: {})
             if world.is_main:
-                run.accept, run.log = accept, run.open_log(out, force_resume)
+                run.accept, run.log = accept, run.open_log(out, force_resume, changed=changed, command=[*command])
                 run.loggers = stack.enter_context(started(loggers, out, description, run.state.epoch, run._note))
         with computing(world.device, asked, recipe.tf32, progress.say), run.stop:
             return run.train()
@@ -197,11 +197,11 @@ class _Run:
         self.state = self._load(forced) if self.checkpoints.last.path.exists() else TrainerState(ranks=world.size)
         self._saved_step = self.state.global_step
 
-    def open_log(self, out: Path, widen: bool) -> EpochLog:
-        """Note in the output folder where and from which step the run goes on, and open its log of epochs."""
+    def open_log(self, out: Path, widen: bool, **how: Sequence[str]) -> EpochLog:
+        """Note in the output folder where, how and from which step the run goes on, and open its log of epochs."""
         options = {name: getattr(self.recipe, name) for name in (*FREE_TO_CHANGE, "precision")}
         runs_on, steps_done = str(self.world.device), self.state.global_step
-        append_session(out, steps_done=steps_done, ranks=self.world.size, **options, runs_on=runs_on)
+        append_session(out, steps_done=steps_done, ranks=self.world.size, **options, runs_on=runs_on, **how)
         return EpochLog(out / "log.csv", self.state.epoch, widen=widen, digest=None if widen else self.log_digest)
 
     def _note(self, line: str) -> None:

@@ -217,6 +217,16 @@ def append_session(out: Path, **facts: Any) -> None:
     _append(out, {"started": _now(), **versions, **facts})
 
 
+def read_sessions(out: Path) -> list[dict[str, Any]]:
+    """Return what `append_session` noted, oldest first, but for lines that a kill or a full disk has cut short."""
+    path, sessions = out / _SESSIONS_FILE, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            facts = json.loads(line)
+            sessions += [facts] if "steps_done" in facts else []
+    return sessions
+
+
 def append_note(out: Path, **facts: Any) -> None:
     """Append a line of JSON to ``sessions.jsonl`` on what happened since the run was started or resumed.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from trifuse.architectures.storage.record import read_record
 from trifuse.architectures.storage.safetensors_file import digest_of_tensors
 from trifuse.architectures.training.run_folder import OutputFolderError
 from trifuse.kernels import CheckpointError, DataError, TrifuseError
+
+NO_RECORD = "# of which there is no record"
 
 
 @pytest.fixture
@@ -54,6 +57,44 @@ def test_t13_a_finished_run_that_is_trained_longer_gets_its_report(cohort, tmp_p
     assert "Training cases" in report.read_text()
     assert [row["epoch"] for row in read_log(out / "log.csv")] == [1, 2]
     assert read_record(out / "run.json")["recipe"]["epochs"] == 2
+
+
+def test_the_report_of_a_run_that_was_trained_longer_names_every_command_that_does_it_again(cohort, tmp_path):
+    out = tmp_path / "run"
+
+    def again(report: Path) -> str:
+        return report.read_text().split("To do it again", 1)[1].split("\n\n## ")[0]
+
+    def command(*words: object) -> list[str]:
+        return ["trifuse", "train", "plain_unet", "--data", str(cohort), *map(str, words)]
+
+    first, longer = command("--epochs", 1), command("--resume", "--epochs", 2)
+    train(recipe_of(cohort), out, command=first)
+    report = train(recipe_of(cohort), out, resume=True, command=command("--resume"))
+    once = " (folders are shortened to their names):\n\n```sh\ntrifuse train plain_unet --data atria --resume\n```"
+    assert again(report) == once  # its report was made anew, and nothing trained
+    with (out / "sessions.jsonl").open("a") as stream:
+        stream.write('{"started": "20\n')  # what a kill leaves
+    in_order = (
+        ", in this order, as its recipe changed on the way (folders are shortened to their names):\n\n```sh\n"
+        "trifuse train plain_unet --data atria --epochs 1\n"
+        "# after epoch 1: recipe.epochs: 1 -> 2\n"
+        "trifuse train plain_unet --data atria --resume --epochs 2\n```"
+    )
+    for _ in range(2):
+        report = train(recipe_of(cohort, epochs=2), out, resume=True, command=longer)
+        assert again(report) == in_order
+    older = [json.loads(line) for line in (out / "sessions.jsonl").read_text().splitlines() if line.endswith("}")]
+    del older[0]["command"]
+    (out / "sessions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in older))
+    report = train(recipe_of(cohort, epochs=2), out, resume=True, command=longer)
+    assert again(report) == in_order.replace("trifuse train plain_unet --data atria --epochs 1", NO_RECORD)
+
+
+def test_the_report_says_what_auto_became(cohort, tmp_path):
+    report = train(recipe_of(cohort), tmp_path / "run").read_text()
+    assert re.search(r"\| Precision +\| not said \(trifuse\) +\| auto \(fp32\) +\|", report)
+    assert read_record(tmp_path / "run" / "run.json")["recipe"]["precision"] == "fp32"
 
 
 def test_t14_data_that_changed_between_two_sessions_are_noticed(cohort, tmp_path):
