@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trifuse.kernels.errors import ShapeError
+from trifuse.kernels.scalars import check_listed
 
 from .conv_norm_relu import ConvNormReLU, init_convs
 from .image_input import check_map
@@ -27,6 +28,7 @@ class UNetDecoderStage(nn.Module):
         norm: ``"batch"``, ``"instance"`` or ``"group"``.
 
     Raises:
+        ShapeError: one number instead of a sequence of ``side_dims``.
         ValueError: no convolution, or an unknown norm.
 
     Source: Ronneberger et al., U-Net, section 2; left-atrium segmentation with DINOv2, Eq. 3 (order of the maps).
@@ -38,6 +40,7 @@ class UNetDecoderStage(nn.Module):
         super().__init__()
         if convs < 1:
             raise ValueError(f"UNetDecoderStage: expected at least one convolution, got convs={convs}")
+        check_listed("UNetDecoderStage: side_dims", side_dims)
         self.in_dim, self.side_dims = in_dim, tuple(side_dims)
         self.up = nn.ConvTranspose2d(in_dim, out_dim, kernel_size=2, stride=2)
         joined_dim = out_dim + sum(side_dims)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from .errors import ShapeError
+
 
 def check_number(what: str, value: object) -> None:
     """Refuse None and tensors where a number is compiled into the code, or handed to it.
@@ -27,3 +29,13 @@ def check_whole(what: str, values: Iterable[object]) -> None:
     for value in values:
         if isinstance(value, float):
             raise TypeError(f"{what}: expected whole numbers, got {value}; pass int({value})")
+
+
+def check_listed(what: str, value: object) -> None:
+    """Refuse one number where a sequence of them is asked for.
+
+    Raises:
+        ShapeError: saying what to pass.
+    """
+    if isinstance(value, int | float):
+        raise ShapeError(f"{what}: expected a sequence of whole numbers, got {value}; pass ({value},)")

@@ -17,7 +17,7 @@ from trifuse.kernels import library
 from trifuse.kernels.choices import check_choice
 from trifuse.kernels.cpu.dilated_attention import Windows
 from trifuse.kernels.errors import ShapeError
-from trifuse.kernels.scalars import check_number, check_whole
+from trifuse.kernels.scalars import check_listed, check_number, check_whole
 
 BORDERS = ("zero", "mask", "shift")
 
@@ -52,8 +52,9 @@ def check_arguments(
                 f"{op}: expected {name} of the shape of q, {tuple(q.shape)}, got {tuple(tensor.shape)}; "
                 "queries, keys and values come from one map"
             )
-    dilations, channels = tuple(dilations), q.shape[-1] // packed
+    channels = q.shape[-1] // packed
     check_windows(op, channels, num_heads, kernel_size, dilations, border)
+    dilations = tuple(dilations)
     if border == "shift":
         _check_room(op, q.shape[1:3], kernel_size, max(dilations))
     if scale is None:
@@ -67,6 +68,7 @@ def check_windows(
 ) -> None:
     """Refuse heads, dilations, windows and borders that do not fit each other, in the name of ``op``."""
     check_choice(f"{op}: border", border, BORDERS)
+    check_listed(f"{op}: dilations", dilations)
     check_whole(f"{op}: num_heads, kernel_size and dilations", (num_heads, kernel_size, *dilations))
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ShapeError(

@@ -32,6 +32,8 @@ from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.scalars import check_number
 from trifuse.kernels.torch_internals import below_autograd
 
+from ._map_shape import check_map
+
 OP = "batch_norm_activation"
 _FUNCTIONS = {"relu": torch.relu, "gelu": F.gelu}
 ACTIVATIONS = tuple(_FUNCTIONS)
@@ -304,8 +306,7 @@ def batch_norm_activation(
 def _check(x: Tensor, tensors: dict[str, Tensor], training: bool, eps: float, activation: str) -> None:
     for name, value in tensors.items():
         library.check_dtype(OP, name, value)
-    if x.ndim != 4:
-        raise ShapeError(f"{OP}: x has shape {tuple(x.shape)}; expected (B, C, H, W); add what is missing with x[None]")
+    check_map(OP, "x", x)
     if ("running_mean" in tensors) != ("running_var" in tensors):
         raise ShapeError(f"{OP}: expected running_mean and running_var, or neither, got one; pass the other as well")
     if training and x.shape[0] * x.shape[2] * x.shape[3] == 1:

@@ -92,6 +92,9 @@ def dice_ce_loss(
         Scalar in float32, float64 for float64 logits. NaN for a target outside [0, K) where the target is not on a CPU:
         a GPU is not made to wait for that check. NaN for a NaN logit, at an ignored pixel too, and for an infinite
         logit of a map that is upsampled: there, rule a class out by a large negative number.
+        Where every pixel is ignored, or a batch is empty, there is nothing to get wrong: the cross-entropy is 0 and
+        every Dice is e / e = 1, which makes -w_dice ("nnunet") or 0 ("transunet"), the least that is possible, and
+        gradients of 0. But without ``batch_dice`` an empty batch has no Dice to average: 0 ("nnunet") or w_dice.
 
     Raises:
         ShapeError: logits and target do not belong together.

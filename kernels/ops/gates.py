@@ -26,6 +26,8 @@ from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Fun
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
+from ._map_shape import check_map
+
 CHANNEL_GATE = "channel_gate"
 SPATIAL_GATE = "spatial_gate"
 # Products of a map and a gradient that stay in a core's cache until they are added up.
@@ -211,8 +213,7 @@ def _check(op: str, x: Tensor, gate: Tensor) -> None:
     library.check_dtype(op, "x", x)
     library.check_dtype(op, "gate", gate)
     shape = x.shape
-    if len(shape) != 4:
-        raise ShapeError(f"{op}: x has shape {tuple(shape)}; expected (B, C, H, W); add what is missing with x[None]")
+    check_map(op, "x", x)
     expected = shape[:2] if op == CHANNEL_GATE else (shape[0], 1, *shape[2:])
     if gate.shape != expected:
         letters = "(B, C)" if op == CHANNEL_GATE else "(B, 1, H, W)"

@@ -32,6 +32,8 @@ from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Fun
 from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
 
+from ._map_shape import check_map
+
 OP = "instance_norm_leaky_relu"
 
 
@@ -235,8 +237,7 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ne
     tensors = {name: value for name, value in given.items() if value is not None}
     for name, value in tensors.items():
         library.check_dtype(OP, name, value)
-    if x.ndim != 4:
-        raise ShapeError(f"{OP}: x has shape {tuple(x.shape)}; expected (B, C, H, W); add what is missing with x[None]")
+    check_map(OP, "x", x)
     if x.shape[2] * x.shape[3] == 1:
         raise ShapeError(
             f"{OP}: x needs more than one value per channel and sample, got shape {tuple(x.shape)}; use a larger map"

@@ -93,7 +93,8 @@ def mutation_loss(
         logit of a map that is upsampled: there, rule a class out by a large negative number.
 
     Raises:
-        ShapeError: no maps, more than 5, or maps and target that do not belong together.
+        ShapeError: one tensor instead of a sequence, no maps, more than 5, or maps and target that do not belong
+            together.
         TypeError: logits that are not floating point or of different types, or a target that is not int64.
         ValueError: an unknown option, or on a CPU a class outside [0, K).
 
@@ -156,6 +157,8 @@ def _checked(
     logits: Sequence[Tensor], target: Tensor, gamma: float, subsets: str, reduction: str, ignore_index: int | None
 ) -> list[Tensor]:
     """Return the maps as a list, or raise what is wrong with the arguments."""
+    if isinstance(logits, Tensor):
+        raise ShapeError(f"{OP}: logits is one tensor; expected a sequence of maps (B, K, h, w); pass [logits]")
     maps = list(logits)
     if not maps or len(maps) > MOST_MAPS:
         raise ShapeError(f"{OP}: expected 1 to {MOST_MAPS} logit maps, got {len(maps)}")

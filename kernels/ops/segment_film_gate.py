@@ -37,8 +37,10 @@ from torch.nn import functional as F
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_affine import channel_affine, channel_affine_gradients
 from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
-from trifuse.kernels.errors import DataError, ShapeError
+from trifuse.kernels.errors import DataError
 from trifuse.kernels.torch_internals import below_autograd
+
+from ._map_shape import check_map
 
 OP = "segment_film_gate"
 MOST_SEGMENTS = 255  # that labels of a byte name, beside 0
@@ -301,11 +303,7 @@ def _check(features: Tensor, segments: Tensor, *small: Tensor) -> None:
             f"{OP}: segments is {segments.dtype}; expected uint8, a label for every position; convert labels with "
             ".to(torch.uint8), and masks with their argmax"
         )
-    if features.ndim != 4:
-        raise ShapeError(
-            f"{OP}: features has shape {tuple(features.shape)}; expected (B, C, H, W); add what is missing with "
-            "features[None]"
-        )
+    check_map(OP, "features", features)
     given["segments"] = segments
     batch, channels, height, width = features.shape
     scores = given["segment_scores"]

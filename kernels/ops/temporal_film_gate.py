@@ -28,8 +28,9 @@ from torch import Tensor
 from trifuse.kernels import library
 from trifuse.kernels.cpu.channel_affine import channel_affine, channel_affine_gradients
 from trifuse.kernels.differentiation import BackwardContext, ForwardContext, Function, once_differentiable
-from trifuse.kernels.errors import ShapeError
 from trifuse.kernels.torch_internals import below_autograd
+
+from ._map_shape import check_map
 
 OP = "temporal_film_gate"
 
@@ -198,11 +199,7 @@ def _check(features: Tensor, ecg: Tensor, weights: Tensor, scale: Tensor, shift:
     given = {"features": features, "ecg": ecg, "weights": weights, "scale": scale, "shift": shift}
     for name, value in given.items():
         library.check_dtype(OP, name, value)
-    if features.ndim != 4:
-        raise ShapeError(
-            f"{OP}: features has shape {tuple(features.shape)}; expected (B, C, H, W); add what is missing with "
-            "features[None]"
-        )
+    check_map(OP, "features", features)
     batch, channels = features.shape[:2]
     per_channel = ("(B, C)", (batch, channels))
     expected = {"ecg": per_channel, "weights": ("(B, 2)", (batch, 2)), "scale": per_channel, "shift": per_channel}

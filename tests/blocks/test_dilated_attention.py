@@ -129,6 +129,8 @@ def test_b8_refuses_heads_that_do_not_fit():
         DilatedAttention(12, 9)
     with pytest.raises(ShapeError, match="DilatedAttention: num_heads 4 is not divisible by the 3 dilations"):
         DilatedAttention(12, 4)
+    with pytest.raises(ShapeError, match=r"DilatedAttention: dilations: expected a sequence .*, got 2; pass \(2,\)$"):
+        DilatedAttention(12, 3, dilations=2)
     with pytest.raises(ValueError, match="DilatedAttention: border: expected one of"):
         DilatedAttention(12, 3, border="wrap")
 

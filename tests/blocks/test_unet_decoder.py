@@ -64,6 +64,11 @@ def test_rejects_no_convolution():
         UNetDecoderStage(4, 4, [], convs=0)
 
 
+def test_rejects_one_number_for_the_side_maps():
+    with pytest.raises(ShapeError, match=r"side_dims: expected a sequence of whole numbers, got 16; pass \(16,\)$"):
+        UNetDecoderStage(24, 16, 16)
+
+
 def test_initial_weights_follow_the_generator():
     def draw(seed):
         stage = UNetDecoderStage(5, 6, side_dims=[4])

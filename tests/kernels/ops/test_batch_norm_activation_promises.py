@@ -58,6 +58,8 @@ def test_k5_refuses_what_does_not_fit():
     x, mean, variance, weight, bias = random_arguments()
     with pytest.raises(ShapeError, match=r"x has shape \(3, 4, 5\); expected \(B, C, H, W\)"):
         batch_norm_activation(x[0])
+    with pytest.raises(ShapeError, match=r"x has shape \(1, 2, 3, 4, 5\); .*fold .* x\.flatten\(2, 3\)$"):
+        batch_norm_activation(x[None])
     with pytest.raises(
         ShapeError, match=r"running_var has shape \(2,\); expected \(C,\) = \(3,\) for x of shape \(2, 3, 4, 5"
     ):

@@ -215,3 +215,18 @@ def test_k20_a_class_is_ruled_out_of_a_coarse_map_by_a_large_negative_number(nam
         torch.testing.assert_close(ruled_out, dice_ce_loss(without, target, flavour=flavour, w_dice=0))
         logits[:, 2] = -torch.inf
         assert dice_ce_loss(logits, target, flavour=flavour).isnan()
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize(("flavour", "least"), [("nnunet", -0.5), ("transunet", 0.0)])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_k12_where_no_pixel_counts_the_loss_is_the_least_possible(name, flavour, least, batch_dice):
+    logits, target = random_arguments(2, 3, (4, 4))
+    options = {"flavour": flavour, "batch_dice": batch_dice, "w_dice": 0.5, "ignore_index": 0}
+    with backend(name):
+        loss = dice_ce_loss(logits, torch.zeros_like(target), **options)
+        assert loss.item() == pytest.approx(least, abs=1e-6)
+        assert not torch.autograd.grad(loss, logits)[0].any()
+        if batch_dice or name != "reference":  # the definition's mean of no samples is NaN
+            empty = dice_ce_loss(logits[:0], target[:0], **options).item()
+            assert empty == pytest.approx(least if batch_dice else least + 0.5, abs=1e-6)

@@ -172,6 +172,7 @@ ZEROS = torch.zeros(1, 4, 5, 12)
         ([ZEROS] * 3, {**THREE, "kernel_size": 4}, "odd kernel_size of at least 1, got 4; use 5"),
         ([ZEROS] * 3, {**THREE, "kernel_size": -3}, "odd kernel_size of at least 1, got -3; use 1"),
         ([ZEROS] * 3, {**THREE, "dilations": ()}, r"at least one of them, got \(\)"),
+        ([ZEROS] * 3, {**THREE, "dilations": 2}, r"dilations: expected a sequence of .*, got 2; pass \(2,\)$"),
         ([ZEROS] * 3, {**THREE, "dilations": (1, 0, 2)}, r"dilations of at least 1.*got \(1, 0, 2\)"),
         ([ZEROS] * 3, {**THREE, "border": "shift"}, "height 4 is too small for border 'shift'.* = 9.*border='zero'"),
     ],

@@ -343,6 +343,8 @@ def test_k5_refuses_what_does_not_fit(op):
     x, gate = random_arguments(op, (2, 3, 4, 5))
     with pytest.raises(ShapeError, match=r"x has shape \(3, 4, 5\); expected \(B, C, H, W\)"):
         op(x[0], gate)
+    with pytest.raises(ShapeError, match=r"x has shape \(1, 2, 3, 4, 5\); .*fold .* x\.flatten\(2, 3\)$"):
+        op(x[None], gate)
     with pytest.raises(ShapeError, match=rf"{op.__name__}: gate has shape .*; expected \(B, .* = \(2, "):
         op(x, gate[:1])
     with pytest.raises(ShapeError, match="x on cpu, gate on meta"):

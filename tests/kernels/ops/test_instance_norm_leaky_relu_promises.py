@@ -50,6 +50,8 @@ def test_k5_refuses_what_does_not_fit():
     x, weight, bias = random_arguments()
     with pytest.raises(ShapeError, match=r"x has shape \(3, 4, 5\); expected \(B, C, H, W\)"):
         instance_norm_leaky_relu(x[0])
+    with pytest.raises(ShapeError, match=r"x has shape \(1, 2, 3, 4, 5\); .*fold .* x\.flatten\(2, 3\)$"):
+        instance_norm_leaky_relu(x[None])
     with pytest.raises(
         ShapeError, match=r"bias has shape \(2,\); expected \(C,\) = \(3,\) for x of shape \(2, 3, 4, 5"
     ):

@@ -381,8 +381,8 @@ def test_what_fits_is_remembered_and_nothing_else(change, message):
 
 def test_rejects():
     maps, target = random_arguments(1, 3, [(2, 2), (4, 4)], (4, 4))
-    for wrong in ([], [maps[1]] * 6):
-        with pytest.raises(ShapeError, match=f"expected 1 to 5 logit maps, got {len(wrong)}"):
+    for wrong, message in (([], "1 to 5 .*, got 0"), ([maps[1]] * 6, "got 6"), (maps[1], r"sequence .* \[logits\]$")):
+        with pytest.raises(ShapeError, match=message):
             mutation_loss(wrong, target)
     with pytest.raises(ValueError, match=r"subsets: expected one of .*, got 'all'"):
         mutation_loss(maps, target, subsets="all")

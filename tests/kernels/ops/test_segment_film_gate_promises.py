@@ -169,7 +169,8 @@ def test_k4_refuses_labels_of_another_type(bad):
 @pytest.mark.parametrize(
     ("argument", "shape", "message"),
     [
-        ("features", (3, 4, 5), r"features has shape \(3, 4, 5\); expected \(B, C, H, W\)"),
+        ("features", (3, 4, 5), r"features has shape \(3, 4, 5\); expected \(B, C, H, W\); add .* features\[None\]$"),
+        ("features", (2, 3, 4, 5, 6), r"features has shape \(2, 3, 4, 5, 6\); .*fold .* features\.flatten\(2, 3\)$"),
         ("segments", (2, 4, 4), r"segments has shape \(2, 4, 4\); expected \(B, H, W\) = \(2, 4, 5\) for features of"),
         ("segments", (2, 17, 4, 5), r"segments has shape \(2, 17, 4, 5\); expected \(B, H, W\)"),
         ("shared", (2, 4), r"shared has shape \(2, 4\); expected \(B, C\) = \(2, 3\) for features of"),

@@ -141,7 +141,8 @@ def test_k1_k4_refuses_types_it_cannot_compute_in(argument, bad):
 @pytest.mark.parametrize(
     ("argument", "shape", "message"),
     [
-        ("features", (3, 4, 5), r"features has shape \(3, 4, 5\); expected \(B, C, H, W\)"),
+        ("features", (3, 4, 5), r"features has shape \(3, 4, 5\); expected \(B, C, H, W\); add .* features\[None\]$"),
+        ("features", (2, 3, 4, 5, 6), r"features has shape \(2, 3, 4, 5, 6\); .*fold .* features\.flatten\(2, 3\)$"),
         ("ecg", (2, 4), r"ecg has shape \(2, 4\); expected \(B, C\) = \(2, 3\) for features of shape \(2, 3, 4, 5\)"),
         ("ecg", (2, 3, 4, 5), r"ecg has shape \(2, 3, 4, 5\)"),
         ("weights", (2,), r"weights has shape \(2,\); expected \(B, 2\) = \(2, 2\)"),
