@@ -184,7 +184,8 @@ class PredictionFolder:
     ) -> tuple[dict[str, str], dict[str, str], dict[str, str] | None]:
         """Return the recorded digests of side inputs, images and label maps, if the same network made these."""
         if differences := {name: (old, new) for name, old, new in _differences(made, self._made)}:
-            got, want = ({name: pair[which] for name, pair in differences.items()} for which in (0, 1))
+            folder, run = ({name: pair[which] for name, pair in differences.items()} for which in (0, 1))
+            got, want = f"{folder}, which made the label maps in this folder", f"{run}, of the run that is to predict"
             raise DataError(self._manifest, "made by", got=got, want=want, hint="choose another output folder")
         return extras, images or {}, written
 

@@ -28,7 +28,7 @@ from .picture import Picture
 from .protocols import Protocol, changed_scores, differing_rules
 from .readouts import DENSITY_G_PER_ML, Readout, readouts_of, write_readouts
 from .scoring import Row
-from .statistics import Comparison, comparison_cells
+from .statistics import Comparison, comparison_cells, dependence_notes
 from .summary import (
     LEVEL,
     METRIC_NAMES,
@@ -357,6 +357,7 @@ def _comparison(section: ComparisonSection) -> list[str]:
         f"A is {_escape(section.name_a)}, B is {_escape(section.name_b)}. Two-sided paired tests over cases, Holm over "
         "the rows of this table; the interval of the mean difference is bootstrapped by patient; d is mean over SD."
     )
+    note = " ".join([note, *(f"{dependence}." for dependence in dependence_notes(section.rows))])
     return [note, section.rows[0].conventions.describe(), markdown_table(header, cells)]
 
 

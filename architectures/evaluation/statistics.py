@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from trifuse.architectures.storage.text import count
 from trifuse.kernels import DataError, MissingExtra
 
 from .metrics import Conventions
@@ -35,7 +36,10 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One score of one class in two runs, over the cases where both have it. Differences are B minus A."""
+    """One score of one class in two runs, over the cases where both have it, of so many ``patients``.
+
+    Differences are B minus A.
+    """
 
     class_name: str
     metric: str
@@ -49,6 +53,7 @@ class Comparison:
     p_holm: float
     wilcoxon: PairedTest
     undefined: int
+    patients: int
     conventions: Conventions
 
 
@@ -241,10 +246,20 @@ def format_comparison(rows: Sequence[Comparison], name_a: str, name_b: str) -> s
     """Return a comparison as text in aligned columns."""
     notes = [f"A: {name_a}", f"B: {name_b}", *_headline(rows), rows[0].conventions.describe()]
     notes += ["n cases; two-sided paired tests; interval by patient; d = mean / SD"]
+    notes += dependence_notes(rows)
     undefined = sum(row.undefined for row in rows)
     if undefined:
         notes.append(f"{undefined} scores were undefined in A or B and left out")
     return "\n".join([*notes, "", *aligned(*comparison_cells(rows))])
+
+
+def dependence_notes(rows: Sequence[Comparison]) -> list[str]:
+    """Return a sentence on tests over cases of which several are of one patient; none where each has its own."""
+    most = max(rows, key=lambda row: row.t_test.count - row.patients)
+    if most.patients == most.t_test.count:
+        return []
+    of = f"{count(most.t_test.count, 'case')} of {count(most.patients, 'patient')}"
+    return [f"{of}: cases of one patient are not independent; the tests take them as such, so p is likely too small"]
 
 
 def _headline(rows: Sequence[Comparison]) -> list[str]:
@@ -321,6 +336,7 @@ def _compare(
         p_holm=math.nan,
         wilcoxon=wilcoxon_test(first, second),
         undefined=len(a) - len(defined),
+        patients=len({patients[case_id] for case_id in defined}),
         conventions=rows_a[0].conventions,
     )
     return comparison, (d, np.array([patients[case_id] for case_id in defined]), np.ones_like(d))

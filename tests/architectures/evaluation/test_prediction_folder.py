@@ -74,7 +74,10 @@ def test_l16_predictions_of_an_older_version_are_continued(make_cohort, threshol
     labels = {name: sha256_of(out / f"{name}.nii.gz") for name in images}
     assert read_record(out / MANIFEST) == {**written, "images_sha256": images, "labels_sha256": labels}
     (out / MANIFEST).write_text(json.dumps({**old, "patches": {"spacing_mm": [1.0, 2.0]}}))
-    with pytest.raises(DataError, match=r"preprocessing\.patches"):
+    spacing = r"\(1\.0, 2\.0\)|\[1\.0, 2\.0\]"
+    run = r"\{'preprocessing\.patches': None\}, of the run that is to predict"
+    said = rf"expected {run}, got .*({spacing}).*, which made the label maps in this folder"
+    with pytest.raises(DataError, match=said):
         predict_cases(threshold(), cohort, ["a", "b"], out, PREPROCESSING)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trifuse.architectures.evaluation.metrics import Conventions
+from trifuse.architectures.evaluation.report import ComparisonSection, Evaluation, write_report
 from trifuse.architectures.evaluation.scoring import Row
 from trifuse.architectures.evaluation.statistics import (
     bootstrap_interval,
@@ -25,7 +26,7 @@ from trifuse.architectures.evaluation.statistics import (
     wilcoxon_test,
     write_comparison_table,
 )
-from trifuse.architectures.evaluation.tables import write_case_table
+from trifuse.architectures.evaluation.tables import read_case_table, write_case_table
 from trifuse.kernels import DataError
 
 STRICT = Conventions()
@@ -258,6 +259,27 @@ def test_undefined_scores_are_left_out_and_counted(tmp_path):
     row = compare_runs(a, b)[0]
     assert (row.t_test.count, row.undefined) == (2, 1)
     assert "left out" in format_comparison([row], "a", "b")
+
+
+def test_cases_of_one_patient_are_named_beside_the_tests_that_take_them_as_independent(tmp_path):
+    """Counted where both runs have a score; where every pair has a patient of its own there is nothing to say."""
+    scores = {"x_ED": 0.7, "x_ES": 0.8, "y_ED": 0.6, "y_ES": math.nan}
+    patients = {case: case[0] for case in scores}
+    of_two = {"x_ED": "x", "x_ES": "x2", "y_ED": "y", "y_ES": "y"}
+    for whose, said in ((patients, "3 cases of 2 patients: cases of one patient are not independent"), (of_two, None)):
+        a = table(tmp_path / "a.csv", scores, patients=whose)
+        b = table(tmp_path / "b.csv", {case: 0.1 + score**2 for case, score in scores.items()}, patients=whose)
+        rows = compare_runs(a, b)
+        text = format_comparison(rows, "a", "b")
+        report = write_report(
+            tmp_path,
+            title="t",
+            evaluations=[Evaluation("test", "Test", read_case_table(a))],
+            comparisons=[ComparisonSection("a", "b", rows)],
+        ).read_text()
+        for shown in (text, report):
+            assert ("not independent" in shown) == (said is not None)
+            assert said is None or said in shown
 
 
 def test_slices_are_averaged_to_their_case_first(tmp_path):
