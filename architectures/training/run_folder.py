@@ -22,6 +22,7 @@ from trifuse.architectures.storage.atomic_files import remove_leftovers
 from trifuse.architectures.storage.config_json import leaves, upgraded_json
 from trifuse.architectures.storage.file_names import real_path
 from trifuse.architectures.storage.record import read_record, write_record
+from trifuse.architectures.storage.text import read_text
 from trifuse.kernels.errors import CheckpointError, TrifuseError
 
 from .recipe import Recipe
@@ -220,7 +221,7 @@ def append_session(out: Path, **facts: Any) -> None:
 def read_sessions(out: Path) -> list[dict[str, Any]]:
     """Return what `append_session` noted, oldest first, but for lines that a kill or a full disk has cut short."""
     path, sessions = out / _SESSIONS_FILE, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in read_text(path, errors="replace").splitlines() if path.exists() else ():
         with suppress(ValueError):
             facts = json.loads(line)
             sessions += [facts] if "steps_done" in facts else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,8 @@ def block_with(words: str) -> str:
 
 
 def run(script: str, folder: Path, **variables: str) -> str:
-    """Run a script in a folder, and return what it printed."""
+    """Run a script in a folder, with the virtual environment of this Python, and return what it printed."""
+    variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = ["bash", "-euc", script]
     child = subprocess.run(command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
