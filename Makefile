@@ -4,7 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all versions lint mutants random-mutants faults fuzz bench rehearsal kernels virtual-gpu hub docs clean
+.PHONY: install demo test test-all versions lint mutants random-mutants faults fuzz bench rehearsal kernels virtual-gpu hub docs clean
+
+# The command `trifuse`, in the virtual environment.
+install: $(VENV)/.demo-ready
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/trifuse demo --overwrite
